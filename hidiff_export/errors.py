@@ -1,0 +1,46 @@
+"""The compiler's errors: the runtime's, and those that only building can meet.
+
+Exit codes: 0 done · 1 parity failed · 2 bad recipe, option or input · 3 checkpoint unusable · 4 bundle broken ·
+5 backend missing or failing · 6 disk or lock · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from hidiff_runtime.errors import (
+    BundleError,
+    Cancelled,
+    EngineError,
+    HidiffError,
+    InputError,
+    ParityError,
+    StorageError,
+)
+
+__all__ = [
+    "BundleError",
+    "Cancelled",
+    "CheckpointError",
+    "EngineError",
+    "ExportError",
+    "HidiffError",
+    "InputError",
+    "ParityError",
+    "RecipeError",
+    "StorageError",
+]
+
+
+class RecipeError(InputError):
+    """A recipe has an unknown key, a wrong type or a value that cannot work."""
+
+
+class CheckpointError(HidiffError):
+    """A checkpoint is missing, truncated, of another family, or holds NaN."""
+
+    exit_code = 3
+
+
+class ExportError(HidiffError):
+    """Tracing or a graph pass failed."""
+
+    exit_code = 5
