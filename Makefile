@@ -1,0 +1,47 @@
+# Two commands: `make demo` and `make test`. Each makes .venv if there is none and installs what it needs.
+# On a machine with a CPU only, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves downloading CUDA.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo-bundle
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint types imports format install clean
+
+$(INSTALLED): pyproject.toml runtime/pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) --editable ./runtime --editable '.[dev]'
+	touch $@
+
+install: $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/hidiff-export plan demo
+	$(BIN)/hidiff-export build demo --output $(DEMO)
+	$(BIN)/hidiff-export verify $(DEMO)
+	$(BIN)/hidiff-run check $(DEMO)
+	$(BIN)/hidiff-run denoise $(DEMO) --random-embeds 0 --steps 20 --seed 1 --output $(DEMO).latents.safetensors
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+imports: $(INSTALLED)
+	$(BIN)/lint-imports
+
+test: lint types imports
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(DEMO) $(DEMO).partial .mypy_cache .ruff_cache .pytest_cache
