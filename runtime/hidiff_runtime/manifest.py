@@ -1,0 +1,387 @@
+"""The bundle's table of contents: what it computes, which files it is made of, and what each file must hash to.
+
+``manifest.json`` is written last, so a folder without one was never finished. It carries a digest of its own
+content, since no other file could vouch for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hidiff_runtime.errors import BundleError
+from hidiff_runtime.fields import Fields, parse_object
+from hidiff_runtime.paths import fault_in
+from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
+
+FORMAT = 1
+"""The newest bundle format this runtime reads."""
+
+NAME = "manifest.json"
+
+DTYPES = {"float32": 4, "int32": 4}
+"""Types a graph's inputs and outputs may have, and their bytes; other precisions stay inside the graph."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, static shape and type (``float32`` or ``int32``) of a graph's input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        """The tensor's size in bytes."""
+        return math.prod(self.shape) * DTYPES[self.dtype]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}{list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file must be: its size in bytes and the SHA-256 of its content, in hexadecimal."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """The record of the file at ``path`` as it is now."""
+        digest = hashlib.sha256()
+        size = 0
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+                size += len(chunk)
+        return cls(size, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """One phase: its graph, the engines built from it, and what goes in and out.
+
+    Args:
+        phase: which phase.
+        graph: path of the portable ONNX graph.
+        engines: backend name to the path of its engine, in order of preference.
+        inputs: in the graph's order.
+        outputs: in the graph's order.
+    """
+
+    phase: Phase
+    graph: str
+    engines: Mapping[str, str]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def input(self, name: str) -> TensorSpec | None:
+        """The input called ``name``, if the graph has one."""
+        return next((spec for spec in self.inputs if spec.name == name), None)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime knows about a bundle.
+
+    Args:
+        tools: versions of what built it, ``hidiff-runtime`` among them.
+        recipe: the recipe as it was resolved, for people and for rebuilding.
+        family: model family, for example ``sdxl``.
+        task: for example ``text-to-image``.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        batch: pictures of one run.
+        guidance: whether each evaluation carries the negative prompt too, which doubles the graphs' batch.
+        precision: of the weights: ``float32``, ``float16`` or ``bfloat16``.
+        rule: which phase runs at which step.
+        latent: channels, height and width of the latents that are denoised.
+        windowed_blocks: names of the blocks with shifted windows, in execution order; one shift each.
+        phases: in running order.
+        samplers: sampler name to the path of its table.
+        default_sampler: one of ``samplers``.
+        steps: the step counts every table holds, rising.
+        weights: model name (``unet``, …) to the path of its weight store.
+        reference: path of the reference samples' index, if they were recorded.
+        report: path of the parity report, if there is one.
+        fingerprints: content fingerprints of what the bundle was built from.
+        files: every file of the bundle but the manifest, by relative path.
+        format: of the bundle.
+    """
+
+    tools: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    family: str
+    task: str
+    width: int
+    height: int
+    batch: int
+    guidance: bool
+    precision: str
+    rule: PhaseRule
+    latent: tuple[int, int, int]
+    windowed_blocks: tuple[str, ...]
+    phases: tuple[PhaseRecord, ...]
+    samplers: Mapping[str, str]
+    default_sampler: str
+    steps: tuple[int, ...]
+    weights: Mapping[str, str]
+    files: Mapping[str, FileRecord]
+    reference: str | None = None
+    report: str | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def phase(self, phase: Phase) -> PhaseRecord:
+        """The record of ``phase``.
+
+        Raises:
+            BundleError: the bundle has no such phase.
+        """
+        for record in self.phases:
+            if record.phase == phase:
+                return record
+        raise BundleError(
+            f"The bundle has no graph for the phase {phase.name}.",
+            given=", ".join(record.phase.name for record in self.phases),
+            advice="Build it again with this step count among the recipe's steps.",
+        )
+
+    def paths(self) -> Iterable[tuple[str, str]]:
+        """Every path the manifest refers to, with the field that does."""
+        for index, record in enumerate(self.phases):
+            yield f"phases[{index}].graph", record.graph
+            yield from ((f"phases[{index}].engines.{name}", path) for name, path in record.engines.items())
+        yield from ((f"samplers.{name}", path) for name, path in self.samplers.items())
+        yield from ((f"weights.{name}", path) for name, path in self.weights.items())
+        for key, path in (("reference", self.reference), ("report", self.report)):
+            if path is not None:
+                yield key, path
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``, the content's digest included."""
+        data = _content(self)
+        return json.dumps({**data, "digest": _digest(data)}, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            BundleError: the text is not a whole manifest of a format this runtime reads; the field is named.
+        """
+        data = parse_object(text, NAME)
+        _check_format(data)
+        fields = Fields(data, NAME)
+        digest = fields.text("digest")
+        manifest = _manifest(fields)
+        fields.done()
+        _check_whole(manifest, fields)
+        content = {key: value for key, value in data.items() if key != "digest"}
+        if digest != _digest(content):
+            raise fields.wrong(
+                "digest", "does not match the content: the file was changed after it was written", digest
+            )
+        return manifest
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Reads the manifest at ``path``, a ``manifest.json`` or the bundle's folder.
+
+        Raises:
+            BundleError: there is none, or it is broken, foreign or of a newer format.
+        """
+        file = path / NAME if path.is_dir() else path
+        try:
+            text = file.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise BundleError(
+                "This folder is not a finished bundle: it has no manifest.json.",
+                given=path,
+                advice="Give the folder that 'hidiff-export build RECIPE -o DIR' made, or run that again to finish it.",
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError("manifest.json cannot be read.", given=error, advice="Check the file.") from error
+        return cls.from_json(text)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_format(data: Mapping[str, Any]) -> None:
+    found = data.get("format")
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise BundleError(
+            "This is not the manifest of a HiDiffusion bundle: it states no format.",
+            given=f"format {found!r}, keys {sorted(data)[:8]}",
+            advice="Give the folder that 'hidiff-export build' made.",
+        )
+    if found > FORMAT:
+        tools = data.get("tools")
+        version = tools.get("hidiff-runtime", "") if isinstance(tools, dict) else ""
+        needed = f"hidiff-runtime>={version}" if version else "hidiff-runtime"
+        raise BundleError(
+            f"This bundle has format {found}; this hidiff-runtime reads formats up to {FORMAT}.",
+            given=f"written for {needed}",
+            advice=f"pip install --upgrade '{needed}'",
+        )
+
+
+def _content(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "format": manifest.format,
+        "tools": dict(manifest.tools),
+        "recipe": dict(manifest.recipe),
+        "family": manifest.family,
+        "task": manifest.task,
+        "width": manifest.width,
+        "height": manifest.height,
+        "batch": manifest.batch,
+        "guidance": manifest.guidance,
+        "precision": manifest.precision,
+        "rule": _rule_content(manifest.rule),
+        "latent": list(manifest.latent),
+        "windowed_blocks": list(manifest.windowed_blocks),
+        "phases": [_phase_content(record) for record in manifest.phases],
+        "samplers": dict(manifest.samplers),
+        "default_sampler": manifest.default_sampler,
+        "steps": list(manifest.steps),
+        "weights": dict(manifest.weights),
+        "reference": manifest.reference,
+        "report": manifest.report,
+        "fingerprints": dict(manifest.fingerprints),
+        "files": {path: {"size": file.size, "sha256": file.sha256} for path, file in sorted(manifest.files.items())},
+    }
+
+
+def _rule_content(rule: PhaseRule) -> dict[str, Any]:
+    def span(steps: StepRange | None) -> list[float] | None:
+        return None if steps is None else [steps.start, steps.end]
+
+    return {"strided": span(rule.strided), "pooled": span(rule.pooled), "control": rule.control}
+
+
+def _phase_content(record: PhaseRecord) -> dict[str, Any]:
+    def tensors(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
+        return [{"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype} for spec in specs]
+
+    return {
+        "kind": record.phase.kind.value,
+        "control": record.phase.control,
+        "graph": record.graph,
+        "engines": dict(record.engines),
+        "inputs": tensors(record.inputs),
+        "outputs": tensors(record.outputs),
+    }
+
+
+def _manifest(fields: Fields) -> Manifest:
+    latent = fields.wholes("latent", 1)
+    if len(latent) != 3:
+        raise fields.wrong("latent", "must be channels, height and width", latent)
+    return Manifest(
+        format=fields.whole("format", 1),
+        tools=fields.named("tools", Fields.text),
+        recipe=fields.mapping("recipe"),
+        family=fields.text("family"),
+        task=fields.text("task"),
+        width=fields.whole("width", 8),
+        height=fields.whole("height", 8),
+        batch=fields.whole("batch", 1),
+        guidance=fields.flag("guidance"),
+        precision=fields.text("precision"),
+        rule=fields.nested("rule", _rule),
+        latent=(latent[0], latent[1], latent[2]),
+        windowed_blocks=fields.texts("windowed_blocks"),
+        phases=fields.each("phases", _phase),
+        samplers=fields.named("samplers", _path),
+        default_sampler=fields.text("default_sampler"),
+        steps=fields.wholes("steps", 1),
+        weights=fields.named("weights", _path),
+        reference=fields.optional("reference", lambda key: _path(fields, key)),
+        report=fields.optional("report", lambda key: _path(fields, key)),
+        fingerprints=fields.named("fingerprints", Fields.text),
+        files=fields.named("files", _file),
+    )
+
+
+def _rule(fields: Fields) -> PhaseRule:
+    def span(key: str) -> StepRange:
+        value = fields.take(key)
+        numbers = isinstance(value, list) and all(type(end) in (int, float) for end in value)
+        if not numbers or len(value) != 2 or not 0 <= value[0] <= value[1] <= 1:
+            raise fields.wrong(key, "must be null or two rising fractions from 0 to 1", value)
+        return StepRange(float(value[0]), float(value[1]))
+
+    return PhaseRule(
+        strided=fields.optional("strided", span),
+        pooled=fields.optional("pooled", span),
+        control=fields.optional("control", fields.number),
+    )
+
+
+def _phase(fields: Fields) -> PhaseRecord:
+    kind = fields.text("kind")
+    if kind not in {known.value for known in PhaseKind}:
+        raise fields.wrong("kind", f"must be one of {', '.join(known.value for known in PhaseKind)}", kind)
+    return PhaseRecord(
+        phase=Phase(PhaseKind(kind), fields.flag("control")),
+        graph=_path(fields, "graph"),
+        engines=fields.named("engines", _path),
+        inputs=fields.each("inputs", _tensor),
+        outputs=fields.each("outputs", _tensor),
+    )
+
+
+def _tensor(fields: Fields) -> TensorSpec:
+    spec = TensorSpec(fields.text("name"), fields.wholes("shape", 1), fields.text("dtype"))
+    if spec.dtype not in DTYPES:
+        raise fields.wrong("dtype", f"must be one of {', '.join(DTYPES)}", spec.dtype)
+    return spec
+
+
+def _file(fields: Fields, key: str) -> FileRecord:
+    fault = fault_in(key)
+    if fault:
+        raise fields.wrong(repr(key), fault, key)
+    record = fields.nested(key, lambda inner: FileRecord(inner.whole("size"), inner.text("sha256")))
+    if len(record.sha256) != 64 or set(record.sha256) - set("0123456789abcdef"):
+        raise fields.wrong(f"{key}.sha256", "must be 64 hexadecimal digits", record.sha256)
+    return record
+
+
+def _path(fields: Fields, key: str) -> str:
+    path = fields.text(key)
+    fault = fault_in(path)
+    if fault:
+        raise fields.wrong(key, fault, path)
+    return path
+
+
+def _check_whole(manifest: Manifest, fields: Fields) -> None:
+    """Refuses a manifest whose fields do not agree with each other."""
+    for key, path in manifest.paths():
+        if path not in manifest.files:
+            raise fields.wrong(key, "refers to a file that 'files' does not list", path)
+    phases = [record.phase for record in manifest.phases]
+    if not phases:
+        raise fields.wrong("phases", "must not be empty", [])
+    known = manifest.rule.phases()
+    for index, phase in enumerate(phases):
+        if phase in phases[:index] or phase not in known:
+            raise fields.wrong(
+                f"phases[{index}]", "is there twice, or is a phase that the rule never reaches", phase.name
+            )
+    if manifest.default_sampler not in manifest.samplers:
+        raise fields.wrong("default_sampler", f"must be one of {sorted(manifest.samplers)}", manifest.default_sampler)
+    if not manifest.steps or list(manifest.steps) != sorted(set(manifest.steps)):
+        raise fields.wrong("steps", "must be rising step counts", manifest.steps)
