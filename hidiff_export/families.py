@@ -1,0 +1,246 @@
+"""The model families: their architectures, where HiDiffusion changes them, and when.
+
+Everything here is data about published checkpoints and the published `hidiffusion` package (0.1.10); nothing imports
+torch. Block names are those of diffusers' ``UNet2DConditionModel``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from hidiff_runtime.phases import PhaseRule, StepRange
+
+
+class Family(str, Enum):
+    """A checkpoint family that HiDiffusion knows how to change."""
+
+    SD15 = "sd15"
+    SD21 = "sd21"
+    SDXL = "sdxl"
+    SDXL_TURBO = "sdxl-turbo"
+    PLAYGROUND = "playground"
+
+    @property
+    def is_sdxl(self) -> bool:
+        """Whether the UNet has SDXL's architecture: three levels, pooled text embeddings and time ids."""
+        return self not in (Family.SD15, Family.SD21)
+
+
+class Task(str, Enum):
+    """What the UNet is asked to do; decides its input channels, its thresholds and whether a ControlNet joins in."""
+
+    TEXT_TO_IMAGE = "text-to-image"
+    IMAGE_TO_IMAGE = "image-to-image"
+    INPAINTING = "inpainting"
+    CONTROLNET = "controlnet"
+    CONTROLNET_IMAGE_TO_IMAGE = "controlnet-image-to-image"
+
+    @property
+    def has_control(self) -> bool:
+        """Whether ControlNet residuals come in."""
+        return self in (Task.CONTROLNET, Task.CONTROLNET_IMAGE_TO_IMAGE)
+
+
+class Width(str, Enum):
+    """How wide a fabricated UNet is: as published, or a few channels on the same module layout."""
+
+    FULL = "full"
+    TINY = "tiny"
+
+
+LATENT_CHANNELS = 4
+PIXELS_PER_LATENT = 8
+_INPAINTING_CHANNELS = 2 * LATENT_CHANNELS + 1  # latents, mask, latents of the masked picture
+
+_FULL_SD = {"block_out_channels": [320, 640, 1280, 1280], "norm_num_groups": 32, "sample_size": 64}
+_TINY_SD = {"block_out_channels": [32, 64, 64, 64], "norm_num_groups": 8, "sample_size": 16}
+_SD_TYPES = {
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+}
+_SDXL_TYPES = {
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+}
+
+# diffusers calls the number of heads "attention_head_dim".
+_ARCHITECTURES: dict[tuple[str, Width], dict[str, Any]] = {
+    ("sd15", Width.FULL): {**_SD_TYPES, **_FULL_SD, "attention_head_dim": 8, "cross_attention_dim": 768},
+    ("sd15", Width.TINY): {**_SD_TYPES, **_TINY_SD, "attention_head_dim": 4, "cross_attention_dim": 32},
+    ("sd21", Width.FULL): {
+        **_SD_TYPES,
+        **_FULL_SD,
+        "attention_head_dim": [5, 10, 20, 20],
+        "cross_attention_dim": 1024,
+        "use_linear_projection": True,
+    },
+    ("sd21", Width.TINY): {
+        **_SD_TYPES,
+        **_TINY_SD,
+        "attention_head_dim": [2, 4, 4, 4],
+        "cross_attention_dim": 32,
+        "use_linear_projection": True,
+    },
+    ("sdxl", Width.FULL): {
+        **_SDXL_TYPES,
+        "block_out_channels": [320, 640, 1280],
+        "norm_num_groups": 32,
+        "sample_size": 128,
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    ("sdxl", Width.TINY): {
+        **_SDXL_TYPES,
+        "block_out_channels": [32, 64, 96],
+        "norm_num_groups": 8,
+        "sample_size": 16,
+        "transformer_layers_per_block": [1, 2, 2],
+        "attention_head_dim": [2, 4, 6],
+        "cross_attention_dim": 32,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 80,
+    },
+}
+_CONDITIONING_CHANNELS = {Width.FULL: [16, 32, 96, 256], Width.TINY: [8, 8, 16, 16]}
+
+
+def _architecture(family: Family, width: Width) -> dict[str, Any]:
+    found = _ARCHITECTURES["sdxl" if family.is_sdxl else family.value, width]
+    return {key: list(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def unet_config(family: Family, task: Task, width: Width = Width.FULL) -> dict[str, Any]:
+    """Arguments of diffusers' ``UNet2DConditionModel`` for this family; what is not named is the class default.
+
+    At full width these are the published checkpoints' own values; tiny keeps every module in its place.
+    """
+    channels = _INPAINTING_CHANNELS if task is Task.INPAINTING else LATENT_CHANNELS
+    return {
+        "in_channels": channels,
+        "out_channels": LATENT_CHANNELS,
+        "layers_per_block": 2,
+        **_architecture(family, width),
+    }
+
+
+def controlnet_config(family: Family, width: Width = Width.FULL) -> dict[str, Any]:
+    """Arguments of diffusers' ``ControlNetModel`` for a ControlNet of this family."""
+    config = _architecture(family, width)
+    del config["up_block_types"], config["sample_size"]
+    return {
+        "in_channels": LATENT_CHANNELS,
+        "layers_per_block": 2,
+        "conditioning_embedding_out_channels": list(_CONDITIONING_CHANNELS[width]),
+        **config,
+    }
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where in the UNet HiDiffusion acts, as module names.
+
+    Args:
+        downsampler: the downsampler that takes stride 4 instead of 2.
+        pooled_attention: its output is average-pooled by 2.
+        restored_attention: its output is brought back, bicubic, to the size before the pool.
+        windowed_blocks: transformer blocks whose self-attention runs in windows, in execution order; empty when the
+            windows are switched off.
+    """
+
+    downsampler: str
+    pooled_attention: str
+    restored_attention: str
+    windowed_blocks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, family: Family, *, windows: bool = True) -> Layout:
+        """The published places for ``family``; without ``windows`` no block is windowed."""
+        layout = _SDXL_LAYOUT if family.is_sdxl else _SD_LAYOUT
+        if windows:
+            return layout
+        return cls(layout.downsampler, layout.pooled_attention, layout.restored_attention, windowed_blocks=())
+
+
+_SD_LAYOUT = Layout(
+    downsampler="down_blocks.0.downsamplers.0",
+    pooled_attention="down_blocks.1.attentions.0",
+    restored_attention="up_blocks.2.attentions.1",
+    windowed_blocks=(
+        *(f"down_blocks.0.attentions.{attention}.transformer_blocks.0" for attention in range(2)),
+        *(f"up_blocks.3.attentions.{attention}.transformer_blocks.0" for attention in range(3)),
+    ),
+)
+_SDXL_LAYOUT = Layout(
+    downsampler="down_blocks.1.downsamplers.0",
+    pooled_attention="down_blocks.1.attentions.0",
+    restored_attention="up_blocks.1.attentions.1",
+    windowed_blocks=(
+        *(f"down_blocks.1.attentions.{a}.transformer_blocks.{b}" for a in range(2) for b in range(2)),
+        *(f"up_blocks.1.attentions.{a}.transformer_blocks.{b}" for a in range(3) for b in range(2)),
+    ),
+)
+
+# Thresholds of the published package, as fractions of the number of denoising steps.
+_T1, _T1_CONTROL, _T1_TURBO = 0.4, 0.5, 0.5
+_T1_EXTREME, _T2_EXTREME = 0.7, 0.3
+_STRIDED_FIRST = 8 / 50
+_CONTROL_END = 0.6
+_EXTREME_LATENT = {False: 256, True: 512}
+
+
+def phase_rule(family: Family, task: Task, width: int, height: int) -> PhaseRule:
+    """When each change is in force, with the published package's thresholds.
+
+    Args:
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+    """
+    control = _CONTROL_END if task.has_control else None
+    extreme = min(width, height) // PIXELS_PER_LATENT >= _EXTREME_LATENT[family.is_sdxl]
+    if family is Family.SDXL_TURBO:
+        return PhaseRule(pooled=StepRange(0, _T1_TURBO), control=control)
+    if not family.is_sdxl:
+        if extreme:
+            return PhaseRule(StepRange(0, _T1_EXTREME), StepRange(0, _T2_EXTREME), control)
+        return PhaseRule(strided=StepRange(0, _T1), control=control)
+    if extreme:
+        return PhaseRule(StepRange(0, _T2_EXTREME), StepRange(0, _T1_EXTREME), control)
+    end = _T1_CONTROL if task is Task.CONTROLNET else _T1
+    if task is Task.INPAINTING or family is Family.PLAYGROUND:
+        return PhaseRule(pooled=StepRange(0, end), control=control)
+    return PhaseRule(StepRange(0, _STRIDED_FIRST), StepRange(_STRIDED_FIRST, end), control)
+
+
+_SCALED_LINEAR = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+}
+
+
+def default_scheduler(family: Family) -> tuple[str, dict[str, Any]]:
+    """The diffusers scheduler class and configuration that the family's checkpoints come with.
+
+    SD2.1 is the 512-pixel base model, which predicts epsilon.
+    """
+    if family is Family.SDXL_TURBO:
+        return "EulerAncestralDiscreteScheduler", {**_SCALED_LINEAR, "timestep_spacing": "trailing"}
+    if family.is_sdxl:
+        return "EulerDiscreteScheduler", {**_SCALED_LINEAR, "timestep_spacing": "leading", "steps_offset": 1}
+    return "PNDMScheduler", {
+        **_SCALED_LINEAR,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+    }
