@@ -7,6 +7,7 @@ steps ``int(steps * 0.7)`` is one lower than the exact product.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,7 +89,6 @@ class PhaseRule:
         )
         return Phase(kind, control=self.control is not None and step < self.control * steps)
 
-
     def phases(self) -> tuple[Phase, ...]:
         """Every distinct phase that some number of steps reaches, in running order.
 
@@ -132,7 +132,9 @@ class PhasePlan:
     def phase_at(self, step: int) -> Phase:
         """The phase of logical step ``step``, counted from 0."""
         if not 0 <= step < self.steps:
-            raise InputError(f"Step {step} is outside this run.", given=step, advice=f"Steps are 0 to {self.steps - 1}.")
+            raise InputError(
+                f"Step {step} is outside this run.", given=step, advice=f"Steps are 0 to {self.steps - 1}."
+            )
         return self.rule.phase_at(step, self.steps)
 
     @property
@@ -149,7 +151,7 @@ class PhasePlan:
             edges.add(math.ceil(self.rule.control * self.steps))
         marks = sorted(edge for edge in edges if 0 <= edge <= self.steps)
         merged: PhaseSpan | None = None
-        for first, after in zip(marks, marks[1:], strict=False):
+        for first, after in itertools.pairwise(marks):
             phase = self.phase_at(first)
             if merged is not None and merged.phase == phase:
                 merged = PhaseSpan(phase, merged.first, after - 1)
