@@ -22,7 +22,8 @@ from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
 FORMAT = 1
 """The newest bundle format this runtime reads."""
 
-NAME = "manifest.json"
+MANIFEST = "manifest.json"
+"""The manifest's name in a bundle's folder."""
 
 DTYPES = {"float32": 4, "int32": 4}
 """Types a graph's inputs and outputs may have, and their bytes; other precisions stay inside the graph."""
@@ -71,7 +72,7 @@ class PhaseRecord:
     Args:
         phase: which phase.
         graph: path of the portable ONNX graph.
-        engines: backend name to the path of its engine, in order of preference.
+        engines: backend name to the path of its engine.
         inputs: in the graph's order.
         outputs: in the graph's order.
     """
@@ -165,21 +166,20 @@ class Manifest:
             if path is not None:
                 yield key, path
 
-    def to_json(self) -> str:
-        """The text of ``manifest.json``, the content's digest included."""
+    def to_json(self) -> dict[str, Any]:
+        """What ``manifest.json`` holds, the content's digest included. Keys may be written in any order."""
         data = _content(self)
-        return json.dumps({**data, "digest": _digest(data)}, indent=2, allow_nan=False) + "\n"
+        return {**data, "digest": _digest(data)}
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Reads what :meth:`to_json` wrote.
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        """Reads what :meth:`to_json` gave.
 
         Raises:
-            BundleError: the text is not a whole manifest of a format this runtime reads; the field is named.
+            BundleError: not a whole manifest of a format this runtime reads; the field is named.
         """
-        data = parse_object(text, NAME)
         _check_format(data)
-        fields = Fields(data, NAME)
+        fields = Fields(data, MANIFEST)
         digest = fields.text("digest")
         manifest = _manifest(fields)
         fields.done()
@@ -198,7 +198,7 @@ class Manifest:
         Raises:
             BundleError: there is none, or it is broken, foreign or of a newer format.
         """
-        file = path / NAME if path.is_dir() else path
+        file = path / MANIFEST if path.is_dir() else path
         try:
             text = file.read_text(encoding="utf-8")
         except FileNotFoundError as error:
@@ -209,7 +209,7 @@ class Manifest:
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise BundleError("manifest.json cannot be read.", given=error, advice="Check the file.") from error
-        return cls.from_json(text)
+        return cls.from_json(parse_object(text, MANIFEST))
 
 
 def _digest(content: Mapping[str, Any]) -> str:
