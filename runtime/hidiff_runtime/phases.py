@@ -132,9 +132,7 @@ class PhasePlan:
     def phase_at(self, step: int) -> Phase:
         """The phase of logical step ``step``, counted from 0."""
         if not 0 <= step < self.steps:
-            raise InputError(
             raise InputError(f"Step {step} is outside this run.", given=step, advice=f"Ask for 0 to {self.steps - 1}.")
-            )
         return self.rule.phase_at(step, self.steps)
 
     @property
