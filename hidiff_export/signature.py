@@ -1,0 +1,85 @@
+"""Names, shapes and types of what goes in and out of a phase's graph: the one list that capturing, recording and the
+manifest share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.phases import Phase, PhaseKind
+
+from hidiff_export.families import Layout
+from hidiff_export.geometry import UNetGeometry, control_latent
+
+PROMPT_TOKENS = 77
+"""Length of a prompt's embedding: what CLIP's tokenizer pads to."""
+
+TIME_IDS = 6
+"""SDXL's micro-conditioning: original size, crop and target size."""
+
+MID_RESIDUAL = "mid_residual"
+
+
+def down_residual_name(index: int) -> str:
+    """Name of the ControlNet's residual for skip connection ``index``."""
+    return f"down_residual_{index:02d}"
+
+
+def control_residuals(
+    config: Mapping[str, Any], layout: Layout, latent_height: int, latent_width: int, model_batch: int
+) -> tuple[TensorSpec, ...]:
+    """What a ControlNet beside this UNet gives: a residual for each skip connection, then the middle block's.
+
+    Args:
+        config: of the UNet.
+        latent_height: of the UNet's latents; the ControlNet sees :func:`control_latent` of them.
+        model_batch: latents of one evaluation, the negative prompt's included.
+    """
+    size = control_latent(latent_height, latent_width)
+    stock = UNetGeometry.of(config, layout, Phase(PhaseKind.WINDOWED), *size)
+    down = (TensorSpec(down_residual_name(i), (model_batch, *skip), "float32") for i, skip in enumerate(stock.skips))
+    return (*down, TensorSpec(MID_RESIDUAL, (model_batch, *stock.mid), "float32"))
+
+
+def phase_inputs(
+    config: Mapping[str, Any],
+    layout: Layout,
+    phase: Phase,
+    latent_height: int,
+    latent_width: int,
+    model_batch: int,
+) -> tuple[TensorSpec, ...]:
+    """The inputs of a phase's graph, in its order.
+
+    ``latents`` (scaled by the sampler), ``timestep``, ``prompt_embeds``; ``window_shifts``, 0 to 3 for each windowed
+    block, if there are any; for SDXL's architecture ``text_embeds`` and ``time_ids``; where the phase has control,
+    ``down_residual_00`` and so on, and ``mid_residual``. Everything is float32 but the shifts, which are int32.
+
+    Args:
+        config: of diffusers' ``UNet2DConditionModel``.
+        model_batch: latents of one evaluation, the negative prompt's included.
+    """
+    latents = (model_batch, config["in_channels"], latent_height, latent_width)
+    specs = [
+        TensorSpec("latents", latents, "float32"),
+        TensorSpec("timestep", (1,), "float32"),
+        TensorSpec("prompt_embeds", (model_batch, PROMPT_TOKENS, config["cross_attention_dim"]), "float32"),
+    ]
+    if layout.windowed_blocks:
+        specs.append(TensorSpec("window_shifts", (len(layout.windowed_blocks),), "int32"))
+    if config.get("addition_embed_type") == "text_time":
+        pooled = config["projection_class_embeddings_input_dim"] - TIME_IDS * config["addition_time_embed_dim"]
+        specs.append(TensorSpec("text_embeds", (model_batch, pooled), "float32"))
+        specs.append(TensorSpec("time_ids", (model_batch, TIME_IDS), "float32"))
+    if phase.control:
+        specs.extend(control_residuals(config, layout, latent_height, latent_width, model_batch))
+    return tuple(specs)
+
+
+def phase_outputs(
+    config: Mapping[str, Any], latent_height: int, latent_width: int, model_batch: int
+) -> tuple[TensorSpec, ...]:
+    """The output of a phase's graph: ``noise_pred``, float32."""
+    return (TensorSpec("noise_pred", (model_batch, config["out_channels"], latent_height, latent_width), "float32"),)
