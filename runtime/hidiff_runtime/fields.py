@@ -58,6 +58,9 @@ class Fields:
             raise self.wrong("", "must be an object", data)
         self._left = dict(data)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._left
+
     def wrong(self, key: str, rule: str, given: object) -> BundleError:
         """The error for field ``key``: it broke ``rule``."""
         path = f"{self._where}.{key}".strip(".") or "the outermost object"

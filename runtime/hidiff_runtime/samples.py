@@ -1,0 +1,285 @@
+"""Reference samples: what PyTorch computed when the bundle was built, to be asked of engines anywhere else.
+
+``samples.json`` lists them, ``samples.safetensors`` beside it holds their tensors, each once however often it is used.
+Three things keep them to a few megabytes whatever the picture's size: a tensor whose halves are equal (latents doubled
+for guidance) is stored as one half and a ``repeat``; inputs that may be noise are stored as a seed; and a large output
+is kept at a fixed random choice of its elements, which estimates the same ratio of signal to noise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hidiff_runtime.errors import BundleError
+from hidiff_runtime.fields import REBUILD, Fields, parse_object
+from hidiff_runtime.phases import Phase, PhaseKind
+from hidiff_runtime.rng import TorchGenerator
+from hidiff_runtime.safetensors import SafetensorsFile
+from hidiff_runtime.verdict import Bound
+
+Array = NDArray[Any]
+
+INDEX = "samples.json"
+TENSORS = "samples.safetensors"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An input kept in the file under ``tensor``, ``repeat`` times along its first axis.
+
+    A float16 tensor stands for its exact float32 values: the reference was computed from those.
+    """
+
+    tensor: str
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An input of normal noise: ``scale`` times ``torch.randn(shape)`` of a CPU generator seeded with ``seed``."""
+
+    seed: int
+    shape: tuple[int, ...]
+    scale: float = 1.0
+
+    def array(self) -> NDArray[np.float32]:
+        """The noise, float32."""
+        return TorchGenerator(self.seed).randn(self.shape) * np.float32(self.scale)
+
+
+Source = Stored | Drawn
+
+
+@dataclass(frozen=True)
+class Expected:
+    """An output kept under ``tensor``: whole, or at the flat indices that the tensor ``positions`` lists."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    positions: str | None = None
+
+
+@dataclass(frozen=True)
+class CallSample:
+    """One evaluation of one phase.
+
+    Args:
+        phase: which graph.
+        step: logical step it stands for, from 0.
+        steps: of the run that step belongs to.
+        window_shifts: 0 to 3 for each windowed block, in execution order.
+        inputs: every other graph input by name.
+        expected: ``noise_pred`` of the reference.
+    """
+
+    phase: Phase
+    step: int
+    steps: int
+    window_shifts: tuple[int, ...]
+    inputs: Mapping[str, Source]
+    expected: Expected
+
+
+@dataclass(frozen=True)
+class RunSample:
+    """A whole run.
+
+    Args:
+        steps: asked of the sampler.
+        sampler: its name in the bundle.
+        seed: of the run's random stream.
+        guidance_scale: as given to the denoiser; ``None`` for a bundle without guidance.
+        eta: as given to the denoiser.
+        inputs: arrays given to the denoiser by keyword: ``prompt_embeds``, ``latents``, …
+        control: ControlNet residuals by input name, the same at each step that takes them.
+        expected: the final latents.
+        trajectory: the latents after each logical step, or empty.
+    """
+
+    steps: int
+    sampler: str
+    seed: int
+    guidance_scale: float | None
+    eta: float
+    inputs: Mapping[str, Source]
+    control: Mapping[str, Source]
+    expected: Expected
+    trajectory: tuple[Expected, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReferenceSamples:
+    """The samples of a bundle and the tensors they refer to.
+
+    Args:
+        origin: what computed them, for people: ``PyTorch 2.13.0, float32``.
+        call_bound: what an engine's single evaluation must keep to.
+        run_bound: what a whole run must keep to.
+        calls: in the order of their phases.
+        runs: whole runs, usually one.
+        tensors: everything referred to.
+    """
+
+    origin: str
+    call_bound: Bound
+    run_bound: Bound
+    calls: tuple[CallSample, ...]
+    runs: tuple[RunSample, ...]
+    tensors: Mapping[str, Array] = field(repr=False)
+
+    def array(self, source: Source) -> Array:
+        """The input that ``source`` stands for; float16 is widened to float32."""
+        if isinstance(source, Drawn):
+            return source.array()
+        stored = self.tensors[source.tensor]
+        values = stored.astype(np.float32) if stored.dtype == np.float16 else stored
+        return np.concatenate([values] * source.repeat) if source.repeat > 1 else values
+
+    def reference(self, expected: Expected) -> Array:
+        """The stored part of an output: its own shape when whole, else one axis."""
+        return self.tensors[expected.tensor]
+
+    def candidate(self, expected: Expected, output: Array) -> Array:
+        """The part of ``output`` to compare; ``output`` itself when its shape is not the reference's."""
+        if expected.positions is None or output.shape != expected.shape:
+            return output
+        return output.reshape(-1)[self.tensors[expected.positions]]
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``samples.json`` holds."""
+        return {
+            "origin": self.origin,
+            "call_bound": self.call_bound.to_dict(),
+            "run_bound": self.run_bound.to_dict(),
+            "calls": [_call_content(call) for call in self.calls],
+            "runs": [_run_content(run) for run in self.runs],
+        }
+
+    @classmethod
+    def read(cls, index: Path) -> ReferenceSamples:
+        """Reads ``samples.json`` and the tensors beside it, which stay mapped, not copied.
+
+        Raises:
+            BundleError: a file is missing or broken, a field is wrong, or a tensor is not there.
+        """
+        try:
+            text = index.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError("The reference samples cannot be read.", given=error, advice=REBUILD) from error
+        fields = Fields(parse_object(text, INDEX), INDEX)
+        with SafetensorsFile.open(index.with_name(TENSORS)) as file:
+            tensors = file.arrays()
+        samples = cls(
+            origin=fields.text("origin"),
+            call_bound=fields.nested("call_bound", Bound.from_fields),
+            run_bound=fields.nested("run_bound", Bound.from_fields),
+            calls=fields.each("calls", _call),
+            runs=fields.each("runs", _run),
+            tensors=tensors,
+        )
+        fields.done()
+        missing = sorted(samples.names() - tensors.keys())
+        if missing:
+            raise BundleError(f"{INDEX} refers to tensors that {TENSORS} lacks.", given=missing[:5], advice=REBUILD)
+        return samples
+
+    def names(self) -> set[str]:
+        """Every tensor that some sample refers to."""
+        sources = [source for sample in (*self.calls, *self.runs) for source in sample.inputs.values()]
+        sources += [source for run in self.runs for source in run.control.values()]
+        outputs = [sample.expected for sample in (*self.calls, *self.runs)]
+        outputs += [expected for run in self.runs for expected in run.trajectory]
+        names = {source.tensor for source in sources if isinstance(source, Stored)}
+        names |= {expected.tensor for expected in outputs}
+        return names | {expected.positions for expected in outputs if expected.positions is not None}
+
+
+def write_index(folder: Path, samples: ReferenceSamples) -> Path:
+    """Writes ``samples.json`` into ``folder``."""
+    path = folder / INDEX
+    path.write_text(json.dumps(samples.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _source_content(source: Source) -> dict[str, Any]:
+    if isinstance(source, Drawn):
+        return {"seed": source.seed, "shape": list(source.shape), "scale": source.scale}
+    return {"tensor": source.tensor, "repeat": source.repeat}
+
+
+def _expected_content(expected: Expected) -> dict[str, Any]:
+    return {"tensor": expected.tensor, "shape": list(expected.shape), "positions": expected.positions}
+
+
+def _call_content(call: CallSample) -> dict[str, Any]:
+    return {
+        "kind": call.phase.kind.value,
+        "control": call.phase.control,
+        "step": call.step,
+        "steps": call.steps,
+        "window_shifts": list(call.window_shifts),
+        "inputs": {name: _source_content(source) for name, source in call.inputs.items()},
+        "expected": _expected_content(call.expected),
+    }
+
+
+def _run_content(run: RunSample) -> dict[str, Any]:
+    return {
+        "steps": run.steps,
+        "sampler": run.sampler,
+        "seed": run.seed,
+        "guidance_scale": run.guidance_scale,
+        "eta": run.eta,
+        "inputs": {name: _source_content(source) for name, source in run.inputs.items()},
+        "control": {name: _source_content(source) for name, source in run.control.items()},
+        "expected": _expected_content(run.expected),
+        "trajectory": [_expected_content(expected) for expected in run.trajectory],
+    }
+
+
+def _source(fields: Fields, key: str) -> Source:
+    def read(inner: Fields) -> Source:
+        if "seed" in inner:
+            return Drawn(inner.whole("seed", -(2**63)), inner.wholes("shape", 1), inner.number("scale"))
+        return Stored(inner.text("tensor"), inner.whole("repeat", 1))
+
+    return fields.nested(key, read)
+
+
+def _expected(fields: Fields) -> Expected:
+    return Expected(fields.text("tensor"), fields.wholes("shape", 1), fields.optional("positions", fields.text))
+
+
+def _call(fields: Fields) -> CallSample:
+    kind = fields.text("kind")
+    if kind not in {known.value for known in PhaseKind}:
+        raise fields.wrong("kind", f"must be one of {', '.join(known.value for known in PhaseKind)}", kind)
+    return CallSample(
+        phase=Phase(PhaseKind(kind), fields.flag("control")),
+        step=fields.whole("step"),
+        steps=fields.whole("steps", 1),
+        window_shifts=fields.wholes("window_shifts"),
+        inputs=fields.named("inputs", _source),
+        expected=fields.nested("expected", _expected),
+    )
+
+
+def _run(fields: Fields) -> RunSample:
+    return RunSample(
+        steps=fields.whole("steps", 1),
+        sampler=fields.text("sampler"),
+        seed=fields.whole("seed", -(2**63)),
+        guidance_scale=fields.optional("guidance_scale", fields.number),
+        eta=fields.number("eta"),
+        inputs=fields.named("inputs", _source),
+        control=fields.named("control", _source),
+        expected=fields.nested("expected", _expected),
+        trajectory=fields.each("trajectory", _expected),
+    )
