@@ -6,7 +6,7 @@ torch. Block names are those of diffusers' ``UNet2DConditionModel``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -162,12 +162,13 @@ class Layout:
     windowed_blocks: tuple[str, ...]
 
     @classmethod
-    def of(cls, family: Family, *, windows: bool = True) -> Layout:
-        """The published places for ``family``; without ``windows`` no block is windowed."""
-        layout = _SDXL_LAYOUT if family.is_sdxl else _SD_LAYOUT
-        if windows:
-            return layout
-        return cls(layout.downsampler, layout.pooled_attention, layout.restored_attention, windowed_blocks=())
+    def of(cls, family: Family) -> Layout:
+        """The published places for ``family``."""
+        return _SDXL_LAYOUT if family.is_sdxl else _SD_LAYOUT
+
+    def without_windows(self) -> Layout:
+        """The same places with global attention everywhere."""
+        return replace(self, windowed_blocks=())
 
 
 _SD_LAYOUT = Layout(
