@@ -1,4 +1,4 @@
-"""What a UNet or ControlNet costs, counted from its configuration: parameters, and floating-point operations in a phase.
+"""What a UNet or ControlNet costs by its configuration: parameters, and floating-point operations in a phase.
 
 Two operations for each multiply-add of a convolution, a linear layer or an attention product, which is how
 ``torch.utils.flop_counter`` counts; norms, activations and resizing are left out. Everything is for one latent of the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from hidiff_export.families import Layout
@@ -106,7 +107,7 @@ def _control_image(config: Mapping[str, Any], latent_positions: int) -> Iterator
     widths = config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))
     scale = 4 ** (len(widths) - 1)
     yield _dense(_CONTROL_IMAGE_CHANNELS, widths[0], latent_positions * scale, kernel=3)
-    for inner, outer in zip(widths, widths[1:], strict=False):
+    for inner, outer in pairwise(widths):
         yield _dense(inner, inner, latent_positions * scale, kernel=3)
         scale //= 4
         yield _dense(inner, outer, latent_positions * scale, kernel=3)

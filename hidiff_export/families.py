@@ -194,7 +194,7 @@ _SDXL_LAYOUT = Layout(
 _T1, _T1_CONTROL, _T1_TURBO = 0.4, 0.5, 0.5
 _T1_EXTREME, _T2_EXTREME = 0.7, 0.3
 _STRIDED_FIRST = 8 / 50
-_CONTROL_END = 0.6
+CONTROL_END = 0.6
 _EXTREME_LATENT = {False: 256, True: 512}
 
 
@@ -205,7 +205,7 @@ def phase_rule(family: Family, task: Task, width: int, height: int) -> PhaseRule
         width: of the picture, in pixels.
         height: of the picture, in pixels.
     """
-    control = _CONTROL_END if task.has_control else None
+    control = CONTROL_END if task.has_control else None
     extreme = min(width, height) // PIXELS_PER_LATENT >= _EXTREME_LATENT[family.is_sdxl]
     if family is Family.SDXL_TURBO:
         return PhaseRule(pooled=StepRange(0, _T1_TURBO), control=control)

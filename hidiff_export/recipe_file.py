@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,6 +91,15 @@ class RecipeSource:
             inner[key[-1]] = value
         return RecipeSource(data, self.origin, self.lines, overrides)
 
+    def with_default(self, key: str, value: object) -> RecipeSource:
+        """These values, with a top-level one added where it is not given."""
+        return replace(self, data={key: value, **self.data})
+
+    def position(self, key: Key) -> int:
+        """A number by which values sort as they were written: command line first, then by line."""
+        lines = [self.lines.get(key[:end], 0) for end in range(len(key), 0, -1) if key[:end] not in self.overrides]
+        return next(filter(None, lines), 0) if len(lines) == len(key) else -1
+
     def place(self, key: Key) -> str:
         """Where the value of ``key``, or the nearest one around it, was written."""
         for end in range(len(key), -1, -1):
@@ -166,8 +175,9 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             values = []
             for position, item in enumerate(node.value):
-                self.lines[(*key, position)] = item.start_mark.line + 1
-                values.append(self._value(item, (*key, position)))
+                inner = (*key, position)
+                self.lines[inner] = item.start_mark.line + 1
+                values.append(self._value(item, inner))
             return values
         if node.tag == _DATE:
             return node.value

@@ -19,7 +19,7 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Imports a subcommand's module when it is invoked or listed, and shows this project's errors without a traceback."""
+    """Imports a subcommand when it is invoked or listed, and shows this project's errors without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)

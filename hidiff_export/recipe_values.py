@@ -1,0 +1,183 @@
+"""The kinds of value a recipe holds: named choices, fractions of a run, step counts and checkpoint sources."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import PurePath
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, StrictStr, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+SMALLEST, LARGEST, MULTIPLE = 64, 8192, 8
+"""Sides of a picture, in pixels."""
+
+MOST_STEPS = 1000
+"""Denoising steps: as many as there are training timesteps."""
+
+_SEED_LIMIT = 2**63
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+
+
+class Precision(str, Enum):
+    """The type of the weights and of most of the arithmetic; what goes in and out of a graph is float32."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+    @property
+    def bytes(self) -> int:
+        """Size of one weight."""
+        return 4 if self is Precision.FLOAT32 else 2
+
+
+class SamplerName(str, Enum):
+    """A noise scheduler that can be tabulated."""
+
+    DDIM = "ddim"
+    DDPM = "ddpm"
+    EULER = "euler"
+    EULER_ANCESTRAL = "euler_ancestral"
+    DPMPP_2M = "dpmpp_2m"
+    DPMPP_2M_KARRAS = "dpmpp_2m_karras"
+    DPMPP_2M_SDE = "dpmpp_2m_sde"
+    UNIPC = "unipc"
+    DEIS = "deis"
+    PNDM = "pndm"
+    HEUN = "heun"
+    LCM = "lcm"
+
+
+class Backend(str, Enum):
+    """What builds and runs engines."""
+
+    ONNXRUNTIME = "onnxruntime"
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What its engines can be built for."""
+        return {Backend.ONNXRUNTIME: ("cpu", "cuda")}[self]
+
+
+def choices(kind: type[Enum]) -> str:
+    """The values of an enumeration, in words: ``a, b or c``."""
+    *first, last = (str(member.value) for member in kind)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def refusal(what: str, *, key: tuple[str, ...] = (), advice: str = "") -> PydanticCustomError:
+    """The error by which a validator refuses a value.
+
+    Args:
+        what: follows the key in the message: ``should be …``.
+        key: where the value is, from the top, if it is not the one being validated.
+        advice: what would be valid; empty for the field's own description.
+    """
+    # Pydantic fills {} in its template from the context, so the text goes in through the context.
+    return PydanticCustomError("recipe", "{what}", {"what": what, "key": key, "advice": advice})
+
+
+def _fraction(value: Any) -> Any:
+    number = value
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", value)):
+        number = float(match[1]) / 100
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= 1:
+        raise refusal("should be a fraction of the run", advice="Give a number from 0 to 1, or a percentage like 40%.")
+    return float(number)
+
+
+FRACTION_SCHEMA = [
+    {"type": "number", "minimum": 0, "maximum": 1},
+    {"type": "string", "pattern": r"^\d+(\.\d+)? ?%$"},
+]
+
+Fraction = Annotated[float, BeforeValidator(_fraction), WithJsonSchema({"anyOf": FRACTION_SCHEMA})]
+"""A part of the run's steps: 0 to 1, also written ``40%``."""
+
+
+def _steps(value: Any) -> Any:
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    counts: set[int] = set()
+    for part in parts:
+        if isinstance(part, str) and (match := re.fullmatch(r"(\d+) ?- ?(\d+)", part)):
+            first, last = int(match[1]), int(match[2])
+        else:
+            first = last = part
+        if isinstance(first, bool) or not isinstance(first, int) or not 1 <= first <= last <= MOST_STEPS:
+            raise refusal("should be step counts")
+        counts.update(range(first, last + 1))
+    if not counts:
+        raise refusal("should name at least one step count")
+    return tuple(sorted(counts))
+
+
+def _ranges(steps: Iterable[int]) -> int | str | list[int | str]:
+    """Step counts as recipes write them: a number, a ``first-last`` range, or a list of both."""
+    runs: list[tuple[int, int]] = []
+    for count in steps:
+        if runs and count == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], count)
+        else:
+            runs.append((count, count))
+    written = [first if first == last else f"{first}-{last}" for first, last in runs]
+    return written if len(written) > 1 else written[0]
+
+
+_STEP_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1, "maximum": MOST_STEPS},
+        {"type": "string", "pattern": r"^\d+ ?- ?\d+$"},
+    ]
+}
+
+Steps = Annotated[
+    tuple[int, ...],
+    BeforeValidator(_steps),
+    PlainSerializer(_ranges),
+    WithJsonSchema({"anyOf": [*_STEP_SCHEMA["anyOf"], {"type": "array", "items": _STEP_SCHEMA, "minItems": 1}]}),
+]
+"""Step counts, rising: a number, a range ``1-100``, or a list of both."""
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(value)) != len(value):
+        raise refusal("names one thing twice", advice="Keep one of each.")
+    if not value:
+        raise refusal("should name at least one")
+    return value
+
+
+ONE_OR_A_LIST = BeforeValidator(_listed)
+DISTINCT = AfterValidator(_distinct)
+
+
+def _source(value: str) -> str:
+    text = value.strip()
+    kind, colon, seed = text.partition(":")
+    if kind == "random" and not (colon and seed.isascii() and seed.isdigit() and int(seed) < _SEED_LIMIT):
+        raise refusal("should be random:SEED", advice="Give a whole number as the seed, for example random:0.")
+    if not text:
+        raise refusal("is empty")
+    if PurePath(text).suffix.lower() in _PICKLES:
+        raise refusal(
+            "is a pickle, which can run code when it is opened",
+            advice="Convert the checkpoint to .safetensors, or give its diffusers folder.",
+        )
+    return text
+
+
+Source = Annotated[StrictStr, AfterValidator(_source)]
+"""Where weights come from: hub id, diffusers folder, ``.safetensors`` file or ``random:SEED``."""
+
+
+def random_seed(source: str) -> int | None:
+    """The seed of a fabricated checkpoint; None where the weights are somebody's."""
+    kind, colon, seed = source.partition(":")
+    return int(seed) if kind == "random" and colon else None
