@@ -1,0 +1,62 @@
+"""The stages of a build, in the order data flows: weights, sampler tables, graphs, engines, reference, self-check.
+
+A recipe is data and a stage is work: a stage says which stages it needs, from which inputs its key is made, and
+returns the files it wrote. `hidiff_export.compile` runs them and keeps what is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hidiff_export.recipe import Recipe
+from hidiff_runtime.phases import Phase, PhaseRule
+
+Report = Callable[[float, float, str], None]
+"""``report(done, total, note)``: how far a stage is, in units of its own, and what it is doing."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What every stage of one build sees.
+
+    Args:
+        recipe: the validated recipe.
+        folder: the folder the build works in; every path in it is final except for this prefix.
+    """
+
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def rule(self) -> PhaseRule:
+        """When each phase runs."""
+        return self.recipe.phase_rule()
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The distinct phases the recipe's rule can reach, in running order."""
+        return self.rule.phases()
+
+    @property
+    def unet(self) -> Path:
+        """The folder of the UNet's configuration, weights, graphs and engines."""
+        return self.folder / "unet"
+
+
+class Stage(Protocol):
+    """One step of a build."""
+
+    name: str
+    title: str
+    needs: tuple[str, ...]
+
+    def inputs(self, context: StageContext) -> Any:
+        """What the stage's result depends on beside the stages it needs: JSON, part of the cache key."""
+        ...
+
+    def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
+        """Does the work; returns the files it wrote, all below ``context.folder``."""
+        ...
