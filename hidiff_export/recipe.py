@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,13 +19,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import GenerateJsonSchema
 
 from hidiff_export import families
 from hidiff_export.errors import RecipeError
 from hidiff_export.families import LATENT_CHANNELS, PIXELS_PER_LATENT, Family, Layout, Task, Width
 from hidiff_export.geometry import control_latent
 from hidiff_export.recipe_file import RecipeSource, nearest
-from hidiff_export.recipe_parts import Frozen, HiDiffusion, ParityBounds, Range
+from hidiff_export.recipe_parts import Frozen, HiDiffusion, ParityBounds, Range, without_default
 from hidiff_export.recipe_problems import recipe_error
 from hidiff_export.recipe_values import (
     DISTINCT,
@@ -38,6 +40,7 @@ from hidiff_export.recipe_values import (
     SamplerName,
     Source,
     Steps,
+    Target,
     choices,
     random_seed,
     refusal,
@@ -47,6 +50,19 @@ from hidiff_runtime.phases import PhaseRule, StepRange
 _SIDE = f"a multiple of {MULTIPLE} from {SMALLEST} to {LARGEST}."
 _INPAINTING_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
 _CONTROL_FAMILIES = (Family.SDXL,)
+
+
+def _also_one(schema: dict[str, Any]) -> None:
+    """What is a list may also be written as its only item."""
+    item = schema["items"]
+    schema["anyOf"] = [item, {"type": schema.pop("type"), "items": schema.pop("items"), "minItems": 1}]
+
+
+class _FileSchema(GenerateJsonSchema):
+    """Without the titles that pydantic makes up from the names."""
+
+    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 - pydantic's signature
+        return False
 
 
 class Recipe(Frozen):
@@ -93,19 +109,26 @@ class Recipe(Frozen):
     backend: Backend = Field(
         default=Backend.ONNXRUNTIME, description=f"What builds and runs the engines: {choices(Backend)}."
     )
-    targets: Annotated[tuple[StrictStr, ...], ONE_OR_A_LIST, DISTINCT] = Field(
-        default=("cpu",), description="What the engines are for; with onnxruntime: cpu, cuda."
+    targets: Annotated[tuple[Target, ...], ONE_OR_A_LIST, DISTINCT] = Field(
+        default=(Target.CPU,),
+        description=f"What the engines are for, one or a list: {choices(Target)}.",
+        json_schema_extra=_also_one,
     )
     sampler: Annotated[tuple[SamplerName, ...], ONE_OR_A_LIST, DISTINCT] = Field(
         default=(SamplerName.DDIM,),
         description=f"One sampler to tabulate, or a list with the default one first: {choices(SamplerName)}.",
+        json_schema_extra=_also_one,
     )
     steps: Steps = Field(
         default=tuple(range(1, 101)),
         json_schema_extra={"default": "1-100"},
         description=f"Step counts to tabulate, 1 to {MOST_STEPS}: a number, a range like 1-100, or a list of both.",
     )
-    parity: ParityBounds = Field(default=ParityBounds(), description="A mapping of call_snr_db and run_snr_db.")
+    parity: ParityBounds = Field(
+        default=ParityBounds(),
+        description="A mapping of call_snr_db and run_snr_db.",
+        json_schema_extra=without_default,
+    )
 
     @field_validator("parity")
     @classmethod
@@ -159,13 +182,6 @@ class Recipe(Frozen):
             )
         return self
 
-    @model_validator(mode="after")
-    def _targets_exist(self) -> Recipe:
-        unknown = [target for target in self.targets if target not in self.backend.targets]
-        if unknown:
-            raise refusal(f"has no {unknown[0]} with {self.backend.value}", key=("targets",))
-        return self
-
     @classmethod
     def load(cls, recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         """Reads a recipe.
@@ -179,7 +195,7 @@ class Recipe(Frozen):
         """
         path = find_recipe(recipe)
         source = RecipeSource.read(path).overridden(overrides)
-        return cls._validated(source.with_default("name", path.stem))
+        return cls._validated(source.with_default("name", re.sub(r"[^\w.-]+", "-", path.stem)))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
@@ -288,5 +304,10 @@ def find_recipe(recipe: str | Path) -> Path:
 
 def recipe_schema() -> dict[str, Any]:
     """The JSON Schema of a recipe file, for editors; `recipe.schema.json` holds it."""
-    schema = Recipe.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "hidiff-export recipe"}
+    schema = Recipe.model_json_schema(schema_generator=_FileSchema)
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "hidiff-export recipe",
+        "description": "What to build: checkpoint, picture, phases, precision, engines and proof. Sizes are in pixels.",
+    }
+    return head | {key: value for key, value in schema.items() if key not in head}

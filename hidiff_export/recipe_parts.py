@@ -45,6 +45,11 @@ def _also_published(schema: dict[str, Any]) -> None:
     schema["default"] = "published"
 
 
+def without_default(schema: dict[str, Any]) -> None:
+    """The precision decides it, so an editor is not to offer one."""
+    del schema["default"]
+
+
 class Range(Frozen):
     """The steps from ``start`` to before ``end``, as fractions of the run."""
 
@@ -121,14 +126,16 @@ class ParityBounds(Frozen):
     """How close to PyTorch the bundle has to be; what is not given follows from the precision."""
 
     call_snr_db: StrictFloat = Field(
-        default=80.0,
+        default=_BOUNDS[Precision.FLOAT32][0],
+        json_schema_extra=without_default,
         ge=20,
         le=200,
         description="Least signal-to-noise ratio of one evaluation in dB, 20 to 200; by default 80 for float32, 40 for "
         "float16, 30 for bfloat16.",
     )
     run_snr_db: StrictFloat = Field(
-        default=60.0,
+        default=_BOUNDS[Precision.FLOAT32][1],
+        json_schema_extra=without_default,
         ge=20,
         le=200,
         description="Least signal-to-noise ratio of a whole run's latents in dB, 20 to 200; by default 60 for float32, "

@@ -51,15 +51,17 @@ class SamplerName(str, Enum):
     LCM = "lcm"
 
 
+class Target(str, Enum):
+    """Hardware that an engine is built for."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class Backend(str, Enum):
     """What builds and runs engines."""
 
     ONNXRUNTIME = "onnxruntime"
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """What its engines can be built for."""
-        return {Backend.ONNXRUNTIME: ("cpu", "cuda")}[self]
 
 
 def choices(kind: type[Enum]) -> str:
