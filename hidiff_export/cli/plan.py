@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hidiff_export.cli.console import console
 from hidiff_export.cli.options import recipe_argument, set_option
 from hidiff_runtime.phases import PhaseKind
 
@@ -59,9 +60,7 @@ def plan(recipe: str, steps: int | None, as_json: bool, assignments: tuple[str, 
     if as_json:
         click.echo(json.dumps(run.to_json(), indent=1))
         return
-    from rich.console import Console
-
-    Console().print(*_shown(run), sep="\n")
+    console().print(*_shown(run), sep="\n")
 
 
 def _shown(run: RunPlan) -> Iterator[RenderableType]:
@@ -84,16 +83,19 @@ def _phase_table(run: RunPlan) -> Table:
 
     unit = Unit.of(run)
     batch = run.recipe.model_batch
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, show_footer=True, footer_style="bold")
-    table.add_column("phase", "run", no_wrap=True)
-    table.add_column("steps", str(run.steps), justify="right")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, show_footer=True, footer_style="bold")
+    table.add_column("phase", "run", overflow="fold")
+    table.add_column("steps", str(run.steps), justify="right", no_wrap=True)
     table.add_column("which", no_wrap=True)
-    table.add_column("feature maps", overflow="fold")
-    table.add_column("windows\n2x2 of", overflow="fold")
-    table.add_column(f"{unit.name}\na latent", justify="right")
-    table.add_column(f"a step\nof {batch}" if batch > 1 else "a step", justify="right")
-    table.add_column("all its\nsteps", unit.show(run.run_flops), justify="right")
-    table.add_column("share", "100%", justify="right")
+    table.add_column("feature maps", min_width=9)
+    table.add_column("windows\n2x2 of", no_wrap=True)
+    for header, footer in (
+        (f"{unit.name}\na latent", ""),
+        (f"a step\nof {batch}" if batch > 1 else "a step", ""),
+        ("all its\nsteps", unit.show(run.run_flops)),
+        ("share", "100%"),
+    ):
+        table.add_column(header, footer, justify="right", no_wrap=True)
     for phase in run.phases:
         table.add_row(*_row(run, phase, unit), style=_COLOURS[phase.span.phase.kind])
     return table
@@ -102,7 +104,7 @@ def _phase_table(run: RunPlan) -> Table:
 def _row(run: RunPlan, phase: PlannedPhase, unit: Unit) -> tuple[str, ...]:
     span = phase.span
     return (
-        span.phase.name,
+        span.phase.kind.value + (" + control" if span.phase.control else ""),
         str(span.steps),
         f"{span.first}-{span.last}" if span.steps > 1 else f"{span.first}",
         " ".join(_area(*size) for size in phase.feature_sizes),

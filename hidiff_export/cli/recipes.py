@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from hidiff_export.cli.console import console
 from hidiff_export.cli.options import recipe_argument
 
 
@@ -32,7 +33,6 @@ def list_recipes(as_json: bool) -> None:
         click.echo(json.dumps([recipe.to_dict() | {"purpose": purpose} for recipe, purpose in loaded], indent=1))
         return
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -41,7 +41,7 @@ def list_recipes(as_json: bool) -> None:
     table.add_column("what it is for")
     for recipe, purpose in loaded:
         table.add_row(recipe.name, recipe.family.value, f"{recipe.width}x{recipe.height}", purpose)
-    Console().print(table)
+    console().print(table)
 
 
 @recipes.command(
