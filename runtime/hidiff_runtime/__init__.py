@@ -1,6 +1,90 @@
 """Plays back a HiDiffusion bundle: picks each step's phase, draws the window shifts, applies the sampler.
 
-Needs numpy alone; an engine's own library is imported when an engine of that backend is opened.
+Needs numpy alone; an engine's own library is imported when an engine of that backend is opened. The names below are
+imported when they are first used, so that importing the package costs next to nothing.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hidiff_runtime.bundle import Bundle, open
+    from hidiff_runtime.denoiser import ControlRequest, Denoiser, StepInfo
+    from hidiff_runtime.errors import (
+        BundleError,
+        Cancelled,
+        EngineError,
+        HidiffError,
+        InputError,
+        ParityError,
+        StorageError,
+    )
+    from hidiff_runtime.manifest import Manifest
+    from hidiff_runtime.phases import Phase, PhaseKind, PhasePlan
+    from hidiff_runtime.replay import CheckReport, check
+    from hidiff_runtime.rng import TorchGenerator
+    from hidiff_runtime.sampler import SamplerTable
+    from hidiff_runtime.verdict import Bound, Verdict
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Bound",
+    "Bundle",
+    "BundleError",
+    "Cancelled",
+    "CheckReport",
+    "ControlRequest",
+    "Denoiser",
+    "EngineError",
+    "HidiffError",
+    "InputError",
+    "Manifest",
+    "ParityError",
+    "Phase",
+    "PhaseKind",
+    "PhasePlan",
+    "SamplerTable",
+    "StepInfo",
+    "StorageError",
+    "TorchGenerator",
+    "Verdict",
+    "__version__",
+    "check",
+    "open",
+]
+
+_HOMES = {
+    "bundle": ("Bundle", "open"),
+    "denoiser": ("ControlRequest", "Denoiser", "StepInfo"),
+    "errors": (
+        "BundleError",
+        "Cancelled",
+        "EngineError",
+        "HidiffError",
+        "InputError",
+        "ParityError",
+        "StorageError",
+    ),
+    "manifest": ("Manifest",),
+    "phases": ("Phase", "PhaseKind", "PhasePlan"),
+    "replay": ("CheckReport", "check"),
+    "rng": ("TorchGenerator",),
+    "sampler": ("SamplerTable",),
+    "verdict": ("Bound", "Verdict"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"{__name__}.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

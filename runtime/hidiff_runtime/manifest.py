@@ -87,6 +87,11 @@ class PhaseRecord:
         """The input called ``name``, if the graph has one."""
         return next((spec for spec in self.inputs if spec.name == name), None)
 
+    @property
+    def residuals(self) -> tuple[TensorSpec, ...]:
+        """The inputs that take a ControlNet's residuals: ``down_residual_00``, …, ``mid_residual``."""
+        return tuple(spec for spec in self.inputs if spec.name.startswith(("down_residual_", "mid_residual")))
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -1,0 +1,173 @@
+"""Asks the engines of this machine what PyTorch computed when the bundle was built.
+
+A server runs this before it reports ready; it finds an engine of the wrong phase, changed weights, and a driver or
+library that computes something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.bundle import open as open_bundle
+from hidiff_runtime.denoiser import OUTPUT, StepInfo
+from hidiff_runtime.errors import BundleError, EngineError, ParityError
+from hidiff_runtime.paths import inside
+from hidiff_runtime.samples import CallSample, Expected, ReferenceSamples, RunSample
+from hidiff_runtime.verdict import Verdict, judge, render
+
+CALL = "engine against PyTorch"
+STEP = "latents after a step against PyTorch"
+RUN = "latents of a run against PyTorch"
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found.
+
+    Args:
+        backend: whose engines were asked.
+        origin: what computed the reference.
+        verdicts: one for each comparison.
+    """
+
+    backend: str
+    origin: str
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every comparison is within its bound; a check without any is not."""
+        return bool(self.verdicts) and all(verdict.ok for verdict in self.verdicts)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 when a comparison failed."""
+        return 0 if self.ok else ParityError.exit_code
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "ok": self.ok,
+            "backend": self.backend,
+            "origin": self.origin,
+            "verdicts": [verdict.to_dict() for verdict in self.verdicts],
+        }
+
+    def render(self) -> str:
+        """The report as plain text: a table and a last line that says how it went."""
+        failed = sum(not verdict.ok for verdict in self.verdicts)
+        outcome = f"{failed} of {len(self.verdicts)} FAILED" if failed else f"all {len(self.verdicts)} within bounds"
+        return f"{render(self.verdicts)}\n\n{self.backend} against {self.origin}: {outcome}"
+
+
+def check(
+    bundle: str | Path | Bundle,
+    *,
+    runs: bool = True,
+    progress: Callable[[Verdict], None] | None = None,
+    **options: Any,
+) -> CheckReport:
+    """Replays a bundle's reference samples.
+
+    Args:
+        bundle: a folder, or a bundle that is open.
+        runs: whether to replay the whole runs too; without them a check takes one evaluation a sample.
+        progress: called with each verdict as it is found.
+        options: of :func:`hidiff_runtime.open`, for a folder.
+
+    Raises:
+        BundleError: the bundle is broken, or has no reference samples.
+        EngineError: the backend is missing, or an engine does not load.
+    """
+    if not isinstance(bundle, Bundle):
+        with open_bundle(bundle, **options) as opened:
+            return check(opened, runs=runs, progress=progress)
+    samples = read_samples(bundle)
+    verdicts = []
+    with bundle.lock:
+        for verdict in _verdicts(bundle, samples, runs):
+            verdicts.append(verdict)
+            if progress is not None:
+                progress(verdict)
+    return CheckReport(bundle.backend, samples.origin, tuple(verdicts))
+
+
+def read_samples(bundle: Bundle) -> ReferenceSamples:
+    """The bundle's reference samples.
+
+    Raises:
+        BundleError: there are none, or they are broken.
+    """
+    if bundle.manifest.reference is None:
+        raise BundleError(
+            "This bundle has no reference samples.", given=bundle.root, advice="Build it again with this version."
+        )
+    return ReferenceSamples.read(inside(bundle.root, bundle.manifest.reference))
+
+
+def _verdicts(bundle: Bundle, samples: ReferenceSamples, runs: bool) -> Iterator[Verdict]:
+    for record in bundle.manifest.phases:
+        calls = [call for call in samples.calls if call.phase == record.phase]
+        if not calls:
+            yield Verdict(CALL, samples.call_bound, None, record.phase.name, fault="no reference sample")
+        for call in calls:
+            yield _replay_call(bundle, samples, call)
+    if runs:
+        for run in samples.runs:
+            yield from _replay_run(bundle, samples, run)
+
+
+def _replay_call(bundle: Bundle, samples: ReferenceSamples, call: CallSample) -> Verdict:
+    inputs = {name: samples.array(source) for name, source in call.inputs.items()}
+    if call.window_shifts:
+        inputs["window_shifts"] = np.array(call.window_shifts, dtype=np.int32)
+    session = bundle.engine(call.phase)
+    where: dict[str, Any] = {"phase": call.phase.name, "step": call.step, "steps": call.steps}
+    try:
+        output = session.run(inputs).get(OUTPUT)
+    except EngineError as error:
+        return Verdict(CALL, samples.call_bound, None, **where, fault=error.summary)
+    found = None if output is None else samples.candidate(call.expected, output)
+    return judge(CALL, samples.reference(call.expected), found, samples.call_bound, **where)
+
+
+def _replay_run(bundle: Bundle, samples: ReferenceSamples, run: RunSample) -> Iterator[Verdict]:
+    """One verdict for each step of the trajectory, and one for the result."""
+    after: list[StepInfo] = []
+    residuals = {name: samples.array(source) for name, source in run.control.items()}
+    control = (lambda _request: residuals) if residuals else None
+    try:
+        latents = bundle.denoiser().denoise(
+            **{name: samples.array(source) for name, source in run.inputs.items()},
+            steps=run.steps,
+            seed=run.seed,
+            guidance_scale=run.guidance_scale,
+            sampler=run.sampler,
+            eta=run.eta,
+            control=control,
+            callback=after.append,
+        )
+    except EngineError as error:
+        yield Verdict(RUN, samples.run_bound, None, fault=error.summary)
+        return
+    for info, expected in zip(after, run.trajectory, strict=False):
+        yield _judge_latents(samples, expected, info.latents, STEP, info)
+    yield _judge_latents(samples, run.expected, latents, RUN)
+
+
+def _judge_latents(
+    samples: ReferenceSamples, expected: Expected, latents: Any, boundary: str, info: StepInfo | None = None
+) -> Verdict:
+    return judge(
+        boundary,
+        samples.reference(expected),
+        samples.candidate(expected, latents),
+        samples.run_bound,
+        **({} if info is None else {"phase": info.phase.name, "step": info.step, "steps": info.steps}),
+    )

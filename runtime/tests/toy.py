@@ -1,0 +1,305 @@
+"""A bundle whose "UNet" is a few lines of numpy, for tests of everything but real engines.
+
+The engine file names its phase; the weights come from the bundle's store; the output depends on every input, on the
+phase, on each shift and on each weight, so that a wrong one of them shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hidiff_runtime import safetensors
+from hidiff_runtime.errors import EngineError
+from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
+from hidiff_runtime.recorder import SampleRecorder
+from hidiff_runtime.rng import TorchGenerator
+from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.samples import Drawn
+from hidiff_runtime.verdict import Bound
+
+Arrays = Mapping[str, np.ndarray]
+
+HEIGHT, WIDTH, TOKENS, DIM, POOLED = 6, 8, 3, 5, 4
+BLOCKS = ("down.0", "down.1", "up.0")
+MAX_STEPS = 12
+GAINS = {kind: 0.2 + 0.1 * index for index, kind in enumerate(PhaseKind)}
+CALL_BOUND = Bound(120.0, "the same numpy")
+RUN_BOUND = Bound(100.0, "the same numpy, a few steps")
+
+
+def unet(phase: str, weights: Arrays, inputs: Arrays) -> np.ndarray:
+    """``noise_pred`` of the toy."""
+    latents = inputs["latents"]
+    noise = np.einsum("oc,bchw->bohw", weights["mix"], latents) * GAINS[PhaseKind(phase.removesuffix("-control"))]
+    for index, shift in enumerate(inputs["window_shifts"]):
+        noise = noise + weights["blocks"][index] * np.roll(latents[:, :4], (int(shift), index + 1), (2, 3))
+    noise = noise + 1e-4 * inputs["timestep"][0]
+    for name in ("prompt_embeds", "text_embeds", "time_ids"):
+        if name in inputs:
+            noise = noise + np.tanh(inputs[name]).reshape(len(latents), -1).mean(1)[:, None, None, None]
+    for name in ("down_residual_00", "mid_residual"):
+        if name in inputs:
+            noise = noise + inputs[name].mean()
+    return noise.astype(np.float32)
+
+
+@dataclass
+class ToySession:
+    """Runs the toy; notes when it was entered and left."""
+
+    backend: ToyBackend
+    phase: str
+    weights: Arrays
+    record: PhaseRecord
+
+    def __enter__(self) -> ToySession:
+        self.backend.events.append(f"open {self.phase}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.backend.events.append(f"close {self.phase}")
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        self.backend.calls.append((self.phase, dict(inputs)))
+        for spec in self.record.inputs:
+            found = inputs[spec.name]
+            if found.shape != spec.shape or found.dtype != spec.dtype:
+                raise EngineError(f"{spec} is not {found.dtype}{list(found.shape)}")
+        assert inputs.keys() == {spec.name for spec in self.record.inputs}
+        return self.backend.spoil({"noise_pred": unet(self.phase, self.weights, inputs)}, len(self.backend.calls))
+
+
+def unspoilt(outputs: dict[str, np.ndarray], _call: int) -> dict[str, np.ndarray]:
+    return outputs
+
+
+@dataclass
+class ToyBackend:
+    """Opens toy engines.
+
+    Args:
+        spoil: given the outputs and the number of the call (from 1), returns the outputs to give.
+    """
+
+    spoil: Callable[[dict[str, np.ndarray], int], dict[str, np.ndarray]] = unspoilt
+    name: str = "toy"
+    events: list[str] = field(default_factory=list)
+    calls: list[tuple[str, dict[str, np.ndarray]]] = field(default_factory=list)
+
+    def available(self) -> bool:
+        return True
+
+    def open(self, engine: Path, weights: Mapping[str, Path], record: PhaseRecord, _options: object) -> ToySession:
+        phase = json.loads(engine.read_text())["phase"]
+        with safetensors.SafetensorsFile.open(weights["unet"]) as file:
+            return ToySession(self, phase, file.arrays(), record)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """What kind of bundle to make."""
+
+    guidance: bool = True
+    sdxl: bool = False
+    inpainting: bool = False
+    control: bool = False
+    batch: int = 1
+    reference: bool = True
+
+    @property
+    def rule(self) -> PhaseRule:
+        return PhaseRule(StepRange(0, 0.5), StepRange(0, 0.25), 0.6 if self.control else None)
+
+    @property
+    def graph_batch(self) -> int:
+        return self.batch * (2 if self.guidance else 1)
+
+    def record(self, phase: Phase) -> PhaseRecord:
+        batch = self.graph_batch
+        inputs = [
+            TensorSpec("latents", (batch, 9 if self.inpainting else 4, HEIGHT, WIDTH), "float32"),
+            TensorSpec("timestep", (1,), "float32"),
+            TensorSpec("prompt_embeds", (batch, TOKENS, DIM), "float32"),
+            TensorSpec("window_shifts", (len(BLOCKS),), "int32"),
+        ]
+        if self.sdxl:
+            inputs += [
+                TensorSpec("text_embeds", (batch, POOLED), "float32"),
+                TensorSpec("time_ids", (batch, 6), "float32"),
+            ]
+        if phase.control:
+            inputs += [TensorSpec(name, (batch, 2, 3, 3), "float32") for name in ("down_residual_00", "mid_residual")]
+        return PhaseRecord(
+            phase=phase,
+            graph=f"unet/{phase.name}.graph",
+            engines={"toy": f"unet/{phase.name}.toy"},
+            inputs=tuple(inputs),
+            outputs=(TensorSpec("noise_pred", (batch, 4, HEIGHT, WIDTH), "float32"),),
+        )
+
+    def given(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """Everything the denoiser needs by keyword."""
+        generator = TorchGenerator(1000 + seed)
+        shapes: dict[str, tuple[int, ...]] = {"prompt_embeds": (self.batch, TOKENS, DIM)}
+        if self.sdxl:
+            shapes |= {"text_embeds": (self.batch, POOLED), "time_ids": (self.batch, 6)}
+        if self.guidance:
+            shapes |= {f"negative_{name}": shape for name, shape in shapes.items()}
+        if self.inpainting:
+            shapes |= {
+                "mask": (self.batch, 1, HEIGHT, WIDTH),
+                "masked_image_latents": (self.batch, 4, HEIGHT, WIDTH),
+            }
+        return {name: generator.randn(shape) for name, shape in shapes.items()}
+
+
+def table(name: str, *, order: int = 1, noise: float = 0.0) -> SamplerTable:
+    """A table for 1 to 12 steps: the sample shrinks by a fixed part of the output; one state remembers the output."""
+    counts = np.arange(1, MAX_STEPS + 1)
+    evaluations = counts * order - (order - 1)
+    first = np.concatenate([[0], np.cumsum(evaluations)]).astype(np.int64)
+    total = int(first[-1])
+    rows = np.zeros((total, 2, 4))
+    rows[:, 0] = [0.9, -0.2, noise, 0.05]
+    rows[:, 1] = [0.0, 1.0, 0.0, 0.0]
+    return SamplerTable(
+        sampler=name,
+        order=order,
+        steps=counts.astype(np.int64),
+        first=first,
+        init_noise_sigma=np.full(MAX_STEPS, 1.5),
+        timesteps=np.concatenate([np.linspace(999, 0, count) for count in evaluations]).astype(np.float32),
+        input_scale=np.full(total, 0.8),
+        draws_noise=np.full(total, noise != 0),
+        rows=rows,
+    )
+
+
+def stored_weights(toy: Toy) -> dict[str, np.ndarray]:
+    generator = TorchGenerator(7)
+    mix = generator.randn((4, 9 if toy.inpainting else 4)) * np.float32(0.3)
+    return {"mix": mix, "blocks": generator.randn((len(BLOCKS),)) * np.float32(0.1)}
+
+
+def make(folder: Path, toy: Toy | None = None) -> Path:
+    """Writes a bundle into ``folder``."""
+    toy = toy or Toy()
+    for name in ("unet", "samplers"):
+        (folder / name).mkdir(parents=True)
+    stored = stored_weights(toy)
+    safetensors.write(folder / "unet/weights.safetensors", stored)
+    samplers = {"plain": table("plain"), "noisy": table("noisy", noise=0.3), "second": table("second", order=2)}
+    for name, tabled in samplers.items():
+        tabled.write(folder / f"samplers/{name}.safetensors")
+    records = tuple(toy.record(phase) for phase in toy.rule.phases())
+    for record in records:
+        (folder / record.graph).write_text("a graph")
+        (folder / record.engines["toy"]).write_text(json.dumps({"phase": record.phase.name}))
+    manifest = Manifest(
+        tools={"hidiff-runtime": "0.1.0"},
+        recipe={"family": "toy"},
+        family="sdxl" if toy.sdxl else "sd15",
+        task="inpainting" if toy.inpainting else "text-to-image",
+        width=WIDTH * 8,
+        height=HEIGHT * 8,
+        batch=toy.batch,
+        guidance=toy.guidance,
+        precision="float32",
+        rule=toy.rule,
+        latent=(4, HEIGHT, WIDTH),
+        windowed_blocks=BLOCKS,
+        phases=records,
+        samplers={name: f"samplers/{name}.safetensors" for name in samplers},
+        default_sampler="plain",
+        steps=tuple(range(1, MAX_STEPS + 1)),
+        weights={"unet": "unet/weights.safetensors"},
+        files={},
+    )
+    if toy.reference:
+        record_samples(folder, toy, manifest, stored)
+        manifest = replace(manifest, reference="reference/samples.json")
+    seal(folder, manifest)
+    return folder
+
+
+def seal(folder: Path, manifest: Manifest | None = None) -> Manifest:
+    """Writes the manifest for the files as they are now."""
+    manifest = manifest or Manifest.read(folder)
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+    files = {path.relative_to(folder).as_posix(): FileRecord.of(path) for path in paths}
+    manifest = replace(manifest, files=files)
+    (folder / MANIFEST).write_text(json.dumps(manifest.to_json()))
+    return manifest
+
+
+def record_samples(folder: Path, toy: Toy, manifest: Manifest, stored: Arrays) -> None:
+    """Records, for each phase, one evaluation on noise with every kind of shift, and a run of eight steps."""
+    recorder = SampleRecorder("numpy", CALL_BOUND, RUN_BOUND, limit=150)
+    for index, record in enumerate(manifest.phases):
+        generator = TorchGenerator(index)
+        inputs: dict[str, Any] = {}
+        for spec in record.inputs:
+            half = generator.randn((spec.shape[0] // 2 or 1, *spec.shape[1:]))
+            inputs[spec.name] = np.concatenate([half, half])[: spec.shape[0]]
+        inputs["timestep"] = np.array([500], dtype=np.float32)
+        for residual in record.residuals:
+            inputs[residual.name] = Drawn(5, residual.shape, 0.1)
+        shifts = [index % 4, 1, 2]
+        del inputs["window_shifts"]
+        arrays = {name: value.array() if isinstance(value, Drawn) else value for name, value in inputs.items()}
+        arrays["window_shifts"] = np.array(shifts, dtype=np.int32)
+        output = unet(record.phase.name, stored, arrays)
+        recorder.call(record.phase, step=index, steps=8, window_shifts=shifts, inputs=inputs, noise_pred=output)
+    recorder.run(**reference_run(toy, manifest, stored))
+    recorder.write(folder / "reference")
+
+
+def reference_run(toy: Toy, manifest: Manifest, stored: Arrays, steps: int = 8, seed: int = 3) -> dict[str, Any]:
+    """A run written out plainly, for the denoiser to be compared with."""
+    given = toy.given()
+    generator = TorchGenerator(seed)
+    scale = 4.0 if toy.guidance else None
+    control = {spec.name: Drawn(9, spec.shape, 0.1) for spec in manifest.phases[0].residuals}
+    latents = generator.randn((toy.batch, 4, HEIGHT, WIDTH)) * np.float32(1.5)
+    previous = np.zeros_like(latents)
+    trajectory = []
+    for step in range(steps):
+        phase = manifest.rule.phase_at(step, steps)
+        halves = [latents * np.float32(0.8)] * (2 if toy.guidance else 1)
+        if toy.inpainting:
+            halves = [np.concatenate([half, given["mask"], given["masked_image_latents"]], 1) for half in halves]
+        inputs = {"latents": np.concatenate(halves)}
+        inputs["timestep"] = np.linspace(999, 0, steps, dtype=np.float32)[step : step + 1]
+        for name in ("prompt_embeds", "text_embeds", "time_ids"):
+            if name in given:
+                negative = [given[f"negative_{name}"]] if toy.guidance else []
+                inputs[name] = np.concatenate([*negative, given[name]])
+        uniforms = [generator.rand(1)[0] for _ in BLOCKS]
+        inputs["window_shifts"] = np.array([int(np.ceil(r * 4)) - 1 if r > 0 else 0 for r in uniforms], np.int32)
+        if phase.control:
+            inputs |= {name: drawn.array() for name, drawn in control.items()}
+        noise = unet(phase.name, stored, inputs)
+        if scale is not None:
+            negative_noise, positive_noise = np.split(noise, 2)
+            noise = negative_noise + np.float32(scale) * (positive_noise - negative_noise)
+        draw = generator.randn(latents.shape)
+        latents = 0.9 * latents - 0.2 * noise + 0.3 * draw + 0.05 * previous
+        latents, previous = latents.astype(np.float32), noise
+        trajectory.append(latents)
+    return {
+        "steps": steps,
+        "sampler": "noisy",
+        "seed": seed,
+        "guidance_scale": scale,
+        "inputs": given,
+        "control": control,
+        "latents": latents,
+        "trajectory": trajectory,
+    }
