@@ -225,6 +225,7 @@ _SCALED_LINEAR = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
     "beta_end": 0.012,
+    "clip_sample": False,
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
 }
