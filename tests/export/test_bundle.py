@@ -190,7 +190,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_manifest_that_lists_a_file_of_no_stage_is_refused_when_read(tmp_path: Path) -> None:
+def test_a_manifest_that_lists_a_file_of_no_stage_is_refused_when_read() -> None:
     record = manifest({"a.bin": FileRecord(4, "0" * 64)})
     stranger = replace(record, report="parity/report.json")
     with pytest.raises(BundleError, match="report"):
