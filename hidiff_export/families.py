@@ -55,7 +55,7 @@ PIXELS_PER_LATENT = 8
 _INPAINTING_CHANNELS = 2 * LATENT_CHANNELS + 1  # latents, mask, latents of the masked picture
 
 _FULL_SD = {"block_out_channels": [320, 640, 1280, 1280], "norm_num_groups": 32, "sample_size": 64}
-_TINY_SD = {"block_out_channels": [32, 64, 64, 64], "norm_num_groups": 8, "sample_size": 16}
+_TINY_SD = {"block_out_channels": [32, 48, 64, 64], "norm_num_groups": 8, "sample_size": 16}
 _SD_TYPES = {
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
@@ -79,7 +79,7 @@ _ARCHITECTURES: dict[tuple[str, Width], dict[str, Any]] = {
     ("sd21", Width.TINY): {
         **_SD_TYPES,
         **_TINY_SD,
-        "attention_head_dim": [2, 4, 4, 4],
+        "attention_head_dim": [2, 3, 4, 4],
         "cross_attention_dim": 32,
         "use_linear_projection": True,
     },
@@ -98,11 +98,11 @@ _ARCHITECTURES: dict[tuple[str, Width], dict[str, Any]] = {
     },
     ("sdxl", Width.TINY): {
         **_SDXL_TYPES,
-        "block_out_channels": [32, 64, 96],
+        "block_out_channels": [32, 48, 64],
         "norm_num_groups": 8,
         "sample_size": 16,
         "transformer_layers_per_block": [1, 2, 2],
-        "attention_head_dim": [2, 4, 6],
+        "attention_head_dim": [2, 3, 4],
         "cross_attention_dim": 32,
         "use_linear_projection": True,
         "addition_embed_type": "text_time",
