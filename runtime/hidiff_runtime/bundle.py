@@ -142,20 +142,26 @@ def open(
 
 
 def _choose(manifest: Manifest, wanted: str | Backend | None) -> Backend:
+    """The backend to use: it has an engine for every phase, and it can run here."""
     offered = [name for name in manifest.phases[0].engines if all(name in phase.engines for phase in manifest.phases)]
-    if not offered:
-        raise BundleError("The bundle has no backend with an engine for every phase.", advice="Build it again.")
     if wanted is None:
-        candidates = [backends.get(name) for name in offered]
-        ready = [candidate for candidate in candidates if candidate.available()]
-        chosen = ready[0] if ready else candidates[0]
+        known = [backends.get(name) for name in backends.NAMES if name in offered]
+        if not known:
+            raise BundleError(
+                "The bundle has no engines that this hidiff-runtime knows.",
+                given=", ".join(offered) or "no backend with an engine for every phase",
+                advice=f"Build it for one of {', '.join(backends.NAMES)}, or upgrade hidiff-runtime.",
+            )
+        chosen = next((backend for backend in known if backend.available().usable), known[0])
     else:
         chosen = backends.get(wanted) if isinstance(wanted, str) else wanted
-    if chosen.name not in offered:
-        raise InputError(
-            "The bundle has no engines of this backend.", given=chosen.name, advice=f"It has {', '.join(offered)}."
-        )
+        if chosen.name not in offered:
+            raise InputError(
+                "The bundle has no engines of this backend.", given=chosen.name, advice=f"It has {', '.join(offered)}."
+            )
     availability = chosen.available()
-    if not availability:
-        raise EngineError(f"The backend {chosen.name} is not usable here.", given="", advice="")
+    if not availability.usable:
+        raise EngineError(
+            f"The backend {chosen.name} cannot run here.", given=availability.detail, advice=availability.advice
+        )
     return chosen

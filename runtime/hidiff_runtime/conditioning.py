@@ -98,7 +98,8 @@ def guided(noise: Array, guidance_scale: float | None) -> Array:
     negative, positive = np.split(noise, 2)
     if guidance_scale <= 1:
         return positive
-    return negative + np.float32(guidance_scale) * (positive - negative)
+    combined: Array = negative + np.float32(guidance_scale) * (positive - negative)
+    return combined
 
 
 def check_guidance(manifest: Manifest, guidance_scale: float | None) -> float | None:

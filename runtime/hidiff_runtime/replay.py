@@ -164,10 +164,8 @@ def _replay_run(bundle: Bundle, samples: ReferenceSamples, run: RunSample) -> It
 def _judge_latents(
     samples: ReferenceSamples, expected: Expected, latents: Any, boundary: str, info: StepInfo | None = None
 ) -> Verdict:
-    return judge(
-        boundary,
-        samples.reference(expected),
-        samples.candidate(expected, latents),
-        samples.run_bound,
-        **({} if info is None else {"phase": info.phase.name, "step": info.step, "steps": info.steps}),
-    )
+    where: dict[str, Any] = {}
+    if info is not None:
+        where = {"phase": info.phase.name, "step": info.step, "steps": info.steps}
+    found = samples.candidate(expected, latents)
+    return judge(boundary, samples.reference(expected), found, samples.run_bound, **where)

@@ -51,7 +51,8 @@ class Drawn:
 
     def array(self) -> NDArray[np.float32]:
         """The noise, float32."""
-        return TorchGenerator(self.seed).randn(self.shape) * np.float32(self.scale)
+        noise: NDArray[np.float32] = TorchGenerator(self.seed).randn(self.shape) * np.float32(self.scale)
+        return noise
 
 
 Source = Stored | Drawn
@@ -192,9 +193,10 @@ class ReferenceSamples:
 
     def names(self) -> set[str]:
         """Every tensor that some sample refers to."""
-        sources = [source for sample in (*self.calls, *self.runs) for source in sample.inputs.values()]
+        samples: tuple[CallSample | RunSample, ...] = (*self.calls, *self.runs)
+        sources = [source for sample in samples for source in sample.inputs.values()]
         sources += [source for run in self.runs for source in run.control.values()]
-        outputs = [sample.expected for sample in (*self.calls, *self.runs)]
+        outputs = [sample.expected for sample in samples]
         outputs += [expected for run in self.runs for expected in run.trajectory]
         names = {source.tensor for source in sources if isinstance(source, Stored)}
         names |= {expected.tensor for expected in outputs}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_an_engine_that_failed_to_open_is_tried_again(folder: Path) -> None:
 
 @pytest.mark.parametrize("option", [{"verify": "none"}, {"resident": "some"}, {"backend": "tensorflow"}], ids=str)
 def test_an_unknown_option_is_refused(folder: Path, option: dict[str, str]) -> None:
-    with pytest.raises(InputError, match=next(iter(option))):
+    with pytest.raises(InputError, match=f"{next(iter(option))}.*"):
         open_bundle(folder, **{"backend": toy.ToyBackend(), **option})  # type: ignore[arg-type]
 
 
@@ -203,7 +204,7 @@ def test_a_newer_bundle_says_what_to_install(folder: Path) -> None:
 
 
 def test_a_missing_backend_library_says_how_to_install_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     manifest = Manifest.read(folder)
     renamed = [
         dataclasses.replace(record, engines={"onnxruntime": record.engines["toy"]}) for record in manifest.phases

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.shifts import draw_window_shifts

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from hidiff_runtime.errors import BundleError, InputError, StorageError
 from hidiff_runtime.safetensors import HEADER_LIMIT, SafetensorsFile, SafetensorsWriter, TensorLayout, write
 

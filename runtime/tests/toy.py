@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hidiff_runtime import safetensors
+from hidiff_runtime.backends import Availability
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
@@ -93,8 +94,8 @@ class ToyBackend:
     events: list[str] = field(default_factory=list)
     calls: list[tuple[str, dict[str, np.ndarray]]] = field(default_factory=list)
 
-    def available(self) -> bool:
-        return True
+    def available(self) -> Availability:
+        return Availability(True, "numpy")
 
     def open(self, engine: Path, weights: Mapping[str, Path], record: PhaseRecord, _options: object) -> ToySession:
         phase = json.loads(engine.read_text())["phase"]
