@@ -19,17 +19,18 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from hidiff_export.errors import BundleError, CheckpointError, InputError, StorageError
+from hidiff_export.errors import BundleError, CheckpointError, StorageError
 from hidiff_export.model.state_dict import map_tensors, shapes_of
+from hidiff_export.recipe_values import Precision
 from hidiff_runtime.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo, TensorLayout
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes in all."""
 
-PRECISIONS: Mapping[str, tuple[str, torch.dtype]] = {
-    "float32": ("F32", torch.float32),
-    "float16": ("F16", torch.float16),
-    "bfloat16": ("BF16", torch.bfloat16),
+PRECISIONS: Mapping[Precision, tuple[str, torch.dtype]] = {
+    Precision.FLOAT32: ("F32", torch.float32),
+    Precision.FLOAT16: ("F16", torch.float16),
+    Precision.BFLOAT16: ("BF16", torch.bfloat16),
 }
 """Each precision's safetensors tag and torch dtype."""
 
@@ -40,7 +41,7 @@ _CHUNK = 1 << 24
 class WeightStore:
     """A weight store on disk. Make one with `write`, or `open` one that is there."""
 
-    def __init__(self, file: SafetensorsFile, precision: str, fingerprint: str = "") -> None:
+    def __init__(self, file: SafetensorsFile, precision: Precision, fingerprint: str = "") -> None:
         self.path = file.path
         self.precision = precision
         self._file = file
@@ -51,7 +52,7 @@ class WeightStore:
         cls,
         state_dict: Mapping[str, torch.Tensor],
         path: Path,
-        precision: str,
+        precision: Precision,
         progress: Progress | None = None,
     ) -> WeightStore:
         """Writes a state dict in one precision, whole or not at all.
@@ -63,18 +64,13 @@ class WeightStore:
         Args:
             state_dict: floating-point tensors by name; a lazy one is never held whole.
             path: where the store goes; an older one is replaced at the end.
-            precision: a key of `PRECISIONS`.
+            precision: of the stored tensors.
             progress: told how far the writing is.
 
         Raises:
-            InputError: for an unknown precision.
             CheckpointError: for a NaN, an infinity, a value beyond the precision's range or an integer tensor.
             StorageError: when there is no room, or the disk refuses.
         """
-        if precision not in PRECISIONS:
-            raise InputError(
-                "The precision is unknown.", given=precision, advice=f"Choose one of {', '.join(PRECISIONS)}."
-            )
         tag, dtype = PRECISIONS[precision]
         layouts = {name: TensorLayout(tag, shape) for name, shape in shapes_of(state_dict).items()}
         total = sum(layout.nbytes for layout in layouts.values())

@@ -44,6 +44,10 @@ class Component(str, Enum):
             ) from error
         return cast(torch.nn.Module, model.requires_grad_(False).eval())
 
+    def full_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration with the class defaults filled in, as a network built from it reports it."""
+        return dict(cast(Any, self.empty(config)).config)
+
     def shapes(self, config: Mapping[str, Any]) -> Shapes:
         """Names and shapes of the network's tensors."""
         return {name: tuple(tensor.shape) for name, tensor in self.empty(config).state_dict().items()}

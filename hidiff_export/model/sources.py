@@ -1,0 +1,182 @@
+"""Finding a checkpoint's files: in a folder, as one file, or on the Hugging Face hub (its cache first)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hidiff_export.errors import CheckpointError, StorageError
+from hidiff_export.model.component import Component
+
+_STEM = "diffusion_pytorch_model"
+_WEIGHTS = (
+    f"{_STEM}.safetensors",
+    f"{_STEM}.safetensors.index.json",
+    f"{_STEM}.fp16.safetensors",
+    f"{_STEM}.safetensors.index.fp16.json",
+)
+"""Where diffusers puts weights, the most precise first."""
+
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+_AGAIN = "Copy or download the checkpoint again."
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+Fetch = Callable[[str], "Path | None"]
+"""Gives the local path of a checkpoint's file by its path inside the checkpoint, None when it has no such file."""
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """What was found: the safetensors files, and the network's configuration where one lies beside them."""
+
+    weights: tuple[Path, ...]
+    config: dict[str, Any] | None
+
+
+def find_checkpoint(source: str, component: Component) -> CheckpointFiles:
+    """The files of a network.
+
+    Args:
+        source: path of a pipeline's or a network's diffusers folder, path of a ``.safetensors`` file, or a hub id.
+        component: the network wanted.
+
+    Raises:
+        CheckpointError: when there is nothing there, it is incomplete, or it is a pickle.
+        StorageError: when a download cannot be written.
+    """
+    path = Path(source).expanduser()
+    if path.suffix.lower() in _PICKLES:
+        raise _pickle(path)
+    if path.is_dir():
+        return _in_folder(lambda name: path / name if (path / name).is_file() else None, source, component)
+    if path.suffix == ".safetensors":
+        return CheckpointFiles((path,), config=None)
+    if path.exists() or not _HUB_ID.fullmatch(source):
+        raise CheckpointError(
+            "There is no checkpoint at this path.",
+            given=source,
+            advice="Give a diffusers folder, a .safetensors file, a hub id like org/name, or random:SEED.",
+        )
+    return _on_hub(source, component)
+
+
+def _in_folder(fetch: Fetch, source: str, component: Component) -> CheckpointFiles:
+    for prefix in (f"{component.value}/", ""):
+        found = fetch(f"{prefix}config.json")
+        if found is not None:
+            return CheckpointFiles(_weights(fetch, prefix, source), _read_json(found))
+    raise CheckpointError(
+        f"There is no {component.class_name} in this checkpoint.",
+        given=f"{source} has neither {component.value}/config.json nor config.json",
+        advice="Give a folder as diffusers' save_pretrained writes it.",
+    )
+
+
+def _weights(fetch: Fetch, prefix: str, source: str) -> tuple[Path, ...]:
+    for name in _WEIGHTS:
+        found = fetch(prefix + name)
+        if found is not None:
+            return _shards(fetch, prefix, found) if name.endswith(".json") else (found,)
+    pickled = fetch(f"{prefix}{_STEM}.bin")
+    if pickled is not None:
+        raise _pickle(pickled)
+    raise CheckpointError(
+        "The checkpoint's folder has a configuration but no weights.",
+        given=f"{source}: no {prefix}{_WEIGHTS[0]}",
+        advice=_AGAIN,
+    )
+
+
+def _shards(fetch: Fetch, prefix: str, index: Path) -> tuple[Path, ...]:
+    entries = _read_json(index).get("weight_map")
+    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries.values()):
+        raise CheckpointError(
+            "The index of a sharded checkpoint is damaged.",
+            given=index,
+            advice=_AGAIN,
+        )
+    paths = []
+    for name in sorted(set(entries.values())):
+        found = fetch(prefix + name) if PurePosixPath(name).name == name else None
+        if found is None:
+            raise CheckpointError(
+                "A shard of the checkpoint is missing.",
+                given=f"{name}, named in {index}",
+                advice=_AGAIN,
+            )
+        paths.append(found)
+    return tuple(paths)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            "A file of the checkpoint cannot be read.",
+            given=f"{path}: {error}",
+            advice=_AGAIN,
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            "A file of the checkpoint is not a JSON object.",
+            given=path,
+            advice=_AGAIN,
+        )
+    return content
+
+
+def _on_hub(repository: str, component: Component) -> CheckpointFiles:
+    from huggingface_hub import errors, hf_hub_download
+
+    offline: list[Exception] = []
+
+    def fetch(name: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(repository, name))
+        except errors.LocalEntryNotFoundError as error:
+            offline.append(error)  # not in the cache, and the hub cannot be asked whether it exists at all
+            return None
+        except errors.EntryNotFoundError:
+            return None
+
+    try:
+        return _in_folder(fetch, repository, component)
+    except CheckpointError as error:
+        if not offline:
+            raise
+        raise CheckpointError(
+            "The checkpoint is not in the local cache, and the hub cannot be reached.",
+            given=repository,
+            advice=f"Go online, or run `hf download {repository}` elsewhere and give the folder.",
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise CheckpointError(
+            "There is no such checkpoint, neither a path here nor one the hub lets you read.",
+            given=repository,
+            advice="Check the spelling; for a private or gated one run `hf auth login` and accept its licence.",
+        ) from error
+    except (errors.HfHubHTTPError, ConnectionError) as error:
+        raise CheckpointError(
+            "The hub did not give the checkpoint.", given=f"{repository}: {error}", advice="Try again later."
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            "The download could not be written.",
+            given=f"{os.fspath(error.filename) if error.filename else repository}: {error.strerror}",
+            advice="Free space on the disk, or set HF_HOME to a folder on another one.",
+        ) from error
+
+
+def _pickle(path: Path) -> CheckpointError:
+    return CheckpointError(
+        "The checkpoint is a pickle, which can run code when it is opened.",
+        given=path,
+        advice="If you trust it, convert it: diffusers' StableDiffusionPipeline.from_single_file(FILE) "
+        "or from_pretrained(FOLDER, use_safetensors=False), then save_pretrained(NEW_FOLDER).",
+    )
