@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,14 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.manifest import Manifest
 
 
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.make(tmp_path_factory.mktemp("toy") / "bundle")
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return toy.make(tmp_path / "bundle")
+def folder(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "bundle"))
 
 
 @pytest.fixture(autouse=True)

@@ -31,9 +31,14 @@ def backend() -> toy.ToyBackend:
     return toy.ToyBackend()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.make(tmp_path_factory.mktemp("toy") / "bundle", toy.Toy(reference=False))
+
+
 @pytest.fixture
-def bundle(tmp_path: Path, backend: toy.ToyBackend) -> Bundle:
-    return open_bundle(toy.make(tmp_path / "bundle"), backend=backend)
+def bundle(folder: Path, backend: toy.ToyBackend) -> Bundle:
+    return open_bundle(folder, backend=backend, verify="size")
 
 
 def run(bundle: Bundle, **changes: Any) -> np.ndarray:
@@ -186,21 +191,21 @@ def test_a_callback_cannot_change_the_run(bundle: Bundle) -> None:
     assert np.array_equal(run(bundle, callback=lambda info: info.latents.fill(0)), untouched)
 
 
-def test_nan_from_an_engine_names_phase_and_step(tmp_path: Path) -> None:
+def test_nan_from_an_engine_names_phase_and_step(folder: Path) -> None:
     def spoil(outputs: dict[str, np.ndarray], call: int) -> dict[str, np.ndarray]:
         if call == 3:
             outputs["noise_pred"][0, 0, 0, 0] = np.nan
         return outputs
 
-    bundle = open_bundle(toy.make(tmp_path / "bundle"), backend=toy.ToyBackend(spoil))
+    bundle = open_bundle(folder, backend=toy.ToyBackend(spoil))
     with pytest.raises(EngineError, match="phase strided, step 3 of 8") as caught:
         run(bundle, steps=8)
     assert caught.value.exit_code == 5
     assert np.isfinite(run(bundle, steps=8)).all()
 
 
-def test_an_engine_without_the_output_is_an_error(tmp_path: Path) -> None:
-    bundle = open_bundle(toy.make(tmp_path / "bundle"), backend=toy.ToyBackend(lambda _outputs, _call: {}))
+def test_an_engine_without_the_output_is_an_error(folder: Path) -> None:
+    bundle = open_bundle(folder, backend=toy.ToyBackend(lambda _outputs, _call: {}))
     with pytest.raises(EngineError, match="no noise_pred"):
         run(bundle)
 

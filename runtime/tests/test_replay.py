@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import toy
 from hidiff_runtime import BundleError, CheckReport, EngineError, Verdict, check, safetensors
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.recorder import SampleRecorder
-from hidiff_runtime.samples import INDEX, TENSORS, Drawn, ReferenceSamples, Stored
+from hidiff_runtime.samples import INDEX, TENSORS, Drawn, ReferenceSamples, Stored, write_index
 
 KINDS = {
     "plain": toy.Toy(),
@@ -23,9 +24,14 @@ KINDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.make(tmp_path_factory.mktemp("toy") / "bundle")
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return toy.make(tmp_path / "bundle")
+def folder(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "bundle"))
 
 
 def failed(report: CheckReport) -> list[tuple[str, str | None]]:
@@ -212,12 +218,9 @@ def test_missing_sample_files_are_refused(folder: Path) -> None:
         ReferenceSamples.read(folder / "reference" / INDEX)
 
 
-def test_bounds_may_be_elementwise(tmp_path: Path) -> None:
-    folder = toy.make(tmp_path / "bundle")
+def test_bounds_may_be_elementwise(folder: Path) -> None:
     samples = ReferenceSamples.read(folder / "reference" / INDEX)
     strict = dataclasses.replace(samples.call_bound, snr_db=0.0, rtol=1e-9, atol=1e-9)
-    from hidiff_runtime.samples import write_index
-
     write_index(folder / "reference", dataclasses.replace(samples, call_bound=strict))
     toy.seal(folder)
     nudged = spoil_with(lambda outputs: {"noise_pred": outputs["noise_pred"] * np.float32(1 + 1e-6)})

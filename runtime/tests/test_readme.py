@@ -1,0 +1,55 @@
+"""The README's examples, run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+
+from hidiff_runtime import bundle as bundle_module
+from hidiff_runtime import cli, replay
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def _toy_bundle_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``bundle`` is a toy in the current folder, and its backend the one that is found."""
+    real = bundle_module.open
+
+    def opened(folder: Path, *, backend: str | None = None, **options: Any) -> bundle_module.Bundle:
+        assert backend is None
+        return real(folder, backend=toy.ToyBackend(), **options)
+
+    for module, name in ((bundle_module, "open"), (replay, "open_bundle")):
+        monkeypatch.setattr(module, name, opened)
+    monkeypatch.setattr("hidiff_runtime.open", opened, raising=False)
+    monkeypatch.chdir(tmp_path)
+    toy.make(tmp_path / "bundle")
+
+
+def test_the_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = toy.Toy().given()
+    for code in blocks("python"):
+        exec(compile(code, str(README), "exec"), names)
+    assert names["latents"].shape == (1, 4, toy.HEIGHT, toy.WIDTH)
+    out = capsys.readouterr().out
+    assert "8/8 windowed" in out
+    assert "within bounds" in out
+
+
+def test_the_commands_run() -> None:
+    commands = [
+        line.split()[1:] for block in blocks("sh") for line in block.splitlines() if line.startswith("hidiff-run")
+    ]
+    assert [command[0] for command in commands] == ["info", "check", "denoise"]
+    for command in commands:
+        assert cli.main(command) == 0
+    assert Path("latents.safetensors").exists()
