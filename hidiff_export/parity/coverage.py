@@ -1,0 +1,127 @@
+"""Which evaluations stand for all of a bundle: a short run, and calls on both sides of each phase change.
+
+Every phase has to be among them, and both sides of each change from one phase to the next, in as little time as that
+takes: at full size one evaluation on a CPU is a matter of minutes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from hidiff_runtime.phases import Phase, PhasePlan, PhaseRule
+
+FEW_EVALUATIONS = 4
+"""A build records a run of at most so many evaluations, unless a longer one costs next to nothing."""
+
+LITTLE_WORK = 20e12
+"""What costs next to nothing, in floating-point operations: about a minute on a laptop's processor."""
+
+_LAST_TIMESTEP = 999
+
+
+@dataclass(frozen=True)
+class Course:
+    """A run of ``steps``, as a sampler lays it out.
+
+    Args:
+        rule: which phase runs at which logical step.
+        steps: asked of the sampler.
+        timesteps: one for each evaluation of the UNet.
+        order: evaluations of a logical step; the last step of a second-order sampler has one less.
+    """
+
+    rule: PhaseRule
+    steps: int
+    timesteps: tuple[float, ...]
+    order: int = 1
+
+    @property
+    def logical_steps(self) -> int:
+        """Denoising steps, as phases count them."""
+        return math.ceil(len(self.timesteps) / self.order)
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """Every evaluation."""
+        steps = self.logical_steps
+        return tuple(
+            Point(self.rule.phase_at(index // self.order, steps), index // self.order, steps, timestep)
+            for index, timestep in enumerate(self.timesteps)
+        )
+
+    @cached_property
+    def edges(self) -> tuple[tuple[Point, Point], ...]:
+        """The last evaluation of a phase and the first of the next, for each change."""
+        pairs = zip(self.points, self.points[1:], strict=False)
+        return tuple((before, after) for before, after in pairs if before.phase != after.phase)
+
+    @property
+    def changes(self) -> frozenset[tuple[Phase, Phase]]:
+        """From which phase to which the run goes."""
+        return frozenset((before.phase, after.phase) for before, after in self.edges)
+
+    @property
+    def phases(self) -> frozenset[Phase]:
+        """The phases the run goes through."""
+        return frozenset(point.phase for point in self.points)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation: its phase, its logical step (from 0) of how many, and the timestep the UNet is told."""
+
+    phase: Phase
+    step: int
+    steps: int
+    timestep: float
+
+
+def fullest(courses: Iterable[Course]) -> Course | None:
+    """The run with the most phase changes; of equals the one with the most phases, then with the fewest evaluations."""
+    return max(
+        courses,
+        key=lambda course: (len(course.changes), len(course.phases), -len(course.timesteps)),
+        default=None,
+    )
+
+
+def recorded(courses: Sequence[Course], flops: Callable[[Phase], float]) -> Course | None:
+    """The run that a build records: the fullest of those that are short or cheap, if there is one.
+
+    Args:
+        flops: of one evaluation of a phase.
+    """
+
+    def affordable(course: Course) -> bool:
+        cost = sum(flops(point.phase) for point in course.points)
+        return len(course.points) <= FEW_EVALUATIONS or cost <= LITTLE_WORK
+
+    return fullest(course for course in courses if affordable(course))
+
+
+def edge_points(rule: PhaseRule, courses: Iterable[Course], run: Course | None = None) -> tuple[Point, ...]:
+    """Evaluations on both sides of each phase change, and one of each of the rule's phases that takes part in none.
+
+    Args:
+        rule: whose phases all have to be there, those of unusual step counts included.
+        courses: every run there can be; the changes are those of the fullest.
+        run: leaves out the changes and phases that this run goes through.
+    """
+    whole = fullest(courses)
+    done = frozenset() if run is None else run.changes
+    edges = () if whole is None else whole.edges
+    points = [point for edge in edges if (edge[0].phase, edge[1].phase) not in done for point in edge]
+    seen = {point.phase for point in points} | (frozenset() if run is None else run.phases)
+    points += [_somewhere(rule, phase) for phase in rule.phases() if phase not in seen]
+    return tuple(dict.fromkeys(points))
+
+
+def _somewhere(rule: PhaseRule, phase: Phase) -> Point:
+    """The first step of ``phase`` in the shortest run that has one, with the timestep an even spacing gives it."""
+    plans = (PhasePlan(rule, steps) for steps in itertools.count(1))
+    step, steps = next((span.first, plan.steps) for plan in plans for span in plan.spans if span.phase == phase)
+    return Point(phase, step, steps, float(round(_LAST_TIMESTEP * (1 - step / steps))))

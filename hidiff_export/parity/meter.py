@@ -1,0 +1,54 @@
+"""How far a number of UNet evaluations has come, told in their own cost, so that the time left is a fair guess."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hidiff_export.cost import unet_cost
+from hidiff_export.geometry import UNetGeometry
+from hidiff_export.parity.coverage import Point
+from hidiff_export.recipe import Recipe
+from hidiff_runtime.phases import Phase
+
+Progress = Callable[[float, float, str], None]
+"""``progress(done, total, note)`` before each evaluation and after the last, in floating-point operations."""
+
+
+class Meter:
+    """Tells a progress callback how far a number of evaluations of known cost have come."""
+
+    def __init__(self, recipe: Recipe, config: Mapping[str, Any], progress: Progress | None) -> None:
+        self._recipe = recipe
+        self._config = config
+        self._progress = progress
+        self._done = 0.0
+        self._total = 0.0
+        self._next = 0.0
+
+    def flops(self, phase: Phase) -> float:
+        """Floating-point operations of one evaluation."""
+        recipe = self._recipe
+        size = (recipe.latent_height, recipe.latent_width)
+        geometry = UNetGeometry.of(self._config, recipe.layout, phase, *size)
+        return recipe.model_batch * float(unet_cost(self._config, recipe.layout, geometry).flops)
+
+    def plan(self, points: Sequence[Point]) -> None:
+        """Adds evaluations to what there is to do."""
+        self._total += sum(self.flops(point.phase) for point in points)
+
+    def start(self, point: Point, what: str) -> None:
+        """An evaluation begins, and the one before has ended."""
+        self._done += self._next
+        self._next = self.flops(point.phase)
+        self._show(f"{what}: {point.phase.name}, step {point.step + 1} of {point.steps}")
+
+    def end(self) -> None:
+        """The last evaluation has ended."""
+        self._done += self._next
+        self._next = 0.0
+        self._show("done")
+
+    def _show(self, note: str) -> None:
+        if self._progress is not None:
+            self._progress(self._done, self._total, note)

@@ -1,0 +1,203 @@
+"""A whole run of a real diffusers pipeline with HiDiffusion in force, and what its UNet was given and gave.
+
+The pipeline is diffusers' own for the recipe's task, with its own scheduler and loop. Its prompt is random embeddings,
+so no text encoder is needed, and a ControlNet is stood in for by one that gives the same residuals at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hidiff_export.families import LATENT_CHANNELS, PIXELS_PER_LATENT, Task, Width, controlnet_config
+from hidiff_export.geometry import UNetGeometry, WindowShape
+from hidiff_export.model.patch import apply_hidiffusion
+from hidiff_export.parity.coverage import Course
+from hidiff_export.parity.inputs import Given, arrays, drawn
+from hidiff_export.parity.watch import Evaluation, UNetWatch
+from hidiff_export.recipe import Recipe
+from hidiff_export.signature import control_residuals, phase_inputs
+from hidiff_runtime.conditioning import EMBEDDINGS, INPAINTING
+from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.samples import Drawn
+
+Array = NDArray[Any]
+
+GUIDANCE_SCALE = 5.0
+SEED = 0
+_NO_GUIDANCE = 1.0
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run is given, under the denoiser's own names.
+
+    Args:
+        seed: of the random stream.
+        guidance_scale: ``None`` where the recipe has no guidance.
+        arrays: ``prompt_embeds`` and what else the family and the task take, for one batch.
+        control: a ControlNet's residuals by graph input name, at its own sizes, the same at every step.
+    """
+
+    seed: int
+    guidance_scale: float | None
+    arrays: Mapping[str, Given]
+    control: Mapping[str, Drawn]
+
+    @classmethod
+    def of(cls, recipe: Recipe, config: Mapping[str, Any], seed: int = SEED) -> RunInputs:
+        """Random ones from ``seed``; the inpainting mask is the picture's middle."""
+        size = (recipe.latent_height, recipe.latent_width)
+        phase = recipe.phase_rule().phases()[0]
+        specs = {spec.name: spec for spec in phase_inputs(config, recipe.layout, phase, *size, recipe.batch)}
+        given: dict[str, Given] = {}
+        for name in EMBEDDINGS:
+            if name in specs and name != "time_ids":
+                for sign in ("", "negative_")[: 1 + recipe.guidance]:
+                    given[sign + name] = drawn(sign + name, specs[name].shape, seed)
+        if recipe.task is Task.INPAINTING:
+            mask, masked = INPAINTING
+            given[mask] = _middle(recipe.batch, *size)
+            given[masked] = drawn(masked, (recipe.batch, LATENT_CHANNELS, *size), seed)
+        residuals: Sequence[TensorSpec] = ()
+        if recipe.task.has_control:
+            residuals = control_residuals(config, recipe.layout, *size, recipe.model_batch)
+        control = {spec.name: drawn(spec.name, spec.shape, seed) for spec in residuals}
+        return cls(seed, GUIDANCE_SCALE if recipe.guidance else None, given, control)
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """A finished run: its evaluations, the latents after each, and so the result."""
+
+    evaluations: tuple[Evaluation, ...]
+    latents: tuple[Array, ...]
+
+
+def run_pipeline(
+    unet: nn.Module, scheduler: Any, recipe: Recipe, course: Course, given: RunInputs, started: Callable[[int], None]
+) -> PipelineRun:
+    """Denoises with diffusers.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``, float32; as before when this returns or raises.
+        scheduler: diffusers' own.
+        recipe: task, size, phases and windows.
+        course: steps asked of the scheduler, and the phases they should run in.
+        given: inputs of the run.
+        started: told the number of each evaluation, from 0, when it begins.
+
+    Raises:
+        ParityError: the UNet was not called in the course's phases.
+    """
+    pipe = _pipeline(unet, scheduler, recipe, given)
+    pipe.set_progress_bar_config(disable=True)
+    watch = UNetWatch(unet, _windows(unet, recipe, course), started)
+    latents: list[Array] = []
+
+    def keep(_pipe: Any, _index: int, _timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        latents.append(tensors["latents"].numpy().copy())
+        return {}
+
+    patch = apply_hidiffusion(
+        pipe,
+        rule=recipe.phase_rule(),
+        windows=recipe.hidiffusion.windows,
+        family=recipe.family,
+        task=recipe.task,
+    )
+    with patch, watch:
+        pipe(
+            **_arguments(recipe, given),
+            num_inference_steps=course.steps,
+            generator=torch.Generator("cpu").manual_seed(given.seed),
+            output_type="latent",
+            callback_on_step_end=keep,
+        )
+    return PipelineRun(tuple(watch.evaluations), tuple(latents))
+
+
+def _windows(unet: Any, recipe: Recipe, course: Course) -> list[tuple[WindowShape, ...]]:
+    size = (recipe.latent_height, recipe.latent_width)
+    return [UNetGeometry.of(unet.config, recipe.layout, point.phase, *size).windows for point in course.points]
+
+
+def _pipeline(unet: nn.Module, scheduler: Any, recipe: Recipe, given: RunInputs) -> Any:
+    sdxl, task = recipe.family.is_sdxl, recipe.task
+    # Beside what is given here, these pipelines need no component for latents out of embeddings.
+    parts: dict[str, Any] = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
+    parts |= {"unet": unet, "scheduler": scheduler}
+    if sdxl:
+        parts |= {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
+    else:
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    kind = ""
+    if task is Task.INPAINTING:
+        kind, parts["vae"] = "Inpaint", _some_vae()
+    elif task.has_control:
+        kind, parts["controlnet"] = "ControlNet", _FixedControlNet(recipe, arrays(given.control))
+    return getattr(diffusers, f"StableDiffusion{'XL' if sdxl else ''}{kind}Pipeline")(**parts)
+
+
+def _arguments(recipe: Recipe, given: RunInputs) -> dict[str, Any]:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays(given.arrays).items()}
+    renamed = {"text_embeds": "pooled_prompt_embeds", "negative_text_embeds": "negative_pooled_prompt_embeds"}
+    call: dict[str, Any] = {renamed.get(name, name): tensor for name, tensor in tensors.items()}
+    call |= {"height": recipe.height, "width": recipe.width}
+    call["guidance_scale"] = _NO_GUIDANCE if given.guidance_scale is None else given.guidance_scale
+    if recipe.task is Task.INPAINTING:
+        mask = call.pop("mask")
+        call["mask_image"] = mask.repeat_interleave(PIXELS_PER_LATENT, 2).repeat_interleave(PIXELS_PER_LATENT, 3)
+        call["image"] = torch.zeros(recipe.batch, *recipe.latent_shape)
+        call["strength"] = 1.0
+    if recipe.task.has_control:
+        call["image"] = torch.zeros(recipe.batch, 3, recipe.height, recipe.width)
+    return call
+
+
+def _middle(batch: int, height: int, width: int) -> NDArray[np.float32]:
+    mask = np.zeros((batch, 1, height, width), dtype=np.float32)
+    mask[:, :, height // 4 : -(height // 4), width // 4 : -(width // 4)] = 1
+    return mask
+
+
+def _some_vae() -> nn.Module:
+    """A VAE that is asked for its configuration alone: the inpainting pipelines read the number of channels there."""
+    widths = [8] * (PIXELS_PER_LATENT.bit_length())
+    with torch.random.fork_rng(devices=[]):
+        vae: nn.Module = diffusers.AutoencoderKL(
+            block_out_channels=widths,
+            down_block_types=["DownEncoderBlock2D"] * len(widths),
+            up_block_types=["UpDecoderBlock2D"] * len(widths),
+            latent_channels=LATENT_CHANNELS,
+            norm_num_groups=8,
+        )
+    return vae
+
+
+class _FixedControlNet(diffusers.ControlNetModel):  # type: ignore[misc]  # diffusers is untyped
+    """A ControlNet whose residuals are given."""
+
+    def __init__(self, recipe: Recipe, residuals: Mapping[str, Array]) -> None:
+        with torch.random.fork_rng(devices=[]):
+            super().__init__(**controlnet_config(recipe.family, Width.TINY))
+        *down, mid = (torch.from_numpy(array) for array in residuals.values())
+        self._residuals = (down, mid)
+
+    def forward(
+        self,
+        sample: torch.Tensor,  # noqa: ARG002 - the names are those of the class's own forward
+        timestep: torch.Tensor,  # noqa: ARG002
+        encoder_hidden_states: torch.Tensor,  # noqa: ARG002
+        controlnet_cond: torch.Tensor,  # noqa: ARG002
+        **_: Any,
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The given residuals: one for each skip connection, and the middle block's."""
+        return self._residuals

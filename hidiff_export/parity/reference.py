@@ -1,0 +1,206 @@
+"""The reference: what float32 PyTorch makes of the weights as they are stored, for chosen evaluations and a whole run.
+
+A build keeps it in the bundle (:func:`record_reference`), and a verification makes it anew to judge by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hidiff_export.model.phase_unet import PhaseUNet
+from hidiff_export.parity.coverage import LITTLE_WORK, Course, Point, edge_points, recorded
+from hidiff_export.parity.inputs import Given, arrays, mixed_shifts, random_inputs
+from hidiff_export.parity.meter import Meter, Progress
+from hidiff_export.parity.pipeline import RunInputs, run_pipeline
+from hidiff_export.parity.tolerance import Boundary, bound_for
+from hidiff_export.recipe import Recipe
+from hidiff_export.sampler.probe import build_scheduler
+from hidiff_runtime.recorder import SampleRecorder
+
+Array = NDArray[Any]
+
+ORIGIN = f"PyTorch {torch.__version__}, float32"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One evaluation and its result.
+
+    Args:
+        point: phase, step and timestep.
+        window_shifts: int32, one for each windowed block.
+        inputs: every other input of the phase's graph.
+        noise_pred: the UNet's output, float32.
+    """
+
+    point: Point
+    window_shifts: Array
+    inputs: Mapping[str, Given]
+    noise_pred: Array
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole run of diffusers.
+
+    Args:
+        course: steps, timesteps and phases.
+        sampler: by the project's name.
+        given: inputs, seed and guidance scale.
+        calls: one for each evaluation, with the inputs it had in the run.
+        latents: after each evaluation, float32; the last are the result.
+    """
+
+    course: Course
+    sampler: str
+    given: RunInputs
+    calls: tuple[Call, ...]
+    latents: tuple[Array, ...]
+
+    @property
+    def after_steps(self) -> tuple[Array, ...]:
+        """The latents after each logical step."""
+        order = self.course.order
+        return (*self.latents[order - 1 : -1 : order], self.latents[-1])
+
+
+def courses(recipe: Recipe, scheduler_config: Mapping[str, Any]) -> tuple[Course, ...]:
+    """A run of each step count of the recipe, with its default sampler."""
+    scheduler = build_scheduler(recipe.sampler[0], scheduler_config)
+    return tuple(_course(recipe, scheduler, steps) for steps in recipe.steps)
+
+
+def _course(recipe: Recipe, scheduler: Any, steps: int) -> Course:
+    scheduler.set_timesteps(steps)
+    return Course(recipe.phase_rule(), steps, tuple(map(float, scheduler.timesteps)), scheduler.order)
+
+
+def run_reference(
+    unet: nn.Module, recipe: Recipe, scheduler_config: Mapping[str, Any], course: Course, meter: Meter
+) -> Run:
+    """Denoises with diffusers under HiDiffusion, and keeps every evaluation.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``, float32.
+        scheduler_config: of the checkpoint's noise schedule.
+        course: steps and phases of the run.
+    """
+    sampler = recipe.sampler[0].value
+    given = RunInputs.of(recipe, unet.config)  # type: ignore[arg-type]  # nn.Module types it as a tensor
+    done = run_pipeline(
+        unet,
+        build_scheduler(sampler, scheduler_config),
+        recipe,
+        course,
+        given,
+        lambda index: meter.start(course.points[index], "PyTorch run"),
+    )
+    calls = (
+        Call(
+            point,
+            evaluation.window_shifts,
+            {**evaluation.inputs, **(given.control if point.phase.control else {})},
+            evaluation.noise_pred,
+        )
+        for point, evaluation in zip(course.points, done.evaluations, strict=True)
+    )
+    return Run(course, sampler, given, tuple(calls), done.latents)
+
+
+def random_calls(unet: nn.Module, recipe: Recipe, points: Sequence[Point], meter: Meter) -> Iterator[Call]:
+    """Evaluates the UNet's phases on random inputs; each point has its own inputs and shifts.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``, float32.
+        points: what to evaluate.
+    """
+    size = (recipe.latent_height, recipe.latent_width)
+    for seed, point in enumerate(points, start=1):
+        meter.start(point, "PyTorch")
+        module = PhaseUNet(unet, recipe.layout, point.phase, *size)
+        specs = module.input_specs(recipe.model_batch)
+        picture = {"width": recipe.width, "height": recipe.height}
+        inputs = random_inputs(specs, timestep=point.timestep, **picture, seed=seed)
+        shifts = mixed_shifts(len(recipe.layout.windowed_blocks), seed)
+        yield Call(point, shifts, inputs, _evaluate(module, inputs, shifts))
+
+
+def _evaluate(module: PhaseUNet, inputs: Mapping[str, Given], shifts: NDArray[np.int32]) -> Array:
+    values: dict[str, Array] = {**arrays(inputs), **({"window_shifts": shifts} if shifts.size else {})}
+    tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+    with torch.inference_mode():
+        noise_pred: Array = module(**PhaseUNet.arguments(tensors)).numpy()
+    return noise_pred
+
+
+def record_reference(
+    unet: nn.Module,
+    recipe: Recipe,
+    scheduler_config: Mapping[str, Any],
+    folder: Path,
+    progress: Progress | None = None,
+) -> tuple[Path, Path]:
+    """Records what the bundle's engines will be asked for, in the runtime's format; returns the files' paths.
+
+    A whole run: of those with at most four evaluations (or next to no cost) the one with the most phase changes, which
+    for ``sd15-1024`` is 3 steps, strided, windowed, windowed. Then random inputs on both sides of every phase change
+    that the run does not make, and for every phase it does not reach. Where all of that costs next to nothing, random
+    inputs for the other changes too.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``, float32, holding the weights as stored (rounded to the recipe's
+            precision); as before when this returns or raises.
+        recipe: what is being built.
+        scheduler_config: of the checkpoint's noise schedule, as diffusers writes it.
+        folder: where ``samples.json`` and ``samples.safetensors`` go.
+        progress: told before each evaluation.
+    """
+    meter = Meter(recipe, unet.config, progress)  # type: ignore[arg-type]  # nn.Module types it as a tensor
+    possible = courses(recipe, scheduler_config)
+    course = recorded(possible, meter.flops)
+    rule = recipe.phase_rule()
+    points = edge_points(rule, possible)
+    if sum(meter.flops(point.phase) for point in points) > LITTLE_WORK:
+        points = edge_points(rule, possible, course)
+    meter.plan((*(() if course is None else course.points), *points))
+    recorder = SampleRecorder(ORIGIN, bound_for(Boundary.TRAJECTORY, recipe), bound_for(Boundary.RUN, recipe))
+    if course is not None:
+        _record_run(recorder, run_reference(unet, recipe, scheduler_config, course, meter))
+    for call in random_calls(unet, recipe, points, meter):
+        _record_call(recorder, call)
+    meter.end()
+    return recorder.write(folder)
+
+
+def _record_run(recorder: SampleRecorder, run: Run) -> None:
+    for call in run.calls:
+        _record_call(recorder, call)
+    recorder.run(
+        steps=run.course.steps,
+        sampler=run.sampler,
+        seed=run.given.seed,
+        guidance_scale=run.given.guidance_scale,
+        inputs=run.given.arrays,
+        control=run.given.control,
+        latents=run.latents[-1],
+        trajectory=run.after_steps,
+    )
+
+
+def _record_call(recorder: SampleRecorder, call: Call) -> None:
+    recorder.call(
+        call.point.phase,
+        step=call.point.step,
+        steps=call.point.steps,
+        window_shifts=call.window_shifts.tolist(),
+        inputs=call.inputs,
+        noise_pred=call.noise_pred,
+    )

@@ -1,0 +1,192 @@
+"""What a verification found: a table for people, JSON and JUnit XML for machines, and the report in the bundle."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hidiff_export.bundle import storage_errors, write_json
+from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.verdict import Verdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+REPORT = "parity/report.json"
+MARKDOWN = "parity/report.md"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verdict and how long it took to reach, in seconds, reference and candidate together."""
+
+    verdict: Verdict
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything one verification measured.
+
+    Args:
+        bundle: name of the bundle's folder.
+        against: where the reference's weights came from: the bundle's own store, or a checkpoint source.
+        reference: what computed the reference, for example ``PyTorch 2.13.0, float32``.
+        candidate: what was judged, for example ``onnxruntime``.
+        checks: in the order they were made.
+    """
+
+    bundle: str
+    against: str
+    reference: str
+    candidate: str
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is at least one verdict and all hold."""
+        return bool(self.checks) and not self.failures
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """The verdicts alone."""
+        return tuple(check.verdict for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[Verdict, ...]:
+        """The verdicts that do not hold."""
+        return tuple(verdict for verdict in self.verdicts if not verdict.ok)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "ok": self.ok,
+            "bundle": self.bundle,
+            "against": self.against,
+            "reference": self.reference,
+            "candidate": self.candidate,
+            "verdicts": [verdict.to_dict() for verdict in self.verdicts],
+            "seconds": [round(check.seconds, 3) for check in self.checks],
+        }
+
+    def to_junit(self) -> str:
+        """The report as a JUnit XML document: a test case for each verdict, a failure for each that does not hold."""
+        suite = ET.Element(
+            "testsuite",
+            name=f"parity of {self.bundle}",
+            tests=str(len(self.checks)),
+            failures=str(len(self.failures)),
+            errors="0",
+            time=f"{sum(check.seconds for check in self.checks):.3f}",
+        )
+        for check in self.checks:
+            verdict = check.verdict
+            case = ET.SubElement(
+                suite,
+                "testcase",
+                classname=verdict.boundary,
+                name=_place(verdict),
+                time=f"{check.seconds:.3f}",
+            )
+            if not verdict.ok:
+                failure = ET.SubElement(case, "failure", message=_finding(verdict))
+                failure.text = f"{_finding(verdict)}\nWhy this bound: {verdict.bound.reason}"
+        ET.indent(suite)
+        return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+    def to_markdown(self) -> str:
+        """The report as a Markdown page, with the reason of every bound below the table."""
+        lines = [
+            f"# Parity of {self.bundle}: {'holds' if self.ok else 'FAILED'}",
+            "",
+            f"Reference: {self.reference}; weights of {self.against}. Candidate: {self.candidate}.",
+            "",
+            "| boundary | phase | step | SNR dB | bound | max abs | cosine | result |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        ]
+        lines += ["| " + " | ".join(_cells(verdict)) + " |" for verdict in self.verdicts]
+        lines += ["", *(f"- {line}" for line in reasons(self.verdicts))]
+        return "\n".join(lines) + "\n"
+
+    def table(self) -> Table:
+        """The report as a table for the terminal."""
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("boundary", "phase"):
+            table.add_column(name)
+        for name in ("step", "SNR dB", "bound", "max abs", "cosine"):
+            table.add_column(name, justify="right")
+        table.add_column("result")
+        for verdict in self.verdicts:
+            table.add_row(*_cells(verdict), style=None if verdict.ok else "bold red")
+        return table
+
+
+def reasons(verdicts: Iterable[Verdict]) -> tuple[str, ...]:
+    """Each bound of the verdicts with its reason, once."""
+    bounds = dict.fromkeys((verdict.boundary, verdict.bound) for verdict in verdicts)
+    return tuple(f"{boundary}, at least {bound.snr_db:g} dB: {bound.reason}" for boundary, bound in bounds)
+
+
+def store(report: Report, folder: Path) -> None:
+    """Writes the report into the bundle at ``folder`` and into its manifest.
+
+    The manifest first lets go of the report that was there and lists the new one last, so whenever this is cut short
+    the bundle is whole, at worst without a report.
+
+    Raises:
+        StorageError: the folder cannot be written to.
+    """
+    manifest = Manifest.read(folder)
+    bare = replace(manifest, report=None, files=_without(manifest.files, (REPORT, MARKDOWN)))
+    with storage_errors(folder):
+        write_json(folder / MANIFEST, bare.to_json())
+        (folder / REPORT).parent.mkdir(exist_ok=True)
+        write_json(folder / REPORT, report.to_dict())
+        (folder / MARKDOWN).write_text(report.to_markdown(), encoding="utf-8")
+        written = {path: FileRecord.of(folder / path) for path in (REPORT, MARKDOWN)}
+        write_json(folder / MANIFEST, replace(bare, report=REPORT, files={**bare.files, **written}).to_json())
+
+
+def _without(files: Mapping[str, FileRecord], paths: Iterable[str]) -> dict[str, FileRecord]:
+    dropped = set(paths)
+    return {path: record for path, record in files.items() if path not in dropped}
+
+
+def _place(verdict: Verdict) -> str:
+    parts = [verdict.phase or "all phases"]
+    if verdict.step is not None:
+        parts.append(f"step {verdict.step + 1} of {verdict.steps}")
+    elif verdict.steps is not None:
+        parts.append(f"{verdict.steps} steps")
+    return ", ".join(parts)
+
+
+def _finding(verdict: Verdict) -> str:
+    if verdict.fault or verdict.metrics is None:
+        return verdict.fault or "nothing was measured"
+    return f"{verdict.metrics.snr_db:.1f} dB where at least {verdict.bound.snr_db:g} dB is due"
+
+
+def _cells(verdict: Verdict) -> tuple[str, ...]:
+    metrics = verdict.metrics
+    step = "" if verdict.steps is None else f"{'' if verdict.step is None else verdict.step + 1}/{verdict.steps}"
+    figures = (
+        ("", "", "")
+        if metrics is None
+        else (f"{metrics.snr_db:.1f}", f"{metrics.max_abs:.1e}", f"{metrics.cosine:.9f}")
+    )
+    result = "ok" if verdict.ok else f"FAILED {verdict.fault}".rstrip()
+    return (
+        verdict.boundary,
+        verdict.phase or "",
+        step,
+        figures[0],
+        f"≥ {verdict.bound.snr_db:g}",
+        *figures[1:],
+        result,
+    )
