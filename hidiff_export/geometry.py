@@ -8,13 +8,12 @@ of halving, its pooled attention's output is halved once more, and its restored 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-from hidiff_runtime.phases import Phase, PhaseKind
 
 from hidiff_export.errors import InputError
 from hidiff_export.families import Layout
+from hidiff_runtime.phases import Phase, PhaseKind
 
 SHIFTS = 4
 """How many window shifts there are: 0 to 3 quarters of a window, rounded down."""
@@ -93,6 +92,7 @@ class UNetGeometry:
     """Every size that a phase fixes.
 
     Args:
+        kind: of the phase.
         latent_height: of the UNet's input and output; ``latent_width`` likewise.
         skips: channels, height and width of each skip connection, in the order the UNet makes them. A ControlNet's
             residuals are resized to these.
@@ -102,6 +102,7 @@ class UNetGeometry:
         features: every convolution, resnet, attention and sampler in execution order.
     """
 
+    kind: PhaseKind
     latent_height: int
     latent_width: int
     skips: tuple[tuple[int, int, int], ...]
@@ -166,12 +167,11 @@ class _Walk:
         made = tuple(self.skips)
         self._up(channels[::-1])
         self._compute("conv_out", self.config.get("out_channels", 4))
-        geometry = UNetGeometry(*self.latent, made, mid, self.restore, (), tuple(self.features))
-        geometry.size_of(self.layout.downsampler)
-        geometry.size_of(self.layout.pooled_attention)
-        geometry.size_of(self.layout.restored_attention)
+        geometry = UNetGeometry(self.kind, *self.latent, made, mid, self.restore, (), tuple(self.features))
+        for name in (self.layout.downsampler, self.layout.pooled_attention, self.layout.restored_attention):
+            geometry.size_of(name)
         windows = tuple(WindowShape(*geometry.size_of(_attention_of(block))) for block in self.layout.windowed_blocks)
-        return UNetGeometry(*self.latent, made, mid, self.restore, windows, tuple(self.features))
+        return replace(geometry, windows=windows)
 
     def _down(self, channels: tuple[int, ...]) -> None:
         types = self.config["down_block_types"]

@@ -7,11 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hidiff_runtime.manifest import TensorSpec
-from hidiff_runtime.phases import Phase, PhaseKind
-
 from hidiff_export.families import Layout
 from hidiff_export.geometry import UNetGeometry, control_latent
+from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.phases import Phase, PhaseKind
 
 PROMPT_TOKENS = 77
 """Length of a prompt's embedding: what CLIP's tokenizer pads to."""
@@ -19,12 +18,13 @@ PROMPT_TOKENS = 77
 TIME_IDS = 6
 """SDXL's micro-conditioning: original size, crop and target size."""
 
+DOWN_RESIDUAL = "down_residual_"
 MID_RESIDUAL = "mid_residual"
 
 
 def down_residual_name(index: int) -> str:
     """Name of the ControlNet's residual for skip connection ``index``."""
-    return f"down_residual_{index:02d}"
+    return f"{DOWN_RESIDUAL}{index:02d}"
 
 
 def control_residuals(
