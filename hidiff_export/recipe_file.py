@@ -15,8 +15,10 @@ from hidiff_export.errors import RecipeError
 Key = tuple[str | int, ...]
 """Where a value sits: keys and list positions from the top."""
 
-_SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
-_DATE = "tag:yaml.org,2002:timestamp"
+_PREFIX = "tag:yaml.org,2002:"
+_DATE = f"{_PREFIX}timestamp"  # a date is no value of a recipe, so it stays text until it is refused by its key
+_TAGS = {_DATE, *(_PREFIX + kind for kind in ("str", "int", "float", "bool", "null", "map", "seq"))}
+_DEEPEST = 20
 _ONE_A_LINE = "Write one `key: value` a line."
 
 
@@ -158,18 +160,24 @@ class _Reader:
 
     def _tree(self, text: str) -> yaml.Node | None:
         try:
+            depth = 0
             for event in yaml.parse(text, Loader=yaml.SafeLoader):
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if depth > _DEEPEST:
+                    self._refuse(event.start_mark, "values are nested too deeply", None, _ONE_A_LINE)
                 if isinstance(event, yaml.AliasEvent):
-                    self._refuse(
-                        event.start_mark, "recipes use no YAML aliases", f"*{event.anchor}", "Write the value out."
-                    )
+                    advice = "Write the value out."
+                    self._refuse(event.start_mark, "recipes use no YAML aliases", f"*{event.anchor}", advice)
             return yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             self._refuse(error.problem_mark, f"this is not YAML: {error.problem}", None, _ONE_A_LINE)
-        except (yaml.YAMLError, RecursionError) as error:
+        except yaml.YAMLError as error:
             self._refuse(None, f"this is not YAML: {_reason(error)}", None, _ONE_A_LINE)
 
     def _value(self, node: yaml.Node, key: Key) -> Any:
+        if node.tag not in _TAGS:
+            tag = node.tag.replace(_PREFIX, "!!")
+            self._refuse(node.start_mark, "recipes hold plain values only", tag, "Drop the tag.")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key)
         if isinstance(node, yaml.SequenceNode):
@@ -179,17 +187,13 @@ class _Reader:
                 self.lines[inner] = item.start_mark.line + 1
                 values.append(self._value(item, inner))
             return values
-        if node.tag == _DATE:
-            return node.value
-        if node.tag not in _SCALARS:
-            self._refuse(node.start_mark, "recipes hold plain values only", f"{node.tag} {node.value}", "Drop the tag.")
-        return self.scalars.construct_object(node)
+        return node.value if node.tag == _DATE else self.scalars.construct_object(node)
 
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name_node, value_node in node.value:
             name = name_node.value
-            if not isinstance(name_node, yaml.ScalarNode) or name_node.tag == "tag:yaml.org,2002:merge":
+            if not isinstance(name_node, yaml.ScalarNode) or name_node.tag == f"{_PREFIX}merge":
                 self._refuse(name_node.start_mark, "a key is not a plain word", _shown(name_node), "Name a key.")
             inner = (*key, name)
             if name in values:
@@ -225,4 +229,4 @@ def _plain(value: Any) -> Any:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error).replace("\n", " ")
+    return str(error).replace("\n", " ")

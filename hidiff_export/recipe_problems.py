@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, get_args
@@ -52,7 +53,7 @@ def _key(problem: ErrorDetails) -> Key:
 def _what(problem: ErrorDetails) -> str:
     if problem["type"] == "recipe":
         return str(problem["ctx"]["what"])
-    return _WORDING.get(problem["type"]) or problem["msg"].replace("Input should", "should")
+    return _WORDING.get(problem["type"]) or re.sub("^(Input|String) ", "", problem["msg"])
 
 
 def _given(problem: ErrorDetails, key: Key, source: RecipeSource) -> Any:

@@ -1,0 +1,249 @@
+"""Recipes: what ships is valid, defaults are filled in, and everything derived follows from the values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from pydantic import ValidationError
+
+import hidiff_export
+from hidiff_export.families import Family, Layout, Task, Width, phase_rule
+from hidiff_export.recipe import Recipe, find_recipe, recipe_schema, shipped_recipes
+from hidiff_export.recipe_values import Precision, SamplerName
+from hidiff_runtime.phases import PhaseRule, StepRange
+
+SHIPPED = shipped_recipes()
+LEAST: dict[str, Any] = {"family": "sdxl", "source": "random:0", "width": 2048, "height": 1024}
+
+
+def _recipe(**values: object) -> Recipe:
+    return Recipe.from_dict(LEAST | values)
+
+
+def test_the_promised_recipes_ship() -> None:
+    assert set(SHIPPED) == {
+        "demo",
+        "sd15-1024",
+        "sd15-2048",
+        "sd15-1536x1024",
+        "sd21-1024",
+        "sd21-2048",
+        "sdxl-2048",
+        "sdxl-2048x1536",
+        "sdxl-4096",
+        "sdxl-turbo-1024",
+        "sdxl-inpainting-2048",
+        "playground-2048",
+        "sdxl-controlnet-2048",
+        "sdxl-controlnet-img2img-2048",
+    }
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_is_what_its_name_says(name: str) -> None:
+    recipe = Recipe.load(name)
+    assert recipe.name == name
+    if name == "demo":
+        assert recipe.unet_width is Width.TINY
+        return
+    family, *_, size = name.split("-")
+    width, _, height = size.partition("x")
+    assert recipe.family.value.startswith(family)
+    assert (recipe.width, recipe.height) == (int(width), int(height or width))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_says_what_it_is_for(name: str) -> None:
+    assert SHIPPED[name].read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_fits_the_schema(name: str) -> None:
+    jsonschema.validate(yaml.safe_load(SHIPPED[name].read_text()), recipe_schema())
+
+
+def test_the_shipped_schema_is_the_generated_one() -> None:
+    shipped = Path(hidiff_export.__file__).parent / "recipe.schema.json"
+    assert json.loads(shipped.read_text()) == recipe_schema(), "run: hidiff-export recipes schema > " + str(shipped)
+
+
+def test_the_schema_is_a_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(recipe_schema())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"windth": 1024},
+        {"width": 1020},
+        {"width": "1024"},
+        {"sampler": "dpm"},
+        {"steps": "many"},
+        {"targets": []},
+        {"hidiffusion": {"thresholds": "usual"}},
+        {"hidiffusion": {"thresholds": {"pooled": 1.5}}},
+        {"hidiffusion": {"thresholds": {"pooled": {"start": 0.5}}}},
+    ],
+)
+def test_the_schema_refuses_what_is_wrong(values: dict[str, object]) -> None:
+    jsonschema.validate(LEAST, recipe_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(LEAST | values, recipe_schema())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"sampler": ["euler", "ddim"], "steps": [4, "10-20"], "targets": "cuda"},
+        {"hidiffusion": {"thresholds": {"strided": "16%", "pooled": {"start": 0.16, "end": "40%"}}}},
+        {"hidiffusion": {"raunet": False, "windows": False}},
+        {"task": "controlnet", "controlnet": "random:1", "hidiffusion": {"thresholds": {"control": 1}}},
+    ],
+)
+def test_the_schema_takes_both_what_is_written_and_what_is_stored(values: dict[str, object]) -> None:
+    jsonschema.validate(LEAST | values, recipe_schema())
+    jsonschema.validate(_recipe(**values).to_dict(), recipe_schema())
+
+
+def test_defaults() -> None:
+    recipe = _recipe()
+    assert recipe.task is Task.TEXT_TO_IMAGE
+    assert recipe.guidance
+    assert recipe.precision is Precision.FLOAT32
+    assert recipe.sampler == (SamplerName.DDIM,)
+    assert recipe.steps == tuple(range(1, 101))
+    assert recipe.phase_rule() == phase_rule(Family.SDXL, Task.TEXT_TO_IMAGE, 2048, 1024)
+
+
+@pytest.mark.parametrize(("precision", "call", "run"), [("float32", 80, 60), ("float16", 40, 35), ("bfloat16", 30, 25)])
+def test_bounds_follow_the_precision_unless_given(precision: str, call: float, run: float) -> None:
+    parity = _recipe(precision=precision).parity
+    assert (parity.call_snr_db, parity.run_snr_db) == (call, run)
+    parity = _recipe(precision=precision, parity={"run_snr_db": 50}).parity
+    assert (parity.call_snr_db, parity.run_snr_db) == (call, 50)
+
+
+def test_sizes_follow_from_the_picture_and_the_batch() -> None:
+    recipe = _recipe(batch=3)
+    assert (recipe.latent_height, recipe.latent_width) == (128, 256)
+    assert recipe.latent_shape == (4, 128, 256)
+    assert recipe.model_batch == 6
+    assert _recipe(batch=3, guidance=False).model_batch == 3
+
+
+def test_the_unet_of_an_inpainting_recipe_sees_nine_channels() -> None:
+    assert _recipe(task="inpainting").unet_config()["in_channels"] == 9
+
+
+def test_tiny_reaches_both_networks() -> None:
+    recipe = _recipe(unet_width="tiny", task="controlnet", controlnet="random:1")
+    assert recipe.unet_config()["block_out_channels"] == recipe.controlnet_config()["block_out_channels"]
+    assert recipe.unet_config()["block_out_channels"] != _recipe().unet_config()["block_out_channels"]
+
+
+@pytest.mark.parametrize(("source", "seed"), [("random:7", 7), ("org/model", None), ("./random", None)])
+def test_only_fabricated_checkpoints_have_a_seed(source: str, seed: int | None) -> None:
+    assert _recipe(source=source).random_seed == seed
+
+
+def test_switches_reach_the_rule_and_the_layout() -> None:
+    both, bare = _recipe(), _recipe(hidiffusion={"raunet": False, "windows": False})
+    assert both.layout == Layout.of(Family.SDXL)
+    assert bare.layout == Layout.of(Family.SDXL).without_windows()
+    assert bare.phase_rule() == PhaseRule()
+
+
+def test_raunet_off_leaves_control_on() -> None:
+    recipe = _recipe(task="controlnet", hidiffusion={"raunet": False})
+    assert recipe.phase_rule() == PhaseRule(control=0.6)
+
+
+@pytest.mark.parametrize(
+    "pooled", [0.4, "40%", "40 %", {"end": 0.4}, {"start": 0, "end": "40%"}, {"start": "0%", "end": 0.4}]
+)
+def test_thresholds_are_ratios_or_ranges_or_percentages(pooled: object) -> None:
+    recipe = _recipe(hidiffusion={"thresholds": {"pooled": pooled}})
+    assert recipe.phase_rule() == PhaseRule(pooled=StepRange(0, 0.4))
+
+
+def test_percentages_are_the_published_ratios() -> None:
+    thresholds = {"strided": "16%", "pooled": {"start": "16%", "end": "40%"}}
+    assert _recipe(hidiffusion={"thresholds": thresholds}).phase_rule() == _recipe().phase_rule()
+
+
+def test_explicit_thresholds_keep_the_published_end_of_control_unless_given() -> None:
+    for thresholds, end in (({"pooled": 0.4}, 0.6), ({"control": "80%"}, 0.8)):
+        recipe = _recipe(task="controlnet", hidiffusion={"thresholds": thresholds})
+        assert recipe.phase_rule().control == end
+
+
+@pytest.mark.parametrize(
+    ("written", "counts", "stored"),
+    [
+        (20, (20,), 20),
+        ("1-4", (1, 2, 3, 4), "1-4"),
+        (["1-2", 8, 3], (1, 2, 3, 8), ["1-3", 8]),
+        ("5-5", (5,), 5),
+    ],
+)
+def test_step_counts(written: object, counts: tuple[int, ...], stored: object) -> None:
+    recipe = _recipe(steps=written)
+    assert recipe.steps == counts
+    assert recipe.to_dict()["steps"] == stored
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_stored_recipe_reads_back_as_itself(name: str) -> None:
+    recipe = Recipe.load(name)
+    again = Recipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
+    assert again == recipe
+    assert again.fingerprint() == recipe.fingerprint()
+
+
+def test_the_fingerprint_is_of_the_meaning_not_the_spelling(tmp_path: Path) -> None:
+    spelled = tmp_path / "spelled out.yaml"
+    spelled.write_text(
+        "height: 2048\nsteps: [1-50, 51-100]\nfamily: sdxl\nwidth: 2048\nguidance: on\n"
+        "source: random:0\nhidiffusion: {thresholds: published}\n"
+    )
+    short = _recipe(height=2048)
+    assert Recipe.load(spelled).fingerprint() == short.fingerprint()
+    assert Recipe.load(spelled).name == "spelled-out"
+    assert _recipe(height=2048, batch=2).fingerprint() != short.fingerprint()
+
+
+def test_a_recipe_does_not_change() -> None:
+    recipe = _recipe()
+    with pytest.raises(ValidationError):
+        recipe.width = 1024  # type: ignore[misc]
+
+
+def test_overrides_replace_values() -> None:
+    recipe = Recipe.load(
+        "sdxl-2048",
+        ["width=1024", "hidiffusion.windows=false", "source=./a #1: b", "steps=[4, 8-9]", "parity.call_snr_db=70"],
+    )
+    assert recipe.width == 1024
+    assert not recipe.hidiffusion.windows
+    assert recipe.hidiffusion.raunet
+    assert recipe.source == "./a #1: b"
+    assert recipe.steps == (4, 8, 9)
+    assert recipe.parity.call_snr_db == 70
+
+
+def test_an_override_opens_what_was_a_word() -> None:
+    recipe = Recipe.load("sdxl-2048", ["hidiffusion.thresholds=published", "hidiffusion.thresholds.pooled=50%"])
+    assert recipe.phase_rule() == PhaseRule(pooled=StepRange(0, 0.5))
+
+
+def test_a_recipe_is_found_by_name_or_by_path(tmp_path: Path) -> None:
+    assert find_recipe("demo") == SHIPPED["demo"]
+    path = tmp_path / "demo"
+    path.write_text(SHIPPED["demo"].read_text())
+    assert find_recipe(path) == path
