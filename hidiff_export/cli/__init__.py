@@ -15,6 +15,7 @@ _INTERRUPTED = 130
 _COMMANDS = {
     "recipes": "hidiff_export.cli.recipes:recipes",
     "plan": "hidiff_export.cli.plan:plan",
+    "verify": "hidiff_export.cli.verify:verify",
 }
 
 

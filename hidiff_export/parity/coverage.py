@@ -79,6 +79,9 @@ class Point:
     steps: int
     timestep: float
 
+    def __str__(self) -> str:
+        return f"{self.phase.name}, step {self.step + 1} of {self.steps}"
+
 
 def fullest(courses: Iterable[Course]) -> Course | None:
     """The run with the most phase changes; of equals the one with the most phases, then with the fewest evaluations."""

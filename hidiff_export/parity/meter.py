@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hidiff_export.cost import unet_cost
 from hidiff_export.geometry import UNetGeometry
-from hidiff_export.parity.coverage import Point
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.phases import Phase
 
@@ -33,15 +32,15 @@ class Meter:
         geometry = UNetGeometry.of(self._config, recipe.layout, phase, *size)
         return recipe.model_batch * float(unet_cost(self._config, recipe.layout, geometry).flops)
 
-    def plan(self, points: Sequence[Point]) -> None:
-        """Adds evaluations to what there is to do."""
-        self._total += sum(self.flops(point.phase) for point in points)
+    def plan(self, phases: Iterable[Phase]) -> None:
+        """Adds evaluations, one of each of ``phases``, to what there is to do."""
+        self._total += sum(self.flops(phase) for phase in phases)
 
-    def start(self, point: Point, what: str) -> None:
+    def start(self, phase: Phase, note: str) -> None:
         """An evaluation begins, and the one before has ended."""
         self._done += self._next
-        self._next = self.flops(point.phase)
-        self._show(f"{what}: {point.phase.name}, step {point.step + 1} of {point.steps}")
+        self._next = self.flops(phase)
+        self._show(note)
 
     def end(self) -> None:
         """The last evaluation has ended."""

@@ -73,14 +73,17 @@ class Run:
 
 
 def courses(recipe: Recipe, scheduler_config: Mapping[str, Any]) -> tuple[Course, ...]:
-    """A run of each step count of the recipe, with its default sampler."""
+    """A run of each of the recipe's step counts that its default sampler takes (LCM's takes 50 at most)."""
     scheduler = build_scheduler(recipe.sampler[0], scheduler_config)
-    return tuple(_course(recipe, scheduler, steps) for steps in recipe.steps)
-
-
-def _course(recipe: Recipe, scheduler: Any, steps: int) -> Course:
-    scheduler.set_timesteps(steps)
-    return Course(recipe.phase_rule(), steps, tuple(map(float, scheduler.timesteps)), scheduler.order)
+    possible = []
+    for steps in recipe.steps:
+        try:
+            scheduler.set_timesteps(steps)
+        except ValueError:
+            continue
+        timesteps = tuple(float(timestep) for timestep in scheduler.timesteps)
+        possible.append(Course(recipe.phase_rule(), steps, timesteps, scheduler.order))
+    return tuple(possible)
 
 
 def run_reference(
@@ -101,7 +104,7 @@ def run_reference(
         recipe,
         course,
         given,
-        lambda index: meter.start(course.points[index], "PyTorch run"),
+        lambda index: meter.start(course.points[index].phase, f"diffusers: {course.points[index]}"),
     )
     calls = (
         Call(
@@ -124,7 +127,7 @@ def random_calls(unet: nn.Module, recipe: Recipe, points: Sequence[Point], meter
     """
     size = (recipe.latent_height, recipe.latent_width)
     for seed, point in enumerate(points, start=1):
-        meter.start(point, "PyTorch")
+        meter.start(point.phase, f"PyTorch: {point}")
         module = PhaseUNet(unet, recipe.layout, point.phase, *size)
         specs = module.input_specs(recipe.model_batch)
         picture = {"width": recipe.width, "height": recipe.height}
@@ -170,7 +173,7 @@ def record_reference(
     points = edge_points(rule, possible)
     if sum(meter.flops(point.phase) for point in points) > LITTLE_WORK:
         points = edge_points(rule, possible, course)
-    meter.plan((*(() if course is None else course.points), *points))
+    meter.plan(point.phase for point in (*(() if course is None else course.points), *points))
     recorder = SampleRecorder(ORIGIN, bound_for(Boundary.TRAJECTORY, recipe), bound_for(Boundary.RUN, recipe))
     if course is not None:
         _record_run(recorder, run_reference(unet, recipe, scheduler_config, course, meter))

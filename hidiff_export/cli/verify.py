@@ -1,0 +1,76 @@
+"""`hidiff-export verify`: a bundle is proven beside PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from hidiff_export.parity.report import Report
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  hidiff-export verify demo-bundle
+  hidiff-export verify bundle --against ./my-sdxl --junit parity.xml
+  hidiff-export verify bundle --steps 50 --json
+"""
+)
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--against", metavar="SOURCE", help="Take PyTorch's weights from this checkpoint, not from the bundle.")
+@click.option("--steps", type=int, metavar="N", help="Of the whole run; by default the fewest with every phase change.")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Also write a JUnit XML report here.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON and show no progress.")
+@click.pass_context
+def verify(
+    context: click.Context, directory: Path, against: str | None, steps: int | None, junit: Path | None, as_json: bool
+) -> None:
+    """Compare the bundle in DIRECTORY with PyTorch: engines, graphs and a whole run of diffusers.
+
+    Exits with 0 only if every comparison is within its bound, else with 1. The report is kept in the bundle.
+    """
+    from hidiff_export.bundle import storage_errors
+    from hidiff_export.cli.build import progress_display
+    from hidiff_export.errors import ParityError
+    from hidiff_export.parity.verify import verify as verify_bundle
+
+    with (
+        progress_display(quiet=as_json) as display,
+        display.stage("verify", reused=False) as progress,
+    ):
+        report = verify_bundle(directory, against=against, steps=steps, progress=progress)
+    _show(report, as_json=as_json)
+    if junit is not None:
+        with storage_errors(junit):
+            junit.write_text(report.to_junit(), encoding="utf-8")
+    _keep(report, directory)
+    if not report.ok:
+        context.exit(ParityError.exit_code)
+
+
+def _show(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(report.table())
+    failed, total = len(report.failures), len(report.checks)
+    outcome = f"[bold red]{failed} of {total} FAILED" if failed else f"[bold green]all {total} within bounds"
+    console.print(f"{report.candidate} beside {report.reference}, weights of {report.against}: {outcome}[/]")
+
+
+def _keep(report: Report, directory: Path) -> None:
+    """Stores the report in the bundle; a bundle on a read-only disk can be verified all the same."""
+    from hidiff_export.errors import StorageError
+    from hidiff_export.parity.report import store
+
+    try:
+        store(report, directory)
+    except StorageError as error:
+        click.echo(f"The report was not kept in the bundle: {error.summary} {error.given}", err=True)

@@ -1,0 +1,111 @@
+"""Judges a bundle's engines, graphs and denoiser by a reference that was computed before; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hidiff_export.errors import EngineError
+from hidiff_export.parity.inputs import arrays
+from hidiff_export.parity.meter import Meter
+from hidiff_export.parity.tolerance import Boundary, bound_for
+from hidiff_export.recipe import Recipe
+from hidiff_runtime import backends
+from hidiff_runtime.backends.protocol import Session
+from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.denoiser import OUTPUT, StepInfo
+from hidiff_runtime.paths import inside
+from hidiff_runtime.replay import check
+from hidiff_runtime.verdict import Verdict, judge
+
+if TYPE_CHECKING:
+    from hidiff_export.parity.reference import Call, Run
+
+
+class Judge:
+    """Compares one bundle with a reference; each method yields verdicts as they are reached.
+
+    Args:
+        bundle: open.
+        recipe: whose bounds hold.
+        meter: told before each evaluation.
+    """
+
+    def __init__(self, bundle: Bundle, recipe: Recipe, meter: Meter) -> None:
+        self._bundle = bundle
+        self._recipe = recipe
+        self._meter = meter
+
+    def engines(self, calls: Sequence[tuple[Boundary, Call]]) -> Iterator[Verdict]:
+        """Each phase's engine on the calls of that phase; phase by phase, so that no engine is opened twice."""
+        for record in self._bundle.manifest.phases:
+            for boundary, call in calls:
+                if call.point.phase == record.phase:
+                    yield self._call(boundary, call, self._bundle.engine(record.phase))
+
+    def graphs(self, calls: Sequence[Call]) -> Iterator[Verdict]:
+        """Each phase's portable graph, as it is before a backend's lowering, on the first call of that phase.
+
+        A phase without a call is a fault.
+        """
+        self._bundle.close()
+        backend = backends.get(self._bundle.backend)
+        manifest, root = self._bundle.manifest, self._bundle.root
+        weights = {name: inside(root, path) for name, path in manifest.weights.items()}
+        for record in manifest.phases:
+            call = next((call for call in calls if call.point.phase == record.phase), None)
+            if call is None:
+                bound = bound_for(Boundary.GRAPH, self._recipe)
+                yield Verdict(Boundary.GRAPH.value, bound, None, record.phase.name, fault="no reference")
+                continue
+            with backend.open(inside(root, record.graph), weights, record, {}) as session:
+                yield self._call(Boundary.GRAPH, call, session)
+
+    def run(self, run: Run) -> Iterator[Verdict]:
+        """The denoiser's latents beside those of the same run in diffusers."""
+        course, given = run.course, run.given
+        residuals = arrays(given.control)
+        conditions: dict[str, Any] = dict(arrays(given.arrays))
+
+        def next_step(info: StepInfo) -> None:
+            for point in course.points:
+                if point.step == info.step + 1:
+                    self._meter.start(point.phase, f"denoiser: {point}")
+
+        self._meter.start(course.points[0].phase, f"denoiser: {course.points[0]}")
+        bound = bound_for(Boundary.RUN, self._recipe)
+        try:
+            latents = self._bundle.denoiser().denoise(
+                **conditions,
+                steps=course.steps,
+                seed=given.seed,
+                guidance_scale=given.guidance_scale,
+                sampler=run.sampler,
+                control=(lambda _request: residuals) if residuals else None,
+                callback=next_step,
+            )
+        except EngineError as error:
+            yield Verdict(Boundary.RUN.value, bound, None, steps=course.logical_steps, fault=error.summary)
+        else:
+            yield judge(Boundary.RUN.value, run.latents[-1], latents, bound, steps=course.logical_steps)
+
+    def recorded(self) -> Iterator[Verdict]:
+        """The bundle's own reference samples, replayed."""
+        phases = {record.phase.name: record.phase for record in self._bundle.manifest.phases}
+
+        def note(verdict: Verdict) -> None:
+            if verdict.phase is not None:
+                self._meter.start(phases[verdict.phase], f"recorded samples: {verdict.phase}")
+
+        yield from check(self._bundle, progress=note).verdicts
+
+    def _call(self, boundary: Boundary, call: Call, session: Session) -> Verdict:
+        bound, point = bound_for(boundary, self._recipe), call.point
+        where: dict[str, Any] = {"phase": point.phase.name, "step": point.step, "steps": point.steps}
+        inputs = arrays(call.inputs) | ({"window_shifts": call.window_shifts} if call.window_shifts.size else {})
+        self._meter.start(point.phase, f"{boundary.value.partition(' ')[0]}: {point}")
+        try:
+            output = session.run(inputs).get(OUTPUT)
+        except EngineError as error:
+            return Verdict(boundary.value, bound, None, **where, fault=error.summary)
+        return judge(boundary.value, call.noise_pred, output, bound, **where)

@@ -1,0 +1,70 @@
+"""The UNet that the reference computes with: from the bundle's own weight store, or from another checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hidiff_export.graph.weights import PRECISIONS, WeightStore
+from hidiff_export.model.load import build_unet, load_unet
+from hidiff_export.model.state_dict import LazyStateDict, shapes_of
+from hidiff_export.parity.tolerance import Boundary, bound_for
+from hidiff_export.recipe import Recipe
+from hidiff_runtime.verdict import Metrics, Verdict
+
+_NAMED = 5
+
+
+def unet_of_source(source: str, recipe: Recipe) -> Any:
+    """A float32 UNet with a checkpoint's weights, rounded as the recipe's precision rounds them when they are stored.
+
+    Raises:
+        CheckpointError: it is missing, damaged or another family's.
+    """
+    _, dtype = PRECISIONS[recipe.precision]
+    config, tensors = load_unet(source, recipe.family, recipe.task, recipe.unet_width)
+    rounded = LazyStateDict(shapes_of(tensors), lambda name: tensors[name].to(dtype).to(torch.float32))
+    return build_unet(config, rounded, torch.float32)
+
+
+def judge_weights(expected: Mapping[str, torch.Tensor], stored: Path, recipe: Recipe) -> Verdict:
+    """Compares every tensor of a weight store with the expected one, bit for bit; those that differ are named.
+
+    Args:
+        expected: float32 tensors by name, rounded to the recipe's precision.
+        stored: the store's file.
+    """
+    found = WeightStore.open(stored).state_dict()
+    signal = noise = power = product = largest = 0.0
+    differing = sorted(expected.keys() ^ found.keys())
+    for name in expected.keys() & found.keys():
+        reference, candidate = (tensor.to(torch.float32).flatten() for tensor in (expected[name], found[name]))
+        if torch.equal(reference, candidate):
+            signal, power, product = (total + _dot(reference, reference) for total in (signal, power, product))
+            continue
+        differing.append(name)
+        if reference.shape != candidate.shape:
+            continue
+        difference = candidate - reference
+        largest = max(largest, float(difference.abs().max()))
+        signal, noise = signal + _dot(reference, reference), noise + _dot(difference, difference)
+        power, product = power + _dot(candidate, candidate), product + _dot(reference, candidate)
+    ratio = 10 * math.log10(signal / noise) if noise and signal else math.inf
+    cosine = product / math.sqrt(signal * power) if noise and signal and power else 1.0
+    metrics = Metrics(ratio, largest, cosine)
+    return Verdict(Boundary.WEIGHTS.value, bound_for(Boundary.WEIGHTS, recipe), metrics, fault=_fault(differing))
+
+
+def _dot(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(torch.dot(one, other))
+
+
+def _fault(differing: list[str]) -> str:
+    if not differing:
+        return ""
+    more = "" if len(differing) <= _NAMED else f" and {len(differing) - _NAMED} more"
+    return f"{len(differing)} tensors differ: {', '.join(sorted(differing)[:_NAMED])}{more}"

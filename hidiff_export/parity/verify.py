@@ -1,0 +1,162 @@
+"""Proves a bundle: everything its engines compute, beside what PyTorch computes now, from the same weights or others.
+
+PyTorch goes first, for all evaluations, and is then let go of, so that the two are never in memory together.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hidiff_runtime
+from hidiff_export.errors import InputError
+from hidiff_export.parity.coverage import Course, Point, edge_points, fullest
+from hidiff_export.parity.engines import Judge
+from hidiff_export.parity.meter import Meter, Progress
+from hidiff_export.parity.reference import ORIGIN, Call, Run, courses, random_calls, run_reference
+from hidiff_export.parity.report import Check, Report
+from hidiff_export.parity.source import judge_weights, unet_of_source
+from hidiff_export.parity.tolerance import Boundary
+from hidiff_export.recipe import Recipe
+from hidiff_export.stages.weights import stored_unet
+from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.paths import inside
+from hidiff_runtime.replay import read_samples
+from hidiff_runtime.verdict import Verdict
+
+_OWN = "the bundle's own store"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be verified.
+
+    Args:
+        bundle: open.
+        recipe: it was built from.
+        scheduler_config: of its sampler's noise schedule.
+        course: the whole run.
+        points: evaluations on random inputs.
+        against: a checkpoint source, or ``None`` for the bundle's own store.
+    """
+
+    bundle: Bundle
+    recipe: Recipe
+    scheduler_config: dict[str, Any]
+    course: Course
+    points: tuple[Point, ...]
+    against: str | None
+
+    @classmethod
+    def of(cls, bundle: Bundle, steps: int | None, against: str | None) -> _Task:
+        recipe = Recipe.from_dict(bundle.manifest.recipe, "the recipe in the bundle's manifest")
+        config = json.loads(bundle.sampler(recipe.sampler[0].value).origin["config"])
+        possible = courses(recipe, config)
+        points = edge_points(recipe.phase_rule(), possible)
+        return cls(bundle, recipe, config, _chosen(possible, steps), points, against)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What PyTorch computed."""
+
+    weights: tuple[Check, ...]
+    run: Run
+    random: tuple[Call, ...]
+
+
+def verify(
+    folder: Path, *, against: str | None = None, steps: int | None = None, progress: Progress | None = None
+) -> Report:
+    """Compares a bundle with PyTorch at every boundary.
+
+    - each phase's engine on the inputs of a run and on random ones, on both sides of each phase change, shifts mixed;
+    - each phase's portable graph on random inputs;
+    - the denoiser's whole run with that of diffusers' own pipeline under HiDiffusion: same seed, same sampler;
+    - the recorded reference samples;
+    - ``against`` a source: every weight in the store with the source's.
+
+    Args:
+        folder: of the bundle; its hashes are checked first.
+        against: a checkpoint source that PyTorch takes its weights from, in place of the bundle's own store. This finds
+            a store whose weights are not that checkpoint's.
+        steps: of the whole run; by default the fewest with the most phase changes.
+        progress: told before each evaluation.
+
+    Raises:
+        BundleError: the bundle is broken, or has no reference samples.
+        CheckpointError: the source is missing, broken or another family's.
+        EngineError: the backend is missing, or an engine does not load.
+        InputError: the bundle has no table for ``steps``.
+    """
+    with hidiff_runtime.open(folder) as bundle:
+        task = _Task.of(bundle, steps, against)
+        meter = Meter(task.recipe, task.recipe.unet_config(), progress)
+        _plan(task, meter)
+        reference = _compute(task, meter)
+        # The UNet's hooks and the UNet refer to each other, and its weights may be half of the memory there is.
+        gc.collect()
+        judge = Judge(bundle, task.recipe, meter)
+        checks = (*reference.weights, *_timed(_verdicts(judge, reference)))
+        meter.end()
+        return Report(folder.name, against or _OWN, ORIGIN, bundle.backend, checks)
+
+
+def _chosen(possible: Sequence[Course], steps: int | None) -> Course:
+    fitting = possible if steps is None else [course for course in possible if course.steps == steps]
+    chosen = fullest(fitting)
+    if chosen is None:
+        raise InputError(
+            "The bundle has no table for this number of steps.",
+            given=steps,
+            advice=f"Its step counts lie between {possible[0].steps} and {possible[-1].steps}.",
+        )
+    return chosen
+
+
+def _plan(task: _Task, meter: Meter) -> None:
+    """Counts the evaluations: PyTorch, engines, graphs, denoiser, recorded samples."""
+    run = [point.phase for point in task.course.points]
+    random = [point.phase for point in task.points]
+    graphs = [record.phase for record in task.bundle.manifest.phases]
+    samples = read_samples(task.bundle)
+    rule = task.recipe.phase_rule()
+    recorded = [call.phase for call in samples.calls]
+    replayed = [rule.phase_at(step, len(r.trajectory)) for r in samples.runs for step in range(len(r.trajectory))]
+    meter.plan([*run, *random, *run, *random, *graphs, *run, *recorded, *replayed])
+
+
+def _compute(task: _Task, meter: Meter) -> _Reference:
+    started = time.perf_counter()
+    weights: tuple[Check, ...] = ()
+    if task.against is None:
+        unet = stored_unet(inside(task.bundle.root, "unet"), torch.float32)
+    else:
+        unet = unet_of_source(task.against, task.recipe)
+        store = inside(task.bundle.root, task.bundle.manifest.weights["unet"])
+        verdict = judge_weights(unet.state_dict(), store, task.recipe)
+        weights = (Check(verdict, time.perf_counter() - started),)
+    run = run_reference(unet, task.recipe, task.scheduler_config, task.course, meter)
+    return _Reference(weights, run, tuple(random_calls(unet, task.recipe, task.points, meter)))
+
+
+def _verdicts(judge: Judge, reference: _Reference) -> Iterator[Verdict]:
+    trajectory = [(Boundary.TRAJECTORY, call) for call in reference.run.calls]
+    yield from judge.engines([*trajectory, *((Boundary.RANDOM, call) for call in reference.random)])
+    yield from judge.run(reference.run)
+    yield from judge.recorded()
+    yield from judge.graphs(reference.random)
+
+
+def _timed(verdicts: Iterable[Verdict]) -> Iterator[Check]:
+    started = time.perf_counter()
+    for verdict in verdicts:
+        yield Check(verdict, time.perf_counter() - started)
+        started = time.perf_counter()
