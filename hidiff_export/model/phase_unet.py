@@ -14,7 +14,8 @@ from torch import nn
 from hidiff_export.errors import InputError
 from hidiff_export.families import Layout
 from hidiff_export.geometry import UNetGeometry
-from hidiff_export.model.raunet import install_phase, restored
+from hidiff_export.model.controlnet import fit_residuals
+from hidiff_export.model.raunet import install_phase
 from hidiff_export.model.windows import WINDOW_ORDERS, WindowTables
 from hidiff_export.signature import DOWN_RESIDUAL, MID_RESIDUAL, phase_inputs, phase_outputs
 from hidiff_runtime.manifest import TensorSpec
@@ -107,9 +108,9 @@ class PhaseUNet(nn.Module):
             mid_residual: the ControlNet's for the middle block.
 
         Raises:
-            InputError: the latents have another size, or there are too many or too few residuals.
+            InputError: the latents have another size, or other inputs are there than :meth:`input_specs` lists.
         """
-        self._check(latents, down_residuals, mid_residual)
+        self._check(latents, window_shifts, (*down_residuals, mid_residual))
         dtype: torch.dtype = self.unet.conv_in.weight.dtype
         # text_embeds and time_ids stay float32: the UNet joins both in that type and then casts.
         added = None if text_embeds is None else {"text_embeds": text_embeds, "time_ids": time_ids}
@@ -132,13 +133,10 @@ class PhaseUNet(nn.Module):
     ) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
         if mid is None:
             return None, None
-        *_, mid_height, mid_width = self.geometry.mid
-        fitted = [
-            _fitted(residual, (h, w), dtype) for residual, (_, h, w) in zip(down, self.geometry.skips, strict=True)
-        ]
-        return fitted, _fitted(mid, (mid_height, mid_width), dtype)
+        fitted, fitted_mid = fit_residuals(down, mid, self.geometry)
+        return [residual.to(dtype) for residual in fitted], fitted_mid.to(dtype)
 
-    def _check(self, latents: torch.Tensor, down: Sequence[torch.Tensor], mid: torch.Tensor | None) -> None:
+    def _check(self, latents: torch.Tensor, shifts: torch.Tensor | None, residuals: Sequence[object]) -> None:
         size = (self.geometry.latent_height, self.geometry.latent_width)
         if tuple(latents.shape[-2:]) != size:
             raise InputError(
@@ -146,18 +144,11 @@ class PhaseUNet(nn.Module):
                 given=f"{latents.shape[-2]}x{latents.shape[-1]}",
                 advice="Build a PhaseUNet for the size at hand.",
             )
-        wanted = len(self.geometry.skips) if self.phase.control else 0
-        if len(down) != wanted or (mid is not None) != self.phase.control:
+        given = (shifts is not None, *(residual is not None for residual in residuals))
+        wanted = (bool(self.layout.windowed_blocks), *(self.phase.control for _ in residuals))
+        if given != wanted:
             raise InputError(
-                f"The phase {self.phase.name} takes {wanted} ControlNet residuals"
-                f"{' and the middle block' if self.phase.control else ''}.",
-                given=f"{len(down)}{' and the middle block' if mid is not None else ''}",
+                f"The phase {self.phase.name} takes other inputs.",
+                given=f"window_shifts: {given[0]}, ControlNet residuals: {any(given[1:])}",
                 advice="Give what input_specs() lists.",
             )
-
-
-def _fitted(residual: torch.Tensor, size: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-    """A ControlNet residual at the UNet's size; bicubic at the same size would change nothing."""
-    if tuple(residual.shape[-2:]) != size:
-        residual = restored(residual, size)
-    return residual.to(dtype)
