@@ -1,0 +1,157 @@
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from hidiff_export.errors import StorageError
+from hidiff_export.parity import report as report_module
+from hidiff_export.parity.report import Check, Report, store
+from hidiff_runtime.files import verify_files
+from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.phases import PhaseRule
+from hidiff_runtime.verdict import Bound, Verdict, judge
+
+BOUND = Bound(80, "float32 rounding")
+VALUES = np.linspace(-1, 1, 64, dtype=np.float32)
+
+
+def report(candidate: np.ndarray | None) -> Report:
+    whole = judge("denoiser against diffusers", VALUES, VALUES, Bound(60, "rounding adds up"), steps=3)
+    call = judge("engine against PyTorch", VALUES, candidate, BOUND, phase="strided", step=0, steps=3)
+    return Report("my-bundle", "random:0", "PyTorch 2, float32", "onnxruntime", (Check(whole, 2.5), Check(call, 0.25)))
+
+
+def test_all_verdicts_have_to_hold_and_there_has_to_be_one() -> None:
+    assert report(VALUES + np.float32(1e-6)).ok
+    assert not report(VALUES + np.float32(1e-3)).ok
+    assert not report(None).ok
+    assert not replace(report(VALUES), checks=()).ok
+
+
+def test_json_holds_every_verdict_as_the_runtime_reads_it() -> None:
+    made = report(VALUES + np.float32(1e-3))
+
+    data = json.loads(json.dumps(made.to_dict(), allow_nan=False))
+
+    assert not data["ok"]
+    assert data["against"] == "random:0"
+    assert tuple(Verdict.from_dict(verdict) for verdict in data["verdicts"]) == made.verdicts
+    assert len(data["seconds"]) == len(data["verdicts"])
+
+
+@pytest.mark.parametrize(
+    ("candidate", "finding"),
+    [
+        (VALUES + np.float32(1e-3), "dB where at least 80 dB is due"),
+        (None, "missing output"),
+        (np.where(VALUES > 0.9, np.float32(np.nan), VALUES), "NaN or infinite"),
+        (VALUES[:3], "shape [3] where [64] is due"),
+    ],
+)
+def test_junit_has_a_failure_for_each_verdict_that_does_not_hold(candidate: np.ndarray | None, finding: str) -> None:
+    suite = ET.fromstring(report(candidate).to_junit())
+
+    assert (suite.tag, suite.attrib["tests"], suite.attrib["failures"]) == ("testsuite", "2", "1")
+    whole, call = suite.findall("testcase")
+    assert whole.find("failure") is None
+    assert (call.attrib["classname"], call.attrib["name"]) == ("engine against PyTorch", "strided, step 1 of 3")
+    failure = call.find("failure")
+    assert failure is not None
+    assert finding in failure.attrib["message"]
+    assert "float32 rounding" in (failure.text or "")
+
+
+def test_the_page_and_the_table_tell_people_what_failed_and_why_the_bound_is_what_it_is() -> None:
+    failing = report(VALUES + np.float32(1e-3))
+    console = Console(width=160)
+
+    with console.capture() as capture:
+        console.print(failing.table())
+
+    for text in (failing.to_markdown(), capture.get()):
+        assert "FAILED" in text
+        assert "strided" in text
+        assert "1/3" in text
+    assert "# Parity of my-bundle: FAILED" in failing.to_markdown()
+    assert "engine against PyTorch, at least 80 dB: float32 rounding" in failing.to_markdown()
+    assert "FAILED" not in report(VALUES).to_markdown()
+
+
+def bundle(folder: Path) -> Path:
+    """A folder with a whole manifest; what is in its files does not matter here."""
+    paths = ("unet/windowed.onnx", "unet/windowed.onnxruntime.onnx", "unet/weights.safetensors", "samplers/ddim.st")
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(path, encoding="utf-8")
+    rule = PhaseRule()
+    spec = TensorSpec("latents", (1, 4, 8, 8), "float32")
+    manifest = Manifest(
+        tools={},
+        recipe={},
+        family="sd15",
+        task="text-to-image",
+        width=64,
+        height=64,
+        batch=1,
+        guidance=False,
+        precision="float32",
+        rule=rule,
+        latent=(4, 8, 8),
+        windowed_blocks=(),
+        phases=(PhaseRecord(rule.phases()[0], paths[0], {"onnxruntime": paths[1]}, (spec,), (spec,)),),
+        samplers={"ddim": paths[3]},
+        default_sampler="ddim",
+        steps=(1, 2),
+        weights={"unet": paths[2]},
+        files={path: FileRecord.of(folder / path) for path in paths},
+    )
+    (folder / MANIFEST).write_text(json.dumps(manifest.to_json()), encoding="utf-8")
+    return folder
+
+
+def test_a_stored_report_is_part_of_the_bundle_and_replaces_the_one_before(tmp_path: Path) -> None:
+    folder = bundle(tmp_path)
+    before = Manifest.read(folder)
+
+    store(report(None), folder)
+    store(report(VALUES), folder)
+
+    manifest = Manifest.read(folder)
+    verify_files(folder, manifest.files)
+    assert manifest.report == "parity/report.json"
+    assert set(manifest.files) == {*before.files, "parity/report.json", "parity/report.md"}
+    assert json.loads((folder / "parity/report.json").read_text(encoding="utf-8"))["ok"]
+    assert replace(manifest, report=None, files=before.files) == before
+
+
+@pytest.mark.parametrize("writes", [1, 2])
+def test_whenever_storing_is_cut_short_the_bundle_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    folder = bundle(tmp_path)
+    store(report(None), folder)
+    monkeypatch.setattr(report_module, "write_json", _failing_after(writes, report_module.write_json))
+
+    with pytest.raises(StorageError):
+        store(report(VALUES), folder)
+
+    manifest = Manifest.read(folder)
+    verify_files(folder, manifest.files)
+    assert manifest.report is None
+
+
+def _failing_after(writes: int, write: Callable[[Path, object], None]) -> Callable[[Path, object], None]:
+    left = [writes]
+
+    def maybe(path: Path, value: object) -> None:
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        left[0] -= 1
+        write(path, value)
+
+    return maybe

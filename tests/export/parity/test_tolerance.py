@@ -1,0 +1,36 @@
+import pytest
+
+from hidiff_export.parity.tolerance import TOLERANCES, Boundary, bound_for
+from hidiff_export.recipe import Recipe
+from hidiff_export.recipe_values import Precision
+
+
+def recipe(**changes: object) -> Recipe:
+    return Recipe.from_dict({"family": "sd15", "source": "random:0", "width": 512, "height": 512, **changes})
+
+
+def test_every_boundary_has_a_bound_with_a_reason_at_every_precision() -> None:
+    assert set(TOLERANCES) == {(boundary, precision.value) for boundary in Boundary for precision in Precision}
+    for bound in TOLERANCES.values():
+        assert bound.snr_db >= 25
+        assert len(bound.reason) > 40
+
+
+def test_float32_keeps_what_the_project_promises() -> None:
+    for boundary in Boundary:
+        assert TOLERANCES[boundary, "float32"].snr_db >= (60 if boundary.whole_run else 80)
+
+
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("boundary", Boundary)
+def test_a_recipe_without_bounds_of_its_own_is_judged_by_the_table(boundary: Boundary, precision: Precision) -> None:
+    assert bound_for(boundary, recipe(precision=precision.value)) is TOLERANCES[boundary, precision.value]
+
+
+def test_a_recipe_may_set_its_own_bounds_and_the_reason_says_so() -> None:
+    own = recipe(parity={"call_snr_db": 101, "run_snr_db": 71})
+
+    assert bound_for(Boundary.RANDOM, own).snr_db == 101
+    assert bound_for(Boundary.RUN, own).snr_db == 71
+    assert bound_for(Boundary.RANDOM, own).reason == "Set by the recipe in place of 80 dB."
+    assert bound_for(Boundary.WEIGHTS, own) is TOLERANCES[Boundary.WEIGHTS, "float32"]
