@@ -1,5 +1,21 @@
 """Compiles HiDiffusion-patched Stable Diffusion UNets into phase-specific graphs and engines."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from hidiff_runtime import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from hidiff_export.model.patch import apply_hidiffusion
+
+__all__ = ["__version__", "apply_hidiffusion"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs PyTorch only when it is asked for."""
+    if name == "apply_hidiffusion":
+        from hidiff_export.model.patch import apply_hidiffusion
+
+        return apply_hidiffusion
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
