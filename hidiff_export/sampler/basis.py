@@ -1,0 +1,217 @@
+"""Reads the coefficients of a diffusers scheduler off its answers to unit vectors.
+
+Schedulers work on each element by itself, so one tensor asks many questions at once: every element along its last axis
+is a column, that is, one choice of sample, model output, noise and kept tensors. Unit columns give the coefficients;
+zero columns give the noise's, which the scheduler draws itself; random columns, small and large, must then follow from
+the coefficients. A scheduler that clips, thresholds, mixes elements or hides a tensor somewhere fails that check.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hidiff_export.errors import ExportError
+from hidiff_runtime.sampler import NOISE, OUTPUT, SAMPLE, STATE
+
+FloatArray = NDArray[np.float64]
+
+SHAPE = (1, 1, 1, 32)
+"""Shape of the tensors that are fed: a batch of one, one channel, one row of columns."""
+
+_COLUMNS = SHAPE[-1]
+_ZEROS = 4
+_UNIT = 1024.0
+"""Size of a unit vector: so large beside the noise that rounding of their sum costs a coefficient nothing."""
+
+_MAGNITUDES = (1.0, 1.0, 1e2, 1e4)
+"""Sizes of the random columns; a clip that leaves the small ones alone bends the large ones."""
+
+_RTOL = 1e-4
+"""Beside the sum of absolute terms. float32 rounding inside a scheduler stays two orders below it."""
+
+
+class StepsUnsupported(Exception):  # noqa: N818 - an outcome, not an error: this number of steps is left out
+    """The scheduler itself does not run with this number of steps."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """How one evaluation's update answers to its inputs.
+
+    Attributes:
+        timestep: what the UNet is told.
+        input_scale: factor between the sample and the UNet's input.
+        draws_noise: whether the scheduler drew noise.
+        rows: float64 ``[1 + kept after, 3 + kept before]``, the columns of `hidiff_runtime.sampler`.
+    """
+
+    timestep: float
+    input_scale: float
+    draws_noise: bool
+    rows: FloatArray
+
+
+@dataclass(frozen=True)
+class _Observation:
+    """One evaluation as it was seen: ``[columns]`` the scaled sample and the noise, ``[1 + kept, columns]`` answers."""
+
+    timestep: float
+    kept_before: int
+    scaled: torch.Tensor
+    noise: torch.Tensor | None
+    answers: torch.Tensor
+
+
+def respond(scheduler: Any, steps: int, eta: float | None = None) -> list[Response]:
+    """Runs ``scheduler`` for ``steps`` steps as diffusers' pipelines do, and reads each evaluation's coefficients.
+
+    Args:
+        scheduler: a fresh one; it is used up.
+        eta: handed to ``step`` where given.
+
+    Raises:
+        StepsUnsupported: the scheduler raises, or gives numbers that are not finite.
+        ExportError: its update is no linear combination of sample, outputs, noise and the tensors it keeps.
+    """
+    observations = _observe(scheduler, steps, eta)
+    responses: dict[int, Response] = {}
+    shapes = [(seen.kept_before, len(seen.answers)) for seen in observations]
+    for shape in set(shapes):  # evaluations of equal shape are solved together
+        group = [number for number, other in enumerate(shapes) if other == shape]
+        responses |= zip(group, _solve([observations[number] for number in group], scheduler), strict=True)
+    return [responses[number] for number in range(len(observations))]
+
+
+def _observe(scheduler: Any, steps: int, eta: float | None) -> list[_Observation]:
+    _run(scheduler.set_timesteps, steps)
+    generator = torch.Generator().manual_seed(steps)
+    options: dict[str, Any] = {} if eta is None else {"eta": eta}
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = generator
+    kept = _kept(scheduler)
+    observations = []
+    for timestep in scheduler.timesteps:
+        questions = _questions(len(kept))
+        for (owner, key), values in zip(kept, questions[STATE:], strict=True):
+            owner[key] = values.clone()
+        sample, output, before = questions[SAMPLE].clone(), questions[OUTPUT].clone(), generator.get_state()
+        scaled = _run(scheduler.scale_model_input, sample.clone(), timestep)
+        result = _run(scheduler.step, output, timestep, sample, return_dict=False, **options)[0]
+        noise = _drawn(before, generator, scheduler)
+        kept_before, kept = len(kept), _kept(scheduler)
+        answers = torch.stack([result, *(owner[key] for owner, key in kept)]).reshape(-1, _COLUMNS)
+        observations.append(_Observation(float(timestep), kept_before, scaled.reshape(-1), noise, answers))
+    return observations
+
+
+def _kept(scheduler: Any) -> list[tuple[Any, Any]]:
+    """Where the scheduler keeps tensors of the sample's shape, as (container, key) pairs."""
+    attributes = vars(scheduler)
+    places: list[tuple[Any, Any]] = []
+    for name, value in attributes.items():
+        if isinstance(value, list):
+            places += [(value, index) for index, item in enumerate(value) if _is_sample(item)]
+        elif _is_sample(value):
+            places.append((attributes, name))
+    return places
+
+
+def _is_sample(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == SHAPE
+
+
+@functools.cache
+def _questions(kept: int) -> torch.Tensor:
+    """Inputs ``[3 + kept, *SHAPE]``: unit columns, zero columns, random columns; the noise's row is zero."""
+    rows = _given(kept)
+    first_random = len(rows) + _ZEROS
+    if first_random + len(_MAGNITUDES) > _COLUMNS:
+        raise ExportError("The scheduler keeps more tensors from step to step than can be probed.", given=kept)
+    inputs = np.zeros((STATE + kept, _COLUMNS), dtype=np.float32)
+    inputs[rows, range(len(rows))] = _UNIT
+    values = np.random.default_rng(kept).standard_normal((len(rows), _COLUMNS - first_random))
+    inputs[rows, first_random:] = values * np.resize(_MAGNITUDES, values.shape[1])
+    return torch.from_numpy(inputs).reshape(-1, *SHAPE)
+
+
+def _given(kept: int) -> list[int]:
+    """The inputs that are chosen here, which is all but the noise."""
+    return [SAMPLE, OUTPUT, *range(STATE, STATE + kept)]
+
+
+def _drawn(before: torch.Tensor, generator: torch.Generator, scheduler: Any) -> torch.Tensor | None:
+    """The noise ``[columns]`` that took the generator from ``before`` to where it is: one normal tensor, or none."""
+    after = generator.get_state()
+    if torch.equal(before, after):
+        return None
+    replay = torch.Generator()
+    replay.set_state(before)
+    noise = torch.randn(SHAPE, generator=replay)
+    if not torch.equal(replay.get_state(), after):
+        raise ExportError(
+            "The scheduler draws other random numbers than one normal tensor of the latents' shape in a step.",
+            given=type(scheduler).__name__,
+            advice="Choose another sampler.",
+        )
+    return noise.reshape(-1)
+
+
+def _solve(group: Sequence[_Observation], scheduler: Any) -> list[Response]:
+    """The coefficients with ``answers = rows @ inputs``, from the unit and zero columns, checked on the random ones."""
+    kept = group[0].kept_before
+    given = _given(kept)
+    units, zeros = slice(0, len(given)), slice(len(given), len(given) + _ZEROS)
+    answers = torch.stack([seen.answers for seen in group]).to(torch.float64).numpy()
+    scaled = torch.stack([seen.scaled for seen in group]).to(torch.float64).numpy()
+    if not (np.isfinite(answers).all() and np.isfinite(scaled).all()):
+        raise StepsUnsupported("its results are not finite")
+    inputs = np.repeat(_questions(kept).reshape(1, -1, _COLUMNS).numpy().astype(np.float64), len(group), axis=0)
+    for target, seen in zip(inputs[:, NOISE], group, strict=True):
+        target[:] = 0 if seen.noise is None else seen.noise.numpy()
+    noise = inputs[:, None, NOISE]  # [evaluation, 1, column]
+
+    rows = np.zeros((*answers.shape[:2], STATE + kept))
+    power = np.square(noise[..., zeros]).sum(axis=-1)
+    rows[..., NOISE] = (answers[..., zeros] * noise[..., zeros]).sum(axis=-1) / np.where(power > 0, power, 1)
+    without_noise = answers - rows[..., NOISE, None] * noise
+    rows[..., given] = without_noise[..., units] / _UNIT
+    rounding = 2.0**-20 * np.abs(rows[..., NOISE, None]) / _UNIT  # what float32 leaves where noise was taken away again
+    rows[..., given] *= np.abs(rows[..., given]) > rounding
+    scale = scaled[:, SAMPLE] / _UNIT
+
+    _check_linear(scheduler, answers, rows, inputs)
+    _check_linear(scheduler, scaled[:, None], scale[:, None, None], inputs[:, :OUTPUT])
+    return [
+        Response(seen.timestep, float(factor), seen.noise is not None, row)
+        for seen, factor, row in zip(group, scale, rows, strict=True)
+    ]
+
+
+def _check_linear(scheduler: Any, answers: FloatArray, rows: FloatArray, inputs: FloatArray) -> None:
+    error = np.abs(answers - rows @ inputs)
+    bound = _RTOL * (np.abs(rows) @ np.abs(inputs))
+    if (error > bound).any():
+        suspects = [key for key in ("clip_sample", "thresholding") if scheduler.config.get(key)]
+        given = f"{type(scheduler).__name__} with {', '.join(suspects)}" if suspects else type(scheduler).__name__
+        worst = float(np.max(error / np.maximum(bound, np.finfo(np.float64).tiny))) * _RTOL
+        raise ExportError(
+            "This scheduler's step is not a linear combination of sample, model outputs and noise.",
+            given=f"{given}: off by {worst:.2g} of its terms at random points",
+            advice="Set clip_sample and thresholding to false in its configuration, or choose another sampler.",
+        )
+
+
+def _run(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The scheduler's own code, whatever it raises."""
+    try:
+        return call(*args, **options)
+    except Exception as error:
+        raise StepsUnsupported(f"{type(error).__name__}: {error}") from error

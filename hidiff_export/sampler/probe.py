@@ -1,0 +1,176 @@
+"""Compiles a diffusers scheduler into a `SamplerTable` by probing it, for every number of steps asked for."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+
+from hidiff_export.errors import ExportError
+from hidiff_export.sampler.basis import FloatArray, Response, StepsUnsupported, respond
+from hidiff_export.sampler.names import find_sampler
+from hidiff_runtime.sampler import NOISE, STATE, EtaTerms, SamplerTable
+
+DEFAULT_STEPS = range(1, 101)
+
+_ETA = 0.5
+_ETA_CHECKS = (0.25, 0.75)
+_ETA_RTOL = 1e-5
+"""Beside the largest coefficient of a row; float32 rounding inside the scheduler is near 1e-7."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One number of steps, probed; ``eta`` is set where the sampler takes one."""
+
+    steps: int
+    init_noise_sigma: float
+    evaluations: tuple[Response, ...]
+    eta: EtaTerms | None
+
+
+def build_scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
+    """The diffusers scheduler of that name with a checkpoint's configuration, as its ``from_config`` reads it.
+
+    Keys of other scheduler classes are passed over, so that a checkpoint's configuration serves every sampler.
+
+    Raises:
+        InputError: there is no such sampler.
+        ExportError: the scheduler refuses the configuration.
+    """
+    spec = find_sampler(sampler)
+    scheduler = getattr(diffusers, spec.scheduler)
+    known = inspect.signature(scheduler.__init__).parameters
+    options = {key: value for key, value in config.items() if key in known or key == "_use_default_values"}
+    try:
+        return scheduler.from_config(options, **spec.options)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ExportError(
+            f"{spec.scheduler} refuses this configuration.",
+            given=error,
+            advice="Correct the scheduler's configuration.",
+        ) from error
+
+
+def probe(sampler: str, config: Mapping[str, Any], steps: Iterable[int] = DEFAULT_STEPS) -> SamplerTable:
+    """The sampler's table. Numbers of steps with which the scheduler itself does not run are left out.
+
+    Args:
+        sampler: a name of `hidiff_export.sampler.names.SAMPLERS`.
+        config: the checkpoint's scheduler configuration, of whatever scheduler class.
+        steps: numbers of inference steps.
+
+    Raises:
+        InputError: there is no such sampler.
+        ExportError: the scheduler is not linear, refuses the configuration, or runs with none of these steps.
+    """
+    pristine = build_scheduler(sampler, config)
+    runs, refusals = [], []
+    for number in sorted(set(steps)):
+        try:
+            runs.append(_probe_run(pristine, number))
+        except StepsUnsupported as refusal:
+            refusals.append(f"{number} steps: {refusal}")
+    if not runs:
+        raise ExportError(
+            f"{type(pristine).__name__} runs with none of these numbers of steps.",
+            given=refusals[0] if refusals else "no number of steps",
+            advice="Ask for other numbers of steps, or change the scheduler's configuration.",
+        )
+    origin = {
+        "scheduler": type(pristine).__name__,
+        "config": json.dumps(dict(pristine.config), sort_keys=True, default=str),
+        "diffusers": diffusers.__version__,
+    }
+    return _assemble(sampler, pristine.order, runs, origin)
+
+
+def _probe_run(pristine: Any, steps: int) -> _Run:
+    scheduler = copy.deepcopy(pristine)
+    has_eta = "eta" in inspect.signature(pristine.step).parameters
+    responses = respond(scheduler, steps, eta=0.0 if has_eta else None)
+    eta_terms = _probe_eta(pristine, steps, responses) if has_eta else None
+    return _Run(steps, float(scheduler.init_noise_sigma), tuple(_drop_unread(responses)), eta_terms)
+
+
+def _probe_eta(pristine: Any, steps: int, still: Sequence[Response]) -> EtaTerms:
+    """How one run's rows depend on eta: from the rows at one eta beside 0, checked at others.
+
+    The direction's variance at eta 0 is 1 minus the cumulative alpha of the step's result (formula 12 of
+    arXiv 2010.02502), looked up where DDIM looks it up.
+    """
+    scheduler = copy.deepcopy(pristine)
+    at_rest, moved = _sample_rows(still), _sample_rows(respond(scheduler, steps, _ETA))
+    previous = scheduler.timesteps - scheduler.config.num_train_timesteps // steps
+    alphas = torch.where(previous < 0, scheduler.final_alpha_cumprod, scheduler.alphas_cumprod[previous.clamp(min=0)])
+    variance = (1 - alphas).to(torch.float64).numpy()
+
+    noise = moved[:, NOISE] / _ETA
+    share = np.divide(noise**2, variance, out=np.zeros_like(variance), where=noise > 0)
+    shrunk = 1 - np.sqrt(1 - _ETA**2 * share)[:, None]
+    change = (at_rest - moved)[:, :NOISE]
+    terms = EtaTerms(np.divide(change, shrunk, out=np.zeros_like(change), where=shrunk > 0), share, noise)
+    for eta in _ETA_CHECKS:
+        expected = _sample_rows(respond(copy.deepcopy(pristine), steps, eta))
+        given = terms.apply(at_rest[:, None], slice(None), eta)[:, 0]
+        error = float((np.abs(given - expected).max(axis=1) / np.abs(expected).max(axis=1)).max())
+        if not error <= _ETA_RTOL:
+            raise ExportError(
+                "This scheduler depends on eta in another way than DDIM does.",
+                given=f"{type(pristine).__name__}: off by {error:.2g} at eta {eta}, {steps} steps",
+                advice="Choose another sampler.",
+            )
+    return terms
+
+
+def _sample_rows(responses: Sequence[Response]) -> FloatArray:
+    return np.stack([response.rows[0] for response in responses])
+
+
+def _drop_unread(responses: Sequence[Response]) -> list[Response]:
+    """Leaves only that state which some later sample depends on, numbered anew after each evaluation."""
+    kept: list[Response] = []
+    live_after: list[int] = []
+    for response in reversed(responses):
+        rows = response.rows[[0, *(1 + slot for slot in live_after)]]
+        live_after = np.flatnonzero(rows[:, STATE:].any(axis=0)).tolist()
+        rows = rows[:, [*range(STATE), *(STATE + slot for slot in live_after)]]
+        kept.append(Response(response.timestep, response.input_scale, response.draws_noise, rows))
+    return kept[::-1]
+
+
+def _assemble(sampler: str, order: int, runs: Sequence[_Run], origin: Mapping[str, str]) -> SamplerTable:
+    evaluations = [evaluation for run in runs for evaluation in run.evaluations]
+    slots = max(evaluation.rows.shape[1] for evaluation in evaluations) - STATE
+    rows = np.zeros((len(evaluations), 1 + slots, STATE + slots))
+    for target, evaluation in zip(rows, evaluations, strict=True):
+        target[: evaluation.rows.shape[0], : evaluation.rows.shape[1]] = evaluation.rows
+    terms = [run.eta for run in runs if run.eta is not None]
+    return SamplerTable(
+        sampler=sampler,
+        order=order,
+        steps=np.array([run.steps for run in runs], dtype=np.int64),
+        first=np.cumsum([0, *(len(run.evaluations) for run in runs)], dtype=np.int64),
+        init_noise_sigma=np.array([run.init_noise_sigma for run in runs]),
+        timesteps=np.array([evaluation.timestep for evaluation in evaluations], dtype=np.float32),
+        input_scale=np.array([evaluation.input_scale for evaluation in evaluations]),
+        draws_noise=np.array([evaluation.draws_noise for evaluation in evaluations]),
+        rows=rows,
+        eta=_join(terms) if terms else None,
+        origin=origin,
+    )
+
+
+def _join(terms: Sequence[EtaTerms]) -> EtaTerms:
+    return EtaTerms(
+        direction=np.concatenate([part.direction for part in terms]),
+        share=np.concatenate([part.share for part in terms]),
+        noise=np.concatenate([part.noise for part in terms]),
+    )
