@@ -12,7 +12,7 @@ from hidiff_export.errors import HidiffError
 _INTERRUPTED = 130
 
 # Subcommand to "module:attribute", in the order a newcomer meets them.
-_COMMANDS = {
+COMMANDS = {
     "recipes": "hidiff_export.cli.recipes:recipes",
     "plan": "hidiff_export.cli.plan:plan",
     "verify": "hidiff_export.cli.verify:verify",
@@ -23,12 +23,12 @@ class _Commands(click.Group):
     """Imports a subcommand when it is invoked or listed, and shows this project's errors without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
-        module, attribute = _COMMANDS[cmd_name].split(":")
+        module, attribute = COMMANDS[cmd_name].split(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
@@ -52,8 +52,8 @@ def _show(error: HidiffError) -> None:
         click.echo(click.style("next:  ", fg="green") + error.advice, err=True)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, package_name="hidiff-export")
+@click.group("hidiff-export", cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
 def main() -> None:
     """Compiles Stable Diffusion with HiDiffusion into one static graph per phase of the run.
 
