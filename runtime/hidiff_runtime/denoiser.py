@@ -215,11 +215,15 @@ class _Run:
                 spec.name: check_array(spec.name, residuals.get(spec.name), spec.shape) for spec in record.residuals
             }
             inputs |= given
-        noise = self.bundle.engine(phase).run(inputs).get(OUTPUT)
-        return self._sound(noise, phase, state.step)
+        session = self.bundle.engine(phase)
+        where = f"phase {phase.name}, step {state.step + 1} of {self.plan.steps}"
+        try:
+            noise = session.run(inputs).get(OUTPUT)
+        except EngineError as error:
+            raise EngineError(f"{error.summary} ({where})", given=error.given, advice=error.advice) from error
+        return self._sound(noise, where)
 
-    def _sound(self, noise: NDArray[Any] | None, phase: Phase, step: int) -> Array:
-        where = f"phase {phase.name}, step {step + 1} of {self.plan.steps}"
+    def _sound(self, noise: NDArray[Any] | None, where: str) -> Array:
         if noise is None:
             raise EngineError(f"The engine gave no {OUTPUT} in {where}.", advice="Build the bundle again.")
         bad = int(noise.size - np.isfinite(noise).sum())

@@ -204,6 +204,19 @@ def test_nan_from_an_engine_names_phase_and_step(folder: Path) -> None:
     assert np.isfinite(run(bundle, steps=8)).all()
 
 
+def test_an_engine_that_fails_says_in_which_phase_and_step(folder: Path) -> None:
+    def fail(outputs: dict[str, np.ndarray], call: int) -> dict[str, np.ndarray]:
+        if call == 5:
+            raise EngineError("Out of memory.", given="4 GB", advice="Use a smaller bundle.")
+        return outputs
+
+    bundle = open_bundle(folder, backend=toy.ToyBackend(fail))
+    with pytest.raises(EngineError, match=r"Out of memory.*phase windowed, step 5 of 8") as caught:
+        run(bundle, steps=8)
+    assert caught.value.advice == "Use a smaller bundle."
+    assert np.isfinite(run(bundle, steps=8)).all()
+
+
 def test_an_engine_without_the_output_is_an_error(folder: Path) -> None:
     bundle = open_bundle(folder, backend=toy.ToyBackend(lambda _outputs, _call: {}))
     with pytest.raises(EngineError, match="no noise_pred"):

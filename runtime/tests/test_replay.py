@@ -129,7 +129,8 @@ def test_an_engine_that_fails_is_a_failed_verdict(folder: Path) -> None:
         raise EngineError("out of memory")
 
     report = check(folder, backend=spoil_with(refuse))
-    assert [verdict.fault for verdict in report.verdicts] == ["out of memory"] * 4
+    assert [verdict.fault for verdict in report.verdicts[:3]] == ["out of memory"] * 3
+    assert report.verdicts[3].fault == "out of memory (phase strided_pooled, step 1 of 8)"
 
 
 def test_a_phase_without_a_sample_fails(folder: Path) -> None:
