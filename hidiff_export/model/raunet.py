@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from hidiff_export.families import Layout
 from hidiff_export.geometry import UNetGeometry
-from hidiff_export.model.windows import install_windows
+from hidiff_export.model.windows import install_windows, submodule
 
 _MORE_THAN_ANY_SIZE = 32
 """With so many upsamplers no size is divisible, so diffusers always upsamples to the skip connection's size."""
@@ -47,14 +47,17 @@ def install_phase(unet: nn.Module, layout: Layout, geometry: UNetGeometry) -> Ex
         unet: diffusers' ``UNet2DConditionModel``; also one that is in use.
         layout: where the changes go.
         geometry: of the phase and of the latents that the UNet will be called with.
+
+    Raises:
+        InputError: the UNet lacks a module that the layout names; then nothing is changed.
     """
     with ExitStack() as handles:
         _install_upsample_sizes(unet, handles)
         if geometry.kind.strided:
-            _install_stride(unet.get_submodule(layout.downsampler), handles)
+            _install_stride(submodule(unet, layout.downsampler), handles)
         if geometry.restore is not None:
-            pool = unet.get_submodule(layout.pooled_attention)
-            restore = unet.get_submodule(layout.restored_attention)
+            pool = submodule(unet, layout.pooled_attention)
+            restore = submodule(unet, layout.restored_attention)
             _install_pool(pool, restore, geometry.restore, handles)
         install_windows(unet, layout.windowed_blocks, geometry.windows, handles)
         return handles.pop_all()

@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 from torch.nn import functional
 
+from hidiff_export.errors import InputError
 from hidiff_export.geometry import SHIFTS, WindowShape
 
 WINDOW_ORDERS = "window_orders"
@@ -117,6 +118,19 @@ class _WindowedForward:
         return from_windows(self.forward(windows, *args, **kwargs), order, self.shape)
 
 
+def submodule(unet: nn.Module, name: str) -> nn.Module:
+    """The module called ``name``.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return unet.get_submodule(name)
+    except AttributeError as error:
+        advice = "Check that the family is the checkpoint's."
+        raise InputError("The UNet lacks a module of its family.", given=name, advice=advice) from error
+
+
 def install_windows(
     unet: nn.Module, windowed_blocks: Sequence[str], windows: Sequence[WindowShape], handles: ExitStack
 ) -> None:
@@ -124,10 +138,13 @@ def install_windows(
 
     The attention's ``forward`` is shadowed rather than hooked: the order is needed before and after it, and a pair of
     hooks could only pass it on by storing it.
+
+    Raises:
+        InputError: the UNet has no such blocks.
     """
     if not windowed_blocks:
         return
-    windowed = [unet.get_submodule(f"{block}.attn1") for block in windowed_blocks]
+    windowed = [submodule(unet, f"{block}.attn1") for block in windowed_blocks]
     for module in unet.modules():
         if isinstance(module, Attention) and module not in windowed:
             handles.callback(module.register_forward_pre_hook(_without_orders, with_kwargs=True).remove)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from hidiff_export.families import Family, Layout, Task, unet_config
+from hidiff_export.signature import phase_inputs, phase_outputs
+from hidiff_runtime.phases import Phase, PhaseKind
+
+
+def described(family: Family, task: Task = Task.TEXT_TO_IMAGE, *, windows: bool = True) -> list[str]:
+    phase = Phase(PhaseKind.STRIDED, control=task.has_control)
+    layout = Layout.of(family) if windows else Layout.of(family).without_windows()
+    return [str(spec) for spec in phase_inputs(unet_config(family, task), layout, phase, 192, 256, 2)]
+
+
+@pytest.mark.parametrize(("family", "features"), [(Family.SD15, 768), (Family.SD21, 1024)])
+def test_sd(family: Family, features: int) -> None:
+    assert described(family) == [
+        "latents float32[2, 4, 192, 256]",
+        "timestep float32[1]",
+        f"prompt_embeds float32[2, 77, {features}]",
+        "window_shifts int32[5]",
+    ]
+
+
+def test_inpainting_takes_the_mask_and_the_masked_picture_along() -> None:
+    assert described(Family.SD15, Task.INPAINTING)[0] == "latents float32[2, 9, 192, 256]"
+
+
+def test_without_windows_there_are_no_shifts() -> None:
+    assert [line.partition(" ")[0] for line in described(Family.SD15, windows=False)] == [
+        "latents",
+        "timestep",
+        "prompt_embeds",
+    ]
+
+
+def test_sdxl_control() -> None:
+    inputs = described(Family.SDXL, Task.CONTROLNET)
+    assert inputs[3:6] == ["window_shifts int32[10]", "text_embeds float32[2, 1280]", "time_ids float32[2, 6]"]
+    # At the ControlNet's own size, 96x128, whatever the phase does to the UNet.
+    assert inputs[6] == "down_residual_00 float32[2, 320, 96, 128]"
+    assert inputs[14] == "down_residual_08 float32[2, 1280, 24, 32]"
+    assert inputs[15:] == ["mid_residual float32[2, 1280, 24, 32]"]
+
+
+def test_the_output_is_the_noise() -> None:
+    config = unet_config(Family.SDXL, Task.INPAINTING)
+    assert [str(spec) for spec in phase_outputs(config, 192, 256, 2)] == ["noise_pred float32[2, 4, 192, 256]"]
