@@ -228,7 +228,11 @@ _SCALED_LINEAR = {
     "clip_sample": False,
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
 }
+"""What every family's configuration file says, keys for other schedulers than its own included."""
 
 
 def default_scheduler(family: Family) -> tuple[str, dict[str, Any]]:
@@ -239,10 +243,5 @@ def default_scheduler(family: Family) -> tuple[str, dict[str, Any]]:
     if family is Family.SDXL_TURBO:
         return "EulerAncestralDiscreteScheduler", {**_SCALED_LINEAR, "timestep_spacing": "trailing"}
     if family.is_sdxl:
-        return "EulerDiscreteScheduler", {**_SCALED_LINEAR, "timestep_spacing": "leading", "steps_offset": 1}
-    return "PNDMScheduler", {
-        **_SCALED_LINEAR,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-        "set_alpha_to_one": False,
-    }
+        return "EulerDiscreteScheduler", {**_SCALED_LINEAR, "timestep_spacing": "leading"}
+    return "PNDMScheduler", dict(_SCALED_LINEAR)
