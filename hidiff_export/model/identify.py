@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from hidiff_export.errors import CheckpointError
@@ -63,7 +64,7 @@ def check_family(component: Component, family: Family, task: Task, width: Width,
             given=f"{len(shapes)} tensors, {_some(sorted(shapes))}",
             advice="Give a checkpoint that has one; a LoRA or a VAE alone is not enough.",
         )
-    if found != _Traits.of(component.shapes(component.config(family, task, width))):
+    if found != _published(component, family, task, width):
         likely = _families_like(component, task, found)
         looks = f"looks like {likely}" if likely else "is of no family known here"
         raise CheckpointError(
@@ -131,11 +132,16 @@ def _conv_in(shapes: Shapes) -> tuple[int, ...] | None:
     return shape if shape is not None and len(shape) == 4 else None
 
 
+@cache
+def _published(component: Component, family: Family, task: Task, width: Width) -> _Traits | None:
+    return _Traits.of(component.shapes(component.config(family, task, width)))
+
+
 def _families_like(component: Component, task: Task, traits: _Traits) -> str:
     matches: dict[Width, list[str]] = {}
     for width in Width:
         for family in Family:
-            if _Traits.of(component.shapes(component.config(family, task, width))) == traits:
+            if _published(component, family, task, width) == traits:
                 matches.setdefault(width, []).append(family.value)
     return "; ".join(f"{' or '.join(names)} at {width.value} width" for width, names in matches.items())
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -52,7 +53,7 @@ def find_checkpoint(source: str, component: Component) -> CheckpointFiles:
     path = Path(source).expanduser()
     if path.suffix.lower() in _PICKLES:
         raise _pickle(path)
-    if path.is_dir():
+    if source and path.is_dir():
         return _in_folder(lambda name: path / name if (path / name).is_file() else None, source, component)
     if path.suffix == ".safetensors":
         return CheckpointFiles((path,), config=None)
@@ -132,29 +133,48 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _on_hub(repository: str, component: Component) -> CheckpointFiles:
-    from huggingface_hub import errors, hf_hub_download
-
-    offline: list[Exception] = []
-
-    def fetch(name: str) -> Path | None:
+    """The files of a hub checkpoint, from the cache when all are there: no connection, no newer version."""
+    with _hub_errors(repository):
+        with suppress(CheckpointError):
+            return _in_folder(_HubFolder(repository, connect=False), repository, component)
+        folder = _HubFolder(repository, connect=True)
         try:
-            return Path(hf_hub_download(repository, name))
-        except errors.LocalEntryNotFoundError as error:
-            offline.append(error)  # not in the cache, and the hub cannot be asked whether it exists at all
+            return _in_folder(folder, repository, component)
+        except CheckpointError as error:
+            if folder.connect:
+                raise
+            raise CheckpointError(
+                "The checkpoint is not in the local cache, and the hub cannot be reached.",
+                given=repository,
+                advice=f"Go online, or run `hf download {repository}` elsewhere and give the folder.",
+            ) from error
+
+
+class _HubFolder:
+    """A repository of the hub, whose files are looked up in the cache, and downloaded unless told not to connect."""
+
+    def __init__(self, repository: str, *, connect: bool) -> None:
+        self.repository = repository
+        self.connect = connect
+
+    def __call__(self, name: str) -> Path | None:
+        from huggingface_hub import errors, hf_hub_download
+
+        try:
+            return Path(hf_hub_download(self.repository, name, local_files_only=not self.connect))
+        except errors.LocalEntryNotFoundError:
+            self.connect = False  # the hub does not answer: asking for every file would take half a minute each
             return None
         except errors.EntryNotFoundError:
             return None
 
+
+@contextmanager
+def _hub_errors(repository: str) -> Iterator[None]:
+    from huggingface_hub import errors
+
     try:
-        return _in_folder(fetch, repository, component)
-    except CheckpointError as error:
-        if not offline:
-            raise
-        raise CheckpointError(
-            "The checkpoint is not in the local cache, and the hub cannot be reached.",
-            given=repository,
-            advice=f"Go online, or run `hf download {repository}` elsewhere and give the folder.",
-        ) from error
+        yield
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise CheckpointError(
             "There is no such checkpoint, neither a path here nor one the hub lets you read.",
