@@ -1,0 +1,33 @@
+"""One transposition, or none, for two in a row."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from hidiff_export.graph.passes.base import Operator, Outcome, Replacement, RewritePass, make, produced_by
+
+
+class MergeTransposes(RewritePass):
+    """Joins a ``Transpose`` with the one before it, and drops both where they cancel.
+
+    Requires: nothing.
+    Ensures: no ``Transpose`` reads another one.
+    """
+
+    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Transpose")})
+
+    def rewrite(self, node: ir.Node) -> Outcome:
+        """Merges ``node`` into what it reads."""
+        before = produced_by(node.inputs[0], "Transpose")
+        if before is None or "perm" not in node.attributes or "perm" not in before.attributes:
+            return None
+        (source,) = before.inputs
+        assert source is not None  # a transposition's only input is required
+        first, second = before.attributes["perm"].as_ints(), node.attributes["perm"].as_ints()
+        order = [first[axis] for axis in second]
+        if order == sorted(order):
+            return Replacement(source)
+        merged = make("Transpose", [source], {"perm": order})
+        return Replacement(merged.outputs[0], [merged])

@@ -1,0 +1,82 @@
+"""The portable graph of a phase: what every backend builds from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from hidiff_export.errors import ExportError
+from hidiff_export.graph.capture import capture
+from hidiff_export.graph.passes.collect_constants import CollectConstants
+from hidiff_export.graph.passes.externalise_weights import ExternaliseWeights
+from hidiff_export.graph.passes.fold_constants import FoldConstants
+from hidiff_export.graph.passes.name_by_module import NameByModule
+from hidiff_export.graph.passes.narrow_indices import NarrowIndices
+from hidiff_export.graph.passes.remove_no_ops import RemoveNoOps
+from hidiff_export.graph.weights import WeightStore
+from hidiff_export.model.phase_unet import PhaseUNet
+from hidiff_runtime import __version__
+
+_PREFIX = "unet."
+
+
+def write_graph(phase_unet: PhaseUNet, model_batch: int, store: WeightStore, path: Path) -> None:
+    """Exports a phase to ``path``, beside the weight store that the graph points into.
+
+    The file is a function of the arguments and of the tools' versions alone.
+
+    Args:
+        phase_unet: the network in one phase, its weights those of the store.
+        model_batch: latents of one evaluation, the negative prompt's included.
+        store: in the same folder as ``path``.
+        path: of the ONNX file.
+
+    Raises:
+        ExportError: torch cannot export the phase, or a pass found something wrong.
+        OSError: the file cannot be written.
+    """
+    model = capture(phase_unet, model_batch)
+    run_passes(model, portable_passes(store))
+    save(model, path)
+
+
+def portable_passes(store: WeightStore) -> ir.passes.Sequential:
+    """From what the exporter gives to the portable graph."""
+    return ir.passes.Sequential(
+        FoldConstants({_PREFIX + name for name in store.names()}),
+        common.IdentityEliminationPass(),
+        NarrowIndices(),
+        RemoveNoOps(),
+        CollectConstants(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        ExternaliseWeights(store, _PREFIX),
+        NameByModule(),
+        common.ClearMetadataAndDocStringPass(),
+        common.RemoveUnusedOpsetsPass(),
+    )
+
+
+def run_passes(model: ir.Model, passes: ir.passes.PassBase) -> None:
+    """Runs passes in place. Raises ExportError when one fails."""
+    try:
+        passes(model)
+    except (ir.passes.PassError, ir.passes.InvariantError) as error:
+        raise ExportError(
+            "A graph pass failed.",
+            given=" ".join(str(cause) for cause in _causes(error)),
+            advice="Report this together with the recipe and the versions that 'hidiff-export doctor' shows.",
+        ) from error
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    return [] if error is None else [error, *_causes(error.__cause__)]
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Writes a graph; weights stay where they are."""
+    model.producer_name = "hidiff-export"
+    model.producer_version = __version__
+    path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
