@@ -221,11 +221,17 @@ class _Run:
             noise = session.run(inputs).get(OUTPUT)
         except EngineError as error:
             raise EngineError(f"{error.summary} ({where})", given=error.given, advice=error.advice) from error
-        return self._sound(noise, where)
+        return self._sound(noise, record.outputs[0].shape, where)
 
-    def _sound(self, noise: NDArray[Any] | None, where: str) -> Array:
+    def _sound(self, noise: NDArray[Any] | None, shape: tuple[int, ...], where: str) -> Array:
         if noise is None:
             raise EngineError(f"The engine gave no {OUTPUT} in {where}.", advice="Build the bundle again.")
+        if noise.shape != shape:
+            raise EngineError(
+                f"The engine gave {OUTPUT} of another shape than the manifest's in {where}.",
+                given=f"{list(noise.shape)} where {list(shape)} is due",
+                advice="Build the bundle again.",
+            )
         bad = int(noise.size - np.isfinite(noise).sum())
         if bad:
             raise EngineError(

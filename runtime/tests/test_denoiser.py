@@ -217,6 +217,15 @@ def test_an_engine_that_fails_says_in_which_phase_and_step(folder: Path) -> None
     assert np.isfinite(run(bundle, steps=8)).all()
 
 
+def test_an_output_of_another_shape_is_an_error(folder: Path) -> None:
+    def cut(outputs: dict[str, np.ndarray], _call: int) -> dict[str, np.ndarray]:
+        return {"noise_pred": outputs["noise_pred"][:, :3]}
+
+    bundle = open_bundle(folder, backend=toy.ToyBackend(cut))
+    with pytest.raises(EngineError, match="noise_pred of another shape"):
+        run(bundle)
+
+
 def test_an_engine_without_the_output_is_an_error(folder: Path) -> None:
     bundle = open_bundle(folder, backend=toy.ToyBackend(lambda _outputs, _call: {}))
     with pytest.raises(EngineError, match="no noise_pred"):
