@@ -81,8 +81,9 @@ def _build(
 ) -> torch.nn.Module:
     check_shapes(component, config, shapes_of(state_dict))
     network = component.empty(config)
-    network.load_state_dict(dict(state_dict), strict=True, assign=True)
-    return network.to(dtype)
+    cast = {name: tensor.to(dtype) for name, tensor in state_dict.items()}
+    network.load_state_dict(cast, strict=True, assign=True)
+    return network
 
 
 def _load(component: Component, source: str, family: Family, task: Task, width: Width) -> Checkpoint:
