@@ -35,12 +35,13 @@ _COLOURS = {
 
 
 @click.command(
+    short_help="Show a recipe's phases, steps, sizes and cost.",
     epilog="""\b
 Examples:
   hidiff-export plan sdxl-2048
   hidiff-export plan my-recipe.yaml --steps 30 --set width=2560 --set height=1440
   hidiff-export plan sd15-1024 --json
-"""
+""",
 )
 @recipe_argument
 @click.option("--steps", type=int, help="Denoising steps of the run. [default: 50, or the most the recipe tabulates]")

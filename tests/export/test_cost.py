@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hidiff_export.cost import controlnet_cost, stock_geometry, unet_cost, unet_parameters
 from hidiff_export.families import Family, Layout, Task, Width, controlnet_config, unet_config
 from hidiff_export.geometry import UNetGeometry
+from hidiff_export.model.component import Component
+from hidiff_export.model.phase_unet import PhaseUNet
+from hidiff_export.signature import phase_inputs
 from hidiff_runtime.phases import Phase, PhaseKind
+from tests.parity.published import unet_arguments
 
 # TFLOPs of one evaluation at batch 1, measured with the published package.
 STOCK = "stock"
@@ -46,22 +51,22 @@ def test_costs_are_the_measured_ones(family: Family, pixels: int, kind: str, ter
     assert _flops(family, Width.FULL, kind, latent) / 1e12 == pytest.approx(tera, rel=0.01)
 
 
-def _inputs(family: Family, config: dict[str, object], height: int, width: int) -> dict[str, object]:
-    inputs: dict[str, object] = {
-        "sample": torch.zeros(1, 4, height, width, device="meta"),
-        "timestep": torch.zeros(1, device="meta"),
-        "encoder_hidden_states": torch.zeros(1, 77, config["cross_attention_dim"], device="meta"),
-    }
-    if family.is_sdxl:
-        inputs["added_cond_kwargs"] = {
-            "text_embeds": torch.zeros(1, 32, device="meta"),
-            "time_ids": torch.zeros(1, 6, device="meta"),
-        }
-    return inputs
+def _tiny(component: Component, family: Family) -> Any:
+    """A network whose weights are whatever memory holds: only the sizes of its products are looked at."""
+    model = component.empty(component.config(family, Task.TEXT_TO_IMAGE, Width.TINY)).to_empty(device="cpu")
+    model.set_attn_processor(AttnProcessor())  # plain products, which the counter sees on every device
+    return model
+
+
+def _inputs(family: Family, kind: PhaseKind, latent: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Zeros for each input of a phase's graph."""
+    config, layout = unet_config(family, Task.TEXT_TO_IMAGE, Width.TINY), Layout.of(family)
+    dtypes = {"float32": torch.float32, "int32": torch.int32}
+    specs = phase_inputs(config, layout, Phase(kind), *latent, model_batch=1)
+    return {spec.name: torch.zeros(spec.shape, dtype=dtypes[spec.dtype]) for spec in specs}
 
 
 def _counted(model: torch.nn.Module, **inputs: object) -> int:
-    model.set_attn_processor(AttnProcessor())  # plain products, which the counter sees on every device
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs)
     return int(counter.get_total_flops())
@@ -70,20 +75,35 @@ def _counted(model: torch.nn.Module, **inputs: object) -> int:
 @pytest.mark.parametrize("family", [Family.SD15, Family.SD21, Family.SDXL])
 def test_the_stock_unet_costs_what_torch_counts(family: Family) -> None:
     latent = (15, 22)
-    config = unet_config(family, Task.TEXT_TO_IMAGE, Width.TINY)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**config)
-    assert _flops(family, Width.TINY, STOCK, latent) == _counted(unet, **_inputs(family, config, *latent))
+    inputs = _inputs(family, PhaseKind.WINDOWED, latent)
+    counted = _counted(
+        _tiny(Component.UNET, family), sample=inputs["latents"], timestep=inputs["timestep"], **unet_arguments(inputs)
+    )
+    assert _flops(family, Width.TINY, STOCK, latent) == counted
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [(Family.SD15, PhaseKind.STRIDED_POOLED), (Family.SDXL, PhaseKind.POOLED), (Family.SDXL, PhaseKind.STRIDED)],
+)
+def test_a_phase_costs_what_torch_counts_odd_windows_included(family: Family, kind: PhaseKind) -> None:
+    latent = (15, 22)
+    unet = PhaseUNet(_tiny(Component.UNET, family), Layout.of(family), Phase(kind), *latent)
+    assert _flops(family, Width.TINY, kind.value, latent) == _counted(unet, **_inputs(family, kind, latent))
 
 
 @pytest.mark.parametrize("family", [Family.SD15, Family.SDXL])
 def test_a_controlnet_costs_what_torch_counts(family: Family) -> None:
-    config, latent = controlnet_config(family, Width.TINY), (16, 24)
-    with torch.device("meta"):
-        controlnet = ControlNetModel(**config)
-        picture = torch.zeros(1, 3, 8 * latent[0], 8 * latent[1])
-    counted = _counted(controlnet, controlnet_cond=picture, **_inputs(family, config, *latent))
-    unet = unet_config(family, Task.TEXT_TO_IMAGE, Width.TINY)
+    latent = (16, 24)
+    inputs = _inputs(family, PhaseKind.WINDOWED, latent)
+    counted = _counted(
+        _tiny(Component.CONTROLNET, family),
+        sample=inputs["latents"],
+        timestep=inputs["timestep"],
+        controlnet_cond=torch.zeros(1, 3, 8 * latent[0], 8 * latent[1]),
+        **unet_arguments(inputs),
+    )
+    config, unet = controlnet_config(family, Width.TINY), unet_config(family, Task.TEXT_TO_IMAGE, Width.TINY)
     assert controlnet_cost(config, unet, Layout.of(family), *latent).flops == counted
 
 
@@ -91,15 +111,13 @@ def test_a_controlnet_costs_what_torch_counts(family: Family) -> None:
 @pytest.mark.parametrize("family", [Family.SD15, Family.SD21, Family.SDXL])
 def test_parameters_are_the_models(family: Family, task: Task) -> None:
     config = unet_config(family, task, Width.TINY)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**config)
+    unet = Component.UNET.empty(config)
     assert unet_parameters(config, Layout.of(family)) == sum(p.numel() for p in unet.parameters())
 
 
 def test_controlnet_parameters_are_the_models() -> None:
     config, unet = controlnet_config(Family.SDXL, Width.TINY), unet_config(Family.SDXL, Task.TEXT_TO_IMAGE, Width.TINY)
-    with torch.device("meta"):
-        controlnet = ControlNetModel(**config)
+    controlnet = Component.CONTROLNET.empty(config)
     counted = controlnet_cost(config, unet, Layout.of(Family.SDXL), 16, 16).parameters
     assert counted == sum(p.numel() for p in controlnet.parameters())
 

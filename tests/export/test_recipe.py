@@ -15,6 +15,7 @@ import hidiff_export
 from hidiff_export.families import Family, Layout, Task, Width, phase_rule
 from hidiff_export.recipe import Recipe, find_recipe, recipe_schema, shipped_recipes
 from hidiff_export.recipe_values import Precision, SamplerName
+from hidiff_export.sampler.names import SAMPLERS
 from hidiff_runtime.phases import PhaseRule, StepRange
 
 SHIPPED = shipped_recipes()
@@ -109,6 +110,10 @@ def test_the_schema_refuses_what_is_wrong(values: dict[str, object]) -> None:
 def test_the_schema_takes_both_what_is_written_and_what_is_stored(values: dict[str, object]) -> None:
     jsonschema.validate(LEAST | values, recipe_schema())
     jsonschema.validate(_recipe(**values).to_dict(), recipe_schema())
+
+
+def test_a_recipe_can_name_every_sampler_there_is() -> None:
+    assert {name.value for name in SamplerName} == set(SAMPLERS)
 
 
 def test_defaults() -> None:
