@@ -15,7 +15,10 @@ _INTERRUPTED = 130
 COMMANDS = {
     "recipes": "hidiff_export.cli.recipes:recipes",
     "plan": "hidiff_export.cli.plan:plan",
+    "build": "hidiff_export.cli.build:build",
     "verify": "hidiff_export.cli.verify:verify",
+    "inspect": "hidiff_export.cli.inspect:inspect",
+    "doctor": "hidiff_export.cli.doctor:doctor",
 }
 
 

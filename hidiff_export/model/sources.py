@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,7 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hidiff_export.errors import CheckpointError, StorageError
+from hidiff_export.families import Family, default_scheduler
 from hidiff_export.model.component import Component
+from hidiff_runtime.manifest import FileRecord
 
 _STEM = "diffusion_pytorch_model"
 _WEIGHTS = (
@@ -22,6 +25,11 @@ _WEIGHTS = (
     f"{_STEM}.safetensors.index.fp16.json",
 )
 """Where diffusers puts weights, the most precise first."""
+
+_SCHEDULER = "scheduler/scheduler_config.json"
+
+RANDOM = "random:"
+"""How the source of a fabricated checkpoint begins."""
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _AGAIN = "Copy or download the checkpoint again."
@@ -64,6 +72,36 @@ def find_checkpoint(source: str, component: Component) -> CheckpointFiles:
             advice="Give a diffusers folder, a .safetensors file, a hub id like org/name, or random:SEED.",
         )
     return _on_hub(source, component)
+
+
+def source_fingerprint(source: str, component: Component) -> str:
+    """What a source holds, as SHA-256 over the content of its weight files; a fabricated one is its own name.
+
+    Raises what `find_checkpoint` raises.
+    """
+    if source.startswith(RANDOM):
+        return source
+    sha = hashlib.sha256()
+    for path in find_checkpoint(source, component).weights:
+        try:
+            sha.update(FileRecord.of(path).sha256.encode())
+        except OSError as error:
+            raise CheckpointError(
+                "A file of the checkpoint cannot be read.", given=f"{path}: {error.strerror}", advice=_AGAIN
+            ) from error
+    return sha.hexdigest()
+
+
+def find_scheduler_config(source: str, family: Family) -> dict[str, Any]:
+    """The noise schedule that comes with a checkpoint, as diffusers writes it; the family's own where none does."""
+    path = Path(source).expanduser()
+    found: Path | None = None
+    if path.is_dir():
+        found = path / _SCHEDULER if (path / _SCHEDULER).is_file() else None
+    elif not source.startswith(RANDOM) and path.suffix != ".safetensors":
+        with _hub_errors(source):
+            found = _HubFolder(source, connect=False)(_SCHEDULER) or _HubFolder(source, connect=True)(_SCHEDULER)
+    return dict(default_scheduler(family)[1]) if found is None else _read_json(found)
 
 
 def _in_folder(fetch: Fetch, source: str, component: Component) -> CheckpointFiles:

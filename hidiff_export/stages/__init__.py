@@ -45,6 +45,10 @@ class StageContext:
         """The folder of the UNet's configuration, weights, graphs and engines."""
         return self.folder / "unet"
 
+    def graph(self, phase: Phase) -> Path:
+        """The portable graph of a phase."""
+        return self.unet / f"{phase.name}.onnx"
+
 
 class Stage(Protocol):
     """One step of a build."""

@@ -1,0 +1,30 @@
+"""PyTorch's own results are recorded, so that every machine can check its engines against them without PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hidiff_export.parity.reference import record_reference
+from hidiff_export.parity.source import unet_of_store
+from hidiff_export.stages import Report, StageContext
+from hidiff_export.stages.weights import SCHEDULER_CONFIG
+
+
+class Reference:
+    """The reference samples, in ``reference/``: float32 PyTorch on the weights as they are stored."""
+
+    name = "reference"
+    title = "PyTorch reference"
+    needs = ("weights",)
+
+    def inputs(self, context: StageContext) -> Any:
+        """What decides which evaluations are recorded: everything in the recipe."""
+        return context.recipe.fingerprint()
+
+    def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
+        """Runs the reference and records its evaluations."""
+        config = json.loads((context.folder / SCHEDULER_CONFIG).read_text(encoding="utf-8"))
+        unet = unet_of_store(context.unet)
+        return record_reference(unet, context.recipe, config, context.folder / "reference", report)
