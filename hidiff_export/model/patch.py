@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
+from diffusers.utils.torch_utils import is_compiled_module
 
 from hidiff_export.errors import InputError
 from hidiff_export.families import PIXELS_PER_LATENT, Family, Layout, Task, phase_rule, unet_config
@@ -72,6 +73,7 @@ class HiDiffusion:
         self.phase: Phase | None = None
         self.window_shifts: torch.Tensor | None = None
         self._options = options
+        self._pipe = pipe
         self._unet = pipe.unet
         self._signature = inspect.signature(pipe.unet.forward)
         self._installed: tuple[PhaseKind, int, int] | None = None
@@ -101,6 +103,7 @@ class HiDiffusion:
         """Leaves the pipeline, its UNet, scheduler and ControlNet exactly as they were; a second call does nothing."""
         self._handles.close()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as it is, and refuses, in a compiled UNet too
     def _before_unet(self, _unet: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._signature.bind(*args, **kwargs)
         latents: torch.Tensor = call.arguments["sample"]
@@ -124,6 +127,7 @@ class HiDiffusion:
         wanted = (phase.kind, height, width)
         if self._installed == wanted:
             return
+        _check_not_compiled(self._pipe.unet)
         self._phase_handles.close()
         self._installed = None
         layout = self._options.layout
@@ -216,7 +220,18 @@ def _unet_of(pipe: Any) -> torch.nn.Module:
             given=type(pipe).__name__,
             advice="Leave its `with` block or call remove() on what apply_hidiffusion returned, then apply it anew.",
         )
+    _check_not_compiled(unet)
     return unet
+
+
+def _check_not_compiled(unet: torch.nn.Module) -> None:
+    """A compiled module keeps the phase it was compiled in: PyTorch does not look whether its hooks have changed."""
+    if is_compiled_module(unet) or any(module._compiled_call_impl is not None for module in unet.modules()):
+        raise InputError(
+            "torch.compile does not notice that HiDiffusion changes the UNet from phase to phase.",
+            given="a compiled UNet, or one with compiled blocks",
+            advice="Run the pipeline uncompiled, or compile one PhaseUNet (hidiff_export.model.phase_unet) a phase.",
+        )
 
 
 def _family_of(pipe: Any, unet: Any) -> Family:

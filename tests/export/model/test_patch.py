@@ -433,6 +433,27 @@ def test_options_that_cannot_be_are_refused() -> None:
         apply_hidiffusion(build(CONTROLNET), rule=RULE)
 
 
+@pytest.mark.parametrize("applied_first", [False, True])
+@pytest.mark.parametrize("way", ["wrapped", "in place", "blocks"])
+def test_a_compiled_unet_is_refused(way: str, applied_first: bool) -> None:
+    def compile_unet(pipe: Any) -> None:
+        if way == "wrapped":
+            pipe.unet = torch.compile(pipe.unet, backend="eager")
+        elif way == "in place":
+            pipe.unet.compile(backend="eager")
+        else:
+            pipe.unet.compile_repeated_blocks(backend="eager")
+
+    pipe = build(SD15)
+    with pytest.raises(InputError, match=r"torch\.compile"):  # noqa: PT012
+        if applied_first:
+            apply_hidiffusion(pipe)
+            compile_unet(pipe)
+            trajectory(pipe, arguments(SD15))
+        compile_unet(pipe)
+        apply_hidiffusion(pipe)
+
+
 def test_a_unet_call_outside_a_run_is_refused() -> None:
     with apply_hidiffusion(pipe := build(SD15)), pytest.raises(InputError, match="outside a run"):
         pipe.unet(torch.ones(1, 4, 8, 8), 1, torch.ones(1, 5, 32))
