@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import hidiff_runtime
 from hidiff_export.bundle import Workspace, storage_errors
 from hidiff_export.errors import Cancelled
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import Report, Stage, StageContext
 from hidiff_export.versions import tool_versions
+from hidiff_runtime import phases
 
 
 class Display(Protocol):
@@ -48,11 +48,9 @@ class BuildResult:
 @cache
 def code_fingerprint() -> str:
     """SHA-256 over the sources of both packages: a stage's result is reused only by the code that made it."""
-    import hidiff_export
-
     sha = hashlib.sha256()
-    for package in (hidiff_export, hidiff_runtime):
-        root = Path(package.__file__).parent
+    for module in (__file__, phases.__file__):
+        root = Path(module).parent
         for path in sorted(root.rglob("*.py")):
             sha.update(path.relative_to(root).as_posix().encode())
             sha.update(path.read_bytes())

@@ -53,9 +53,20 @@ class StageContext:
 class Stage(Protocol):
     """One step of a build."""
 
-    name: str
-    title: str
-    needs: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """In keys and records."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the stages whose results it reads."""
+        ...
 
     def inputs(self, context: StageContext) -> Any:
         """What the stage's result depends on beside the stages it needs: JSON, part of the cache key."""

@@ -45,7 +45,5 @@ class Weights:
         scheduler.parent.mkdir(exist_ok=True)
         write_json(config, {"_class_name": "UNet2DConditionModel", **checkpoint.config})
         write_json(scheduler, find_scheduler_config(recipe.source, recipe.family))
-        WeightStore.write(
-            checkpoint.state_dict, weights, recipe.precision.value, lambda done, total: report(done, total, "")
-        )
+        WeightStore.write(checkpoint.state_dict, weights, recipe.precision, lambda done, total: report(done, total, ""))
         return config, weights, scheduler
