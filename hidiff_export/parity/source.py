@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,15 @@ from hidiff_export.recipe import Recipe
 from hidiff_runtime.verdict import Metrics, Verdict
 
 _NAMED = 5
+
+
+def unet_of_store(folder: Path) -> Any:
+    """A float32 UNet with the weights as they are stored, from a bundle's ``unet`` folder.
+
+    float32 weights are mapped from the file and not copied.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return build_unet(config, WeightStore.open(folder / "weights.safetensors").state_dict(), torch.float32)
 
 
 def unet_of_source(source: str, recipe: Recipe) -> Any:

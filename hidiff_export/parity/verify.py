@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import hidiff_runtime
 from hidiff_export.errors import InputError
 from hidiff_export.parity.coverage import Course, Point, edge_points, fullest
@@ -22,10 +20,9 @@ from hidiff_export.parity.engines import Judge
 from hidiff_export.parity.meter import Meter, Progress
 from hidiff_export.parity.reference import ORIGIN, Call, Run, courses, random_calls, run_reference
 from hidiff_export.parity.report import Check, Report
-from hidiff_export.parity.source import judge_weights, unet_of_source
+from hidiff_export.parity.source import judge_weights, unet_of_source, unet_of_store
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
-from hidiff_export.stages.weights import stored_unet
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.paths import inside
 from hidiff_runtime.replay import read_samples
@@ -137,7 +134,7 @@ def _compute(task: _Task, meter: Meter) -> _Reference:
     started = time.perf_counter()
     weights: tuple[Check, ...] = ()
     if task.against is None:
-        unet = stored_unet(inside(task.bundle.root, "unet"), torch.float32)
+        unet = unet_of_store(inside(task.bundle.root, "unet"))
     else:
         unet = unet_of_source(task.against, task.recipe)
         store = inside(task.bundle.root, task.bundle.manifest.weights["unet"])
