@@ -74,6 +74,21 @@ def _add_opening(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--resident", choices=("current", "all"), default="current", help="engines kept open (default: current)"
     )
+    command.add_argument(
+        "--option",
+        metavar="NAME=VALUE",
+        type=_named_value,
+        action="append",
+        default=[],
+        help="an option of the backend, such as threads=8 or device=cpu; may be given again",
+    )
+
+
+def _named_value(text: str) -> tuple[str, str | int]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, int(value) if value.isdecimal() else value
 
 
 def _add_denoising(command: argparse.ArgumentParser) -> None:
@@ -168,7 +183,11 @@ def _denoise(options: argparse.Namespace) -> int:
 def _open(options: argparse.Namespace) -> Bundle:
     from hidiff_runtime.bundle import open as open_bundle
 
-    return open_bundle(options.folder, verify=options.verify, backend=options.backend, resident=options.resident)
+    opening = {"verify": options.verify, "backend": options.backend, "resident": options.resident}
+    taken = [name for name, _ in options.option if name in (*opening, "folder", "preload")]
+    if taken:
+        raise InputError("This is no option of a backend.", given=taken[0], advice=f"Use --{taken[0]} if there is one.")
+    return open_bundle(options.folder, **opening, **dict(options.option))
 
 
 def _show_step(info: StepInfo) -> None:

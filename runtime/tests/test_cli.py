@@ -122,6 +122,16 @@ def test_bad_input_exits_2_and_writes_nothing(
     assert not output.exists()
 
 
+def test_options_of_the_backend_reach_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["check", str(folder), "--option", "threads=2", "--option", "device=cpu", "--option"]
+    assert cli.main([*command, "shade=a=b"]) == 0
+    assert toy.ToyBackend.opened_with == {"threads": 2, "device": "cpu", "shade": "a=b"}
+    assert cli.main([*command, "resident=all"]) == 2
+    assert "no option of a backend" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*command, "threads"])
+
+
 def test_an_output_nowhere_is_refused_before_anything_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["denoise", str(folder), "--random-embeds", "0", "--steps", "1", "--guidance", "2", "-o", "no/where"]
     assert cli.main(command) == 2

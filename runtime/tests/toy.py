@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -90,6 +90,7 @@ class ToyBackend:
     """
 
     spoil: Callable[[dict[str, np.ndarray], int], dict[str, np.ndarray]] = unspoilt
+    opened_with: ClassVar[Mapping[str, Any]] = {}
     name: str = "toy"
     events: list[str] = field(default_factory=list)
     calls: list[tuple[str, dict[str, np.ndarray]]] = field(default_factory=list)
@@ -97,7 +98,10 @@ class ToyBackend:
     def available(self) -> Availability:
         return Availability(True, "numpy")
 
-    def open(self, engine: Path, weights: Mapping[str, Path], record: PhaseRecord, _options: object) -> ToySession:
+    def open(
+        self, engine: Path, weights: Mapping[str, Path], record: PhaseRecord, options: Mapping[str, Any]
+    ) -> ToySession:
+        ToyBackend.opened_with = dict(options)
         phase = json.loads(engine.read_text())["phase"]
         with safetensors.SafetensorsFile.open(weights["unet"]) as file:
             return ToySession(self, phase, file.arrays(), record)
