@@ -75,14 +75,15 @@ def find_checkpoint(source: str, component: Component) -> CheckpointFiles:
 
 
 def source_fingerprint(source: str, component: Component) -> str:
-    """What a source holds, as SHA-256 over the content of its weight files; a fabricated one is its own name.
+    """What a source holds, as SHA-256 over its configuration and weight files; a fabricated one is its own name.
 
     Raises what `find_checkpoint` raises.
     """
     if source.startswith(RANDOM):
         return source
-    sha = hashlib.sha256()
-    for path in find_checkpoint(source, component).weights:
+    files = find_checkpoint(source, component)
+    sha = hashlib.sha256(json.dumps(files.config, sort_keys=True).encode())
+    for path in files.weights:
         try:
             sha.update(FileRecord.of(path).sha256.encode())
         except OSError as error:

@@ -21,11 +21,12 @@ from huggingface_hub.errors import (
 )
 
 from hidiff_export.errors import CheckpointError, InputError, StorageError
-from hidiff_export.families import Family, Task, Width
+from hidiff_export.families import Family, Task, Width, default_scheduler
 from hidiff_export.graph.weights import WeightStore
 from hidiff_export.model.component import Component
 from hidiff_export.model.fabricate import fabricate
 from hidiff_export.model.load import build_controlnet, build_unet, load_controlnet, load_unet
+from hidiff_export.model.sources import find_scheduler_config, source_fingerprint
 from hidiff_export.recipe_values import Precision
 from hidiff_runtime.safetensors import write
 from tests.export.model import checkpoints
@@ -365,6 +366,37 @@ def test_an_original_controlnet_is_refused(tmp_path: Path, tensors: Arrays) -> N
     write(tmp_path / "a.safetensors", ldm)
     with pytest.raises(CheckpointError, match="ControlNet in the original layout"):
         load_controlnet(str(tmp_path / "a.safetensors"), Family.SD15, Width.TINY)
+
+
+def test_a_source_is_known_by_what_it_holds(tmp_path: Path, pipeline: Path) -> None:
+    def fingerprint(source: Path | str) -> str:
+        return source_fingerprint(str(source), Component.UNET)
+
+    first = fingerprint(pipeline)
+    moved = pipeline.rename(tmp_path / "moved")
+    assert fingerprint(moved) == first
+    edit(moved, upcast_attention=True)
+    assert fingerprint(moved) != first
+    edit(moved, upcast_attention=False)
+    second = fingerprint(moved)
+    path = moved / "unet" / f"{STEM}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    assert fingerprint(moved) != second
+    assert fingerprint("random:3") != fingerprint("random:4")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        fingerprint(tmp_path / "none.safetensors")
+
+
+def test_the_noise_schedule_comes_with_the_checkpoint(offline: Path, tmp_path: Path, pipeline: Path) -> None:
+    own = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+    published = default_scheduler(Family.SD21)[1]
+    for source in ("random:0", str(tmp_path / "a.safetensors"), str(pipeline), "someone/something"):
+        assert find_scheduler_config(source, Family.SD21) == published
+    (pipeline / "scheduler").mkdir()
+    (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps(own))
+    assert find_scheduler_config(str(pipeline), Family.SD21) == own
+    cache(offline, "someone/something", pipeline)
+    assert find_scheduler_config("someone/something", Family.SD21) == own
 
 
 @pytest.fixture
