@@ -1,0 +1,161 @@
+"""A real build, interrupted at every stage and refused by the disk, that goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hidiff_export.bundle import STATE
+from hidiff_export.cli import main
+from hidiff_export.compile import build
+from hidiff_export.errors import BundleError, Cancelled, StorageError
+from hidiff_export.recipe import Recipe
+from hidiff_export.stages import Report
+from hidiff_export.stages.order import STAGES
+from hidiff_runtime import check
+from hidiff_runtime.manifest import Manifest
+
+SMALL = ("width=64", "height=64", "guidance=false", "sampler=[ddim]", "steps=1-5")
+
+
+class Interrupting:
+    """A display at whose stage ``title`` somebody presses Ctrl-C as soon as it shows progress."""
+
+    def __init__(self, title: str = "") -> None:
+        self.title = title
+        self.reused: list[str] = []
+
+    @contextmanager
+    def stage(self, title: str, *, reused: bool) -> Iterator[Report]:
+        if reused:
+            self.reused.append(title)
+
+        def report(_done: float, _total: float, _note: str) -> None:
+            if title == self.title:
+                raise KeyboardInterrupt
+
+        yield report
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The operating system refuses to let a file grow beyond ``size`` bytes, as a full disk or a quota does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return Recipe.load("demo", SMALL)
+
+
+@pytest.fixture(scope="module")
+def bundle(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built in spite of a full disk, and of Ctrl-C at every stage."""
+    output = tmp_path_factory.mktemp("build") / "bundle"
+    with files_of_at_most(1_000_000), pytest.raises(StorageError) as refused:
+        build(recipe, output, Interrupting())
+    assert refused.value.exit_code == 6
+    assert "unet/weights.safetensors" not in names(output.with_name("bundle.partial"))
+    titles = [stage.title for stage in STAGES]
+    for attempt, title in enumerate(titles):
+        display = Interrupting(title)
+        with pytest.raises(Cancelled) as cancelled:
+            build(recipe, output, display)
+        assert cancelled.value.exit_code == 130
+        assert not output.exists()
+        # Each attempt finishes the stage that the one before was interrupted in, and does nothing twice.
+        assert display.reused == titles[: max(0, attempt - 1)]
+    build(recipe, output, Interrupting())
+    return output
+
+
+def test_the_bundle_holds_what_its_manifest_lists_and_nothing_else(bundle: Path) -> None:
+    manifest = Manifest.read(bundle)
+    assert names(bundle) == sorted([*manifest.files, "manifest.json"])
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_the_engines_compute_what_pytorch_recorded(bundle: Path) -> None:
+    report = check(bundle)
+    assert report.ok
+    assert {verdict.phase for verdict in report.verdicts} >= {"strided", "windowed"}
+
+
+def test_the_same_recipe_gives_the_same_bytes(bundle: Path, recipe: Recipe, tmp_path: Path) -> None:
+    """Every file but the reference, whose sums depend on how many threads the machine had."""
+    build(recipe, tmp_path / "again", Interrupting())
+    first, again = (Manifest.read(folder).files for folder in (bundle, tmp_path / "again"))
+    assert first.keys() == again.keys()
+    assert [path for path in first if first[path] != again[path] and not path.startswith("reference/")] == []
+
+
+def test_a_finished_bundle_is_not_built_again(bundle: Path, recipe: Recipe) -> None:
+    with pytest.raises(BundleError) as refused:
+        build(recipe, bundle, Interrupting())
+    assert "--force" in refused.value.advice
+
+
+def test_a_stage_of_other_code_or_another_recipe_is_not_reused(recipe: Recipe, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    with pytest.raises(Cancelled):
+        build(recipe, output, Interrupting("sampler tables"))
+    state = json.loads((tmp_path / "bundle.partial" / STATE).read_text())
+    assert list(state["stages"]) == ["weights"]
+    display = Interrupting("sampler tables")
+    with pytest.raises(Cancelled):
+        build(Recipe.load("demo", (*SMALL, "source=random:1")), output, display)
+    assert display.reused == []
+
+
+def test_inspect_shows_phases_sizes_and_samplers(bundle: Path) -> None:
+    done = CliRunner().invoke(main, ["inspect", str(bundle), "--json"])
+    assert done.exit_code == 0
+    summary = json.loads(done.stdout)
+    assert [phase["phase"] for phase in summary["phases"]] == ["strided", "windowed"]
+    assert summary["weights"]["unet"] > 1_000_000
+    assert summary["parity"] == []
+    table = CliRunner().invoke(main, ["inspect", str(bundle)])
+    assert "strided" in table.stdout
+    assert "hidiff-export verify" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["build", "demo", "-o", "{out}", "--set", "width=100"], 2),
+        (["build", "demo", "-o", "{out}", "--source", "nowhere/at/all.safetensors", "--set", "unet_width=full"], 3),
+        (["build", "no-such-recipe", "-o", "{out}"], 2),
+        (["inspect", "{out}"], 4),
+    ],
+)
+def test_what_cannot_be_built_leaves_nothing(arguments: list[str], code: int, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, [word.format(out=tmp_path / "bundle") for word in arguments])
+    assert done.exit_code == code
+    assert "next:" in done.stderr
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "bundle").exists()
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_doctor_knows_the_backends() -> None:
+    done = CliRunner().invoke(main, ["doctor", "--json"])
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert found["backends"]["onnxruntime"]["usable"] is True
+    assert "torch" in found["tools"]
+    assert "onnxruntime" in CliRunner().invoke(main, ["doctor"]).stdout
