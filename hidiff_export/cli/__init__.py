@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 import click
 
@@ -68,3 +69,5 @@ def main() -> None:
     Example:
       hidiff-export plan sdxl-2048
     """
+    # transformers tells everybody without torchvision that it falls back to Pillow; nothing here reads pictures.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

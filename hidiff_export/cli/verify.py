@@ -34,7 +34,7 @@ def verify(
     Exits with 0 only if every comparison is within its bound, else with 1. The report is kept in the bundle.
     """
     from hidiff_export.bundle import storage_errors
-    from hidiff_export.cli.build import progress_display
+    from hidiff_export.cli.progress import progress_display
     from hidiff_export.errors import ParityError
     from hidiff_export.parity.verify import verify as verify_bundle
 
