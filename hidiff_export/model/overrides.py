@@ -13,6 +13,7 @@ class Overrides:
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
+        self._in_force = True
 
     def wrap(self, owner: object, name: str, around: Callable[..., Any]) -> None:
         """Shadows ``owner.name``, until :meth:`undo`.
@@ -22,7 +23,7 @@ class Overrides:
         """
         own = vars(owner)
         previous, absent = own.get(name), name not in own
-        shadow = MethodType(_shadow(getattr(owner, name), around), owner)
+        shadow = MethodType(self._shadow(getattr(owner, name), around), owner)
         own[name] = shadow
 
         def put_back() -> None:
@@ -37,20 +38,21 @@ class Overrides:
         self._undo.append(put_back)
 
     def undo(self) -> None:
-        """Puts everything back, in reverse order; once done, there is nothing more to do."""
+        """Puts everything back, in reverse order; a shadow that others hold on to does as the method did."""
+        self._in_force = False
         while self._undo:
             self._undo.pop()()
 
+    def _shadow(self, method: Callable[..., Any], around: Callable[..., Any]) -> Callable[..., Any]:
+        """A function to bind to the owner; its signature is the method's, since diffusers looks at those.
 
-def _shadow(method: Callable[..., Any], around: Callable[..., Any]) -> Callable[..., Any]:
-    """A function to bind to the owner; its signature is the method's, since diffusers looks at those.
+        It binds the class's function anew for each call, so that a deep copy of the owner works on its own state.
+        """
+        function = getattr(method, "__func__", None)
 
-    It binds the class's function anew for each call, so that a deep copy of the owner works on its own state.
-    """
-    function = getattr(method, "__func__", None)
+        @functools.wraps(method if function is None else function)
+        def shadow(owner: object, *args: Any, **kwargs: Any) -> Any:
+            bound = method if function is None else MethodType(function, owner)
+            return around(bound, *args, **kwargs) if self._in_force else bound(*args, **kwargs)
 
-    @functools.wraps(method if function is None else function)
-    def shadow(self: object, *args: Any, **kwargs: Any) -> Any:
-        return around(method if function is None else MethodType(function, self), *args, **kwargs)
-
-    return shadow
+        return shadow

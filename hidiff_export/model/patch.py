@@ -172,7 +172,10 @@ def apply_hidiffusion(
         with apply_hidiffusion(pipe):
             image = pipe(prompt, height=2048, width=2048, generator=generator).images[0]
 
-    or, for good, ``apply_hidiffusion(pipe)``. Size, sampler and number of steps may change from run to run.
+    or, for good, ``apply_hidiffusion(pipe)``. Size, sampler and number of steps may change from run to run, and LoRA,
+    FreeU, attention processors and offloading may come and go; only offloading submodule by submodule
+    (``enable_sequential_cpu_offload``) has to be there before. The pipeline to call is the one handed in, not another
+    one that shares its UNet.
 
     Args:
         pipe: a Stable Diffusion 1.5, 2.1 or SDXL pipeline of diffusers, ControlNet ones included.

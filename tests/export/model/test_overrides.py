@@ -41,10 +41,13 @@ def test_wrappers_nest_and_a_shadow_from_before_comes_back() -> None:
 
 def test_what_others_put_over_it_stays() -> None:
     counter, overrides = Counter(), Overrides()
-    overrides.wrap(counter, "add", lambda add, amount: add(amount))
-    theirs = counter.add = lambda amount: amount  # type: ignore[method-assign,assignment,misc]
+    overrides.wrap(counter, "add", lambda add, amount: 2 * add(amount))
+    ours = counter.add
+    theirs = counter.add = lambda amount: 10 + ours(amount)  # type: ignore[method-assign,assignment,misc]
+    assert counter.add(1) == 12
     overrides.undo()
     assert counter.add is theirs
+    assert counter.add(1) == 12  # two in all now, no longer doubled
 
 
 def test_a_deep_copy_works_on_its_own_state() -> None:

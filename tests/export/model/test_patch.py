@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 
 from hidiff_export import apply_hidiffusion
 from hidiff_export.errors import InputError
@@ -244,7 +245,10 @@ def parts(pipe: Any) -> tuple[Any, ...]:
     return (pipe, pipe.unet, pipe.scheduler, *([pipe.controlnet] if hasattr(pipe, "controlnet") else []))
 
 
-CONTROLNET = Case("StableDiffusionControlNetPipeline", Family.SD15, Task.CONTROLNET, SD15_NAME, "DDIMScheduler")
+# A ControlNet sees latents of 128 at the longer side, so a small square would make it work on a large one.
+CONTROLNET = Case(
+    "StableDiffusionControlNetPipeline", Family.SD15, Task.CONTROLNET, SD15_NAME, "DDIMScheduler", height=16, width=192
+)
 
 
 @pytest.mark.parametrize("case", [SD15, CONTROLNET], ids=["unet", "controlnet"])
@@ -349,6 +353,27 @@ def test_other_changes_work_beside_it(change: Any) -> None:
         assert equal(trajectory(pipe, call), expected)
     assert not torch.allclose(expected[-1], unchanged[-1], atol=1e-2)
     assert equal(trajectory(pipe, call), trajectory(change(build(SD15)), call))
+
+
+@pytest.mark.parametrize("offloaded_first", [False, True])
+def test_offloading_works_beside_it(offloaded_first: bool) -> None:
+    """As ``enable_model_cpu_offload`` does it: accelerate's hooks on the pipeline's networks."""
+
+    def offload(pipe: Any) -> None:
+        add_hook_to_module(pipe.unet, ModelHook())
+        add_hook_to_module(pipe.controlnet, ModelHook())
+
+    pipe, call = build(CONTROLNET), {**arguments(CONTROLNET), "num_inference_steps": 1, "guidance_scale": 1.0}
+    plain = trajectory(pipe, call)
+    if offloaded_first:
+        offload(pipe)
+    with apply_hidiffusion(pipe):
+        changed = trajectory(pipe, call)
+        if not offloaded_first:
+            offload(pipe)
+        assert equal(trajectory(pipe, call), changed)
+    assert equal(trajectory(pipe, call), plain)
+    assert not equal(plain, changed)
 
 
 def test_a_lora_scale_reaches_the_adapters() -> None:
