@@ -1,5 +1,5 @@
-"""Names, shapes and types of what goes in and out of a phase's graph: the one list that capturing, recording and the
-manifest share.
+"""Names, shapes and types of what goes in and out of a graph, a phase's or the ControlNet's: the one list that
+capturing, recording and the manifest share.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hidiff_export.families import Layout
+from hidiff_export.families import PIXELS_PER_LATENT, Layout
 from hidiff_export.geometry import UNetGeometry, control_latent
 from hidiff_runtime.manifest import TensorSpec
 from hidiff_runtime.phases import Phase, PhaseKind
@@ -20,6 +20,8 @@ TIME_IDS = 6
 
 DOWN_RESIDUAL = "down_residual_"
 MID_RESIDUAL = "mid_residual"
+CONTROL_IMAGE = "control_image"
+CONDITIONING_SCALE = "conditioning_scale"
 
 
 def down_residual_name(index: int) -> str:
@@ -61,21 +63,77 @@ def phase_inputs(
         config: of diffusers' ``UNet2DConditionModel``.
         model_batch: latents of one evaluation, the negative prompt's included.
     """
-    latents = (model_batch, config["in_channels"], latent_height, latent_width)
-    specs = [
-        TensorSpec("latents", latents, "float32"),
-        TensorSpec("timestep", (1,), "float32"),
-        TensorSpec("prompt_embeds", (model_batch, PROMPT_TOKENS, config["cross_attention_dim"]), "float32"),
-    ]
+    specs = [*_sample(config, latent_height, latent_width, model_batch)]
     if layout.windowed_blocks:
         specs.append(TensorSpec("window_shifts", (len(layout.windowed_blocks),), "int32"))
-    if config.get("addition_embed_type") == "text_time":
-        pooled = config["projection_class_embeddings_input_dim"] - TIME_IDS * config["addition_time_embed_dim"]
-        specs.append(TensorSpec("text_embeds", (model_batch, pooled), "float32"))
-        specs.append(TensorSpec("time_ids", (model_batch, TIME_IDS), "float32"))
+    specs.extend(_added_conditions(config, model_batch))
     if phase.control:
         specs.extend(control_residuals(config, layout, latent_height, latent_width, model_batch))
     return tuple(specs)
+
+
+def controlnet_inputs(
+    config: Mapping[str, Any], latent_height: int, latent_width: int, model_batch: int
+) -> tuple[TensorSpec, ...]:
+    """The inputs of the ControlNet's graph, in its order; all are float32.
+
+    ``latents``, ``timestep`` and ``prompt_embeds`` as the phases take them; ``control_image``, 0 to 1, at eight times
+    :func:`control_latent`; ``conditioning_scale``; for SDXL's architecture ``text_embeds`` and ``time_ids``.
+
+    Args:
+        config: of diffusers' ``ControlNetModel``.
+        latent_height: of the UNet's latents, not of those the ControlNet sees; ``latent_width`` likewise.
+        model_batch: latents of one evaluation, the negative prompt's included.
+    """
+    pixels = (size * PIXELS_PER_LATENT for size in control_latent(latent_height, latent_width))
+    return (
+        *_sample(config, latent_height, latent_width, model_batch),
+        TensorSpec(CONTROL_IMAGE, (model_batch, 3, *pixels), "float32"),
+        TensorSpec(CONDITIONING_SCALE, (1,), "float32"),
+        *_added_conditions(config, model_batch),
+    )
+
+
+def controlnet_outputs(
+    config: Mapping[str, Any], latent_height: int, latent_width: int, model_batch: int
+) -> tuple[TensorSpec, ...]:
+    """The outputs of the ControlNet's graph: what :func:`control_residuals` says of a UNet that it fits.
+
+    Args:
+        config: of diffusers' ``ControlNetModel``; the rest as for :func:`controlnet_inputs`.
+    """
+    height, width = control_latent(latent_height, latent_width)
+    channels = config["block_out_channels"]
+    shapes = [(channels[0], height, width)]
+    for index, depth in enumerate(channels):
+        shapes += [(depth, height, width)] * config["layers_per_block"]
+        if index < len(channels) - 1:
+            height, width = height // 2, width // 2
+            shapes.append((depth, height, width))
+    down = (TensorSpec(down_residual_name(i), (model_batch, *shape), "float32") for i, shape in enumerate(shapes))
+    return (*down, TensorSpec(MID_RESIDUAL, (model_batch, channels[-1], height, width), "float32"))
+
+
+def _sample(
+    config: Mapping[str, Any], latent_height: int, latent_width: int, model_batch: int
+) -> tuple[TensorSpec, ...]:
+    """What every network is asked about."""
+    return (
+        TensorSpec("latents", (model_batch, config["in_channels"], latent_height, latent_width), "float32"),
+        TensorSpec("timestep", (1,), "float32"),
+        TensorSpec("prompt_embeds", (model_batch, PROMPT_TOKENS, config["cross_attention_dim"]), "float32"),
+    )
+
+
+def _added_conditions(config: Mapping[str, Any], model_batch: int) -> tuple[TensorSpec, ...]:
+    """What SDXL's architecture is conditioned on beside the prompt."""
+    if config.get("addition_embed_type") != "text_time":
+        return ()
+    pooled = config["projection_class_embeddings_input_dim"] - TIME_IDS * config["addition_time_embed_dim"]
+    return (
+        TensorSpec("text_embeds", (model_batch, pooled), "float32"),
+        TensorSpec("time_ids", (model_batch, TIME_IDS), "float32"),
+    )
 
 
 def phase_outputs(

@@ -1,4 +1,4 @@
-"""A PhaseUNet as an ONNX graph, straight from torch's exporter."""
+"""A network as an ONNX graph, straight from torch's exporter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from hidiff_export.errors import ExportError
-from hidiff_export.model.phase_unet import PhaseUNet
+from hidiff_export.model.graph_module import GraphModule
 from hidiff_runtime.manifest import TensorSpec
 
 OPSET = 23
@@ -21,13 +21,13 @@ _TYPES = {"float32": torch.float32, "int32": torch.int32}
 _REGISTRATION_LOG = "torch.onnx._internal.exporter._registration"
 
 
-def capture(phase_unet: PhaseUNet, model_batch: int, *, strict: bool = False) -> ir.Model:
-    """Exports a phase with static shapes, unoptimised; the weights are the network's own tensors.
+def capture(module: GraphModule, model_batch: int, *, strict: bool = False) -> ir.Model:
+    """Exports a network with static shapes, unoptimised; the weights are the network's own tensors.
 
     Nothing is computed: tracing runs on tensors without data.
 
     Args:
-        phase_unet: the network in one phase.
+        module: the UNet in one phase, or the ControlNet.
         model_batch: latents of one evaluation, the negative prompt's included.
         strict: trace the byte code with TorchDynamo rather than run the module. Gives the same graph, as the tests
             show, and proves that the module has no hidden state, but takes five times as long.
@@ -35,22 +35,22 @@ def capture(phase_unet: PhaseUNet, model_batch: int, *, strict: bool = False) ->
     Raises:
         ExportError: torch cannot export it, or the graph has other inputs and outputs than the network says.
     """
-    specs = phase_unet.input_specs(model_batch)
-    arguments = phase_unet.arguments({spec.name: torch.zeros(spec.shape, dtype=_TYPES[spec.dtype]) for spec in specs})
+    specs = module.input_specs(model_batch)
+    arguments = module.arguments({spec.name: torch.zeros(spec.shape, dtype=_TYPES[spec.dtype]) for spec in specs})
     try:
         with torch.no_grad(), _quiet():
-            exported = torch.export.export(phase_unet, (), arguments, strict=strict)
+            exported = torch.export.export(module, (), arguments, strict=strict)
             program = torch.onnx.export(exported, dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise ExportError(
-            f"torch cannot export the phase {phase_unet.phase.name}.",
+            f"torch cannot export {module.title}.",
             given=f"{type(error).__name__}: {error}",
             advice="Report this together with the recipe and the versions that 'hidiff-export doctor' shows.",
         ) from error
     assert program is not None  # it is only when a file was written instead
     model = program.model
     _name(model.graph.inputs, specs)
-    _name(model.graph.outputs, phase_unet.output_specs(model_batch))
+    _name(model.graph.outputs, module.output_specs(model_batch))
     return model
 
 
@@ -59,7 +59,7 @@ def _name(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
     found = [(_shape(value), value.dtype.numpy().name if value.dtype else None) for value in values]
     wanted = [(spec.shape, spec.dtype) for spec in specs]
     if found != wanted:
-        raise ExportError("The exported graph has other inputs or outputs than its phase.", given=f"{found}, {wanted}")
+        raise ExportError("The exported graph has other inputs or outputs than meant.", given=f"{found}, {wanted}")
     for value, spec in zip(values, specs, strict=True):
         value.name = spec.name
 

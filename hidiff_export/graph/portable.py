@@ -1,4 +1,4 @@
-"""The portable graph of a phase: what every backend builds from."""
+"""The portable graph of a network: what every backend builds from."""
 
 from __future__ import annotations
 
@@ -16,44 +16,48 @@ from hidiff_export.graph.passes.name_by_module import NameByModule
 from hidiff_export.graph.passes.narrow_indices import NarrowIndices
 from hidiff_export.graph.passes.remove_no_ops import RemoveNoOps
 from hidiff_export.graph.weights import WeightStore
-from hidiff_export.model.phase_unet import PhaseUNet
+from hidiff_export.model.graph_module import GraphModule
 from hidiff_runtime import __version__
 
-_PREFIX = "unet."
 
-
-def write_graph(phase_unet: PhaseUNet, model_batch: int, store: WeightStore, path: Path) -> None:
-    """Exports a phase to ``path``, beside the weight store that the graph points into.
+def write_graph(module: GraphModule, model_batch: int, store: WeightStore, path: Path) -> None:
+    """Exports a network to ``path``, beside the weight store that the graph points into.
 
     The file is a function of the arguments and of the tools' versions alone.
 
     Args:
-        phase_unet: the network in one phase, its weights those of the store.
+        module: the UNet in one phase, or the ControlNet; its weights those of the store.
         model_batch: latents of one evaluation, the negative prompt's included.
         store: in the same folder as ``path``.
         path: of the ONNX file.
 
     Raises:
-        ExportError: torch cannot export the phase, or a pass found something wrong.
+        ExportError: torch cannot export the network, or a pass found something wrong.
         OSError: the file cannot be written.
     """
-    model = capture(phase_unet, model_batch)
-    run_passes(model, portable_passes(store))
+    model = capture(module, model_batch)
+    run_passes(model, portable_passes(store, module.network))
     save(model, path)
 
 
-def portable_passes(store: WeightStore) -> ir.passes.Sequential:
-    """From what the exporter gives to the portable graph."""
+def portable_passes(store: WeightStore, network: str) -> ir.passes.Sequential:
+    """From what the exporter gives to the portable graph.
+
+    Args:
+        store: of the network's weights.
+        network: name of the attribute under which the exported module holds the network.
+    """
+    prefix = f"{network}."
     return ir.passes.Sequential(
-        FoldConstants({_PREFIX + name for name in store.names()}),
+        FoldConstants({prefix + name for name in store.names()}),
         common.IdentityEliminationPass(),
         NarrowIndices(),
         RemoveNoOps(),
         CollectConstants(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
-        ExternaliseWeights(store, _PREFIX),
-        NameByModule(),
+        ExternaliseWeights(store, prefix),
+        NameByModule(network),
         common.ClearMetadataAndDocStringPass(),
         common.RemoveUnusedOpsetsPass(),
     )

@@ -9,17 +9,19 @@ package does so for SDXL alone; here SD1.5 and SD2.1 follow the same rule.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetOutput
-from torch import nn
 from torch.nn import functional
 
 from hidiff_export.errors import InputError
 from hidiff_export.families import PIXELS_PER_LATENT
 from hidiff_export.geometry import UNetGeometry, control_latent
+from hidiff_export.model.graph_module import GraphModule
+from hidiff_export.signature import controlnet_inputs, controlnet_outputs
+from hidiff_runtime.manifest import TensorSpec
 
 
 def control_image_size(latent_height: int, latent_width: int) -> tuple[int, int]:
@@ -62,19 +64,40 @@ def _bicubic(residual: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return functional.interpolate(residual, size=size, mode="bicubic")
 
 
-class ControlNetModule(nn.Module):
-    """A ControlNet for latents of one size: a static graph of tensors.
+class ControlNetModule(GraphModule):
+    """A ControlNet for latents of one size: a static graph of tensors, float32 in and out.
 
     Args:
         controlnet: diffusers' ``ControlNetModel``.
         latent_height: of the UNet's latents, not of those the ControlNet sees; ``latent_width`` likewise.
     """
 
+    network: ClassVar[str] = "controlnet"
+
     def __init__(self, controlnet: Any, latent_height: int, latent_width: int) -> None:
         super().__init__()
         self.controlnet: Any = controlnet
         self.control_latent = control_latent(latent_height, latent_width)
         self.control_image_size = control_image_size(latent_height, latent_width)
+        self._latent = (latent_height, latent_width)
+
+    @property
+    def title(self) -> str:
+        """The network's name."""
+        return "the ControlNet"
+
+    def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
+        """Names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
+        return controlnet_inputs(self.controlnet.config, *self._latent, model_batch)
+
+    def output_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
+        """Names, shapes and types of the residuals: the skip connections', then the middle block's."""
+        return controlnet_outputs(self.controlnet.config, *self._latent, model_batch)
+
+    @staticmethod
+    def arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """:meth:`forward`'s keyword arguments: the inputs by name."""
+        return dict(inputs)
 
     def forward(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -15,6 +15,7 @@ from hidiff_export.errors import InputError
 from hidiff_export.families import Layout
 from hidiff_export.geometry import UNetGeometry
 from hidiff_export.model.controlnet import fit_residuals
+from hidiff_export.model.graph_module import GraphModule
 from hidiff_export.model.raunet import install_phase
 from hidiff_export.model.windows import WINDOW_ORDERS, WindowTables
 from hidiff_export.signature import DOWN_RESIDUAL, MID_RESIDUAL, phase_inputs, phase_outputs
@@ -30,7 +31,7 @@ def structural_copy(module: Module) -> Module:
     return copy.deepcopy(module, shared)
 
 
-class PhaseUNet(nn.Module):
+class PhaseUNet(GraphModule):
     """The UNet in one phase, for latents of one size.
 
     Inputs and outputs are float32 whatever the UNet's precision; casts are inside. The UNet handed in is not changed:
@@ -46,6 +47,8 @@ class PhaseUNet(nn.Module):
         InputError: the layout is not this UNet's.
     """
 
+    network: ClassVar[str] = "unet"
+
     def __init__(
         self, unet: UNet2DConditionModel, layout: Layout, phase: Phase, latent_height: int, latent_width: int
     ) -> None:
@@ -59,6 +62,11 @@ class PhaseUNet(nn.Module):
         install_phase(self.unet, layout, self.geometry)
         self._config = dict(config)
         self.eval()
+
+    @property
+    def title(self) -> str:
+        """The phase's name."""
+        return f"the phase {self.phase.name}"
 
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
         """Names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""

@@ -35,7 +35,7 @@ class ExternaliseWeights(ir.passes.InPlacePass):
         prefix: before the names of the exported network's weights.
     """
 
-    def __init__(self, store: WeightStore, prefix: str = "unet.") -> None:
+    def __init__(self, store: WeightStore, prefix: str) -> None:
         super().__init__()
         self._store = store
         self._prefix = prefix

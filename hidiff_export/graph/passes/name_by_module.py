@@ -8,7 +8,6 @@ from collections import Counter
 import onnx_ir as ir
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_ROOT = "unet"
 
 
 class NameByModule(ir.passes.InPlacePass):
@@ -22,11 +21,13 @@ class NameByModule(ir.passes.InPlacePass):
     Ensures: distinct names that depend on the graph alone.
 
     Args:
+        root: name of the module whose own name is left out before its parts'.
         prefix: what inlined constants are called before their number.
     """
 
-    def __init__(self, prefix: str = "constant") -> None:
+    def __init__(self, root: str = "", prefix: str = "constant") -> None:
         super().__init__()
+        self._root = root
         self._prefix = prefix
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -34,7 +35,7 @@ class NameByModule(ir.passes.InPlacePass):
         graph = model.graph
         taken: Counter[str] = Counter()
         for node in graph:
-            stem = f"{_module_of(node)}/{node.op_type}"
+            stem = f"{_module_of(node, self._root)}/{node.op_type}"
             node.name = stem if not taken[stem] else f"{stem}_{taken[stem]}"
             taken[stem] += 1
         # In two rounds, since a new name may be another value's old one.
@@ -60,11 +61,11 @@ class NameByModule(ir.passes.InPlacePass):
             graph.register_initializer(value)
 
 
-def _module_of(node: ir.Node) -> str:
+def _module_of(node: ir.Node, root: str) -> str:
     scopes = node.metadata_props.get(_SCOPES)
     if scopes is None:
         return (node.name or "").rpartition("/")[0]
     # The last one is the operator's own name, the others are modules from the outermost inwards.
     modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
     path: str = modules[-1] if modules else ""
-    return path.removeprefix(f"{_ROOT}.") if path != _ROOT else ""
+    return path.removeprefix(f"{root}.") if path != root else ""
