@@ -8,8 +8,8 @@ the coefficients. A scheduler that clips, thresholds, mixes elements or hides a 
 
 from __future__ import annotations
 
-import functools
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ _ZEROS = 4
 _UNIT = 1024.0
 """Size of a unit vector: so large beside the noise that rounding of their sum costs a coefficient nothing."""
 
-_MAGNITUDES = (1.0, 1.0, 1e2, 1e4)
+_MAGNITUDES = torch.tensor([1.0, 1.0, 1e2, 1e4])
 """Sizes of the random columns; a clip that leaves the small ones alone bends the large ones."""
 
 _RTOL = 1e-4
@@ -61,10 +61,18 @@ class Response:
 
 @dataclass(frozen=True)
 class _Observation:
-    """One evaluation as it was seen: ``[columns]`` the scaled sample and the noise, ``[1 + kept, columns]`` answers."""
+    """One evaluation as it was seen.
+
+    Attributes:
+        timestep: what the UNet is told.
+        fed: ``[3 + kept before, columns]``, noise left zero.
+        scaled: the sample after scaling, ``[columns]``.
+        noise: what the scheduler drew, ``[columns]``.
+        answers: next sample and kept tensors, ``[1 + kept after, columns]``.
+    """
 
     timestep: float
-    kept_before: int
+    fed: torch.Tensor
     scaled: torch.Tensor
     noise: torch.Tensor | None
     answers: torch.Tensor
@@ -81,9 +89,11 @@ def respond(scheduler: Any, steps: int, eta: float | None = None) -> list[Respon
         StepsUnsupported: the scheduler raises, or gives numbers that are not finite.
         ExportError: its update is no linear combination of sample, outputs, noise and the tensors it keeps.
     """
-    observations = _observe(scheduler, steps, eta)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a scheduler's use of numpy is its authors' business, also under -W error
+        observations = _observe(scheduler, steps, eta)
     responses: dict[int, Response] = {}
-    shapes = [(seen.kept_before, len(seen.answers)) for seen in observations]
+    shapes = [(len(seen.fed), len(seen.answers)) for seen in observations]
     for shape in set(shapes):  # evaluations of equal shape are solved together
         group = [number for number, other in enumerate(shapes) if other == shape]
         responses |= zip(group, _solve([observations[number] for number in group], scheduler), strict=True)
@@ -96,19 +106,21 @@ def _observe(scheduler: Any, steps: int, eta: float | None) -> list[_Observation
     options: dict[str, Any] = {} if eta is None else {"eta": eta}
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = generator
+    random_columns = torch.Generator().manual_seed(0)
     kept = _kept(scheduler)
     observations = []
     for timestep in scheduler.timesteps:
-        questions = _questions(len(kept))
-        for (owner, key), values in zip(kept, questions[STATE:], strict=True):
-            owner[key] = values.clone()
-        sample, output, before = questions[SAMPLE].clone(), questions[OUTPUT].clone(), generator.get_state()
-        scaled = _run(scheduler.scale_model_input, sample.clone(), timestep)
+        fed = _questions(len(kept), random_columns)
+        sample, output, _, *state = fed.clone().reshape(-1, *SHAPE)  # a scheduler may change what it is given
+        for (owner, key), values in zip(kept, state, strict=True):
+            owner[key] = values
+        before = generator.get_state()
+        scaled = _run(scheduler.scale_model_input, sample.clone(), timestep).reshape(-1)
         result = _run(scheduler.step, output, timestep, sample, return_dict=False, **options)[0]
         noise = _drawn(before, generator, scheduler)
-        kept_before, kept = len(kept), _kept(scheduler)
+        kept = _kept(scheduler)
         answers = torch.stack([result, *(owner[key] for owner, key in kept)]).reshape(-1, _COLUMNS)
-        observations.append(_Observation(float(timestep), kept_before, scaled.reshape(-1), noise, answers))
+        observations.append(_Observation(float(timestep), fed, scaled, noise, answers))
     return observations
 
 
@@ -128,18 +140,20 @@ def _is_sample(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.shape == SHAPE
 
 
-@functools.cache
-def _questions(kept: int) -> torch.Tensor:
-    """Inputs ``[3 + kept, *SHAPE]``: unit columns, zero columns, random columns; the noise's row is zero."""
+def _questions(kept: int, random_columns: torch.Generator) -> torch.Tensor:
+    """Inputs ``[3 + kept, columns]``: unit columns, zero columns, random columns; the noise's row is zero.
+
+    The random columns are new each time, so that a tensor kept from an earlier evaluation cannot pass for this one's.
+    """
     rows = _given(kept)
     first_random = len(rows) + _ZEROS
     if first_random + len(_MAGNITUDES) > _COLUMNS:
         raise ExportError("The scheduler keeps more tensors from step to step than can be probed.", given=kept)
-    inputs = np.zeros((STATE + kept, _COLUMNS), dtype=np.float32)
-    inputs[rows, range(len(rows))] = _UNIT
-    values = np.random.default_rng(kept).standard_normal((len(rows), _COLUMNS - first_random))
-    inputs[rows, first_random:] = values * np.resize(_MAGNITUDES, values.shape[1])
-    return torch.from_numpy(inputs).reshape(-1, *SHAPE)
+    fed = torch.zeros(STATE + kept, _COLUMNS)
+    fed[rows, range(len(rows))] = _UNIT
+    size = _MAGNITUDES.repeat(_COLUMNS)[: _COLUMNS - first_random]
+    fed[rows, first_random:] = torch.randn(len(rows), len(size), generator=random_columns) * size
+    return fed
 
 
 def _given(kept: int) -> list[int]:
@@ -166,19 +180,18 @@ def _drawn(before: torch.Tensor, generator: torch.Generator, scheduler: Any) -> 
 
 def _solve(group: Sequence[_Observation], scheduler: Any) -> list[Response]:
     """The coefficients with ``answers = rows @ inputs``, from the unit and zero columns, checked on the random ones."""
-    kept = group[0].kept_before
-    given = _given(kept)
+    given = _given(len(group[0].fed) - STATE)
     units, zeros = slice(0, len(given)), slice(len(given), len(given) + _ZEROS)
     answers = torch.stack([seen.answers for seen in group]).to(torch.float64).numpy()
     scaled = torch.stack([seen.scaled for seen in group]).to(torch.float64).numpy()
     if not (np.isfinite(answers).all() and np.isfinite(scaled).all()):
         raise StepsUnsupported("its results are not finite")
-    inputs = np.repeat(_questions(kept).reshape(1, -1, _COLUMNS).numpy().astype(np.float64), len(group), axis=0)
+    inputs = torch.stack([seen.fed for seen in group]).to(torch.float64).numpy()
     for target, seen in zip(inputs[:, NOISE], group, strict=True):
         target[:] = 0 if seen.noise is None else seen.noise.numpy()
     noise = inputs[:, None, NOISE]  # [evaluation, 1, column]
 
-    rows = np.zeros((*answers.shape[:2], STATE + kept))
+    rows = np.zeros((*answers.shape[:2], inputs.shape[1]))
     power = np.square(noise[..., zeros]).sum(axis=-1)
     rows[..., NOISE] = (answers[..., zeros] * noise[..., zeros]).sum(axis=-1) / np.where(power > 0, power, 1)
     without_noise = answers - rows[..., NOISE, None] * noise
@@ -201,10 +214,9 @@ def _check_linear(scheduler: Any, answers: FloatArray, rows: FloatArray, inputs:
     if (error > bound).any():
         suspects = [key for key in ("clip_sample", "thresholding") if scheduler.config.get(key)]
         given = f"{type(scheduler).__name__} with {', '.join(suspects)}" if suspects else type(scheduler).__name__
-        worst = float(np.max(error / np.maximum(bound, np.finfo(np.float64).tiny))) * _RTOL
         raise ExportError(
             "This scheduler's step is not a linear combination of sample, model outputs and noise.",
-            given=f"{given}: off by {worst:.2g} of its terms at random points",
+            given=f"{given}: off by up to {error.max():.2g} at random points",
             advice="Set clip_sample and thresholding to false in its configuration, or choose another sampler.",
         )
 

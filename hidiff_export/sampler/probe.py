@@ -60,7 +60,8 @@ def build_scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
 
 
 def probe(sampler: str, config: Mapping[str, Any], steps: Iterable[int] = DEFAULT_STEPS) -> SamplerTable:
-    """The sampler's table. Numbers of steps with which the scheduler itself does not run are left out.
+    """The sampler's table. Numbers of steps with which the scheduler itself does not run are left out, with the reason
+    under ``left_out`` in the table's origin.
 
     Args:
         sampler: a name of `hidiff_export.sampler.names.SAMPLERS`.
@@ -72,22 +73,24 @@ def probe(sampler: str, config: Mapping[str, Any], steps: Iterable[int] = DEFAUL
         ExportError: the scheduler is not linear, refuses the configuration, or runs with none of these steps.
     """
     pristine = build_scheduler(sampler, config)
-    runs, refusals = [], []
+    runs: list[_Run] = []
+    left_out: dict[int, str] = {}
     for number in sorted(set(steps)):
         try:
             runs.append(_probe_run(pristine, number))
         except StepsUnsupported as refusal:
-            refusals.append(f"{number} steps: {refusal}")
+            left_out[number] = str(refusal)
     if not runs:
         raise ExportError(
             f"{type(pristine).__name__} runs with none of these numbers of steps.",
-            given=refusals[0] if refusals else "no number of steps",
+            given="; ".join(f"{number} steps: {reason}" for number, reason in list(left_out.items())[:1]) or "none",
             advice="Ask for other numbers of steps, or change the scheduler's configuration.",
         )
     origin = {
         "scheduler": type(pristine).__name__,
         "config": json.dumps(dict(pristine.config), sort_keys=True, default=str),
         "diffusers": diffusers.__version__,
+        "left_out": json.dumps(left_out),
     }
     return _assemble(sampler, pristine.order, runs, origin)
 

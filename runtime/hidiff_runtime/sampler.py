@@ -12,6 +12,7 @@ are rows of their own beside these, found by how many evaluations came before.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,7 +200,8 @@ class SamplerTable:
         draws_noise: bool ``[E]``, at eta 0.
         rows: float64 ``[E, 1 + K, 3 + K]``.
         eta: set when the sampler takes an eta.
-        origin: where the table comes from: scheduler class, its configuration, the library's version.
+        origin: where the table comes from: scheduler class, its configuration, the library's version, and under
+            ``left_out`` which numbers of steps the scheduler refused and why (JSON).
 
     Raises:
         BundleError: the arrays do not fit together.
@@ -310,10 +312,12 @@ class SamplerTable:
     def _run_of(self, steps: int) -> int:
         found = np.flatnonzero(self.steps == steps)
         if isinstance(steps, bool) or not len(found):
+            refusal = json.loads(self.origin.get("left_out", "{}")).get(str(steps))
+            other = "" if refusal else ", or build the bundle with this number"
             raise InputError(
                 f"The sampler {self.sampler} has no table for this number of steps.",
-                given=steps,
-                advice=f"Ask for {_ranges(self.steps.tolist())} steps, or build the bundle with this number.",
+                given=f"{steps} ({refusal})" if refusal else steps,
+                advice=f"Ask for {_ranges(self.steps.tolist())} steps{other}.",
             )
         return int(found[0])
 

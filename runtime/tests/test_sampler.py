@@ -1,0 +1,275 @@
+"""Sampler tables from rows written by hand: running them, storing them, and every way to ask for the wrong thing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hidiff_runtime import safetensors
+from hidiff_runtime.errors import BundleError, InputError
+from hidiff_runtime.sampler import EtaTerms, SamplerTable
+
+STEPS = (2, 3, 5)
+FIRST = (0, 2, 5, 10)
+SHAPE = (1, 4, 2, 3)
+
+
+def table(**changes: Any) -> SamplerTable:
+    """Rows over (sample, output, noise, state); evaluation k of all ten has rows of its own; odd ones draw noise."""
+    total = FIRST[-1]
+    number = np.arange(total)
+    rows = np.zeros((total, 2, 4))
+    rows[:, 0] = np.stack([1 - 0.05 * number, -0.1 * number - 0.1, 0.3 * (number % 2), 0.02 * number], axis=1)
+    rows[:, 1] = [0.5, 1.0, 0.0, -0.25]
+    fields: dict[str, Any] = {
+        "sampler": "by_hand",
+        "order": 1,
+        "steps": np.array(STEPS),
+        "first": np.array(FIRST),
+        "init_noise_sigma": np.array([2.0, 3.0, 5.0]),
+        "timesteps": np.linspace(999, 0, total, dtype=np.float32),
+        "input_scale": 1 / (1.0 + number),
+        "draws_noise": number % 2 == 1,
+        "rows": rows,
+    }
+    return SamplerTable(**{**fields, **changes})
+
+
+def with_eta() -> SamplerTable:
+    total = FIRST[-1]
+    rows = np.zeros((total, 1, 3))
+    rows[:, 0] = [1.5, -0.5, 0.0]
+    terms = EtaTerms(np.full((total, 2), [0.25, 0.75]), np.linspace(0, 1, total), np.linspace(0.1, 1, total))
+    return table(rows=rows, draws_noise=np.zeros(total, dtype=bool), eta=terms)
+
+
+def draws(seed: int, count: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).standard_normal((count, *SHAPE)).astype(np.float32))
+
+
+def test_a_run_follows_the_rows() -> None:
+    schedule = table().schedule(3)
+    noise, outputs, fresh = draws(0, 1)[0], draws(1, 3), draws(2, 3)
+    state = schedule.start(noise)
+    sample, kept = noise.astype(np.float64) * 3.0, np.zeros(SHAPE)
+    for index, number in enumerate(range(2, 5)):  # this run's evaluations among all ten
+        assert (state.index, state.step, state.done) == (index, index, False)
+        assert state.timestep == pytest.approx(999 * (1 - number / 9))
+        assert state.draws_noise == (number % 2 == 1)
+        np.testing.assert_allclose(state.model_input(), sample / (1 + number), rtol=1e-6, atol=1e-7)
+        state.advance(outputs[index], fresh[index] if state.draws_noise else None)
+        moved = (1 - 0.05 * number) * sample - (0.1 * number + 0.1) * outputs[index] + 0.02 * number * kept
+        kept = 0.5 * sample + outputs[index] - 0.25 * kept
+        sample = moved + (0.3 * fresh[index] if number % 2 else 0)
+        np.testing.assert_allclose(state.latents, sample, rtol=1e-5, atol=1e-6)
+    assert state.done
+    assert state.latents.dtype == np.float32
+
+
+def test_two_runs_of_a_schedule_are_apart_and_arrays_stay_as_they_were() -> None:
+    schedule = table().schedule(2)
+    noise, outputs, fresh = draws(0, 1)[0], draws(1, 2), draws(2, 1)[0]
+    given = [array.copy() for array in (noise, *outputs, fresh)]
+    results = []
+    for _ in range(2):
+        state = schedule.start(noise)
+        state.advance(outputs[0])
+        seen = state.latents
+        before = seen.copy()
+        state.advance(outputs[1], fresh)
+        assert np.array_equal(seen, before)
+        results.append(state.latents)
+    assert np.array_equal(*results)
+    for array, copy in zip((noise, *outputs, fresh), given, strict=True):
+        assert np.array_equal(array, copy)
+
+
+def test_an_output_buffer_used_again_does_not_reach_the_state() -> None:
+    schedule = table().schedule(2)
+    noise, outputs, fresh = draws(0, 1)[0], draws(1, 2), draws(2, 1)[0]
+    honest, reusing = schedule.start(noise), schedule.start(noise)
+    buffer = np.empty(SHAPE, dtype=np.float32)
+    for output, extra in zip(outputs, (None, fresh), strict=True):
+        honest.advance(output, extra)
+        buffer[:] = output
+        reusing.advance(buffer, extra)
+        buffer[:] = np.nan
+    assert np.array_equal(honest.latents, reusing.latents)
+
+
+@pytest.mark.parametrize(("order", "logical", "expected"), [(1, 5, [0, 1, 2, 3, 4]), (2, 3, [0, 0, 1, 1, 2])])
+def test_logical_steps(order: int, logical: int, expected: list[int]) -> None:
+    schedule = table(order=order).schedule(5)
+    assert (len(schedule), schedule.steps, schedule.num_inference_steps) == (5, logical, 5)
+    assert [evaluation.step for evaluation in schedule.evaluations] == expected
+    assert schedule.init_noise_sigma == 5
+
+
+def test_eta_shrinks_the_direction_and_adds_noise() -> None:
+    still = with_eta().schedule(3)
+    assert not any(evaluation.draws_noise for evaluation in still.evaluations)
+    for eta in (0.5, 1.0):
+        for number, evaluation in enumerate(with_eta().schedule(3, eta=eta).evaluations, start=2):
+            lost = 1 - np.sqrt(1 - eta**2 * number / 9)
+            expected = [1.5 - lost * 0.25, -0.5 - lost * 0.75, eta * (0.1 + 0.1 * number)]
+            assert evaluation.draws_noise
+            np.testing.assert_allclose(evaluation.rows, [expected], rtol=1e-12)
+    assert np.array_equal(with_eta().schedule(3).evaluations[0].rows, still.evaluations[0].rows)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan"), float("inf")])
+def test_an_eta_out_of_range(eta: float) -> None:
+    with pytest.raises(InputError, match="eta is out of range"):
+        with_eta().schedule(3, eta=eta)
+
+
+def test_an_eta_for_a_sampler_without_one() -> None:
+    with pytest.raises(InputError, match="by_hand takes no eta"):
+        table().schedule(3, eta=0.5)
+    assert len(table().schedule(3, eta=0)) == 3
+
+
+@pytest.mark.parametrize("steps", [0, -1, 4, 6, True, 2.5, "3"])
+def test_a_number_of_steps_without_a_table(steps: Any) -> None:
+    with pytest.raises(InputError, match="by_hand has no table") as caught:
+        table().schedule(steps)
+    assert caught.value.given == steps
+    assert caught.value.advice == "Ask for 2 to 3, 5 steps, or build the bundle with this number."
+
+
+def test_a_number_of_steps_the_scheduler_refused() -> None:
+    refusing = table(origin={"left_out": json.dumps({"4": "ValueError: too many"})})
+    with pytest.raises(InputError) as caught:
+        refusing.schedule(4)
+    assert caught.value.given == "4 (ValueError: too many)"
+    assert caught.value.advice == "Ask for 2 to 3, 5 steps."
+
+
+LATENTS = draws(0, 1)[0]
+
+
+@pytest.mark.parametrize("latents", [LATENTS.astype(np.float64), LATENTS.astype(np.float16), LATENTS.tolist(), None])
+def test_latents_of_another_type(latents: Any) -> None:
+    with pytest.raises(InputError, match="initial latents must be a float32 array"):
+        table().schedule(2).start(latents)
+
+
+@pytest.mark.parametrize(
+    ("output", "noise", "message"),
+    [
+        (LATENTS[:, :3], LATENTS, "model's output must be a float32 array of shape \\(1, 4, 2, 3\\)"),
+        (LATENTS.astype(np.float64), LATENTS, "model's output must be"),
+        (LATENTS[0], LATENTS, "model's output must be"),
+        (LATENTS, LATENTS[0], "noise must be a float32 array of shape"),
+        (LATENTS, LATENTS.astype(np.float64), "noise must be"),
+        (LATENTS, None, "needs noise"),
+    ],
+)
+def test_a_wrong_output_or_noise_leaves_the_run_where_it_was(output: Any, noise: Any, message: str) -> None:
+    state = table().schedule(2).start(LATENTS)
+    state.advance(LATENTS)
+    before = state.latents.copy()
+    with pytest.raises(InputError, match=message):
+        state.advance(output, noise)
+    assert state.index == 1
+    assert np.array_equal(state.latents, before)
+    state.advance(LATENTS, LATENTS)
+    assert state.done
+
+
+def test_noise_that_is_not_taken() -> None:
+    with pytest.raises(InputError, match="takes no noise"):
+        table().schedule(2).start(LATENTS).advance(LATENTS, LATENTS)
+
+
+@pytest.mark.parametrize("ask", ["timestep", "step", "draws_noise", "model_input", "advance"])
+def test_a_run_that_is_over(ask: str) -> None:
+    state = table().schedule(2).start(LATENTS)
+    state.advance(LATENTS)
+    state.advance(LATENTS, LATENTS)
+    calls: dict[str, Callable[[], object]] = {
+        "model_input": state.model_input,
+        "advance": lambda: state.advance(LATENTS),
+    }
+    with pytest.raises(InputError, match="run is over"):
+        calls.get(ask, lambda: getattr(state, ask))()
+
+
+@pytest.mark.parametrize("made", [table, with_eta], ids=["state", "eta"])
+def test_written_and_read(made: Callable[[], SamplerTable], tmp_path: Path) -> None:
+    written = dataclasses.replace(made(), origin={"scheduler": "ByHand"})
+    path = tmp_path / "by_hand.safetensors"
+    assert written.write(path) == written.write(path)
+    read = SamplerTable.read(path)
+    assert (read.sampler, read.order, read.origin) == ("by_hand", 1, {"scheduler": "ByHand"})
+    assert (read.eta is None) == (written.eta is None)
+    for steps in STEPS:
+        for mine, theirs in zip(read.schedule(steps).evaluations, written.schedule(steps).evaluations, strict=True):
+            scalars = [(each.timestep, each.step, each.input_scale, each.draws_noise) for each in (mine, theirs)]
+            assert scalars[0] == scalars[1]
+            assert np.array_equal(mine.rows, theirs.rows)
+    path.unlink()  # nothing of the file is needed any more
+    assert len(read.schedule(5)) == 5
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "rows are not finite": {"rows": np.full((10, 2, 4), np.nan)},
+    "rows of the wrong shape": {"rows": np.zeros((10, 2, 5))},
+    "rows of the wrong dtype": {"rows": np.zeros((10, 2, 4), dtype=np.float32)},
+    "too few timesteps": {"timesteps": np.zeros(9, dtype=np.float32)},
+    "first does not end at the last": {"first": np.array([0, 2, 5, 9])},
+    "first does not rise": {"first": np.array([0, 5, 5, 10])},
+    "first does not begin at 0": {"first": np.array([1, 2, 5, 10])},
+    "steps do not rise": {"steps": np.array([2, 5, 3])},
+    "steps of zero": {"steps": np.array([0, 3, 5])},
+    "order": {"order": 0},
+    "noise that is not drawn": {"draws_noise": np.zeros(10, dtype=bool)},
+    "eta terms": {"eta": EtaTerms(np.zeros((9, 2)), np.zeros(10), np.zeros(10))},
+}
+
+
+@pytest.mark.parametrize("changes", BROKEN.values(), ids=BROKEN.keys())
+def test_arrays_that_do_not_fit_together(changes: dict[str, Any]) -> None:
+    with pytest.raises(BundleError, match="broken"):
+        table(**changes)
+
+
+def damaged(path: Path, metadata: dict[str, str] | None = None, **arrays: np.ndarray | None) -> Path:
+    """The file of `table`, with other metadata or arrays; None leaves one out."""
+    table().write(path)
+    with safetensors.SafetensorsFile.open(path) as file:
+        kept = {**file.arrays(), **arrays}
+        changed = {key: value for key, value in {**file.metadata, **(metadata or {})}.items() if value}
+        written = path.with_name("damaged.safetensors")
+        safetensors.write(written, {name: array for name, array in kept.items() if array is not None}, changed)
+    return written
+
+
+@pytest.mark.parametrize(
+    ("metadata", "arrays", "message"),
+    [
+        ({"format": "2"}, {}, "not a sampler table"),
+        ({"format": ""}, {}, "not a sampler table"),
+        ({"sampler": ""}, {}, "broken"),
+        ({"order": "two"}, {}, "broken"),
+        ({}, {"rows": None}, "broken"),
+        ({}, {"rows": np.float64(1.0)}, "broken"),
+        ({}, {"surplus": np.zeros(1)}, "broken"),
+        ({}, {"eta_share": np.zeros(10)}, "broken"),
+        ({}, {"steps": np.int64(3)}, "broken"),
+    ],
+)
+def test_a_damaged_file(tmp_path: Path, metadata: dict[str, str], arrays: Any, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        SamplerTable.read(damaged(tmp_path / "table.safetensors", metadata, **arrays))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(BundleError):
+        SamplerTable.read(tmp_path / "none.safetensors")

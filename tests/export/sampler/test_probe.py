@@ -1,0 +1,255 @@
+"""Probing: what it reads off schedulers, and which schedulers it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+from hidiff_export.errors import ExportError, InputError
+from hidiff_export.families import Family, default_scheduler
+from hidiff_export.recipe import SamplerName
+from hidiff_export.sampler.basis import SHAPE, StepsUnsupported, respond
+from hidiff_export.sampler.names import SAMPLERS, find_sampler, sampler_of
+from hidiff_export.sampler.probe import build_scheduler, probe
+from hidiff_runtime.sampler import SamplerTable
+
+CONFIG = default_scheduler(Family.SDXL)[1]
+
+
+class Fake:
+    """A scheduler of a few lines: ``sample - output / 2``, a timestep a step."""
+
+    config: dict[str, object] = {}  # noqa: RUF012 - as diffusers has it
+
+    def __init__(self, update: Callable[..., torch.Tensor] | None = None) -> None:
+        self.update = update or (lambda _self, output, sample, _generator: sample - output / 2)
+        self.timesteps = torch.tensor([])
+
+    def set_timesteps(self, steps: int) -> None:
+        self.timesteps = torch.arange(steps, 0, -1)
+
+    def scale_model_input(self, sample: torch.Tensor, _timestep: object) -> torch.Tensor:
+        return sample / 4
+
+    def step(
+        self,
+        output: torch.Tensor,
+        _timestep: object,
+        sample: torch.Tensor,
+        generator: Any = None,
+        return_dict: Any = None,
+    ) -> tuple[torch.Tensor]:
+        assert return_dict is False
+        return (self.update(self, output, sample, generator),)
+
+
+def test_reads_the_coefficients_of_a_plain_scheduler() -> None:
+    responses = respond(Fake(), 3)
+    assert [response.timestep for response in responses] == [3, 2, 1]
+    for response in responses:
+        assert response.input_scale == 0.25
+        assert not response.draws_noise
+        assert response.rows.tolist() == [[1, -0.5, 0]]
+
+
+def test_kept_tensors_become_state() -> None:
+    def update(scheduler: Any, output: torch.Tensor, sample: torch.Tensor, _generator: Any) -> torch.Tensor:
+        last, scheduler.last = getattr(scheduler, "last", None), output - sample
+        scheduler.many = [None, output * 3]
+        return sample if last is None else sample + last / 8
+
+    first, second = respond(Fake(update), 2)
+    assert first.rows.tolist() == [[1, 0, 0], [-1, 1, 0], [0, 3, 0]]
+    assert second.rows.tolist() == [[1, 0, 0, 0.125, 0], [-1, 1, 0, 0, 0], [0, 3, 0, 0, 0]]
+
+
+def test_noise_is_told_from_the_generator_it_moves() -> None:
+    def update(_scheduler: Any, output: torch.Tensor, sample: torch.Tensor, generator: Any) -> torch.Tensor:
+        return sample + output + 20 * torch.randn(sample.shape, generator=generator)
+
+    (response,) = respond(Fake(update), 1)
+    assert response.draws_noise
+    np.testing.assert_allclose(response.rows, [[1, 1, 20]], rtol=1e-6)
+
+
+def clipped(limit: float) -> Callable[..., torch.Tensor]:
+    return lambda _self, output, sample, _generator: sample - output.clamp(-limit, limit)
+
+
+def hidden_state(_scheduler: Any, output: torch.Tensor, sample: torch.Tensor, _generator: Any) -> torch.Tensor:
+    kept: list[torch.Tensor] = _scheduler.config.setdefault("hidden", [torch.zeros(SHAPE)])
+    kept.append(output)
+    return sample + kept[-2]
+
+
+NOT_LINEAR = {
+    "clip at 1": clipped(1),
+    "clip at 5000": clipped(5000),
+    "constant": lambda _self, _output, sample, _generator: sample + 1,
+    "square": lambda _self, output, sample, _generator: sample + output**2,
+    "mixes elements": lambda _self, output, sample, _generator: sample + output.mean(),
+    "rolls elements": lambda _self, output, sample, _generator: sample + output.roll(1, -1),
+    "noise from elsewhere": lambda _self, _output, sample, _generator: sample + torch.randn(sample.shape),
+    "uniform noise": lambda _self, _output, sample, generator: sample + torch.rand(SHAPE, generator=generator),
+    "keeps a tensor out of sight": hidden_state,
+}
+
+
+@pytest.mark.parametrize("update", NOT_LINEAR.values(), ids=NOT_LINEAR.keys())
+def test_a_step_that_is_not_linear_is_refused(update: Callable[..., torch.Tensor]) -> None:
+    fake = Fake(update)
+    fake.config = {}
+    with pytest.raises(ExportError, match="not a linear combination"):
+        respond(fake, 3)
+
+
+def test_an_input_scale_that_is_not_linear_is_refused() -> None:
+    class Offset(Fake):
+        def scale_model_input(self, sample: torch.Tensor, _timestep: object) -> torch.Tensor:
+            return sample + 1
+
+    with pytest.raises(ExportError, match="not a linear combination"):
+        respond(Offset(), 1)
+
+
+def test_other_random_numbers_are_refused() -> None:
+    def update(_scheduler: Any, _output: torch.Tensor, sample: torch.Tensor, generator: Any) -> torch.Tensor:
+        return sample + torch.randn((2, *SHAPE), generator=generator)[0]
+
+    with pytest.raises(ExportError, match="other random numbers"):
+        respond(Fake(update), 1)
+
+
+def test_more_kept_tensors_than_fit_are_refused() -> None:
+    def update(scheduler: Any, output: torch.Tensor, sample: torch.Tensor, _generator: Any) -> torch.Tensor:
+        scheduler.all = [*getattr(scheduler, "all", []), output]
+        return sample
+
+    with pytest.raises(ExportError, match="more tensors"):
+        respond(Fake(update), 40)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_results_that_are_not_finite_leave_the_number_of_steps_out(bad: float) -> None:
+    with pytest.raises(StepsUnsupported, match="not finite"):
+        respond(Fake(lambda _self, output, sample, _generator: sample + bad * output), 1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "config"),
+    [
+        ("ddim", {"clip_sample": True}),
+        ("ddim", {"clip_sample": True, "clip_sample_range": 300.0}),
+        ("ddpm", {"clip_sample": True}),
+        ("heun", {"clip_sample": True}),
+        ("lcm", {"clip_sample": True}),
+        ("ddim", {"thresholding": True}),
+        ("dpmpp_2m", {"thresholding": True}),
+        ("unipc", {"thresholding": True, "sample_max_value": 100.0}),
+        ("deis", {"thresholding": True}),
+    ],
+)
+def test_clipping_and_thresholding_are_refused_by_what_they_do(sampler: str, config: dict[str, object]) -> None:
+    with pytest.raises(ExportError, match="not a linear combination") as caught:
+        probe(sampler, {**CONFIG, **config}, [4])
+    assert next(iter(config)) in str(caught.value.given)
+
+
+def test_numbers_of_steps_the_scheduler_refuses_are_absent_with_the_reason() -> None:
+    table = probe("lcm", CONFIG, [4, 50, 51])
+    assert table.steps.tolist() == [4, 50]
+    assert list(json.loads(table.origin["left_out"])) == ["51"]
+    with pytest.raises(InputError, match="no table") as caught:
+        table.schedule(51)
+    assert "original_steps" in str(caught.value.given)
+    assert caught.value.advice == "Ask for 4, 50 steps."
+
+
+def test_no_number_of_steps_at_all_is_an_error() -> None:
+    with pytest.raises(ExportError, match="none of these numbers of steps") as caught:
+        probe("pndm", {**CONFIG, "skip_prk_steps": False}, [1, 2])
+    assert "1 steps:" in str(caught.value.given)
+
+
+def test_a_runge_kutta_start_is_tabulated_too() -> None:
+    assert len(probe("pndm", {**CONFIG, "skip_prk_steps": False}, [10]).schedule(10)) == 12 + 10 - 3
+
+
+def test_a_configuration_the_scheduler_refuses() -> None:
+    with pytest.raises(ExportError, match="refuses this configuration"):
+        probe("euler", {**CONFIG, "beta_schedule": "nonsense"}, [1])
+
+
+def test_the_configuration_of_any_scheduler_class_serves() -> None:
+    euler = EulerDiscreteScheduler.from_config(CONFIG)
+    expected = build_scheduler("ddim", CONFIG)
+    found = build_scheduler("ddim", {"_class_name": "EulerDiscreteScheduler", "unheard_of": 1, **dict(euler.config)})
+    assert isinstance(found, DDIMScheduler)
+    assert found.config.clip_sample is False
+    assert torch.equal(found.alphas_cumprod, expected.alphas_cumprod)
+
+
+def test_the_name_decides_over_the_configuration() -> None:
+    karras = {**CONFIG, "use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"}
+    assert build_scheduler("dpmpp_2m", karras).config.use_karras_sigmas is False
+    assert build_scheduler("dpmpp_2m", karras).config.algorithm_type == "dpmsolver++"
+    assert build_scheduler("dpmpp_2m_karras", CONFIG).config.use_karras_sigmas is True
+    assert build_scheduler("dpmpp_2m_sde", CONFIG).config.algorithm_type == "sde-dpmsolver++"
+
+
+def test_only_state_that_is_read_is_stored() -> None:
+    slots = {name: probe(name, CONFIG, [8]).rows.shape[1] - 1 for name in SAMPLERS}
+    stateless = dict.fromkeys(("ddim", "ddpm", "euler", "euler_ancestral", "lcm"), 0)
+    one = dict.fromkeys(("dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "deis"), 1)
+    assert slots == {**stateless, **one, "heun": 2, "pndm": 3, "unipc": 3}
+
+
+def test_the_same_table_every_time_and_no_random_numbers_of_the_users(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    hashes = [probe("dpmpp_2m_sde", CONFIG, range(1, 6)).write(tmp_path / f"{index}") for index in range(2)]
+    assert hashes[0] == hashes[1]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "unipc"])
+def test_a_table_read_back_is_the_table_written(sampler: str, tmp_path: Path) -> None:
+    table = probe(sampler, CONFIG, [3, 4])
+    table.write(tmp_path / "table.safetensors")
+    read = SamplerTable.read(tmp_path / "table.safetensors")
+    assert (read.sampler, read.order, read.origin) == (sampler, 1, table.origin)
+    assert json.loads(read.origin["config"])["beta_end"] == 0.012
+    for eta in (0, 0.5) if sampler == "ddim" else (0,):
+        for mine, theirs in zip(
+            read.schedule(4, eta=eta).evaluations, table.schedule(4, eta=eta).evaluations, strict=True
+        ):
+            assert mine.timestep == theirs.timestep
+            assert np.array_equal(mine.rows, theirs.rows)
+
+
+def test_another_dependence_on_eta_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = DDIMScheduler.step
+
+    def squared(self: Any, *args: Any, eta: float = 0.0, generator: Any = None, return_dict: bool = True) -> Any:
+        return honest(self, *args, eta=eta**2, generator=generator, return_dict=return_dict)
+
+    monkeypatch.setattr(DDIMScheduler, "step", squared)
+    with pytest.raises(ExportError, match="depends on eta in another way"):
+        probe("ddim", CONFIG, [5])
+
+
+def test_names() -> None:
+    assert set(SAMPLERS) == {name.value for name in SamplerName}
+    assert sampler_of(default_scheduler(Family.SD15)[0]) == "pndm"
+    assert sampler_of("DPMSolverMultistepScheduler") == "dpmpp_2m"
+    with pytest.raises(InputError, match="no sampler of that name") as caught:
+        find_sampler("dpm")
+    assert "unipc" in caught.value.advice
+    with pytest.raises(InputError, match="this scheduler class"):
+        sampler_of("CosineDPMSolverMultistepScheduler")

@@ -1,0 +1,191 @@
+"""Whole runs from sampler tables beside whole runs of diffusers' schedulers: same seed, same nonlinear model."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hidiff_export.families import Family, default_scheduler
+from hidiff_export.sampler.names import SAMPLERS
+from hidiff_export.sampler.probe import build_scheduler, probe
+from hidiff_runtime.rng import TorchGenerator
+from hidiff_runtime.sampler import OUTPUT, SAMPLE, STATE, SamplerTable
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers' DEIS, on numpy 2
+
+SHAPE = (2, 4, 6, 5)
+STEPS = (1, 2, 3, 5, 8, 10, 20, 30, 50, 100)
+FEW_STEPS = (1, 2, 5, 20, 30)
+BOUND = 1e-5
+"""Largest difference over the largest value at the end of a run: float32 rounding alone, measured 3e-6 at most."""
+
+ITS_OWN_ROUNDING = {("heun", 2)}
+"""Where float32 leaves diffusers itself no 1e-5: with linspace spacing Heun's second evaluation takes the difference of
+two samples of about 14 and divides it by a sigma of 0.03. There the reference is the same scheduler run in float64."""
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    **{family.value: default_scheduler(family)[1] for family in (Family.SD15, Family.SDXL, Family.SDXL_TURBO)},
+    "sd21-v": {**default_scheduler(Family.SD21)[1], "prediction_type": "v_prediction"},
+    "sdxl-v": {**default_scheduler(Family.SDXL)[1], "prediction_type": "v_prediction"},
+    "linspace-v": {
+        **default_scheduler(Family.SD15)[1],
+        **{"prediction_type": "v_prediction", "timestep_spacing": "linspace", "steps_offset": 0},
+    },
+}
+
+
+@functools.cache
+def tabulate(sampler: str, config: str, steps: tuple[int, ...] = STEPS) -> SamplerTable:
+    return probe(sampler, CONFIGS[config], steps)
+
+
+def model(latents: torch.Tensor, timestep: float) -> torch.Tensor:
+    """Depends on sample and timestep, and not linearly; in the latents' dtype."""
+    return torch.tanh(0.8 * latents + float(np.sin(timestep / 100))) + 0.1 * latents
+
+
+def run_diffusers(scheduler: Any, steps: int, seed: int, eta: float = 0.0, dtype: Any = torch.float32) -> np.ndarray:
+    """What diffusers' pipelines do, with `model` for the UNet."""
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(seed)
+    accepted = inspect.signature(scheduler.step).parameters
+    options = {key: value for key, value in (("eta", eta), ("generator", generator)) if key in accepted}
+    latents = torch.randn(SHAPE, generator=generator).to(dtype) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        output = model(scheduler.scale_model_input(latents, timestep), float(timestep))
+        latents = scheduler.step(output, timestep, latents, return_dict=False, **options)[0]
+    return latents.numpy()
+
+
+def run_table(table: SamplerTable, steps: int, seed: int, eta: float = 0.0) -> np.ndarray:
+    generator = TorchGenerator(seed)
+    state = table.schedule(steps, eta=eta).start(generator.randn(SHAPE))
+    while not state.done:
+        output = model(torch.from_numpy(state.model_input()), state.timestep).numpy()
+        state.advance(output, generator.randn(SHAPE) if state.draws_noise else None)
+    return state.latents
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_runs_as_its_scheduler_does(sampler: str, config: str) -> None:
+    asked = FEW_STEPS if config in ("sdxl-turbo", "linspace-v") else STEPS
+    table, scheduler = tabulate(sampler, config, asked), build_scheduler(sampler, CONFIGS[config])
+    assert table.steps.tolist() == [steps for steps in asked if sampler != "lcm" or steps <= 50]
+    for steps in table.steps.tolist():
+        dtype = torch.float64 if (sampler, steps) in ITS_OWN_ROUNDING else torch.float32
+        expected = run_diffusers(scheduler, steps, seed=steps, dtype=dtype)
+        assert difference(run_table(table, steps, seed=steps), expected) < BOUND, (steps, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_number_of_steps_to_100(sampler: str) -> None:
+    config = "sd15"
+    table = tabulate(sampler, config, tuple(range(1, 101)))
+    scheduler = build_scheduler(sampler, CONFIGS[config])
+    assert table.steps.tolist() == list(range(1, 51 if sampler == "lcm" else 101))
+    for steps in sorted({*table.steps.tolist()} - {*STEPS}):
+        found, expected = run_table(table, steps, seed=-steps), run_diffusers(scheduler, steps, seed=-steps)
+        assert difference(found, expected) < BOUND, steps
+
+
+@pytest.mark.parametrize("config", ["sd15", "sd21-v", "sdxl-turbo"])
+@pytest.mark.parametrize("eta", [0.1, 0.6, 1.0])
+def test_ddim_takes_any_eta(config: str, eta: float) -> None:
+    table, scheduler = tabulate("ddim", config, FEW_STEPS), build_scheduler("ddim", CONFIGS[config])
+    for steps in FEW_STEPS:
+        found, expected = run_table(table, steps, 3, eta), run_diffusers(scheduler, steps, 3, eta)
+        assert difference(found, expected) < BOUND, steps
+    assert difference(run_table(table, 20, 3, eta), run_diffusers(scheduler, 20, 3, eta - 0.02)) > 100 * BOUND
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_run_is_laid_out_as_the_schedulers(sampler: str) -> None:
+    table, scheduler = tabulate(sampler, "sdxl"), build_scheduler(sampler, CONFIGS["sdxl"])
+    for steps in (1, 2, 10, 30):
+        schedule = table.schedule(steps)
+        scheduler.set_timesteps(steps)
+        assert [evaluation.timestep for evaluation in schedule.evaluations] == scheduler.timesteps.tolist()
+        assert [evaluation.step for evaluation in schedule.evaluations] == [
+            index // scheduler.order for index in range(len(scheduler.timesteps))
+        ]
+        assert schedule.steps == -(-len(scheduler.timesteps) // scheduler.order)
+        assert schedule.init_noise_sigma == pytest.approx(float(scheduler.init_noise_sigma), rel=1e-7)
+
+
+def test_evaluations_and_logical_steps() -> None:
+    counts = {name: tabulate(name, "sdxl").schedule(30) for name in ("euler", "heun", "pndm")}
+    assert {name: (len(schedule), schedule.steps) for name, schedule in counts.items()} == {
+        "euler": (30, 30),
+        "heun": (59, 30),
+        "pndm": (31, 31),
+    }
+
+
+def test_noise_is_drawn_where_the_scheduler_draws_it() -> None:
+    drawn = {
+        name: [evaluation.draws_noise for evaluation in tabulate(name, "sdxl").schedule(5).evaluations]
+        for name in SAMPLERS
+    }
+    always, never = [True] * 5, [False] * 5
+    assert drawn["euler_ancestral"] == always
+    assert drawn["dpmpp_2m_sde"] == always
+    assert drawn["lcm"] == [True, True, True, True, False]
+    assert drawn["ddpm"] == always  # with an offset of 1 its last timestep is not 0, so it draws there too
+    for name in ("ddim", "euler", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "deis"):
+        assert drawn[name] == never
+    offset_0 = probe("ddpm", {**CONFIGS["sdxl"], "steps_offset": 0}, [5]).schedule(5)
+    assert [evaluation.draws_noise for evaluation in offset_0.evaluations] == [True, True, True, True, False]
+    noisy = tabulate("ddim", "sdxl").schedule(5, eta=0.3)
+    assert all(evaluation.draws_noise for evaluation in noisy.evaluations)
+
+
+def changed(table: SamplerTable, change: Any) -> SamplerTable:
+    rows = table.rows.copy()
+    change(rows, int(table.first[table.steps.tolist().index(10)]))
+    return dataclasses.replace(table, rows=rows)
+
+
+def nudge(rows: np.ndarray, first: int) -> None:
+    rows[first + 4, 0, OUTPUT] += 1e-2 * abs(rows[first + 4, 0, SAMPLE])
+
+
+def swap(rows: np.ndarray, first: int) -> None:
+    rows[[first + 4, first + 5]] = rows[[first + 5, first + 4]]
+
+
+def forget(rows: np.ndarray, first: int) -> None:
+    rows[first + 4, :, STATE:] = 0
+
+
+@pytest.mark.parametrize(
+    ("sampler", "change"),
+    [(name, change) for name in SAMPLERS for change in (nudge, swap)]
+    + [(name, forget) for name in ("dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "unipc", "deis", "pndm")],
+)
+def test_a_changed_table_is_noticed(sampler: str, change: Any) -> None:
+    table, scheduler = tabulate(sampler, "sdxl"), build_scheduler(sampler, CONFIGS["sdxl"])
+    expected = run_diffusers(scheduler, 10, 1)
+    assert difference(run_table(table, 10, 1), expected) < BOUND
+    assert difference(run_table(changed(table, change), 10, 1), expected) > 3 * BOUND
+
+
+def test_another_seed_or_configuration_is_noticed() -> None:
+    scheduler = build_scheduler("euler_ancestral", CONFIGS["sdxl"])
+    expected = run_diffusers(scheduler, 10, 1)
+    assert difference(run_table(tabulate("euler_ancestral", "sdxl"), 10, 2), expected) > 0.01
+    assert difference(run_table(probe("euler_ancestral", CONFIGS["sdxl-turbo"], [10]), 10, 1), expected) > 0.01
