@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hidiff_runtime.consistency import check_whole
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.fields import Fields, parse_object
 from hidiff_runtime.paths import fault_in
@@ -66,18 +67,16 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class PhaseRecord:
-    """One phase: its graph, the engines built from it, and what goes in and out.
+class GraphRecord:
+    """A graph, the engines built from it, and what goes in and out.
 
     Args:
-        phase: which phase.
         graph: path of the portable ONNX graph.
         engines: backend name to the path of its engine.
         inputs: in the graph's order.
         outputs: in the graph's order.
     """
 
-    phase: Phase
     graph: str
     engines: Mapping[str, str]
     inputs: tuple[TensorSpec, ...]
@@ -86,6 +85,17 @@ class PhaseRecord:
     def input(self, name: str) -> TensorSpec | None:
         """The input called ``name``, if the graph has one."""
         return next((spec for spec in self.inputs if spec.name == name), None)
+
+
+@dataclass(frozen=True)
+class PhaseRecord(GraphRecord):
+    """One phase of the UNet.
+
+    Args:
+        phase: which phase.
+    """
+
+    phase: Phase
 
     @property
     def residuals(self) -> tuple[TensorSpec, ...]:
@@ -114,7 +124,9 @@ class Manifest:
         samplers: sampler name to the path of its table.
         default_sampler: one of ``samplers``.
         steps: the step counts every table holds, rising.
-        weights: model name (``unet``, …) to the path of its weight store.
+        weights: model name (``unet``, ``controlnet``) to the path of its weight store.
+        controlnet: takes the inputs of a phase that it shares, ``control_image`` and ``conditioning_scale``, and gives
+            the residuals; left out where they come from outside or not at all.
         reference: path of the reference samples' index, if they were recorded.
         report: path of the parity report, if there is one.
         fingerprints: content fingerprints of what the bundle was built from.
@@ -140,6 +152,7 @@ class Manifest:
     steps: tuple[int, ...]
     weights: Mapping[str, str]
     files: Mapping[str, FileRecord]
+    controlnet: GraphRecord | None = None
     reference: str | None = None
     report: str | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
@@ -162,9 +175,12 @@ class Manifest:
 
     def paths(self) -> Iterable[tuple[str, str]]:
         """Every path the manifest refers to, with the field that does."""
-        for index, record in enumerate(self.phases):
-            yield f"phases[{index}].graph", record.graph
-            yield from ((f"phases[{index}].engines.{name}", path) for name, path in record.engines.items())
+        graphs: dict[str, GraphRecord] = {f"phases[{index}]": record for index, record in enumerate(self.phases)}
+        if self.controlnet is not None:
+            graphs["controlnet"] = self.controlnet
+        for key, record in graphs.items():
+            yield f"{key}.graph", record.graph
+            yield from ((f"{key}.engines.{name}", path) for name, path in record.engines.items())
         yield from ((f"samplers.{name}", path) for name, path in self.samplers.items())
         yield from ((f"weights.{name}", path) for name, path in self.weights.items())
         for key, path in (("reference", self.reference), ("report", self.report)):
@@ -188,7 +204,7 @@ class Manifest:
         digest = fields.text("digest")
         manifest = _manifest(fields)
         fields.done()
-        _check_whole(manifest, fields)
+        check_whole(manifest, fields)
         content = {key: value for key, value in data.items() if key != "digest"}
         if digest != _digest(content):
             raise fields.wrong(
@@ -257,6 +273,7 @@ def _content(manifest: Manifest) -> dict[str, Any]:
         "latent": list(manifest.latent),
         "windowed_blocks": list(manifest.windowed_blocks),
         "phases": [_phase_content(record) for record in manifest.phases],
+        "controlnet": None if manifest.controlnet is None else _graph_content(manifest.controlnet),
         "samplers": dict(manifest.samplers),
         "default_sampler": manifest.default_sampler,
         "steps": list(manifest.steps),
@@ -276,12 +293,14 @@ def _rule_content(rule: PhaseRule) -> dict[str, Any]:
 
 
 def _phase_content(record: PhaseRecord) -> dict[str, Any]:
+    return {"kind": record.phase.kind.value, "control": record.phase.control, **_graph_content(record)}
+
+
+def _graph_content(record: GraphRecord) -> dict[str, Any]:
     def tensors(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
         return [{"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype} for spec in specs]
 
     return {
-        "kind": record.phase.kind.value,
-        "control": record.phase.control,
         "graph": record.graph,
         "engines": dict(record.engines),
         "inputs": tensors(record.inputs),
@@ -308,6 +327,7 @@ def _manifest(fields: Fields) -> Manifest:
         latent=(latent[0], latent[1], latent[2]),
         windowed_blocks=fields.texts("windowed_blocks"),
         phases=fields.each("phases", _phase),
+        controlnet=fields.optional("controlnet", lambda key: fields.nested(key, _graph)),
         samplers=fields.named("samplers", _path),
         default_sampler=fields.text("default_sampler"),
         steps=fields.wholes("steps", 1),
@@ -338,8 +358,13 @@ def _phase(fields: Fields) -> PhaseRecord:
     kind = fields.text("kind")
     if kind not in {known.value for known in PhaseKind}:
         raise fields.wrong("kind", f"must be one of {', '.join(known.value for known in PhaseKind)}", kind)
-    return PhaseRecord(
-        phase=Phase(PhaseKind(kind), fields.flag("control")),
+    graph = _graph(fields)
+    phase = Phase(PhaseKind(kind), fields.flag("control"))
+    return PhaseRecord(graph.graph, graph.engines, graph.inputs, graph.outputs, phase)
+
+
+def _graph(fields: Fields) -> GraphRecord:
+    return GraphRecord(
         graph=_path(fields, "graph"),
         engines=fields.named("engines", _path),
         inputs=fields.each("inputs", _tensor),
@@ -370,23 +395,3 @@ def _path(fields: Fields, key: str) -> str:
     if fault:
         raise fields.wrong(key, fault, path)
     return path
-
-
-def _check_whole(manifest: Manifest, fields: Fields) -> None:
-    """Refuses a manifest whose fields do not agree with each other."""
-    for key, path in manifest.paths():
-        if path not in manifest.files:
-            raise fields.wrong(key, "refers to a file that 'files' does not list", path)
-    phases = [record.phase for record in manifest.phases]
-    if not phases:
-        raise fields.wrong("phases", "must not be empty", [])
-    known = manifest.rule.phases()
-    for index, phase in enumerate(phases):
-        if phase in phases[:index] or phase not in known:
-            raise fields.wrong(
-                f"phases[{index}]", "is there twice, or is a phase that the rule never reaches", phase.name
-            )
-    if manifest.default_sampler not in manifest.samplers:
-        raise fields.wrong("default_sampler", f"must be one of {sorted(manifest.samplers)}", manifest.default_sampler)
-    if not manifest.steps or list(manifest.steps) != sorted(set(manifest.steps)):
-        raise fields.wrong("steps", "must be rising step counts", manifest.steps)

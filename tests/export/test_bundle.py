@@ -30,7 +30,7 @@ def manifest(files: dict[str, FileRecord]) -> Manifest:
         rule=PhaseRule(),
         latent=(4, 8, 8),
         windowed_blocks=(),
-        phases=(PhaseRecord(Phase(PhaseKind.WINDOWED), "a.bin", {}, (spec,), (spec,)),),
+        phases=(PhaseRecord("a.bin", {}, (spec,), (spec,), Phase(PhaseKind.WINDOWED)),),
         samplers={"ddim": "a.bin"},
         default_sampler="ddim",
         steps=(1,),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.backends.protocol import Availability, Backend, Session, WeightMap
 from hidiff_runtime.errors import EngineError, InputError
-from hidiff_runtime.manifest import PhaseRecord, TensorSpec
+from hidiff_runtime.manifest import GraphRecord, TensorSpec
 
 NAME = "onnxruntime"
 
@@ -75,7 +75,7 @@ class OnnxRuntimeBackend:
         devices = [device for device, provider in _PROVIDERS.items() if provider in found]
         return Availability(True, f"onnxruntime {onnxruntime.__version__} ({', '.join(devices)})")
 
-    def open(self, engine: Path, weights: WeightMap, record: PhaseRecord, options: Mapping[str, Any]) -> Session:
+    def open(self, engine: Path, weights: WeightMap, record: GraphRecord, options: Mapping[str, Any]) -> Session:
         """A session of the engine, which loads when it is entered.
 
         Raises:
@@ -100,7 +100,7 @@ def backend() -> Backend:
 class OnnxRuntimeSession:
     """One engine; loaded on entering, freed on leaving."""
 
-    def __init__(self, engine: Path, record: PhaseRecord, options: Options) -> None:
+    def __init__(self, engine: Path, record: GraphRecord, options: Options) -> None:
         self._engine = engine
         self._record = record
         self._options = options

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from hidiff_runtime.manifest import PhaseRecord
+from hidiff_runtime.manifest import GraphRecord
 
 WeightMap = Mapping[str, Path]
 """The weight stores by model name (``unet``): files that every session of a bundle maps, so that they share memory."""
@@ -41,7 +41,7 @@ class Session(Protocol):
     ) -> None: ...
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Evaluates the engine on one array for each input of its phase's record; outputs are by name.
+        """Evaluates the engine on one array for each input of its record; outputs are by name.
 
         Raises:
             EngineError: the engine refuses an input, or fails.
@@ -61,13 +61,13 @@ class Backend(Protocol):
         """Whether it can run here; imports its library if there is one, and never raises."""
         ...
 
-    def open(self, engine: Path, weights: WeightMap, record: PhaseRecord, options: Mapping[str, Any]) -> Session:
+    def open(self, engine: Path, weights: WeightMap, record: GraphRecord, options: Mapping[str, Any]) -> Session:
         """Opens an engine file.
 
         Args:
             engine: the file.
             weights: the stores it may point into.
-            record: of its phase: what goes in and out.
+            record: of its graph: what goes in and out.
             options: of this backend.
 
         Raises:

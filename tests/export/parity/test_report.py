@@ -103,7 +103,7 @@ def bundle(folder: Path) -> Path:
         rule=rule,
         latent=(4, 8, 8),
         windowed_blocks=(),
-        phases=(PhaseRecord(rule.phases()[0], paths[0], {"onnxruntime": paths[1]}, (spec,), (spec,)),),
+        phases=(PhaseRecord(paths[0], {"onnxruntime": paths[1]}, (spec,), (spec,), rule.phases()[0]),),
         samplers={"ddim": paths[3]},
         default_sampler="ddim",
         steps=(1, 2),

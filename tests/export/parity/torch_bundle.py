@@ -152,4 +152,5 @@ def _phase(recipe: Recipe, folder: Path, phase: Phase) -> PhaseRecord:
     size = (recipe.latent_height, recipe.latent_width)
     config = recipe.unet_config()
     inputs = phase_inputs(config, recipe.layout, phase, *size, recipe.model_batch)
-    return PhaseRecord(phase, graph, {"onnxruntime": engine}, inputs, phase_outputs(config, *size, recipe.model_batch))
+    outputs = phase_outputs(config, *size, recipe.model_batch)
+    return PhaseRecord(graph, {"onnxruntime": engine}, inputs, outputs, phase)

@@ -1,0 +1,69 @@
+"""Whether the fields of a manifest agree with each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hidiff_runtime.fields import Fields
+
+if TYPE_CHECKING:
+    from hidiff_runtime.manifest import GraphRecord, Manifest, TensorSpec
+
+CONTROL_IMAGE = "control_image"
+CONDITIONING_SCALE = "conditioning_scale"
+
+
+def check_whole(manifest: Manifest, fields: Fields) -> None:
+    """Refuses a manifest whose fields do not agree with each other.
+
+    Raises:
+        BundleError: the field at fault is named.
+    """
+    for key, path in manifest.paths():
+        if path not in manifest.files:
+            raise fields.wrong(key, "refers to a file that 'files' does not list", path)
+    phases = [record.phase for record in manifest.phases]
+    if not phases:
+        raise fields.wrong("phases", "must not be empty", [])
+    known = manifest.rule.phases()
+    for index, phase in enumerate(phases):
+        if phase in phases[:index] or phase not in known:
+            raise fields.wrong(
+                f"phases[{index}]", "is there twice, or is a phase that the rule never reaches", phase.name
+            )
+    if manifest.default_sampler not in manifest.samplers:
+        raise fields.wrong("default_sampler", f"must be one of {sorted(manifest.samplers)}", manifest.default_sampler)
+    if not manifest.steps or list(manifest.steps) != sorted(set(manifest.steps)):
+        raise fields.wrong("steps", "must be rising step counts", manifest.steps)
+    if manifest.controlnet is not None:
+        _check_controlnet(manifest, manifest.controlnet, fields)
+
+
+def _check_controlnet(manifest: Manifest, controlnet: GraphRecord, fields: Fields) -> None:
+    """The ControlNet takes what the phases take, a picture and a scale, and gives the residuals that they take."""
+    if "controlnet" not in manifest.weights:
+        raise fields.wrong("weights", "must name the ControlNet's store", sorted(manifest.weights))
+    phases = [record for record in manifest.phases if record.phase.control]
+    if not phases:
+        raise fields.wrong("controlnet", "is there, but no phase takes residuals", controlnet.graph)
+    for record in phases:
+        if controlnet.outputs != record.residuals:
+            given = ", ".join(map(str, controlnet.outputs))
+            raise fields.wrong("controlnet.outputs", f"must be the residuals of {record.phase.name}", given)
+    own = {CONTROL_IMAGE, CONDITIONING_SCALE}
+    shared = [spec for spec in controlnet.inputs if spec.name not in own]
+    for spec in shared:
+        if any(record.input(spec.name) != spec for record in phases):
+            raise fields.wrong("controlnet.inputs", "must be those of the phases, or its own", str(spec))
+    image, scale = controlnet.input(CONTROL_IMAGE), controlnet.input(CONDITIONING_SCALE)
+    if image is None or scale is None or len(controlnet.inputs) != len(shared) + len(own):
+        names = [spec.name for spec in controlnet.inputs]
+        raise fields.wrong("controlnet.inputs", f"must hold {' and '.join(sorted(own))} once each", names)
+    if not _is_picture(image, manifest) or scale.shape != (1,) or scale.dtype != "float32":
+        rule = "must hold the scale as one number and the picture as [graphs' batch, 3, height, width], float32"
+        raise fields.wrong("controlnet.inputs", rule, f"{image}, {scale}")
+
+
+def _is_picture(spec: TensorSpec, manifest: Manifest) -> bool:
+    batch = manifest.batch * (1 + manifest.guidance)
+    return len(spec.shape) == 4 and spec.shape[:2] == (batch, 3) and spec.dtype == "float32"
