@@ -137,6 +137,13 @@ def test_a_second_size_is_as_in_a_fresh_pipeline(sizes: tuple[int, int], monkeyp
             assert (PhaseKind.STRIDED_POOLED in kinds_of(hidiff, pipe, call)) == (size == 12)
 
 
+def test_a_second_size_in_the_same_phase() -> None:
+    with apply_hidiffusion(pipe := build(SD15), raunet=False):
+        for size in (8, 12):
+            case = replace(SD15, height=size, width=size, steps=2)
+            assert equal(trajectory(pipe, arguments(case)), hidiffused(case, raunet=False))
+
+
 def test_image_to_image_counts_the_steps_it_runs() -> None:
     case = replace(SD15, pipeline="StableDiffusionImg2ImgPipeline", steps=10, call={"strength": 0.5})
     with apply_hidiffusion(pipe := build(case)) as hidiff:
