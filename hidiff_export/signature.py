@@ -9,6 +9,7 @@ from typing import Any
 
 from hidiff_export.families import PIXELS_PER_LATENT, Layout
 from hidiff_export.geometry import UNetGeometry, control_latent
+from hidiff_runtime.consistency import CONDITIONING_SCALE, CONTROL_IMAGE
 from hidiff_runtime.manifest import TensorSpec
 from hidiff_runtime.phases import Phase, PhaseKind
 
@@ -20,8 +21,6 @@ TIME_IDS = 6
 
 DOWN_RESIDUAL = "down_residual_"
 MID_RESIDUAL = "mid_residual"
-CONTROL_IMAGE = "control_image"
-CONDITIONING_SCALE = "conditioning_scale"
 
 
 def down_residual_name(index: int) -> str:

@@ -41,6 +41,12 @@ class StageContext:
         return self.rule.phases()
 
     @property
+    def graphs(self) -> tuple[Path, ...]:
+        """Every portable graph: the phases', then the ControlNet's if the recipe names one."""
+        control = () if self.recipe.controlnet is None else (self.controlnet_graph,)
+        return (*map(self.graph, self.phases), *control)
+
+    @property
     def unet(self) -> Path:
         """The folder of the UNet's configuration, weights, graphs and engines."""
         return self.folder / "unet"
@@ -48,6 +54,16 @@ class StageContext:
     def graph(self, phase: Phase) -> Path:
         """The portable graph of a phase."""
         return self.unet / f"{phase.name}.onnx"
+
+    @property
+    def controlnet(self) -> Path:
+        """The folder of the ControlNet's configuration, weights, graph and engine."""
+        return self.folder / "controlnet"
+
+    @property
+    def controlnet_graph(self) -> Path:
+        """The portable graph of the ControlNet."""
+        return self.controlnet / "controlnet.onnx"
 
 
 class Stage(Protocol):

@@ -32,9 +32,8 @@ class Engines:
         """Builds engine after engine."""
         builder = builder_for(context)
         written = []
-        for index, phase in enumerate(context.phases):
-            report(index, len(context.phases), phase.name)
-            graph = context.graph(phase)
+        for index, graph in enumerate(context.graphs):
+            report(index, len(context.graphs), graph.stem)
             engine = builder.engine_path(graph)
             builder.build(graph, engine)
             written.append(engine)

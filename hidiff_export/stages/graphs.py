@@ -1,24 +1,26 @@
-"""Each phase becomes one static ONNX graph that points into the weight store."""
+"""Each phase becomes one static ONNX graph that points into the weight store; so does the ControlNet."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hidiff_export.graph.portable import write_graph
 from hidiff_export.graph.weights import PRECISIONS, WeightStore
-from hidiff_export.model.load import build_unet
+from hidiff_export.model.controlnet import ControlNetModule
+from hidiff_export.model.load import build_controlnet, build_unet
 from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.stages import Report, StageContext
 from hidiff_export.stages.weights import CONFIG, WEIGHTS
 
 
 class Graphs:
-    """``unet/<phase>.onnx``, one a phase."""
+    """``unet/<phase>.onnx``, one a phase, and ``controlnet/controlnet.onnx`` if the recipe names a ControlNet."""
 
     name = "graphs"
-    title = "phase graphs"
+    title = "graphs"
     needs = ("weights",)
 
     def inputs(self, context: StageContext) -> Any:
@@ -26,23 +28,32 @@ class Graphs:
         recipe = context.recipe
         return {
             "phases": [phase.name for phase in context.phases],
+            "controlnet": recipe.controlnet is not None,
             "windowed_blocks": list(recipe.layout.windowed_blocks),
             "latent": list(recipe.latent_shape),
             "model_batch": recipe.model_batch,
         }
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
-        """Traces phase after phase over the same mapped weights."""
+        """Traces phase after phase over the same mapped weights, then the ControlNet."""
         recipe = context.recipe
-        store = WeightStore.open(context.unet / WEIGHTS)
-        config = json.loads((context.unet / CONFIG).read_text(encoding="utf-8"))
-        _, dtype = PRECISIONS[store.precision]
-        unet = build_unet(config, store.state_dict(), dtype)
-        written = []
+        size = (recipe.latent_height, recipe.latent_width)
+        store, unet = _stored(context.unet, build_unet)
         for index, phase in enumerate(context.phases):
-            report(index, len(context.phases), phase.name)
-            path = context.graph(phase)
-            module = PhaseUNet(unet, recipe.layout, phase, recipe.latent_height, recipe.latent_width)
-            write_graph(module, recipe.model_batch, store, path)
-            written.append(path)
-        return tuple(written)
+            report(index, len(context.graphs), phase.name)
+            module = PhaseUNet(unet, recipe.layout, phase, *size)
+            write_graph(module, recipe.model_batch, store, context.graph(phase))
+        if recipe.controlnet is not None:
+            report(len(context.phases), len(context.graphs), "ControlNet")
+            store, controlnet = _stored(context.controlnet, build_controlnet)
+            control_module = ControlNetModule(controlnet, *size)
+            write_graph(control_module, recipe.model_batch, store, context.controlnet_graph)
+        return context.graphs
+
+
+def _stored(folder: Path, build: Callable[..., Any]) -> tuple[WeightStore, Any]:
+    """A network's weight store, and the network over it."""
+    store = WeightStore.open(folder / WEIGHTS)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    _, dtype = PRECISIONS[store.precision]
+    return store, build(config, store.state_dict(), dtype)

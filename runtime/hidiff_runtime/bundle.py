@@ -10,10 +10,10 @@ from typing import Any
 from hidiff_runtime import backends
 from hidiff_runtime.backends.protocol import Backend, Session
 from hidiff_runtime.denoiser import Denoiser
-from hidiff_runtime.engines import EnginePool
+from hidiff_runtime.engines import CONTROLNET, ControlNetKey, EnginePool
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.files import fault_of, verify_files
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.manifest import GraphRecord, Manifest
 from hidiff_runtime.paths import inside
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.sampler import SamplerTable
@@ -80,10 +80,21 @@ class Bundle:
         with self.lock:
             return self._engines.get(phase)
 
-    def preload(self) -> None:
-        """Opens engines ahead: the first phase's, or every phase's where all may stay resident."""
+    def controlnet_engine(self) -> Session:
+        """The ControlNet's session, opened if need be; valid until a phase without residuals is asked for.
+
+        Raises:
+            BundleError: the bundle has no ControlNet.
+            EngineError: the engine does not load.
+        """
         with self.lock:
-            self._engines.preload(tuple(record.phase for record in self.manifest.phases))
+            return self._engines.controlnet()
+
+    def preload(self) -> None:
+        """Opens engines ahead: the first phase's and its ControlNet's, or all of them where all may stay resident."""
+        with self.lock:
+            phases = tuple(record.phase for record in self.manifest.phases)
+            self._engines.preload(phases, controlnet=self.manifest.controlnet is not None)
 
     def close(self) -> None:
         """Closes every engine; waits for a run in progress. Using the bundle again opens them again."""
@@ -96,9 +107,18 @@ class Bundle:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open_engine(self, phase: Phase) -> Session:
-        """Opens a phase's engine, whose content must be the manifest's even where only sizes were checked."""
-        record = self.manifest.phase(phase)
+    def _record(self, key: Phase | ControlNetKey) -> GraphRecord:
+        if key != CONTROLNET:
+            return self.manifest.phase(key)
+        if self.manifest.controlnet is None:
+            raise BundleError(
+                "The bundle has no ControlNet.", given=self.root, advice="Build it with controlnet in the recipe."
+            )
+        return self.manifest.controlnet
+
+    def _open_engine(self, key: Phase | ControlNetKey) -> Session:
+        """Opens an engine, whose content must be the manifest's even where only sizes were checked."""
+        record = self._record(key)
         relative = record.engines[self._backend.name]
         path = inside(self.root, relative)
         fault = fault_of(path, self.manifest.files[relative])
@@ -142,14 +162,15 @@ def open(
 
 
 def _choose(manifest: Manifest, wanted: str | Backend | None) -> Backend:
-    """The backend to use: it has an engine for every phase, and it can run here."""
-    offered = [name for name in manifest.phases[0].engines if all(name in phase.engines for phase in manifest.phases)]
+    """The backend to use: it has an engine for every graph, and it can run here."""
+    graphs = [*manifest.phases, *((manifest.controlnet,) if manifest.controlnet is not None else ())]
+    offered = [name for name in graphs[0].engines if all(name in graph.engines for graph in graphs)]
     if wanted is None:
         known = [backends.get(name) for name in backends.NAMES if name in offered]
         if not known:
             raise BundleError(
                 "The bundle has no engines that this hidiff-runtime knows.",
-                given=", ".join(offered) or "no backend with an engine for every phase",
+                given=", ".join(offered) or "no backend with an engine for every graph",
                 advice=f"Build it for one of {', '.join(backends.NAMES)}, or upgrade hidiff-runtime.",
             )
         chosen = next((backend for backend in known if backend.available().usable), known[0])

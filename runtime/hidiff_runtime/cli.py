@@ -15,6 +15,7 @@ from hidiff_runtime.errors import Cancelled, HidiffError, InputError
 if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle
     from hidiff_runtime.denoiser import StepInfo
+    from hidiff_runtime.manifest import GraphRecord
 
 EXIT_CODES = """exit codes:
   0 done        1 check failed       2 bad option or input   4 bundle broken
@@ -105,6 +106,15 @@ def _add_denoising(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="of latents, window shifts and noise (default: 0)")
     command.add_argument("--sampler", metavar="NAME", help="one of the bundle's (default: its own)")
     command.add_argument("--eta", type=float, default=0.0, help="of DDIM (default: 0)")
+    command.add_argument(
+        "--control-image",
+        metavar="FILE",
+        type=Path,
+        help="safetensors with control_image, float32 from 0 to 1, for a bundle with a ControlNet",
+    )
+    command.add_argument(
+        "--conditioning-scale", type=float, default=1.0, metavar="SCALE", help="of the ControlNet (default: 1)"
+    )
     command.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="safetensors to write")
     _add_opening(command)
 
@@ -142,10 +152,13 @@ def _info(options: argparse.Namespace) -> int:
         f"  steps     {manifest.steps[0]} to {manifest.steps[-1]} ({len(manifest.steps)} tabulated)",
         f"  reference {manifest.reference or 'none'}",
         f"  built by  {', '.join(f'{tool} {version}' for tool, version in manifest.tools.items())}",
-        "  phases",
+        "  graphs",
     ]
-    for record in manifest.phases:
-        lines.append(f"    {record.phase.name:24} engines: {', '.join(record.engines)}")
+    graphs: list[tuple[str, GraphRecord]] = [(record.phase.name, record) for record in manifest.phases]
+    if manifest.controlnet is not None:
+        graphs.append(("controlnet", manifest.controlnet))
+    for name, record in graphs:
+        lines.append(f"    {name:24} engines: {', '.join(record.engines)}")
         lines += [f"      {spec}" for spec in record.inputs]
         lines += [f"      -> {spec}" for spec in record.outputs]
     _write("\n".join(lines) + "\n", sys.stdout)
@@ -154,7 +167,7 @@ def _info(options: argparse.Namespace) -> int:
 
 def _denoise(options: argparse.Namespace) -> int:
     from hidiff_runtime import safetensors
-    from hidiff_runtime.embeddings import random_embeddings, read_embeddings
+    from hidiff_runtime.embeddings import random_embeddings, read_control_image, read_embeddings
 
     if not options.output.absolute().parent.is_dir():
         raise InputError("The output's folder does not exist.", given=options.output, advice="Make it first.")
@@ -163,6 +176,8 @@ def _denoise(options: argparse.Namespace) -> int:
             given, residuals = random_embeddings(bundle.manifest, options.random_embeds)
         else:
             given, residuals = read_embeddings(bundle.manifest, options.embeds)
+        if options.control_image is not None:
+            given |= read_control_image(options.control_image)
         latents = bundle.denoiser().denoise(
             **given,
             steps=options.steps,
@@ -170,6 +185,7 @@ def _denoise(options: argparse.Namespace) -> int:
             seed=options.seed,
             sampler=options.sampler,
             eta=options.eta,
+            conditioning_scale=options.conditioning_scale,
             control=(lambda _: residuals) if residuals else None,
             callback=_show_step,
         )

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.conditioning import Conditioning, check_array, check_guidance, guided
+from hidiff_runtime.controlnet import ControlNet, check_scale
 from hidiff_runtime.errors import Cancelled, EngineError, InputError
 from hidiff_runtime.phases import Phase, PhasePlan
 from hidiff_runtime.rng import TorchGenerator
@@ -23,6 +24,7 @@ from hidiff_runtime.shifts import draw_window_shifts
 
 if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle
+    from hidiff_runtime.manifest import Manifest
     from hidiff_runtime.sampler import SamplerState
 
 Array = NDArray[np.float32]
@@ -99,6 +101,8 @@ class Denoiser:
         negative_time_ids: Array | None = None,
         mask: Array | None = None,
         masked_image_latents: Array | None = None,
+        control_image: Array | None = None,
+        conditioning_scale: float = 1.0,
         control: Control | None = None,
         callback: Callback | None = None,
     ) -> Array:
@@ -119,7 +123,9 @@ class Denoiser:
             negative_time_ids: left out, the same as ``time_ids``.
             mask: inpainting's ``[batch, 1, height, width]`` at the latents' size, 1 where to paint.
             masked_image_latents: inpainting's ``[batch, 4, height, width]``, scaled as the VAE's.
-            control: asked for residuals at each step that takes them.
+            control_image: what the bundle's ControlNet sees, ``[batch, 3, picture height, picture width]``, 0 to 1.
+            conditioning_scale: what the ControlNet's residuals are multiplied by.
+            control: asked for residuals at each step that takes them, in place of the bundle's ControlNet.
             callback: called after each step.
 
         Returns:
@@ -145,7 +151,7 @@ class Denoiser:
         scale = check_guidance(manifest, guidance_scale)
         schedule = self._bundle.sampler(sampler).schedule(steps, eta=eta)
         plan = PhasePlan(manifest.rule, schedule.steps)
-        self._check_phases(plan, control)
+        control = self._control(plan, control, control_image, conditioning_scale)
         generator = TorchGenerator(seed)
         shape = (manifest.batch, *manifest.latent)
         start = generator.randn(shape) if latents is None else check_array("latents", latents, shape)
@@ -153,19 +159,52 @@ class Denoiser:
             run = _Run(self._bundle, plan, conditioning, scale, generator, control)
             return run.finish(schedule.start(start), callback)
 
-    def _check_phases(self, plan: PhasePlan, control: Control | None) -> None:
+    def _control(
+        self, plan: PhasePlan, control: Control | None, image: Array | None, conditioning_scale: float
+    ) -> Control | None:
+        """What gives the residuals: the caller's own, the bundle's ControlNet, or nothing where none are taken."""
+        manifest = self._bundle.manifest
         for phase in plan.phases:
-            self._bundle.manifest.phase(phase)
-        if control is not None and not any(record.phase.control for record in self._bundle.manifest.phases):
+            manifest.phase(phase)
+        takes = any(record.phase.control for record in manifest.phases)
+        if control is not None and not takes:
             raise InputError(
                 "This bundle takes no ControlNet's residuals.", given="control", advice="Leave control out."
             )
-        if control is None and any(phase.control for phase in plan.phases):
+        if control is not None and image is not None:
             raise InputError(
-                "This bundle takes a ControlNet's residuals.",
-                given="no control",
-                advice="Give control=, a function that returns them for each step that asks.",
+                "The residuals come from one place.",
+                given="both control and control_image",
+                advice="Leave one of them out.",
             )
+        if image is not None:
+            if manifest.controlnet is None:
+                advice = "Give control=, a function that returns its residuals." if takes else "Leave it out."
+                raise InputError("This bundle has no ControlNet.", given="control_image", advice=advice)
+            return ControlNet(self._bundle, manifest.controlnet, image, conditioning_scale)
+        if check_scale(conditioning_scale) != 1:
+            raise InputError(
+                "conditioning_scale is for the bundle's ControlNet, which does not run.",
+                given=f"{conditioning_scale}, and no control_image",
+                advice="Give control_image too, or leave conditioning_scale out.",
+            )
+        if control is None and any(phase.control for phase in plan.phases):
+            raise _control_missing(manifest)
+        return control
+
+
+def _control_missing(manifest: Manifest) -> InputError:
+    if manifest.controlnet is None:
+        return InputError(
+            "This bundle takes a ControlNet's residuals.",
+            given="no control",
+            advice="Give control=, a function that returns them for each step that asks.",
+        )
+    return InputError(
+        "control_image is missing.",
+        advice=f"This bundle's ControlNet needs it: float32 of shape "
+        f"{[manifest.batch, 3, manifest.height, manifest.width]}, 0 to 1.",
+    )
 
 
 @dataclass(frozen=True)
@@ -209,13 +248,14 @@ class _Run:
         blocks = len(self.bundle.manifest.windowed_blocks)
         if blocks:
             inputs["window_shifts"] = draw_window_shifts(self.generator, blocks)
+        # Before the residuals, so that whatever the phase before had open is closed when the ControlNet's engine opens.
+        session = self.bundle.engine(phase)
         if phase.control and self.control is not None:
             residuals = self.control(ControlRequest(state.step, self.plan.steps, inputs))
             given = {
                 spec.name: check_array(spec.name, residuals.get(spec.name), spec.shape) for spec in record.residuals
             }
             inputs |= given
-        session = self.bundle.engine(phase)
         where = f"phase {phase.name}, step {state.step + 1} of {self.plan.steps}"
         try:
             noise = session.run(inputs).get(OUTPUT)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.conditioning import EMBEDDINGS, INPAINTING
+from hidiff_runtime.consistency import CONTROL_IMAGE
 from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.manifest import Manifest, TensorSpec
 from hidiff_runtime.rng import TorchGenerator
@@ -15,7 +16,7 @@ from hidiff_runtime.safetensors import SafetensorsFile
 
 Arrays = dict[str, NDArray[np.float32]]
 
-NAMES = (*EMBEDDINGS, *(f"negative_{name}" for name in EMBEDDINGS), *INPAINTING, "latents")
+NAMES = (*EMBEDDINGS, *(f"negative_{name}" for name in EMBEDDINGS), *INPAINTING, CONTROL_IMAGE, "latents")
 """The denoiser's array arguments."""
 
 
@@ -25,11 +26,7 @@ def read_embeddings(manifest: Manifest, path: Path) -> tuple[Arrays, Arrays]:
     Raises:
         InputError: it is missing or broken, has no ``prompt_embeds``, or has a tensor that no bundle takes.
     """
-    try:
-        with SafetensorsFile.open(path) as file:
-            arrays = file.arrays()
-    except BundleError as error:
-        raise InputError(error.summary, given=error.given, advice="Give a safetensors file of embeddings.") from error
+    arrays = _read(path, "embeddings")
     residuals = {spec.name for spec in _residuals(manifest)}
     unknown = sorted(arrays.keys() - residuals - set(NAMES))
     if unknown or "prompt_embeds" not in arrays:
@@ -42,8 +39,34 @@ def read_embeddings(manifest: Manifest, path: Path) -> tuple[Arrays, Arrays]:
     return given, {name: array for name, array in arrays.items() if name in residuals}
 
 
+def read_control_image(path: Path) -> Arrays:
+    """The ``control_image`` in a safetensors file.
+
+    Raises:
+        InputError: it is missing or broken, or holds anything else.
+    """
+    arrays = _read(path, f"one {CONTROL_IMAGE}")
+    if list(arrays) != [CONTROL_IMAGE]:
+        raise InputError(
+            f"This is not a {CONTROL_IMAGE}.",
+            given=f"{path}: {', '.join(sorted(arrays)) or 'nothing'}",
+            advice=f"Name the one tensor in it {CONTROL_IMAGE}.",
+        )
+    return arrays
+
+
+def _read(path: Path, content: str) -> Arrays:
+    try:
+        with SafetensorsFile.open(path) as file:
+            return file.arrays()
+    except BundleError as error:
+        raise InputError(error.summary, given=error.given, advice=f"Give a safetensors file of {content}.") from error
+
+
 def random_embeddings(manifest: Manifest, seed: int) -> tuple[Arrays, Arrays]:
     """Normal noise for everything the bundle takes: the denoiser's array arguments, and the residuals.
+
+    A bundle with a ControlNet gets a control image, uniform noise, in place of residuals.
 
     Raises:
         InputError: not a seed.
@@ -60,6 +83,10 @@ def random_embeddings(manifest: Manifest, seed: int) -> tuple[Arrays, Arrays]:
     if latents is not None and latents.shape[1] != channels:
         given["mask"] = np.ones((manifest.batch, 1, height, width), dtype=np.float32)
         given["masked_image_latents"] = generator.randn((manifest.batch, channels, height, width))
+    if manifest.controlnet is not None:
+        shape = (manifest.batch, 3, manifest.height, manifest.width)
+        given[CONTROL_IMAGE] = generator.rand(shape)
+        return given, {}
     return given, {spec.name: generator.randn(spec.shape) for spec in _residuals(manifest)}
 
 

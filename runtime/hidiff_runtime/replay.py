@@ -150,6 +150,7 @@ def _replay_run(bundle: Bundle, samples: ReferenceSamples, run: RunSample) -> It
             guidance_scale=run.guidance_scale,
             sampler=run.sampler,
             eta=run.eta,
+            conditioning_scale=1.0,
             control=control,
             callback=after.append,
         )
