@@ -9,10 +9,13 @@ from onnx_ir.passes import common
 
 from hidiff_export.graph.passes.attention_to_mha import AttentionToMha
 from hidiff_export.graph.passes.base import MICROSOFT
+from hidiff_export.graph.passes.group_norm_to_layer_norm import GroupNormToLayerNorm
 from hidiff_export.graph.passes.linear_to_gemm import LinearToGemm
 from hidiff_export.graph.passes.merge_reshapes import MergeReshapes
 from hidiff_export.graph.passes.merge_transposes import MergeTransposes
 from hidiff_export.graph.passes.name_by_module import NameByModule
+from hidiff_export.graph.passes.silu_to_quick_gelu import SiluToQuickGelu
+from hidiff_export.graph.passes.split_gemm import SplitGemm
 from hidiff_export.graph.portable import run_passes, save
 
 
@@ -38,11 +41,14 @@ def lowering_passes() -> ir.passes.Sequential:
     return ir.passes.Sequential(
         AttentionToMha(),
         LinearToGemm(),
+        SplitGemm(),
+        GroupNormToLayerNorm(),
+        SiluToQuickGelu(),
         MergeTransposes(),
         MergeReshapes(),
+        common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
-        common.DeduplicateInitializersPass(),
         NameByModule(),
         common.RemoveUnusedOpsetsPass(),
     )

@@ -59,7 +59,7 @@ class AttentionToMha(RewritePass):
         merged = (query[0], query[2], query[1] * query[3])
         mha = make("MultiHeadAttention", joined, attributes, domain=MICROSOFT, shape=merged, type=node.outputs[0].type)
         split = _split_heads(graph, mha.outputs[0], query)
-        return Replacement(split[-1].outputs[0], [*nodes, mha, *split])
+        return Replacement([split[-1].outputs[0]], [*nodes, mha, *split])
 
 
 def _scale(node: ir.Node, size: int) -> float:

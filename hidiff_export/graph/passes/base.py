@@ -23,11 +23,11 @@ class Replacement:
     """What takes a node's place.
 
     Args:
-        value: used from now on wherever the node's only output was.
-        nodes: new nodes that compute it, in order; none where it is there already.
+        values: used from now on wherever the node's outputs were.
+        nodes: new nodes that compute them, in order; none where they are there already.
     """
 
-    value: ir.Value
+    values: Sequence[ir.Value]
     nodes: Sequence[ir.Node] = ()
 
 
@@ -45,8 +45,8 @@ Outcome = Replacement | Declined | None
 class RewritePass(ir.passes.InPlacePass, abc.ABC):
     """Looks at each node of some types once, in order, and replaces it or says why not.
 
-    A subclass lists its operators and returns an `Outcome` for each of their nodes; nodes have one output. Requires
-    the nodes in topological order, which it keeps. Nodes that nothing uses any more are left for
+    A subclass lists its operators and returns an `Outcome` for each of their nodes. Requires the
+    nodes in topological order, which it keeps. Nodes that nothing uses any more are left for
     ``onnx_ir.passes.common.RemoveUnusedNodesPass``.
 
     Attributes:
@@ -80,19 +80,18 @@ class RewritePass(ir.passes.InPlacePass, abc.ABC):
 
 
 def _replace(graph: ir.Graph, node: ir.Node, replacement: Replacement) -> None:
-    (old,) = node.outputs
-    new = replacement.value
     for added in replacement.nodes:
         added.name = added.name or node.name
         # The exporter's notes say which module a node comes from; naming needs them.
         added.metadata_props.update(node.metadata_props)
-    if new.producer() in replacement.nodes:
-        new.shape = old.shape if new.shape is None else new.shape
-        new.type = old.type if new.type is None else new.type
     graph.insert_before(node, replacement.nodes)
-    if old.is_graph_output():
-        new = _as_output(graph, node, old, new)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    for old, new in zip(node.outputs, replacement.values, strict=True):
+        if new.producer() in replacement.nodes:
+            new.shape = old.shape if new.shape is None else new.shape
+            new.type = old.type if new.type is None else new.type
+        if old.is_graph_output():
+            new = _as_output(graph, node, old, new)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
 
 

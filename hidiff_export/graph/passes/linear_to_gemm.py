@@ -72,7 +72,7 @@ def _gemm(node: ir.Node, matmul: ir.Node, bias: ir.Value | None) -> Outcome:
     inputs = [flat.outputs[0], weight, *([] if bias is None else [bias])]
     gemm = make("Gemm", inputs, {"transB": 1}, shape=(rows[0], size[0]), type=kind)
     back = _reshape(graph, gemm.outputs[0], (*shape[:-1], size[0]), kind)
-    return Replacement(back.outputs[0], [flat, gemm, back])
+    return Replacement([back.outputs[0]], [flat, gemm, back])
 
 
 def _reshape(graph: ir.Graph, value: ir.Value, shape: Sequence[int], kind: ir.TypeProtocol | None) -> ir.Node:

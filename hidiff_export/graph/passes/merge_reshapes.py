@@ -30,8 +30,8 @@ class MergeReshapes(RewritePass):
             assert before.inputs[0] is not None  # each of them requires its first input
             source = before.inputs[0]
         if static_shape(source) == target:
-            return Replacement(source)
+            return Replacement([source])
         if source is node.inputs[0] or not all(size > 0 for size in wanted):
             return None
         merged = make("Reshape", [source, node.inputs[1]])
-        return Replacement(merged.outputs[0], [merged])
+        return Replacement([merged.outputs[0]], [merged])

@@ -28,6 +28,6 @@ class MergeTransposes(RewritePass):
         first, second = before.attributes["perm"].as_ints(), node.attributes["perm"].as_ints()
         order = [first[axis] for axis in second]
         if order == sorted(order):
-            return Replacement(source)
+            return Replacement([source])
         merged = make("Transpose", [source], {"perm": order})
-        return Replacement(merged.outputs[0], [merged])
+        return Replacement([merged.outputs[0]], [merged])

@@ -27,4 +27,4 @@ class NarrowIndices(RewritePass):
         if cast is None or cast.inputs[0] is None or cast.inputs[0].dtype != ir.DataType.INT32:
             return None
         gather = make("Gather", [data, cast.inputs[0]], dict(node.attributes))
-        return Replacement(gather.outputs[0], [gather])
+        return Replacement([gather.outputs[0]], [gather])

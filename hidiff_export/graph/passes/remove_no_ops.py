@@ -24,7 +24,7 @@ class RemoveNoOps(RewritePass):
         if outcome is True:
             (value, *_) = node.inputs
             assert value is not None  # every operator listed requires its first input
-            return Replacement(value)
+            return Replacement([value])
         return Declined(outcome) if isinstance(outcome, str) else None
 
 

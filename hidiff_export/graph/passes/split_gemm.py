@@ -1,0 +1,89 @@
+"""Gated layers without the copy that splits their two halves."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from hidiff_export.graph.passes.base import (
+    Declined,
+    Operator,
+    Outcome,
+    Replacement,
+    RewritePass,
+    add_constant,
+    make,
+    produced_by,
+    static_shape,
+)
+
+
+class SplitGemm(RewritePass):
+    """Turns a ``Gemm`` whose result is split into one ``Gemm`` for each part, on parts of its weight.
+
+    GEGLU computes gate and values in one product and cuts it along the last axis, which copies all of it. The rows of
+    a weight [out, in] for each part lie together in the weight store, so each part is a shorter piece of the same file.
+
+    Requires: shapes known; weights external (see ``ExternaliseWeights``) and read with ``transB``.
+    Ensures: no such ``Split`` is left but where `declined` says why.
+    """
+
+    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Split")})
+
+    def rewrite(self, node: ir.Node) -> Outcome:
+        """Takes one split apart."""
+        reshape = produced_by(node.inputs[0], "Reshape")
+        gemm = produced_by(node.inputs[0] if reshape is None else reshape.inputs[0], "Gemm")
+        shapes = [static_shape(output) for output in node.outputs]
+        graph = node.graph
+        if gemm is None or graph is None or any(shape is None for shape in shapes):
+            return None
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+        known = [shape for shape in shapes if shape is not None]
+        if axis not in (-1, len(known[0]) - 1):
+            return Declined("it is not split along the last axis")
+        tensor, *parameters = gemm.inputs
+        sizes = [shape[-1] for shape in known]
+        if "transB" not in gemm.attributes or not all(_is_external(value) for value in parameters):
+            return Declined("the weight is not external, or not stored by output")
+        nodes: list[ir.Node] = []
+        begin = 0
+        rows = static_shape(gemm.outputs[0])
+        assert rows is not None  # as known as those of the split
+        for size, shape in zip(sizes, known, strict=True):
+            parts = [_rows(graph, value, begin, size) for value in parameters]
+            kind = node.outputs[0].type
+            part = make("Gemm", [tensor, *parts], dict(gemm.attributes), shape=(rows[0], size), type=kind)
+            target = add_constant(graph, np.array(shape, np.int64))
+            nodes += [part, make("Reshape", [part.outputs[0], target], shape=shape, type=kind)]
+            begin += size
+        return Replacement([reshaped.outputs[0] for reshaped in nodes[1::2]], nodes)
+
+
+def _is_external(value: ir.Value | None) -> bool:
+    return value is not None and isinstance(value.const_value, ir.ExternalTensor)
+
+
+def _rows(graph: ir.Graph, value: ir.Value | None, begin: int, size: int) -> ir.Value:
+    """An initialiser with ``size`` rows of ``value``, from ``begin`` on."""
+    assert value is not None
+    whole = value.const_value
+    assert isinstance(whole, ir.ExternalTensor)  # checked before
+    assert whole.offset is not None
+    (rows, *_) = static_shape(value) or (0,)
+    row = whole.nbytes // rows
+    name = f"{value.name}[{begin}:{begin + size}]"
+    part = ir.ExternalTensor(
+        whole.location,
+        whole.offset + begin * row,
+        size * row,
+        whole.dtype,
+        shape=ir.Shape((size, *whole.shape[1:])),
+        name=name,
+        base_dir=whole.base_dir,
+    )
+    made = ir.Value(name=name, type=value.type, shape=part.shape, const_value=part)
+    graph.register_initializer(made)
+    return made
