@@ -280,7 +280,7 @@ EMBEDS = toy.Toy().given()["prompt_embeds"]
         ({"eta": 0.5}, "takes no eta"),
         ({"control": lambda _: {}}, "takes no ControlNet"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_bad_input_is_refused_before_anything_runs(
     bundle: Bundle, backend: toy.ToyBackend, changes: dict[str, Any], message: str
