@@ -1,0 +1,123 @@
+"""A phase's portable graph and its engine against the PyTorch module they were made from, and against themselves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from hidiff_export.build.onnxruntime import OnnxRuntimeBuilder
+from hidiff_export.families import Family, Layout, Task, Width
+from hidiff_export.graph.portable import write_graph
+from hidiff_export.graph.weights import PRECISIONS, WeightStore
+from hidiff_export.model.load import build_unet, load_unet
+from hidiff_export.model.phase_unet import PhaseUNet
+from hidiff_export.parity.inputs import arrays, mixed_shifts, random_inputs
+from hidiff_export.recipe_values import Precision
+from hidiff_runtime.phases import Phase, PhaseKind
+from hidiff_runtime.verdict import Metrics
+
+BOUND = {Precision.FLOAT32: 80.0, Precision.FLOAT16: 40.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A phase of a tiny UNet at a size where every window, pool and stride meets an odd number."""
+
+    family: Family
+    kind: PhaseKind
+    height: int
+    width: int
+    precision: Precision = Precision.FLOAT32
+
+    def __str__(self) -> str:
+        return f"{self.family.value}-{self.kind.value}-{self.height}x{self.width}-{self.precision.value}"
+
+
+CASES = (
+    Case(Family.SD15, PhaseKind.STRIDED_POOLED, 11, 14),
+    Case(Family.SD21, PhaseKind.STRIDED, 16, 12, Precision.FLOAT16),
+    Case(Family.SDXL, PhaseKind.STRIDED_POOLED, 18, 22),
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A phase on disk, and what PyTorch computes in float32 on the same weights and inputs."""
+
+    case: Case
+    folder: Path
+    reference: PhaseUNet
+    inputs: dict[str, np.ndarray]
+
+    def expected(self, **changed: np.ndarray) -> np.ndarray:
+        """PyTorch's output."""
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in {**self.inputs, **changed}.items()}
+        with torch.inference_mode():
+            return self.reference(**PhaseUNet.arguments(tensors)).numpy()
+
+    def computed(self, name: str) -> np.ndarray:
+        """ONNX Runtime's output of the file called ``name``."""
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(self.folder / name, providers=["CPUExecutionProvider"])
+        (noise_pred,) = session.run(["noise_pred"], self.inputs)
+        return noise_pred
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    case = request.param
+    folder = tmp_path_factory.mktemp("unet")
+    checkpoint = load_unet("random:0", case.family, Task.TEXT_TO_IMAGE, Width.TINY)
+    store = WeightStore.write(checkpoint.state_dict, folder / "weights.safetensors", case.precision)
+    layout, phase = Layout.of(case.family), Phase(case.kind)
+    stored = build_unet(checkpoint.config, store.state_dict(), PRECISIONS[case.precision][1])
+    module = PhaseUNet(stored, layout, phase, case.height, case.width)
+    write_graph(module, 2, store, folder / "phase.onnx")
+    OnnxRuntimeBuilder().build(folder / "phase.onnx", folder / "phase.onnxruntime.onnx")
+    exact = PhaseUNet(build_unet(checkpoint.config, store.state_dict()), layout, phase, case.height, case.width)
+    given = random_inputs(exact.input_specs(2), timestep=501.0, width=case.width * 8, height=case.height * 8, seed=3)
+    shifts = mixed_shifts(len(layout.windowed_blocks), 3)
+    return Exported(case, folder, exact, {**arrays(given), "window_shifts": shifts})
+
+
+@pytest.mark.parametrize("name", ["phase.onnx", "phase.onnxruntime.onnx"])
+def test_it_computes_what_pytorch_computes(exported: Exported, name: str) -> None:
+    bound = BOUND[exported.case.precision]
+    computed = exported.computed(name)
+    assert Metrics.of(exported.expected(), computed).snr_db >= bound
+    shifts = exported.inputs["window_shifts"].copy()
+    shifts[0] = (shifts[0] + 1) % 4
+    assert Metrics.of(exported.expected(window_shifts=shifts), computed).snr_db < bound
+
+
+def test_the_graph_is_valid_static_and_holds_no_weight(exported: Exported) -> None:
+    onnx.checker.check_model(exported.folder / "phase.onnx")
+    model = onnx.load(exported.folder / "phase.onnx", load_external_data=False)
+    stored = set(WeightStore.open(exported.folder / "weights.safetensors").names())
+    outside = [value for value in model.graph.initializer if value.external_data]
+    places = [{entry.key: entry.value for entry in value.external_data} for value in outside]
+    assert {place["location"] for place in places} == {"weights.safetensors"}
+    assert len({place["offset"] for place in places}) == len(stored)
+    inline = sum(len(value.SerializeToString()) for value in model.graph.initializer if not value.external_data)
+    assert inline < 200_000
+    dimensions = [dim for value in model.graph.input for dim in value.type.tensor_type.shape.dim]
+    assert all(dim.HasField("dim_value") for dim in dimensions)
+
+
+def test_a_second_export_gives_the_same_bytes(exported: Exported) -> None:
+    case = exported.case
+    if case.family is not Family.SD15:
+        pytest.skip("one family is enough: every export goes the same way")
+    config = json.loads(json.dumps(dict(exported.reference.unet.config)))
+    store = WeightStore.open(exported.folder / "weights.safetensors")
+    unet = build_unet(config, store.state_dict(), PRECISIONS[case.precision][1])
+    module = PhaseUNet(unet, Layout.of(case.family), Phase(case.kind), case.height, case.width)
+    write_graph(module, 2, store, exported.folder / "again.onnx")
+    assert (exported.folder / "again.onnx").read_bytes() == (exported.folder / "phase.onnx").read_bytes()
