@@ -14,6 +14,7 @@ from hidiff_export.graph.passes.externalise_weights import ExternaliseWeights
 from hidiff_export.graph.passes.fold_constants import FoldConstants
 from hidiff_export.graph.passes.name_by_module import NameByModule
 from hidiff_export.graph.passes.narrow_indices import NarrowIndices
+from hidiff_export.graph.passes.nearest_to_gather import NearestToGather
 from hidiff_export.graph.passes.remove_no_ops import RemoveNoOps
 from hidiff_export.graph.weights import WeightStore
 from hidiff_export.model.graph_module import GraphModule
@@ -52,6 +53,7 @@ def portable_passes(store: WeightStore, network: str) -> ir.passes.Sequential:
         FoldConstants({prefix + name for name in store.names()}),
         common.IdentityEliminationPass(),
         NarrowIndices(),
+        NearestToGather(),
         RemoveNoOps(),
         CollectConstants(),
         common.CommonSubexpressionEliminationPass(),

@@ -80,8 +80,9 @@ class RewritePass(ir.passes.InPlacePass, abc.ABC):
 
 
 def _replace(graph: ir.Graph, node: ir.Node, replacement: Replacement) -> None:
-    for added in replacement.nodes:
-        added.name = added.name or node.name
+    for number, added in enumerate(replacement.nodes):
+        # Names must differ even before they are given for good.
+        added.name = f"{node.name}.{number}" if number else node.name
         # The exporter's notes say which module a node comes from; naming needs them.
         added.metadata_props.update(node.metadata_props)
     graph.insert_before(node, replacement.nodes)
@@ -99,7 +100,7 @@ def _as_output(graph: ir.Graph, node: ir.Node, old: ir.Value, new: ir.Value) -> 
     """``new``, or a copy of it where an input or output of the graph cannot stand for ``old``, under its name."""
     if new.producer() is None or new.is_graph_output():
         identity = make("Identity", [new], shape=old.shape, type=old.type)
-        identity.name = node.name
+        identity.name = f"{node.name}.copy"
         graph.insert_before(node, identity)
         (new,) = identity.outputs
     new.name = old.name

@@ -46,7 +46,8 @@ class SplitGemm(RewritePass):
             return Declined("it is not split along the last axis")
         tensor, *parameters = gemm.inputs
         sizes = [shape[-1] for shape in known]
-        if "transB" not in gemm.attributes or not all(_is_external(value) for value in parameters):
+        by_output = "transB" in gemm.attributes and gemm.attributes["transB"].as_int() == 1
+        if not by_output or not all(_is_external(value) for value in parameters):
             return Declined("the weight is not external, or not stored by output")
         nodes: list[ir.Node] = []
         begin = 0

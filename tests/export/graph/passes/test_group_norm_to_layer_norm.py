@@ -1,0 +1,50 @@
+"""Group normalisation as layer normalisation, and what that does for accuracy."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx.helper import make_node
+
+from hidiff_export.graph.passes.group_norm_to_layer_norm import GroupNormToLayerNorm
+from tests.export.graph.small import apply, evaluate, graph, random_feeds
+
+CHANNELS, GROUPS = 8, 4
+
+
+def normalised(size: int = 5) -> ir.Model:
+    random = np.random.default_rng(1)
+    constants = {name: random.standard_normal(CHANNELS).astype(np.float32) for name in ("w", "b")}
+    node = make_node("GroupNormalization", ["x", "w", "b"], ["y"], num_groups=GROUPS, epsilon=1e-3)
+    return graph([node], {"x": [2, CHANNELS, size, size]}, constants=constants)
+
+
+def by_torch(model: ir.Model, offset: float = 0.0) -> np.ndarray:
+    weight, bias = (torch.tensor(model.graph.initializers[name].const_value.numpy()).double() for name in ("w", "b"))
+    tensor = torch.from_numpy(random_feeds(model)["x"] + np.float32(offset)).double()
+    return torch.nn.functional.group_norm(tensor, GROUPS, weight, bias, 1e-3).numpy()
+
+
+def test_it_is_pytorch_group_norm() -> None:
+    found = apply(normalised(), GroupNormToLayerNorm(), before=lambda model: [by_torch(model)])
+    assert found["GroupNormalization"] == 0
+    assert found["LayerNormalization"] == 1
+
+
+def test_it_is_exact_where_the_mean_is_large() -> None:
+    model, offset = normalised(64), 20.0
+    due = by_torch(model, offset)
+    feeds = {"x": random_feeds(model)["x"] + np.float32(offset)}
+    (before,) = evaluate(model, feeds)
+    GroupNormToLayerNorm()(model)
+    (after,) = evaluate(model, feeds)
+    assert np.abs(after - due).max() < 1e-4
+    assert np.abs(before - due).max() > 3 * np.abs(after - due).max()
+
+
+def test_an_unknown_shape_is_a_reason() -> None:
+    model, lower = normalised(), GroupNormToLayerNorm()
+    model.graph.inputs[0].shape = None
+    assert not lower(model).modified
+    assert list(lower.declined.values()) == ["the input's shape or type is not known"]

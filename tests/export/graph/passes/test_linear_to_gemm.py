@@ -1,0 +1,59 @@
+"""Linear layers on weights as torch keeps them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx.helper import make_node
+
+from hidiff_export.graph.passes.linear_to_gemm import LinearToGemm
+from tests.export.graph.small import apply, graph
+
+RANDOM = np.random.default_rng(0)
+WEIGHT = RANDOM.standard_normal((6, 4)).astype(np.float32)
+BIAS = RANDOM.standard_normal(6).astype(np.float32)
+
+
+def linear(shape: list[int], bias: np.ndarray | None = None, bias_first: bool = False) -> ir.Model:
+    nodes = [
+        make_node("Transpose", ["weight"], ["t"], perm=[1, 0]),
+        make_node("MatMul", ["x", "t"], ["m" if bias is not None else "z"]),
+        make_node("Exp", ["z"], ["y"]),
+    ]
+    constants = {"weight": WEIGHT}
+    if bias is not None:
+        nodes.insert(2, make_node("Add", ["b", "m"] if bias_first else ["m", "b"], ["z"]))
+        constants["b"] = bias
+    return graph(nodes, {"x": shape}, constants=constants)
+
+
+@pytest.mark.parametrize("shape", [[3, 4], [2, 5, 4]])
+@pytest.mark.parametrize("bias", [None, "last", "first"])
+def test_one_product_on_the_weight_itself(shape: list[int], bias: str | None) -> None:
+    model = linear(shape, None if bias is None else BIAS, bias == "first")
+    assert apply(model, LinearToGemm()) == {"Reshape": 2, "Gemm": 1, "Exp": 1}
+    (gemm,) = (node for node in model.graph if node.op_type == "Gemm")
+    assert gemm.inputs[1] is model.graph.initializers["weight"]
+    assert len(gemm.inputs) == (2 if bias is None else 3)
+
+
+@pytest.mark.parametrize("bias", [np.float32(1).reshape(1), np.ones((5, 6), np.float32)], ids=["scalar", "matrix"])
+def test_what_is_no_bias_is_still_added(bias: np.ndarray) -> None:
+    assert apply(linear([2, 5, 4], bias), LinearToGemm()) == {"Reshape": 2, "Gemm": 1, "Add": 1, "Exp": 1}
+
+
+def test_a_product_of_two_activations_stays() -> None:
+    nodes = [make_node("Transpose", ["c"], ["t"], perm=[1, 0]), make_node("MatMul", ["x", "t"], ["y"])]
+    assert apply(graph(nodes, {"x": [3, 4], "c": [5, 4]}), LinearToGemm()) == {"Transpose": 1, "MatMul": 1}
+
+
+def test_a_product_that_is_used_twice_keeps_its_addition() -> None:
+    model = linear([3, 4], BIAS)
+    nodes = list(model.graph)
+    again = ir.node("Mul", [nodes[1].outputs[0], nodes[3].outputs[0]])
+    again.outputs[0].name, nodes[3].outputs[0].name = "y", "e"
+    again.outputs[0].shape, again.outputs[0].type = nodes[3].outputs[0].shape, nodes[3].outputs[0].type
+    model.graph.append(again)
+    model.graph.outputs[0] = again.outputs[0]
+    assert apply(model, LinearToGemm()) == {"Reshape": 2, "Gemm": 1, "Add": 1, "Exp": 1, "Mul": 1}

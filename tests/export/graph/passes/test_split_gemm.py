@@ -1,0 +1,81 @@
+"""Gated layers in two products on two pieces of one weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from onnx.helper import make_node
+from onnx_ir.passes import common
+
+from hidiff_export.graph.passes.externalise_weights import ExternaliseWeights
+from hidiff_export.graph.passes.split_gemm import SplitGemm
+from hidiff_export.graph.weights import WeightStore
+from tests.export.graph.small import apply, evaluate, graph, operators, random_feeds
+
+ROWS, IN, OUT = 6, 4, 10
+WEIGHTS = {"w": torch.randn(OUT, IN), "b": torch.randn(OUT)}
+EXTRA = {"apart": np.array([2, 3, OUT], np.int64), "sizes": np.array([3, 7], np.int64)}
+
+
+def gated(axis: int = -1, trans: int = 1) -> ir.Model:
+    """y0 and y1 are the first three and the other columns of a linear layer."""
+    nodes = [
+        make_node("Gemm", ["x", "w", "b"], ["g"], transB=trans),
+        make_node("Reshape", ["g", "apart"], ["r"]),
+        make_node("Split", ["r", "sizes"], ["y0", "y1"], axis=axis),
+    ]
+    weights = {name: tensor.numpy() for name, tensor in WEIGHTS.items()}
+    if not trans:
+        weights["w"] = np.ascontiguousarray(weights["w"].T)
+    sizes = EXTRA["sizes"] if axis == -1 else np.array([1, 1], np.int64)
+    return graph(nodes, {"x": [ROWS, IN]}, ["y0", "y1"], {**weights, **EXTRA, "sizes": sizes})
+
+
+def test_each_part_has_a_piece_of_the_weight(tmp_path: Path) -> None:
+    model = gated()
+    feeds = random_feeds(model)
+    due = evaluate(model, feeds)
+    store = WeightStore.write(WEIGHTS, tmp_path / "weights.safetensors", "float32")
+    ExternaliseWeights(store, "")(model)
+    SplitGemm()(model)
+    common.RemoveUnusedNodesPass()(model)
+    assert operators(model) == {"Gemm": 2, "Reshape": 2}
+    external = {name: v.const_value for name, v in model.graph.initializers.items() if name[0] in "wb"}
+    assert list(external) == ["w[0:3]", "b[0:3]", "w[3:10]", "b[3:10]"]
+    assert all(isinstance(tensor, ir.ExternalTensor) for tensor in external.values())
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(ir.to_proto(model).SerializeToString())
+    onnx.checker.check_model(str(path), full_check=True)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for found, wanted in zip(session.run(None, feeds), due, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    assert np.abs(due[0] - due[1][..., :3]).max() > 0.1  # the pieces are not interchangeable
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (gated(), "the weight is not external, or not stored by output"),
+        (gated(axis=0), "it is not split along the last axis"),
+    ],
+    ids=["inline", "other axis"],
+)
+def test_reasons(model: ir.Model, reason: str) -> None:
+    split = SplitGemm()
+    assert apply(model, split)["Split"] == 1
+    assert list(split.declined.values()) == [reason]
+
+
+def test_a_weight_stored_by_input_stays(tmp_path: Path) -> None:
+    model = gated(trans=0)
+    transposed = {**WEIGHTS, "w": WEIGHTS["w"].T.contiguous()}
+    ExternaliseWeights(WeightStore.write(transposed, tmp_path / "w.safetensors", "float32"), "")(model)
+    split = SplitGemm()
+    assert not split(model).modified
+    assert operators(model)["Split"] == 1
