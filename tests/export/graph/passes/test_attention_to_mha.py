@@ -71,3 +71,45 @@ def test_a_mask_is_a_reason() -> None:
     lower = AttentionToMha()
     assert apply(model, lower) == {"Attention": 1}
     assert list(lower.declined.values()) == ["it has a mask, a cache or more than one output"]
+
+
+@pytest.mark.parametrize(
+    ("heads", "size"), [(1, SIZE), (HEADS, SIZE - 2)], ids=["fewer heads of keys", "another size of values"]
+)
+def test_heads_that_differ_are_a_reason(heads: int, size: int) -> None:
+    inputs = {
+        "q": [BATCH, HEADS, TOKENS, SIZE],
+        "k": [BATCH, heads, CONTEXT, SIZE],
+        "v": [BATCH, heads, CONTEXT, size],
+    }
+    lower = AttentionToMha()
+    assert apply(graph([make_node("Attention", ["q", "k", "v"], ["y"])], inputs), lower) == {"Attention": 1}
+    (reason,) = lower.declined.values()
+    assert reason == "queries and keys have different numbers of heads, or values another size"
+
+
+def test_heads_in_the_last_axis_are_a_reason() -> None:
+    node = make_node("Attention", ["x", "c", "d"], ["y"], q_num_heads=HEADS, kv_num_heads=HEADS)
+    width = HEADS * SIZE
+    model = graph([node], {"x": [BATCH, TOKENS, width], "c": [BATCH, CONTEXT, width], "d": [BATCH, CONTEXT, width]})
+    lower = AttentionToMha()
+    assert apply(model, lower) == {"Attention": 1}
+    assert list(lower.declined.values()) == ["it is causal, capped, grouped or has its heads in the last axis"]
+
+
+def test_an_unknown_shape_is_a_reason() -> None:
+    model, lower = attention(), AttentionToMha()
+    (node,) = (node for node in model.graph if node.op_type == "Attention")
+    assert node.inputs[1] is not None
+    node.inputs[1].shape = None
+    assert not lower(model).modified
+    (reason,) = lower.declined.values()
+    assert reason == "the shape of an input is not known, or not [batch, heads, tokens, size]"
+
+
+def test_outputs_keep_their_names() -> None:
+    shape = [BATCH, HEADS, TOKENS, SIZE]
+    nodes = [make_node("Attention", ["q", "k", "k"], ["a"]), make_node("Attention", ["a", "k", "k"], ["b"])]
+    model = graph(nodes, {"q": shape, "k": shape}, ["b", "a"])
+    assert apply(model, AttentionToMha())["MultiHeadAttention"] == 2
+    assert [value.name for value in model.graph.outputs] == ["b", "a"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
+import pytest
 from onnx import numpy_helper
 from onnx.helper import make_node
 
@@ -20,3 +22,36 @@ def test_equal_constants_become_one_initialiser() -> None:
     model = graph(nodes, {"x": [3]})
     assert apply(model, CollectConstants()) == {"Sum": 1}
     assert sorted(float(value.const_value.numpy()[0]) for value in model.graph.initializers.values()) == [2.0, 3.0]
+
+
+def test_large_equal_ones_are_not_compared() -> None:
+    ones = np.ones(2048, np.float32)
+    nodes = [make_node("Sum", ["x", "a", "b"], ["y"])]
+    model = graph(nodes, {"x": [2048]}, constants={"a": ones, "b": ones})
+    assert apply(model, CollectConstants()) == {"Sum": 1}
+    assert list(model.graph.initializers) == ["a", "b"]
+
+
+def test_equal_numbers_of_other_types_or_shapes_stay_apart() -> None:
+    nodes = [
+        make_node("Constant", [], ["a"], value_floats=[1.0]),
+        make_node("Constant", [], ["b"], value_float=1.0),
+        make_node("Constant", [], ["c"], value_ints=[1]),
+        make_node("Sum", ["x", "a", "b"], ["s"]),
+        make_node("Reshape", ["s", "c"], ["y"]),
+    ]
+    model = graph(nodes, {"x": [1]})
+    assert apply(model, CollectConstants()) == {"Sum": 1, "Reshape": 1}
+    assert len(model.graph.initializers) == 3
+
+
+def test_without_constants_nothing_changes() -> None:
+    model = graph([make_node("Exp", ["x"], ["y"])], {"x": [2]})
+    assert not CollectConstants()(model).modified
+    assert [value.name for value in model.graph.outputs] == ["y"]
+
+
+def test_a_constant_that_is_an_output_is_an_error() -> None:
+    nodes = [make_node("Constant", [], ["y"], value_floats=[1.0]), make_node("Exp", ["x"], ["z"])]
+    with pytest.raises(ir.passes.PostconditionError, match="was not collected"):
+        CollectConstants()(graph(nodes, {"x": [2]}, ["y", "z"]))

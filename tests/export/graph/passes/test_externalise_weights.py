@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from onnx.helper import make_node
 
 from hidiff_export.graph.passes.externalise_weights import LARGEST_INLINE, ExternaliseWeights
 from hidiff_export.graph.weights import WeightStore
-from tests.export.graph.small import graph
+from tests.export.graph.small import evaluate, graph, random_feeds
 
 WEIGHTS = {"a.weight": torch.randn(5, 7), "a.bias": torch.randn(7)}
 
@@ -67,3 +68,39 @@ def test_a_large_constant_is_taken_for_a_computed_weight(store: WeightStore) -> 
     large = np.zeros((LARGEST_INLINE // 4 // 7 + 1, 1, 7), np.float32)
     with pytest.raises(ir.passes.PostconditionError, match="bytes that are not in the store"):
         ExternaliseWeights(store, "unet.")(linear(WEIGHTS, large=large))
+
+
+def test_the_graph_on_disk_computes_the_same(store: WeightStore, tmp_path: Path) -> None:
+    inline = {"extra": np.array([0.5], np.float32)}
+    model = linear(WEIGHTS, **inline)
+    feeds = random_feeds(model)
+    (due,) = evaluate(model, feeds)
+    ExternaliseWeights(store, "unet.")(model)
+    assert [value.name for value in model.graph.outputs] == ["y"]
+    external = {name for name, v in model.graph.initializers.items() if isinstance(v.const_value, ir.ExternalTensor)}
+    assert external == WEIGHTS.keys()
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(ir.to_proto(model).SerializeToString())
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["y"], feeds)
+    np.testing.assert_allclose(found, due, rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_store_does_not_hold_stays_inside(store: WeightStore) -> None:
+    extra = np.array([0.5], np.float32)
+    model = linear(WEIGHTS, extra=extra)
+    ExternaliseWeights(store, "unet.")(model)
+    kept = model.graph.initializers["extra"].const_value
+    assert kept is not None
+    assert not isinstance(kept, ir.ExternalTensor)
+    assert kept.numpy() == extra
+
+
+def test_a_difference_far_inside_is_refused(tmp_path: Path) -> None:
+    """Weights are compared in pieces, to the last one."""
+    weight = torch.zeros(1100, 1000)
+    large = WeightStore.write({"w": weight}, tmp_path / "large.safetensors", "float32")
+    weight[-1, -1] = 1
+    nodes = [make_node("MatMul", ["x", "w"], ["y"])]
+    with pytest.raises(ir.passes.PassError, match="the weight w is not what the weight store holds"):
+        ExternaliseWeights(large, "")(graph(nodes, {"x": [1, 1100]}, constants={"w": weight.numpy()}))

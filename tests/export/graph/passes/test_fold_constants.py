@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx.helper import make_node
 
-from hidiff_export.graph.passes.fold_constants import FoldConstants
+from hidiff_export.graph.passes.fold_constants import LARGEST_RESULT, FoldConstants
 from tests.export.graph.small import apply, graph
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -55,3 +55,21 @@ def test_a_sequence_that_is_left_is_an_error() -> None:
     model = graph(nodes, {"x": [2], "index": [1]}, integers=["index"])
     with pytest.raises(ir.passes.PostconditionError, match="works on a sequence"):
         FoldConstants(())(model)
+
+
+def test_a_large_result_is_not_made() -> None:
+    nodes = [make_node("Expand", ["one", "size"], ["ones"]), make_node("Add", ["x", "ones"], ["y"])]
+    for size, left in ((LARGEST_RESULT, {"Add": 1}), (LARGEST_RESULT + 1, {"Expand": 1, "Add": 1})):
+        constants = {"one": np.ones(1, np.float32), "size": np.array([size], np.int64)}
+        assert apply(graph(nodes, {"x": [size]}, constants=constants), FoldConstants(())) == left
+
+
+def test_outputs_keep_their_names() -> None:
+    nodes = [
+        make_node("Add", ["a", "a"], ["b"]),
+        make_node("Mul", ["x", "b"], ["z"]),
+        make_node("Neg", ["a"], ["c"]),
+    ]
+    model = graph(nodes, {"x": [3]}, ["c", "z"], {"a": np.array([1.0, 2.0, 3.0], np.float32)})
+    assert apply(model, FoldConstants(())) == {"Mul": 1}
+    assert [value.name for value in model.graph.outputs] == ["c", "z"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 import torch
 from onnx.helper import make_node
 
@@ -48,3 +49,28 @@ def test_an_unknown_shape_is_a_reason() -> None:
     model.graph.inputs[0].shape = None
     assert not lower(model).modified
     assert list(lower.declined.values()) == ["the input's shape or type is not known"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "shape"),
+    [(1, [2, 8, 5, 5]), (8, [2, 8, 5]), (2, [1, 8, 2, 3, 4])],
+    ids=["one group", "a group for each channel", "three dimensions"],
+)
+def test_other_groups_and_ranks(groups: int, shape: list[int]) -> None:
+    random = np.random.default_rng(2)
+    constants = {name: random.standard_normal(8).astype(np.float32) for name in ("w", "b")}
+    node = make_node("GroupNormalization", ["x", "w", "b"], ["y"], num_groups=groups)
+    found = apply(graph([node], {"x": shape}, constants=constants), GroupNormToLayerNorm())
+    assert found["LayerNormalization"] == 1
+    assert found["GroupNormalization"] == 0
+
+
+def test_outputs_keep_their_names() -> None:
+    constants = {name: np.ones(CHANNELS, np.float32) for name in ("w", "b")}
+    nodes = [
+        make_node("GroupNormalization", ["x", "w", "b"], ["n"], num_groups=GROUPS),
+        make_node("GroupNormalization", ["n", "w", "b"], ["y"], num_groups=2),
+    ]
+    model = graph(nodes, {"x": [2, CHANNELS, 5]}, ["y", "n"], constants)
+    assert apply(model, GroupNormToLayerNorm())["LayerNormalization"] == 2
+    assert [value.name for value in model.graph.outputs] == ["y", "n"]

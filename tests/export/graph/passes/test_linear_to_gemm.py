@@ -57,3 +57,37 @@ def test_a_product_that_is_used_twice_keeps_its_addition() -> None:
     model.graph.append(again)
     model.graph.outputs[0] = again.outputs[0]
     assert apply(model, LinearToGemm()) == {"Reshape": 2, "Gemm": 1, "Add": 1, "Exp": 1, "Mul": 1}
+
+
+def test_two_products_that_are_added_stay_two() -> None:
+    nodes = [
+        make_node("Transpose", ["weight"], ["t"], perm=[1, 0]),
+        make_node("MatMul", ["x", "t"], ["m"]),
+        make_node("MatMul", ["z", "t"], ["n"]),
+        make_node("Add", ["m", "n"], ["y"]),
+    ]
+    model = graph(nodes, {"x": [3, 4], "z": [3, 4]}, constants={"weight": WEIGHT})
+    assert apply(model, LinearToGemm()) == {"Reshape": 4, "Gemm": 2, "Add": 1}
+
+
+def test_a_weight_that_is_stored_by_input_stays() -> None:
+    model = graph([make_node("MatMul", ["x", "w"], ["y"])], {"x": [3, 4]}, constants={"w": WEIGHT.T.copy()})
+    assert apply(model, LinearToGemm()) == {"MatMul": 1}
+
+
+def test_an_unknown_shape_stays() -> None:
+    model = linear([3, 4])
+    model.graph.inputs[0].shape = None
+    assert not LinearToGemm()(model).modified
+
+
+def test_outputs_keep_their_names() -> None:
+    """The product is an output too, so the bias cannot go into it."""
+    nodes = [
+        make_node("Transpose", ["weight"], ["t"], perm=[1, 0]),
+        make_node("MatMul", ["x", "t"], ["m"]),
+        make_node("Add", ["m", "b"], ["y"]),
+    ]
+    model = graph(nodes, {"x": [2, 3, 4]}, ["y", "m"], {"weight": WEIGHT, "b": BIAS})
+    assert apply(model, LinearToGemm()) == {"Reshape": 2, "Gemm": 1, "Add": 1}
+    assert [value.name for value in model.graph.outputs] == ["y", "m"]

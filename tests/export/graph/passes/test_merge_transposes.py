@@ -32,3 +32,24 @@ def test_one_that_others_read_stays() -> None:
         make_node("MatMul", ["u", "t"], ["y"]),
     ]
     assert apply(graph(nodes, {"x": [2, 3]}), MergeTransposes()) == {"Transpose": 1, "MatMul": 1}
+
+
+def test_without_an_order_they_stay() -> None:
+    nodes = [make_node("Transpose", ["x"], ["t"]), make_node("Transpose", ["t"], ["y"], perm=[0, 1])]
+    assert apply(graph(nodes, {"x": [2, 3]}), MergeTransposes()) == {"Transpose": 2}
+
+
+@pytest.mark.parametrize(("second", "left"), [((1, 0, 2), "Identity"), ((0, 2, 1), "Transpose")])
+def test_outputs_keep_their_names(second: tuple[int, ...], left: str) -> None:
+    """Also where the input would become an output."""
+    nodes = [
+        make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        make_node("Transpose", ["t"], ["y"], perm=second),
+    ]
+    model = graph(nodes, {"x": [2, 3, 4]}, ["y", "t"])
+    apply(model, MergeTransposes())
+    assert [value.name for value in model.graph.outputs] == ["y", "t"]
+    producer = model.graph.outputs[0].producer()
+    assert producer is not None
+    assert producer.op_type == left
+    assert list(producer.inputs) == [model.graph.inputs[0]]

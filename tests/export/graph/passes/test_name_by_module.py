@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 from onnx.helper import make_node
@@ -58,3 +60,35 @@ def test_naming_again_changes_nothing() -> None:
     once = ir.to_proto(model).SerializeToString(deterministic=True)
     NameByModule("unet")(model)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == once
+
+
+def test_inputs_outputs_and_weights_keep_their_names(tmp_path: Path) -> None:
+    """A weight is what lies outside the graph; only what is inside becomes a numbered constant."""
+    weight = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    (tmp_path / "weights").write_bytes(weight.tobytes())
+    nodes = [make_node("Mul", ["x", "a.weight"], ["m"]), make_node("Add", ["m", "inside"], ["y"])]
+    model = graph(nodes, {"x": [4]}, ["y", "m"], {"a.weight": weight, "inside": weight})
+    model.graph.initializers["a.weight"].const_value = ir.ExternalTensor(
+        "weights", 0, weight.nbytes, ir.DataType.FLOAT, shape=ir.Shape([4]), name="a.weight", base_dir=tmp_path
+    )
+    NameByModule(prefix="number")(model)
+    assert list(model.graph.initializers) == ["a.weight", "number_0"]
+    assert [value.name for value in model.graph.inputs] == ["x"]
+    assert [value.name for value in model.graph.outputs] == ["y", "m"]
+
+
+def test_initialisers_that_nothing_reads_go() -> None:
+    model = graph([make_node("Exp", ["x"], ["y"])], {"x": [2]}, constants={"unused": np.ones(2, np.float32)})
+    apply(model, NameByModule())
+    assert not model.graph.initializers
+
+
+def test_names_do_not_depend_on_older_ones() -> None:
+    scopes = [["", "unet", "unet.a", "s"], ["", "e"], ["", "e"], ["", "unet", "m"], ["", "unet", "a"]]
+    first, second = scoped(named(), scopes), scoped(named(), scopes)
+    for index, node in enumerate(second.graph):
+        node.name = f"other{index}"
+    second.graph.node(1).outputs[0].name = "/Mul"  # what another value is going to be called
+    for model in (first, second):
+        apply(model, NameByModule("unet"))
+    assert ir.to_proto(first.graph) == ir.to_proto(second.graph)

@@ -57,3 +57,20 @@ def test_another_rounding_is_a_reason() -> None:
     assert not gather(model).modified
     assert list(gather.declined.values()) == ["it does not round down as PyTorch does"]
     assert operators(model) == {"Resize": 1}
+
+
+def test_an_unknown_shape_is_a_reason() -> None:
+    model, gather = resize((4, 6), (7, 9)), NearestToGather()
+    model.graph.inputs[0].shape = None
+    assert not gather(model).modified
+    assert list(gather.declined.values()) == ["a shape is not known"]
+
+
+def test_outputs_keep_their_names() -> None:
+    nodes = [
+        make_node("Resize", ["x", "", "", "s"], ["r"], **TORCH),
+        make_node("Neg", ["r"], ["y"]),
+    ]
+    model = graph(nodes, {"x": [1, 2, 4, 6]}, ["y", "r"], {"s": np.array([1, 2, 7, 9], np.int64)})
+    assert apply(model, NearestToGather()) == {"Gather": 2, "Neg": 1}
+    assert [value.name for value in model.graph.outputs] == ["y", "r"]

@@ -73,3 +73,26 @@ def test_an_unknown_shape_is_a_reason() -> None:
     remove = RemoveNoOps()
     assert not remove(model).modified
     assert remove.declined == {node.name: "a shape is not known"}
+
+
+def test_an_unknown_type_is_a_reason() -> None:
+    nodes = [make_node("Exp", ["x"], ["e"]), make_node("Cast", ["e"], ["y"], to=TensorProto.FLOAT)]
+    model = graph(nodes, {"x": [3]})
+    exp, cast = model.graph
+    exp.outputs[0].type = None
+    remove = RemoveNoOps()
+    assert not remove(model).modified
+    assert remove.declined == {cast.name: "the input's type is not known"}
+
+
+def test_outputs_keep_their_names() -> None:
+    """Two outputs that are the same value, and one that is an input, each need a node of their own."""
+    nodes = [
+        make_node("Exp", ["x"], ["e"]),
+        make_node("Cast", ["e"], ["y"], to=TensorProto.FLOAT),
+        make_node("Mul", ["e", "one"], ["z"]),
+        make_node("Div", ["x", "one"], ["w"]),
+    ]
+    model = graph(nodes, {"x": [3]}, ["z", "w", "y"], {"one": CONSTANTS["one"]})
+    assert apply(model, RemoveNoOps()) == {"Exp": 1, "Identity": 2}
+    assert [value.name for value in model.graph.outputs] == ["z", "w", "y"]

@@ -79,3 +79,35 @@ def test_a_weight_stored_by_input_stays(tmp_path: Path) -> None:
     split = SplitGemm()
     assert not split(model).modified
     assert operators(model)["Split"] == 1
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_split_right_behind_the_product(tmp_path: Path, bias: bool) -> None:
+    """Scales, the product's name as an output and the order of the outputs stay."""
+    weights = WEIGHTS if bias else {"w": WEIGHTS["w"]}
+    scales = {"alpha": 0.5, "beta": 2.0} if bias else {"alpha": 0.5}
+    nodes = [
+        make_node("Gemm", ["x", *weights], ["g"], transB=1, **scales),
+        make_node("Split", ["g", "sizes"], ["y0", "y1"], axis=1),
+    ]
+    constants = {**{name: tensor.numpy() for name, tensor in weights.items()}, "sizes": EXTRA["sizes"]}
+    model = graph(nodes, {"x": [ROWS, IN]}, ["y1", "g", "y0"], constants)
+    feeds = random_feeds(model)
+    due = evaluate(model, feeds)
+    ExternaliseWeights(WeightStore.write(weights, tmp_path / "w.safetensors", "float32"), "")(model)
+    SplitGemm()(model)
+    assert operators(model) == {"Gemm": 3, "Reshape": 2}
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(ir.to_proto(model).SerializeToString())
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["y1", "g", "y0"]
+    for found, wanted in zip(session.run(None, feeds), due, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_split_of_something_else_stays() -> None:
+    nodes = [make_node("Exp", ["x"], ["e"]), make_node("Split", ["e", "sizes"], ["y0", "y1"], axis=1)]
+    split = SplitGemm()
+    model = graph(nodes, {"x": [ROWS, OUT]}, ["y0", "y1"], {"sizes": EXTRA["sizes"]})
+    assert apply(model, split) == {"Exp": 1, "Split": 1}
+    assert not split.declined
