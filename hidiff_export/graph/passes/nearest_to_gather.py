@@ -62,4 +62,5 @@ class NearestToGather(RewritePass):
 def nearest_indices(old: int, new: int) -> NDArray[Any]:
     """Where PyTorch takes each of ``new`` elements from: its ``nearest_neighbor_compute_source_index``, in float32."""
     exact = np.arange(new, dtype=np.float32) * (np.float32(old) / np.float32(new))
-    return np.minimum(np.floor(exact), old - 1).astype(np.int32)
+    indices: NDArray[Any] = np.minimum(np.floor(exact), old - 1).astype(np.int32)
+    return indices
