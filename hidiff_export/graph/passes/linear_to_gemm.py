@@ -62,6 +62,9 @@ def _gemm(node: ir.Node, matmul: ir.Node, bias: ir.Value | None) -> Outcome:
     shape, graph = static_shape(tensor), node.graph
     if tensor is None or transpose is None or shape is None or len(shape) < 2 or graph is None:
         return None
+    perm = transpose.attributes.get("perm")
+    if perm is not None and tuple(perm.as_ints()) != (1, 0):
+        return None
     (weight,) = transpose.inputs
     size = static_shape(weight)
     if weight is None or not weight.is_initializer() or size is None or len(size) != 2:

@@ -17,7 +17,8 @@ class NameByModule(ir.passes.InPlacePass):
     it. Where the exporter left no note of the module, it is taken from the name that the node has. Names of the
     graph's inputs, outputs and weights stay.
 
-    Requires: distinct names of inputs, outputs and weights, none of which holds a slash.
+    Requires: distinct names of inputs, outputs and weights, none of which holds a slash; no subgraphs, and no constant
+    that is an output of the graph, both of which the exporter's graphs are without.
     Ensures: distinct names that depend on the graph alone.
 
     Args:

@@ -49,10 +49,14 @@ class SplitGemm(RewritePass):
         by_output = "transB" in gemm.attributes and gemm.attributes["transB"].as_int() == 1
         if not by_output or not all(_is_external(value) for value in parameters):
             return Declined("the weight is not external, or not stored by output")
-        nodes: list[ir.Node] = []
-        begin = 0
         rows = static_shape(gemm.outputs[0])
         assert rows is not None  # as known as those of the split
+        if sum(sizes) != rows[-1]:
+            return Declined("its columns are not those of the product")
+        if any(static_shape(bias) != rows[-1:] for bias in parameters[1:]):
+            return Declined("the bias is not one for each output")
+        nodes: list[ir.Node] = []
+        begin = 0
         for size, shape in zip(sizes, known, strict=True):
             parts = [_rows(graph, value, begin, size) for value in parameters]
             kind = node.outputs[0].type
@@ -68,14 +72,16 @@ def _is_external(value: ir.Value | None) -> bool:
 
 
 def _rows(graph: ir.Graph, value: ir.Value | None, begin: int, size: int) -> ir.Value:
-    """An initialiser with ``size`` rows of ``value``, from ``begin`` on."""
+    """An initialiser with ``size`` rows of ``value``, from ``begin`` on; the same one for every product on them."""
     assert value is not None
+    name = f"{value.name}[{begin}:{begin + size}]"
+    if name in graph.initializers:
+        return graph.initializers[name]
     whole = value.const_value
     assert isinstance(whole, ir.ExternalTensor)  # checked before
     assert whole.offset is not None
     (rows, *_) = static_shape(value) or (0,)
     row = whole.nbytes // rows
-    name = f"{value.name}[{begin}:{begin + size}]"
     part = ir.ExternalTensor(
         whole.location,
         whole.offset + begin * row,

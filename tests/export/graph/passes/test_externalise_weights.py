@@ -104,3 +104,12 @@ def test_a_difference_far_inside_is_refused(tmp_path: Path) -> None:
     nodes = [make_node("MatMul", ["x", "w"], ["y"])]
     with pytest.raises(ir.passes.PassError, match="the weight w is not what the weight store holds"):
         ExternaliseWeights(large, "")(graph(nodes, {"x": [1, 1100]}, constants={"w": weight.numpy()}))
+
+
+def test_a_large_weight_that_is_the_stores_is_taken(tmp_path: Path) -> None:
+    """Every piece differs from every other, so that comparing one with another's place would be seen."""
+    weight = torch.arange(1100 * 1000, dtype=torch.float32).view(1100, 1000)
+    large = WeightStore.write({"w": weight}, tmp_path / "large.safetensors", "float32")
+    model = graph([make_node("MatMul", ["x", "w"], ["y"])], {"x": [1, 1100]}, constants={"w": weight.numpy()})
+    ExternaliseWeights(large, "")(model)
+    assert isinstance(model.graph.initializers["w"].const_value, ir.ExternalTensor)

@@ -91,3 +91,25 @@ def test_outputs_keep_their_names() -> None:
     model = graph(nodes, {"x": [2, 3, 4]}, ["y", "m"], {"weight": WEIGHT, "b": BIAS})
     assert apply(model, LinearToGemm()) == {"Reshape": 2, "Gemm": 1, "Add": 1}
     assert [value.name for value in model.graph.outputs] == ["y", "m"]
+
+
+def test_a_transpose_that_moves_nothing_is_not_a_transposed_weight() -> None:
+    square = RANDOM.standard_normal((4, 4)).astype(np.float32)
+    nodes = [make_node("Transpose", ["w"], ["t"], perm=[0, 1]), make_node("MatMul", ["x", "t"], ["y"])]
+    assert apply(graph(nodes, {"x": [3, 4]}, constants={"w": square}), LinearToGemm())["MatMul"] == 1
+
+
+def test_a_transpose_without_an_order_swaps_both_axes() -> None:
+    nodes = [make_node("Transpose", ["w"], ["t"]), make_node("MatMul", ["x", "t"], ["y"])]
+    assert apply(graph(nodes, {"x": [3, 4]}, constants={"w": WEIGHT}), LinearToGemm())["Gemm"] == 1
+
+
+def test_an_addend_that_is_computed_is_no_bias() -> None:
+    nodes = [
+        make_node("Transpose", ["w"], ["t"], perm=[1, 0]),
+        make_node("MatMul", ["x", "t"], ["m"]),
+        make_node("Exp", ["c"], ["e"]),
+        make_node("Add", ["m", "e"], ["y"]),
+    ]
+    model = graph(nodes, {"x": [3, 4], "c": [6]}, constants={"w": WEIGHT})
+    assert apply(model, LinearToGemm()) == {"Reshape": 2, "Gemm": 1, "Exp": 1, "Add": 1}

@@ -111,3 +111,58 @@ def test_a_split_of_something_else_stays() -> None:
     model = graph(nodes, {"x": [ROWS, OUT]}, ["y0", "y1"], {"sizes": EXTRA["sizes"]})
     assert apply(model, split) == {"Exp": 1, "Split": 1}
     assert not split.declined
+
+
+def unsplit(model: ir.Model, weights: dict[str, torch.Tensor], folder: Path) -> str:
+    """The reason why the pass leaves the model's only split alone."""
+    ExternaliseWeights(WeightStore.write(weights, folder / "w.safetensors", "float32"), "")(model)
+    split = SplitGemm()
+    assert not split(model).modified
+    (reason,) = split.declined.values()
+    return reason
+
+
+def test_columns_that_were_folded_before_the_split_stay(tmp_path: Path) -> None:
+    nodes = [
+        make_node("Gemm", ["x", "w", "b"], ["g"], transB=1),
+        make_node("Reshape", ["g", "apart"], ["r"]),
+        make_node("Split", ["r", "sizes"], ["y0", "y1"], axis=-1),
+    ]
+    constants = {name: tensor.numpy() for name, tensor in WEIGHTS.items()}
+    constants |= {"apart": np.array([ROWS, 2, 5], np.int64), "sizes": np.array([2, 3], np.int64)}
+    model = graph(nodes, {"x": [ROWS, IN]}, ["y0", "y1"], constants)
+    assert unsplit(model, WEIGHTS, tmp_path) == "its columns are not those of the product"
+
+
+@pytest.mark.parametrize("shape", [(1,), (ROWS, OUT)], ids=["one for all", "one for each row"])
+def test_a_bias_that_is_not_one_for_each_output_stays(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    weights = {"w": WEIGHTS["w"], "b": torch.randn(shape)}
+    nodes = [
+        make_node("Gemm", ["x", "w", "b"], ["g"], transB=1),
+        make_node("Split", ["g", "sizes"], ["y0", "y1"], axis=-1),
+    ]
+    constants = {**{name: tensor.numpy() for name, tensor in weights.items()}, "sizes": EXTRA["sizes"]}
+    model = graph(nodes, {"x": [ROWS, IN]}, ["y0", "y1"], constants)
+    assert unsplit(model, weights, tmp_path) == "the bias is not one for each output"
+
+
+def test_two_products_on_one_weight_share_its_pieces(tmp_path: Path) -> None:
+    nodes = [
+        make_node("Gemm", ["x", "w", "b"], ["g"], transB=1),
+        make_node("Split", ["g", "sizes"], ["y0", "y1"], axis=-1),
+        make_node("Gemm", ["z", "w", "b"], ["h"], transB=1),
+        make_node("Split", ["h", "sizes"], ["y2", "y3"], axis=-1),
+    ]
+    constants = {**{name: tensor.numpy() for name, tensor in WEIGHTS.items()}, "sizes": EXTRA["sizes"]}
+    model = graph(nodes, {"x": [ROWS, IN], "z": [ROWS, IN]}, ["y0", "y1", "y2", "y3"], constants)
+    feeds = random_feeds(model)
+    due = evaluate(model, feeds)
+    ExternaliseWeights(WeightStore.write(WEIGHTS, tmp_path / "w.safetensors", "float32"), "")(model)
+    SplitGemm()(model)
+    common.RemoveUnusedNodesPass()(model)
+    assert operators(model) == {"Gemm": 4, "Reshape": 4}
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(ir.to_proto(model).SerializeToString())
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for found, wanted in zip(session.run(None, feeds), due, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
