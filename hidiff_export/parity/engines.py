@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hidiff_export.errors import EngineError
@@ -15,11 +17,14 @@ from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.paths import inside
-from hidiff_runtime.replay import check
+from hidiff_runtime.replay import CALL, RUN, STEP, check
 from hidiff_runtime.verdict import Verdict, judge
 
 if TYPE_CHECKING:
-    from hidiff_export.parity.reference import Call, Run
+    from hidiff_export.parity.reference import Call, ControlNetCall, Run
+
+
+_RECORDED = {CALL: Boundary.RECORDED_CALL, STEP: Boundary.RECORDED_STEP, RUN: Boundary.RECORDED_RUN}
 
 
 class Judge:
@@ -61,6 +66,20 @@ class Judge:
             with backend.open(inside(root, record.graph), weights, record, {}) as session:
                 yield self._call(Boundary.GRAPH, call, session)
 
+    def controlnet(self, call: ControlNetCall) -> Verdict:
+        """The ControlNet's engine: the verdict on the residual that is furthest off."""
+        boundary = Boundary.CONTROLNET
+        bound = bound_for(boundary, self._recipe)
+        try:
+            found = self._bundle.controlnet_engine().run(arrays(call.inputs))
+        except EngineError as error:
+            return Verdict(boundary.value, bound, None, fault=error.summary)
+        verdicts = [
+            judge(boundary.value, expected, found.get(name), bound, phase=name)
+            for name, expected in call.residuals.items()
+        ]
+        return min(verdicts, key=lambda verdict: -math.inf if verdict.metrics is None else verdict.metrics.snr_db)
+
     def run(self, run: Run) -> Iterator[Verdict]:
         """The denoiser's latents beside those of the same run in diffusers."""
         course, given = run.course, run.given
@@ -97,13 +116,14 @@ class Judge:
             if verdict.phase is not None:
                 self._meter.start(phases[verdict.phase], f"recorded samples: {verdict.phase}")
 
-        yield from check(self._bundle, progress=note).verdicts
+        for verdict in check(self._bundle, progress=note).verdicts:
+            yield replace(verdict, boundary=_RECORDED[verdict.boundary].value)
 
     def _call(self, boundary: Boundary, call: Call, session: Session) -> Verdict:
         bound, point = bound_for(boundary, self._recipe), call.point
         where: dict[str, Any] = {"phase": point.phase.name, "step": point.step, "steps": point.steps}
         inputs = arrays(call.inputs) | ({"window_shifts": call.window_shifts} if call.window_shifts.size else {})
-        self._meter.start(point.phase, f"{boundary.value.partition(' ')[0]}: {point}")
+        self._meter.start(point.phase, f"{boundary.value.partition(',')[0]}: {point}")
         try:
             output = session.run(inputs).get(OUTPUT)
         except EngineError as error:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_export.geometry import SHIFTS
+from hidiff_runtime.consistency import CONDITIONING_SCALE, CONTROL_IMAGE
 from hidiff_runtime.manifest import TensorSpec
 from hidiff_runtime.samples import Drawn
 
@@ -18,14 +19,16 @@ Array = NDArray[np.float32]
 Given = Array | Drawn
 """An input as numbers, or as the seed they are drawn from."""
 
+_CONDITIONING = 0.8
+
 
 def drawn(name: str, shape: tuple[int, ...], seed: int) -> Drawn:
-    """Standard normal numbers for the input ``name``; names differ in their numbers at one seed.
+    """Random numbers for the input ``name``; names differ in their numbers at one seed.
 
-    Latents scaled by the sampler, CLIP's layer-normalised embeddings and a ControlNet's residuals all have a standard
-    deviation of about one.
+    Standard normal ones: latents scaled by the sampler, CLIP's layer-normalised embeddings and a ControlNet's residuals
+    all have a standard deviation of about one. A control image's lie between 0 and 1.
     """
-    return Drawn(crc32(f"{name}/{seed}".encode()), shape)
+    return Drawn(crc32(f"{name}/{seed}".encode()), shape, uniform=name == CONTROL_IMAGE)
 
 
 def random_inputs(
@@ -43,6 +46,8 @@ def random_inputs(
     for spec in specs:
         if spec.name == "timestep":
             inputs[spec.name] = np.array([timestep], dtype=np.float32)
+        elif spec.name == CONDITIONING_SCALE:
+            inputs[spec.name] = np.array([_CONDITIONING], dtype=np.float32)
         elif spec.name == "time_ids":
             inputs[spec.name] = uncropped(width, height, spec.shape[0])
         elif spec.name != "window_shifts":

@@ -1,7 +1,8 @@
 """A whole run of a real diffusers pipeline with HiDiffusion in force, and what its UNet was given and gave.
 
 The pipeline is diffusers' own for the recipe's task, with its own scheduler and loop. Its prompt is random embeddings,
-so no text encoder is needed, and a ControlNet is stood in for by one that gives the same residuals at every step.
+so no text encoder is needed. Where the recipe takes residuals but has no ControlNet of its own, one stands in that
+gives the same residuals at every step.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from hidiff_export.parity.watch import Evaluation, UNetWatch
 from hidiff_export.recipe import Recipe
 from hidiff_export.signature import control_residuals, phase_inputs
 from hidiff_runtime.conditioning import EMBEDDINGS, INPAINTING
+from hidiff_runtime.consistency import CONTROL_IMAGE
 from hidiff_runtime.manifest import TensorSpec
 from hidiff_runtime.samples import Drawn
 
@@ -36,14 +38,34 @@ _NO_GUIDANCE = 1.0
 
 
 @dataclass(frozen=True)
+class Networks:
+    """What computes the reference, float32.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``.
+        controlnet: diffusers' ``ControlNetModel`` where the recipe has one.
+    """
+
+    unet: nn.Module
+    controlnet: nn.Module | None = None
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The UNet's."""
+        config: Mapping[str, Any] = self.unet.config  # type: ignore[assignment]  # nn.Module types it as a tensor
+        return config
+
+
+@dataclass(frozen=True)
 class RunInputs:
     """What a run is given, under the denoiser's own names.
 
     Args:
         seed: of the random stream.
         guidance_scale: ``None`` where the recipe has no guidance.
-        arrays: ``prompt_embeds`` and what else the family and the task take, for one batch.
-        control: a ControlNet's residuals by graph input name, at its own sizes, the same at every step.
+        arrays: ``prompt_embeds`` and what else the family and the task take, for one batch; ``control_image`` where the
+            recipe has a ControlNet.
+        control: where it has none, the residuals by graph input name, at a ControlNet's sizes, the same at every step.
     """
 
     seed: int
@@ -67,7 +89,9 @@ class RunInputs:
             given[mask] = _middle(recipe.batch, *size)
             given[masked] = drawn(masked, (recipe.batch, LATENT_CHANNELS, *size), seed)
         residuals: Sequence[TensorSpec] = ()
-        if recipe.task.has_control:
+        if recipe.controlnet is not None:
+            given[CONTROL_IMAGE] = drawn(CONTROL_IMAGE, (recipe.batch, 3, recipe.height, recipe.width), seed)
+        elif recipe.task.has_control:
             residuals = control_residuals(config, recipe.layout, *size, recipe.model_batch)
         control = {spec.name: drawn(spec.name, spec.shape, seed) for spec in residuals}
         return cls(seed, GUIDANCE_SCALE if recipe.guidance else None, given, control)
@@ -82,12 +106,17 @@ class PipelineRun:
 
 
 def run_pipeline(
-    unet: nn.Module, scheduler: Any, recipe: Recipe, course: Course, given: RunInputs, started: Callable[[int], None]
+    networks: Networks,
+    scheduler: Any,
+    recipe: Recipe,
+    course: Course,
+    given: RunInputs,
+    started: Callable[[int], None],
 ) -> PipelineRun:
     """Denoises with diffusers.
 
     Args:
-        unet: diffusers' ``UNet2DConditionModel``, float32; as before when this returns or raises.
+        networks: as before when this returns or raises.
         scheduler: diffusers' own.
         recipe: task, size, phases and windows.
         course: steps asked of the scheduler, and the phases they should run in.
@@ -97,7 +126,8 @@ def run_pipeline(
     Raises:
         ParityError: the UNet was not called in the course's phases.
     """
-    pipe = _pipeline(unet, scheduler, recipe, given)
+    unet = networks.unet
+    pipe = _pipeline(networks, scheduler, recipe, given)
     pipe.set_progress_bar_config(disable=True)
     watch = UNetWatch(unet, _windows(unet, recipe, course), started)
     latents: list[Array] = []
@@ -129,11 +159,11 @@ def _windows(unet: Any, recipe: Recipe, course: Course) -> list[tuple[WindowShap
     return [UNetGeometry.of(unet.config, recipe.layout, point.phase, *size).windows for point in course.points]
 
 
-def _pipeline(unet: nn.Module, scheduler: Any, recipe: Recipe, given: RunInputs) -> Any:
+def _pipeline(networks: Networks, scheduler: Any, recipe: Recipe, given: RunInputs) -> Any:
     sdxl, task = recipe.family.is_sdxl, recipe.task
     # Beside what is given here, these pipelines need no component for latents out of embeddings.
     parts: dict[str, Any] = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
-    parts |= {"unet": unet, "scheduler": scheduler}
+    parts |= {"unet": networks.unet, "scheduler": scheduler}
     if sdxl:
         parts |= {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
     else:
@@ -142,7 +172,8 @@ def _pipeline(unet: nn.Module, scheduler: Any, recipe: Recipe, given: RunInputs)
     if task is Task.INPAINTING:
         kind, parts["vae"] = "Inpaint", _some_vae()
     elif task.has_control:
-        kind, parts["controlnet"] = "ControlNet", _FixedControlNet(recipe, arrays(given.control))
+        kind = "ControlNet"
+        parts["controlnet"] = networks.controlnet or _FixedControlNet(recipe, arrays(given.control))
     return getattr(diffusers, f"StableDiffusion{'XL' if sdxl else ''}{kind}Pipeline")(**parts)
 
 
@@ -158,7 +189,8 @@ def _arguments(recipe: Recipe, given: RunInputs) -> dict[str, Any]:
         call["image"] = torch.zeros(recipe.batch, *recipe.latent_shape)
         call["strength"] = 1.0
     if recipe.task.has_control:
-        call["image"] = torch.zeros(recipe.batch, 3, recipe.height, recipe.width)
+        unseen = torch.zeros(recipe.batch, 3, recipe.height, recipe.width)
+        call["image"] = call.pop(CONTROL_IMAGE, unseen)
     return call
 
 

@@ -15,14 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hidiff_export.model.controlnet import ControlNetModule
 from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.parity.coverage import LITTLE_WORK, Course, Point, edge_points, recorded
 from hidiff_export.parity.inputs import Given, arrays, mixed_shifts, random_inputs
 from hidiff_export.parity.meter import Meter, Progress
-from hidiff_export.parity.pipeline import RunInputs, run_pipeline
+from hidiff_export.parity.pipeline import Networks, RunInputs, run_pipeline
 from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
 from hidiff_export.sampler.probe import build_scheduler
+from hidiff_export.signature import controlnet_inputs, controlnet_outputs
 from hidiff_runtime.recorder import SampleRecorder
 
 Array = NDArray[Any]
@@ -48,6 +50,14 @@ class Call:
 
 
 @dataclass(frozen=True)
+class ControlNetCall:
+    """One evaluation of a ControlNet: its graph's inputs, and the residuals by name, float32."""
+
+    inputs: Mapping[str, Given]
+    residuals: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
 class Run:
     """A whole run of diffusers.
 
@@ -55,7 +65,8 @@ class Run:
         course: steps, timesteps and phases.
         sampler: by the project's name.
         given: inputs, seed and guidance scale.
-        calls: one for each evaluation, with the inputs it had in the run.
+        calls: one for each evaluation, with the inputs it had in the run; but for those with a real ControlNet's
+            residuals, which differ from step to step and would take hundreds of megabytes each.
         latents: after each evaluation, float32; the last are the result.
     """
 
@@ -87,19 +98,19 @@ def courses(recipe: Recipe, scheduler_config: Mapping[str, Any]) -> tuple[Course
 
 
 def run_reference(
-    unet: nn.Module, recipe: Recipe, scheduler_config: Mapping[str, Any], course: Course, meter: Meter
+    networks: Networks, recipe: Recipe, scheduler_config: Mapping[str, Any], course: Course, meter: Meter
 ) -> Run:
     """Denoises with diffusers under HiDiffusion, and keeps every evaluation.
 
     Args:
-        unet: diffusers' ``UNet2DConditionModel``, float32.
+        networks: what is asked.
         scheduler_config: of the checkpoint's noise schedule.
         course: steps and phases of the run.
     """
     sampler = recipe.sampler[0].value
-    given = RunInputs.of(recipe, unet.config)  # type: ignore[arg-type]  # nn.Module types it as a tensor
+    given = RunInputs.of(recipe, networks.config)
     done = run_pipeline(
-        unet,
+        networks,
         build_scheduler(sampler, scheduler_config),
         recipe,
         course,
@@ -114,6 +125,7 @@ def run_reference(
             evaluation.noise_pred,
         )
         for point, evaluation in zip(course.points, done.evaluations, strict=True)
+        if networks.controlnet is None or not point.phase.control
     )
     return Run(course, sampler, given, tuple(calls), done.latents)
 
@@ -144,8 +156,26 @@ def _evaluate(module: PhaseUNet, inputs: Mapping[str, Given], shifts: NDArray[np
     return noise_pred
 
 
+def controlnet_call(controlnet: nn.Module, recipe: Recipe, timestep: float) -> ControlNetCall:
+    """Evaluates a ControlNet on random inputs, its control image at the size it sees.
+
+    Args:
+        controlnet: diffusers' ``ControlNetModel``, float32.
+    """
+    size = (recipe.latent_height, recipe.latent_width)
+    config: Any = controlnet.config
+    picture = {"width": recipe.width, "height": recipe.height}
+    specs = controlnet_inputs(config, *size, recipe.model_batch)
+    inputs = random_inputs(specs, timestep=timestep, **picture, seed=0)
+    tensors = {name: torch.from_numpy(value) for name, value in arrays(inputs).items()}
+    with torch.inference_mode():
+        residuals = ControlNetModule(controlnet, *size)(**tensors)
+    names = [spec.name for spec in controlnet_outputs(config, *size, recipe.model_batch)]
+    return ControlNetCall(inputs, {name: value.numpy() for name, value in zip(names, residuals, strict=True)})
+
+
 def record_reference(
-    unet: nn.Module,
+    networks: Networks,
     recipe: Recipe,
     scheduler_config: Mapping[str, Any],
     folder: Path,
@@ -155,29 +185,30 @@ def record_reference(
 
     A whole run: of those with at most four evaluations (or next to no cost) the one with the most phase changes, which
     for ``sd15-1024`` is 3 steps, strided, windowed, windowed. Then random inputs on both sides of every phase change
-    that the run does not make, and for every phase it does not reach. Where all of that costs next to nothing, random
-    inputs for the other changes too.
+    that the run does not make, and for every phase it does not reach. Where that costs next to nothing, or the recipe
+    has a ControlNet, random inputs for the other changes too.
 
     Args:
-        unet: diffusers' ``UNet2DConditionModel``, float32, holding the weights as stored (rounded to the recipe's
-            precision); as before when this returns or raises.
+        networks: float32, holding the weights as stored, rounded to the recipe's precision; as before when this returns
+            or raises.
         recipe: what is being built.
         scheduler_config: of the checkpoint's noise schedule, as diffusers writes it.
         folder: where ``samples.json`` and ``samples.safetensors`` go.
         progress: told before each evaluation.
     """
-    meter = Meter(recipe, unet.config, progress)  # type: ignore[arg-type]  # nn.Module types it as a tensor
+    meter = Meter(recipe, networks.config, progress)
     possible = courses(recipe, scheduler_config)
     course = recorded(possible, meter.flops)
     rule = recipe.phase_rule()
     points = edge_points(rule, possible)
-    if sum(meter.flops(point.phase) for point in points) > LITTLE_WORK:
+    dear = sum(meter.flops(point.phase) for point in points) > LITTLE_WORK
+    if dear and networks.controlnet is None:
         points = edge_points(rule, possible, course)
     meter.plan(point.phase for point in (*(() if course is None else course.points), *points))
     recorder = SampleRecorder(ORIGIN, bound_for(Boundary.TRAJECTORY, recipe), bound_for(Boundary.RUN, recipe))
     if course is not None:
-        _record_run(recorder, run_reference(unet, recipe, scheduler_config, course, meter))
-    for call in random_calls(unet, recipe, points, meter):
+        _record_run(recorder, run_reference(networks, recipe, scheduler_config, course, meter))
+    for call in random_calls(networks.unet, recipe, points, meter):
         _record_call(recorder, call)
     meter.end()
     return recorder.write(folder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hidiff_export.bundle import storage_errors, write_json
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
-from hidiff_runtime.verdict import Verdict
+from hidiff_runtime.verdict import Bound, Verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -128,8 +128,12 @@ class Report:
 
 def reasons(verdicts: Iterable[Verdict]) -> tuple[str, ...]:
     """Each bound of the verdicts with its reason, once."""
-    bounds = dict.fromkeys((verdict.boundary, verdict.bound) for verdict in verdicts)
-    return tuple(f"{boundary}, at least {bound.snr_db:g} dB: {bound.reason}" for boundary, bound in bounds)
+    named: dict[Bound, list[str]] = {}
+    for verdict in verdicts:
+        names = named.setdefault(verdict.bound, [])
+        if verdict.boundary not in names:
+            names.append(verdict.boundary)
+    return tuple(f"At least {bound.snr_db:g} dB ({'; '.join(names)}): {bound.reason}" for bound, names in named.items())
 
 
 def store(report: Report, folder: Path) -> None:
@@ -174,7 +178,7 @@ def _finding(verdict: Verdict) -> str:
 
 def _cells(verdict: Verdict) -> tuple[str, ...]:
     metrics = verdict.metrics
-    step = "" if verdict.steps is None else f"{'' if verdict.step is None else verdict.step + 1}/{verdict.steps}"
+    step = "" if verdict.steps is None else f"{'all' if verdict.step is None else verdict.step + 1}/{verdict.steps}"
     figures = (
         ("", "", "")
         if metrics is None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hidiff_export.graph.weights import PRECISIONS, WeightStore
-from hidiff_export.model.load import build_unet, load_unet
+from hidiff_export.model.load import build_controlnet, build_unet, load_unet
 from hidiff_export.model.state_dict import LazyStateDict, shapes_of
+from hidiff_export.parity.pipeline import Networks
 from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.verdict import Metrics, Verdict
@@ -20,13 +21,20 @@ from hidiff_runtime.verdict import Metrics, Verdict
 _NAMED = 5
 
 
-def unet_of_store(folder: Path) -> Any:
-    """A float32 UNet with the weights as they are stored, from a bundle's ``unet`` folder.
+def networks_of_store(root: Path, recipe: Recipe) -> Networks:
+    """The float32 networks of a bundle, with the weights as they are stored; float32 ones are mapped and not copied.
 
-    float32 weights are mapped from the file and not copied.
+    Args:
+        root: the bundle's folder, also while it is being built.
+        recipe: which says whether there is a ControlNet.
     """
+    controlnet = _stored(root / "controlnet", build_controlnet) if recipe.controlnet is not None else None
+    return Networks(_stored(root / "unet", build_unet), controlnet)
+
+
+def _stored(folder: Path, build: Callable[..., Any]) -> Any:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return build_unet(config, WeightStore.open(folder / "weights.safetensors").state_dict(), torch.float32)
+    return build(config, WeightStore.open(folder / "weights.safetensors").state_dict(), torch.float32)
 
 
 def unet_of_source(source: str, recipe: Recipe) -> Any:

@@ -9,7 +9,7 @@ import gc
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,18 @@ from hidiff_export.errors import InputError
 from hidiff_export.parity.coverage import Course, Point, edge_points, fullest
 from hidiff_export.parity.engines import Judge
 from hidiff_export.parity.meter import Meter, Progress
-from hidiff_export.parity.reference import ORIGIN, Call, Run, courses, random_calls, run_reference
+from hidiff_export.parity.reference import (
+    ORIGIN,
+    Call,
+    ControlNetCall,
+    Run,
+    controlnet_call,
+    courses,
+    random_calls,
+    run_reference,
+)
 from hidiff_export.parity.report import Check, Report
-from hidiff_export.parity.source import judge_weights, unet_of_source, unet_of_store
+from hidiff_export.parity.source import judge_weights, networks_of_store, unet_of_source
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.bundle import Bundle
@@ -41,7 +50,7 @@ class _Task:
         scheduler_config: of its sampler's noise schedule.
         course: the whole run.
         points: evaluations on random inputs.
-        against: a checkpoint source, or ``None`` for the bundle's own store.
+        against: a checkpoint source of the UNet, or ``None`` for the bundle's own store.
     """
 
     bundle: Bundle
@@ -67,6 +76,7 @@ class _Reference:
     weights: tuple[Check, ...]
     run: Run
     random: tuple[Call, ...]
+    controlnet: ControlNetCall | None
 
 
 def verify(
@@ -77,13 +87,14 @@ def verify(
     - each phase's engine on the inputs of a run and on random ones, on both sides of each phase change, shifts mixed;
     - each phase's portable graph on random inputs;
     - the denoiser's whole run with that of diffusers' own pipeline under HiDiffusion: same seed, same sampler;
+    - the ControlNet's engine on random inputs, where there is one;
     - the recorded reference samples;
     - ``against`` a source: every weight in the store with the source's.
 
     Args:
         folder: of the bundle; its hashes are checked first.
-        against: a checkpoint source that PyTorch takes its weights from, in place of the bundle's own store. This finds
-            a store whose weights are not that checkpoint's.
+        against: a checkpoint source that PyTorch takes the UNet's weights from, in place of the bundle's own store.
+            This finds a store whose weights are not that checkpoint's.
         steps: of the whole run; by default the fewest with the most phase changes.
         progress: told before each evaluation.
 
@@ -133,20 +144,25 @@ def _plan(task: _Task, meter: Meter) -> None:
 def _compute(task: _Task, meter: Meter) -> _Reference:
     started = time.perf_counter()
     weights: tuple[Check, ...] = ()
-    if task.against is None:
-        unet = unet_of_store(inside(task.bundle.root, "unet"))
-    else:
-        unet = unet_of_source(task.against, task.recipe)
+    networks = networks_of_store(task.bundle.root, task.recipe)
+    if task.against is not None:
+        networks = replace(networks, unet=unet_of_source(task.against, task.recipe))
         store = inside(task.bundle.root, task.bundle.manifest.weights["unet"])
-        verdict = judge_weights(unet.state_dict(), store, task.recipe)
+        verdict = judge_weights(networks.unet.state_dict(), store, task.recipe)
         weights = (Check(verdict, time.perf_counter() - started),)
-    run = run_reference(unet, task.recipe, task.scheduler_config, task.course, meter)
-    return _Reference(weights, run, tuple(random_calls(unet, task.recipe, task.points, meter)))
+    run = run_reference(networks, task.recipe, task.scheduler_config, task.course, meter)
+    random = tuple(random_calls(networks.unet, task.recipe, task.points, meter))
+    controlnet = None
+    if networks.controlnet is not None:
+        controlnet = controlnet_call(networks.controlnet, task.recipe, task.course.timesteps[0])
+    return _Reference(weights, run, random, controlnet)
 
 
 def _verdicts(judge: Judge, reference: _Reference) -> Iterator[Verdict]:
     trajectory = [(Boundary.TRAJECTORY, call) for call in reference.run.calls]
     yield from judge.engines([*trajectory, *((Boundary.RANDOM, call) for call in reference.random)])
+    if reference.controlnet is not None:
+        yield judge.controlnet(reference.controlnet)
     yield from judge.run(reference.run)
     yield from judge.recorded()
     yield from judge.graphs(reference.random)

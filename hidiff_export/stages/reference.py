@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_export.parity.reference import record_reference
-from hidiff_export.parity.source import unet_of_store
+from hidiff_export.parity.source import networks_of_store
 from hidiff_export.stages import Report, StageContext
 from hidiff_export.stages.weights import SCHEDULER_CONFIG
 
@@ -26,5 +26,5 @@ class Reference:
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Runs the reference and records its evaluations."""
         config = json.loads((context.folder / SCHEDULER_CONFIG).read_text(encoding="utf-8"))
-        unet = unet_of_store(context.unet)
-        return record_reference(unet, context.recipe, config, context.folder / "reference", report)
+        networks = networks_of_store(context.folder, context.recipe)
+        return record_reference(networks, context.recipe, config, context.folder / "reference", report)

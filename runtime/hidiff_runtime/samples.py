@@ -43,15 +43,21 @@ class Stored:
 
 @dataclass(frozen=True)
 class Drawn:
-    """An input of normal noise: ``scale`` times ``torch.randn(shape)`` of a CPU generator seeded with ``seed``."""
+    """An input of noise: ``scale`` times ``torch.randn(shape)`` of a CPU generator seeded with ``seed``.
+
+    With ``uniform`` it is ``torch.rand(shape)``, from 0 to 1, as a picture's values are.
+    """
 
     seed: int
     shape: tuple[int, ...]
     scale: float = 1.0
+    uniform: bool = False
 
     def array(self) -> NDArray[np.float32]:
         """The noise, float32."""
-        noise: NDArray[np.float32] = TorchGenerator(self.seed).randn(self.shape) * np.float32(self.scale)
+        generator = TorchGenerator(self.seed)
+        draw = generator.rand if self.uniform else generator.randn
+        noise: NDArray[np.float32] = draw(self.shape) * np.float32(self.scale)
         return noise
 
 
@@ -212,7 +218,7 @@ def write_index(folder: Path, samples: ReferenceSamples) -> Path:
 
 def _source_content(source: Source) -> dict[str, Any]:
     if isinstance(source, Drawn):
-        return {"seed": source.seed, "shape": list(source.shape), "scale": source.scale}
+        return {"seed": source.seed, "shape": list(source.shape), "scale": source.scale, "uniform": source.uniform}
     return {"tensor": source.tensor, "repeat": source.repeat}
 
 
@@ -249,7 +255,8 @@ def _run_content(run: RunSample) -> dict[str, Any]:
 def _source(fields: Fields, key: str) -> Source:
     def read(inner: Fields) -> Source:
         if "seed" in inner:
-            return Drawn(inner.whole("seed", -(2**63)), inner.wholes("shape", 1), inner.number("scale"))
+            shape = inner.wholes("shape", 1)
+            return Drawn(inner.whole("seed", -(2**63)), shape, inner.number("scale"), inner.flag("uniform"))
         return Stored(inner.text("tensor"), inner.whole("repeat", 1))
 
     return fields.nested(key, read)

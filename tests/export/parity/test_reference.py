@@ -13,6 +13,7 @@ from hidiff_export.model.component import Component
 from hidiff_export.model.fabricate import fabricate
 from hidiff_export.model.load import build_unet
 from hidiff_export.model.phase_unet import PhaseUNet
+from hidiff_export.parity.pipeline import Networks
 from hidiff_export.parity.reference import record_reference
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.samples import CallSample, ReferenceSamples, Stored
@@ -39,7 +40,9 @@ def unet_of(recipe: Recipe) -> Any:
 
 
 def record(recipe: Recipe, folder: Path, progress: Any = None) -> ReferenceSamples:
-    index, _ = record_reference(unet_of(recipe), recipe, default_scheduler(recipe.family)[1], folder, progress)
+    index, _ = record_reference(
+        Networks(unet_of(recipe)), recipe, default_scheduler(recipe.family)[1], folder, progress
+    )
     return ReferenceSamples.read(index)
 
 

@@ -78,7 +78,7 @@ def test_the_page_and_the_table_tell_people_what_failed_and_why_the_bound_is_wha
         assert "strided" in text
         assert "1/3" in text
     assert "# Parity of my-bundle: FAILED" in failing.to_markdown()
-    assert "engine against PyTorch, at least 80 dB: float32 rounding" in failing.to_markdown()
+    assert "At least 80 dB (engine against PyTorch): float32 rounding" in failing.to_markdown()
     assert "FAILED" not in report(VALUES).to_markdown()
 
 

@@ -15,16 +15,17 @@ import torch
 
 from hidiff_export.families import default_scheduler
 from hidiff_export.graph.weights import WeightStore
-from hidiff_export.model.load import load_unet
+from hidiff_export.model.controlnet import ControlNetModule
+from hidiff_export.model.load import Checkpoint, load_controlnet, load_unet
 from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.parity.reference import record_reference
-from hidiff_export.parity.source import unet_of_store
+from hidiff_export.parity.source import networks_of_store
 from hidiff_export.recipe import Recipe
 from hidiff_export.sampler.probe import probe
-from hidiff_export.signature import phase_inputs, phase_outputs
+from hidiff_export.signature import controlnet_inputs, controlnet_outputs, phase_inputs, phase_outputs
 from hidiff_runtime import backends
 from hidiff_runtime.backends import Availability
-from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord
+from hidiff_runtime.manifest import MANIFEST, FileRecord, GraphRecord, Manifest, PhaseRecord
 from hidiff_runtime.phases import Phase, PhaseKind
 
 Outputs = dict[str, np.ndarray]
@@ -32,9 +33,10 @@ Outputs = dict[str, np.ndarray]
 
 @dataclass
 class TorchSession:
-    """One phase of the UNet in the bundle's weight store."""
+    """One phase of the UNet, or the ControlNet, in the bundle's weight store."""
 
-    module: PhaseUNet
+    module: PhaseUNet | ControlNetModule
+    record: GraphRecord
     spoil: Callable[[Outputs], Outputs]
 
     def __enter__(self) -> "TorchSession":
@@ -46,7 +48,12 @@ class TorchSession:
     def run(self, inputs: Mapping[str, np.ndarray]) -> Outputs:
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
         with torch.inference_mode():
-            return self.spoil({"noise_pred": self.module(**PhaseUNet.arguments(tensors)).numpy()})
+            if isinstance(self.module, PhaseUNet):
+                outputs = (self.module(**PhaseUNet.arguments(tensors)),)
+            else:
+                outputs = self.module(**tensors)
+        names = [spec.name for spec in self.record.outputs]
+        return self.spoil({name: output.numpy() for name, output in zip(names, outputs, strict=True)})
 
 
 def unspoilt(outputs: Outputs) -> Outputs:
@@ -69,21 +76,26 @@ class TorchBackend:
     def available(self) -> Availability:
         return Availability(True, "torch")
 
-    def open(self, engine: Path, weights: Mapping[str, Path], _record: PhaseRecord, _options: Any) -> TorchSession:
+    def open(self, engine: Path, weights: Mapping[str, Path], record: GraphRecord, _options: Any) -> TorchSession:
         named = json.loads(engine.read_text(encoding="utf-8"))
-        phase = Phase(PhaseKind(named["kind"]), named["control"])
-        return TorchSession(_module(self.recipe, phase, weights["unet"]), self.spoil)
+        phase = None if named["kind"] == "controlnet" else Phase(PhaseKind(named["kind"]), named["control"])
+        return TorchSession(_module(self.recipe, phase, weights["unet"].parent.parent), record, self.spoil)
 
 
-_MODULES: dict[tuple[Recipe, Phase, str], PhaseUNet] = {}
-"""Phases that were opened before, by recipe, phase and the weight store's hash: opening is what takes the time."""
+_MODULES: dict[tuple[Recipe, Phase | None, str], PhaseUNet | ControlNetModule] = {}
+"""What was opened before, by recipe, phase and the weight store's hash: opening is what takes the time."""
 
 
-def _module(recipe: Recipe, phase: Phase, store: Path) -> PhaseUNet:
-    key = (recipe, phase, FileRecord.of(store).sha256)
+def _module(recipe: Recipe, phase: Phase | None, root: Path) -> PhaseUNet | ControlNetModule:
+    """A phase, or the ControlNet for ``None``."""
+    key = (recipe, phase, FileRecord.of(root / "unet/weights.safetensors").sha256)
     if key not in _MODULES:
-        unet = unet_of_store(store.parent)
-        _MODULES[key] = PhaseUNet(unet, recipe.layout, phase, recipe.latent_height, recipe.latent_width)
+        networks = networks_of_store(root, recipe)
+        size = (recipe.latent_height, recipe.latent_width)
+        if phase is not None:
+            _MODULES[key] = PhaseUNet(networks.unet, recipe.layout, phase, *size)
+        elif networks.controlnet is not None:
+            _MODULES[key] = ControlNetModule(networks.controlnet, *size)
     return _MODULES[key]
 
 
@@ -94,12 +106,19 @@ def use(backend: TorchBackend, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def build(recipe: Recipe, folder: Path) -> Path:
     """Builds ``recipe`` into ``folder`` without exporting anything."""
-    _write_weights(recipe, folder / "unet")
+    weights = {
+        "unet": _write_weights(
+            recipe, folder / "unet", load_unet(recipe.source, recipe.family, recipe.task, recipe.unet_width)
+        )
+    }
+    if recipe.controlnet is not None:
+        loaded = load_controlnet(recipe.controlnet, recipe.family, recipe.unet_width)
+        weights["controlnet"] = _write_weights(recipe, folder / "controlnet", loaded)
     _, scheduler = default_scheduler(recipe.family)
     table = folder / "samplers" / "table.safetensors"
     table.parent.mkdir()
     probe(recipe.sampler[0].value, scheduler, recipe.steps).write(table)
-    record_reference(unet_of_store(folder / "unet"), recipe, scheduler, folder / "reference")
+    record_reference(networks_of_store(folder, recipe), recipe, scheduler, folder / "reference")
     phases = tuple(_phase(recipe, folder, phase) for phase in recipe.phase_rule().phases())
     manifest = Manifest(
         tools={},
@@ -118,8 +137,9 @@ def build(recipe: Recipe, folder: Path) -> Path:
         samplers={recipe.sampler[0].value: "samplers/table.safetensors"},
         default_sampler=recipe.sampler[0].value,
         steps=recipe.steps,
-        weights={"unet": "unet/weights.safetensors"},
+        weights=weights,
         files={},
+        controlnet=None if recipe.controlnet is None else _controlnet(recipe, folder),
         reference="reference/samples.json",
     )
     return write_manifest(folder, manifest)
@@ -138,19 +158,31 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     return folder
 
 
-def _write_weights(recipe: Recipe, folder: Path) -> None:
+def _write_weights(recipe: Recipe, folder: Path, checkpoint: Checkpoint) -> str:
     folder.mkdir(parents=True)
-    config, tensors = load_unet(recipe.source, recipe.family, recipe.task, recipe.unet_width)
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    WeightStore.write(tensors, folder / "weights.safetensors", recipe.precision.value)
+    (folder / "config.json").write_text(json.dumps(checkpoint.config), encoding="utf-8")
+    WeightStore.write(checkpoint.state_dict, folder / "weights.safetensors", recipe.precision.value)
+    return f"{folder.name}/weights.safetensors"
+
+
+def _named(folder: Path, name: str, content: object) -> tuple[str, dict[str, str]]:
+    """Graph and engine of that name, both with ``content``."""
+    graph, engine = f"{name}.onnx", f"{name}.engine"
+    for path in (graph, engine):
+        (folder / path).write_text(json.dumps(content), encoding="utf-8")
+    return graph, {"onnxruntime": engine}
+
+
+def _controlnet(recipe: Recipe, folder: Path) -> GraphRecord:
+    shape = (recipe.controlnet_config(), recipe.latent_height, recipe.latent_width, recipe.model_batch)
+    named = _named(folder, "controlnet/controlnet", {"kind": "controlnet"})
+    return GraphRecord(*named, controlnet_inputs(*shape), controlnet_outputs(*shape))
 
 
 def _phase(recipe: Recipe, folder: Path, phase: Phase) -> PhaseRecord:
-    graph, engine = f"unet/{phase.name}.onnx", f"unet/{phase.name}.engine"
-    for path in (graph, engine):
-        (folder / path).write_text(json.dumps({"kind": phase.kind.value, "control": phase.control}), encoding="utf-8")
+    named = _named(folder, f"unet/{phase.name}", {"kind": phase.kind.value, "control": phase.control})
     size = (recipe.latent_height, recipe.latent_width)
     config = recipe.unet_config()
     inputs = phase_inputs(config, recipe.layout, phase, *size, recipe.model_batch)
     outputs = phase_outputs(config, *size, recipe.model_batch)
-    return PhaseRecord(graph, {"onnxruntime": engine}, inputs, outputs, phase)
+    return PhaseRecord(*named, inputs, outputs, phase)

@@ -1,0 +1,44 @@
+"""What many tests share: one small bundle with real engines, built once however many processes run the tests."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from hidiff_runtime.manifest import MANIFEST
+
+
+class NoDisplay:
+    """Shows nothing of a build."""
+
+    @contextmanager
+    def stage(self, _title: str, *, reused: bool) -> Iterator[object]:  # noqa: ARG002 - the protocol's
+        yield lambda _done, _total, _note: None
+
+
+@pytest.fixture(scope="session")
+def sd15_bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A tiny SD1.5 bundle for ONNX Runtime, 128 pixels, 3 steps of Euler ancestral; copy it before changing it."""
+    from hidiff_export.compile import build
+    from hidiff_export.recipe import Recipe
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "sd15-bundle"
+    recipe = Recipe.from_dict(
+        {
+            "name": "tiny",
+            "family": "sd15",
+            "source": "random:0",
+            "unet_width": "tiny",
+            "width": 128,
+            "height": 128,
+            "sampler": "euler_ancestral",
+            "steps": [3],
+        }
+    )
+    with FileLock(f"{folder}.lock"):
+        if not (folder / MANIFEST).is_file():
+            build(recipe, folder, NoDisplay())
+    return folder
