@@ -159,6 +159,16 @@ class Recipe(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _targets_compute(self) -> Recipe:
+        if self.precision is Precision.BFLOAT16 and Target.CPU in self.targets:
+            raise refusal(
+                "is bfloat16, for which ONNX Runtime has no kernels on the CPU",
+                key=("precision",),
+                advice="Set precision: float32 or float16, or targets: cuda.",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _control_fits(self) -> Recipe:
         thresholds = self.hidiffusion.thresholds
         if not self.task.has_control:

@@ -116,15 +116,20 @@ def _steps(value: Any) -> Any:
     return tuple(sorted(counts))
 
 
-def _ranges(steps: Iterable[int]) -> int | str | list[int | str]:
-    """Step counts as recipes write them: a number, a ``first-last`` range, or a list of both."""
+def ranges(steps: Iterable[int]) -> list[int | str]:
+    """Rising step counts as numbers and ``first-last`` ranges."""
     runs: list[tuple[int, int]] = []
     for count in steps:
         if runs and count == runs[-1][1] + 1:
             runs[-1] = (runs[-1][0], count)
         else:
             runs.append((count, count))
-    written = [first if first == last else f"{first}-{last}" for first, last in runs]
+    return [first if first == last else f"{first}-{last}" for first, last in runs]
+
+
+def _written(steps: Iterable[int]) -> int | str | list[int | str]:
+    """Step counts as recipes write them: a number, a range, or a list of both."""
+    written = ranges(steps)
     return written if len(written) > 1 else written[0]
 
 
@@ -138,7 +143,7 @@ _STEP_SCHEMA = {
 Steps = Annotated[
     tuple[int, ...],
     BeforeValidator(_steps),
-    PlainSerializer(_ranges),
+    PlainSerializer(_written),
     WithJsonSchema({"anyOf": [*_STEP_SCHEMA["anyOf"], {"type": "array", "items": _STEP_SCHEMA, "minItems": 1}]}),
 ]
 """Step counts, rising: a number, a range ``1-100``, or a list of both."""

@@ -7,28 +7,29 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hidiff_export.cli.options import recipe_argument, set_option
+
 if TYPE_CHECKING:
     from hidiff_export.compile import BuildResult
 
 
 @click.command(
+    short_help="Compile a recipe into a bundle.",
     epilog="""\b
 Examples:
   hidiff-export build demo -o demo-bundle
   hidiff-export build recipes/sdxl-2048.yaml -o bundle --source ./my-sdxl
   hidiff-export build sd15-1024 -o bundle --source random:0 --set batch=2
-"""
+""",
 )
-@click.argument("recipe")
+@recipe_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder the bundle becomes.")
 @click.option("--source", help="Checkpoint: hub id, diffusers folder, .safetensors file, or random:SEED.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe; repeatable."
-)
+@set_option
 @click.option("--force", is_flag=True, help="Start over, and replace a finished bundle at the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON and show no progress.")
 def build(
-    recipe: str, output: Path, source: str | None, overrides: tuple[str, ...], force: bool, as_json: bool
+    recipe: str, output: Path, source: str | None, assignments: tuple[str, ...], force: bool, as_json: bool
 ) -> None:
     """Compile RECIPE (a file, or the name of a shipped one) into a bundle.
 
@@ -38,7 +39,7 @@ def build(
     from hidiff_export.compile import build as build_bundle
     from hidiff_export.recipe import Recipe
 
-    changes = (*overrides, *((f"source={source}",) if source is not None else ()))
+    changes = (*assignments, *((f"source={source}",) if source is not None else ()))
     loaded = Recipe.load(recipe, changes)
     with progress_display(quiet=as_json) as display:
         result = build_bundle(loaded, output, display, force=force)

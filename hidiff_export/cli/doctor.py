@@ -11,11 +11,12 @@ import click
 
 
 @click.command(
+    short_help="Show which backends this machine has.",
     epilog="""\b
 Examples:
   hidiff-export doctor
   hidiff-export doctor --json
-"""
+""",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> None:

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Show what is in a bundle.",
     epilog="""\b
 Examples:
   hidiff-export inspect bundle
   hidiff-export inspect bundle --json
-"""
+""",
 )
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -48,6 +49,7 @@ def bundle_summary(directory: Path) -> dict[str, Any]:
         "samplers": sorted(manifest.samplers),
         "default_sampler": manifest.default_sampler,
         "steps": [manifest.steps[0], manifest.steps[-1]],
+        "steps_left_out": _left_out(manifest),
         "bytes": sum(record.size for record in manifest.files.values()),
         "parity": _parity(directory, manifest),
         "tools": dict(manifest.tools),
@@ -68,6 +70,15 @@ def _phase(manifest: Manifest, index: int) -> dict[str, Any]:
         "inputs": [str(spec) for spec in record.inputs],
         "outputs": [str(spec) for spec in record.outputs],
     }
+
+
+def _left_out(manifest: Manifest) -> list[int | str]:
+    """What the recipe asked for and no table holds, as recipes write step counts."""
+    from hidiff_export.recipe import Recipe
+    from hidiff_export.recipe_values import ranges
+
+    recipe = Recipe.from_dict(manifest.recipe, "the recipe in the bundle's manifest")
+    return ranges(steps for steps in recipe.steps if steps not in manifest.steps)
 
 
 def _parity(directory: Path, manifest: Manifest) -> list[dict[str, Any]]:
@@ -117,9 +128,11 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
     for name, size in summary["weights"].items():
         console.print(f"weights of the {name}: {megabytes(size)}; the whole bundle: {megabytes(summary['bytes'])}")
     first, last = summary["steps"]
-    console.print(
-        f"samplers: {', '.join(summary['samplers'])} (default {summary['default_sampler']}), {first} to {last} steps"
-    )
+    steps = f"{first} to {last}" if first != last else str(first)
+    console.print(f"samplers: {', '.join(summary['samplers'])} (default {summary['default_sampler']}), {steps} steps")
+    if summary["steps_left_out"]:
+        left_out = ", ".join(map(str, summary["steps_left_out"]))
+        console.print(f"left out: {left_out} steps, which a sampler of diffusers refuses", style="yellow")
     _print_parity(summary, console)
     for title, stage in summary.get("stages", {}).items():
         console.print(f"[dim]{title}: {'reused' if stage['reused'] else format(stage['seconds'], '.1f') + ' s'}[/dim]")

@@ -11,7 +11,7 @@ from hidiff_export.cli.console import console
 from hidiff_export.cli.options import recipe_argument
 
 
-@click.group()
+@click.group(short_help="List and show recipes, print their schema.")
 def recipes() -> None:
     """List and show recipes, and print their JSON Schema."""
 
@@ -45,11 +45,12 @@ def list_recipes(as_json: bool) -> None:
 
 
 @recipes.command(
+    short_help="Print a recipe after checking it.",
     epilog="""\b
 Examples:
   hidiff-export recipes show sdxl-2048 > my-recipe.yaml
   hidiff-export recipes show sdxl-2048 --json
-"""
+""",
 )
 @recipe_argument
 @click.option("--json", "as_json", is_flag=True, help="Print every value, defaults included, and the fingerprint.")
@@ -65,10 +66,11 @@ def show(recipe: str, as_json: bool) -> None:
 
 
 @recipes.command(
+    short_help="Print the JSON Schema of a recipe.",
     epilog="""\b
 Example:
   hidiff-export recipes schema > recipe.schema.json
-"""
+""",
 )
 def schema() -> None:
     """Print the JSON Schema of a recipe, with which editors complete and check one."""

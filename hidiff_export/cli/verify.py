@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Compare a bundle with PyTorch, boundary by boundary.",
     epilog="""\b
 Examples:
   hidiff-export verify demo-bundle
   hidiff-export verify bundle --against ./my-sdxl --junit parity.xml
   hidiff-export verify bundle --steps 50 --json
-"""
+""",
 )
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--against", metavar="SOURCE", help="Take PyTorch's weights from this checkpoint, not from the bundle.")

@@ -17,7 +17,7 @@ from hidiff_runtime.phases import Phase, PhasePlan, PhaseRule
 FEW_EVALUATIONS = 4
 """A build records a run of at most so many evaluations, unless a longer one costs next to nothing."""
 
-LITTLE_WORK = 20e12
+LITTLE_WORK = 8e12
 """What costs next to nothing, in floating-point operations: about a minute on a laptop's processor."""
 
 _LAST_TIMESTEP = 999

@@ -114,18 +114,6 @@ def test_a_stage_of_other_code_or_another_recipe_is_not_reused(recipe: Recipe, t
     assert display.reused == []
 
 
-def test_inspect_shows_phases_sizes_and_samplers(bundle: Path) -> None:
-    done = CliRunner().invoke(main, ["inspect", str(bundle), "--json"])
-    assert done.exit_code == 0
-    summary = json.loads(done.stdout)
-    assert [phase["phase"] for phase in summary["phases"]] == ["strided", "windowed"]
-    assert summary["weights"]["unet"] > 1_000_000
-    assert summary["parity"] == []
-    table = CliRunner().invoke(main, ["inspect", str(bundle)])
-    assert "strided" in table.stdout
-    assert "hidiff-export verify" in table.stdout
-
-
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -142,12 +130,3 @@ def test_what_cannot_be_built_leaves_nothing(arguments: list[str], code: int, tm
     assert "Traceback" not in done.output
     assert not (tmp_path / "bundle").exists()
     assert not list(tmp_path.rglob("*.safetensors"))
-
-
-def test_doctor_knows_the_backends() -> None:
-    done = CliRunner().invoke(main, ["doctor", "--json"])
-    assert done.exit_code == 0
-    found = json.loads(done.stdout)
-    assert found["backends"]["onnxruntime"]["usable"] is True
-    assert "torch" in found["tools"]
-    assert "onnxruntime" in CliRunner().invoke(main, ["doctor"]).stdout

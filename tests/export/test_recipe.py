@@ -128,9 +128,9 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize(("precision", "call", "run"), [("float32", 80, 60), ("float16", 40, 35), ("bfloat16", 30, 25)])
 def test_bounds_follow_the_precision_unless_given(precision: str, call: float, run: float) -> None:
-    parity = _recipe(precision=precision).parity
+    parity = _recipe(precision=precision, targets="cuda").parity
     assert (parity.call_snr_db, parity.run_snr_db) == (call, run)
-    parity = _recipe(precision=precision, parity={"run_snr_db": 50}).parity
+    parity = _recipe(precision=precision, targets="cuda", parity={"run_snr_db": 50}).parity
     assert (parity.call_snr_db, parity.run_snr_db) == (call, 50)
 
 

@@ -62,6 +62,13 @@ BAD = {
     "unknown family": Bad(_text(family="sdlx"), 1, "`family` should be", '"sdlx"', "Did you mean sdxl?"),
     "unknown task": Bad(_with("task: inpaint"), 5, "`task` should be", '"inpaint"', "Did you mean inpainting? What"),
     "unknown precision": Bad(_with("precision: fp16"), 5, "`precision` should be", '"fp16"', "float16 or bfloat16"),
+    "precision without kernels": Bad(
+        _with("precision: bfloat16"),
+        5,
+        "`precision` is bfloat16, for which ONNX Runtime has no kernels on the CPU",
+        '"bfloat16"',
+        "float16, or targets: cuda",
+    ),
     "unknown backend": Bad(
         _with("backend: onnx"), 5, "`backend` should be", '"onnx"', "builds and runs the engines: on"
     ),

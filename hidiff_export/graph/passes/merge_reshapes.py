@@ -15,7 +15,7 @@ class MergeReshapes(RewritePass):
     """Lets a ``Reshape`` read what came before other changes of shape, and drops it where it gives that shape back.
 
     Requires: static shapes.
-    Ensures: no ``Reshape`` to a constant shape reads another change of shape.
+    Ensures: no ``Reshape`` to a constant shape without 0 and -1 reads another change of shape.
     """
 
     operators: ClassVar[frozenset[Operator]] = frozenset({("", "Reshape")})

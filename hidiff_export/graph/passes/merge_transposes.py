@@ -12,8 +12,8 @@ from hidiff_export.graph.passes.base import Operator, Outcome, Replacement, Rewr
 class MergeTransposes(RewritePass):
     """Joins a ``Transpose`` with the one before it, and drops both where they cancel.
 
-    Requires: nothing.
-    Ensures: no ``Transpose`` reads another one.
+    Requires: the order of axes written out, as torch.onnx does; one left to the default is left alone.
+    Ensures: no ``Transpose`` with an order reads another one.
     """
 
     operators: ClassVar[frozenset[Operator]] = frozenset({("", "Transpose")})

@@ -37,7 +37,7 @@ class NearestToGather(RewritePass):
     def rewrite(self, node: ir.Node) -> Outcome:
         """Resizes axis by axis."""
         mode = node.attributes.get("mode")
-        if mode is None or mode.as_string() != _MEANT["mode"]:
+        if mode is not None and mode.as_string() != _MEANT["mode"]:  # nearest is ONNX's default
             return None
         before, after, graph = static_shape(node.inputs[0]), static_shape(node.outputs[0]), node.graph
         value = node.inputs[0]

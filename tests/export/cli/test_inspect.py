@@ -1,0 +1,49 @@
+"""`hidiff-export inspect`: what a bundle's manifest says, for people and machines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+from hidiff_export.cli import main
+from hidiff_runtime.manifest import MANIFEST, Manifest
+
+
+def _inspect(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["inspect", *map(str, arguments)])
+
+
+def test_it_shows_phases_sizes_and_samplers(sd15_bundle: Path) -> None:
+    done = _inspect(sd15_bundle, "--json")
+    assert done.exit_code == 0
+    summary = json.loads(done.stdout)
+    assert [phase["phase"] for phase in summary["phases"]] == ["strided", "windowed"]
+    assert summary["weights"]["unet"] > 1_000_000
+    assert summary["parity"] == []
+    assert summary["steps"] == [3, 3]
+    assert summary["steps_left_out"] == []
+    table = _inspect(sd15_bundle).stdout
+    assert "strided" in table
+    assert "hidiff-export verify" in table
+    assert "3 steps" in table
+    assert "left out" not in table
+
+
+def test_it_says_which_steps_a_scheduler_refused(sd15_bundle: Path, tmp_path: Path) -> None:
+    asked = Manifest.read(sd15_bundle)
+    folder = Path(shutil.copytree(sd15_bundle, tmp_path / "bundle"))
+    manifest = replace(asked, recipe={**asked.recipe, "steps": [1, "3-5", 9]})
+    (folder / MANIFEST).write_text(json.dumps(manifest.to_json()), encoding="utf-8")
+
+    assert json.loads(_inspect(folder, "--json").stdout)["steps_left_out"] == [1, "4-5", 9]
+    assert "left out: 1, 4-5, 9 steps, which a sampler" in " ".join(_inspect(folder).stdout.split())
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    done = _inspect(tmp_path)
+    assert done.exit_code == 4
+    assert "next:" in done.stderr
