@@ -59,6 +59,15 @@ def test_another_rounding_is_a_reason() -> None:
     assert operators(model) == {"Resize": 1}
 
 
+def test_the_defaults_of_onnx_are_a_reason() -> None:
+    model = resize((4, 6), (7, 9))
+    node = next(node for node in model.graph if node.op_type == "Resize")
+    node.attributes.clear()
+    gather = NearestToGather()
+    assert not gather(model).modified
+    assert list(gather.declined.values()) == ["it does not round down as PyTorch does"]
+
+
 def test_an_unknown_shape_is_a_reason() -> None:
     model, gather = resize((4, 6), (7, 9)), NearestToGather()
     model.graph.inputs[0].shape = None
