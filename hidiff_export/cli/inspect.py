@@ -75,7 +75,7 @@ def _phase(manifest: Manifest, index: int) -> dict[str, Any]:
 def _left_out(manifest: Manifest) -> list[int | str]:
     """What the recipe asked for and no table holds, as recipes write step counts."""
     from hidiff_export.recipe import Recipe
-    from hidiff_export.recipe_values import ranges
+    from hidiff_export.recipe.values import ranges
 
     recipe = Recipe.from_dict(manifest.recipe, "the recipe in the bundle's manifest")
     return ranges(steps for steps in recipe.steps if steps not in manifest.steps)

@@ -18,7 +18,7 @@ from hidiff_export.graph.weights import PRECISIONS, WeightStore
 from hidiff_export.model.load import build_unet, load_unet
 from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.parity.inputs import arrays, mixed_shifts, random_inputs
-from hidiff_export.recipe_values import Precision
+from hidiff_export.recipe.values import Precision
 from hidiff_runtime.phases import Phase, PhaseKind
 from hidiff_runtime.verdict import Metrics
 

@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hidiff_export.cli import main
-from hidiff_export.recipe import Recipe, recipe_schema, shipped_recipes
+from hidiff_export.recipe import Recipe, shipped_recipes
+from hidiff_export.recipe.schema import recipe_schema
 
 
 def _recipes(*arguments: str) -> Result:

@@ -2,7 +2,7 @@ import pytest
 
 from hidiff_export.parity.tolerance import TOLERANCES, Boundary, bound_for
 from hidiff_export.recipe import Recipe
-from hidiff_export.recipe_values import Precision
+from hidiff_export.recipe.values import Precision
 
 
 def recipe(**changes: object) -> Recipe:

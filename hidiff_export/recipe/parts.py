@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from hidiff_export.families import CONTROL_END
-from hidiff_export.recipe_values import FRACTION_SCHEMA, Fraction, Precision, refusal
+from hidiff_export.recipe.values import FRACTION_SCHEMA, Fraction, Precision, refusal
 
 # SNR in dB of one evaluation and of a whole run. float32 is the project's promise; the others lie about 10 dB below
 # what rounding alone costs (56 and 38 dB a call), and above what a wrong phase gives.

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from hidiff_export.errors import RecipeError
-from hidiff_export.recipe_file import Key, RecipeSource, dotted, nearest
+from hidiff_export.recipe.file import Key, RecipeSource, dotted, nearest
 
 _SHOWN = 80
 _WORDING = {

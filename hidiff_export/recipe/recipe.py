@@ -19,16 +19,15 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.json_schema import GenerateJsonSchema
 
 from hidiff_export import families
-from hidiff_export.errors import RecipeError
 from hidiff_export.families import LATENT_CHANNELS, PIXELS_PER_LATENT, Family, Layout, Task, Width
 from hidiff_export.geometry import control_latent
-from hidiff_export.recipe_file import RecipeSource, nearest
-from hidiff_export.recipe_parts import Frozen, HiDiffusion, ParityBounds, Range, without_default
-from hidiff_export.recipe_problems import recipe_error
-from hidiff_export.recipe_values import (
+from hidiff_export.recipe.file import RecipeSource
+from hidiff_export.recipe.parts import Frozen, HiDiffusion, ParityBounds, Range, without_default
+from hidiff_export.recipe.problems import recipe_error
+from hidiff_export.recipe.shipped import find_recipe
+from hidiff_export.recipe.values import (
     DISTINCT,
     LARGEST,
     MOST_STEPS,
@@ -56,13 +55,6 @@ def _also_one(schema: dict[str, Any]) -> None:
     """What is a list may also be written as its only item."""
     item = schema["items"]
     schema["anyOf"] = [item, {"type": schema.pop("type"), "items": schema.pop("items"), "minItems": 1}]
-
-
-class _FileSchema(GenerateJsonSchema):
-    """Without the titles that pydantic makes up from the names."""
-
-    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 - pydantic's signature
-        return False
 
 
 class Recipe(Frozen):
@@ -283,41 +275,3 @@ def _step_range(given: Range | None) -> StepRange | None:
 
 def _named(members: Iterable[Family]) -> str:
     return ", ".join(member.value for member in members)
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    package = Path(__file__).parent
-    # A wheel carries them inside the package; a checkout keeps them beside it.
-    folder = next(place for place in (package / "recipes", package.parent / "recipes") if place.is_dir())
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_recipe(recipe: str | Path) -> Path:
-    """The file of a recipe given by path or by shipped name.
-
-    Raises:
-        RecipeError: it is neither.
-    """
-    shipped = shipped_recipes()
-    if str(recipe) in shipped:
-        return shipped[str(recipe)]
-    path = Path(recipe)
-    if path.is_file() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        return path
-    raise RecipeError(
-        "There is no such recipe.",
-        given=str(recipe),
-        advice=f"{nearest(str(recipe), shipped)}Give a YAML file, or one of {', '.join(shipped)}.",
-    )
-
-
-def recipe_schema() -> dict[str, Any]:
-    """The JSON Schema of a recipe file, for editors; `recipe.schema.json` holds it."""
-    schema = Recipe.model_json_schema(schema_generator=_FileSchema)
-    head = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "hidiff-export recipe",
-        "description": "What to build: checkpoint, picture, phases, precision, engines and proof. Sizes are in pixels.",
-    }
-    return head | {key: value for key, value in schema.items() if key not in head}

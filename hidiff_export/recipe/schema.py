@@ -1,0 +1,27 @@
+"""The JSON Schema of a recipe, with which editors complete and check one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema
+
+from hidiff_export.recipe.recipe import Recipe
+
+
+class _FileSchema(GenerateJsonSchema):
+    """Without the titles that pydantic makes up from the names."""
+
+    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 - pydantic's signature
+        return False
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe file, for editors; `recipe.schema.json` holds it."""
+    schema = Recipe.model_json_schema(schema_generator=_FileSchema)
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "hidiff-export recipe",
+        "description": "What to build: checkpoint, picture, phases, precision, engines and proof. Sizes are in pixels.",
+    }
+    return head | {key: value for key, value in schema.items() if key not in head}

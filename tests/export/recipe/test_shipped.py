@@ -1,0 +1,56 @@
+"""The recipes that ship: the promised ones, each what its name says, found by name or path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hidiff_export.families import Width
+from hidiff_export.recipe import Recipe, find_recipe, shipped_recipes
+
+SHIPPED = shipped_recipes()
+
+
+def test_the_promised_recipes_ship() -> None:
+    assert set(SHIPPED) == {
+        "demo",
+        "sd15-1024",
+        "sd15-2048",
+        "sd15-1536x1024",
+        "sd21-1024",
+        "sd21-2048",
+        "sdxl-2048",
+        "sdxl-2048x1536",
+        "sdxl-4096",
+        "sdxl-turbo-1024",
+        "sdxl-inpainting-2048",
+        "playground-2048",
+        "sdxl-controlnet-2048",
+        "sdxl-controlnet-img2img-2048",
+    }
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_is_what_its_name_says(name: str) -> None:
+    recipe = Recipe.load(name)
+    assert recipe.name == name
+    if name == "demo":
+        assert recipe.unet_width is Width.TINY
+        return
+    family, *_, size = name.split("-")
+    width, _, height = size.partition("x")
+    assert recipe.family.value.startswith(family)
+    assert (recipe.width, recipe.height) == (int(width), int(height or width))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_says_what_it_is_for(name: str) -> None:
+    assert SHIPPED[name].read_text().startswith("# ")
+
+
+def test_a_recipe_is_found_by_name_or_by_path(tmp_path: Path) -> None:
+    assert find_recipe("demo") == SHIPPED["demo"]
+    path = tmp_path / "demo"
+    path.write_text(SHIPPED["demo"].read_text())
+    assert find_recipe(path) == path
