@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from hidiff_export.errors import ExportError, InputError
 from hidiff_export.families import Family, default_scheduler
-from hidiff_export.recipe import SamplerName
+from hidiff_export.recipe.values import SamplerName
 from hidiff_export.sampler.basis import SHAPE, StepsUnsupported, respond
 from hidiff_export.sampler.names import SAMPLERS, find_sampler, sampler_of
 from hidiff_export.sampler.probe import build_scheduler, probe
