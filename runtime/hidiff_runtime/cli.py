@@ -120,16 +120,20 @@ def _add_denoising(command: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from hidiff_runtime.replay import check
+    from hidiff_runtime.replay import check, read_samples
 
     count = 0
 
     def show(_: object) -> None:
         nonlocal count
         count += 1
-        _progress(f"{count} compared")
+        _progress(f"{count} of {total} compared")
 
     with _open(options) as bundle:
+        samples = read_samples(bundle)
+        replayed = [] if options.calls_only else samples.runs
+        total = len(samples.calls) + sum(len(run.trajectory) + 1 for run in replayed)
+        _progress(f"0 of {total} compared")
         report = check(bundle, runs=not options.calls_only, progress=show)
     _progress("", end="\n" if sys.stderr.isatty() else "")
     _write((json.dumps(report.to_dict(), indent=2) if options.json else report.render()) + "\n", sys.stdout)
