@@ -4,9 +4,9 @@
     python benchmarks/onnxruntime_cpu.py memory BUNDLE
 
 `speed` evaluates the same inputs with the phase's engine (weights packed, and shared) and with its PhaseUNet in PyTorch
-eager, in one process, in the order a b c c b a for each pair, all on the same number of threads. `memory` opens the
-engines as a server does, each way in a process of its own, and gives the resident set after the last evaluation and at
-its highest. Both print Markdown. Needs `hidiff-export`; nothing here is asserted by the test-suite.
+eager, in one process, in turn and back, all on the same number of threads. `memory` opens the engines as a server does,
+each way in a process of its own, and gives the resident set after the last engine was opened and at its highest. Both
+print Markdown. Needs `hidiff-export`; nothing here is asserted by the test-suite.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,7 @@ def speed(folder: Path, pairs: int) -> None:
                     took[name].append(seconds(eager))
                     continue
                 with hidiff_runtime.open(folder, verify="size", weights=name) as bundle:
-                    engine = bundle.engine(record.phase)
-                    took[name].append(seconds(lambda: engine.run(inputs)))  # noqa: B023 - called at once
+                    took[name].append(seconds(partial(bundle.engine(record.phase).run, inputs)))
         middle = {name: statistics.median(values) for name, values in took.items()}
         ratios = [middle[way] / middle["PyTorch"] for way in WAYS]
         cells = [*(f"{value:.1f}" for value in middle.values()), *(f"{ratio:.2f}" for ratio in ratios)]
@@ -95,9 +95,9 @@ def serve(folder: Path, resident: str, weights: str) -> dict[str, Any]:
     with hidiff_runtime.open(folder, verify="size", resident=resident, weights=weights) as bundle:
         opened, evaluated = [], []
         for record in bundle.manifest.phases:
-            opened.append(seconds(lambda: bundle.engine(record.phase)))  # noqa: B023 - called at once
-            evaluated.append(seconds(lambda: bundle.engine(record.phase).run(random_inputs(record))))  # noqa: B023
-        opened.append(seconds(lambda: bundle.engine(bundle.manifest.phases[0].phase)))
+            opened.append(seconds(partial(bundle.engine, record.phase)))
+            evaluated.append(seconds(partial(bundle.engine(record.phase).run, random_inputs(record))))
+        opened.append(seconds(partial(bundle.engine, bundle.manifest.phases[0].phase)))
         return {
             "open": opened,
             "evaluate": evaluated,

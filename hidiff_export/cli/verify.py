@@ -22,7 +22,9 @@ Examples:
 """,
 )
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--against", metavar="SOURCE", help="Take PyTorch's weights from this checkpoint, not from the bundle.")
+@click.option(
+    "--against", metavar="SOURCE", help="Take the UNet's weights for PyTorch from this checkpoint, not from the bundle."
+)
 @click.option("--steps", type=int, metavar="N", help="Of the whole run; by default the fewest with every phase change.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Also write a JUnit XML report here.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON and show no progress.")

@@ -66,7 +66,7 @@ _RUN = {
     ),
     "float16": Bound(
         snr_db=35,
-        reason="Steps carry rounding on and guidance multiplies it; 35 dB is where a difference stops to be seen.",
+        reason="Steps carry rounding on and guidance multiplies it; 35 dB is where a difference stops being visible.",
     ),
     "bfloat16": Bound(
         snr_db=25,
