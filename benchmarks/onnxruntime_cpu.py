@@ -68,7 +68,7 @@ def speed(folder: Path, pairs: int) -> None:
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for record in manifest.phases:
         inputs = random_inputs(record)
-        module = PhaseUNet(unet, recipe.layout, record.phase, recipe.latent_height, recipe.latent_width)
+        module = PhaseUNet(unet, recipe.unet_layout, record.phase, recipe.latent_height, recipe.latent_width)
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
 
         def eager(module: PhaseUNet = module, tensors: dict[str, Any] = tensors) -> None:

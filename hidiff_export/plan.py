@@ -60,8 +60,8 @@ class RunPlan:
 
     def _planned(self, span: PhaseSpan) -> PlannedPhase:
         recipe, config = self.recipe, self.recipe.unet_config()
-        geometry = UNetGeometry.of(config, recipe.layout, span.phase, recipe.latent_height, recipe.latent_width)
-        flops = unet_cost(config, recipe.layout, geometry).flops
+        geometry = UNetGeometry.of(config, recipe.unet_layout, span.phase, recipe.latent_height, recipe.latent_width)
+        flops = unet_cost(config, recipe.unet_layout, geometry).flops
         if span.phase.control:
             flops += self.controlnet_flops
         return PlannedPhase(span, geometry, flops, flops * recipe.model_batch)
@@ -82,7 +82,7 @@ class RunPlan:
         if recipe.controlnet is None:
             return Cost()
         size = control_latent(recipe.latent_height, recipe.latent_width)
-        return controlnet_cost(recipe.controlnet_config(), recipe.unet_config(), recipe.layout, *size)
+        return controlnet_cost(recipe.controlnet_config(), recipe.unet_config(), recipe.unet_layout, *size)
 
     @cached_property
     def run_flops(self) -> int:
@@ -93,7 +93,7 @@ class RunPlan:
     def stock_flops(self) -> int:
         """Of one evaluation of the UNet without HiDiffusion, for one latent."""
         recipe, config = self.recipe, self.recipe.unet_config()
-        stock = stock_geometry(config, recipe.layout, recipe.latent_height, recipe.latent_width)
+        stock = stock_geometry(config, recipe.unet_layout, recipe.latent_height, recipe.latent_width)
         return unet_cost(config, *stock).flops
 
     @property
@@ -111,7 +111,7 @@ class RunPlan:
     @cached_property
     def parameters(self) -> int:
         """Of the UNet."""
-        return unet_parameters(self.recipe.unet_config(), self.recipe.layout)
+        return unet_parameters(self.recipe.unet_config(), self.recipe.unet_layout)
 
     @property
     def weight_bytes(self) -> int:

@@ -138,7 +138,7 @@ def _summary(run: RunPlan) -> Table:
     table.add_column(style="dim")
     for kind in dict.fromkeys(phase.span.phase.kind for phase in run.phases):
         table.add_row(kind.value, _MEANINGS[kind])
-    if recipe.layout.windowed_blocks:
+    if recipe.unet_layout.windowed_blocks:
         table.add_row("windows", "four shifted ones, in every phase: the top blocks' attention stays inside them")
     if any(window.resized for phase in run.phases for window in phase.geometry.windows):
         table.add_row("*", "the feature map is odd: resized (bicubic) to even before it is cut, and back afterwards")

@@ -29,8 +29,8 @@ class Meter:
         """Floating-point operations of one evaluation."""
         recipe = self._recipe
         size = (recipe.latent_height, recipe.latent_width)
-        geometry = UNetGeometry.of(self._config, recipe.layout, phase, *size)
-        return recipe.model_batch * float(unet_cost(self._config, recipe.layout, geometry).flops)
+        geometry = UNetGeometry.of(self._config, recipe.unet_layout, phase, *size)
+        return recipe.model_batch * float(unet_cost(self._config, recipe.unet_layout, geometry).flops)
 
     def plan(self, phases: Iterable[Phase]) -> None:
         """Adds evaluations, one of each of ``phases``, to what there is to do."""

@@ -78,7 +78,7 @@ class RunInputs:
         """Random ones from ``seed``; the inpainting mask is the picture's middle."""
         size = (recipe.latent_height, recipe.latent_width)
         phase = recipe.phase_rule().phases()[0]
-        specs = {spec.name: spec for spec in phase_inputs(config, recipe.layout, phase, *size, recipe.batch)}
+        specs = {spec.name: spec for spec in phase_inputs(config, recipe.unet_layout, phase, *size, recipe.batch)}
         given: dict[str, Given] = {}
         for name in EMBEDDINGS:
             if name in specs and name != "time_ids":
@@ -92,7 +92,7 @@ class RunInputs:
         if recipe.controlnet is not None:
             given[CONTROL_IMAGE] = drawn(CONTROL_IMAGE, (recipe.batch, 3, recipe.height, recipe.width), seed)
         elif recipe.task.has_control:
-            residuals = control_residuals(config, recipe.layout, *size, recipe.model_batch)
+            residuals = control_residuals(config, recipe.unet_layout, *size, recipe.model_batch)
         control = {spec.name: drawn(spec.name, spec.shape, seed) for spec in residuals}
         return cls(seed, GUIDANCE_SCALE if recipe.guidance else None, given, control)
 
@@ -156,7 +156,7 @@ def run_pipeline(
 
 def _windows(unet: Any, recipe: Recipe, course: Course) -> list[tuple[WindowShape, ...]]:
     size = (recipe.latent_height, recipe.latent_width)
-    return [UNetGeometry.of(unet.config, recipe.layout, point.phase, *size).windows for point in course.points]
+    return [UNetGeometry.of(unet.config, recipe.unet_layout, point.phase, *size).windows for point in course.points]
 
 
 def _pipeline(networks: Networks, scheduler: Any, recipe: Recipe, given: RunInputs) -> Any:

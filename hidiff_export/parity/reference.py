@@ -140,11 +140,11 @@ def random_calls(unet: nn.Module, recipe: Recipe, points: Sequence[Point], meter
     size = (recipe.latent_height, recipe.latent_width)
     for seed, point in enumerate(points, start=1):
         meter.start(point.phase, f"PyTorch: {point}")
-        module = PhaseUNet(unet, recipe.layout, point.phase, *size)
+        module = PhaseUNet(unet, recipe.unet_layout, point.phase, *size)
         specs = module.input_specs(recipe.model_batch)
         picture = {"width": recipe.width, "height": recipe.height}
         inputs = random_inputs(specs, timestep=point.timestep, **picture, seed=seed)
-        shifts = mixed_shifts(len(recipe.layout.windowed_blocks), seed)
+        shifts = mixed_shifts(len(recipe.unet_layout.windowed_blocks), seed)
         yield Call(point, shifts, inputs, _evaluate(module, inputs, shifts))
 
 

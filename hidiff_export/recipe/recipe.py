@@ -246,7 +246,7 @@ class Recipe(Frozen):
         return random_seed(self.source)
 
     @property
-    def layout(self) -> Layout:
+    def unet_layout(self) -> Layout:
         """Where the UNet is changed; without windowed blocks when the windows are off."""
         layout = Layout.of(self.family)
         return layout if self.hidiffusion.windows else layout.without_windows()

@@ -29,7 +29,7 @@ class Graphs:
         return {
             "phases": [phase.name for phase in context.phases],
             "controlnet": recipe.controlnet is not None,
-            "windowed_blocks": list(recipe.layout.windowed_blocks),
+            "windowed_blocks": list(recipe.unet_layout.windowed_blocks),
             "latent": list(recipe.latent_shape),
             "model_batch": recipe.model_batch,
         }
@@ -41,7 +41,7 @@ class Graphs:
         store, unet = _stored(context.unet, build_unet)
         for index, phase in enumerate(context.phases):
             report(index, len(context.graphs), phase.name)
-            module = PhaseUNet(unet, recipe.layout, phase, *size)
+            module = PhaseUNet(unet, recipe.unet_layout, phase, *size)
             write_graph(module, recipe.model_batch, store, context.graph(phase))
         if recipe.controlnet is not None:
             report(len(context.phases), len(context.graphs), "ControlNet")

@@ -46,7 +46,7 @@ def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) ->
         precision=recipe.precision.value,
         rule=context.rule,
         latent=recipe.latent_shape,
-        windowed_blocks=recipe.layout.windowed_blocks,
+        windowed_blocks=recipe.unet_layout.windowed_blocks,
         phases=tuple(_phase_record(context, phase) for phase in context.phases),
         samplers=samplers,
         default_sampler=recipe.sampler[0].value,
@@ -72,7 +72,7 @@ def _phase_record(context: StageContext, phase: Phase) -> PhaseRecord:
         phase=phase,
         graph=graph.relative_to(context.folder).as_posix(),
         engines=_engines(context, graph),
-        inputs=phase_inputs(config, recipe.layout, phase, *size, recipe.model_batch),
+        inputs=phase_inputs(config, recipe.unet_layout, phase, *size, recipe.model_batch),
         outputs=phase_outputs(config, *size, recipe.model_batch),
     )
 

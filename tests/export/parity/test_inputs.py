@@ -21,7 +21,7 @@ def inputs_of(family: str, control: bool = False, seed: int = 0) -> dict[str, np
         }
     )
     phase = Phase(PhaseKind.WINDOWED, control)
-    specs = phase_inputs(recipe.unet_config(), recipe.layout, phase, 32, 64, recipe.model_batch)
+    specs = phase_inputs(recipe.unet_config(), recipe.unet_layout, phase, 32, 64, recipe.model_batch)
     inputs = arrays(random_inputs(specs, timestep=761.0, width=512, height=256, seed=seed))
     assert {name: value.shape for name, value in inputs.items()} == {
         spec.name: spec.shape for spec in specs if spec.name != "window_shifts"
@@ -60,7 +60,7 @@ def test_a_seed_gives_the_same_inputs_and_another_seed_others() -> None:
 def test_noise_is_kept_as_a_seed() -> None:
     specs = phase_inputs(
         Recipe.from_dict({"family": "sd15", "source": "random:0", "width": 512, "height": 512}).unet_config(),
-        Recipe.from_dict({"family": "sd15", "source": "random:0", "width": 512, "height": 512}).layout,
+        Recipe.from_dict({"family": "sd15", "source": "random:0", "width": 512, "height": 512}).unet_layout,
         Phase(PhaseKind.STRIDED),
         64,
         64,

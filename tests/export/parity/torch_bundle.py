@@ -76,7 +76,22 @@ class TorchBackend:
     def available(self) -> Availability:
         return Availability(True, "torch")
 
-    def open(self, engine: Path, weights: Mapping[str, Path], record: GraphRecord, _options: Any) -> TorchSession:
+    memory: None = None
+
+    def files(self, engine: Path) -> tuple[Path, ...]:
+        return (engine,)
+
+    def device(self, _options: Mapping[str, Any]) -> "TorchBackend":
+        """Itself: it keeps nothing on a device."""
+        return self
+
+    def __enter__(self) -> "TorchBackend":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def open(self, engine: Path, weights: Mapping[str, Path], record: GraphRecord) -> TorchSession:
         named = json.loads(engine.read_text(encoding="utf-8"))
         phase = None if named["kind"] == "controlnet" else Phase(PhaseKind(named["kind"]), named["control"])
         return TorchSession(_module(self.recipe, phase, weights["unet"].parent.parent), record, self.spoil)
@@ -93,7 +108,7 @@ def _module(recipe: Recipe, phase: Phase | None, root: Path) -> PhaseUNet | Cont
         networks = networks_of_store(root, recipe)
         size = (recipe.latent_height, recipe.latent_width)
         if phase is not None:
-            _MODULES[key] = PhaseUNet(networks.unet, recipe.layout, phase, *size)
+            _MODULES[key] = PhaseUNet(networks.unet, recipe.unet_layout, phase, *size)
         elif networks.controlnet is not None:
             _MODULES[key] = ControlNetModule(networks.controlnet, *size)
     return _MODULES[key]
@@ -132,7 +147,7 @@ def build(recipe: Recipe, folder: Path) -> Path:
         precision=recipe.precision.value,
         rule=recipe.phase_rule(),
         latent=recipe.latent_shape,
-        windowed_blocks=recipe.layout.windowed_blocks,
+        windowed_blocks=recipe.unet_layout.windowed_blocks,
         phases=phases,
         samplers={recipe.sampler[0].value: "samplers/table.safetensors"},
         default_sampler=recipe.sampler[0].value,
@@ -183,6 +198,6 @@ def _phase(recipe: Recipe, folder: Path, phase: Phase) -> PhaseRecord:
     named = _named(folder, f"unet/{phase.name}", {"kind": phase.kind.value, "control": phase.control})
     size = (recipe.latent_height, recipe.latent_width)
     config = recipe.unet_config()
-    inputs = phase_inputs(config, recipe.layout, phase, *size, recipe.model_batch)
+    inputs = phase_inputs(config, recipe.unet_layout, phase, *size, recipe.model_batch)
     outputs = phase_outputs(config, *size, recipe.model_batch)
     return PhaseRecord(*named, inputs, outputs, phase)

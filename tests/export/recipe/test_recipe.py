@@ -70,8 +70,8 @@ def test_only_fabricated_checkpoints_have_a_seed(source: str, seed: int | None) 
 
 def test_switches_reach_the_rule_and_the_layout() -> None:
     both, bare = _recipe(), _recipe(hidiffusion={"raunet": False, "windows": False})
-    assert both.layout == Layout.of(Family.SDXL)
-    assert bare.layout == Layout.of(Family.SDXL).without_windows()
+    assert both.unet_layout == Layout.of(Family.SDXL)
+    assert bare.unet_layout == Layout.of(Family.SDXL).without_windows()
     assert bare.phase_rule() == PhaseRule()
 
 
