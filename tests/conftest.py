@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from needs import pytest_runtest_setup
 
 from hidiff_runtime.manifest import MANIFEST
+
+__all__ = ["pytest_runtest_setup", "sd15_bundle"]
 
 
 class NoDisplay:

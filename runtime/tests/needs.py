@@ -1,0 +1,97 @@
+"""The marker ``needs``: a test that wants a device or a library skips with the reason where there is none.
+
+``@pytest.mark.needs("cuda", "tensorrt")`` names what a test needs. A machine that is meant to have it says so, with
+``HIDIFF_REQUIRE=cuda,tensorrt``: there the test fails instead of skipping. Both test trees import the hook from here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+
+import pytest
+
+REQUIRE = "HIDIFF_REQUIRE"
+
+
+def _cuda() -> str:
+    """Asks the driver itself, which makes no context and needs no Python package."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return f"no NVIDIA driver ({error})"
+    count = ctypes.c_int()
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code:
+        return f"the NVIDIA driver answers with error {code}"
+    return "" if count.value else "the NVIDIA driver finds no device"
+
+
+def _module(name: str) -> Callable[[], str]:
+    def missing() -> str:
+        try:
+            import_module(name)
+        except Exception as error:  # a library that is there but does not load may raise anything
+            return f"{name} does not import ({error})"
+        return ""
+
+    return missing
+
+
+def _onnxruntime_cuda() -> str:
+    missing = _module("onnxruntime")() or _cuda()
+    if missing:
+        return missing
+    providers = import_module("onnxruntime").get_available_providers()
+    return "" if "CUDAExecutionProvider" in providers else f"onnxruntime has {', '.join(providers)} alone"
+
+
+def _torch_cuda() -> str:
+    missing = _module("torch")()
+    if missing:
+        return missing
+    return "" if import_module("torch").cuda.is_available() else "torch finds no CUDA device"
+
+
+KNOWN: Mapping[str, Callable[[], str]] = {
+    "cuda": _cuda,
+    "cuda-python": _module("cuda.bindings.runtime"),
+    "tensorrt": _module("tensorrt"),
+    "tensorrt-rtx": _module("tensorrt_rtx"),
+    "onnxruntime-cuda": _onnxruntime_cuda,
+    "torch-cuda": _torch_cuda,
+}
+"""What a test can need, and what finds out what is missing; the empty text where nothing is."""
+
+
+@cache
+def missing(name: str) -> str:
+    """Why ``name`` is not here; empty if it is. Raises UsageError for a name that is not one of `KNOWN`."""
+    if name not in KNOWN:
+        raise pytest.UsageError(f"needs {name!r}: there is no such requirement. Use one of {', '.join(KNOWN)}.")
+    return KNOWN[name]()
+
+
+def required() -> tuple[str, ...]:
+    """What this machine is meant to have. Raises UsageError for a name that is not one of `KNOWN`."""
+    names = tuple(name for part in os.environ.get(REQUIRE, "").split(",") if (name := part.strip()))
+    unknown = [name for name in names if name not in KNOWN]
+    if unknown:
+        raise pytest.UsageError(f"{REQUIRE}={','.join(names)}: {unknown[0]!r} is not one of {', '.join(KNOWN)}.")
+    return names
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture: skips a test whose needs are not met, or fails it where the environment requires them."""
+    wanted = dict.fromkeys(name for mark in item.iter_markers("needs") for name in mark.args)
+    reasons = {name: reason for name in wanted if (reason := missing(name))}
+    if not reasons:
+        return
+    text = "; ".join(f"needs {name}: {reason}" for name, reason in reasons.items())
+    if set(reasons) & set(required()):
+        pytest.fail(f"{text} ({REQUIRE}={os.environ[REQUIRE]})", pytrace=False)
+    pytest.skip(text)
