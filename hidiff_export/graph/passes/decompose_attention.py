@@ -1,0 +1,161 @@
+"""Attention as two products and a softmax, where there is no fused kernel for it."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from hidiff_export.graph.passes.base import (
+    Declined,
+    Operator,
+    Outcome,
+    Replacement,
+    RewritePass,
+    add_constant,
+    make,
+    produced_by,
+    static_shape,
+)
+
+HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+HEAD_SIZES = range(16, 257, 8)
+"""Head sizes that TensorRT has fused kernels for, in float16 and bfloat16."""
+
+LARGEST_SCORES = 2**27
+"""Elements of the scores that are held at a time: half a GiB in float32.
+
+Scores and probabilities are both in memory while one becomes the other. At this bound they take at most a GiB, below
+any float32 checkpoint's weights, while each product is still large enough to fill a GPU: the largest case that recipes
+reach, SDXL at 4096 pixels with a window of 16384 tokens, is cut into 160 pieces. TensorRT refuses tensors of 2^31
+elements or more, which whole scores exceed from 2048 pixels on.
+"""
+
+_UNSUPPORTED = ("is_causal", "softcap", "qk_matmul_output_mode", "q_num_heads", "kv_num_heads")
+_KEYS_LAST = (0, 1, 3, 2)
+
+
+class DecomposeAttention(RewritePass):
+    """Turns ``Attention`` that TensorRT has no kernel for into ``MatMul``, ``Softmax``, ``MatMul``, in float32.
+
+    Kernels there are for float16 and bfloat16 and head sizes of 16 to 256 in steps of 8, also where float16 or
+    bfloat16 is cast to float32 just before: then the kernel takes the narrow type and accumulates in float32. The
+    rest is computed in float32 whatever the type around it, a piece of the queries at a time.
+
+    Requires: shapes and types known; opset 23 or later.
+    Ensures: ``Attention`` is left only where TensorRT has a kernel, or where `declined` says why.
+
+    Args:
+        largest_scores: elements of the scores that may be held at a time; one row of queries is always taken.
+    """
+
+    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Attention")})
+
+    def __init__(self, largest_scores: int = LARGEST_SCORES) -> None:
+        super().__init__()
+        self._largest_scores = largest_scores
+
+    def rewrite(self, node: ir.Node) -> Outcome:
+        """Decomposes one attention."""
+        graph, shapes = node.graph, [static_shape(value) for value in node.inputs[:3]]
+        assert graph is not None
+        if any(value is not None for value in node.inputs[3:]) or len(node.outputs) != 1:
+            return Declined("it has a mask, a cache or more than one output")
+        if any(name in node.attributes and node.attributes[name].value for name in _UNSUPPORTED):
+            return Declined("it is causal, capped, grouped or has its heads in the last axis")
+        if any(shape is None or len(shape) != 4 for shape in shapes) or node.inputs[0] is None:
+            return Declined("the shape of an input is not known, or not [batch, heads, tokens, size]")
+        query, key, value = (shape for shape in shapes if shape is not None)
+        if query[1] != key[1]:
+            return Declined("queries and keys have different numbers of heads")
+        if query[3] == value[3] and query[3] in HEAD_SIZES and all(_is_half(tensor) for tensor in node.inputs[:3]):
+            return None
+        return _Decomposition(graph, node).steps(self._largest_scores)
+
+
+def _is_half(value: ir.Value | None) -> bool:
+    """Whether a tensor is of 16 bits, or was until it was cast to float32."""
+    if value is not None and value.dtype == ir.DataType.FLOAT and (cast := produced_by(value, "Cast")) is not None:
+        (value,) = cast.inputs
+    return value is not None and value.dtype in HALVES
+
+
+class _Decomposition:
+    """The nodes that one attention becomes."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
+        self._graph = graph
+        self._node = node
+        self._nodes: list[ir.Node] = []
+
+    def steps(self, largest_scores: int) -> Replacement:
+        """Scaled queries, a piece at a time, against all keys."""
+        kind = self._node.outputs[0].type
+        query, key, value = (self._in_float32(tensor) for tensor in self._node.inputs[:3])
+        batch, heads, tokens, size = _shape(query)
+        scale = self._node.attributes.get("scale")
+        factor = size**-0.5 if scale is None else scale.as_float()
+        # Before the product, so that scores are scaled at no cost.
+        scaled = self._add("Mul", [query, add_constant(self._graph, np.array(factor, np.float32))], _shape(query))
+        keys = self._add("Transpose", [key], tuple(_shape(key)[i] for i in _KEYS_LAST), perm=_KEYS_LAST)
+        rows = piece_sizes(tokens, batch * heads * _shape(key)[2], largest_scores)
+        parts = [self._attend(part, keys, value) for part in self._split(scaled, rows)]
+        whole = (batch, heads, tokens, _shape(value)[3])
+        result = parts[0] if len(parts) == 1 else self._add("Concat", parts, whole, axis=2)
+        if kind is not None and kind.dtype != ir.DataType.FLOAT:
+            result = self._cast(result, kind.dtype)
+        return Replacement([result], self._nodes)
+
+    def _in_float32(self, value: ir.Value | None) -> ir.Value:
+        assert value is not None
+        return value if value.dtype == ir.DataType.FLOAT else self._cast(value, ir.DataType.FLOAT)
+
+    def _attend(self, query: ir.Value, keys: ir.Value, value: ir.Value) -> ir.Value:
+        batch, heads, rows, _ = _shape(query)
+        scores = (batch, heads, rows, _shape(keys)[3])
+        product = self._add("MatMul", [query, keys], scores)
+        weights = self._add("Softmax", [product], scores, axis=-1)
+        return self._add("MatMul", [weights, value], (batch, heads, rows, _shape(value)[3]))
+
+    def _split(self, query: ir.Value, rows: list[int]) -> list[ir.Value]:
+        if len(rows) == 1:
+            return [query]
+        batch, heads, _, size = _shape(query)
+        node = ir.node(
+            "Split", [query, add_constant(self._graph, np.array(rows, np.int64))], {"axis": 2}, num_outputs=len(rows)
+        )
+        for value, count in zip(node.outputs, rows, strict=True):
+            value.shape, value.type = ir.Shape((batch, heads, count, size)), query.type
+        self._nodes.append(node)
+        return list(node.outputs)
+
+    def _cast(self, value: ir.Value, to: ir.DataType) -> ir.Value:
+        node = make("Cast", [value], {"to": to}, shape=value.shape, type=ir.TensorType(to))
+        self._nodes.append(node)
+        return node.outputs[0]
+
+    def _add(self, op_type: str, inputs: list[ir.Value], shape: tuple[int, ...], **attributes: object) -> ir.Value:
+        node = make(op_type, inputs, attributes, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
+        self._nodes.append(node)
+        return node.outputs[0]
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    shape = static_shape(value)
+    assert shape is not None  # checked before
+    return shape
+
+
+def piece_sizes(tokens: int, scores_of_one: int, largest_scores: int) -> list[int]:
+    """How many queries to take at a time, as evenly as can be.
+
+    Args:
+        tokens: all queries.
+        scores_of_one: elements of the scores of one query, over batch, heads and keys.
+        largest_scores: elements that may be held at a time.
+    """
+    count = min(tokens, math.ceil(tokens / max(1, largest_scores // scores_of_one)))
+    small, larger = divmod(tokens, count)
+    return [small + 1] * larger + [small] * (count - larger)
