@@ -63,7 +63,10 @@ class Judge:
                 bound = bound_for(Boundary.GRAPH, self._recipe)
                 yield Verdict(Boundary.GRAPH.value, bound, None, record.phase.name, fault="no reference")
                 continue
-            with backend.open(inside(root, record.graph), weights, record, {}) as session:
+            with (
+                backend.device({}) as device,
+                device.open(inside(root, record.graph), weights, record) as session,
+            ):
                 yield self._call(Boundary.GRAPH, call, session)
 
     def controlnet(self, call: ControlNetCall) -> Verdict:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_runtime import backends
-from hidiff_runtime.backends.protocol import Backend, Session
+from hidiff_runtime.backends.protocol import Backend, Device, Session
 from hidiff_runtime.denoiser import Denoiser
 from hidiff_runtime.engines import CONTROLNET, ControlNetKey, EnginePool
 from hidiff_runtime.errors import BundleError, EngineError, InputError
@@ -36,6 +36,8 @@ class Bundle:
         self.lock = threading.RLock()
         self._backend = backend
         self._options = options
+        self._device = backend.device(options)
+        self._entered: Device | None = None
         self._engines = EnginePool(self._open_engine, resident)
         self._samplers: dict[str, SamplerTable] = {}
 
@@ -97,9 +99,23 @@ class Bundle:
             self._engines.preload(phases, controlnet=self.manifest.controlnet is not None)
 
     def close(self) -> None:
-        """Closes every engine; waits for a run in progress. Using the bundle again opens them again."""
+        """Closes every engine and the device; waits for a run in progress. Using the bundle again opens them again."""
         with self.lock:
             self._engines.close()
+            if self._entered is not None:
+                self._entered.__exit__(None, None, None)
+                self._entered, self._device = None, self._backend.device(self._options)
+
+    def device(self) -> Device:
+        """The backend's device, entered when it is first asked for, left when the bundle is closed.
+
+        Raises:
+            EngineError: the backend or the device is missing here.
+        """
+        with self.lock:
+            if self._entered is None:
+                self._entered = self._device.__enter__()
+            return self._entered
 
     def __enter__(self) -> Bundle:
         return self
@@ -125,7 +141,7 @@ class Bundle:
         if fault:
             raise BundleError(f"The engine {relative} {fault}.", advice="Fetch the bundle again, or build it again.")
         weights = {name: inside(self.root, store) for name, store in self.manifest.weights.items()}
-        return self._backend.open(path, weights, record, self._options)
+        return self.device().open(path, weights, record)
 
 
 def open(

@@ -53,9 +53,9 @@ class Session:
 
 
 class Backend(toy.ToyBackend):
-    def open(self, engine: Path, weights: Mapping[str, Path], record: Any, options: Mapping[str, Any]) -> Any:
+    def open(self, engine: Path, weights: Mapping[str, Path], record: Any) -> Any:
         if engine.parent.name != "controlnet":
-            return super().open(engine, weights, record, options)
+            return super().open(engine, weights, record)
         assert weights["controlnet"].parent == engine.parent
         return Session(self, record)
 

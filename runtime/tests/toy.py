@@ -98,13 +98,34 @@ class ToyBackend:
     def available(self) -> Availability:
         return Availability(True, "numpy")
 
-    def open(
-        self, engine: Path, weights: Mapping[str, Path], record: PhaseRecord, options: Mapping[str, Any]
-    ) -> ToySession:
+    def files(self, engine: Path) -> tuple[Path, ...]:
+        return (engine,)
+
+    def device(self, options: Mapping[str, Any]) -> ToyDevice:
         ToyBackend.opened_with = dict(options)
+        return ToyDevice(self)
+
+    def open(self, engine: Path, weights: Mapping[str, Path], record: PhaseRecord) -> ToySession:
         phase = json.loads(engine.read_text())["phase"]
         with safetensors.SafetensorsFile.open(weights["unet"]) as file:
             return ToySession(self, phase, file.arrays(), record)
+
+
+@dataclass
+class ToyDevice:
+    """Nothing but host memory; opens what its backend opens."""
+
+    backend: ToyBackend
+    memory: None = None
+
+    def __enter__(self) -> ToyDevice:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def open(self, engine: Path, weights: Mapping[str, Path], record: PhaseRecord) -> ToySession:
+        return self.backend.open(engine, weights, record)
 
 
 @dataclass(frozen=True)

@@ -66,10 +66,10 @@ class Silent:
 class Backend(TorchBackend):
     """PyTorch for the phases, ONNX Runtime for the ControlNet."""
 
-    def open(self, engine: Path, weights: Mapping[str, Path], record: Any, options: Any) -> Any:
+    def open(self, engine: Path, weights: Mapping[str, Path], record: Any) -> Any:
         if engine.parent.name == "controlnet":
-            return OnnxRuntimeBackend().open(engine, weights, record, options)
-        return super().open(engine, weights, record, options)
+            return OnnxRuntimeBackend().device({"device": "cpu"}).__enter__().open(engine, weights, record)
+        return super().open(engine, weights, record)
 
 
 def write_stub(module: Any, model_batch: int, store: Any, path: Path) -> None:
@@ -192,7 +192,8 @@ def test_the_graph_computes_what_pytorch_does(folder: Path, name: str) -> None:
     with torch.inference_mode():
         residuals = module(**{key: torch.from_numpy(value) for key, value in inputs.items()})
     weights = {"controlnet": folder / "controlnet/weights.safetensors"}
-    with OnnxRuntimeBackend().open(folder / "controlnet" / name, weights, record, {}) as session:
+    path = folder / "controlnet" / name
+    with OnnxRuntimeBackend().device({}) as device, device.open(path, weights, record) as session:
         found = session.run(inputs)
         other = session.run({**inputs, "timestep": np.array([482], np.float32)})
     assert list(found) == [spec.name for spec in record.outputs]

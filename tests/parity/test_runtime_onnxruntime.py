@@ -146,5 +146,5 @@ def test_an_engine_that_does_not_load_is_an_error(folder: Path) -> None:
 
 
 def test_an_option_that_the_backend_lacks_is_refused(pristine: Path) -> None:
-    with open_bundle(pristine, colour="blue") as bundle, pytest.raises(InputError, match="no such option"):
-        bundle.preload()
+    with pytest.raises(InputError, match="no such option"):
+        open_bundle(pristine, colour="blue")

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from hidiff_runtime.backends.protocol import Availability, Backend, Session, WeightMap
+from hidiff_runtime.backends.protocol import (
+    Availability,
+    Backend,
+    Device,
+    DeviceArray,
+    DeviceMemory,
+    Session,
+    WeightMap,
+)
 from hidiff_runtime.errors import InputError
 
-__all__ = ["NAMES", "Availability", "Backend", "Session", "WeightMap", "get"]
+__all__ = [
+    "NAMES",
+    "Availability",
+    "Backend",
+    "Device",
+    "DeviceArray",
+    "DeviceMemory",
+    "Session",
+    "WeightMap",
+    "get",
+]
 
 NAMES = ("onnxruntime",)
 """Every backend, the one to be preferred first; ``backend`` in the module of that name makes it."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.backends.protocol import Availability, Backend, Session, WeightMap
+from hidiff_runtime.backends.protocol import Availability, Backend, DeviceArray, WeightMap
 from hidiff_runtime.errors import EngineError, InputError
 from hidiff_runtime.manifest import GraphRecord, TensorSpec
 
@@ -21,6 +23,22 @@ NAME = "onnxruntime"
 _INSTALL = "pip install 'hidiff-runtime[cpu]', or 'hidiff-runtime[gpu]' for CUDA."
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _WEIGHTS = ("packed", "shared")
+
+Place = Literal["cuda", "cpu"]
+
+_CUDA: dict[str, str] = {
+    # float32 graphs mean float32: by default convolutions and matrix products drop 13 bits of the mantissa.
+    "use_tf32": "0",
+    # The default measures every algorithm for every convolution when an engine first runs. An engine is opened anew at
+    # each phase change, so that each picture would pay for it; cuDNN's own choice for the shape costs nothing.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # The default doubles the arena whenever it is full; shapes are static, so what one evaluation needs is enough.
+    "arena_extend_strategy": "kSameAsRequested",
+}
+"""Options of the CUDA provider, each where its default does not fit."""
+
+_OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "cudaerrormemoryallocation", "available memory of")
+"""What ONNX Runtime's text says when the device's memory is full."""
 
 
 @dataclass(frozen=True)
@@ -75,21 +93,13 @@ class OnnxRuntimeBackend:
         devices = [device for device, provider in _PROVIDERS.items() if provider in found]
         return Availability(True, f"onnxruntime {onnxruntime.__version__} ({', '.join(devices)})")
 
-    def open(self, engine: Path, weights: WeightMap, record: GraphRecord, options: Mapping[str, Any]) -> Session:
-        """A session of the engine, which loads when it is entered.
+    def files(self, engine: Path) -> tuple[Path, ...]:
+        """The graph alone."""
+        return (engine,)
 
-        Raises:
-            EngineError: ONNX Runtime or the file is missing.
-            InputError: an option is not one of `Options`.
-        """
-        chosen = Options.of(options)
-        available = self.available()
-        if not available.usable:
-            raise EngineError("ONNX Runtime is not here.", given=available.detail, advice=available.advice)
-        for path in (engine, *weights.values()):
-            if not path.is_file():
-                raise EngineError("A file of the engine is missing.", given=path, advice="Build the bundle again.")
-        return OnnxRuntimeSession(engine, record, chosen)
+    def device(self, options: Mapping[str, Any]) -> OnnxRuntimeDevice:
+        """The device of these options. Raises InputError for one that is not of `Options`."""
+        return OnnxRuntimeDevice(Options.of(options))
 
 
 def backend() -> Backend:
@@ -97,36 +107,142 @@ def backend() -> Backend:
     return OnnxRuntimeBackend()
 
 
+class OnnxRuntimeDevice:
+    """The CPU or one GPU; sessions share no more than the place."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._memory: OrtMemory | None = None
+
+    @property
+    def memory(self) -> OrtMemory | None:
+        """Memory of ONNX Runtime's own tensors, once entered."""
+        return self._memory
+
+    def __enter__(self) -> OnnxRuntimeDevice:
+        """Looks for the device. Raises EngineError when ONNX Runtime, or the device asked for, is not here."""
+        available = OnnxRuntimeBackend().available()
+        if not available.usable:
+            raise EngineError("ONNX Runtime is not here.", given=available.detail, advice=available.advice)
+        fault = _fault_of_cuda() if self._options.device != "cpu" else "not asked for"
+        if fault and self._options.device == "cuda":
+            raise EngineError(
+                "ONNX Runtime has no cuda device here.",
+                given=fault,
+                advice="Use device=auto, or install 'hidiff-runtime[gpu]' and NVIDIA's driver.",
+            )
+        self._memory = OrtMemory("cpu" if fault else "cuda")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._memory = None
+
+    def open(self, engine: Path, weights: WeightMap, record: GraphRecord) -> OnnxRuntimeSession:
+        """A session of the engine, which loads when it is entered. Raises EngineError when a file is missing."""
+        if self._memory is None:
+            raise EngineError("The device is not open.", given=engine, advice="Open engines inside 'with device:'.")
+        for path in (engine, *weights.values()):
+            if not path.is_file():
+                raise EngineError("A file of the engine is missing.", given=path, advice="Build the bundle again.")
+        return OnnxRuntimeSession(engine, record, self._options, self._memory.place)
+
+
+def _fault_of_cuda() -> str:
+    """Why the CUDA provider cannot run here; empty when it can."""
+    import onnxruntime
+
+    if _PROVIDERS["cuda"] not in (offered := onnxruntime.get_available_providers()):
+        return f"the providers {', '.join(offered)}"
+    with contextlib.redirect_stdout(io.StringIO()):  # where pip installed them it finds CUDA's libraries, and prints
+        onnxruntime.preload_dlls()
+    try:
+        OrtMemory("cuda").empty((1,), "float32")
+    except EngineError as error:
+        return str(error.given)
+    return ""
+
+
+@dataclass(frozen=True)
+class OrtArray:
+    """A tensor of ONNX Runtime's.
+
+    Args:
+        shape: static.
+        dtype: ``float32`` or ``int32``.
+        value: its ``OrtValue``.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    value: Any
+
+
+class OrtMemory:
+    """ONNX Runtime's tensors in one place. Copies and evaluations there wait for each other, so their order holds."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    @property
+    def on_host(self) -> bool:
+        """True on the CPU."""
+        return self.place == "cpu"
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> OrtArray:
+        """A new tensor. Raises EngineError when there is too little memory."""
+        import onnxruntime
+
+        try:
+            value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype), self.place, 0)
+        except Exception as error:  # ONNX Runtime's exceptions have no base of their own
+            raise _failure(f"ONNX Runtime cannot make {dtype}{list(shape)} on {self.place}.", error) from error
+        return OrtArray(shape, dtype, value)
+
+    def upload(self, array: NDArray[Any], into: DeviceArray) -> None:
+        """Copies before it returns. Raises EngineError for another shape or type than that of ``into``."""
+        if array.shape != into.shape or array.dtype != into.dtype:
+            given = f"{array.dtype}{list(array.shape)} for {into.dtype}{list(into.shape)}"
+            raise EngineError("An array does not fit the tensor it is for.", given=given)
+        cast(OrtArray, into).value.update_inplace(np.ascontiguousarray(array))
+
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        """A copy: on the CPU ONNX Runtime gives a view."""
+        return np.array(cast(OrtArray, array).value.numpy())
+
+
 class OnnxRuntimeSession:
     """One engine; loaded on entering, freed on leaving."""
 
-    def __init__(self, engine: Path, record: GraphRecord, options: Options) -> None:
+    def __init__(self, engine: Path, record: GraphRecord, options: Options, place: Place) -> None:
         self._engine = engine
         self._record = record
         self._options = options
+        self._place = place
         self._session: Any = None
 
     def __enter__(self) -> OnnxRuntimeSession:
-        """Loads the engine. Raises EngineError when ONNX Runtime refuses it or lacks the device asked for."""
+        """Loads the engine. Raises EngineError when ONNX Runtime refuses it, or has no memory for it."""
         import onnxruntime
 
-        wanted = self._options.device
-        offered = onnxruntime.get_available_providers()
-        devices = ("cuda", "cpu") if wanted == "auto" else (wanted,)
-        providers = [_PROVIDERS[device] for device in devices if _PROVIDERS[device] in offered]
+        providers: list[Any] = [_PROVIDERS["cpu"]]
+        if self._place == "cuda":
+            providers.insert(0, (_PROVIDERS["cuda"], _CUDA))
         try:
             session = onnxruntime.InferenceSession(self._engine, _session_options(self._options), providers=providers)
-        except Exception as error:  # ONNX Runtime's exceptions have no base of their own
-            raise EngineError(
+        except Exception as error:  # as above
+            raise _failure(
                 "ONNX Runtime cannot load an engine.",
-                given=f"{self._engine}: {error}",
+                error,
+                engine=self._engine,
                 advice="Build the bundle again, or install the onnxruntime version its manifest names.",
             ) from error
-        if wanted != "auto" and _PROVIDERS[wanted] not in session.get_providers():
+        if _PROVIDERS[self._place] not in (found := session.get_providers()):
             raise EngineError(
-                f"ONNX Runtime has no {wanted} device here.",
-                given=", ".join(session.get_providers()),
-                advice="Use device=auto, or install 'hidiff-runtime[gpu]' and NVIDIA's driver.",
+                f"ONNX Runtime has no {self._place} device here.",
+                given=", ".join(found),
+                advice="Use device=cpu, or install 'hidiff-runtime[gpu]' and NVIDIA's driver.",
             )
         self._session = session
         return self
@@ -138,28 +254,56 @@ class OnnxRuntimeSession:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Evaluates the engine; raises EngineError for an input that its record does not list, or a failure."""
-        if self._session is None:
-            raise EngineError("The engine is not open.", given=self._engine, advice="Run it inside 'with session:'.")
-        expected = {spec.name for spec in self._record.inputs}
-        if inputs.keys() != expected:
-            raise EngineError(
-                "The engine takes other inputs.", given=", ".join(sorted(inputs)), advice=", ".join(sorted(expected))
-            )
-        for spec in self._record.inputs:
-            _check(spec, inputs[spec.name])
+        self._check("inputs", self._record.inputs, inputs)
         names = [spec.name for spec in self._record.outputs]
+        feed = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         try:
-            outputs = self._session.run(names, {name: np.ascontiguousarray(array) for name, array in inputs.items()})
+            outputs = self._session.run(names, feed)
         except Exception as error:  # as above
-            raise EngineError("ONNX Runtime failed while evaluating.", given=f"{self._engine}: {error}") from error
+            raise _failure("ONNX Runtime failed while evaluating.", error, engine=self._engine) from error
         return dict(zip(names, outputs, strict=True))
 
+    def execute(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
+        """Evaluates the engine from tensors into tensors; raises as `run` does."""
+        self._check("inputs", self._record.inputs, inputs)
+        self._check("outputs", self._record.outputs, outputs)
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, cast(OrtArray, array).value)
+        for name, array in outputs.items():
+            binding.bind_ortvalue_output(name, cast(OrtArray, array).value)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # as above
+            raise _failure("ONNX Runtime failed while evaluating.", error, engine=self._engine) from error
 
-def _check(spec: TensorSpec, array: NDArray[Any]) -> None:
-    if array.shape != spec.shape or array.dtype != spec.dtype:
-        raise EngineError(
-            "An input is not what the engine takes.", given=f"{array.dtype}{list(array.shape)} for {spec}"
+    def _check(self, what: str, specs: Sequence[TensorSpec], given: Mapping[str, NDArray[Any] | DeviceArray]) -> None:
+        if self._session is None:
+            raise EngineError("The engine is not open.", given=self._engine, advice="Run it inside 'with session:'.")
+        expected = {spec.name for spec in specs}
+        if given.keys() != expected:
+            raise EngineError(
+                f"The engine has other {what}.", given=", ".join(sorted(given)), advice=", ".join(sorted(expected))
+            )
+        for spec in specs:
+            array = given[spec.name]
+            if array.shape != spec.shape or array.dtype != spec.dtype:
+                raise EngineError(
+                    f"One of the {what} is not the engine's.", given=f"{array.dtype}{list(array.shape)} for {spec}"
+                )
+
+
+def _failure(summary: str, error: Exception, *, engine: Path | None = None, advice: str = "") -> EngineError:
+    """What ONNX Runtime raised, as this package's error; too little memory has advice of its own."""
+    given = str(error) if engine is None else f"{engine}: {error}"
+    if any(sign in given.lower() for sign in _OUT_OF_MEMORY):
+        return EngineError(
+            f"{summary} There is too little memory.",
+            given=given,
+            advice="Open the bundle with resident='current' (--resident current), which keeps one phase's engine, free "
+            "what else is on the device, or build for fewer pixels or half precision.",
         )
+    return EngineError(summary, given=given, advice=advice)
 
 
 def _session_options(options: Options) -> Any:

@@ -1,4 +1,4 @@
-"""What a backend is to the runtime: something that opens an engine file, and a session that evaluates it."""
+"""What a backend is to the runtime: a device that opens engine files, its memory, and sessions that evaluate them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,59 @@ class Availability:
     advice: str = ""
 
 
+class DeviceArray(Protocol):
+    """A tensor in a device's memory: a handle that only its own device can read. Freed with its last reference."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its static shape."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """``float32`` or ``int32``."""
+        ...
+
+
+class DeviceMemory(Protocol):
+    """A device's memory and its one stream: what is asked of it, and of its sessions, happens in that order."""
+
+    @property
+    def on_host(self) -> bool:
+        """Whether it is the host's own memory, so that nothing is saved by leaving arrays there."""
+        ...
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """A new tensor of any content.
+
+        Raises:
+            EngineError: there is too little memory.
+        """
+        ...
+
+    def upload(self, array: NDArray[Any], into: DeviceArray) -> None:
+        """Copies ``array`` to the device; returns at once, and the caller may change ``array`` from then on.
+
+        Args:
+            array: of the shape and type of ``into``, in any memory order.
+            into: where to.
+        """
+        ...
+
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        """The content once everything asked for before has happened: an array of the caller's own.
+
+        Raises:
+            EngineError: something asked for before failed on the device.
+        """
+        ...
+
+
 class Session(Protocol):
-    """An open engine. A context manager: leaving it gives its memory back."""
+    """An open engine. A context manager: leaving it gives its memory back.
+
+    It may be entered by another thread than the one that evaluates.
+    """
 
     def __enter__(self) -> Session: ...
 
@@ -45,6 +96,49 @@ class Session(Protocol):
 
         Raises:
             EngineError: the engine refuses an input, or fails.
+        """
+        ...
+
+    def execute(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
+        """Asks the device to evaluate the engine; only where the device has memory. Returns before it is done.
+
+        Args:
+            inputs: one tensor for each input of the record, of its shape and type.
+            outputs: where each output of the record goes; none of them is an input too.
+
+        Raises:
+            EngineError: the engine refuses a tensor, or fails.
+        """
+        ...
+
+
+class Device(Protocol):
+    """What the sessions of one open bundle share: stream, scratch memory, caches.
+
+    A context manager that is entered once; before that it touches no hardware. Sessions are closed before it is left.
+    """
+
+    @property
+    def memory(self) -> DeviceMemory | None:
+        """Its memory once entered; ``None`` where sessions take and give host arrays only."""
+        ...
+
+    def __enter__(self) -> Device: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def open(self, engine: Path, weights: WeightMap, record: GraphRecord) -> Session:
+        """A session of an engine file, which loads when it is entered.
+
+        Args:
+            engine: the file.
+            weights: the stores it may point into.
+            record: of its graph: what goes in and out; a `PhaseRecord` where the engine is a phase's.
+
+        Raises:
+            EngineError: the library or a file is missing.
         """
         ...
 
@@ -61,17 +155,21 @@ class Backend(Protocol):
         """Whether it can run here; imports its library if there is one, and never raises."""
         ...
 
-    def open(self, engine: Path, weights: WeightMap, record: GraphRecord, options: Mapping[str, Any]) -> Session:
-        """Opens an engine file.
+    def files(self, engine: Path) -> tuple[Path, ...]:
+        """Every file that the engine consists of, itself first; weight stores are not among them.
 
         Args:
-            engine: the file.
-            weights: the stores it may point into.
-            record: of its graph: what goes in and out.
-            options: of this backend.
+            engine: the file that the manifest names, its content already checked.
 
         Raises:
-            EngineError: the library is missing, or the engine does not load.
-            InputError: an option is not one of this backend's.
+            EngineError: the file does not say what others belong to it.
+        """
+        ...
+
+    def device(self, options: Mapping[str, Any]) -> Device:
+        """The device that ``options`` ask for, not yet entered.
+
+        Raises:
+            InputError: an option is not one of this backend's, or has a value it cannot have.
         """
         ...
