@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hidiff_runtime.fields import Fields
+from hidiff_runtime.step_graph import STATE, step_inputs, step_outputs
 
 if TYPE_CHECKING:
     from hidiff_runtime.manifest import GraphRecord, Manifest, TensorSpec
@@ -37,6 +38,8 @@ def check_whole(manifest: Manifest, fields: Fields) -> None:
         raise fields.wrong("steps", "must be rising step counts", manifest.steps)
     if manifest.controlnet is not None:
         _check_controlnet(manifest, manifest.controlnet, fields)
+    if manifest.step is not None:
+        _check_step(manifest, manifest.step, fields)
 
 
 def _check_controlnet(manifest: Manifest, controlnet: GraphRecord, fields: Fields) -> None:
@@ -62,6 +65,23 @@ def _check_controlnet(manifest: Manifest, controlnet: GraphRecord, fields: Field
     if not _is_picture(image, manifest) or scale.shape != (1,) or scale.dtype != "float32":
         rule = "must hold the scale as one number and the picture as [graphs' batch, 3, height, width], float32"
         raise fields.wrong("controlnet.inputs", rule, f"{image}, {scale}")
+
+
+def _check_step(manifest: Manifest, step: GraphRecord, fields: Fields) -> None:
+    """The step graph takes what every phase gives, and gives what every phase takes."""
+    state = step.input(STATE)
+    for record in manifest.phases:
+        latents = record.input("latents")
+        if state is None or latents is None or len(latents.shape) != 4 or len(record.outputs[0].shape) != 4:
+            raise fields.wrong("step.inputs", f"must hold a state, and {record.phase.name} latents", str(state))
+        due = (manifest.batch, record.outputs[0], latents, state.shape[0])
+        for key, found, expected in (
+            ("step.inputs", step.inputs, step_inputs(*due)),
+            ("step.outputs", step.outputs, step_outputs(*due)),
+        ):
+            if sorted(found, key=str) != sorted(expected, key=str):
+                rule = f"must be those of the phase {record.phase.name}: {', '.join(map(str, expected))}"
+                raise fields.wrong(key, rule, ", ".join(map(str, found)))
 
 
 def _is_picture(spec: TensorSpec, manifest: Manifest) -> bool:

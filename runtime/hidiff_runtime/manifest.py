@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,88 +18,15 @@ from hidiff_runtime.errors import BundleError
 from hidiff_runtime.fields import Fields, parse_object
 from hidiff_runtime.paths import fault_in
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
+from hidiff_runtime.records import DTYPES, FileRecord, GraphRecord, PhaseRecord, TensorSpec
+
+__all__ = ["DTYPES", "FORMAT", "MANIFEST", "FileRecord", "GraphRecord", "Manifest", "PhaseRecord", "TensorSpec"]
 
 FORMAT = 1
 """The newest bundle format this runtime reads."""
 
 MANIFEST = "manifest.json"
 """The manifest's name in a bundle's folder."""
-
-DTYPES = {"float32": 4, "int32": 4}
-"""Types a graph's inputs and outputs may have, and their bytes; other precisions stay inside the graph."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, static shape and type (``float32`` or ``int32``) of a graph's input or output."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def bytes(self) -> int:
-        """The tensor's size in bytes."""
-        return math.prod(self.shape) * DTYPES[self.dtype]
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.dtype}{list(self.shape)}"
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What a file must be: its size in bytes and the SHA-256 of its content, in hexadecimal."""
-
-    size: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> FileRecord:
-        """The record of the file at ``path`` as it is now."""
-        digest = hashlib.sha256()
-        size = 0
-        with path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-                size += len(chunk)
-        return cls(size, digest.hexdigest())
-
-
-@dataclass(frozen=True)
-class GraphRecord:
-    """A graph, the engines built from it, and what goes in and out.
-
-    Args:
-        graph: path of the portable ONNX graph.
-        engines: backend name to the path of its engine.
-        inputs: in the graph's order.
-        outputs: in the graph's order.
-    """
-
-    graph: str
-    engines: Mapping[str, str]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    def input(self, name: str) -> TensorSpec | None:
-        """The input called ``name``, if the graph has one."""
-        return next((spec for spec in self.inputs if spec.name == name), None)
-
-
-@dataclass(frozen=True)
-class PhaseRecord(GraphRecord):
-    """One phase of the UNet.
-
-    Args:
-        phase: which phase.
-    """
-
-    phase: Phase
-
-    @property
-    def residuals(self) -> tuple[TensorSpec, ...]:
-        """The inputs that take a ControlNet's residuals: ``down_residual_00``, …, ``mid_residual``."""
-        return tuple(spec for spec in self.inputs if spec.name.startswith(("down_residual_", "mid_residual")))
 
 
 @dataclass(frozen=True)
@@ -127,6 +53,7 @@ class Manifest:
         weights: model name (``unet``, ``controlnet``) to the path of its weight store.
         controlnet: takes the inputs of a phase that it shares, ``control_image`` and ``conditioning_scale``, and gives
             the residuals; left out where they come from outside or not at all.
+        step: what follows an evaluation, for a device to do: see `hidiff_runtime.step_graph`; without it the host does.
         reference: path of the reference samples' index, if they were recorded.
         report: path of the parity report, if there is one.
         fingerprints: content fingerprints of what the bundle was built from.
@@ -153,6 +80,7 @@ class Manifest:
     weights: Mapping[str, str]
     files: Mapping[str, FileRecord]
     controlnet: GraphRecord | None = None
+    step: GraphRecord | None = None
     reference: str | None = None
     report: str | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
@@ -173,11 +101,14 @@ class Manifest:
             advice="Build it again with this step count among the recipe's steps.",
         )
 
+    def others(self) -> tuple[tuple[str, GraphRecord | None], ...]:
+        """The graphs beside the phases', by field."""
+        return ("controlnet", self.controlnet), ("step", self.step)
+
     def paths(self) -> Iterable[tuple[str, str]]:
         """Every path the manifest refers to, with the field that does."""
         graphs: dict[str, GraphRecord] = {f"phases[{index}]": record for index, record in enumerate(self.phases)}
-        if self.controlnet is not None:
-            graphs["controlnet"] = self.controlnet
+        graphs |= {key: graph for key, graph in self.others() if graph is not None}
         for key, record in graphs.items():
             yield f"{key}.graph", record.graph
             yield from ((f"{key}.engines.{name}", path) for name, path in record.engines.items())
@@ -273,7 +204,7 @@ def _content(manifest: Manifest) -> dict[str, Any]:
         "latent": list(manifest.latent),
         "windowed_blocks": list(manifest.windowed_blocks),
         "phases": [_phase_content(record) for record in manifest.phases],
-        "controlnet": None if manifest.controlnet is None else _graph_content(manifest.controlnet),
+        **{key: None if graph is None else _graph_content(graph) for key, graph in manifest.others()},
         "samplers": dict(manifest.samplers),
         "default_sampler": manifest.default_sampler,
         "steps": list(manifest.steps),
@@ -328,6 +259,7 @@ def _manifest(fields: Fields) -> Manifest:
         windowed_blocks=fields.texts("windowed_blocks"),
         phases=fields.each("phases", _phase),
         controlnet=fields.optional("controlnet", lambda key: fields.nested(key, _graph)),
+        step=fields.optional("step", lambda key: fields.nested(key, _graph)) if "step" in fields else None,
         samplers=fields.named("samplers", _path),
         default_sampler=fields.text("default_sampler"),
         steps=fields.wholes("steps", 1),

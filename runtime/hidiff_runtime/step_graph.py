@@ -1,0 +1,59 @@
+"""The step graph: what follows an evaluation of the UNet, for a device to do where the latents are.
+
+From what the UNet gave it computes, in float32, as the host does in `conditioning` and `sampler`: guidance, the
+sampler's step, and what the UNet takes next.
+
+- ``noise_pred`` as the UNet gave it, negative half first; ``guidance_scale``, only where the bundle has guidance.
+- ``sample``, ``noise`` and ``state`` as :mod:`hidiff_runtime.sampler` has them; ``rows``, the evaluation's
+  coefficients, zero where the sampler has fewer states than the graph.
+- ``input_scale`` of the evaluation to come; ``channels``, only for inpainting, which go behind the latents.
+
+It gives ``next_sample``, ``next_state``, the UNet's next ``latents``, and ``unsound``: how many values of
+``noise_pred`` were NaN or infinite.
+"""
+
+from __future__ import annotations
+
+from hidiff_runtime.records import TensorSpec
+
+NOISE_PRED = "noise_pred"
+SAMPLE, NOISE, STATE, ROWS = "sample", "noise", "state", "rows"
+GUIDANCE_SCALE, INPUT_SCALE, CHANNELS = "guidance_scale", "input_scale", "channels"
+NEXT_SAMPLE, NEXT_STATE, LATENTS, UNSOUND = "next_sample", "next_state", "latents", "unsound"
+
+
+def step_inputs(batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots: int) -> tuple[TensorSpec, ...]:
+    """The graph's inputs.
+
+    Args:
+        batch: pictures of one run.
+        noise_pred: what the UNet gives, ``[batch or 2 * batch, channels, height, width]``.
+        latents: what the UNet takes, with as many channels, or inpainting's behind them.
+        slots: states of the sampler that keeps most, at least 1.
+    """
+    rows, channels, *size = noise_pred.shape
+    sample = (batch, channels, *size)
+    specs = [
+        TensorSpec(NOISE_PRED, noise_pred.shape, "float32"),
+        TensorSpec(SAMPLE, sample, "float32"),
+        TensorSpec(NOISE, sample, "float32"),
+        TensorSpec(STATE, (slots, *sample), "float32"),
+        TensorSpec(ROWS, (1 + slots, 3 + slots), "float32"),
+        TensorSpec(INPUT_SCALE, (1,), "float32"),
+    ]
+    if rows != batch:
+        specs.append(TensorSpec(GUIDANCE_SCALE, (1,), "float32"))
+    if latents.shape[1] != channels:
+        specs.append(TensorSpec(CHANNELS, (rows, latents.shape[1] - channels, *size), "float32"))
+    return tuple(specs)
+
+
+def step_outputs(batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots: int) -> tuple[TensorSpec, ...]:
+    """The graph's outputs; arguments as for :func:`step_inputs`."""
+    sample = (batch, *noise_pred.shape[1:])
+    return (
+        TensorSpec(NEXT_SAMPLE, sample, "float32"),
+        TensorSpec(NEXT_STATE, (slots, *sample), "float32"),
+        TensorSpec(LATENTS, latents.shape, "float32"),
+        TensorSpec(UNSOUND, (1,), "int32"),
+    )
