@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_export.bundle import write_json
+from hidiff_export.graph.islands import precision_of
 from hidiff_export.graph.weights import WeightStore
 from hidiff_export.model.component import Component
 from hidiff_export.model.load import load_controlnet, load_unet
@@ -52,7 +53,8 @@ class Weights:
             folder.mkdir(exist_ok=True)
             progress = partial(_show, report, component.value)
             write_json(folder / CONFIG, {"_class_name": component.class_name, **checkpoint.config})
-            WeightStore.write(checkpoint.state_dict, folder / WEIGHTS, recipe.precision, progress)
+            precision = precision_of(component.value, recipe.precision)
+            WeightStore.write(checkpoint.state_dict, folder / WEIGHTS, precision, progress)
             written += [folder / CONFIG, folder / WEIGHTS]
         return tuple(written)
 

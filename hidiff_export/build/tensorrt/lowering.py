@@ -10,6 +10,7 @@ from onnx_ir.passes import common
 from hidiff_export.errors import ExportError
 from hidiff_export.graph.passes.base import static_shape
 from hidiff_export.graph.passes.decompose_attention import DecomposeAttention
+from hidiff_export.graph.passes.float32_islands import Float32Islands
 from hidiff_export.graph.passes.name_by_module import NameByModule
 from hidiff_export.graph.portable import run_passes
 
@@ -33,6 +34,7 @@ def lower(model: ir.Model) -> None:
 def lowering_passes() -> ir.passes.Sequential:
     """From the portable graph to TensorRT's."""
     return ir.passes.Sequential(
+        Float32Islands(),
         DecomposeAttention(),
         common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),

@@ -19,8 +19,8 @@ from hidiff_export.graph.passes.base import (
     produced_by,
     static_shape,
 )
+from hidiff_export.graph.passes.float32_islands import HALVES
 
-HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 HEAD_SIZES = range(16, 257, 8)
 """Head sizes that TensorRT has fused kernels for, in float16 and bfloat16."""
 
@@ -38,11 +38,11 @@ _KEYS_LAST = (0, 1, 3, 2)
 
 
 class DecomposeAttention(RewritePass):
-    """Turns ``Attention`` that TensorRT has no kernel for into ``MatMul``, ``Softmax``, ``MatMul``, in float32.
+    """Turns ``Attention`` that TensorRT has no kernel for into ``MatMul``, ``Softmax``, ``MatMul``.
 
     Kernels there are for float16 and bfloat16 and head sizes of 16 to 256 in steps of 8, also where float16 or
-    bfloat16 is cast to float32 just before: then the kernel takes the narrow type and accumulates in float32. The
-    rest is computed in float32 whatever the type around it, a piece of the queries at a time.
+    bfloat16 is cast to float32 just before: then the kernel takes the narrow type and adds up in float32. The rest,
+    all float32 graphs among it, is computed a piece of the queries at a time.
 
     Requires: shapes and types known; opset 23 or later.
     Ensures: ``Attention`` is left only where TensorRT has a kernel, or where `declined` says why.
@@ -92,25 +92,21 @@ class _Decomposition:
 
     def steps(self, largest_scores: int) -> Replacement:
         """Scaled queries, a piece at a time, against all keys."""
-        kind = self._node.outputs[0].type
-        query, key, value = (self._in_float32(tensor) for tensor in self._node.inputs[:3])
+        query, key, value = (tensor for tensor in self._node.inputs[:3] if tensor is not None)
         batch, heads, tokens, size = _shape(query)
         scale = self._node.attributes.get("scale")
         factor = size**-0.5 if scale is None else scale.as_float()
+        assert query.dtype is not None  # types are known
         # Before the product, so that scores are scaled at no cost.
-        scaled = self._add("Mul", [query, add_constant(self._graph, np.array(factor, np.float32))], _shape(query))
-        keys = self._add("Transpose", [key], tuple(_shape(key)[i] for i in _KEYS_LAST), perm=_KEYS_LAST)
+        scaled = self._add(
+            "Mul", [query, add_constant(self._graph, np.array(factor, query.dtype.numpy()))], _shape(query)
+        )
+        keys = self._add("Transpose", [key], tuple(_shape(key)[axis] for axis in _KEYS_LAST), perm=_KEYS_LAST)
         rows = piece_sizes(tokens, batch * heads * _shape(key)[2], largest_scores)
         parts = [self._attend(part, keys, value) for part in self._split(scaled, rows)]
         whole = (batch, heads, tokens, _shape(value)[3])
         result = parts[0] if len(parts) == 1 else self._add("Concat", parts, whole, axis=2)
-        if kind is not None and kind.dtype != ir.DataType.FLOAT:
-            result = self._cast(result, kind.dtype)
         return Replacement([result], self._nodes)
-
-    def _in_float32(self, value: ir.Value | None) -> ir.Value:
-        assert value is not None
-        return value if value.dtype == ir.DataType.FLOAT else self._cast(value, ir.DataType.FLOAT)
 
     def _attend(self, query: ir.Value, keys: ir.Value, value: ir.Value) -> ir.Value:
         batch, heads, rows, _ = _shape(query)
@@ -131,13 +127,8 @@ class _Decomposition:
         self._nodes.append(node)
         return list(node.outputs)
 
-    def _cast(self, value: ir.Value, to: ir.DataType) -> ir.Value:
-        node = make("Cast", [value], {"to": to}, shape=value.shape, type=ir.TensorType(to))
-        self._nodes.append(node)
-        return node.outputs[0]
-
     def _add(self, op_type: str, inputs: list[ir.Value], shape: tuple[int, ...], **attributes: object) -> ir.Value:
-        node = make(op_type, inputs, attributes, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
+        node = make(op_type, inputs, attributes, shape=shape, type=inputs[0].type)
         self._nodes.append(node)
         return node.outputs[0]
 

@@ -1,0 +1,34 @@
+"""The table of islands, and networks that are one."""
+
+from __future__ import annotations
+
+import pytest
+
+from hidiff_export.graph.islands import ISLANDS, island_of, precision_of
+from hidiff_export.model.component import Component
+from hidiff_export.recipe.values import Precision
+
+
+def test_each_operator_belongs_to_one_island() -> None:
+    operators = [operator for island in ISLANDS for operator in island.operators]
+    assert len(set(operators)) == len(operators)
+    assert all(island_of(operator) in ISLANDS for operator in operators)
+    assert island_of("Conv") is None
+
+
+def test_each_island_has_a_reason() -> None:
+    assert all(island.reason.endswith(".") for island in ISLANDS)
+
+
+@pytest.mark.parametrize("component", list(Component))
+@pytest.mark.parametrize("precision", list(Precision))
+def test_unet_and_controlnet_have_the_recipes_precision(component: Component, precision: Precision) -> None:
+    assert precision_of(component.value, precision) is precision
+
+
+def test_the_vae_is_never_float16() -> None:
+    assert {precision: precision_of("vae", precision) for precision in Precision} == {
+        Precision.FLOAT32: Precision.FLOAT32,
+        Precision.FLOAT16: Precision.FLOAT32,
+        Precision.BFLOAT16: Precision.BFLOAT16,
+    }
