@@ -14,6 +14,9 @@ It gives ``next_sample``, ``next_state``, the UNet's next ``latents``, and ``uns
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hidiff_runtime.records import TensorSpec
 
 NOISE_PRED = "noise_pred"
@@ -57,3 +60,15 @@ def step_outputs(batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots:
         TensorSpec(LATENTS, latents.shape, "float32"),
         TensorSpec(UNSOUND, (1,), "int32"),
     )
+
+
+def padded_rows(rows: NDArray[np.float64], slots: int) -> NDArray[np.float32]:
+    """A sampler's coefficients ``[1 + K, 3 + K]`` for a graph with ``slots`` states: float32, zeros at the end.
+
+    Raises:
+        ValueError: the sampler keeps more states than the graph.
+    """
+    missing = 1 + slots - len(rows)
+    if missing < 0:
+        raise ValueError(f"{len(rows) - 1} states for a graph with {slots}")
+    return np.pad(rows, ((0, missing), (0, missing))).astype(np.float32)

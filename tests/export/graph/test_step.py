@@ -1,0 +1,185 @@
+"""The step graph in ONNX Runtime beside the host's own guidance and sampler, over whole runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from hidiff_export.families import Family, default_scheduler
+from hidiff_export.graph.step import write_step_graph
+from hidiff_export.recipe.values import SamplerName
+from hidiff_export.sampler.probe import probe
+from hidiff_runtime.conditioning import guided
+from hidiff_runtime.records import GraphRecord, TensorSpec
+from hidiff_runtime.rng import TorchGenerator
+from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.step_graph import padded_rows, step_inputs, step_outputs
+
+SLOTS, STEPS = 4, 9
+SIZE = (6, 8)
+SHAPE = (2, 4, *SIZE)
+CONFIG = default_scheduler(Family.SDXL)[1]
+UNSOUND = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
+
+
+def record(*, guidance: bool = True, inpainting: bool = False, slots: int = SLOTS) -> GraphRecord:
+    rows = SHAPE[0] * (1 + guidance)
+    noise_pred = TensorSpec("noise_pred", (rows, 4, *SIZE), "float32")
+    latents = TensorSpec("latents", (rows, 9 if inpainting else 4, *SIZE), "float32")
+    due = (SHAPE[0], noise_pred, latents, slots)
+    return GraphRecord("step/step.onnx", {}, step_inputs(*due), step_outputs(*due))
+
+
+class Step:
+    """The graph of a record, run by ONNX Runtime."""
+
+    def __init__(self, kind: GraphRecord, path: Path) -> None:
+        write_step_graph(kind, path)
+        onnx.checker.check_model(onnx.load(path), full_check=True)
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        found = (self._session.get_inputs(), self._session.get_outputs())
+        for values, specs in zip(found, (kind.inputs, kind.outputs), strict=True):
+            assert {value.name: tuple(value.shape) for value in values} == {spec.name: spec.shape for spec in specs}
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, inputs), strict=True))
+
+
+def number(value: float) -> np.ndarray:
+    return np.array([value], np.float32)
+
+
+def network(latents: np.ndarray) -> np.ndarray:
+    """Some function of what a UNet takes, for errors to go round and round in."""
+    halves = len(latents) // SHAPE[0]
+    return np.concatenate([np.tanh(latents[:2] * (1 + half) + 0.1) for half in range(halves)]).astype(np.float32)
+
+
+def runs(step: Step, table: SamplerTable, scale: float | None, *, late: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
+    """Sample of the host and of the graph after each evaluation; ``late`` shifts the graph's rows by evaluations."""
+    schedule = table.schedule(STEPS, eta=0.7 if table.eta else 0.0)
+    generator = TorchGenerator(3)
+    state = schedule.start(generator.randn(SHAPE))
+    repeat = 1 if scale is None else 2
+    sample, states = state.latents, np.zeros((SLOTS, *SHAPE), np.float32)
+    latents = np.concatenate([state.model_input()] * repeat)
+    for index, evaluation in enumerate(schedule.evaluations):
+        drawn = generator.randn(SHAPE) if state.draws_noise else None
+        host = guided(network(np.concatenate([state.model_input()] * repeat)), scale)
+        state.advance(host, drawn)
+        following = schedule.evaluations[min(index + 1, len(schedule) - 1)]
+        rows = schedule.evaluations[max(index - late, 0)].rows
+        found = step(
+            noise_pred=network(latents),
+            sample=sample,
+            noise=np.zeros(SHAPE, np.float32) if drawn is None else drawn,
+            state=states,
+            rows=padded_rows(rows, SLOTS),
+            input_scale=number(following.input_scale),
+            **({} if scale is None else {"guidance_scale": number(scale)}),
+        )
+        assert evaluation.draws_noise == (drawn is not None)
+        assert found["unsound"].tolist() == [0]
+        sample, states, latents = found["next_sample"], found["next_state"], found["latents"]
+        yield state.latents, sample
+
+
+def furthest(pairs: Iterator[tuple[np.ndarray, ...]]) -> float:
+    """The largest difference after any evaluation, in parts of the largest value."""
+    return max(float(np.abs(host - graph).max() / np.abs(host).max()) for host, graph in pairs)
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory: pytest.TempPathFactory) -> Step:
+    return Step(record(), tmp_path_factory.mktemp("step") / "step.onnx")
+
+
+@pytest.mark.parametrize("sampler", SamplerName)
+def test_whole_runs_are_the_hosts(step: Step, sampler: SamplerName) -> None:
+    table = probe(sampler.value, CONFIG, (STEPS,))
+    assert furthest(runs(step, table, 3.0)) < 5e-6
+    assert furthest(runs(step, table, 3.0, late=1)) > 0.1
+
+
+def test_without_guidance(tmp_path: Path) -> None:
+    table = probe("euler", CONFIG, (STEPS,))
+    assert furthest(runs(Step(record(guidance=False), tmp_path / "step.onnx"), table, None)) < 5e-6
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_up_to_a_scale_of_one_the_positive_half_counts_alone(step: Step, scale: float) -> None:
+    random = np.random.default_rng(0)
+    noise_pred, sample, other = (random.standard_normal((4, *SHAPE[1:])).astype(np.float32) for _ in range(3))
+    given = {
+        "sample": sample[:2],
+        "noise": np.zeros(SHAPE, np.float32),
+        "state": np.zeros((SLOTS, *SHAPE), np.float32),
+        "rows": padded_rows(np.array([[1.0, 1.0, 0.0]]), SLOTS),
+        "input_scale": number(0.5),
+        "guidance_scale": number(scale),
+    }
+    first = step(noise_pred=noise_pred, **given)
+    assert np.array_equal(first["next_sample"], sample[:2] + noise_pred[2:])
+    second = step(noise_pred=np.concatenate([other[:2], noise_pred[2:]]), **given)
+    assert np.array_equal(first["next_sample"], second["next_sample"])
+    assert not np.array_equal(step(noise_pred=other, **given)["next_sample"], first["next_sample"])
+
+
+def test_inpainting_puts_its_channels_behind(tmp_path: Path) -> None:
+    kind = record(inpainting=True, slots=1)
+    random = np.random.default_rng(1)
+    given = {spec.name: random.standard_normal(spec.shape).astype(np.float32) for spec in kind.inputs}
+    given["guidance_scale"] = number(3)
+    found = Step(kind, tmp_path / "step.onnx")(**given)
+    assert np.array_equal(found["latents"][:, 4:], given["channels"])
+    for half in np.split(found["latents"][:, :4], 2):
+        assert np.array_equal(half, found["next_sample"] * given["input_scale"])
+
+
+@pytest.mark.parametrize("values", [["nan"], ["inf", "-inf"], ["nan", "inf", "inf"]], ids=" ".join)
+def test_what_is_not_finite_is_counted(step: Step, values: list[str]) -> None:
+    given = {spec.name: np.ones(spec.shape, np.float32) for spec in record().inputs}
+    assert step(**given)["unsound"].tolist() == [0]
+    for index, name in enumerate(values):
+        given["noise_pred"][index % 4, index, 1, 2] = UNSOUND[name]
+    assert step(**given)["unsound"].tolist() == [len(values)]
+
+
+def test_rows_of_a_sampler_with_more_states_than_the_graph_are_refused() -> None:
+    rows = np.arange(12.0).reshape(3, 4)[:2]
+    assert padded_rows(rows, 3).tolist() == [[0, 1, 2, 3, 0, 0], [4, 5, 6, 7, 0, 0], [0] * 6, [0] * 6]
+    with pytest.raises(ValueError, match="states"):
+        padded_rows(np.zeros((4, 6)), 2)
+
+
+@pytest.mark.needs("tensorrt-rtx")
+@pytest.mark.parametrize("kind", [record(), record(guidance=False, slots=1), record(inpainting=True, slots=2)])
+def test_tensorrt_rtx_builds_it(tmp_path: Path, kind: GraphRecord) -> None:
+    import tensorrt_rtx as trt
+
+    write_step_graph(kind, tmp_path / "step.onnx")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(tmp_path / "step.onnx")), parser.get_error(0).desc()
+    for count, at, specs in (
+        (network.num_inputs, network.get_input, kind.inputs),
+        (network.num_outputs, network.get_output, kind.outputs),
+    ):
+        found = {at(index).name: (tuple(at(index).shape), at(index).dtype) for index in range(count)}
+        types = {"float32": trt.float32, "int32": trt.int32}
+        assert found == {spec.name: (spec.shape, types[spec.dtype]) for spec in specs}
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    assert builder.build_serialized_network(network, config) is not None
