@@ -27,7 +27,7 @@ __all__ = [
     "get",
 ]
 
-NAMES = ("onnxruntime",)
+NAMES = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 """Every backend, the one to be preferred first; ``backend`` in the module of that name makes it."""
 
 
@@ -39,5 +39,5 @@ def get(name: str) -> Backend:
     """
     if name not in NAMES:
         raise InputError("There is no such backend.", given=name, advice=f"Use one of {', '.join(NAMES)}.")
-    made: Backend = import_module(f"{__name__}.{name}").backend()
+    made: Backend = import_module(f"{__name__}.{name.replace('-', '_')}").backend()
     return made

@@ -1,0 +1,45 @@
+"""What TensorRT says: its logger keeps errors and warnings, so that an exception can carry them."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any
+
+_KEPT = 32
+_SHOWN = 4
+
+
+class Messages:
+    """The last things the library said, from whichever thread it said them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: deque[str] = deque(maxlen=_KEPT)
+
+    def add(self, text: str) -> None:
+        """Keeps one."""
+        with self._lock:
+            self._kept.append(text.strip())
+
+    def take(self) -> str:
+        """The last few that were kept since this was asked before, as one text; empty if there are none."""
+        with self._lock:
+            found = list(dict.fromkeys(self._kept))
+            self._kept.clear()
+        return "\n         ".join(found[-_SHOWN:])
+
+
+def make_logger(trt: Any, messages: Messages) -> Any:
+    """A logger of the library ``trt`` that keeps errors in ``messages`` and lets go of the rest."""
+    kept = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
+
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the base class is known only here
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in kept:
+                messages.add(msg)
+
+    return Logger()

@@ -1,0 +1,222 @@
+"""Plans in the GPU's memory: deserialised once, however many sessions use them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hidiff_runtime.backends.tensorrt import rtx
+from hidiff_runtime.backends.tensorrt.checks import check_record, check_tensors, too_little_memory
+from hidiff_runtime.backends.tensorrt.library import Gpu, Library
+from hidiff_runtime.backends.tensorrt.log import Messages
+from hidiff_runtime.backends.tensorrt.memory import Scratch
+from hidiff_runtime.backends.tensorrt.parts import map_parts
+from hidiff_runtime.backends.tensorrt.record import PlanRecord
+from hidiff_runtime.errors import EngineError
+from hidiff_runtime.fields import REBUILD
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where plans run: everything that all of them share.
+
+    Args:
+        library: that reads and runs them.
+        gpu: the device.
+        stream: on which they run one after another.
+        scratch: for their activations.
+        runtime: the library's object that deserialises.
+        messages: what the library said.
+    """
+
+    library: Library
+    gpu: Gpu
+    stream: Any
+    scratch: Scratch
+    runtime: Any
+    messages: Messages
+
+
+class Plan:
+    """One deserialised plan and its execution context.
+
+    Args:
+        place: it runs at.
+        path: of its record, for messages.
+        engine: the library's engine.
+        context: the library's execution context, without memory yet.
+        on_host: names of inputs that the library reads from the host's memory.
+    """
+
+    def __init__(self, place: Place, path: Path, engine: Any, context: Any, on_host: frozenset[str]) -> None:
+        self.path = path
+        self.on_host = on_host
+        self._place = place
+        self._engine = engine
+        self._context = context
+        self._bound: dict[str, int] = {}
+        self._moves = 0
+
+    def capturable(self) -> bool:
+        """Whether its work can be recorded as a CUDA graph, as far as the library tells."""
+        return not self._place.library.is_rtx or rtx.is_capturable(self._context, self._place.stream)
+
+    def prepare(self) -> int:
+        """Gives the context its scratch memory; returns how often that has moved.
+
+        Raises:
+            EngineError: there is too little memory.
+        """
+        scratch = self._place.scratch
+        size = int(self._engine.device_memory_size_v2)
+        try:
+            address = scratch.at_least(size)
+        except EngineError as error:
+            free = self._place.library.cuda.free_memory()
+            raise too_little_memory(self.path, 0, size, free) from error
+        if self._moves != scratch.moves:
+            self._context.set_device_memory(address, scratch.size)
+            self._moves = scratch.moves
+        return self._moves
+
+    def enqueue(self, addresses: Mapping[str, int]) -> None:
+        """Asks for one evaluation.
+
+        Args:
+            addresses: of every input and output, by name.
+
+        Raises:
+            EngineError: the library refuses.
+        """
+        for name, address in addresses.items():
+            if self._bound.get(name) != address:
+                if not self._context.set_tensor_address(name, address):
+                    raise self._failure(f"{self._place.library.title} refuses the tensor {name}.")
+                self._bound[name] = address
+        if not self._context.execute_async_v3(int(self._place.stream)):
+            raise self._failure(f"{self._place.library.title} failed while evaluating.")
+
+    def close(self) -> None:
+        """Frees the context and the engine once the stream has come to its end."""
+        try:
+            self._place.library.cuda.wait(self._place.stream)
+        finally:
+            self._context = None
+            self._engine = None
+
+    def _failure(self, summary: str) -> EngineError:
+        said = self._place.messages.take()
+        return EngineError(summary, given=f"{self.path}: {said}" if said else self.path)
+
+
+@dataclass
+class _Shared:
+    plan: Plan
+    users: int
+
+
+class Plans:
+    """The plans that are open. Safe to use from several threads: one may open the next while another runs this one.
+
+    Args:
+        place: where they run.
+        cache: ``off``, a folder, or ``None`` for one beside the bundle.
+    """
+
+    def __init__(self, place: Place, cache: str | None) -> None:
+        self._place = place
+        self._cache_option = cache
+        self._cache: rtx.RuntimeCache | None = None
+        self._open: dict[Path, _Shared] = {}
+        self._known: set[Path] = set()
+        self._lock = threading.Lock()
+
+    def acquire(self, path: Path, record: PlanRecord) -> Plan:
+        """The plan whose record lies at ``path``; to be released.
+
+        Raises:
+            EngineError: it does not fit this library or GPU, there is too little memory, or it does not load.
+        """
+        with self._lock:
+            shared = self._open.get(path)
+            if shared is None:
+                shared = self._open[path] = _Shared(self._load(path, record), 0)
+            shared.users += 1
+            return shared.plan
+
+    def release(self, plan: Plan) -> None:
+        """Closes the plan if nobody else uses it."""
+        with self._lock:
+            shared = self._open[plan.path]
+            shared.users -= 1
+            if not shared.users:
+                del self._open[plan.path]
+                plan.close()
+
+    def close(self) -> None:
+        """Keeps what the library finished for this GPU."""
+        if self._cache is not None:
+            self._cache.save()
+            self._cache.close()
+
+    def _load(self, path: Path, record: PlanRecord) -> Plan:
+        place, library = self._place, self._place.library
+        check_record(record, path, library, place.gpu)
+        library.cuda.set_device(place.gpu.index)
+        blob = map_parts(record.paths(path))
+        if library.is_rtx:
+            rtx.check_validity(place.runtime, blob, path, library, place.gpu)
+        free = library.cuda.free_memory()
+        if free < len(blob):
+            raise too_little_memory(path, len(blob), 0, free)
+        engine = self._deserialized(path, blob)
+        check_tensors(engine, record, path, library.trt)
+        growth = int(engine.device_memory_size_v2) - place.scratch.size
+        free = library.cuda.free_memory()
+        if growth > free:
+            raise too_little_memory(path, 0, growth, free)
+        context = self._created_context(engine, path)
+        host = library.trt.TensorLocation.HOST
+        selectors = frozenset(name for name in record.selectors if engine.get_tensor_location(name) == host)
+        return Plan(place, path, engine, context, selectors)
+
+    def _deserialized(self, path: Path, blob: memoryview) -> Any:
+        place = self._place
+        place.messages.take()
+        engine = place.runtime.deserialize_cuda_engine(blob)
+        if engine is not None:
+            return engine
+        said = place.messages.take()
+        free = place.library.cuda.free_memory()
+        if "out of memory" in said.lower() or "outofmemory" in said.lower():
+            raise too_little_memory(path, len(blob), 0, free)
+        raise EngineError(
+            f"{place.library.title} cannot load an engine.",
+            given=f"{path}: {said or 'no reason given'}",
+            advice=REBUILD,
+        )
+
+    def _created_context(self, engine: Any, path: Path) -> Any:
+        place = self._place
+        place.messages.take()
+        trt = place.library.trt
+        if place.library.is_rtx:
+            context = rtx.create_context(engine, trt, self._runtime_cache(path))
+            if self._cache is not None and path not in self._known:
+                self._cache.save()  # now, too: a server may never come to its end
+            self._known.add(path)
+        else:
+            context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            said = place.messages.take() or "no reason given"
+            raise EngineError(f"{place.library.title} cannot make an engine ready.", given=f"{path}: {said}")
+        return context
+
+    def _runtime_cache(self, path: Path) -> rtx.RuntimeCache | None:
+        if self._cache is None:
+            file = rtx.cache_file(self._cache_option, path, self._place.library, self._place.gpu)
+            self._cache = None if file is None else rtx.RuntimeCache(file)
+        return self._cache

@@ -1,0 +1,153 @@
+"""An engine's session: tensors in, tensors out, everything asked of one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hidiff_runtime.backends.protocol import DeviceArray
+from hidiff_runtime.backends.tensorrt.graphs import Graphs
+from hidiff_runtime.backends.tensorrt.memory import CudaArray, CudaMemory, address_of
+from hidiff_runtime.backends.tensorrt.plan import Place, Plan, Plans
+from hidiff_runtime.backends.tensorrt.record import PlanRecord
+from hidiff_runtime.errors import EngineError
+from hidiff_runtime.manifest import GraphRecord, PhaseRecord, TensorSpec
+
+
+class TensorRtSession:
+    """One graph's engine, or one phase of a merged engine.
+
+    Entering loads the plan, from any thread, and touches neither stream nor tensors; the rest is for the thread that
+    runs.
+
+    Args:
+        place: where it runs.
+        plans: that are open there.
+        memory: for tensors of its own.
+        path: of the plan's record.
+        plan: the record.
+        record: of the graph.
+        cuda_graph: whether to launch recorded work.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        plans: Plans,
+        memory: CudaMemory,
+        path: Path,
+        plan: PlanRecord,
+        record: GraphRecord,
+        cuda_graph: bool,
+    ) -> None:
+        self._place = place
+        self._plans = plans
+        self._memory = memory
+        self._path = path
+        self._plan_record = plan
+        self._record = record
+        self._cuda_graph = cuda_graph
+        self._plan: Plan | None = None
+        self._graphs: Graphs | None = None
+        self._constants: dict[str, int] = {}
+        self._kept: list[Any] = []
+        self._own: dict[str, CudaArray] = {}
+
+    def __enter__(self) -> TensorRtSession:
+        """Loads the engine. Raises EngineError if it does not fit this machine, or there is too little memory."""
+        self._plan = self._plans.acquire(self._path, self._plan_record)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        plan, self._plan = self._plan, None
+        graphs, self._graphs = self._graphs, None
+        self._place.library.cuda.set_device(self._place.gpu.index)
+        try:
+            if graphs is not None:
+                graphs.drop()
+        finally:
+            if plan is not None:
+                self._plans.release(plan)
+            self._constants.clear()
+            self._kept.clear()
+            self._own.clear()
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Evaluates the engine on the host's arrays; raises as `execute` does."""
+        self._check("inputs", self._record.inputs, inputs)
+        for spec in (*self._record.inputs, *self._record.outputs):
+            if spec.name not in self._own:
+                self._own[spec.name] = self._memory.empty(spec.shape, spec.dtype)
+        for spec in self._record.inputs:
+            self._memory.upload(inputs[spec.name], self._own[spec.name])
+        outputs = {spec.name: self._own[spec.name] for spec in self._record.outputs}
+        self.execute({spec.name: self._own[spec.name] for spec in self._record.inputs}, outputs)
+        return {name: self._memory.download(array) for name, array in outputs.items()}
+
+    def execute(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
+        """Asks for one evaluation, recorded as a CUDA graph when it repeats.
+
+        Raises:
+            EngineError: a tensor is not of the record, or the library refuses.
+        """
+        plan = self._opened()
+        self._check("inputs", self._record.inputs, inputs)
+        self._check("outputs", self._record.outputs, outputs)
+        self._place.library.cuda.set_device(self._place.gpu.index)
+        addresses = {name: address_of(array) for name, array in (*inputs.items(), *outputs.items())}
+        moves = plan.prepare()
+        if self._graphs is None:
+            self._graphs = self._made_ready(plan)
+        every = {**addresses, **self._constants}
+        order = (spec.name for spec in (*self._record.inputs, *self._record.outputs))
+        self._graphs.run(tuple(addresses[name] for name in order), moves, lambda: plan.enqueue(every))
+
+    def _opened(self) -> Plan:
+        if self._plan is None:
+            raise EngineError("The engine is not open.", given=self._path, advice="Run it inside 'with session:'.")
+        return self._plan
+
+    def _made_ready(self, plan: Plan) -> Graphs:
+        """Fills what a merged plan takes beside the graph's own inputs; gives what runs the work.
+
+        Branches of a merged plan choose what runs when it runs, which a recording cannot.
+        """
+        merged = self._plan_record.merged
+        if merged and isinstance(self._record, PhaseRecord):
+            for name, value in self._plan_record.selected(self._record.phase.name).items():
+                self._hold(name, np.array(value), on_host=name in plan.on_host)
+        for spec in self._plan_record.inputs:
+            if spec not in self._record.inputs:
+                self._hold(spec.name, np.zeros(spec.shape, spec.dtype), on_host=False)
+        recorded = self._cuda_graph and not merged
+        return Graphs(self._place.library.cuda, self._place.stream, recorded, plan.capturable)
+
+    def _hold(self, name: str, value: NDArray[Any], *, on_host: bool) -> None:
+        """Gives an input one value for as long as the session is open."""
+        if on_host:
+            self._kept.append(value)
+            self._constants[name] = value.ctypes.data
+            return
+        array = self._memory.empty(value.shape, value.dtype.name)
+        self._memory.upload(value, array)
+        self._kept.append(array)
+        self._constants[name] = array.address
+
+    def _check(
+        self, what: str, specs: Sequence[TensorSpec], given: Mapping[str, NDArray[Any]] | Mapping[str, DeviceArray]
+    ) -> None:
+        if given.keys() != {spec.name for spec in specs}:
+            names = ", ".join(sorted(spec.name for spec in specs))
+            raise EngineError(f"The engine has other {what}.", given=", ".join(sorted(given)), advice=names)
+        for spec in specs:
+            array = given[spec.name]
+            if tuple(array.shape) != spec.shape or array.dtype != spec.dtype:
+                text = f"{array.dtype}{list(array.shape)} for {spec}"
+                raise EngineError(f"One of the {what} is not what the engine has.", given=text)
