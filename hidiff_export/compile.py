@@ -16,7 +16,7 @@ from hidiff_export.bundle import Workspace, storage_errors
 from hidiff_export.errors import Cancelled
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import Report, Stage, StageContext
-from hidiff_export.versions import tool_versions
+from hidiff_export.versions import EXPORTERS, tool_versions
 from hidiff_runtime import phases
 
 
@@ -70,7 +70,7 @@ def stage_key(stage: Stage, context: StageContext, done: dict[str, str]) -> str:
         "inputs": stage.inputs(context),
         "needs": {name: done[name] for name in stage.needs},
         "code": code_fingerprint(),
-        "tools": tool_versions(),
+        "tools": tool_versions(EXPORTERS),
     }
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
@@ -82,8 +82,11 @@ def build(recipe: Recipe, output: Path, display: Display, *, force: bool = False
         HidiffError: of the class that says what failed; finished stages stay in ``<output>.partial``.
     """
     # Here, because the stages bring in torch and onnx, which a refused recipe or folder must not wait for.
+    from hidiff_export.stages.engines import builders_for
     from hidiff_export.stages.order import STAGES, assemble_manifest
 
+    for builder in builders_for(recipe):
+        builder.check()
     with Workspace(output, force=force) as workspace:
         context = StageContext(recipe, workspace.folder)
         times = _run_stages(STAGES, workspace, context, display)

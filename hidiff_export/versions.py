@@ -6,13 +6,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 from hidiff_runtime import __version__
 
-TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+"""What weights, tables, graphs and reference depend on."""
+
+ENGINE_BUILDERS = ("tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "polygraphy", "cuda-python")
+"""What engines alone depend on: another version builds them again, and nothing else."""
 
 
-def tool_versions() -> dict[str, str]:
+def tool_versions(names: tuple[str, ...] = (*EXPORTERS, *ENGINE_BUILDERS)) -> dict[str, str]:
     """Version by package name, of those installed."""
     found = {"hidiff-export": __version__, "hidiff-runtime": __version__}
-    for name in TOOLS:
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

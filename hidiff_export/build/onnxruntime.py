@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from hidiff_export.build.protocol import PortableGraph, Report
 from hidiff_export.graph.passes.attention_to_mha import AttentionToMha
 from hidiff_export.graph.passes.base import MICROSOFT
 from hidiff_export.graph.passes.group_norm_to_layer_norm import GroupNormToLayerNorm
@@ -24,16 +27,32 @@ class OnnxRuntimeBuilder:
 
     name = "onnxruntime"
 
-    def engine_path(self, graph: Path) -> Path:
-        """``strided.onnxruntime.onnx`` beside ``strided.onnx``."""
-        return graph.with_suffix(f".{self.name}.onnx")
+    def check(self) -> None:
+        """Nothing can be missing: lowering takes no library of the backend."""
 
-    def build(self, graph: Path, engine: Path) -> None:
-        """Writes the lowered graph; see :class:`~hidiff_export.build.protocol.Builder`."""
-        model = ir.load(graph)
-        model.graph.opset_imports[MICROSOFT] = 1
-        run_passes(model, lowering_passes())
-        save(model, engine)
+    def key(self) -> Any:
+        """The lowered graph is the same for every target and version."""
+        return {}
+
+    def engines(self, graphs: Sequence[PortableGraph]) -> tuple[Path, ...]:
+        """``strided.onnxruntime.onnx`` beside ``strided.onnx``."""
+        return tuple(graph.path.with_suffix(f".{self.name}.onnx") for graph in graphs)
+
+    def build(self, graphs: Sequence[PortableGraph], report: Report) -> tuple[Path, ...]:
+        """Writes the lowered graphs; see :class:`~hidiff_export.build.protocol.Builder`."""
+        engines = self.engines(graphs)
+        for index, (graph, engine) in enumerate(zip(graphs, engines, strict=True)):
+            report(index, len(graphs), graph.path.stem)
+            lower(graph.path, engine)
+        return engines
+
+
+def lower(graph: Path, engine: Path) -> None:
+    """Writes the portable graph ``graph`` as ONNX Runtime's, in the same folder. Raises ExportError."""
+    model = ir.load(graph)
+    model.graph.opset_imports[MICROSOFT] = 1
+    run_passes(model, lowering_passes())
+    save(model, engine)
 
 
 def lowering_passes() -> ir.passes.Sequential:

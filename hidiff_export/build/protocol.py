@@ -1,9 +1,29 @@
-"""What a builder is: something that turns a phase's portable graph into what a backend's session opens."""
+"""What a builder is: something that turns portable graphs into what a backend's sessions open."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from hidiff_runtime.manifest import GraphRecord
+
+Report = Callable[[float, float, str], None]
+"""``report(done, total, note)``: how far the work is, in units of its own, and what it is doing."""
+
+
+@dataclass(frozen=True)
+class PortableGraph:
+    """A graph to build an engine from.
+
+    Args:
+        path: of the portable ONNX file; the weight store that it points into lies beside it.
+        record: what goes in and out; a `PhaseRecord` for a phase of the UNet.
+    """
+
+    path: Path
+    record: GraphRecord
 
 
 class Builder(Protocol):
@@ -14,19 +34,35 @@ class Builder(Protocol):
         """The backend's name, in the manifest and in recipes."""
         ...
 
-    def engine_path(self, graph: Path) -> Path:
-        """Where the engine of the portable graph at ``graph`` goes: beside it."""
-        ...
-
-    def build(self, graph: Path, engine: Path) -> None:
-        """Builds an engine.
-
-        Args:
-            graph: the portable graph; the weight store lies beside it.
-            engine: the file to write, in the same folder.
+    def check(self) -> None:
+        """Refuses early, before anything is written.
 
         Raises:
-            ExportError: the graph cannot be lowered for this backend.
-            OSError: the file cannot be written.
+            EngineError: the backend's library is missing, or builds nothing for a target of the recipe on this machine.
+        """
+        ...
+
+    def key(self) -> Any:
+        """What engines depend on beside the graphs and the weights: targets, options, the library's version. JSON."""
+        ...
+
+    def engines(self, graphs: Sequence[PortableGraph]) -> tuple[Path, ...]:
+        """Where the engine of each graph goes: beside the graph."""
+        ...
+
+    def build(self, graphs: Sequence[PortableGraph], report: Report) -> tuple[Path, ...]:
+        """Builds the engine of each graph; leaves nothing half-written when it fails.
+
+        Args:
+            graphs: all graphs of the bundle.
+            report: told how far the building is.
+
+        Returns:
+            Every file that was written, the engines among them.
+
+        Raises:
+            ExportError: a graph cannot be lowered for this backend.
+            EngineError: the backend's library failed.
+            OSError: a file cannot be written.
         """
         ...

@@ -34,7 +34,9 @@ def recipe_error(error: ValidationError, source: RecipeSource, model: type[BaseM
     Args:
         error: what validating ``source.data`` as ``model`` raised.
     """
-    problems = sorted(error.errors(), key=lambda problem: source.position(_key(problem)))
+    # A default that follows other values is missing where one of those is wrong, which is no problem of its own.
+    own = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
+    problems = sorted(own, key=lambda problem: source.position(_key(problem)))
     first, others = problems[0], problems[1:]
     key = _key(first)
     advice = _advice(first, key, model)

@@ -35,6 +35,7 @@ from hidiff_export.recipe.values import (
     ONE_OR_A_LIST,
     SMALLEST,
     Backend,
+    EngineLayout,
     Precision,
     SamplerName,
     Source,
@@ -49,12 +50,21 @@ from hidiff_runtime.phases import PhaseRule, StepRange
 _SIDE = f"a multiple of {MULTIPLE} from {SMALLEST} to {LARGEST}."
 _INPAINTING_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
 _CONTROL_FAMILIES = (Family.SDXL,)
+_BUILDS_FOR = {
+    Backend.ONNXRUNTIME: "cpu or cuda",
+    Backend.TENSORRT: "cuda",
+    Backend.TENSORRT_RTX: "generations of GPUs like sm89, or cuda alone",
+}
 
 
 def _also_one(schema: dict[str, Any]) -> None:
     """What is a list may also be written as its only item."""
     item = schema["items"]
     schema["anyOf"] = [item, {"type": schema.pop("type"), "items": schema.pop("items"), "minItems": 1}]
+
+
+def _default_targets(data: Mapping[str, Any]) -> tuple[Target, ...]:
+    return tuple(target for backend in data["backend"] for target in backend.default_targets)
 
 
 class Recipe(Frozen):
@@ -98,13 +108,20 @@ class Recipe(Frozen):
         default=Precision.FLOAT32, description=f"Type of the weights and the arithmetic: {choices(Precision)}."
     )
     hidiffusion: HiDiffusion = Field(default=HiDiffusion(), description="A mapping of raunet, windows and thresholds.")
-    backend: Backend = Field(
-        default=Backend.ONNXRUNTIME, description=f"What builds and runs the engines: {choices(Backend)}."
+    backend: Annotated[tuple[Backend, ...], ONE_OR_A_LIST, DISTINCT] = Field(
+        default=(Backend.ONNXRUNTIME,),
+        description=f"What builds and runs the engines, one or a list with the default one first: {choices(Backend)}.",
+        json_schema_extra=_also_one,
     )
     targets: Annotated[tuple[Target, ...], ONE_OR_A_LIST, DISTINCT] = Field(
-        default=(Target.CPU,),
-        description=f"What the engines are for, one or a list: {choices(Target)}.",
+        default_factory=_default_targets,
+        description=f"What the engines are for, one or a list: {choices(Target)}; by default what suits the backend: "
+        "cpu for onnxruntime, cuda for tensorrt, sm89 and sm120 for tensorrt-rtx.",
         json_schema_extra=_also_one,
+    )
+    layout: EngineLayout = Field(
+        default=EngineLayout.PER_PHASE,
+        description="How TensorRT engines hold the phases: per-phase for an engine each, or merged for all in one.",
     )
     sampler: Annotated[tuple[SamplerName, ...], ONE_OR_A_LIST, DISTINCT] = Field(
         default=(SamplerName.DDIM,),
@@ -147,6 +164,32 @@ class Recipe(Frozen):
                 f"takes no ControlNet in the family {self.family.value}",
                 key=("task",),
                 advice=f"ControlNet tasks have {_named(_CONTROL_FAMILIES)}.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _targets_are_served(self) -> Recipe:
+        served = {backend: backend.targets(self.targets) for backend in self.backend}
+        for backend, targets in served.items():
+            if not targets:
+                raise refusal(
+                    f"has nothing that {backend.value} builds for",
+                    key=("targets",),
+                    advice=f"Add {_BUILDS_FOR[backend]} to targets, or leave targets out.",
+                )
+        for target in self.targets:
+            if not any(target in targets for targets in served.values()):
+                names = " and ".join(backend.value for backend in self.backend)
+                raise refusal(
+                    f"has {target.value}, which {names} does not build for",
+                    key=("targets",),
+                    advice=" ".join(f"{backend.value} builds for {_BUILDS_FOR[backend]}." for backend in self.backend),
+                )
+        if self.layout is EngineLayout.MERGED and self.backend == (Backend.ONNXRUNTIME,):
+            raise refusal(
+                "is merged, which only TensorRT engines can be",
+                key=("layout",),
+                advice="Leave layout out, or set backend: tensorrt or tensorrt-rtx.",
             )
         return self
 

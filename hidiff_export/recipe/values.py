@@ -56,12 +56,53 @@ class Target(str, Enum):
 
     CPU = "cpu"
     CUDA = "cuda"
+    SM75 = "sm75"
+    SM80 = "sm80"
+    SM86 = "sm86"
+    SM89 = "sm89"
+    SM120 = "sm120"
+    SM121 = "sm121"
+
+    @property
+    def ahead_of_time(self) -> bool:
+        """Whether it names a generation of GPUs rather than what the building machine has."""
+        return self.value.startswith("sm")
 
 
 class Backend(str, Enum):
     """What builds and runs engines."""
 
     ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+    @property
+    def default_targets(self) -> tuple[Target, ...]:
+        """What it builds for where a recipe does not say."""
+        return _DEFAULT_TARGETS[self]
+
+    def targets(self, given: Iterable[Target]) -> tuple[Target, ...]:
+        """Which of ``given`` it builds for. TensorRT-RTX builds either ahead of time or for the machine it is on."""
+        if self is Backend.ONNXRUNTIME:
+            return tuple(target for target in given if not target.ahead_of_time)
+        ahead = tuple(target for target in given if target.ahead_of_time)
+        if self is Backend.TENSORRT_RTX and ahead:
+            return ahead
+        return tuple(target for target in given if target is Target.CUDA)
+
+
+_DEFAULT_TARGETS = {
+    Backend.ONNXRUNTIME: (Target.CPU,),
+    Backend.TENSORRT: (Target.CUDA,),
+    Backend.TENSORRT_RTX: (Target.SM89, Target.SM120),
+}
+
+
+class EngineLayout(str, Enum):
+    """How the phases of a TensorRT bundle are stored."""
+
+    PER_PHASE = "per-phase"
+    MERGED = "merged"
 
 
 def choices(kind: type[Enum]) -> str:

@@ -6,16 +6,15 @@ returns the files it wrote. `hidiff_export.compile` runs them and keeps what is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from hidiff_export.build.protocol import Report
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.phases import Phase, PhaseRule
 
-Report = Callable[[float, float, str], None]
-"""``report(done, total, note)``: how far a stage is, in units of its own, and what it is doing."""
+__all__ = ["Report", "Stage", "StageContext"]
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,55 @@
-"""Each portable graph becomes the engine that the recipe's backend runs."""
+"""Each portable graph becomes the engines that the recipe's backends run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hidiff_export.build.onnxruntime import OnnxRuntimeBuilder
-from hidiff_export.build.protocol import Builder
+from hidiff_export.build.protocol import Builder, PortableGraph
+from hidiff_export.build.tensorrt.builder import TensorRtBuilder
+from hidiff_export.build.tensorrt.libraries import TENSORRT, TENSORRT_RTX, Library
+from hidiff_export.recipe import Recipe
+from hidiff_export.recipe.values import Backend, EngineLayout
 from hidiff_export.stages import Report, StageContext
+from hidiff_export.stages.records import graph_records
+from hidiff_runtime.manifest import GraphRecord
 
-_BUILDERS: dict[str, type[Builder]] = {"onnxruntime": OnnxRuntimeBuilder}
+Record = TypeVar("Record", bound=GraphRecord)
 
 
-def builder_for(context: StageContext) -> Builder:
-    """The builder of the recipe's backend."""
-    return _BUILDERS[context.recipe.backend.value]()
+def _tensorrt(library: Library, recipe: Recipe, backend: Backend) -> Builder:
+    targets = tuple(target.value for target in backend.targets(recipe.targets))
+    return TensorRtBuilder(library, targets, merged=recipe.layout is EngineLayout.MERGED)
+
+
+_BUILDERS: dict[Backend, Callable[[Recipe, Backend], Builder]] = {
+    Backend.ONNXRUNTIME: lambda _recipe, _backend: OnnxRuntimeBuilder(),
+    Backend.TENSORRT: partial(_tensorrt, TENSORRT),
+    Backend.TENSORRT_RTX: partial(_tensorrt, TENSORRT_RTX),
+}
+
+
+def builders_for(recipe: Recipe) -> tuple[Builder, ...]:
+    """The builders of the recipe's backends, the default one first."""
+    return tuple(_BUILDERS[backend](recipe, backend) for backend in recipe.backend)
+
+
+def with_engines(context: StageContext, record: Record) -> Record:
+    """The record of a graph, with the paths of its engines."""
+    graphs = _portable_graphs(context)
+    index = next(index for index, graph in enumerate(graphs) if graph.record.graph == record.graph)
+    engines = {builder.name: builder.engines(graphs)[index] for builder in builders_for(context.recipe)}
+    return replace(
+        record, engines={name: path.relative_to(context.folder).as_posix() for name, path in engines.items()}
+    )
+
+
+def _portable_graphs(context: StageContext) -> tuple[PortableGraph, ...]:
+    return tuple(PortableGraph(context.folder / record.graph, record) for record in graph_records(context))
 
 
 class Engines:
@@ -25,16 +60,23 @@ class Engines:
     needs = ("weights", "graphs")
 
     def inputs(self, context: StageContext) -> Any:
-        """The backend and what it builds for."""
-        return {"backend": context.recipe.backend.value, "targets": list(context.recipe.targets)}
+        """The backends, and what each builds for and with."""
+        return {builder.name: builder.key() for builder in builders_for(context.recipe)}
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
-        """Builds engine after engine."""
-        builder = builder_for(context)
-        written = []
-        for index, graph in enumerate(context.graphs):
-            report(index, len(context.graphs), graph.stem)
-            engine = builder.engine_path(graph)
-            builder.build(graph, engine)
-            written.append(engine)
+        """Builds every graph's engine with builder after builder."""
+        graphs = _portable_graphs(context)
+        builders = builders_for(context.recipe)
+        written: list[Path] = []
+        for index, builder in enumerate(builders):
+            written += builder.build(graphs, _part(report, index, len(builders)))
         return tuple(written)
+
+
+def _part(report: Report, index: int, builders: int) -> Report:
+    """Shows one builder's progress as a part of the stage's."""
+
+    def show(done: float, total: float, note: str) -> None:
+        report(index + done / total, builders, note)
+
+    return show

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from hidiff_export.signature import controlnet_inputs, controlnet_outputs, phase_inputs, phase_outputs
 from hidiff_export.stages import Stage, StageContext
-from hidiff_export.stages.engines import Engines, builder_for
+from hidiff_export.stages.engines import Engines, with_engines
 from hidiff_export.stages.graphs import Graphs
+from hidiff_export.stages.records import controlnet_record, phase_record
 from hidiff_export.stages.reference import Reference
 from hidiff_export.stages.samplers import FOLDER, Samplers
-from hidiff_export.stages.weights import CONFIG, WEIGHTS, Weights
+from hidiff_export.stages.weights import WEIGHTS, Weights
 from hidiff_export.versions import tool_versions
-from hidiff_runtime.manifest import FileRecord, GraphRecord, Manifest, PhaseRecord
-from hidiff_runtime.phases import Phase
+from hidiff_runtime.manifest import FileRecord, Manifest
 from hidiff_runtime.sampler import SamplerTable
 
 # The reference comes last: it takes longest, and whatever else is wrong shows before it.
@@ -29,7 +27,7 @@ def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) ->
         context: the build.
         files: every file the stages wrote, by path relative to the bundle.
     """
-    recipe = context.recipe
+    recipe, control = context.recipe, controlnet_record(context)
     samplers = {name.value: f"{FOLDER}/{name.value}.safetensors" for name in recipe.sampler}
     stores = {context.unet.name: f"{context.unet.name}/{WEIGHTS}"}
     if recipe.controlnet is not None:
@@ -47,12 +45,12 @@ def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) ->
         rule=context.rule,
         latent=recipe.latent_shape,
         windowed_blocks=recipe.unet_layout.windowed_blocks,
-        phases=tuple(_phase_record(context, phase) for phase in context.phases),
+        phases=tuple(with_engines(context, phase_record(context, phase)) for phase in context.phases),
         samplers=samplers,
         default_sampler=recipe.sampler[0].value,
         steps=_tabulated(context.folder, samplers),
         weights=stores,
-        controlnet=None if recipe.controlnet is None else _controlnet_record(context),
+        controlnet=None if control is None else with_engines(context, control),
         files=files,
         reference=next(path for path in files if path.startswith("reference/") and path.endswith(".json")),
         fingerprints={
@@ -61,37 +59,6 @@ def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) ->
             **({} if recipe.controlnet is None else {"controlnet": files[stores[context.controlnet.name]].sha256}),
         },
     )
-
-
-def _phase_record(context: StageContext, phase: Phase) -> PhaseRecord:
-    recipe = context.recipe
-    config = json.loads((context.unet / CONFIG).read_text(encoding="utf-8"))
-    size = (recipe.latent_height, recipe.latent_width)
-    graph = context.graph(phase)
-    return PhaseRecord(
-        phase=phase,
-        graph=graph.relative_to(context.folder).as_posix(),
-        engines=_engines(context, graph),
-        inputs=phase_inputs(config, recipe.unet_layout, phase, *size, recipe.model_batch),
-        outputs=phase_outputs(config, *size, recipe.model_batch),
-    )
-
-
-def _controlnet_record(context: StageContext) -> GraphRecord:
-    recipe = context.recipe
-    config = json.loads((context.controlnet / CONFIG).read_text(encoding="utf-8"))
-    shape = (recipe.latent_height, recipe.latent_width, recipe.model_batch)
-    return GraphRecord(
-        graph=context.controlnet_graph.relative_to(context.folder).as_posix(),
-        engines=_engines(context, context.controlnet_graph),
-        inputs=controlnet_inputs(config, *shape),
-        outputs=controlnet_outputs(config, *shape),
-    )
-
-
-def _engines(context: StageContext, graph: Path) -> dict[str, str]:
-    builder = builder_for(context)
-    return {builder.name: builder.engine_path(graph).relative_to(context.folder).as_posix()}
 
 
 def _tabulated(folder: Path, samplers: Mapping[str, str]) -> tuple[int, ...]:

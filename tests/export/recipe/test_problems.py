@@ -62,6 +62,13 @@ BAD = {
     "unknown family": Bad(_text(family="sdlx"), 1, "`family` should be", '"sdlx"', "Did you mean sdxl?"),
     "unknown task": Bad(_with("task: inpaint"), 5, "`task` should be", '"inpaint"', "Did you mean inpainting? What"),
     "unknown precision": Bad(_with("precision: fp16"), 5, "`precision` should be", '"fp16"', "float16 or bfloat16"),
+    "precision without kernels on the default target": Bad(
+        _with("backend: [tensorrt-rtx, onnxruntime]\nprecision: bfloat16"),
+        6,
+        "`precision` is bfloat16, for which ONNX Runtime has no kernels on the CPU",
+        '"bfloat16"',
+        "float16, or targets: cuda",
+    ),
     "precision without kernels": Bad(
         _with("precision: bfloat16"),
         5,
@@ -70,9 +77,40 @@ BAD = {
         "float16, or targets: cuda",
     ),
     "unknown backend": Bad(
-        _with("backend: onnx"), 5, "`backend` should be", '"onnx"', "builds and runs the engines: on"
+        _with("backend: onnx"), 5, "`backend.0` should be", '"onnx"', "What builds and runs the engines, one or a list"
     ),
-    "unknown target": Bad(_with("targets: [cpu, gpu]"), 5, "`targets.1` should be", '"gpu"', "cpu or cuda"),
+    "unknown target": Bad(_with("targets: [cpu, gpu]"), 5, "`targets.1` should be", '"gpu"', "sm120 or sm121"),
+    "GPU that TensorRT-RTX does not build for": Bad(
+        _with("backend: tensorrt-rtx\ntargets: sm90"), 6, "`targets.0` should be", '"sm90"', "Did you mean sm89?"
+    ),
+    "backend without a target": Bad(
+        _with("backend: [tensorrt, tensorrt-rtx]\ntargets: sm89"),
+        6,
+        "`targets` has nothing that tensorrt builds for",
+        '"sm89"',
+        "Add cuda to targets, or leave targets out",
+    ),
+    "target without a backend": Bad(
+        _with("backend: tensorrt-rtx\ntargets: [cpu, sm89]"),
+        6,
+        "`targets` has cpu, which tensorrt-rtx does not build for",
+        '["cpu", "sm89"]',
+        "tensorrt-rtx builds for generations of GPUs like sm89, or cuda alone",
+    ),
+    "this GPU beside others": Bad(
+        _with("backend: tensorrt-rtx\ntargets: [sm89, cuda]"),
+        6,
+        "`targets` has cuda, which tensorrt-rtx does not build for",
+        '["sm89", "cuda"]',
+        "or cuda alone",
+    ),
+    "backend twice": Bad(
+        _with("backend: [tensorrt, tensorrt]"), 5, "`backend` names one thing twice", '["tensorrt", "tensorrt"]', "Keep"
+    ),
+    "merged without TensorRT": Bad(
+        _with("layout: merged"), 5, "`layout` is merged, which only TensorRT", '"merged"', "set backend: tensorrt"
+    ),
+    "unknown layout": Bad(_with("layout: joint"), 5, "`layout` should be", '"joint"', "merged for all in one"),
     "unknown sampler": Bad(_with("sampler: dpmpp_2s"), 5, "`sampler.0` should be", '"dpmpp_2s"', "mean dpmpp_2m?"),
     "sampler twice": Bad(
         _with("sampler: [ddim, ddim]"), 5, "`sampler` names one thing twice", '["ddim", "ddim"]', "Keep one of each"

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hidiff_export.families import Family, Layout, Task, phase_rule
 from hidiff_export.recipe import Recipe, shipped_recipes
-from hidiff_export.recipe.values import Precision, SamplerName
+from hidiff_export.recipe.values import Backend, EngineLayout, Precision, SamplerName, Target
 from hidiff_export.sampler.names import SAMPLERS
 from hidiff_runtime.phases import PhaseRule, StepRange
 
@@ -35,6 +35,35 @@ def test_defaults() -> None:
     assert recipe.sampler == (SamplerName.DDIM,)
     assert recipe.steps == tuple(range(1, 101))
     assert recipe.phase_rule() == phase_rule(Family.SDXL, Task.TEXT_TO_IMAGE, 2048, 1024)
+
+
+def test_a_backend_may_be_written_alone_as_older_manifests_do() -> None:
+    recipe = _recipe(backend="onnxruntime", targets=["cpu"])
+    assert recipe.backend == (Backend.ONNXRUNTIME,)
+    assert recipe == _recipe()
+    assert recipe.layout is EngineLayout.PER_PHASE
+
+
+@pytest.mark.parametrize(
+    ("backends", "targets"),
+    [
+        (["onnxruntime"], ["cpu"]),
+        (["tensorrt"], ["cuda"]),
+        (["tensorrt-rtx"], ["sm89", "sm120"]),
+        (["onnxruntime", "tensorrt"], ["cpu", "cuda"]),
+        (["tensorrt-rtx", "onnxruntime"], ["sm89", "sm120", "cpu"]),
+    ],
+)
+def test_default_targets_follow_the_backends(backends: list[str], targets: list[str]) -> None:
+    assert [target.value for target in _recipe(backend=backends).targets] == targets
+
+
+def test_each_backend_builds_for_its_own_targets() -> None:
+    given = (Target.CPU, Target.CUDA, Target.SM89)
+    assert Backend.ONNXRUNTIME.targets(given) == (Target.CPU, Target.CUDA)
+    assert Backend.TENSORRT.targets(given) == (Target.CUDA,)
+    assert Backend.TENSORRT_RTX.targets(given) == (Target.SM89,)
+    assert Backend.TENSORRT_RTX.targets(given[:2]) == (Target.CUDA,)
 
 
 @pytest.mark.parametrize(("precision", "call", "run"), [("float32", 80, 60), ("float16", 40, 35), ("bfloat16", 30, 25)])

@@ -41,6 +41,9 @@ def test_the_schema_is_a_schema() -> None:
         {"sampler": "dpm"},
         {"steps": "many"},
         {"targets": []},
+        {"targets": "sm90"},
+        {"backend": []},
+        {"layout": "joint"},
         {"hidiffusion": {"thresholds": "usual"}},
         {"hidiffusion": {"thresholds": {"pooled": 1.5}}},
         {"hidiffusion": {"thresholds": {"pooled": {"start": 0.5}}}},
@@ -59,6 +62,8 @@ def test_the_schema_refuses_what_is_wrong(values: dict[str, object]) -> None:
         {"sampler": ["euler", "ddim"], "steps": [4, "10-20"], "targets": "cuda"},
         {"hidiffusion": {"thresholds": {"strided": "16%", "pooled": {"start": 0.16, "end": "40%"}}}},
         {"hidiffusion": {"raunet": False, "windows": False}},
+        {"backend": "tensorrt"},
+        {"backend": ["tensorrt-rtx", "onnxruntime"], "targets": ["sm75", "sm121", "cpu"], "layout": "merged"},
         {"task": "controlnet", "controlnet": "random:1", "hidiffusion": {"thresholds": {"control": 1}}},
     ],
 )
