@@ -4,19 +4,51 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hidiff_runtime import backends
 from hidiff_runtime.backends.protocol import Backend, Device, Session
 from hidiff_runtime.denoiser import Denoiser
-from hidiff_runtime.engines import CONTROLNET, ControlNetKey, EnginePool
+from hidiff_runtime.device_loop import Tensors
+from hidiff_runtime.engines import CONTROLNET, STEP, EngineKey, EnginePool
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.files import fault_of, verify_files
-from hidiff_runtime.manifest import GraphRecord, Manifest
+from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.paths import inside
 from hidiff_runtime.phases import Phase
+from hidiff_runtime.records import GraphRecord
 from hidiff_runtime.sampler import SamplerTable
+
+LOOPS = ("auto", "host", "device")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a bundle is opened, as :func:`open` takes it.
+
+    Args:
+        resident: which engines stay open.
+        prefetch: whether the next phase's engine opens while the current one runs.
+        loop: where runs keep their latents.
+        hashed: whether every file's hash was compared already.
+        options: of the backend.
+    """
+
+    resident: str
+    prefetch: bool
+    loop: str
+    hashed: bool
+    options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.loop not in LOOPS:
+            raise InputError(
+                f"loop must be one of {', '.join(LOOPS)}.",
+                given=repr(self.loop),
+                advice="'auto' is right on any device.",
+            )
 
 
 class Bundle:
@@ -28,18 +60,26 @@ class Bundle:
         lock: held by a run, since engines are shared by all runs on the bundle.
     """
 
-    def __init__(
-        self, root: Path, manifest: Manifest, backend: Backend, resident: str, options: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, root: Path, manifest: Manifest, backend: Backend, opening: Opening) -> None:
         self.root = root
         self.manifest = manifest
         self.lock = threading.RLock()
         self._backend = backend
-        self._options = options
-        self._device = backend.device(options)
+        self._opening = opening
+        self._device = backend.device(opening.options)
         self._entered: Device | None = None
-        self._engines = EnginePool(self._open_engine, resident)
+        self._tensors: Tensors | None = None
+        self._hashed = set(manifest.files) if opening.hashed else set()
+        self._engines = EnginePool(
+            self._open_engine, opening.resident, prefetch=opening.prefetch, same_file=self._same_file
+        )
         self._samplers: dict[str, SamplerTable] = {}
+        if opening.loop == "device" and not self._has_step_engine():
+            raise BundleError(
+                "The bundle has no step engine of this backend, which loop='device' needs.",
+                given=backend.name,
+                advice="Use loop='auto', or build the bundle again.",
+            )
 
     @property
     def backend(self) -> str:
@@ -73,14 +113,21 @@ class Bundle:
             self._samplers[chosen] = SamplerTable.read(inside(self.root, path))
         return self._samplers[chosen]
 
-    def engine(self, phase: Phase) -> Session:
+    def engine(self, phase: Phase, *, upcoming: Phase | None = None) -> Session:
         """The phase's session, opened if need be; valid until another phase's is asked for.
+
+        Args:
+            phase: whose.
+            upcoming: the phase that will be asked for next, whose engine opens meanwhile where ``prefetch`` is on.
 
         Raises:
             EngineError: the engine does not load.
         """
         with self.lock:
-            return self._engines.get(phase)
+            session = self._engines.get(phase)
+            if upcoming is not None:
+                self._engines.expect(upcoming)
+            return session
 
     def controlnet_engine(self) -> Session:
         """The ControlNet's session, opened if need be; valid until a phase without residuals is asked for.
@@ -92,30 +139,53 @@ class Bundle:
         with self.lock:
             return self._engines.controlnet()
 
+    def step_engine(self) -> Session:
+        """The step graph's session, opened if need be; valid until the bundle is closed.
+
+        Raises:
+            BundleError: the bundle has no step graph.
+            EngineError: the engine does not load.
+        """
+        with self.lock:
+            return self._engines.step()
+
+    def tensors(self) -> Tensors | None:
+        """What runs keep on the device from step to step; None where the host keeps it.
+
+        Raises:
+            EngineError: the device is missing here, or has no memory though ``loop`` is ``device``.
+        """
+        with self.lock:
+            if self._opening.loop == "host" or not self._has_step_engine():
+                return None
+            memory = self._enter().memory
+            if memory is None and self._opening.loop == "device":
+                raise EngineError(
+                    "This backend's device keeps no arrays, which loop='device' needs.",
+                    given=self.backend,
+                    advice="Use loop='auto'.",
+                )
+            if memory is None or (memory.on_host and self._opening.loop == "auto"):
+                return None
+            if self._tensors is None:
+                self._tensors = Tensors(memory)
+            return self._tensors
+
     def preload(self) -> None:
         """Opens engines ahead: the first phase's and its ControlNet's, or all of them where all may stay resident."""
         with self.lock:
             phases = tuple(record.phase for record in self.manifest.phases)
-            self._engines.preload(phases, controlnet=self.manifest.controlnet is not None)
+            step = self.tensors() is not None
+            self._engines.preload(phases, controlnet=self.manifest.controlnet is not None, step=step)
 
     def close(self) -> None:
         """Closes every engine and the device; waits for a run in progress. Using the bundle again opens them again."""
         with self.lock:
             self._engines.close()
+            self._tensors = None
             if self._entered is not None:
                 self._entered.__exit__(None, None, None)
-                self._entered, self._device = None, self._backend.device(self._options)
-
-    def device(self) -> Device:
-        """The backend's device, entered when it is first asked for, left when the bundle is closed.
-
-        Raises:
-            EngineError: the backend or the device is missing here.
-        """
-        with self.lock:
-            if self._entered is None:
-                self._entered = self._device.__enter__()
-            return self._entered
+                self._entered, self._device = None, self._backend.device(self._opening.options)
 
     def __enter__(self) -> Bundle:
         return self
@@ -123,25 +193,51 @@ class Bundle:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _record(self, key: Phase | ControlNetKey) -> GraphRecord:
-        if key != CONTROLNET:
-            return self.manifest.phase(key)
-        if self.manifest.controlnet is None:
-            raise BundleError(
-                "The bundle has no ControlNet.", given=self.root, advice="Build it with controlnet in the recipe."
-            )
-        return self.manifest.controlnet
+    def _has_step_engine(self) -> bool:
+        return self.manifest.step is not None and self.backend in self.manifest.step.engines
 
-    def _open_engine(self, key: Phase | ControlNetKey) -> Session:
-        """Opens an engine, whose content must be the manifest's even where only sizes were checked."""
+    def _enter(self) -> Device:
+        """The device, entered when it is first needed. A thread that opens an engine ahead finds it entered."""
+        if self._entered is None:
+            self._entered = self._device.__enter__()
+        return self._entered
+
+    def _record(self, key: EngineKey) -> GraphRecord:
+        if isinstance(key, Phase):
+            return self.manifest.phase(key)
+        record = {CONTROLNET: self.manifest.controlnet, STEP: self.manifest.step}[key]
+        if record is None:
+            named = "ControlNet" if key == CONTROLNET else "step graph"
+            advice = "Build it with controlnet in the recipe." if key == CONTROLNET else "Build the bundle again."
+            raise BundleError(f"The bundle has no {named}.", given=self.root, advice=advice)
+        return record
+
+    def _same_file(self, one: EngineKey, other: EngineKey) -> bool:
+        return self._record(one).engines[self.backend] == self._record(other).engines[self.backend]
+
+    def _open_engine(self, key: EngineKey) -> Session:
+        """A session of an engine, all of whose files are the manifest's even where only sizes were checked."""
         record = self._record(key)
-        relative = record.engines[self._backend.name]
+        relative = record.engines[self.backend]
+        self._check_hash(relative)
         path = inside(self.root, relative)
-        fault = fault_of(path, self.manifest.files[relative])
+        for part in self._backend.files(path):
+            if not part.is_relative_to(self.root.resolve()):
+                raise BundleError(f"The engine {relative} names a file outside the bundle.", given=part)
+            self._check_hash(part.relative_to(self.root.resolve()).as_posix())
+        weights = {name: inside(self.root, store) for name, store in self.manifest.weights.items()}
+        return self._enter().open(path, weights, record)
+
+    def _check_hash(self, relative: str) -> None:
+        """Compares a file with the manifest, once."""
+        if relative in self._hashed:
+            return
+        if relative not in self.manifest.files:
+            raise BundleError(f"An engine needs {relative}, which is no file of the bundle.", advice="Build it again.")
+        fault = fault_of(inside(self.root, relative), self.manifest.files[relative])
         if fault:
             raise BundleError(f"The engine {relative} {fault}.", advice="Fetch the bundle again, or build it again.")
-        weights = {name: inside(self.root, store) for name, store in self.manifest.weights.items()}
-        return self.device().open(path, weights, record)
+        self._hashed.add(relative)
 
 
 def open(
@@ -150,6 +246,8 @@ def open(
     verify: str = "hash",
     backend: str | Backend | None = None,
     resident: str = "current",
+    prefetch: bool = False,
+    loop: str = "auto",
     preload: bool = False,
     **options: Any,
 ) -> Bundle:
@@ -157,9 +255,13 @@ def open(
 
     Args:
         verify: ``hash`` reads every file and compares SHA-256; ``size`` compares sizes, for fast starts, and hashes
-            an engine when it is opened.
+            an engine when it is first opened.
         backend: whose engines to run; the first that this machine has, if left out.
         resident: ``current`` keeps one phase's engine open, ``all`` keeps every one that was used.
+        prefetch: opens the next phase's engine in a thread while the current one runs: a phase change then takes no
+            time, and twice the memory.
+        loop: where a run keeps latents, embeddings and the sampler's state. ``auto`` leaves them on the device from the
+            first step to the last if that is not the host itself; ``device`` does so there too; ``host`` never does.
         preload: opens engines now instead of at their first step.
         options: of the backend.
 
@@ -171,7 +273,8 @@ def open(
     root = Path(folder)
     manifest = Manifest.read(root)
     verify_files(root, manifest.files, verify)
-    bundle = Bundle(root, manifest, _choose(manifest, backend), resident, options)
+    opening = Opening(resident, prefetch, loop, verify == "hash", options)
+    bundle = Bundle(root, manifest, _choose(manifest, backend), opening)
     if preload:
         bundle.preload()
     return bundle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from hidiff_runtime.conditioning import check_array
 from hidiff_runtime.consistency import CONDITIONING_SCALE, CONTROL_IMAGE
 from hidiff_runtime.errors import EngineError, InputError
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.records import GraphRecord, TensorSpec
+from hidiff_runtime.run import ControlRequest, engine_errors
 
 if TYPE_CHECKING:
+    from hidiff_runtime.backends.protocol import DeviceArray
     from hidiff_runtime.bundle import Bundle
-    from hidiff_runtime.denoiser import ControlRequest
 
 Array = NDArray[np.float32]
 
@@ -28,6 +30,10 @@ class ControlNet:
         control_image: float32 ``[batch, 3, height, width]`` of the bundle's picture size, 0 to 1; resized (nearest, as
             published) to what the ControlNet sees, and the same for both halves of guidance.
         conditioning_scale: what the residuals are multiplied by.
+
+    Attributes:
+        record: of the bundle's ControlNet.
+        own: picture and scale as its graph takes them, by input name: the same at every evaluation.
 
     Raises:
         InputError: the picture or the scale is not one the ControlNet takes.
@@ -44,8 +50,8 @@ class ControlNet:
                 advice="Divide 8-bit colours by 255; a picture from -1 to 1 becomes (picture + 1) / 2.",
             )
         self._bundle = bundle
-        self._record = record
-        self._own: dict[str, Array] = {
+        self.record = record
+        self.own: dict[str, Array] = {
             spec.name: _fitted(image, spec.shape)
             if spec.name == CONTROL_IMAGE
             else np.array([check_scale(conditioning_scale)], dtype=np.float32)
@@ -59,14 +65,12 @@ class ControlNet:
         Raises:
             EngineError: the engine does not load, failed, or gave anything else.
         """
-        shared = {spec.name: request.inputs[spec.name] for spec in self._record.inputs if spec.name not in self._own}
-        where = f"ControlNet, step {request.step + 1} of {request.steps}"
+        shared = {spec.name: request.inputs[spec.name] for spec in self.record.inputs if spec.name not in self.own}
+        where = _where(request.step, request.steps)
         session = self._bundle.controlnet_engine()
-        try:
-            outputs = session.run({**shared, **self._own})
-        except EngineError as error:
-            raise EngineError(f"{error.summary} ({where})", given=error.given, advice=error.advice) from error
-        for spec in self._record.outputs:
+        with engine_errors(where):
+            outputs = session.run({**shared, **self.own})
+        for spec in self.record.outputs:
             found = outputs.get(spec.name)
             if found is None or found.shape != spec.shape:
                 given = "nothing" if found is None else list(found.shape)
@@ -78,7 +82,28 @@ class ControlNet:
                     given=f"{bad} of {found.size} values of {spec.name}, backend {self._bundle.backend}",
                     advice="Half precision may overflow, float32 does not.",
                 )
-        return {spec.name: outputs[spec.name].astype(np.float32, copy=False) for spec in self._record.outputs}
+        return {spec.name: outputs[spec.name].astype(np.float32, copy=False) for spec in self.record.outputs}
+
+    def execute(
+        self, tensors: Callable[[Sequence[TensorSpec]], Mapping[str, DeviceArray]], step: int, steps: int
+    ) -> None:
+        """Has the residuals computed where they are needed. What is not finite shows in the UNet's output.
+
+        Args:
+            tensors: gives the tensors of these names, what the run and `own` hold among them.
+            step: logical step, from 0.
+            steps: logical steps of the run.
+
+        Raises:
+            EngineError: the engine does not load, or failed.
+        """
+        session = self._bundle.controlnet_engine()
+        with engine_errors(_where(step, steps)):
+            session.execute(tensors(self.record.inputs), tensors(self.record.outputs))
+
+
+def _where(step: int, steps: int) -> str:
+    return f"ControlNet, step {step + 1} of {steps}"
 
 
 def check_scale(conditioning_scale: Any) -> float:

@@ -1,78 +1,29 @@
-"""The denoising run: at each step the phase's engine, the step's window shifts, and the sampler's update.
-
-Everything random comes from one stream, in this order: the latents, unless given; then for every evaluation one
-uniform per windowed block for the shifts, and the sampler's noise if it takes some there. PyTorch with a CPU generator
-of the same seed draws the same.
-"""
+"""The denoising run: at each step the phase's engine, the step's window shifts, and the sampler's update."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.conditioning import Conditioning, check_array, check_guidance, guided
+from hidiff_runtime.conditioning import Conditioning, check_array, check_guidance
 from hidiff_runtime.controlnet import ControlNet, check_scale
-from hidiff_runtime.errors import Cancelled, EngineError, InputError
-from hidiff_runtime.phases import Phase, PhasePlan
+from hidiff_runtime.device_loop import finish_on_device
+from hidiff_runtime.errors import InputError
+from hidiff_runtime.host_loop import finish_on_host
+from hidiff_runtime.phases import PhasePlan
 from hidiff_runtime.rng import TorchGenerator
-from hidiff_runtime.shifts import draw_window_shifts
+from hidiff_runtime.run import Callback, Control, ControlRequest, Run, StepInfo
+from hidiff_runtime.step_graph import NOISE_PRED as OUTPUT
 
 if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle
     from hidiff_runtime.manifest import Manifest
-    from hidiff_runtime.sampler import SamplerState
+
+__all__ = ["OUTPUT", "Callback", "Control", "ControlRequest", "Denoiser", "StepInfo"]
 
 Array = NDArray[np.float32]
-
-OUTPUT = "noise_pred"
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """A finished step, as a callback sees it.
-
-    Args:
-        step: logical step, from 0.
-        steps: logical steps of the run.
-        timestep: of the step's last evaluation.
-        phase: that the step ran in.
-        latents: float32 ``[batch, channels, height, width]`` after the step; a copy.
-        seconds: the step took, the callback's own time left out.
-    """
-
-    step: int
-    steps: int
-    timestep: float
-    phase: Phase
-    latents: Array
-    seconds: float
-
-
-@dataclass(frozen=True)
-class ControlRequest:
-    """What residuals are asked for.
-
-    Args:
-        step: logical step, from 0.
-        steps: logical steps of the run.
-        inputs: the evaluation's graph inputs, the scaled ``latents`` and the ``timestep`` among them.
-    """
-
-    step: int
-    steps: int
-    inputs: Mapping[str, NDArray[Any]]
-
-
-Callback = Callable[[StepInfo], object]
-"""Called after each step; returning False, or raising, cancels the run."""
-
-Control = Callable[[ControlRequest], Mapping[str, Array]]
-"""Gives the ControlNet's residuals by graph input name: ``down_residual_00``, …, ``mid_residual``."""
 
 
 class Denoiser:
@@ -155,9 +106,13 @@ class Denoiser:
         generator = TorchGenerator(seed)
         shape = (manifest.batch, *manifest.latent)
         start = generator.randn(shape) if latents is None else check_array("latents", latents, shape)
+        state = schedule.start(start)
         with self._bundle.lock:
-            run = _Run(self._bundle, plan, conditioning, scale, generator, control)
-            return run.finish(schedule.start(start), callback)
+            run = Run(self._bundle, plan, conditioning, scale, generator, control, callback)
+            tensors, step = self._bundle.tensors(), manifest.step
+            if tensors is None or step is None:
+                return finish_on_host(run, state)
+            return finish_on_device(run, schedule, state, tensors, step)
 
     def _control(
         self, plan: PhasePlan, control: Control | None, image: Array | None, conditioning_scale: float
@@ -205,90 +160,3 @@ def _control_missing(manifest: Manifest) -> InputError:
         advice=f"This bundle's ControlNet needs it: float32 of shape "
         f"{[manifest.batch, 3, manifest.height, manifest.width]}, 0 to 1.",
     )
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One run: what stays the same from step to step."""
-
-    bundle: Bundle
-    plan: PhasePlan
-    conditioning: Conditioning
-    guidance_scale: float | None
-    generator: TorchGenerator
-    control: Control | None
-
-    def finish(self, state: SamplerState, callback: Callback | None) -> Array:
-        """Takes every step that is left; returns the latents."""
-        started = time.perf_counter()
-        while not state.done:
-            step, timestep = state.step, state.timestep
-            phase = self.plan.phase_at(step)
-            noise = guided(self._evaluate(phase, state), self.guidance_scale)
-            shape = state.latents.shape
-            state.advance(noise, self.generator.randn(shape) if state.draws_noise else None)
-            if not state.done and state.step == step:
-                continue
-            if callback is not None:
-                seconds = time.perf_counter() - started
-                latents = np.array(state.latents, dtype=np.float32)
-                _call(callback, StepInfo(step, self.plan.steps, timestep, phase, latents, seconds))
-            started = time.perf_counter()
-        return np.array(state.latents, dtype=np.float32)
-
-    def _evaluate(self, phase: Phase, state: SamplerState) -> Array:
-        record = self.bundle.manifest.phase(phase)
-        repeat = 1 if self.guidance_scale is None else 2
-        latents = np.asarray(state.model_input(), dtype=np.float32)
-        inputs: dict[str, NDArray[Any]] = {
-            "latents": self.conditioning.model_input(latents, repeat),
-            "timestep": np.array([state.timestep], dtype=np.float32),
-            **self.conditioning.inputs,
-        }
-        blocks = len(self.bundle.manifest.windowed_blocks)
-        if blocks:
-            inputs["window_shifts"] = draw_window_shifts(self.generator, blocks)
-        # Before the residuals, so that whatever the phase before had open is closed when the ControlNet's engine opens.
-        session = self.bundle.engine(phase)
-        if phase.control and self.control is not None:
-            residuals = self.control(ControlRequest(state.step, self.plan.steps, inputs))
-            given = {
-                spec.name: check_array(spec.name, residuals.get(spec.name), spec.shape) for spec in record.residuals
-            }
-            inputs |= given
-        where = f"phase {phase.name}, step {state.step + 1} of {self.plan.steps}"
-        try:
-            noise = session.run(inputs).get(OUTPUT)
-        except EngineError as error:
-            raise EngineError(f"{error.summary} ({where})", given=error.given, advice=error.advice) from error
-        return self._sound(noise, record.outputs[0].shape, where)
-
-    def _sound(self, noise: NDArray[Any] | None, shape: tuple[int, ...], where: str) -> Array:
-        if noise is None:
-            raise EngineError(f"The engine gave no {OUTPUT} in {where}.", advice="Build the bundle again.")
-        if noise.shape != shape:
-            raise EngineError(
-                f"The engine gave {OUTPUT} of another shape than the manifest's in {where}.",
-                given=f"{list(noise.shape)} where {list(shape)} is due",
-                advice="Build the bundle again.",
-            )
-        bad = int(noise.size - np.isfinite(noise).sum())
-        if bad:
-            raise EngineError(
-                f"The engine gave NaN or infinite values in {where}.",
-                given=f"{bad} of {noise.size} values, backend {self.bundle.backend}",
-                advice=f"Run 'hidiff-run check {self.bundle.root}'; half precision may overflow, float32 does not.",
-            )
-        return noise.astype(np.float32, copy=False)
-
-
-def _call(callback: Callback, info: StepInfo) -> None:
-    where = f"after step {info.step + 1} of {info.steps}"
-    try:
-        answer = callback(info)
-    except Cancelled:
-        raise
-    except Exception as error:
-        raise Cancelled(f"The step callback ended the run {where}.", given=repr(error)) from error
-    if answer is False:
-        raise Cancelled(f"The step callback cancelled the run {where}.")

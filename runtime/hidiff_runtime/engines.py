@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
 from hidiff_runtime.backends.protocol import Session
@@ -11,31 +12,47 @@ from hidiff_runtime.phases import Phase
 
 RESIDENT = ("current", "all")
 
-ControlNetKey = Literal["controlnet"]
-CONTROLNET: ControlNetKey = "controlnet"
-"""What the ControlNet's engine is asked for by, as a phase's is by its phase."""
+EngineKey = Phase | Literal["controlnet", "step"]
+"""What an engine is asked for by."""
+
+CONTROLNET: Literal["controlnet"] = "controlnet"
+STEP: Literal["step"] = "step"
 
 
 class EnginePool:
-    """The sessions of a bundle's phases, and of its ControlNet.
+    """The sessions of a bundle's phases, of its ControlNet and of its step graph.
 
     Args:
-        open_session: opens an engine; entered here, and left when it is closed.
+        open_session: gives an engine's session; entered here, and left when it is closed.
         resident: ``current`` keeps at most one phase's engine open, and the ControlNet's beside it from when it is
             asked for until a phase without residuals is; ``all`` keeps every engine it has opened.
+        prefetch: whether `expect` opens engines in a thread.
+        same_file: whether two engines are one file: then the new one is opened before the old one is closed, so that
+            what they share stays loaded.
 
     Raises:
         InputError: ``resident`` is neither.
     """
 
-    def __init__(self, open_session: Callable[[Phase | ControlNetKey], Session], resident: str = "current") -> None:
+    def __init__(
+        self,
+        open_session: Callable[[EngineKey], Session],
+        resident: str = "current",
+        *,
+        prefetch: bool = False,
+        same_file: Callable[[EngineKey, EngineKey], bool] = lambda _one, _other: False,
+    ) -> None:
         if resident not in RESIDENT:
             raise InputError(
                 "resident must be 'current' or 'all'.", given=repr(resident), advice="'current' needs the least memory."
             )
         self._open_session = open_session
         self._resident = resident
-        self._sessions: dict[Phase | ControlNetKey, Session] = {}
+        self._prefetch = prefetch
+        self._same_file = same_file
+        self._sessions: dict[EngineKey, Session] = {}
+        self._expected: dict[Phase, Future[Session]] = {}
+        self._thread: ThreadPoolExecutor | None = None
 
     @property
     def open_phases(self) -> tuple[Phase, ...]:
@@ -48,40 +65,84 @@ class EnginePool:
         Raises:
             EngineError: the engine does not load; the next `get` tries again.
         """
-        if self._resident == "current":
-            for key in tuple(self._sessions):
-                if key != phase and not (key == CONTROLNET and phase.control):
-                    self._close(key)
-        return self._get(phase)
+        if self._resident == "all":
+            return self._get(phase)
+        for other in [other for other in self._expected if other != phase]:
+            self._discard(other)
+        kept = (phase, STEP, CONTROLNET) if phase.control else (phase, STEP)
+        for key in self._stale(kept):
+            # One that was opened ahead is in memory beside the others already: nothing is won by closing them first.
+            if phase not in self._expected and not self._same_file(key, phase):
+                self._close(key)
+        session = self._get(phase)
+        for key in self._stale(kept):
+            self._close(key)
+        return session
 
     def controlnet(self) -> Session:
         """The ControlNet's session, opened if need be beside the phase's. Raises as `get` does."""
         return self._get(CONTROLNET)
 
-    def preload(self, phases: Sequence[Phase], *, controlnet: bool) -> None:
-        """Opens the first phase's engine, or every phase's where all may stay; the ControlNet's where they need it.
+    def step(self) -> Session:
+        """The step graph's session, which stays open beside every phase. Raises as `get` does."""
+        return self._get(STEP)
+
+    def expect(self, phase: Phase) -> None:
+        """Opens the phase's engine in a thread, if the pool does that; `get` waits for it, and raises what it met."""
+        if not self._prefetch or phase in self._sessions or phase in self._expected:
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="hidiff-prefetch")
+        self._expected[phase] = self._thread.submit(self._opened, phase)
+
+    def preload(self, phases: Sequence[Phase], *, controlnet: bool, step: bool) -> None:
+        """Opens the first phase's engine, or every phase's where all may stay; the others' where they are needed.
 
         Args:
             phases: in running order.
             controlnet: whether the bundle has one.
+            step: whether a step graph runs.
         """
         wanted = phases if self._resident == "all" else phases[:1]
         for phase in wanted:
             self.get(phase)
         if controlnet and any(phase.control for phase in wanted):
             self.controlnet()
+        if step:
+            self.step()
 
     def close(self) -> None:
-        """Closes every engine; the next `get` opens its own again."""
+        """Closes every engine, one that is being opened too; the next `get` opens its own again."""
+        for phase in tuple(self._expected):
+            self._discard(phase)
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
         for key in tuple(self._sessions):
             self._close(key)
 
-    def _get(self, key: Phase | ControlNetKey) -> Session:
-        if key not in self._sessions:
-            session = self._open_session(key)
-            session.__enter__()
-            self._sessions[key] = session
+    def _stale(self, kept: tuple[EngineKey, ...]) -> list[EngineKey]:
+        return [key for key in self._sessions if key not in kept]
+
+    def _get(self, key: EngineKey) -> Session:
+        if isinstance(key, Phase) and key in self._expected:
+            self._expected[key].exception()  # waits; an interrupt here leaves the engine for `close`
+            self._sessions[key] = self._expected.pop(key).result()
+        elif key not in self._sessions:
+            self._sessions[key] = self._opened(key)
         return self._sessions[key]
 
-    def _close(self, key: Phase | ControlNetKey) -> None:
+    def _opened(self, key: EngineKey) -> Session:
+        session = self._open_session(key)
+        session.__enter__()
+        return session
+
+    def _discard(self, phase: Phase) -> None:
+        """Closes an engine that nobody came for; what went wrong with it concerns nobody either."""
+        opening = self._expected[phase]
+        if not opening.cancel() and opening.exception() is None:
+            opening.result().__exit__(None, None, None)
+        del self._expected[phase]
+
+    def _close(self, key: EngineKey) -> None:
         self._sessions.pop(key).__exit__(None, None, None)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from hidiff_runtime.errors import BundleError
 from hidiff_runtime.records import TensorSpec
 
 NOISE_PRED = "noise_pred"
@@ -66,9 +67,13 @@ def padded_rows(rows: NDArray[np.float64], slots: int) -> NDArray[np.float32]:
     """A sampler's coefficients ``[1 + K, 3 + K]`` for a graph with ``slots`` states: float32, zeros at the end.
 
     Raises:
-        ValueError: the sampler keeps more states than the graph.
+        BundleError: the sampler keeps more states than the graph.
     """
     missing = 1 + slots - len(rows)
     if missing < 0:
-        raise ValueError(f"{len(rows) - 1} states for a graph with {slots}")
+        raise BundleError(
+            "The step graph has fewer states than the sampler.",
+            given=f"{slots}, where the sampler keeps {len(rows) - 1}",
+            advice="Build the bundle again.",
+        )
     return np.pad(rows, ((0, missing), (0, missing))).astype(np.float32)

@@ -73,7 +73,7 @@ def test_a_closed_bundle_opens_its_engines_again(folder: Path) -> None:
 
 def test_an_engine_that_failed_to_open_is_tried_again(folder: Path) -> None:
     backend = toy.ToyBackend()
-    bundle = open_bundle(folder, backend=backend)
+    bundle = open_bundle(folder, backend=backend, verify="size")
     bundle.engine(STRIDED)
     engine = folder / "unet/windowed.toy"
     content = engine.read_text()

@@ -17,12 +17,13 @@ import numpy as np
 from hidiff_runtime import safetensors
 from hidiff_runtime.backends import Availability
 from hidiff_runtime.errors import EngineError
-from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.manifest import MANIFEST, FileRecord, GraphRecord, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
 from hidiff_runtime.recorder import SampleRecorder
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.sampler import SamplerTable
 from hidiff_runtime.samples import Drawn
+from hidiff_runtime.step_graph import step_inputs, step_outputs
 from hidiff_runtime.verdict import Bound
 
 Arrays = Mapping[str, np.ndarray]
@@ -170,6 +171,12 @@ class Toy:
             outputs=(TensorSpec("noise_pred", (batch, 4, HEIGHT, WIDTH), "float32"),),
         )
 
+    def step(self) -> GraphRecord:
+        """Of the step graph, with one state, as the samplers here have."""
+        phase = self.record(Phase(PhaseKind.WINDOWED))
+        due = (self.batch, phase.outputs[0], phase.inputs[0], 1)
+        return GraphRecord("step/step.graph", {"toy": "step/step.toy"}, step_inputs(*due), step_outputs(*due))
+
     def given(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Everything the denoiser needs by keyword."""
         generator = TorchGenerator(1000 + seed)
@@ -217,7 +224,7 @@ def stored_weights(toy: Toy) -> dict[str, np.ndarray]:
 def make(folder: Path, toy: Toy | None = None) -> Path:
     """Writes a bundle into ``folder``."""
     toy = toy or Toy()
-    for name in ("unet", "samplers"):
+    for name in ("unet", "samplers", "step"):
         (folder / name).mkdir(parents=True)
     stored = stored_weights(toy)
     safetensors.write(folder / "unet/weights.safetensors", stored)
@@ -228,6 +235,8 @@ def make(folder: Path, toy: Toy | None = None) -> Path:
     for record in records:
         (folder / record.graph).write_text("a graph")
         (folder / record.engines["toy"]).write_text(json.dumps({"phase": record.phase.name}))
+    for name in ("step.graph", "step.toy"):
+        (folder / "step" / name).write_text("sums and products")
     manifest = Manifest(
         tools={"hidiff-runtime": "0.1.0"},
         recipe={"family": "toy"},
@@ -247,6 +256,7 @@ def make(folder: Path, toy: Toy | None = None) -> Path:
         steps=tuple(range(1, MAX_STEPS + 1)),
         weights={"unet": "unet/weights.safetensors"},
         files={},
+        step=toy.step(),
     )
     if toy.reference:
         record_samples(folder, toy, manifest, stored)

@@ -153,13 +153,6 @@ def test_what_is_not_finite_is_counted(step: Step, values: list[str]) -> None:
     assert step(**given)["unsound"].tolist() == [len(values)]
 
 
-def test_rows_of_a_sampler_with_more_states_than_the_graph_are_refused() -> None:
-    rows = np.arange(12.0).reshape(3, 4)[:2]
-    assert padded_rows(rows, 3).tolist() == [[0, 1, 2, 3, 0, 0], [4, 5, 6, 7, 0, 0], [0] * 6, [0] * 6]
-    with pytest.raises(ValueError, match="states"):
-        padded_rows(np.zeros((4, 6)), 2)
-
-
 @pytest.mark.needs("tensorrt-rtx")
 @pytest.mark.parametrize("kind", [record(), record(guidance=False, slots=1), record(inpainting=True, slots=2)])
 def test_tensorrt_rtx_builds_it(tmp_path: Path, kind: GraphRecord) -> None:
