@@ -39,6 +39,10 @@ _KNOWN = (
         "This library does not know an operator of the graph: update it, or report the recipe.",
     ),
     (
+        r"[Tt]iming cache",
+        "The cache of kernel timings is damaged: delete ~/.cache/hidiff-export/timings and run the command again.",
+    ),
+    (
         r"must have same input types",
         "A graph mixes precisions, which it must not. " + REPORT,
     ),

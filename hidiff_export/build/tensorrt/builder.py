@@ -2,59 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from hidiff_export.build.protocol import PortableGraph, Report
+from hidiff_export.build.tensorrt.examine import THIS_MACHINE, Gpu, check_targets, examine
 from hidiff_export.build.tensorrt.libraries import TOOL, Library
 from hidiff_export.build.tensorrt.lowering import lower
 from hidiff_export.build.tensorrt.messages import BuildRequest, Initializer
 from hidiff_export.build.tensorrt.process import Progress, ask
-from hidiff_export.errors import EngineError
+from hidiff_export.build.tensorrt.tails import share_tails
+from hidiff_export.build.tensorrt.timings import timing_cache
+from hidiff_export.errors import BundleError
 from hidiff_export.graph.portable import save
 from hidiff_export.versions import tool_versions
 from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import PhaseRecord
+from hidiff_runtime.manifest import FileRecord, PhaseRecord
 
 OPTIONS = {"profiling_verbosity": "detailed", "tf32": False}
 """What every engine is built with."""
 
-_THIS_MACHINE = ("cuda",)
-
 
 @dataclass(frozen=True)
-class Gpu:
-    """A GPU: its name and its compute capability (``sm90``)."""
+class _Plan:
+    """A plan to build.
 
-    name: str
-    target: str
+    Args:
+        engine: where its record goes; the other files lie beside it.
+        graph: what it runs.
+    """
 
+    engine: Path
+    graph: PortableGraph
 
-@dataclass(frozen=True)
-class Examined:
-    """What a library can build here: its version, the targets it knows, and this machine's GPU, if there is one."""
+    @property
+    def plan(self) -> Path:
+        """The plan, before it is divided into parts."""
+        return self.engine.with_suffix(".plan")
 
-    version: str
-    targets: tuple[str, ...]
-    gpu: Gpu | None
-
-
-@cache
-def examine(library: Library) -> Examined:
-    """Loads the library in a process of its own. Raises EngineError where it is missing or does not load."""
-    library.require()
-    found = ask(library, "nothing", json.dumps({"do": "examine"}), lambda _fraction, _note: None)
-    return Examined(found["version"], tuple(found["targets"]), _gpu(found))
-
-
-def _gpu(answer: dict[str, Any]) -> Gpu | None:
-    return None if answer["gpu"] is None else Gpu(**answer["gpu"])
+    @property
+    def layers(self) -> Path:
+        """The list of layers, for people."""
+        return self.engine.with_suffix(".layers.json")
 
 
 class TensorRtBuilder:
@@ -77,46 +72,13 @@ class TensorRtBuilder:
         return self._library.backend
 
     def check(self) -> None:
-        """Refuses a missing or old library, a target that it does not know, and this machine's GPU where none is."""
-        library, found = self._library, examine(self._library)
-        if tuple(map(int, found.version.split(".")[:2])) < library.least:
-            raise EngineError(
-                f"{library.title} is too old to build from weights in memory.",
-                given=found.version,
-                advice=f"pip install --upgrade 'hidiff-export[{library.backend}]'",
-            )
-        if self._targets == _THIS_MACHINE:
-            self._check_gpu(found)
-            return
-        for target in self._targets:
-            if target not in found.targets:
-                raise EngineError(
-                    f"{library.title} {found.version} does not know the target {target}.",
-                    given=", ".join(self._targets),
-                    advice=f"It builds for {', '.join(found.targets)}.",
-                )
-
-    def _check_gpu(self, found: Examined) -> None:
-        title = self._library.title
-        if found.gpu is None:
-            ahead = "Name the GPUs to build for ahead of time, such as targets: [sm89, sm120]"
-            other = ahead if self._library.ahead_of_time else f"{ahead} with backend: tensorrt-rtx"
-            raise EngineError(
-                f"{title} builds for the GPU of this machine, and there is none.",
-                given="targets: cuda",
-                advice=f"{other}, or build on the machine that the engines are for.",
-            )
-        if found.targets and found.gpu.target not in found.targets:
-            raise EngineError(
-                f"{title} {found.version} builds nothing for this machine's GPU.",
-                given=f"{found.gpu.name}, {found.gpu.target}",
-                advice=f"It builds for {', '.join(found.targets)}; backend: tensorrt builds for this GPU.",
-            )
+        """Refuses early; see :func:`~hidiff_export.build.tensorrt.examine.check_targets`."""
+        check_targets(self._library, self._targets)
 
     def key(self) -> Any:
         """Targets, layout, options and the library's version; the GPU, where the engines are for it."""
         found = examine(self._library)
-        here = found.gpu if self._targets == _THIS_MACHINE else None
+        here = found.gpu if self._targets == THIS_MACHINE else None
         return {
             "targets": list(self._targets),
             "merged": self._merged,
@@ -131,41 +93,46 @@ class TensorRtBuilder:
         return tuple(graph.path.with_suffix(f".{self.name}.json") for graph in graphs)
 
     def build(self, graphs: Sequence[PortableGraph], report: Report) -> tuple[Path, ...]:
-        """Builds plan after plan; see :class:`~hidiff_export.build.protocol.Builder`."""
-        written: list[Path] = []
+        """Builds plan after plan, then stores once what they share; see `hidiff_export.build.protocol.Builder`.
+
+        A plan that an interrupted build left whole, of the same graph, weights, library and options, is kept.
+        """
+        plans = [_Plan(engine, graph) for engine, graph in zip(self.engines(graphs), graphs, strict=True)]
+        hashes: dict[str, str] = {}
+        records: dict[Path, PlanRecord] = {}
+        for index, plan in enumerate(plans):
+
+            def progress(fraction: float, note: str, index: int = index, name: str = plan.graph.path.stem) -> None:
+                report(index + fraction, len(plans), f"{name}: {note}")
+
+            records[plan.engine] = self._built(plan, hashes, progress)
+        report(len(plans), len(plans), "storing weights once")
+        return _share(plans, records)
+
+    def _built(self, plan: _Plan, hashes: dict[str, str], progress: Progress) -> PlanRecord:
+        """The record of a plan, which is built if it is not there; ``hashes`` of weight stores are kept."""
+        beside = {path: path.with_name(f"{path.name}.tmp") for path in (plan.plan, plan.layers)}
+        lowered = plan.engine.with_suffix(".onnx.tmp")
         try:
-            for index, (graph, engine) in enumerate(zip(graphs, self.engines(graphs), strict=True)):
-
-                def progress(fraction: float, note: str, index: int = index, name: str = graph.path.stem) -> None:
-                    report(index + fraction, len(graphs), f"{name}: {note}")
-
-                progress(0, "lowering")
-                written += self._build(graph, engine, progress)
-        except BaseException:
-            for path in written:
-                path.unlink(missing_ok=True)
-            raise
-        return tuple(written)
-
-    def _build(self, graph: PortableGraph, engine: Path, progress: Progress) -> tuple[Path, ...]:
-        plan, layers = engine.with_suffix(".plan"), engine.with_suffix(".layers.json")
-        beside = {path: path.with_name(f"{path.name}.tmp") for path in (plan, layers)}
-        lowered = engine.with_suffix(".onnx.tmp")
-        try:
-            request = self._request(graph, lowered, beside[plan], beside[layers])
-            answer = ask(
-                self._library, engine.stem, json.dumps({"do": "build", **json.loads(request.to_json())}), progress
-            )
+            progress(0, "lowering")
+            request = self._request(plan, lowered, *beside.values())
+            key = self._key_of(request, hashes)
+            kept = _kept(plan, key)
+            if kept is not None:
+                return kept
+            answer = ask(self._library, plan.engine.stem, request.to_json(), progress)
             for path, temporary in beside.items():
                 temporary.replace(path)
         finally:
             for path in (lowered, *beside.values()):
                 path.unlink(missing_ok=True)
-        self._record(graph, plan, answer).write(engine)
-        return engine, plan, layers
+        record = self._record(plan, key, answer)
+        record.write(plan.engine)
+        return record
 
-    def _request(self, graph: PortableGraph, lowered: Path, plan: Path, layers: Path) -> BuildRequest:
-        model = ir.load(graph.path)
+    def _request(self, plan: _Plan, lowered: Path, built: Path, layers: Path) -> BuildRequest:
+        """Lowers the graph to the file ``lowered``, and says what is to be built from it."""
+        model = ir.load(plan.graph.path)
         lower(model)
         save(model, lowered)
         outside = {
@@ -173,33 +140,68 @@ class TensorRtBuilder:
             for name, value in model.graph.initializers.items()
             if isinstance(value.const_value, ir.ExternalTensor)
         }
-        weights = {str(Path(tensor.base_dir) / tensor.location) for tensor in outside.values()}
-        assert len(weights) <= 1  # one store beside the graph
+        stores = {str(Path(tensor.base_dir) / tensor.location) for tensor in outside.values()}
+        assert len(stores) <= 1  # the one beside the graph
+        cache = timing_cache(self._library, examine(self._library))
         return BuildRequest(
             graph=str(lowered),
-            weights=next(iter(weights), None),
+            weights=next(iter(stores), None),
             initializers=tuple(
                 Initializer(name, tensor.offset or 0, tensor.length or tensor.nbytes)
                 for name, tensor in outside.items()
             ),
-            targets=() if self._targets == _THIS_MACHINE else self._targets,
-            inputs=graph.record.inputs,
-            outputs=graph.record.outputs,
-            plan=str(plan),
+            targets=() if self._targets == THIS_MACHINE else self._targets,
+            inputs=plan.graph.record.inputs,
+            outputs=plan.graph.record.outputs,
+            plan=str(built),
             layers=str(layers),
+            timing_cache=None if cache is None else str(cache),
         )
 
-    def _record(self, graph: PortableGraph, plan: Path, answer: dict[str, Any]) -> PlanRecord:
-        here = _gpu(answer) if self._targets == _THIS_MACHINE else None
+    def _key_of(self, request: BuildRequest, hashes: dict[str, str]) -> str:
+        """The fingerprint of everything that a plan depends on."""
+        for path in (request.graph, request.weights):
+            if path is not None and path not in hashes:
+                hashes[path] = FileRecord.of(Path(path)).sha256
+        contents = hashes.pop(request.graph), request.weights and hashes[request.weights]
+        return hashlib.sha256(json.dumps([self.key(), *contents], sort_keys=True).encode()).hexdigest()
+
+    def _record(self, plan: _Plan, key: str, answer: dict[str, Any]) -> PlanRecord:
+        here = Gpu.of(answer) if self._targets == THIS_MACHINE else None
+        record = plan.graph.record
         return PlanRecord(
             backend=self.name,
             version=answer["version"],
             targets=self._targets if here is None else (here.target,),
             device=None if here is None or self._library.ahead_of_time else here.name,
-            parts=(plan.name,),
-            phases=(graph.record.phase.name,) if isinstance(graph.record, PhaseRecord) else (),
+            parts=(plan.plan.name,),
+            phases=(record.phase.name,) if isinstance(record, PhaseRecord) else (),
             selectors=(),
-            inputs=graph.record.inputs,
-            outputs=graph.record.outputs,
-            options={**OPTIONS, "seconds": answer["seconds"], "peak_bytes": answer["peak_bytes"]},
+            inputs=record.inputs,
+            outputs=record.outputs,
+            options={**OPTIONS, "seconds": answer["seconds"], "peak_bytes": answer["peak_bytes"], "key": key},
         )
+
+
+def _kept(plan: _Plan, key: str) -> PlanRecord | None:
+    """The record of a whole plan of this key that an interrupted build left, if it did."""
+    if not (plan.engine.is_file() and plan.plan.is_file() and plan.layers.is_file()):
+        return None
+    try:
+        record = PlanRecord.read(plan.engine)
+    except BundleError:
+        return None
+    return record if record.options.get("key") == key and record.parts == (plan.plan.name,) else None
+
+
+def _share(plans: Sequence[_Plan], records: Mapping[Path, PlanRecord]) -> tuple[Path, ...]:
+    """Divides plans over the same weights into parts; returns every file of all plans."""
+    files: dict[Path, None] = {}
+    for folder in {plan.engine.parent: None for plan in plans}:
+        together = [plan for plan in plans if plan.engine.parent == folder]
+        parts = share_tails([plan.plan for plan in together])
+        for plan in together:
+            paths = parts[plan.plan]
+            replace(records[plan.engine], parts=tuple(path.name for path in paths)).write(plan.engine)
+            files.update(dict.fromkeys((plan.engine, plan.layers, *paths)))
+    return tuple(files)

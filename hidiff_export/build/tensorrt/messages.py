@@ -47,7 +47,7 @@ class BuildRequest:
 
     def to_json(self) -> str:
         """One line."""
-        return json.dumps(asdict(self))
+        return json.dumps({"do": "build", **asdict(self)})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BuildRequest:
