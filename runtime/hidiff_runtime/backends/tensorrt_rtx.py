@@ -4,7 +4,7 @@ which is nearly everything, is in the package `tensorrt`."""
 from __future__ import annotations
 
 from hidiff_runtime.backends.protocol import Backend
-from hidiff_runtime.backends.tensorrt.backend import TensorRtBackend
+from hidiff_runtime.backends.tensorrt.device import TensorRtBackend
 
 
 def backend() -> Backend:
