@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hidiff_export.build.tensorrt.libraries import Library
+
+_KINDS = {"builds engines": "builders", "runs engines": "backends"}
 
 
 @click.command(
@@ -25,22 +32,30 @@ def doctor(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(findings, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from hidiff_export.cli.console import console as terminal
 
-    console = Console()
+    console = terminal()
     machine = findings["machine"]
     console.print(f"{machine['system']}, {machine['processors']} processors, Python {machine['python']}")
-    table = Table("backend", "", "found", "to get it", box=None, pad_edge=False, header_style="bold")
-    for name, found in findings["backends"].items():
-        mark = "[green]yes[/green]" if found["usable"] else "[yellow]no[/yellow]"
-        table.add_row(name, mark, found["detail"], found["advice"])
-    console.print(table)
+    for kind in ("builds engines", "runs engines"):
+        console.print(_table(kind, findings[_KINDS[kind]]))
     console.print(", ".join(f"{name} {version}" for name, version in findings["tools"].items()), highlight=False)
 
 
+def _table(kind: str, backends: dict[str, Any]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(kind, "", "found", "to get it", box=None, pad_edge=False, header_style="bold")
+    for name, found in backends.items():
+        mark = "[green]yes[/green]" if found["usable"] else "[yellow]no[/yellow]"
+        table.add_row(name, mark, escape(found["detail"]), escape(found["advice"]))
+    return table
+
+
 def examine() -> dict[str, Any]:
-    """The machine, its backends and the versions of the tools, as JSON values."""
+    """The machine, what builds and runs engines on it, and the versions of the tools, as JSON values."""
+    from hidiff_export.build.tensorrt.libraries import TENSORRT, TENSORRT_RTX
     from hidiff_export.versions import tool_versions
     from hidiff_runtime import backends
 
@@ -51,9 +66,26 @@ def examine() -> dict[str, Any]:
             "processors": os.cpu_count(),
             "python": platform.python_version(),
         },
+        "builders": {library.backend: _builder(library) for library in (TENSORRT, TENSORRT_RTX)},
         "backends": {
             name: {"usable": found.usable, "detail": found.detail, "advice": found.advice}
             for name, found in available.items()
         },
         "tools": tool_versions(),
     }
+
+
+def _builder(library: Library) -> dict[str, Any]:
+    """Whether a TensorRT builds engines here, and for which GPUs."""
+    from hidiff_export.build.tensorrt.examine import THIS_MACHINE, check_targets
+    from hidiff_export.build.tensorrt.examine import examine as examine_library
+    from hidiff_export.errors import EngineError
+
+    try:
+        found = examine_library(library)
+        check_targets(library, found.targets or THIS_MACHINE)
+    except EngineError as error:
+        return {"usable": False, "detail": error.summary, "advice": error.advice}
+    here = "no GPU here" if found.gpu is None else f"here {found.gpu.name} ({found.gpu.target})"
+    builds_for = f"for {', '.join(found.targets)}; {here}" if found.targets else here
+    return {"usable": True, "detail": f"{library.module} {found.version}: {builds_for}", "advice": ""}

@@ -25,7 +25,9 @@ Examples:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(directory: Path, as_json: bool) -> None:
-    """Show the phases, files, sizes and parity figures of the bundle in DIRECTORY. Reads the manifest alone."""
+    """Show the phases, files, sizes and parity figures of the bundle in DIRECTORY. Reads the
+    manifest and the records of plans alone.
+    """
     print_bundle(bundle_summary(directory), as_json=as_json)
 
 
@@ -44,7 +46,7 @@ def bundle_summary(directory: Path) -> dict[str, Any]:
         "batch": manifest.batch,
         "guidance": manifest.guidance,
         "precision": manifest.precision,
-        "phases": [_phase(manifest, index) for index in range(len(manifest.phases))],
+        "phases": [_phase(directory, manifest, index) for index in range(len(manifest.phases))],
         "weights": {name: manifest.files[path].size for name, path in manifest.weights.items()},
         "samplers": sorted(manifest.samplers),
         "default_sampler": manifest.default_sampler,
@@ -56,7 +58,8 @@ def bundle_summary(directory: Path) -> dict[str, Any]:
     }
 
 
-def _phase(manifest: Manifest, index: int) -> dict[str, Any]:
+def _phase(directory: Path, manifest: Manifest, index: int) -> dict[str, Any]:
+    from hidiff_runtime.backends.tensorrt.record import BACKENDS
     from hidiff_runtime.phases import PhasePlan
 
     record = manifest.phases[index]
@@ -66,10 +69,28 @@ def _phase(manifest: Manifest, index: int) -> dict[str, Any]:
         "phase": record.phase.name,
         "steps": {"of": steps, "ranges": [[span.first, span.last] for span in spans]},
         "graph_bytes": manifest.files[record.graph].size,
-        "engines": {name: manifest.files[path].size for name, path in record.engines.items()},
+        "engines": {name: _engine_bytes(directory, manifest, name, path) for name, path in record.engines.items()},
+        "plans": {name: _plan(directory / path) for name, path in record.engines.items() if name in BACKENDS},
         "inputs": [str(spec) for spec in record.inputs],
         "outputs": [str(spec) for spec in record.outputs],
     }
+
+
+def _engine_bytes(directory: Path, manifest: Manifest, backend: str, path: str) -> int:
+    """An engine's size, with the files that it shares with others."""
+    from hidiff_runtime import backends
+
+    files = backends.get(backend).files(directory / path)
+    return sum(manifest.files[file.relative_to(directory).as_posix()].size for file in files)
+
+
+def _plan(path: Path) -> dict[str, Any]:
+    """What a plan was built with and for, and what building it took, in seconds and bytes of memory."""
+    from hidiff_runtime.backends.tensorrt.record import PlanRecord
+
+    record = PlanRecord.read(path)
+    costs = {key: record.options[key] for key in ("seconds", "peak_bytes") if key in record.options}
+    return {"version": record.version, "targets": list(record.targets), "device": record.device, **costs}
 
 
 def _left_out(manifest: Manifest) -> list[int | str]:
@@ -103,15 +124,26 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
+def _engine_line(name: str, size: int, plan: dict[str, Any]) -> str:
+    """``tensorrt-rtx (25.0 MB for sm89 sm120, built in 6 s and 0.6 GB)``"""
+    words = f"{name} ({megabytes(size)}"
+    if plan:
+        words += f" for {plan['device'] or ' '.join(plan['targets'])}"
+    if "seconds" in plan:
+        words += f", built in {plan['seconds']:.0f} s and {plan['peak_bytes'] / 1e9:.1f} GB"
+    return f"{words})"
+
+
 def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
     """Prints what `bundle_summary` gave, as JSON or as tables."""
     if as_json:
         click.echo(json.dumps(summary, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from hidiff_export.cli.console import console as terminal
+
+    console = terminal()
     guidance = "with guidance" if summary["guidance"] else "without guidance"
     console.print(
         f"[bold]{summary['folder']}[/bold]: {summary['family']} {summary['task']}, "
@@ -122,7 +154,8 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
         table.add_column(column, justify=justify)  # type: ignore[arg-type]  # a literal in rich's own types
     for phase in summary["phases"]:
         ranges = ", ".join(f"{first}-{last}" for first, last in phase["steps"]["ranges"]) or "none"
-        engines = ", ".join(f"{name} ({megabytes(size)})" for name, size in phase["engines"].items())
+        plans = phase["plans"]
+        engines = "\n".join(_engine_line(name, size, plans.get(name, {})) for name, size in phase["engines"].items())
         table.add_row(phase["phase"], f"{ranges} of {phase['steps']['of']}", megabytes(phase["graph_bytes"]), engines)
     console.print(table)
     for name, size in summary["weights"].items():
