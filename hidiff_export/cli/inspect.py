@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hidiff_runtime.manifest import Manifest
+    from hidiff_runtime.manifest import GraphRecord, Manifest
 
 
 @click.command(
@@ -47,6 +47,7 @@ def bundle_summary(directory: Path) -> dict[str, Any]:
         "guidance": manifest.guidance,
         "precision": manifest.precision,
         "phases": [_phase(directory, manifest, index) for index in range(len(manifest.phases))],
+        "graphs": {name: _graph(directory, manifest, record) for name, record in manifest.others() if record},
         "weights": {name: manifest.files[path].size for name, path in manifest.weights.items()},
         "samplers": sorted(manifest.samplers),
         "default_sampler": manifest.default_sampler,
@@ -59,7 +60,6 @@ def bundle_summary(directory: Path) -> dict[str, Any]:
 
 
 def _phase(directory: Path, manifest: Manifest, index: int) -> dict[str, Any]:
-    from hidiff_runtime.backends.tensorrt.record import BACKENDS
     from hidiff_runtime.phases import PhasePlan
 
     record = manifest.phases[index]
@@ -68,6 +68,14 @@ def _phase(directory: Path, manifest: Manifest, index: int) -> dict[str, Any]:
     return {
         "phase": record.phase.name,
         "steps": {"of": steps, "ranges": [[span.first, span.last] for span in spans]},
+        **_graph(directory, manifest, record),
+    }
+
+
+def _graph(directory: Path, manifest: Manifest, record: GraphRecord) -> dict[str, Any]:
+    from hidiff_runtime.backends.tensorrt.record import BACKENDS
+
+    return {
         "graph_bytes": manifest.files[record.graph].size,
         "engines": {name: _engine_bytes(directory, manifest, name, path) for name, path in record.engines.items()},
         "plans": {name: _plan(directory / path) for name, path in record.engines.items() if name in BACKENDS},
@@ -134,6 +142,13 @@ def _engine_line(name: str, size: int, plan: dict[str, Any]) -> str:
     return f"{words})"
 
 
+def _sizes(graph: dict[str, Any]) -> tuple[str, str]:
+    """The cells of a graph's size and of its engines."""
+    plans = graph["plans"]
+    engines = "\n".join(_engine_line(name, size, plans.get(name, {})) for name, size in graph["engines"].items())
+    return megabytes(graph["graph_bytes"]), engines
+
+
 def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
     """Prints what `bundle_summary` gave, as JSON or as tables."""
     if as_json:
@@ -154,9 +169,9 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
         table.add_column(column, justify=justify)  # type: ignore[arg-type]  # a literal in rich's own types
     for phase in summary["phases"]:
         ranges = ", ".join(f"{first}-{last}" for first, last in phase["steps"]["ranges"]) or "none"
-        plans = phase["plans"]
-        engines = "\n".join(_engine_line(name, size, plans.get(name, {})) for name, size in phase["engines"].items())
-        table.add_row(phase["phase"], f"{ranges} of {phase['steps']['of']}", megabytes(phase["graph_bytes"]), engines)
+        table.add_row(phase["phase"], f"{ranges} of {phase['steps']['of']}", *_sizes(phase))
+    for name, graph in summary["graphs"].items():
+        table.add_row(name, "", *_sizes(graph))
     console.print(table)
     for name, size in summary["weights"].items():
         console.print(f"weights of the {name}: {megabytes(size)}; the whole bundle: {megabytes(summary['bytes'])}")

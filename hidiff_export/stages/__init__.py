@@ -41,9 +41,9 @@ class StageContext:
 
     @property
     def graphs(self) -> tuple[Path, ...]:
-        """Every portable graph: the phases', then the ControlNet's if the recipe names one."""
+        """Every portable graph: the phases', the ControlNet's if the recipe names one, and the step graph."""
         control = () if self.recipe.controlnet is None else (self.controlnet_graph,)
-        return (*map(self.graph, self.phases), *control)
+        return (*map(self.graph, self.phases), *control, self.step_graph)
 
     @property
     def unet(self) -> Path:
@@ -63,6 +63,11 @@ class StageContext:
     def controlnet_graph(self) -> Path:
         """The portable graph of the ControlNet."""
         return self.controlnet / "controlnet.onnx"
+
+    @property
+    def step_graph(self) -> Path:
+        """The portable step graph: guidance, the sampler's step and the next input."""
+        return self.folder / "step" / "step.onnx"
 
 
 class Stage(Protocol):

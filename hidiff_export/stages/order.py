@@ -8,7 +8,7 @@ from pathlib import Path
 from hidiff_export.stages import Stage, StageContext
 from hidiff_export.stages.engines import Engines, with_engines
 from hidiff_export.stages.graphs import Graphs
-from hidiff_export.stages.records import controlnet_record, phase_record
+from hidiff_export.stages.records import controlnet_record, phase_record, step_record
 from hidiff_export.stages.reference import Reference
 from hidiff_export.stages.samplers import FOLDER, Samplers
 from hidiff_export.stages.weights import WEIGHTS, Weights
@@ -51,6 +51,7 @@ def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) ->
         steps=_tabulated(context.folder, samplers),
         weights=stores,
         controlnet=None if control is None else with_engines(context, control),
+        step=with_engines(context, step_record(context)),
         files=files,
         reference=next(path for path in files if path.startswith("reference/") and path.endswith(".json")),
         fingerprints={

@@ -8,9 +8,13 @@ from typing import Any
 
 from hidiff_export.signature import controlnet_inputs, controlnet_outputs, phase_inputs, phase_outputs
 from hidiff_export.stages import StageContext
+from hidiff_export.stages.samplers import FOLDER
 from hidiff_export.stages.weights import CONFIG
 from hidiff_runtime.manifest import GraphRecord, PhaseRecord
 from hidiff_runtime.phases import Phase
+from hidiff_runtime.safetensors import SafetensorsFile
+from hidiff_runtime.sampler import STATE
+from hidiff_runtime.step_graph import LATENTS, step_inputs, step_outputs
 
 
 def phase_record(context: StageContext, phase: Phase) -> PhaseRecord:
@@ -42,9 +46,26 @@ def controlnet_record(context: StageContext) -> GraphRecord | None:
     )
 
 
+def step_record(context: StageContext) -> GraphRecord:
+    """The record of the step graph, without engines."""
+    phase = phase_record(context, context.phases[0])
+    latents = next(spec for spec in phase.inputs if spec.name == LATENTS)
+    due = (context.recipe.batch, phase.outputs[0], latents, states(context))
+    return GraphRecord(_inside(context, context.step_graph), {}, step_inputs(*due), step_outputs(*due))
+
+
+def states(context: StageContext) -> int:
+    """How many states the recipe's samplers need at most, and 1 at least, by the tables that are there already."""
+    needed = [1]
+    for sampler in context.recipe.sampler:
+        with SafetensorsFile.open(context.folder / FOLDER / f"{sampler.value}.safetensors") as table:
+            needed.append(table.info("rows").shape[-1] - STATE)
+    return max(needed)
+
+
 def graph_records(context: StageContext) -> tuple[GraphRecord, ...]:
     """The records of every graph that engines are built from: the phases' in running order, then the others'."""
-    others = (controlnet_record(context),)
+    others = (controlnet_record(context), step_record(context))
     phases = (phase_record(context, phase) for phase in context.phases)
     return (*phases, *(record for record in others if record is not None))
 

@@ -22,12 +22,15 @@ def test_it_shows_phases_sizes_and_samplers(sd15_bundle: Path) -> None:
     assert done.exit_code == 0
     summary = json.loads(done.stdout)
     assert [phase["phase"] for phase in summary["phases"]] == ["strided", "windowed"]
+    assert list(summary["graphs"]) == ["step"]
+    assert "noise_pred float32[2, 4, 16, 16]" in summary["graphs"]["step"]["inputs"]
     assert summary["weights"]["unet"] > 1_000_000
     assert summary["parity"] == []
     assert summary["steps"] == [3, 3]
     assert summary["steps_left_out"] == []
     table = _inspect(sd15_bundle).stdout
     assert "strided" in table
+    assert "step " in table
     assert "hidiff-export verify" in table
     assert "3 steps" in table
     assert "left out" not in table
