@@ -1,19 +1,22 @@
-"""Plans of the fake libraries on disk, and the fakes in the real ones' place."""
+"""Plans of the fake libraries, in bundles of `toy` too, and the fakes in the real ones' place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from fake_trt import FakeTrt, plan_bytes
+import toy
+import toy_device
+from fake_trt import FakeTrt, Kernel, plan_bytes
 
 from hidiff_runtime.backends.tensorrt import library as libraries
 from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.manifest import GraphRecord, Manifest
 
 
 @contextmanager
@@ -72,3 +75,47 @@ def write_plan(folder: Path, name: str, record: PlanRecord, kernel: str, **more:
     path = folder / f"{name}.{record.backend}.json"
     replace(record, parts=parts).write(path)
     return path
+
+
+KIND = toy.Toy(reference=False)
+SELECTORS = ("is_strided", "is_windowed")
+
+
+def kernels(kind: toy.Toy) -> dict[str, Kernel]:
+    """The toy's UNet by phase, all phases by selectors, and its step graph."""
+    stored = toy.stored_weights(kind)
+    batch = kind.graph_batch
+    phases = [phase.name for phase in kind.rule.phases()]
+
+    def unet(phase: str) -> Kernel:
+        return lambda inputs: {"noise_pred": toy.unet(phase, stored, inputs)}
+
+    def merged(inputs: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        on = [bool(inputs[name]) for name in SELECTORS]
+        return unet(phases[1 + on.index(True) if any(on) else 0])(inputs)
+
+    made: dict[str, Kernel] = {phase: unet(phase) for phase in phases}
+    return {**made, "merged": merged, "step": lambda inputs: toy_device.step(inputs, batch)}
+
+
+def add_engines(folder: Path, trt: FakeTrt, *, merged: bool = False, **more: Any) -> None:
+    """Gives every graph of a toy bundle a plan; the parts of the plan follow its record's name."""
+    backend = "tensorrt-rtx" if trt.rtx else "tensorrt"
+    manifest = Manifest.read(folder)
+
+    def added(record: Any, name: str, plan: PlanRecord, kernel: str) -> Any:
+        path = write_plan((folder / record.graph).parent, name, plan, kernel, **more)
+        return replace(record, engines={**record.engines, backend: path.relative_to(folder).as_posix()})
+
+    phases = []
+    names = tuple(record.phase.name for record in manifest.phases)
+    for record in manifest.phases:
+        if merged:
+            plan = record_of(trt, record, phases=names, selectors=SELECTORS)
+            phases.append(added(record, "merged", plan, "merged"))
+        else:
+            name = record.phase.name
+            phases.append(added(record, name, record_of(trt, record, phases=(name,)), name))
+    assert manifest.step is not None
+    step = added(manifest.step, "step", record_of(trt, manifest.step), "step")
+    toy.seal(folder, replace(manifest, phases=tuple(phases), step=step))

@@ -80,6 +80,7 @@ class EngineValidity(Enum):
 class EngineInvalidityDiagnostics(IntEnum):
     VERSION_MISMATCH = 1
     UNSUPPORTED_CC = 2
+    INSUFFICIENT_GPU_MEMORY = 16
     MALFORMED_ENGINE = 32
 
 
@@ -110,6 +111,8 @@ class FakeTrt:
         kernels: what plans name.
         refuses_capture: whether engines cannot be recorded.
         starts: whether a runtime can be made.
+        is_small: whether it finds the GPU too small for any engine.
+        is_slow: whether it expects engines to be slow on the GPU.
     """
 
     cuda: FakeCuda
@@ -117,6 +120,8 @@ class FakeTrt:
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
     refuses_capture: bool = False
     starts: bool = True
+    is_small: bool = False
+    is_slow: bool = False
     finished: list[str] = field(default_factory=list)
 
     DataType = DataType
@@ -176,6 +181,9 @@ class RtxRuntime(Runtime):
             return EngineValidity.INVALID, int(flags.MALFORMED_ENGINE)
         diagnosis = flags.VERSION_MISMATCH * (version != self._library.__version__)
         diagnosis |= flags.UNSUPPORTED_CC * (self._library.target not in targets.split(","))
+        diagnosis |= flags.INSUFFICIENT_GPU_MEMORY * self._library.is_small
+        if not diagnosis and self._library.is_slow:
+            return EngineValidity.SUBOPTIMAL, 0
         return (EngineValidity.INVALID if diagnosis else EngineValidity.VALID), int(diagnosis)
 
 

@@ -163,6 +163,13 @@ class Plans:
             self._cache.close()
 
     def _load(self, path: Path, record: PlanRecord) -> Plan:
+        try:
+            return self._loaded(path, record)
+        except EngineError as error:
+            # A traceback keeps an engine, and so its memory, for as long as somebody keeps the error.
+            raise error.with_traceback(None) from error.__cause__
+
+    def _loaded(self, path: Path, record: PlanRecord) -> Plan:
         place, library = self._place, self._place.library
         check_record(record, path, library, place.gpu)
         library.cuda.set_device(place.gpu.index)

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hidiff_runtime.backends.tensorrt.checks import rebuild_command
+from hidiff_runtime.backends.tensorrt.checks import MORE_ROOM, rebuild_command
 from hidiff_runtime.backends.tensorrt.library import Gpu, Library
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.manifest import MANIFEST
@@ -37,15 +37,14 @@ def check_validity(runtime: Any, plan: memoryview, path: Path, library: Library,
     trt = library.trt
     validity, diagnosis = runtime.get_engine_validity(plan[: runtime.engine_header_size])
     if validity == trt.EngineValidity.INVALID:
-        reasons = [
-            _WORDS.get(name, name)
-            for name, flag in trt.EngineInvalidityDiagnostics.__members__.items()
-            if int(flag) & int(diagnosis)
+        named = [
+            name for name, flag in trt.EngineInvalidityDiagnostics.__members__.items() if int(flag) & int(diagnosis)
         ]
+        advice = f"Update the driver if it is that, or build the engine again. {rebuild_command(library, gpu)}"
         raise EngineError(
             "TensorRT-RTX cannot run the engine here.",
-            given=f"{path}: {', '.join(reasons) or 'no reason given'}",
-            advice=f"Update the driver if it is that, or build the engine again. {rebuild_command(library, gpu)}",
+            given=f"{path}: {', '.join(_WORDS.get(name, name) for name in named) or 'no reason given'}",
+            advice=MORE_ROOM if "INSUFFICIENT_GPU_MEMORY" in named else advice,
         )
     if validity == trt.EngineValidity.SUBOPTIMAL:
         _LOG.warning("TensorRT-RTX expects %s to be slower than it could be on %s.", path, gpu)
