@@ -13,7 +13,7 @@ from hidiff_export.parity.meter import Meter
 from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
 from hidiff_runtime import backends
-from hidiff_runtime.backends.protocol import Session
+from hidiff_runtime.backends.protocol import Backend, Session
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.paths import inside
@@ -27,6 +27,23 @@ if TYPE_CHECKING:
 _RECORDED = {CALL: Boundary.RECORDED_CALL, STEP: Boundary.RECORDED_STEP, RUN: Boundary.RECORDED_RUN}
 
 
+def portable_backend() -> Backend:
+    """What runs portable graphs, whatever a bundle's engines are: ONNX Runtime, which opens ONNX as it is.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    backend = backends.get("onnxruntime")
+    availability = backend.available()
+    if not availability.usable:
+        raise EngineError(
+            "The portable graphs cannot be checked: ONNX Runtime runs them, and it is not here.",
+            given=availability.detail,
+            advice=availability.advice,
+        )
+    return backend
+
+
 class Judge:
     """Compares one bundle with a reference; each method yields verdicts as they are reached.
 
@@ -34,12 +51,14 @@ class Judge:
         bundle: open.
         recipe: whose bounds hold.
         meter: told before each evaluation.
+        portable: runs portable graphs.
     """
 
-    def __init__(self, bundle: Bundle, recipe: Recipe, meter: Meter) -> None:
+    def __init__(self, bundle: Bundle, recipe: Recipe, meter: Meter, portable: Backend) -> None:
         self._bundle = bundle
         self._recipe = recipe
         self._meter = meter
+        self._portable = portable
 
     def engines(self, calls: Sequence[tuple[Boundary, Call]]) -> Iterator[Verdict]:
         """Each phase's engine on the calls of that phase; phase by phase, so that no engine is opened twice."""
@@ -54,7 +73,6 @@ class Judge:
         A phase without a call is a fault.
         """
         self._bundle.close()
-        backend = backends.get(self._bundle.backend)
         manifest, root = self._bundle.manifest, self._bundle.root
         weights = {name: inside(root, path) for name, path in manifest.weights.items()}
         for record in manifest.phases:
@@ -64,7 +82,7 @@ class Judge:
                 yield Verdict(Boundary.GRAPH.value, bound, None, record.phase.name, fault="no reference")
                 continue
             with (
-                backend.device({}) as device,
+                self._portable.device({}) as device,
                 device.open(inside(root, record.graph), weights, record) as session,
             ):
                 yield self._call(Boundary.GRAPH, call, session)

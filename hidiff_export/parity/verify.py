@@ -16,7 +16,7 @@ from typing import Any
 import hidiff_runtime
 from hidiff_export.errors import InputError
 from hidiff_export.parity.coverage import Course, Point, edge_points, fullest
-from hidiff_export.parity.engines import Judge
+from hidiff_export.parity.engines import Judge, portable_backend
 from hidiff_export.parity.meter import Meter, Progress
 from hidiff_export.parity.reference import (
     ORIGIN,
@@ -85,7 +85,7 @@ def verify(
     """Compares a bundle with PyTorch at every boundary.
 
     - each phase's engine on the inputs of a run and on random ones, on both sides of each phase change, shifts mixed;
-    - each phase's portable graph on random inputs;
+    - each phase's portable graph on random inputs, in ONNX Runtime;
     - the denoiser's whole run with that of diffusers' own pipeline under HiDiffusion: same seed, same sampler;
     - the ControlNet's engine on random inputs, where there is one;
     - the recorded reference samples;
@@ -101,9 +101,10 @@ def verify(
     Raises:
         BundleError: the bundle is broken, or has no reference samples.
         CheckpointError: the source is missing, broken or another family's.
-        EngineError: the backend is missing, or an engine does not load.
+        EngineError: the backend or ONNX Runtime is missing, or an engine does not load.
         InputError: the bundle has no table for ``steps``.
     """
+    portable = portable_backend()
     with hidiff_runtime.open(folder) as bundle:
         task = _Task.of(bundle, steps, against)
         meter = Meter(task.recipe, task.recipe.unet_config(), progress)
@@ -111,7 +112,7 @@ def verify(
         reference = _compute(task, meter)
         # The UNet's hooks and the UNet refer to each other, and its weights may be half of the memory there is.
         gc.collect()
-        judge = Judge(bundle, task.recipe, meter)
+        judge = Judge(bundle, task.recipe, meter, portable)
         checks = (*reference.weights, *_timed(_verdicts(judge, reference)))
         meter.end()
         return Report(folder.name, against or _OWN, ORIGIN, bundle.backend, checks)

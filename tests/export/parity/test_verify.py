@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from hidiff_export.cli import main
-from hidiff_export.errors import CheckpointError, InputError
+from hidiff_export.errors import CheckpointError, EngineError, InputError
 from hidiff_export.parity.report import Report
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.parity.verify import verify
@@ -74,6 +74,15 @@ def test_a_whole_bundle_holds_at_every_boundary_and_progress_is_told(bundle: Pat
     for boundary in (Boundary.TRAJECTORY, Boundary.RANDOM):
         phases = {verdict.phase for verdict in report.verdicts if verdict.boundary == boundary.value}
         assert phases == {"strided", "windowed"}
+
+
+def test_without_onnx_runtime_nothing_is_begun(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backend runs, but the portable graphs could not be checked in the end."""
+    use(TorchBackend(SD15, missing="onnxruntime is not installed"), monkeypatch)
+    with pytest.raises(EngineError, match="portable graphs cannot be checked") as caught:
+        verify(bundle)
+    assert caught.value.exit_code == 5
+    assert caught.value.advice == "pip install it"
 
 
 @pytest.mark.parametrize("case", TASKS)

@@ -67,14 +67,16 @@ class TorchBackend:
     Args:
         recipe: of the bundle.
         spoil: what becomes of every output.
+        missing: why it cannot run here.
     """
 
     recipe: Recipe
     spoil: Callable[[Outputs], Outputs] = unspoilt
     name: str = "onnxruntime"
+    missing: str = ""
 
     def available(self) -> Availability:
-        return Availability(True, "torch")
+        return Availability(not self.missing, self.missing or "torch", "pip install it" if self.missing else "")
 
     memory: None = None
 
