@@ -37,7 +37,7 @@ _CUDA: dict[str, str] = {
 }
 """Options of the CUDA provider, each where its default does not fit."""
 
-_OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "cudaerrormemoryallocation", "available memory of")
+_OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "available memory of", "bad_alloc")
 """What ONNX Runtime's text says when the device's memory is full."""
 
 

@@ -1,0 +1,157 @@
+"""The toy's few lines of numpy as ONNX graphs over its weight store: a bundle with real ONNX Runtime engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import toy
+from onnx import TensorProto, helper, numpy_helper
+
+from hidiff_export.families import Family, default_scheduler
+from hidiff_export.graph.step import write_step_graph
+from hidiff_export.sampler.probe import probe
+from hidiff_runtime.manifest import GraphRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.safetensors import SafetensorsFile
+from hidiff_runtime.step_graph import step_inputs, step_outputs
+
+STATES = 4
+"""As many as any of diffusers' samplers needs."""
+
+TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+
+
+def stored(weights: Path, name: str) -> TensorProto:
+    """An initializer that points into the weight store."""
+    with SafetensorsFile.open(weights) as file:
+        info = file.info(name)
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=info.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", weights.name), ("offset", info.offset), ("length", info.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+class Graph:
+    """Nodes and constants as they are added; every method returns the name of what it computes."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[TensorProto] = []
+
+    def constant(self, value: Any) -> str:
+        self.constants.append(numpy_helper.from_array(np.asarray(value), f"constant_{len(self.constants)}"))
+        return self.constants[-1].name
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        output = f"value_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def first(self, value: str, channels: int) -> str:
+        """The first of a tensor's channels."""
+        return self.op("Slice", value, *(self.constant(np.int64([at])) for at in (0, channels, 1)))
+
+    def mean(self, value: str, shape: list[int]) -> str:
+        flat = self.op("Reshape", value, self.constant(np.int64(shape)))
+        mean = self.op("ReduceMean", flat, self.constant(np.int64([1])))
+        return self.op("Reshape", mean, self.constant(np.int64([-1, 1, 1, 1])))
+
+    def model(self, record: GraphRecord, initializers: Sequence[TensorProto]) -> onnx.ModelProto:
+        """The graph of a record."""
+        values = [
+            [helper.make_tensor_value_info(spec.name, TYPES[spec.dtype], spec.shape) for spec in specs]
+            for specs in (record.inputs, record.outputs)
+        ]
+        made = helper.make_graph(self.nodes, "toy", *values, [*initializers, *self.constants])
+        return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+    def rolled(self, latents: str, shift: str, axis: int, size: int) -> str:
+        indices = self.op("Sub", self.constant(np.arange(size, dtype=np.int32)), shift)
+        return self.op("Gather", latents, self.op("Mod", indices, self.constant(np.int32(size))), axis=axis)
+
+
+def as_onnx(record: PhaseRecord, weights: Path) -> onnx.ModelProto:
+    """`toy.unet` in the phase of ``record``."""
+    graph, batch = Graph(), record.inputs[0].shape[0]
+    sample = graph.first("latents", 4)
+    mixed = graph.op("MatMul", graph.op("Transpose", "latents", perm=[0, 2, 3, 1]), graph.op("Transpose", "mix"))
+    gain = np.float32(toy.GAINS[record.phase.kind])
+    noise = graph.op("Mul", graph.op("Transpose", mixed, perm=[0, 3, 1, 2]), graph.constant(gain))
+    for index in range(len(toy.BLOCKS)):
+        block = graph.constant(np.int32(index))
+        rolled = graph.rolled(sample, graph.op("Gather", "window_shifts", block), 2, toy.HEIGHT)
+        rolled = graph.rolled(rolled, graph.constant(np.int32(index + 1)), 3, toy.WIDTH)
+        noise = graph.op("Add", noise, graph.op("Mul", graph.op("Gather", "blocks", block), rolled))
+    noise = graph.op("Add", noise, graph.op("Mul", "timestep", graph.constant(np.float32(1e-4))))
+    for name in ("prompt_embeds", "text_embeds", "time_ids"):
+        if record.input(name) is not None:
+            noise = graph.op("Add", noise, graph.mean(graph.op("Tanh", name), [batch, -1]))
+    for spec in record.residuals:
+        noise = graph.op("Add", noise, graph.mean(spec.name, [1, -1]))
+    graph.nodes.append(helper.make_node("Identity", [noise], ["noise_pred"]))
+    return graph.model(record, [stored(weights, "mix"), stored(weights, "blocks")])
+
+
+def controlnet(record: GraphRecord) -> onnx.ModelProto:
+    """Residuals that depend on every input: the mean of all of them, times the scale."""
+    graph = Graph()
+    told = [graph.mean(graph.op("Tanh", spec.name), [1, -1]) for spec in record.inputs if spec.name != "timestep"]
+    total = graph.op("Sum", *told, graph.op("Mul", "timestep", graph.constant(np.float32(1e-3))))
+    total = graph.op("Mul", total, "conditioning_scale")
+    for spec in record.outputs:
+        graph.nodes.append(helper.make_node("Expand", [total, graph.constant(np.int64(spec.shape))], [spec.name]))
+    return graph.model(record, [])
+
+
+def make(folder: Path, kind: toy.Toy, *, control: bool = False, samplers: Sequence[str] = ()) -> Path:
+    """The toy with ONNX Runtime's engines.
+
+    Args:
+        folder: to make.
+        kind: of the toy.
+        control: whether it has a ControlNet of its own; for a kind with residuals.
+        samplers: of diffusers, whose tables it gets beside its own.
+    """
+    manifest = Manifest.read(toy.make(folder, kind))
+    for name in samplers:
+        probe(name, default_scheduler(Family.SDXL)[1], manifest.steps[3:]).write(
+            folder / f"samplers/{name}.safetensors"
+        )
+    records = []
+    for record in manifest.phases:
+        engine = f"unet/{record.phase.name}.onnxruntime.onnx"
+        onnx.save(as_onnx(record, folder / manifest.weights["unet"]), folder / engine)
+        records.append(dataclasses.replace(record, engines={"onnxruntime": engine}))
+    phase = records[0]
+    due = (kind.batch, phase.outputs[0], phase.inputs[0], STATES)
+    engines = {"onnxruntime": "step/step.onnxruntime.onnx"}
+    step = GraphRecord("step/step.graph", engines, step_inputs(*due), step_outputs(*due))
+    write_step_graph(step, folder / engines["onnxruntime"])
+    manifest = dataclasses.replace(
+        manifest,
+        phases=tuple(records),
+        step=step,
+        samplers={**manifest.samplers, **{name: f"samplers/{name}.safetensors" for name in samplers}},
+        steps=manifest.steps[3:] if samplers else manifest.steps,
+    )
+    toy.seal(folder, _with_controlnet(folder, manifest, phase) if control else manifest)
+    return folder
+
+
+def _with_controlnet(folder: Path, manifest: Manifest, phase: PhaseRecord) -> Manifest:
+    (folder / "controlnet").mkdir()
+    shared = tuple(spec for spec in phase.inputs if spec not in phase.residuals and spec.name != "window_shifts")
+    picture = TensorSpec("control_image", (phase.inputs[0].shape[0], 3, toy.HEIGHT * 4, toy.WIDTH * 4), "float32")
+    scale = TensorSpec("conditioning_scale", (1,), "float32")
+    engines = {"onnxruntime": "controlnet/controlnet.onnx"}
+    record = GraphRecord(engines["onnxruntime"], engines, (*shared, picture, scale), phase.residuals)
+    onnx.save(controlnet(record), folder / record.graph)
+    shutil.copy(folder / "unet/weights.safetensors", folder / "controlnet/weights.safetensors")
+    weights = {**manifest.weights, "controlnet": "controlnet/weights.safetensors"}
+    return dataclasses.replace(manifest, controlnet=record, weights=weights)
