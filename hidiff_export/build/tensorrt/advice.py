@@ -25,16 +25,6 @@ _KNOWN = (
         "bfloat16, or update the library.",
     ),
     (
-        r"cudaError 35|driver version is insufficient",
-        "There is no NVIDIA driver here, or an old one: install it, or build ahead of time for named targets with "
-        "backend: tensorrt-rtx and targets: sm89.",
-    ),
-    (
-        r"no CUDA-capable device|cudaError 100\b",
-        "There is no NVIDIA GPU here: build ahead of time for named targets with backend: tensorrt-rtx and "
-        "targets: sm89.",
-    ),
-    (
         r"Plugin not found|No importer registered",
         "This library does not know an operator of the graph: update it, or report the recipe.",
     ),
@@ -45,6 +35,17 @@ _KNOWN = (
     (
         r"must have same input types",
         "A graph mixes precisions, which it must not. " + REPORT,
+    ),
+    # Last, because without a driver every other error brings this one along.
+    (
+        r"cudaError 35|driver version is insufficient",
+        "There is no NVIDIA driver here, or an old one: install it, or build ahead of time for named targets with "
+        "backend: tensorrt-rtx and targets: sm89.",
+    ),
+    (
+        r"no CUDA-capable device|cudaError 100\b",
+        "There is no NVIDIA GPU here: build ahead of time for named targets with backend: tensorrt-rtx and "
+        "targets: sm89.",
     ),
 )
 

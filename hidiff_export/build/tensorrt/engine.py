@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from hidiff_export.build.tensorrt.messages import BuildRequest
 from hidiff_export.build.tensorrt.network import (
+    Loaded,
     NetworkRefused,
     SignatureDiffers,
     check_signature,
@@ -60,10 +61,10 @@ def build(trt: Any, request: Mapping[str, Any], channel: Channel) -> None:
     logger = _logger(trt)
     try:
         channel.send("progress", fraction=0.0, note="parsing")
-        builder, network, parser = load_network(trt, logger, wanted)
-        check_signature(network, wanted)
-        layers = layer_list(network)
-        plan = _serialized(trt, (builder, network, parser), wanted, channel)
+        loaded = load_network(trt, logger, wanted)
+        check_signature(loaded.network, wanted)
+        layers = layer_list(loaded.network)
+        plan = _serialized(trt, loaded, wanted, channel)
     except NetworkRefused as refused:
         channel.send("failed", of=REFUSED, errors=[*refused.args] or logger.errors)
         return
@@ -90,13 +91,14 @@ def build(trt: Any, request: Mapping[str, Any], channel: Channel) -> None:
         )
 
 
-def _serialized(trt: Any, network: tuple[Any, Any, Any], request: BuildRequest, channel: Channel) -> Any:
+def _serialized(trt: Any, loaded: Loaded, request: BuildRequest, channel: Channel) -> Any:
     """The plan as a buffer; None where the library refuses, whose reasons the logger has."""
     from polygraphy.backend.trt import EngineBytesFromNetwork
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.CRITICAL
+    network = loaded.builder, loaded.network, loaded.parser
     config = _config(trt, request, _monitor(trt, channel))
     try:
         return EngineBytesFromNetwork(network, config=config, save_timing_cache=request.timing_cache)()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hidiff_export.build.tensorrt.messages import BuildRequest
 from hidiff_runtime.manifest import TensorSpec
@@ -23,11 +25,25 @@ class SignatureDiffers(Exception):  # noqa: N818 - names the outcome
     """The network's inputs or outputs are not those asked for; the arguments are found and wanted."""
 
 
-def load_network(trt: Any, logger: Any, request: BuildRequest) -> tuple[Any, Any, Any]:
-    """Builder, network and parser of the lowered graph: what Polygraphy's loaders of engines take.
+@dataclass(frozen=True)
+class Loaded:
+    """A network, and everything that has to live as long.
 
-    The weights are not copied: the parser points into the map of the store, which must outlive the network, as it
-    does here because the process ends with the build.
+    Args:
+        builder: that made the network.
+        network: the graph.
+        parser: that filled it.
+        store: the map of the weight store, into which the network points: no weight is copied.
+    """
+
+    builder: Any
+    network: Any
+    parser: Any
+    store: NDArray[np.uint8] | None
+
+
+def load_network(trt: Any, logger: Any, request: BuildRequest) -> Loaded:
+    """The lowered graph as a network.
 
     Raises:
         NetworkRefused: the parser does.
@@ -38,14 +54,14 @@ def load_network(trt: Any, logger: Any, request: BuildRequest) -> tuple[Any, Any
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     taken = parser.load_model_proto(Path(request.graph).read_bytes(), request.graph)
-    if taken and request.weights is not None:
-        store = np.memmap(request.weights, np.uint8, "r")
+    store = None if request.weights is None else np.memmap(request.weights, np.uint8, "r")
+    if store is not None:
         for weight in request.initializers:
             place = store[weight.offset : weight.offset + weight.nbytes]
             taken = taken and parser.load_initializer(weight.name, place.ctypes.data, weight.nbytes)
     if not taken or not parser.parse_model_proto():
         raise NetworkRefused(*(parser.get_error(index).desc() for index in range(parser.num_errors)))
-    return builder, network, parser
+    return Loaded(builder, network, parser, store)
 
 
 def check_signature(network: Any, request: BuildRequest) -> None:

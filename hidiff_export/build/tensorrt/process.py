@@ -23,6 +23,7 @@ PATIENCE = 8.0
 """Seconds that a cancelled worker has to stop by itself: TensorRT asks whether to go on only now and then."""
 
 _SHOWN_ERRORS, _SHOWN_LETTERS = 4, 600
+_NO_DRIVER = "checkMacros.cpp::catchCudaError"  # on a machine without a GPU, any other error brings this one along
 
 
 def ask(library: Library, what: str, request: str, progress: Progress) -> dict[str, Any]:
@@ -90,10 +91,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _fail(library: Library, what: str, event: dict[str, Any]) -> NoReturn:
     """Raises the error that the worker reported."""
-    errors: list[str] = event["errors"]
+    errors: list[str] = [error for error in event["errors"] if _NO_DRIVER not in error] or event["errors"]
     text = "\n".join(error[:_SHOWN_LETTERS].strip() for error in errors[:_SHOWN_ERRORS])
     if event["of"] == worker.STORAGE:
-        raise OSError(event["errno"], errors[0], event["path"])
+        raise OSError(event["errno"], errors[0])
     if event["of"] == worker.SIGNATURE:
         kind, found, wanted = errors
         raise EngineError(

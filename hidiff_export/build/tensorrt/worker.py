@@ -8,6 +8,7 @@ of ``done``, ``failed`` and ``cancelled``.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -67,7 +68,10 @@ def main() -> None:
     except MemoryError:
         channel.send("failed", of=MEMORY, errors=["MemoryError"])
     except OSError as error:
-        channel.send("failed", of=STORAGE, errors=[error.strerror], errno=error.errno, path=error.filename)
+        if error.errno == errno.ENOMEM:
+            channel.send("failed", of=MEMORY, errors=[f"MemoryError: {error.strerror}"])
+            return
+        channel.send("failed", of=STORAGE, errors=[error.strerror], errno=error.errno)
 
 
 if __name__ == "__main__":
