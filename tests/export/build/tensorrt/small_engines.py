@@ -43,16 +43,17 @@ def attention(size: int, dtype: str = "float16") -> onnx.ModelProto:
 
 
 def linear(folder: Path, weight: np.ndarray[Any, Any]) -> tuple[onnx.ModelProto, Initializer]:
-    """``c = a @ w`` in float16, its weight in the file ``w.bin`` of the folder; that file is left to the caller."""
+    """``c = a @ w`` in the weight's type, and where the weight is: it goes to the file ``w.bin`` in the folder."""
+    dtype = weight.dtype.name
     place = Initializer("w", 64, weight.nbytes)
-    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT16, dims=weight.shape)
+    tensor = TensorProto(name="w", data_type=TYPES[dtype], dims=weight.shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", "w.bin"), ("offset", place.offset), ("length", place.nbytes)):
         tensor.external_data.add(key=key, value=str(value))
     (folder / "w.bin").write_bytes(bytes(place.offset) + weight.tobytes())
     node = helper.make_node("MatMul", ["a", "w"], ["c"])
     rows, columns = weight.shape
-    return model([node], [("a", "float16", [2, rows])], [("c", "float16", [2, columns])], tensor), place
+    return model([node], [("a", dtype, [2, rows])], [("c", dtype, [2, columns])], tensor), place
 
 
 def request(folder: Path, graph: onnx.ModelProto, **changed: Any) -> BuildRequest:
