@@ -76,6 +76,15 @@ def _add_opening(command: argparse.ArgumentParser) -> None:
         "--resident", choices=("current", "all"), default="current", help="engines kept open (default: current)"
     )
     command.add_argument(
+        "--prefetch", action="store_true", help="open the next phase's engine while the current one runs"
+    )
+    command.add_argument(
+        "--loop",
+        choices=("auto", "host", "device"),
+        default="auto",
+        help="where latents stay between steps (default: auto, on any device that is not the host itself)",
+    )
+    command.add_argument(
         "--option",
         metavar="NAME=VALUE",
         type=_named_value,
@@ -85,10 +94,12 @@ def _add_opening(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _named_value(text: str) -> tuple[str, str | int]:
+def _named_value(text: str) -> tuple[str, str | int | bool]:
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    if value in ("true", "false"):
+        return name, value == "true"
     return name, int(value) if value.isdecimal() else value
 
 
@@ -159,8 +170,7 @@ def _info(options: argparse.Namespace) -> int:
         "  graphs",
     ]
     graphs: list[tuple[str, GraphRecord]] = [(record.phase.name, record) for record in manifest.phases]
-    if manifest.controlnet is not None:
-        graphs.append(("controlnet", manifest.controlnet))
+    graphs += [(name, record) for name, record in manifest.others() if record is not None]
     for name, record in graphs:
         lines.append(f"    {name:24} engines: {', '.join(record.engines)}")
         lines += [f"      {spec}" for spec in record.inputs]
@@ -203,7 +213,7 @@ def _denoise(options: argparse.Namespace) -> int:
 def _open(options: argparse.Namespace) -> Bundle:
     from hidiff_runtime.bundle import open as open_bundle
 
-    opening = {"verify": options.verify, "backend": options.backend, "resident": options.resident}
+    opening = {name: getattr(options, name) for name in ("verify", "backend", "resident", "prefetch", "loop")}
     taken = [name for name, _ in options.option if name in (*opening, "folder", "preload")]
     if taken:
         raise InputError("This is no option of a backend.", given=taken[0], advice=f"Use --{taken[0]} if there is one.")

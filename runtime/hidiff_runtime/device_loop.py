@@ -1,8 +1,8 @@
 """A run whose latents, embeddings and sampler state stay on the device from the first step to the last.
 
-For each evaluation the host sends what only it knows, a few kilobytes: timestep, window shifts, the sampler's
-coefficients, and noise where the sampler takes some. Nothing comes back, so that the host runs ahead of the device,
-until a callback wants the latents or the run ends. NaN are counted on the device and looked at then.
+For each evaluation the host sends what only it knows: timestep, window shifts and the sampler's coefficients, less than
+a kilobyte, and noise where the sampler takes some. Nothing comes back, so that the host runs ahead of the device, until
+a callback wants the latents or the run ends. NaN are counted on the device and looked at then.
 """
 
 from __future__ import annotations

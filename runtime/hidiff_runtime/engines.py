@@ -67,8 +67,9 @@ class EnginePool:
         """
         if self._resident == "all":
             return self._get(phase)
-        for other in [other for other in self._expected if other != phase]:
-            self._discard(other)
+        if phase not in self._sessions:
+            for other in [other for other in self._expected if other != phase]:
+                self._discard(other)
         kept = (phase, STEP, CONTROLNET) if phase.control else (phase, STEP)
         for key in self._stale(kept):
             # One that was opened ahead is in memory beside the others already: nothing is won by closing them first.

@@ -12,7 +12,7 @@ import toy
 from hidiff_runtime import BundleError, EngineError, InputError, Phase, PhaseKind
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.files import verify_files
-from hidiff_runtime.manifest import MANIFEST, Manifest
+from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
 
 STRIDED, WINDOWED = Phase(PhaseKind.STRIDED), Phase(PhaseKind.WINDOWED)
 
@@ -119,6 +119,55 @@ def test_a_flipped_bit_in_an_engine_is_noticed_where_only_sizes_were_checked(fol
     engine.write_bytes(flipped)
     bundle = open_bundle(folder, backend=toy.ToyBackend(), verify="size")
     with pytest.raises(BundleError, match=r"unet/strided.toy has changed"):
+        bundle.engine(STRIDED)
+
+
+def test_every_file_that_an_engine_names_is_checked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine in two parts, one of them shared: only sizes were checked when the bundle was opened."""
+    (folder / "unet/shared.part").write_text("weights")
+    toy.seal(folder)
+    hashed: list[str] = []
+    of = FileRecord.of
+    monkeypatch.setattr(FileRecord, "of", lambda path: hashed.append(path.name) or of(path))
+
+    class Backend(toy.ToyBackend):
+        def files(self, engine: Path) -> tuple[Path, ...]:
+            return engine, engine.with_name("shared.part")
+
+    with open_bundle(folder, backend=Backend(), verify="size") as bundle:
+        for phase in (STRIDED, WINDOWED, STRIDED):
+            bundle.engine(phase)
+    assert hashed == ["strided.toy", "shared.part", "windowed.toy"]
+    hashed.clear()
+    with open_bundle(folder, backend=Backend()) as bundle:
+        assert sorted(hashed) == sorted(path.name for path in files_of(folder) if path.name != MANIFEST)
+        bundle.engine(STRIDED)
+    assert len(hashed) == len(files_of(folder)) - 1
+    (folder / "unet/shared.part").write_text("Weights")
+    with (
+        open_bundle(folder, backend=Backend(), verify="size") as bundle,
+        pytest.raises(BundleError, match=r"unet/shared.part has changed"),
+    ):
+        bundle.engine(STRIDED)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("../../elsewhere", "no file of the bundle"),
+        ("unknown", "no file of the bundle"),
+        ("/etc/hosts", "names a file outside the bundle"),
+    ],
+)
+def test_an_engine_may_name_files_of_the_bundle_alone(folder: Path, named: str, message: str) -> None:
+    (folder.parent / "elsewhere").write_text("a plan")
+    (folder / "unet/unknown").write_text("a plan")
+
+    class Backend(toy.ToyBackend):
+        def files(self, engine: Path) -> tuple[Path, ...]:
+            return engine, engine.parent / named
+
+    with open_bundle(folder, backend=Backend()) as bundle, pytest.raises(BundleError, match=message):
         bundle.engine(STRIDED)
 
 

@@ -123,13 +123,22 @@ def test_bad_input_exits_2_and_writes_nothing(
 
 
 def test_options_of_the_backend_reach_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["check", str(folder), "--option", "threads=2", "--option", "device=cpu", "--option"]
+    command = ["check", str(folder), "--option", "threads=2", "--option", "device=cpu", "--option", "graph=false"]
+    command.append("--option")
     assert cli.main([*command, "shade=a=b"]) == 0
-    assert toy.ToyBackend.opened_with == {"threads": 2, "device": "cpu", "shade": "a=b"}
+    assert toy.ToyBackend.opened_with == {"threads": 2, "device": "cpu", "graph": False, "shade": "a=b"}
     assert cli.main([*command, "resident=all"]) == 2
     assert "no option of a backend" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main([*command, "threads"])
+
+
+def test_how_a_bundle_is_opened(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "latents.safetensors"
+    command = ["denoise", str(folder), "--random-embeds", "0", "--steps", "4", "--guidance", "2", "-o", str(output)]
+    assert cli.main([*command, "--prefetch", "--loop", "host", "--resident", "all"]) == 0
+    assert cli.main([*command, "--loop", "device"]) == 5
+    assert "device keeps no arrays" in capsys.readouterr().err
 
 
 def test_an_output_nowhere_is_refused_before_anything_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import toy
+import toy_device
 
 from hidiff_runtime import BundleError, EngineError, InputError, TorchGenerator
 from hidiff_runtime import open as open_bundle
@@ -93,7 +94,9 @@ def given(**changes: Any) -> dict[str, Any]:
     return {**KIND.given(), "steps": STEPS, "seed": 1, "guidance_scale": 3.0, "control_image": picture(), **changes}
 
 
-def denoise(folder: Path, backend: Backend | None = None, *, resident: str = "current", **changes: Any) -> np.ndarray:
+def denoise(
+    folder: Path, backend: toy.ToyBackend | None = None, *, resident: str = "current", **changes: Any
+) -> np.ndarray:
     with open_bundle(folder, backend=backend or Backend(), verify="size", resident=resident) as bundle:
         return bundle.denoiser().denoise(**given(**changes))
 
@@ -113,6 +116,38 @@ def test_its_residuals_go_to_the_unet(folder: Path) -> None:
     assert np.array_equal(denoise(folder, conditioning_scale=0.5), expected)
     assert not np.allclose(denoise(folder, conditioning_scale=0.6), expected)
     assert not np.allclose(denoise(folder, conditioning_scale=0.5, control_image=picture(1)), expected)
+
+
+class OnDevice(toy_device.Backend):
+    """The ControlNet's engine in a device's memory, as the phases'."""
+
+    def open(self, engine: Path, weights: Mapping[str, Path], record: Any) -> Any:
+        if engine.parent.name != "controlnet":
+            return super().open(engine, weights, record)
+
+        def compute(inputs: toy.Arrays) -> dict[str, np.ndarray]:
+            self.calls.append(("controlnet", dict(inputs)))
+            return self.spoil(residuals(inputs, record.outputs), len(self.calls))
+
+        return toy_device.Session(self, record, "controlnet", compute)
+
+
+def test_on_a_device_its_residuals_never_leave_it(folder: Path) -> None:
+    device, host = OnDevice(), Backend()
+    found, expected = (denoise(folder, backend, conditioning_scale=0.5) for backend in (device, host))
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+    assert not np.allclose(found, denoise(folder, OnDevice(), conditioning_scale=0.6))
+    assert not np.allclose(found, denoise(folder, OnDevice(), conditioning_scale=0.5, control_image=picture(1)))
+    assert [name for name, _ in device.calls] == [name for name, _ in host.calls]
+    first = device.memory.events.index("download")
+    assert device.memory.events[first:] == ["download"] * (STEPS + 1)
+    opened = [event for event in device.events if "step" not in event and "device" not in event]
+    assert opened == host.events
+
+
+def test_on_a_device_its_nan_are_found_in_the_unets_output(folder: Path) -> None:
+    with pytest.raises(EngineError, match=r"phase strided_pooled-control, step 2 of 8"):
+        denoise(folder, OnDevice(spoil=nan))
 
 
 def test_it_is_evaluated_while_residuals_are_taken_and_no_longer(folder: Path) -> None:

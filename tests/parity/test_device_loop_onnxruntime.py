@@ -5,6 +5,7 @@ The CPU's tensors are filled, bound and read by the same calls as a GPU's; what 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,29 @@ def test_samplers_with_noise_and_with_memory(bundles: Folders, sampler: str) -> 
     eta = 0.6 if sampler == "ddim" else 0.0
     found, due = (denoise(bundles("plain"), "plain", loop, sampler=sampler, eta=eta) for loop in ("device", "host"))
     assert distance(found, due) < ROUNDING
+
+
+@pytest.mark.parametrize("loop", ["device", "host"])
+def test_engines_that_open_ahead(bundles: Folders, loop: str) -> None:
+    """ONNX Runtime loads one engine in a thread while another evaluates; the run is the same to the bit."""
+    given: dict[str, Any] = {**toy.Toy().given(), "steps": STEPS, "seed": 4, "sampler": "noisy", "guidance_scale": 3.0}
+    found = []
+    for prefetch in (True, False):
+        with open_bundle(bundles("plain"), loop=loop, verify="size", device="cpu", prefetch=prefetch) as bundle:
+            found += [bundle.denoiser().denoise(**given) for _ in range(2)]
+            assert len(bundle.open_phases) == 1
+    assert all(np.array_equal(latents, found[0]) for latents in found)
+
+
+def test_an_engine_that_does_not_open_ahead_is_an_error_when_its_phase_comes(bundles: Folders, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundles("plain"), tmp_path / "bundle"))
+    (folder / "unet/windowed.onnxruntime.onnx").write_bytes(b"no graph")
+    toy.seal(folder)
+    steps: list[int] = []
+    given: dict[str, Any] = {**toy.Toy().given(), "steps": STEPS, "seed": 4, "sampler": "noisy", "guidance_scale": 3.0}
+    with open_bundle(folder, prefetch=True) as bundle, pytest.raises(EngineError, match="cannot load an engine"):
+        bundle.denoiser().denoise(**given, callback=lambda info: steps.append(info.step))
+    assert steps == list(range(6))
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 9.0])
