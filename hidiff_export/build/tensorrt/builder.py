@@ -15,18 +15,23 @@ from hidiff_export.build.protocol import PortableGraph, Report
 from hidiff_export.build.tensorrt.examine import THIS_MACHINE, Gpu, check_targets, examine
 from hidiff_export.build.tensorrt.libraries import TOOL, Library
 from hidiff_export.build.tensorrt.lowering import lower
+from hidiff_export.build.tensorrt.merged import lower_merged
 from hidiff_export.build.tensorrt.messages import BuildRequest, Initializer
 from hidiff_export.build.tensorrt.process import Progress, ask
 from hidiff_export.build.tensorrt.tails import share_tails
 from hidiff_export.build.tensorrt.timings import timing_cache
 from hidiff_export.errors import BundleError
+from hidiff_export.graph.merge import selector_name
 from hidiff_export.graph.portable import save
 from hidiff_export.versions import tool_versions
 from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import FileRecord, PhaseRecord
+from hidiff_runtime.manifest import FileRecord, PhaseRecord, TensorSpec
 
 OPTIONS = {"profiling_verbosity": "detailed", "tf32": False}
 """What every engine is built with."""
+
+MERGED = "merged"
+"""Begins the names of the files of a plan that runs all phases."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,45 @@ class _Plan:
 
     Args:
         engine: where its record goes; the other files lie beside it.
-        graph: what it runs.
+        graphs: what it runs: one graph, or those of all phases as branches of one.
     """
 
     engine: Path
-    graph: PortableGraph
+    graphs: tuple[PortableGraph, ...]
+
+    @property
+    def name(self) -> str:
+        """For people: ``strided``, ``merged``."""
+        return self.engine.name.partition(".")[0]
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases that it runs; none where it is no UNet."""
+        records = (graph.record for graph in self.graphs)
+        return tuple(record.phase.name for record in records if isinstance(record, PhaseRecord))
+
+    @property
+    def selectors(self) -> tuple[str, ...]:
+        """The bool inputs that choose among several phases."""
+        return tuple(map(selector_name, self.phases[1:]))
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs of all its graphs, each once, without the selectors."""
+        return tuple(dict.fromkeys(spec for graph in self.graphs for spec in graph.record.inputs))
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs, the same for all its graphs."""
+        return self.graphs[0].record.outputs
+
+    def lowered(self) -> ir.Model:
+        """The graph that TensorRT is given."""
+        models = [ir.load(graph.path) for graph in self.graphs]
+        if len(models) > 1:
+            return lower_merged(dict(zip(self.phases, models, strict=True)))
+        lower(models[0])
+        return models[0]
 
     @property
     def plan(self) -> Path:
@@ -89,20 +128,29 @@ class TensorRtBuilder:
         }
 
     def engines(self, graphs: Sequence[PortableGraph]) -> tuple[Path, ...]:
-        """The plan records: ``strided.tensorrt-rtx.json`` beside ``strided.onnx``."""
-        return tuple(graph.path.with_suffix(f".{self.name}.json") for graph in graphs)
+        """The plan records: ``strided.tensorrt-rtx.json`` beside ``strided.onnx``, or all phases' ``merged.….json``."""
+        together = self._merged and sum(isinstance(graph.record, PhaseRecord) for graph in graphs) > 1
+        return tuple(
+            graph.path.with_name(
+                f"{MERGED if together and isinstance(graph.record, PhaseRecord) else graph.path.stem}.{self.name}.json"
+            )
+            for graph in graphs
+        )
 
     def build(self, graphs: Sequence[PortableGraph], report: Report) -> tuple[Path, ...]:
         """Builds plan after plan, then stores once what they share; see `hidiff_export.build.protocol.Builder`.
 
         A plan that an interrupted build left whole, of the same graph, weights, library and options, is kept.
         """
-        plans = [_Plan(engine, graph) for engine, graph in zip(self.engines(graphs), graphs, strict=True)]
+        of: dict[Path, tuple[PortableGraph, ...]] = {}
+        for engine, graph in zip(self.engines(graphs), graphs, strict=True):
+            of[engine] = (*of.get(engine, ()), graph)
+        plans = [_Plan(engine, together) for engine, together in of.items()]
         hashes: dict[str, str] = {}
         records: dict[Path, PlanRecord] = {}
         for index, plan in enumerate(plans):
 
-            def progress(fraction: float, note: str, index: int = index, name: str = plan.graph.path.stem) -> None:
+            def progress(fraction: float, note: str, index: int = index, name: str = plan.name) -> None:
                 report(index + fraction, len(plans), f"{name}: {note}")
 
             records[plan.engine] = self._built(plan, hashes, progress)
@@ -131,9 +179,8 @@ class TensorRtBuilder:
         return record
 
     def _request(self, plan: _Plan, lowered: Path, built: Path, layers: Path) -> BuildRequest:
-        """Lowers the graph to the file ``lowered``, and says what is to be built from it."""
-        model = ir.load(plan.graph.path)
-        lower(model)
+        """Lowers the graphs to the file ``lowered``, and says what is to be built from it."""
+        model = plan.lowered()
         save(model, lowered)
         outside = {
             name: value.const_value
@@ -151,8 +198,8 @@ class TensorRtBuilder:
                 for name, tensor in outside.items()
             ),
             targets=() if self._targets == THIS_MACHINE else self._targets,
-            inputs=plan.graph.record.inputs,
-            outputs=plan.graph.record.outputs,
+            inputs=(*plan.inputs, *(TensorSpec(name, (), "bool") for name in plan.selectors)),
+            outputs=plan.outputs,
             plan=str(built),
             layers=str(layers),
             timing_cache=None if cache is None else str(cache),
@@ -168,17 +215,16 @@ class TensorRtBuilder:
 
     def _record(self, plan: _Plan, key: str, answer: dict[str, Any]) -> PlanRecord:
         here = Gpu.of(answer) if self._targets == THIS_MACHINE else None
-        record = plan.graph.record
         return PlanRecord(
             backend=self.name,
             version=answer["version"],
             targets=self._targets if here is None else (here.target,),
             device=None if here is None or self._library.ahead_of_time else here.name,
             parts=(plan.plan.name,),
-            phases=(record.phase.name,) if isinstance(record, PhaseRecord) else (),
-            selectors=(),
-            inputs=record.inputs,
-            outputs=record.outputs,
+            phases=plan.phases,
+            selectors=plan.selectors,
+            inputs=plan.inputs,
+            outputs=plan.outputs,
             options={**OPTIONS, "seconds": answer["seconds"], "peak_bytes": answer["peak_bytes"], "key": key},
         )
 
