@@ -248,7 +248,10 @@ class RtxEngine(ICudaEngine):
             self._library.finished.append(kernel)
             if cache is not None:
                 cache._kernels.append(kernel)
-        return super().create_execution_context(runtime_config._strategy)
+        made = super().create_execution_context(runtime_config._strategy)
+        if made is not None:
+            made._cache = cache
+        return made
 
 
 class IExecutionContext:
@@ -259,6 +262,7 @@ class IExecutionContext:
         self._bound: dict[str, int] = {}
         self._memory = (0, 0)
         self._warm = False
+        self._cache: IRuntimeCache | None = None
 
     def set_device_memory(self, memory: int, size: int) -> None:
         if memory % 256 or size < self._engine.device_memory_size_v2:
@@ -288,31 +292,33 @@ class IExecutionContext:
         if engine._described.get("fails"):
             engine._logger.log(Severity.ERROR, "IExecutionContext::enqueueV3: Error Code 1: Cask (convolution)")
             return False
+        if self._cache is not None and engine._described.get("finishes_late"):
+            self._cache._kernels.append("late")
         self._warm = True
         cuda.enqueue(stream_handle, self._op())
         return True
 
     def _op(self) -> Op:
+        """The work, which does not keep the engine."""
         cuda, engine, bound, memory = self._cuda, self._engine, dict(self._bound), self._memory
+        tensors, kernel = engine._tensors, engine._library.kernels[engine._described["kernel"]]
         on_host = engine._described["on_host"]
-        from_host = {name: _read_host(bound[name], *engine._tensors[name][1:]) for name in on_host}
-        work = engine._work
+        from_host = {name: _read_host(bound[name], *tensors[name][1:]) for name in on_host}
 
         def run() -> None:
             cuda.reads(*memory)[:] = 0x5A  # activations of whoever ran before are gone
             inputs, outputs = dict(from_host), {}
-            for name, (mode, dtype, shape) in engine._tensors.items():
+            for name, (mode, dtype, shape) in tensors.items():
                 if name in from_host:
                     continue
                 view = cuda.reads(bound[name], math.prod(shape) * np.dtype(dtype).itemsize).view(dtype).reshape(shape)
                 (inputs if mode == "INPUT" else outputs)[name] = view
-            kernel = engine._library.kernels[engine._described["kernel"]]
             for name, value in kernel({name: np.array(view) for name, view in inputs.items()}).items():
                 assert value.shape == outputs[name].shape
                 outputs[name][...] = value
 
         blocks = {cuda.block_of(bound[name]) for name in bound if name not in on_host} | {cuda.block_of(memory[0])}
-        return Op(work, run, frozenset(blocks))
+        return Op(engine._work, run, frozenset(blocks))
 
 
 class RtxContext(IExecutionContext):

@@ -17,7 +17,9 @@ from fake_trt import FakeTrt
 from hidiff_runtime import BundleError, EngineError, InputError, cli
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.backends.tensorrt.record import FORMAT, PlanRecord
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.manifest import Manifest, TensorSpec
+
+MORE = TensorSpec("more", (1,), "float32")
 
 
 @pytest.fixture
@@ -180,6 +182,7 @@ def test_a_plan_of_another_graph(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("changed", "said"),
     [
         (lambda record: replace(record, inputs=record.inputs[1:]), "no input latents float32[2, 4, 6, 8]"),
+        (lambda record: replace(record, inputs=(*record.inputs, MORE)), "another input more float32[1]"),
         (lambda record: replace(record, outputs=(*record.outputs, *record.inputs[:1])), "another output latents"),
     ],
 )

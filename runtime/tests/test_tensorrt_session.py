@@ -101,8 +101,8 @@ class Tensors:
 def test_run_gives_what_the_engine_computes_and_everything_back(tmp_path: Path, trt: FakeTrt) -> None:
     path = written(tmp_path, trt)
     with device_of(trt) as device, device.open(path, {}, GRAPH) as session:
-        for _ in range(4):
-            np.testing.assert_array_equal(session.run(INPUTS)["y"], DOUBLED)
+        for step in range(4):
+            np.testing.assert_array_equal(session.run({**INPUTS, "x": INPUTS["x"] + step})["y"], DOUBLED + 2 * step)
     assert graph_calls(trt) == (1, 3)
 
 
@@ -147,9 +147,8 @@ def test_where_recording_is_refused_evaluations_go_on_without(tmp_path: Path, tr
     else:
         trt.cuda.fails[name] = [cudaError_t.cudaErrorStreamCaptureUnsupported]
     with device_of(trt) as device, device.open(written(tmp_path, trt), {}, GRAPH) as session:
-        for _ in range(5):
-            np.testing.assert_array_equal(session.run(INPUTS)["y"], DOUBLED)
-        trt.cuda.alive = {handle: value for handle, value in trt.cuda.alive.items() if handle.kind != "graph"}
+        for step in range(5):
+            np.testing.assert_array_equal(session.run({**INPUTS, "x": INPUTS["x"] + step})["y"], DOUBLED + 2 * step)
     assert graph_calls(trt) == (1, 0)
 
 
@@ -195,6 +194,14 @@ def test_a_session_ends_while_the_stream_has_work(tmp_path: Path, trt: FakeTrt) 
             tensors = Tensors(device)
             result = tensors.evaluate(session, 0, 5, (1, 1, 1))
         assert tensors.memory.download(result)[0, 0] == 11
+
+
+def test_a_device_is_left_while_a_copy_waits(trt: FakeTrt) -> None:
+    with device_of(trt) as device:
+        tensors = Tensors(device)
+        tensors.memory.upload(INPUTS["shifts"], tensors.shifts)
+        assert trt.cuda.pending()
+    assert device.memory is None
 
 
 def test_another_thread_may_open_the_next_engine_meanwhile(tmp_path: Path, trt: FakeTrt) -> None:
@@ -300,6 +307,17 @@ def test_kernels_finished_once_are_kept_beside_the_bundle(tmp_path: Path, rtx: F
     assert run_once(rtx, path) == []
     assert kept.stat().st_mtime_ns == written_at
     assert sorted(entry.name for entry in bundle.iterdir()) == [MANIFEST, "unet"]
+
+
+def test_kernels_finished_while_an_engine_runs_are_kept_at_the_end(tmp_path: Path, rtx: FakeTrt) -> None:
+    path = written(bundle_of(tmp_path) / "unet", rtx, finishes_late=True)
+    with device_of(rtx) as device:
+        with device.open(path, {}, GRAPH) as session:
+            session.run(INPUTS)
+        (kept,) = (tmp_path / "bundle.cache").iterdir()
+        assert "double" in kept.read_text()
+        assert "late" not in kept.read_text()
+    assert "late" in kept.read_text()
 
 
 def test_the_cache_can_be_elsewhere_or_nowhere(tmp_path: Path, rtx: FakeTrt) -> None:
