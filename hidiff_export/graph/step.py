@@ -22,6 +22,7 @@ from hidiff_runtime.step_graph import (
     LATENTS,
     NEXT_SAMPLE,
     NEXT_STATE,
+    NEXT_UNSOUND,
     NOISE,
     NOISE_PRED,
     ROWS,
@@ -72,7 +73,7 @@ class _StepGraph:
             NEXT_SAMPLE: sample,
             NEXT_STATE: self._joined(combined[1:], axis=0),
             LATENTS: self._latents(sample),
-            UNSOUND: self._unsound(),
+            NEXT_UNSOUND: self._unsound(),
         }
         outputs = [_value(spec) for spec in self._record.outputs]
         for output in outputs:
@@ -117,6 +118,17 @@ class _StepGraph:
         return self._joined([stacked, self._given[CHANNELS]], axis=1) if CHANNELS in self._given else stacked
 
     def _unsound(self) -> ir.Value:
+        """One more evaluation; and it with its count, if it is unsound and none before it was."""
+        done, first, count = self._parts(self._given[UNSOUND], 3, axis=0)
+        zero = self._constant("zero", np.zeros(1, np.int32))
+        now = self._op("Add", done, self._constant("one_more", np.ones(1, np.int32)))
+        bad = self._bad()
+        begins = self._op("And", self._op("Equal", first, zero), self._op("Greater", bad, zero))
+        found, kept = self._joined([now, now, bad], axis=0), self._joined([now, first, count], axis=0)
+        return self._op("Where", begins, found, kept)
+
+    def _bad(self) -> ir.Value:
+        """How many values of the UNet's output are not finite."""
         noise_pred = self._given[NOISE_PRED]
         bad = self._op("Or", self._op("IsNaN", noise_pred), self._op("IsInf", noise_pred))
         counted = self._op("Cast", self._reshaped(bad, (-1,)), to=ir.DataType.INT32)

@@ -27,6 +27,7 @@ from hidiff_runtime.step_graph import (
     LATENTS,
     NEXT_SAMPLE,
     NEXT_STATE,
+    NEXT_UNSOUND,
     NOISE,
     ROWS,
     SAMPLE,
@@ -36,6 +37,9 @@ from hidiff_runtime.step_graph import (
 )
 
 Array = NDArray[np.float32]
+
+_NEXT = {SAMPLE: NEXT_SAMPLE, STATE: NEXT_STATE, UNSOUND: NEXT_UNSOUND}
+"""What a step makes of what the last one left."""
 
 
 class Tensors:
@@ -98,7 +102,6 @@ class _DeviceLoop:
         self._tensors = tensors
         self._record = step
         self._specs = {spec.name: spec for spec in (*step.inputs, *step.outputs)}
-        self._unsound: list[tuple[DeviceArray, str]] = []
         self._session: Session = run.bundle.step_engine()
 
     def finish(self, state: SamplerState) -> Array:
@@ -131,12 +134,14 @@ class _DeviceLoop:
             arrays[CHANNELS] = run.conditioning.channels
         self._tensors.put((*run.bundle.manifest.phases[0].inputs, *self._record.inputs), arrays)
         self._tensors.memory.upload(state.latents, self._flipping(SAMPLE, 0))
-        self._tensors.memory.upload(np.zeros(specs[STATE].shape, np.float32), self._flipping(STATE, 0))
+        for name in (STATE, UNSOUND):
+            zeros = np.zeros(specs[name].shape, specs[name].dtype)
+            self._tensors.memory.upload(zeros, self._flipping(name, 0))
         if isinstance(run.control, ControlNet):
             self._tensors.put(run.control.record.inputs, run.control.own)
 
     def _flipping(self, name: str, index: int) -> DeviceArray:
-        """The sample, or the state, after ``index`` evaluations: two tensors in turn, since a step reads the last."""
+        """What a step changes, after ``index`` evaluations: two tensors in turn, since it reads one and writes one."""
         return self._tensors.get(self._specs[name], f"{name} {index % 2}")
 
     def _evaluate(self, evaluation: Evaluation) -> None:
@@ -164,35 +169,25 @@ class _DeviceLoop:
         if evaluation.draws_noise:
             given[NOISE] = run.generator.randn(self._specs[NOISE].shape)
         tensors.put(self._record.inputs, given)
-        kept = [spec for spec in self._record.inputs if spec.name not in (SAMPLE, STATE)]
-        unsound = tensors.get(self._specs[UNSOUND], f"{UNSOUND} {index}")
-        where = run.where(evaluation.step)
-        with engine_errors(where):
+        kept = [spec for spec in self._record.inputs if spec.name not in _NEXT]
+        with engine_errors(run.where(evaluation.step)):
             self._session.execute(
+                {**tensors.pick(kept), **{name: self._flipping(name, index) for name in _NEXT}},
                 {
-                    **tensors.pick(kept),
-                    SAMPLE: self._flipping(SAMPLE, index),
-                    STATE: self._flipping(STATE, index),
-                },
-                {
-                    NEXT_SAMPLE: self._flipping(SAMPLE, index + 1),
-                    NEXT_STATE: self._flipping(STATE, index + 1),
                     LATENTS: tensors.get(self._specs[LATENTS]),
-                    UNSOUND: unsound,
+                    **{after: self._flipping(name, index + 1) for name, after in _NEXT.items()},
                 },
             )
-        self._unsound.append((unsound, where))
 
     def _latents(self, index: int) -> Array:
         """The sample after ``index`` evaluations, once none of them is found unsound. Waits for the device."""
         memory, pred = self._tensors.memory, self._run.bundle.manifest.phases[0].outputs[0]
         with engine_errors(self._run.where(self._evaluations[index - 1].step)):
-            counts = [(int(memory.download(unsound)[0]), where) for unsound, where in self._unsound]
+            _, first, bad = memory.download(self._flipping(UNSOUND, index)).tolist()
             latents = memory.download(self._flipping(SAMPLE, index))
-        for bad, where in counts:
-            if bad:
-                raise self._run.unsound(bad, math.prod(pred.shape), where)
-        self._unsound.clear()
+        if first:
+            where = self._run.where(self._evaluations[first - 1].step)
+            raise self._run.unsound(bad, math.prod(pred.shape), where)
         return latents
 
     def _model_input(self) -> Array:

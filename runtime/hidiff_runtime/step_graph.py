@@ -7,9 +7,10 @@ sampler's step, and what the UNet takes next.
 - ``sample``, ``noise`` and ``state`` as :mod:`hidiff_runtime.sampler` has them; ``rows``, the evaluation's
   coefficients, zero where the sampler has fewer states than the graph.
 - ``input_scale`` of the evaluation to come; ``channels``, only for inpainting, which go behind the latents.
+- ``unsound``, three numbers: how many evaluations came before; the first of them, counted from 1, that gave NaN or
+  infinite values, and how many values these were; zeros as long as none did.
 
-It gives ``next_sample``, ``next_state``, the UNet's next ``latents``, and ``unsound``: how many values of
-``noise_pred`` were NaN or infinite.
+It gives ``next_sample``, ``next_state``, ``next_unsound``, and the ``latents`` that the UNet takes next.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from hidiff_runtime.records import TensorSpec
 NOISE_PRED = "noise_pred"
 SAMPLE, NOISE, STATE, ROWS = "sample", "noise", "state", "rows"
 GUIDANCE_SCALE, INPUT_SCALE, CHANNELS = "guidance_scale", "input_scale", "channels"
-NEXT_SAMPLE, NEXT_STATE, LATENTS, UNSOUND = "next_sample", "next_state", "latents", "unsound"
+UNSOUND, LATENTS = "unsound", "latents"
+NEXT_SAMPLE, NEXT_STATE, NEXT_UNSOUND = "next_sample", "next_state", "next_unsound"
 
 
 def step_inputs(batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots: int) -> tuple[TensorSpec, ...]:
@@ -44,6 +46,7 @@ def step_inputs(batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots: 
         TensorSpec(STATE, (slots, *sample), "float32"),
         TensorSpec(ROWS, (1 + slots, 3 + slots), "float32"),
         TensorSpec(INPUT_SCALE, (1,), "float32"),
+        TensorSpec(UNSOUND, (3,), "int32"),
     ]
     if rows != batch:
         specs.append(TensorSpec(GUIDANCE_SCALE, (1,), "float32"))
@@ -59,7 +62,7 @@ def step_outputs(batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots:
         TensorSpec(NEXT_SAMPLE, sample, "float32"),
         TensorSpec(NEXT_STATE, (slots, *sample), "float32"),
         TensorSpec(LATENTS, latents.shape, "float32"),
-        TensorSpec(UNSOUND, (1,), "int32"),
+        TensorSpec(NEXT_UNSOUND, (3,), "int32"),
     )
 
 

@@ -111,7 +111,7 @@ def test_nothing_is_downloaded_before_the_end(folder: Path, backend: toy_device.
     run(folder, backend)
     events = backend.memory.events
     first = events.index("download")
-    assert events[first:] == ["download"] * 9  # a count of NaN for each evaluation, and the latents
+    assert events[first:] == ["download"] * 2  # whether there were NaN, and the latents
     evaluations = [event for event in events[:first] if event != "upload"]
     assert evaluations[1::2] == ["step"] * 8
     assert evaluations[::2] == ["strided_pooled"] * 2 + ["strided"] * 2 + ["windowed"] * 4
@@ -145,10 +145,8 @@ def test_a_callback_cancels_and_the_next_run_is_unharmed(folder: Path, backend: 
             bundle.denoiser().denoise(**given, callback=lambda info: info.step < 2)
         made = backend.memory.made
         assert close(bundle.denoiser().denoise(**given), due)
-        # The next run works in the same tensors, but for the counts of the evaluations that were not reached before.
-        assert backend.memory.made - made == 5
         assert close(bundle.denoiser().denoise(**given), due)
-        assert backend.memory.made - made == 5
+        assert backend.memory.made == made  # it works in the same tensors
 
 
 @pytest.mark.parametrize("watched", [False, True])
@@ -200,10 +198,10 @@ def test_a_callers_control_sees_and_gives_host_arrays(tmp_path: Path) -> None:
         assert ours.inputs.keys() == theirs.inputs.keys()
         for name, array in ours.inputs.items():
             assert close(array, theirs.inputs[name]), name
-    assert device.memory.events.count("download") == 5 + 9  # it looked at the latents, once each time
+    assert device.memory.events.count("download") == 5 + 2  # it looked at the latents, once each time
     device = toy_device.Backend()
     run(folder, device, CONTROL, control=control("device", look=False))
-    assert device.memory.events.count("download") == 9
+    assert device.memory.events.count("download") == 2
 
 
 def test_residuals_of_a_wrong_shape_are_refused(tmp_path: Path) -> None:
@@ -271,7 +269,7 @@ def test_closing_gives_the_tensors_back_before_the_device(folder: Path, backend:
         ("inputs", lambda specs: (*specs, TensorSpec("more", (1,), "float32"))),
         ("inputs", lambda specs: tuple(spec for spec in specs if spec.name != "state")),
         ("outputs", lambda specs: (TensorSpec("next_sample", (1, 4, 1, 1), "float32"), *specs[1:])),
-        ("outputs", lambda specs: (*specs[:-1], TensorSpec("unsound", (1,), "float32"))),
+        ("outputs", lambda specs: (*specs[:-1], TensorSpec("next_unsound", (3,), "float32"))),
     ],
 )
 def test_a_manifest_with_another_step_graph_is_refused(part: str, change: Any, tmp_path: Path) -> None:

@@ -89,7 +89,9 @@ class Session:
 def step(inputs: toy.Arrays, outputs: int) -> dict[str, np.ndarray]:
     """The step graph in numpy; ``outputs`` is how many rows a UNet's batch has."""
     noise = inputs["noise_pred"]
-    unsound = np.array([noise.size - np.isfinite(noise).sum()], np.int32)
+    done, first, count = inputs["unsound"].tolist()
+    bad = int(noise.size - np.isfinite(noise).sum())
+    unsound = np.array([done + 1, done + 1, bad] if bad and not first else [done + 1, first, count], np.int32)
     if "guidance_scale" in inputs:
         negative, positive = np.split(noise, 2)
         scale = inputs["guidance_scale"]
@@ -99,7 +101,7 @@ def step(inputs: toy.Arrays, outputs: int) -> dict[str, np.ndarray]:
     latents = np.concatenate([sample * inputs["input_scale"]] * (outputs // len(sample)))
     if "channels" in inputs:
         latents = np.concatenate([latents, inputs["channels"]], axis=1)
-    return {"next_sample": sample, "next_state": np.stack(state), "latents": latents, "unsound": unsound}
+    return {"next_sample": sample, "next_state": np.stack(state), "latents": latents, "next_unsound": unsound}
 
 
 @dataclass

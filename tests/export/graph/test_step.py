@@ -24,6 +24,7 @@ SLOTS, STEPS = 4, 9
 SIZE = (6, 8)
 SHAPE = (2, 4, *SIZE)
 CONFIG = default_scheduler(Family.SDXL)[1]
+KEPT = ("next_sample", "next_state", "latents", "next_unsound")
 UNSOUND = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 
 
@@ -69,7 +70,7 @@ def runs(step: Step, table: SamplerTable, scale: float | None, *, late: int = 0)
     generator = TorchGenerator(3)
     state = schedule.start(generator.randn(SHAPE))
     repeat = 1 if scale is None else 2
-    sample, states = state.latents, np.zeros((SLOTS, *SHAPE), np.float32)
+    sample, states, unsound = state.latents, np.zeros((SLOTS, *SHAPE), np.float32), np.zeros(3, np.int32)
     latents = np.concatenate([state.model_input()] * repeat)
     for index, evaluation in enumerate(schedule.evaluations):
         drawn = generator.randn(SHAPE) if state.draws_noise else None
@@ -84,11 +85,12 @@ def runs(step: Step, table: SamplerTable, scale: float | None, *, late: int = 0)
             state=states,
             rows=padded_rows(rows, SLOTS),
             input_scale=number(following.input_scale),
+            unsound=unsound,
             **({} if scale is None else {"guidance_scale": number(scale)}),
         )
         assert evaluation.draws_noise == (drawn is not None)
-        assert found["unsound"].tolist() == [0]
-        sample, states, latents = found["next_sample"], found["next_state"], found["latents"]
+        sample, states, latents, unsound = (found[name] for name in KEPT)
+        assert unsound.tolist() == [index + 1, 0, 0]
         yield state.latents, sample
 
 
@@ -124,6 +126,7 @@ def test_up_to_a_scale_of_one_the_positive_half_counts_alone(step: Step, scale: 
         "state": np.zeros((SLOTS, *SHAPE), np.float32),
         "rows": padded_rows(np.array([[1.0, 1.0, 0.0]]), SLOTS),
         "input_scale": number(0.5),
+        "unsound": np.zeros(3, np.int32),
         "guidance_scale": number(scale),
     }
     first = step(noise_pred=noise_pred, **given)
@@ -136,7 +139,7 @@ def test_up_to_a_scale_of_one_the_positive_half_counts_alone(step: Step, scale: 
 def test_inpainting_puts_its_channels_behind(tmp_path: Path) -> None:
     kind = record(inpainting=True, slots=1)
     random = np.random.default_rng(1)
-    given = {spec.name: random.standard_normal(spec.shape).astype(np.float32) for spec in kind.inputs}
+    given = {spec.name: random.standard_normal(spec.shape).astype(spec.dtype) for spec in kind.inputs}
     given["guidance_scale"] = number(3)
     found = Step(kind, tmp_path / "step.onnx")(**given)
     assert np.array_equal(found["latents"][:, 4:], given["channels"])
@@ -146,11 +149,16 @@ def test_inpainting_puts_its_channels_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [["nan"], ["inf", "-inf"], ["nan", "inf", "inf"]], ids=" ".join)
 def test_what_is_not_finite_is_counted(step: Step, values: list[str]) -> None:
-    given = {spec.name: np.ones(spec.shape, np.float32) for spec in record().inputs}
-    assert step(**given)["unsound"].tolist() == [0]
+    given = {spec.name: np.ones(spec.shape, spec.dtype) for spec in record().inputs}
+    given["unsound"] = np.array([6, 0, 0], np.int32)
+    spoilt = given["noise_pred"].copy()
     for index, name in enumerate(values):
-        given["noise_pred"][index % 4, index, 1, 2] = UNSOUND[name]
-    assert step(**given)["unsound"].tolist() == [len(values)]
+        spoilt[index % 4, index, 1, 2] = UNSOUND[name]
+    assert step(**given)["next_unsound"].tolist() == [7, 0, 0]
+    assert step(**{**given, "noise_pred": spoilt})["next_unsound"].tolist() == [7, 7, len(values)]
+    given["unsound"] = np.array([8, 7, 5], np.int32)  # the first time counts
+    assert step(**{**given, "noise_pred": spoilt})["next_unsound"].tolist() == [9, 7, 5]
+    assert step(**given)["next_unsound"].tolist() == [9, 7, 5]
 
 
 @pytest.mark.needs("tensorrt-rtx")
