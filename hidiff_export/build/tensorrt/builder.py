@@ -30,6 +30,10 @@ from hidiff_runtime.manifest import FileRecord, PhaseRecord, TensorSpec
 OPTIONS = {"profiling_verbosity": "detailed", "tf32": False}
 """What every engine is built with."""
 
+COSTS = ("seconds", "peak_bytes", "scratch_bytes", "weights_bytes")
+"""What the library says that a plan cost or will: time and memory of building it; scratch memory and weights on the
+device, None where it does not say."""
+
 MERGED = "merged"
 """Begins the names of the files of a plan that runs all phases."""
 
@@ -225,7 +229,7 @@ class TensorRtBuilder:
             selectors=plan.selectors,
             inputs=plan.inputs,
             outputs=plan.outputs,
-            options={**OPTIONS, "seconds": answer["seconds"], "peak_bytes": answer["peak_bytes"], "key": key},
+            options={**OPTIONS, **{name: answer[name] for name in COSTS}, "key": key},
         )
 
 

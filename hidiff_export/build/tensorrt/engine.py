@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import time
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ from hidiff_export.build.tensorrt.progress import NestedProgress
 from hidiff_export.build.tensorrt.worker import REFUSED, SIGNATURE
 
 _KIBIBYTE = 1024
+
+_SIZES = {"scratch_bytes": "Max Scratch Memory:", "weights_bytes": "Total Weights Memory:"}
+"""How the library words what an engine takes on the device beside its inputs and outputs; no API says it of a plan."""
 
 
 class Channel(Protocol):
@@ -88,6 +92,7 @@ def build(trt: Any, request: Mapping[str, Any], channel: Channel) -> None:
             gpu=here,
             seconds=round(time.monotonic() - started, 1),
             peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIBIBYTE,
+            **logger.sizes,
         )
 
 
@@ -130,14 +135,19 @@ def _inspected(trt: Any, plan: Any) -> str | None:
 
 
 def _logger(trt: Any) -> Any:
-    """A logger that keeps what the library calls an error: it goes on after some, without what was asked of it."""
+    """A logger that keeps what the library calls an error, after which it may go on without what was asked of it, and
+    the sizes that it tells."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the library has no types
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.sizes: dict[str, int | None] = dict.fromkeys(_SIZES)
 
         def log(self, severity: Any, text: str) -> None:
+            for size, words in _SIZES.items():
+                if text.startswith(words) and (found := re.search("[0-9]+", text)):
+                    self.sizes[size] = int(found[0])
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.errors.append(text)
 
