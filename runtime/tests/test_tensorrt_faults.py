@@ -14,8 +14,9 @@ from fake_cuda import FakeCuda, Properties, cudaError_t
 from fake_plans import KIND, add_engines, kernels, use, write_plan
 from fake_trt import FakeTrt
 
-from hidiff_runtime import BundleError, EngineError, InputError, cli
+from hidiff_runtime import BundleError, EngineError, InputError, backends, cli
 from hidiff_runtime import open as open_bundle
+from hidiff_runtime.backends.tensorrt.cuda import CudaError
 from hidiff_runtime.backends.tensorrt.record import FORMAT, PlanRecord
 from hidiff_runtime.manifest import Manifest, TensorSpec
 
@@ -286,6 +287,47 @@ def test_what_the_library_says_is_told(
     code, error = failure(tmp_path, capsys)
     assert code == EngineError.exit_code
     assert said in error
+    assert not sick.cuda.leaks
+
+
+def test_memory_that_is_gone_when_an_engine_first_runs(sick: FakeTrt, tmp_path: Path) -> None:
+    with open_bundle(tmp_path / "bundle") as bundle:
+        bundle.preload()
+        sick.cuda.memory = sick.cuda.used + 8192  # another program came
+        given = {**KIND.given(), "steps": 4, "seed": 0, "guidance_scale": 3.0}
+        with pytest.raises(EngineError, match="too little memory"):
+            bundle.denoiser().denoise(**given)
+        sick.cuda.memory *= 1000
+        bundle.denoiser().denoise(**given)
+    assert not sick.cuda.leaks
+    assert not sick.cuda.misuses
+
+
+def test_a_plan_that_tensorrt_does_not_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trt = use(monkeypatch, FakeTrt(FakeCuda(), rtx=False))
+    folder = toy.make(tmp_path / "bundle", KIND)
+    add_engines(folder, trt)
+    head = folder / "unet/strided_pooled.head"
+    head.write_bytes(head.read_bytes().replace(b"{", b"[", 1))
+    toy.seal(folder)
+    code, error = failure(tmp_path, capsys, "--backend", "tensorrt")
+    assert code == EngineError.exit_code
+    assert "TensorRT cannot load an engine" in error
+    assert "Serialization assertion magicTag failed" in error
+    assert not trt.cuda.leaks
+
+
+def test_what_fails_on_leaving_is_told_unless_something_was_told_before(sick: FakeTrt) -> None:
+    failing = [cudaError_t.cudaErrorIllegalAddress] * 9
+    sick.cuda.fails["cudaStreamSynchronize"] = list(failing)
+    with pytest.raises(CudaError, match="CUDA failed"), backends.get("tensorrt-rtx").device({}):
+        pass
+    assert not sick.cuda.leaks
+    sick.cuda.fails["cudaStreamSynchronize"] = list(failing)
+    with pytest.raises(ValueError, match="before"), backends.get("tensorrt-rtx").device({}):
+        raise ValueError("before")
     assert not sick.cuda.leaks
 
 

@@ -36,11 +36,6 @@ class Graphs:
         self._moves = 0
         self._recordings: dict[Addresses, Any] = {}
 
-    @property
-    def enabled(self) -> bool:
-        """Whether work is recorded: asked for, and not refused by CUDA or the library so far."""
-        return self._enabled
-
     def run(self, addresses: Addresses, moves: int, enqueue: Callable[[], None]) -> None:
         """Asks the stream for the work on these addresses.
 
