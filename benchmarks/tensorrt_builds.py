@@ -30,6 +30,7 @@ from hidiff_export.recipe.values import EngineLayout
 from hidiff_export.stages import StageContext
 from hidiff_export.stages.graphs import Graphs
 from hidiff_export.stages.records import phase_record
+from hidiff_export.stages.samplers import Samplers
 from hidiff_export.stages.weights import WEIGHTS, Weights
 from hidiff_runtime.backends.tensorrt.record import PlanRecord
 
@@ -78,6 +79,8 @@ def context_of(given: argparse.Namespace) -> StageContext:
         given.recipe,
         (
             "source=random:0",
+            "sampler=ddim",
+            "steps=[20]",
             f"precision={given.precision}",
             "backend=tensorrt-rtx",
             f"targets=[{given.targets}]",
@@ -88,9 +91,9 @@ def context_of(given: argparse.Namespace) -> StageContext:
 
 
 def export(context: StageContext) -> None:
-    """Weights and graphs."""
+    """Weights and graphs, and a sampler's table, which the step graph is made from."""
     context.folder.mkdir(parents=True, exist_ok=True)
-    for stage in (Weights(), Graphs()):
+    for stage in (Weights(), Samplers(), Graphs()):
         stage.run(context, lambda *_: None)
 
 

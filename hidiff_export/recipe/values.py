@@ -99,15 +99,14 @@ _DEFAULT_TARGETS = {
 
 
 class EngineLayout(str, Enum):
-    """How the phases of a TensorRT bundle are stored; ``benchmarks/tensorrt_builds.md`` has the figures.
+    """How the phases of a TensorRT bundle are stored."""
 
-    An engine for each phase is the default. Stored in parts, such engines take no more room on the disk than a merged
-    one; they build in a fraction of the time, run attention as the library's own operator, can be captured in CUDA
-    graphs, and never make the host wait for a selector. Merged, weights are on the GPU once for all phases, and no
-    phase change loads any: what only holding every engine gives otherwise, at two or three times the memory.
-    """
-
+    # The default, by the figures in benchmarks/tensorrt_builds.md. Stored in parts, an engine for each phase takes no
+    # more of the disk than a merged one. Each builds in a fraction of the time, runs attention as the library's own
+    # operator, can be captured in a CUDA graph, and never makes the host wait for a selector.
     PER_PHASE = "per-phase"
+    # Weights are on the GPU once for all phases, and no phase change loads any: what else only holding every engine
+    # gives, at two or three times the memory.
     MERGED = "merged"
 
 
