@@ -300,8 +300,8 @@ def _failure(summary: str, error: Exception, *, engine: Path | None = None, advi
         return EngineError(
             f"{summary} There is too little memory.",
             given=given,
-            advice="Open the bundle with resident='current' (--resident current), which keeps one phase's engine, free "
-            "what else is on the device, or build for fewer pixels or half precision.",
+            advice="Open the bundle with resident='current' (--resident current) and without prefetch, which keeps one "
+            "phase's engine, free what else is on the device, or build for fewer pixels or half precision.",
         )
     return EngineError(summary, given=given, advice=advice)
 
