@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hidiff_export.errors import ExportError
 from hidiff_export.graph.merge import merge, selector_name
 from hidiff_export.graph.portable import save
+from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.safetensors import SafetensorsFile, write
 
 PHASES = ("strided", "pooled", "windowed")
@@ -63,9 +65,11 @@ def phase(weights: Path, index: int, *, control: bool = False) -> ir.Model:
 
 
 def run(path: Path, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
-        None, feeds
-    )[0]
+    options = onnxruntime.SessionOptions()
+    # Rewriting may differ between a graph and a branch; what is compared is the graph as it stands.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    found: NDArray[np.float32] = session.run(None, feeds)[0]
     return found
 
 
@@ -151,3 +155,25 @@ def test_outputs_of_other_types_are_refused(tmp_path: Path) -> None:
     other.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
     with pytest.raises(ExportError, match="outputs of phase pooled"):
         merge({"strided": one, "pooled": other})
+
+
+@pytest.mark.slow
+def test_the_phases_of_a_unet(sd15_bundle: Path, tmp_path: Path) -> None:
+    """The portable graphs of a bundle: attention, windows, resizing and all."""
+    manifest = Manifest.read(sd15_bundle / "manifest.json")
+    records = {record.phase.name: record for record in manifest.phases}
+    assert len(records) > 1
+    random = np.random.default_rng(0)
+    inputs = {
+        spec.name: random.integers(0, 4, spec.shape, np.int32)
+        if spec.dtype == "int32"
+        else random.standard_normal(spec.shape).astype(np.float32)
+        for spec in next(iter(records.values())).inputs
+    }
+    shutil.copy(sd15_bundle / "unet" / "weights.safetensors", tmp_path)
+    save(merge({name: ir.load(sd15_bundle / record.graph) for name, record in records.items()}), tmp_path / "all.onnx")
+    alone = {name: run(sd15_bundle / record.graph, inputs) for name, record in records.items()}
+    for chosen in records:
+        found = run(tmp_path / "all.onnx", inputs | selected(tuple(records), chosen))
+        assert np.array_equal(found, alone[chosen])
+        assert not any(np.allclose(found, alone[name], rtol=1e-3, atol=1e-3) for name in records if name != chosen)
