@@ -1,0 +1,122 @@
+"""Every family, task and phase at tiny width becomes real TensorRT-RTX engines, without a GPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hidiff_export.recipe import Recipe, shipped_recipes
+from hidiff_export.stages import StageContext
+from hidiff_export.stages.engines import Engines
+from hidiff_export.stages.graphs import Graphs
+from hidiff_export.stages.records import graph_records
+from hidiff_export.stages.samplers import Samplers
+from hidiff_export.stages.weights import Weights
+from hidiff_runtime.backends.tensorrt.parts import map_parts
+from hidiff_runtime.backends.tensorrt.record import PlanRecord
+from hidiff_runtime.manifest import PhaseRecord
+
+pytestmark = [pytest.mark.needs("tensorrt-rtx"), pytest.mark.slow]
+
+ALL_STEPS: Any = 1.0
+STRIDED_THEN_POOLED = {"strided": 0.4, "pooled": {"start": 0.2, "end": 0.7}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny recipe, and the phases that its thresholds make."""
+
+    family: str
+    phases: tuple[str, ...]
+    thresholds: dict[str, Any]
+    precision: str = "float16"
+    task: str = "text-to-image"
+
+    def __str__(self) -> str:
+        return f"{self.family}-{self.task}-{self.precision}"
+
+    @property
+    def recipe(self) -> Recipe:
+        """Thresholds are chosen so that no more phases than those named come up."""
+        control = {"controlnet": "random:1"} if self.task == "controlnet" else {}
+        return Recipe.from_dict(
+            {
+                "family": self.family,
+                "source": "random:0",
+                "unet_width": "tiny",
+                "task": self.task,
+                "width": 128,
+                "height": 128,
+                "precision": self.precision,
+                "hidiffusion": {"thresholds": self.thresholds},
+                "backend": "tensorrt-rtx",
+                "steps": [1],
+                **control,
+            }
+        )
+
+
+# sd15's strided and windowed phases are in tests/export/test_tensorrt_bundle.py.
+CASES = (
+    Case("sd15", ("strided_pooled",), {"strided": ALL_STEPS, "pooled": ALL_STEPS}),
+    Case("sd15", ("strided",), {"strided": ALL_STEPS}, "bfloat16", "inpainting"),
+    Case("sd21", ("strided_pooled", "strided", "windowed"), {"strided": 0.6, "pooled": 0.3}),
+    Case("sd21", ("strided",), {"strided": ALL_STEPS}, "float32", "inpainting"),
+    Case("sdxl", ("strided", "strided_pooled", "pooled", "windowed"), STRIDED_THEN_POOLED),
+    Case("sdxl", ("pooled", "windowed"), {"pooled": 0.5}, task="inpainting"),
+    Case(
+        "sdxl",
+        ("strided-control", "pooled-control", "windowed-control"),
+        {"strided": 0.2, "pooled": {"start": 0.2, "end": 0.4}, "control": 1.0},
+        task="controlnet",
+    ),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_graph_becomes_an_engine(case: Case, tmp_path: Path) -> None:
+    context = StageContext(case.recipe, tmp_path)
+    assert tuple(phase.name for phase in context.phases) == case.phases
+    for stage in (Weights(), Samplers(), Graphs()):
+        stage.run(context, lambda _done, _total, _note: None)
+    written = Engines().run(context, lambda _done, _total, _note: None)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+    records = graph_records(context)
+    plans = {
+        record.graph: PlanRecord.read(tmp_path / record.graph.replace(".onnx", ".tensorrt-rtx.json"))
+        for record in records
+    }
+    for record in records:
+        plan = plans[record.graph]
+        assert (plan.inputs, plan.outputs) == (record.inputs, record.outputs)
+        assert plan.phases == ((record.phase.name,) if isinstance(record, PhaseRecord) else ())
+        paths = plan.paths(tmp_path / record.graph)
+        assert set(paths) <= set(written)
+        assert len(map_parts(paths)) > 50_000
+        layers = json.loads((tmp_path / record.graph.replace(".onnx", ".tensorrt-rtx.layers.json")).read_text())[
+            "layers"
+        ]
+        assert {spec.name for spec in record.inputs} <= {
+            tensor["name"] for layer in layers for tensor in layer["inputs"] if tensor
+        }
+
+
+def test_these_are_all_that_recipes_reach() -> None:
+    """Families that share an architecture have the same graphs, so one of them stands for all."""
+    built = {(unet_of(case.recipe), phase) for case in CASES for phase in case.phases}
+    built |= {(unet_of(Recipe.load("demo")), phase.name) for phase in Recipe.load("demo").phase_rule().phases()}
+    for name in shipped_recipes():
+        recipe = Recipe.load(name, ["source=random:0", "unet_width=tiny"])
+        for phase in recipe.phase_rule().phases():
+            same = [unet for unet, built_phase in built if built_phase == phase.name]
+            assert unet_of(recipe) in same, f"{name}: {phase.name}"
+
+
+def unet_of(recipe: Recipe) -> str:
+    """What decides a graph beside the phase and the shapes: the UNet's configuration and where it is changed."""
+    return json.dumps([recipe.unet_config(), repr(recipe.unet_layout)], sort_keys=True, default=str)
