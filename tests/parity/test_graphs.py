@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 
-from hidiff_export.build.onnxruntime import OnnxRuntimeBuilder
+from hidiff_export.build import onnxruntime as onnxruntime_build
+from hidiff_export.build.tensorrt import lowering as tensorrt_build
 from hidiff_export.families import Family, Layout, Task, Width
-from hidiff_export.graph.portable import write_graph
+from hidiff_export.graph.islands import island_of
+from hidiff_export.graph.passes.float32_islands import computes_in_float32
+from hidiff_export.graph.portable import save, write_graph
 from hidiff_export.graph.weights import PRECISIONS, WeightStore
 from hidiff_export.model.load import build_unet, load_unet
 from hidiff_export.model.phase_unet import PhaseUNet
@@ -80,14 +84,17 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     stored = build_unet(checkpoint.config, store.state_dict(), PRECISIONS[case.precision][1])
     module = PhaseUNet(stored, layout, phase, case.height, case.width)
     write_graph(module, 2, store, folder / "phase.onnx")
-    OnnxRuntimeBuilder().build(folder / "phase.onnx", folder / "phase.onnxruntime.onnx")
+    onnxruntime_build.lower(folder / "phase.onnx", folder / "phase.onnxruntime.onnx")
+    lowered = ir.load(folder / "phase.onnx")
+    tensorrt_build.lower(lowered)
+    save(lowered, folder / "phase.tensorrt.onnx")
     exact = PhaseUNet(build_unet(checkpoint.config, store.state_dict()), layout, phase, case.height, case.width)
     given = random_inputs(exact.input_specs(2), timestep=501.0, width=case.width * 8, height=case.height * 8, seed=3)
     shifts = mixed_shifts(len(layout.windowed_blocks), 3)
     return Exported(case, folder, exact, {**arrays(given), "window_shifts": shifts})
 
 
-@pytest.mark.parametrize("name", ["phase.onnx", "phase.onnxruntime.onnx"])
+@pytest.mark.parametrize("name", ["phase.onnx", "phase.onnxruntime.onnx", "phase.tensorrt.onnx"])
 def test_it_computes_what_pytorch_computes(exported: Exported, name: str) -> None:
     bound = BOUND[exported.case.precision]
     computed = exported.computed(name)
@@ -95,6 +102,19 @@ def test_it_computes_what_pytorch_computes(exported: Exported, name: str) -> Non
     shifts = exported.inputs["window_shifts"].copy()
     shifts[0] = (shifts[0] + 1) % 4
     assert Metrics.of(exported.expected(window_shifts=shifts), computed).snr_db < bound
+
+
+def test_what_tensorrt_builds_is_float32_where_the_table_says(exported: Exported) -> None:
+    left = {
+        name: {node.op_type for node in ir.load(exported.folder / name).graph if _strays(node)}
+        for name in ("phase.onnx", "phase.tensorrt.onnx")
+    }
+    half = exported.case.precision is not Precision.FLOAT32
+    assert left == {"phase.onnx": {"Attention"} if half else set(), "phase.tensorrt.onnx": set()}
+
+
+def _strays(node: ir.Node) -> bool:
+    return island_of(node.op_type) is not None and not computes_in_float32(node)
 
 
 def test_the_graph_is_valid_static_and_holds_no_weight(exported: Exported) -> None:

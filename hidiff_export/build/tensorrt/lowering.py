@@ -9,6 +9,7 @@ from onnx_ir.passes import common
 
 from hidiff_export.errors import ExportError
 from hidiff_export.graph.passes.base import static_shape
+from hidiff_export.graph.passes.compute_window_orders import ComputeWindowOrders
 from hidiff_export.graph.passes.decompose_attention import DecomposeAttention
 from hidiff_export.graph.passes.float32_islands import Float32Islands
 from hidiff_export.graph.passes.name_by_module import NameByModule
@@ -34,6 +35,7 @@ def lower(model: ir.Model) -> None:
 def lowering_passes() -> ir.passes.Sequential:
     """From the portable graph to TensorRT's."""
     return ir.passes.Sequential(
+        ComputeWindowOrders(),
         Float32Islands(),
         DecomposeAttention(),
         common.DeduplicateInitializersPass(),

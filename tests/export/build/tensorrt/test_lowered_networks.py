@@ -1,0 +1,157 @@
+"""Where the lowered graphs of tiny networks are float32, by their types and by the network that TensorRT parses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from hidiff_export.build.tensorrt.lowering import lower
+from hidiff_export.families import Family, Layout, Task, Width
+from hidiff_export.graph.islands import ISLANDS
+from hidiff_export.graph.passes.decompose_attention import HEAD_SIZES
+from hidiff_export.graph.passes.float32_islands import computes_in_float32
+from hidiff_export.graph.portable import save, write_graph
+from hidiff_export.graph.weights import PRECISIONS, WeightStore
+from hidiff_export.model.load import build_unet, load_unet
+from hidiff_export.model.phase_unet import PhaseUNet
+from hidiff_export.recipe.values import Precision
+from hidiff_runtime.phases import Phase, PhaseKind
+
+SIZE = 16
+ISLAND_OPERATORS = frozenset().union(*(island.operators for island in ISLANDS))
+MOVED = frozenset({"Cast", "Transpose", "Split", "Concat", "Reshape", "Expand", "Unsqueeze", "Slice"})
+"""Operators that compute nothing, so that their type does not matter."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A phase of a tiny UNet."""
+
+    family: Family
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{self.family.value}-{self.precision.value}"
+
+    @property
+    def half(self) -> ir.DataType:
+        """The graph's type."""
+        return ir.DataType[self.precision.name]
+
+
+# SD2.1's is among tests/parity/test_graphs.py's.
+CASES = (
+    Case(Family.SD15, Precision.FLOAT16),
+    Case(Family.SDXL, Precision.BFLOAT16),
+)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def portable(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unet")
+    checkpoint = load_unet("random:0", case.family, Task.TEXT_TO_IMAGE, Width.TINY)
+    store = WeightStore.write(checkpoint.state_dict, folder / "weights.safetensors", case.precision)
+    unet = build_unet(checkpoint.config, store.state_dict(), PRECISIONS[case.precision][1])
+    module = PhaseUNet(unet, Layout.of(case.family), Phase(PhaseKind.WINDOWED), SIZE, SIZE)
+    write_graph(module, 2, store, folder / "phase.onnx")
+    return folder / "phase.onnx"
+
+
+@pytest.fixture(scope="module")
+def lowered(portable: Path) -> Path:
+    model = ir.load(portable)
+    lower(model)
+    save(model, portable.with_name("lowered.onnx"))
+    return portable.with_name("lowered.onnx")
+
+
+def strays(path: Path) -> set[str]:
+    """Operators that the table wants in float32 and that are not."""
+    return {
+        node.op_type
+        for node in ir.load(path).graph
+        if node.op_type in ISLAND_OPERATORS and not computes_in_float32(node)
+    }
+
+
+def test_the_table_holds(lowered: Path) -> None:
+    assert strays(lowered) == set()
+
+
+def test_it_would_not_without_the_lowering(portable: Path) -> None:
+    assert strays(portable) == {"Attention"}
+
+
+def test_nothing_else_is_float32(case: Case, lowered: Path) -> None:
+    wide: Counter[str] = Counter()
+    for node in ir.load(lowered).graph:
+        kinds = {value.dtype for value in node.outputs} & {ir.DataType.FLOAT}
+        if kinds and node.op_type not in ISLAND_OPERATORS | MOVED:
+            module = (node.name or "").rpartition("/")[0].rpartition(".")[2]
+            wide[f"{module}/{node.op_type}"] += 1
+    projections = {"time_proj/Mul"} | ({"add_time_proj/Mul"} if case.family.is_sdxl else set())
+    # Attention of head sizes that have no kernel is written out: scaled, multiplied twice.
+    assert set(wide) - {"attn1/Mul", "attn1/MatMul", "attn2/Mul", "attn2/MatMul"} == projections
+    written_out = sum(node.op_type == "Softmax" for node in ir.load(lowered).graph)
+    assert wide["attn1/MatMul"] + wide["attn2/MatMul"] == 2 * written_out
+    assert (written_out > 0) is (case.family is Family.SD15)  # whose heads are of 8 and 12 channels
+
+
+def test_fused_attention_is_of_head_sizes_that_have_a_kernel(lowered: Path) -> None:
+    sizes = {node.inputs[0].shape[3] for node in ir.load(lowered).graph if node.op_type == "Attention"}
+    assert sizes
+    assert all(size in HEAD_SIZES for size in sizes)
+
+
+def test_text_embeds_meet_the_time_projection_in_float32(case: Case, lowered: Path) -> None:
+    if not case.family.is_sdxl:
+        pytest.skip("only SDXL has pooled text embeddings")
+    model = ir.load(lowered)
+    (uses,) = (tuple(value.uses()) for value in model.graph.inputs if value.name == "text_embeds")
+    (joined,) = (use.node for use in uses)
+    assert joined.op_type == "Concat"
+    assert {value.dtype for value in joined.inputs if value is not None} == {ir.DataType.FLOAT}
+    (after,) = (use.node for use in joined.outputs[0].uses())
+    assert (after.op_type, after.outputs[0].dtype) == ("Cast", case.half)
+
+
+def parsed(path: Path) -> tuple[Counter[tuple[str, str]], list[str]]:
+    """Layers of TensorRT-RTX's network by kind and type of output, and all that it warned of."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    said: list[str] = []
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.WARNING and "differs from one already registered" not in message:
+                said.append(message)
+
+    log = Log()
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)
+    assert parser.parse_from_file(str(path)), parser.get_error(0).desc()
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    return Counter((layer.type.name, layer.get_output(0).dtype.name) for layer in layers), said
+
+
+@pytest.mark.needs("tensorrt-rtx")
+def test_tensorrt_parses_the_same_types_without_a_warning(case: Case, portable: Path, lowered: Path) -> None:
+    half = {"float16": "HALF", "bfloat16": "BF16"}[case.precision.value]
+    types, said = parsed(lowered)
+    assert said == []
+    of = {kind: {made for (layer, made) in types if layer == kind} for kind, _ in types}
+    assert of["ATTENTION_OUTPUT"] == {"FLOAT"}
+    assert of["CONVOLUTION"] == of["NORMALIZATION"] == {half}
+    assert of.get("SOFTMAX", {"FLOAT"}) == {"FLOAT"}
+    before, _ = parsed(portable)
+    assert {made for (layer, made) in before if layer == "ATTENTION_OUTPUT"} == {half}
