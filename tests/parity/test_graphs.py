@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from hidiff_export.build import onnxruntime as onnxruntime_build
+from hidiff_export.build.protocol import PortableGraph
 from hidiff_export.build.tensorrt import lowering as tensorrt_build
+from hidiff_export.build.tensorrt.builder import TensorRtBuilder
+from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX
 from hidiff_export.families import Family, Layout, Task, Width
 from hidiff_export.graph.islands import island_of
 from hidiff_export.graph.passes.float32_islands import computes_in_float32
@@ -23,6 +26,7 @@ from hidiff_export.model.load import build_unet, load_unet
 from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.parity.inputs import arrays, mixed_shifts, random_inputs
 from hidiff_export.recipe.values import Precision
+from hidiff_runtime.manifest import GraphRecord
 from hidiff_runtime.phases import Phase, PhaseKind
 from hidiff_runtime.verdict import Metrics
 
@@ -115,6 +119,14 @@ def test_what_tensorrt_builds_is_float32_where_the_table_says(exported: Exported
 
 def _strays(node: ir.Node) -> bool:
     return island_of(node.op_type) is not None and not computes_in_float32(node)
+
+
+@pytest.mark.needs("tensorrt-rtx")
+def test_tensorrt_rtx_builds_it_at_odd_sizes_and_in_float32(exported: Exported) -> None:
+    specs = exported.reference.input_specs(2), exported.reference.output_specs(2)
+    graph = PortableGraph(exported.folder / "phase.onnx", GraphRecord("phase.onnx", {}, *specs))
+    written = TensorRtBuilder(TENSORRT_RTX, ("sm89",)).build([graph], lambda _done, _total, _note: None)
+    assert {path.name for path in written} >= {"phase.tensorrt-rtx.json", "phase.tensorrt-rtx.plan"}
 
 
 def test_the_graph_is_valid_static_and_holds_no_weight(exported: Exported) -> None:

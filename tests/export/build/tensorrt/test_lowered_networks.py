@@ -10,8 +10,11 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from hidiff_export.build.protocol import PortableGraph
+from hidiff_export.build.tensorrt.builder import TensorRtBuilder
+from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX
 from hidiff_export.build.tensorrt.lowering import lower
-from hidiff_export.families import Family, Layout, Task, Width
+from hidiff_export.families import Family, Layout, Task, Width, unet_config
 from hidiff_export.graph.islands import ISLANDS
 from hidiff_export.graph.passes.decompose_attention import HEAD_SIZES
 from hidiff_export.graph.passes.float32_islands import computes_in_float32
@@ -20,6 +23,7 @@ from hidiff_export.graph.weights import PRECISIONS, WeightStore
 from hidiff_export.model.load import build_unet, load_unet
 from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.recipe.values import Precision
+from hidiff_runtime.manifest import GraphRecord
 from hidiff_runtime.phases import Phase, PhaseKind
 
 SIZE = 16
@@ -61,10 +65,15 @@ def portable(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unet")
     checkpoint = load_unet("random:0", case.family, Task.TEXT_TO_IMAGE, Width.TINY)
     store = WeightStore.write(checkpoint.state_dict, folder / "weights.safetensors", case.precision)
-    unet = build_unet(checkpoint.config, store.state_dict(), PRECISIONS[case.precision][1])
-    module = PhaseUNet(unet, Layout.of(case.family), Phase(PhaseKind.WINDOWED), SIZE, SIZE)
-    write_graph(module, 2, store, folder / "phase.onnx")
+    write_graph(phase_unet(case, store), 2, store, folder / "phase.onnx")
     return folder / "phase.onnx"
+
+
+def phase_unet(case: Case, store: WeightStore) -> PhaseUNet:
+    """The module that is exported, over the weights as they are stored."""
+    config = unet_config(case.family, Task.TEXT_TO_IMAGE, Width.TINY)
+    unet = build_unet(config, store.state_dict(), PRECISIONS[case.precision][1])
+    return PhaseUNet(unet, Layout.of(case.family), Phase(PhaseKind.WINDOWED), SIZE, SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +164,12 @@ def test_tensorrt_parses_the_same_types_without_a_warning(case: Case, portable: 
     assert of.get("SOFTMAX", {"FLOAT"}) == {"FLOAT"}
     before, _ = parsed(portable)
     assert {made for (layer, made) in before if layer == "ATTENTION_OUTPUT"} == {half}
+
+
+@pytest.mark.needs("tensorrt-rtx")
+def test_it_becomes_an_engine(case: Case, portable: Path) -> None:
+    module = phase_unet(case, WeightStore.open(portable.with_name("weights.safetensors")))
+    record = GraphRecord(portable.name, {}, module.input_specs(2), module.output_specs(2))
+    builder = TensorRtBuilder(TENSORRT_RTX, ("sm89", "sm120"))
+    written = builder.build([PortableGraph(portable, record)], lambda _done, _total, _note: None)
+    assert {path.name for path in written} >= {"phase.tensorrt-rtx.json", "phase.tensorrt-rtx.plan"}
