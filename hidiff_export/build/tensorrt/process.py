@@ -19,7 +19,7 @@ from hidiff_export.errors import EngineError
 Progress = Callable[[float, str], None]
 """Called with the part that is done, 0 to 1, and what is being done."""
 
-PATIENCE = 8.0
+PATIENCE = 5.0
 """Seconds that a cancelled worker has to stop by itself: TensorRT asks whether to go on only now and then."""
 
 _SHOWN_ERRORS, _SHOWN_LETTERS = 4, 600
