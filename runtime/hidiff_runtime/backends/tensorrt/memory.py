@@ -70,6 +70,11 @@ class CudaMemory:
         self._owned: set[int] = set()
         self._open = True
 
+    @property
+    def stream(self) -> int:
+        """The stream's handle, for whoever times what happens on it."""
+        return int(self._stream)
+
     def empty(self, shape: tuple[int, ...], dtype: str) -> CudaArray:
         """A new tensor of any content. Raises EngineError if there is too little memory."""
         self._begin()
