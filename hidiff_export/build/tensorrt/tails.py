@@ -1,41 +1,42 @@
-"""Stores what plans over the same weights have in common once: the bytes in which they end.
+"""Stores what plans over the same weights have in common once.
 
-TensorRT-RTX writes the weights last, and in an order that the phase hardly changes, so plans of one network agree from
-some byte near their beginning to their end. Each becomes a head of its own and the tails it shares; its bytes are those
-of its parts one after another. `hidiff_runtime.backends.tensorrt.parts.map_parts` reads them as one mapping.
+TensorRT-RTX writes the weights last, in an order that the phase hardly changes: counted from their ends, plans of one
+network agree in nearly all of their bytes, but for a beginning of their own and here and there a constant of the phase.
+Each plan becomes parts, its own and those it shares, and its bytes are those of its parts one after another.
+`hidiff_runtime.backends.tensorrt.parts.map_parts` reads them as one mapping.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import count
 from pathlib import Path
-
-import numpy as np
 
 from hidiff_export.bundle import storage_errors
 
 MINIMUM = 1 << 22
-"""Bytes: a shorter tail is not worth a file of its own."""
+"""Bytes: a shorter stretch that plans share is not worth a file of its own."""
 
 PAGE = 1 << 16
-"""Bytes of the largest page in use (arm64): a part between two others is a multiple of it, so that it can be mapped."""
+"""Bytes of the largest page in use (arm64): parts begin at a multiple of it, counted from the last, to be mapped."""
 
 ALIGNMENT = 64
 """Bytes: the first plan's address in memory is a multiple of this. The others' are as their lengths allow."""
 
 _CHUNK = 1 << 22
+_OWN, _SHARED = ".head", ".tail"
 
-_Common = Mapping[frozenset[Path], int]
+_Owners = tuple[Path, ...]
 
 
 @dataclass(frozen=True)
 class _Piece:
     """Bytes that one or more plans hold, from ``far`` to ``near`` bytes before their end."""
 
-    owners: tuple[Path, ...]
+    owners: _Owners
     far: int
     near: int
 
@@ -48,80 +49,107 @@ def share_tails(plans: Sequence[Path], minimum: int = MINIMUM) -> dict[Path, tup
     interrupted no part is left and every plan is whole.
 
     Args:
-        plans: files in one folder, of different names. ``strided.tensorrt-rtx.plan`` becomes
-            ``strided.tensorrt-rtx.head`` and tails such as ``shared-1.tensorrt-rtx.tail``.
-        minimum: bytes that plans must agree in, at their end, beyond which the agreement is stored once.
+        plans: files in one folder, of different names. Of ``strided.tensorrt-rtx.plan`` the parts of its own are
+            ``strided.tensorrt-rtx.head``, ``strided.tensorrt-rtx.head-2`` and so on; what it shares is
+            ``shared-1.tensorrt-rtx.tail`` and so on.
+        minimum: bytes in a row that plans must agree in, at the same distance from their end, to be stored once.
 
     Returns:
-        for each plan its parts in order: head and tails, or the plan itself if it shares nothing.
+        for each plan its parts in order, or the plan itself if it shares nothing.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
         OSError: a plan cannot be read.
     """
     sizes = {plan: plan.stat().st_size for plan in plans}
-    common = {frozenset(pair): common_suffix(*pair) for pair in combinations(plans, 2)}
-    pieces = list(_divide(tuple(plans), 0, sizes, common, minimum))
-    names = _names(pieces)
-    parts = {plan: tuple(names[piece] for piece in reversed(pieces) if plan in piece.owners) for plan in plans}
-    divided = {plan: paths for plan, paths in parts.items() if any(name.suffix == ".tail" for name in paths)}
-    needed = {piece: path for piece, path in names.items() if piece.owners[0] in divided}
+    runs = list(_long(_runs(sizes), minimum))
+    pieces = {plan: tuple(_pieces(plan, size, runs)) for plan, size in sizes.items()}
+    divided = {plan: found for plan, found in pieces.items() if len(found) > 1}
+    names = _names(divided)
     if divided:
         with storage_errors(plans[0].parent):
-            _write(needed, sizes)
+            _write(names, sizes)
             for plan in divided:
                 plan.unlink()
-    return {plan: divided.get(plan, (plan,)) for plan in plans}
+    return {
+        plan: tuple(names[piece] for piece in reversed(divided[plan])) if plan in divided else (plan,) for plan in plans
+    }
 
 
-def common_suffix(one: Path, other: Path) -> int:
-    """How many bytes two files agree in, counted from their ends."""
-    with one.open("rb") as a, other.open("rb") as b:
-        sizes = os.fstat(a.fileno()).st_size, os.fstat(b.fileno()).st_size
-        agreed = 0
-        while agreed < min(sizes):
-            count = min(_CHUNK, min(sizes) - agreed)
-            left, right = (
-                os.pread(file.fileno(), count, size - agreed - count) for file, size in zip((a, b), sizes, strict=True)
-            )
-            if left != right:
-                differ = np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8)
-                return agreed + int(np.argmax(differ[::-1]))
-            agreed += count
-        return agreed
+@dataclass(frozen=True)
+class _Run:
+    """Bytes from ``far`` to ``near`` before the ends of plans; for each plan that shares them, all that do."""
+
+    far: int
+    near: int
+    owners: Mapping[Path, _Owners]
 
 
-def _divide(
-    group: tuple[Path, ...], taken: int, sizes: Mapping[Path, int], common: _Common, minimum: int
-) -> Iterator[_Piece]:
-    """The pieces of plans that agree in their last ``taken`` bytes, which have a piece already; last parts first."""
-    if len(group) == 1:
-        if taken < sizes[group[0]]:
-            yield _Piece(group, sizes[group[0]], taken)
-        return
-    agreed = min(common[frozenset(pair)] for pair in combinations(group, 2))
-    far = agreed - (agreed - taken) % PAGE if taken else agreed - (agreed - sizes[group[0]]) % ALIGNMENT
-    if far - taken >= minimum:
-        yield _Piece(group, far, taken)
-        taken = far
-    # To agree in more than the least that any two do is an equivalence; these are its classes.
-    rest = group
-    while rest:
-        alike = tuple(plan for plan in rest if plan is rest[0] or common[frozenset((rest[0], plan))] > agreed)
-        rest = tuple(plan for plan in rest if plan not in alike)
-        yield from _divide(alike, taken, sizes, common, minimum)
+def _runs(sizes: Mapping[Path, int]) -> Iterator[_Run]:
+    """Which plans agree where, in blocks of `PAGE` from the end on, as far as two plans go."""
+    with ExitStack() as opened:
+        files = {plan: opened.enter_context(plan.open("rb")).fileno() for plan in sizes}
+        near = 0
+        far = PAGE + next(iter(sizes.values()), 0) % ALIGNMENT
+        while sum(size >= far for size in sizes.values()) > 1:
+            blocks = {
+                plan: os.pread(file, far - near, sizes[plan] - far)
+                for plan, file in files.items()
+                if sizes[plan] >= far
+            }
+            alike = {
+                plan: tuple(other for other, content in blocks.items() if content == block)
+                for plan, block in blocks.items()
+            }
+            yield _Run(far, near, {plan: owners for plan, owners in alike.items() if len(owners) > 1})
+            near, far = far, far + PAGE
 
 
-def _names(pieces: Sequence[_Piece]) -> dict[_Piece, Path]:
-    """A file for each piece: a head is named after its plan, tails are numbered."""
-    names = {}
-    for piece in pieces:
-        plan = piece.owners[0]
-        if len(piece.owners) == 1:
-            names[piece] = plan.with_suffix(".head")
+def _long(runs: Iterator[_Run], minimum: int) -> Iterator[_Run]:
+    """Joins runs with the same owners; what is shorter than ``minimum`` nobody shares."""
+    joined: list[_Run] = []
+    for run in runs:
+        if joined and joined[-1].owners == run.owners:
+            joined[-1] = _Run(run.far, joined[-1].near, run.owners)
         else:
-            number = 1 + sum(path.suffix == ".tail" for path in names.values())
-            names[piece] = plan.with_name(f"shared-{number}{''.join(plan.suffixes[:-1])}.tail")
+            joined.append(run)
+    for run in joined:
+        yield run if run.far - run.near >= minimum else _Run(run.far, run.near, {})
+
+
+def _pieces(plan: Path, size: int, runs: Sequence[_Run]) -> Iterator[_Piece]:
+    """The pieces of a plan, the last one first: what no run says is its own."""
+    alone: _Owners = (plan,)
+    owners, far, near = alone, 0, 0
+    for run in runs:
+        if run.far > size:
+            break
+        found = run.owners.get(plan, alone)
+        if found != owners:
+            if far:
+                yield _Piece(owners, far, near)
+            owners, near = found, run.near
+        far = run.far
+    if owners == alone:
+        yield _Piece(owners, size, near)
+        return
+    yield _Piece(owners, far, near)
+    if far < size:
+        yield _Piece(alone, size, far)
+
+
+def _names(divided: Mapping[Path, Sequence[_Piece]]) -> dict[_Piece, Path]:
+    """A file for each piece; those of one plan are counted from its beginning."""
+    names: dict[_Piece, Path] = {}
+    shared = count(1)
+    for plan, pieces in divided.items():
+        own = count(1)
+        for piece in reversed(pieces):
+            if len(piece.owners) == 1:
+                number = next(own)
+                names[piece] = plan.with_suffix(_OWN if number == 1 else f"{_OWN}-{number}")
+            elif piece not in names:
+                names[piece] = plan.with_name(f"shared-{next(shared)}{''.join(plan.suffixes[:-1])}{_SHARED}")
     return names
 
 
