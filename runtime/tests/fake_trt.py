@@ -123,6 +123,7 @@ class FakeTrt:
     is_small: bool = False
     is_slow: bool = False
     finished: list[str] = field(default_factory=list)
+    loggers: list[ILogger] = field(default_factory=list)
 
     DataType = DataType
     TensorIOMode = TensorIOMode
@@ -139,6 +140,9 @@ class FakeTrt:
 
     def Runtime(self, logger: ILogger) -> Runtime:  # noqa: N802 - a class of the library
         assert logger.started, "ILogger.__init__ was not called"
+        if self.loggers and logger is not self.loggers[0]:
+            self.cuda.misuse("a second logger, though the library calls the first for as long as any runtime is there")
+        self.loggers.append(logger)
         if not self.starts:
             logger.log(Severity.ERROR, "CUDA initialization failure")
             raise TypeError("pybind11::init(): factory function returned nullptr")

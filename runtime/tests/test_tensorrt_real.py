@@ -19,7 +19,7 @@ from hidiff_runtime import EngineError, backends
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.backends.tensorrt import library as libraries
 from hidiff_runtime.backends.tensorrt.cuda import Cuda, CudaError
-from hidiff_runtime.backends.tensorrt.log import Messages, make_logger
+from hidiff_runtime.backends.tensorrt.log import logger_of
 
 NO_DRIVER = pytest.mark.skipif(not needs.missing("cuda"), reason="there is a driver")
 
@@ -65,8 +65,8 @@ def test_availability_never_raises(backend: str) -> None:
 @pytest.mark.needs("tensorrt-rtx")
 def test_the_logger_is_one_that_the_library_takes() -> None:
     trt = import_module("tensorrt_rtx")
-    messages = Messages()
-    logger = make_logger(trt, messages)
+    logger, messages = logger_of(trt)
+    messages.take()
     runtime = trt.Runtime(logger)
     logger.log(trt.ILogger.Severity.ERROR, " what is wrong ")
     logger.log(trt.ILogger.Severity.WARNING, "what may be")

@@ -247,6 +247,19 @@ def test_the_phases_of_a_merged_plan_share_one_engine(tmp_path: Path, trt: FakeT
     assert graph_calls(trt) == (0, 0)
 
 
+def test_two_devices_at_once_have_one_logger(tmp_path: Path, trt: FakeTrt) -> None:
+    """TensorRT keeps the first logger it was given, and calls it though the device that brought it is closed."""
+    path = written(tmp_path, trt)
+    first, second = device_of(trt), device_of(trt)
+    with second:
+        with first, first.open(path, {}, GRAPH) as session:
+            session.run(INPUTS)
+        with second.open(path, {}, GRAPH) as session:
+            np.testing.assert_array_equal(session.run(INPUTS)["y"], DOUBLED)
+    assert len(trt.loggers) == 2
+    assert trt.loggers[0] is trt.loggers[1]
+
+
 def test_a_session_that_is_not_open_is_refused(tmp_path: Path, trt: FakeTrt) -> None:
     device = device_of(trt)
     assert device.memory is None

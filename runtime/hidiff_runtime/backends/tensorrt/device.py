@@ -13,7 +13,7 @@ from hidiff_runtime.backends.protocol import Availability, WeightMap
 from hidiff_runtime.backends.tensorrt import library as libraries
 from hidiff_runtime.backends.tensorrt.checks import check_graph
 from hidiff_runtime.backends.tensorrt.cuda import CudaError
-from hidiff_runtime.backends.tensorrt.log import Messages, make_logger
+from hidiff_runtime.backends.tensorrt.log import logger_of
 from hidiff_runtime.backends.tensorrt.memory import CudaMemory, Scratch
 from hidiff_runtime.backends.tensorrt.plan import Place, Plans
 from hidiff_runtime.backends.tensorrt.record import PlanRecord
@@ -110,8 +110,13 @@ class TensorRtDevice:
             stack.callback(memory.close)
             scratch = Scratch(cuda, stream)
             stack.callback(scratch.close)
-            messages = Messages()
-            runtime = _runtime(library, messages)
+            logger, messages = logger_of(library.trt)
+            messages.take()
+            try:
+                runtime = library.trt.Runtime(logger)
+            except (TypeError, RuntimeError) as error:  # what the bindings raise when the library gives nothing
+                said = messages.take() or error
+                raise EngineError(f"{library.title} does not start.", given=said, advice="Install it again.") from error
             place = Place(library, gpu, stream, scratch, runtime, messages)
             plans = Plans(place, self._options.cache)
             stack.callback(plans.close)
@@ -146,11 +151,3 @@ class TensorRtDevice:
         plan = PlanRecord.read(engine)
         check_graph(plan, engine, record)
         return TensorRtSession(place, plans, memory, engine, plan, record, self._options.cuda_graph)
-
-
-def _runtime(library: libraries.Library, messages: Messages) -> Any:
-    try:
-        return library.trt.Runtime(make_logger(library.trt, messages))
-    except (TypeError, RuntimeError) as error:  # what the bindings raise when the library gives nothing
-        said = messages.take() or error
-        raise EngineError(f"{library.title} does not start.", given=said, advice="Install it again.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from typing import Any
@@ -30,8 +31,14 @@ class Messages:
         return "\n         ".join(found[-_SHOWN:])
 
 
-def make_logger(trt: Any, messages: Messages) -> Any:
-    """A logger of the library ``trt`` that keeps errors in ``messages`` and lets go of the rest."""
+@functools.cache
+def logger_of(trt: Any) -> tuple[Any, Messages]:
+    """The process's logger of the library ``trt``, and what it keeps: errors.
+
+    One for all devices, and never freed: the library knows a single logger at any time, that of the runtime which came
+    first, and goes on calling it when that runtime's device is closed and another one's is open.
+    """
+    messages = Messages()
     kept = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the base class is known only here
@@ -42,4 +49,4 @@ def make_logger(trt: Any, messages: Messages) -> Any:
             if severity in kept:
                 messages.add(msg)
 
-    return Logger()
+    return Logger(), messages
