@@ -41,6 +41,7 @@ class cudaStreamCaptureMode(IntEnum):
 
 
 class cudaDeviceAttr(IntEnum):
+    cudaDevAttrIntegrated = 18
     cudaDevAttrComputeCapabilityMajor = 75
     cudaDevAttrComputeCapabilityMinor = 76
 
@@ -57,6 +58,7 @@ class Properties:
     name: bytes
     major: int
     minor: int
+    integrated: bool = False
 
 
 @dataclass(eq=False)
@@ -100,6 +102,9 @@ class FakeCuda:
     Args:
         gpus: that there are.
         memory: bytes of each.
+
+    Attributes:
+        caches: bytes that are not free, but would be given up.
     """
 
     cudaError_t = cudaError_t
@@ -113,6 +118,7 @@ class FakeCuda:
         self.gpus = gpus
         self.memory = memory
         self.weights = 0
+        self.caches = 0
         self.misuses: list[str] = []
         self.calls: list[str] = []
         self.fails: dict[str, list[cudaError_t]] = {}
@@ -234,8 +240,13 @@ class FakeCuda:
         return OK, self.gpus[device]
 
     def cudaDeviceGetAttribute(self, attr: cudaDeviceAttr, device: int) -> Result:
-        major = attr is cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor
-        return OK, self.gpus[device].major if major else self.gpus[device].minor
+        gpu = self.gpus[device]
+        values = {
+            cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor: gpu.major,
+            cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor: gpu.minor,
+            cudaDeviceAttr.cudaDevAttrIntegrated: int(gpu.integrated),
+        }
+        return OK, values[attr]
 
     def cudaSetDevice(self, device: int) -> Result:
         self._thread.device = device
@@ -243,7 +254,7 @@ class FakeCuda:
 
     def cudaMemGetInfo(self) -> Result:
         error = self._begins("cudaMemGetInfo")
-        return (error, None, None) if error else (OK, self.memory - self.used, self.memory)
+        return (error, None, None) if error else (OK, self.memory - self.used - self.caches, self.memory)
 
     def cudaMalloc(self, size: int) -> Result:
         error = self._begins("cudaMalloc")

@@ -113,6 +113,7 @@ class FakeTrt:
         starts: whether a runtime can be made.
         is_small: whether it finds the GPU too small for any engine.
         is_slow: whether it expects engines to be slow on the GPU.
+        forgets: whether it cannot write its cache.
     """
 
     cuda: FakeCuda
@@ -122,6 +123,7 @@ class FakeTrt:
     starts: bool = True
     is_small: bool = False
     is_slow: bool = False
+    forgets: bool = False
     finished: list[str] = field(default_factory=list)
     loggers: list[ILogger] = field(default_factory=list)
 
@@ -363,7 +365,9 @@ class IRuntimeCache:
     def _mark(self) -> str:
         return f"kernels for {self._library.__version__}"
 
-    def serialize(self) -> bytearray:
+    def serialize(self) -> bytearray | None:
+        if self._library.forgets:
+            return None
         return bytearray(json.dumps([self._mark, *self._kernels]).encode())
 
     def deserialize(self, blob: bytes) -> bool:

@@ -270,6 +270,31 @@ def test_too_little_memory(
     assert not sick.cuda.leaks
 
 
+@pytest.mark.parametrize("integrated", [False, True])
+def test_caches_make_room_where_the_gpu_has_the_hosts_memory(
+    tmp_path: Path, sick: FakeTrt, capsys: pytest.CaptureFixture[str], integrated: bool
+) -> None:
+    sick.cuda.gpus = (Properties(b"NVIDIA GB10", 8, 9, integrated),)
+    folder = tmp_path / "bundle"
+    record = PlanRecord.read(folder / "unet/strided_pooled.tensorrt-rtx.json")
+    write_plan(folder / "unet", "strided_pooled", record, "strided_pooled", weights=90 << 20, scratch=80 << 20)
+    toy.seal(folder)
+    sick.cuda.caches = sick.cuda.memory - (64 << 20)  # as after comparing the hashes of large files
+    code, error = failure(tmp_path, capsys)
+    assert code == (0 if integrated else EngineError.exit_code)
+    assert ("0.09 GiB for the engine needed, 0.06 GiB free" in error) != integrated
+
+
+def test_an_engine_that_reads_the_hosts_memory(tmp_path: Path, sick: FakeTrt) -> None:
+    folder = tmp_path / "bundle"
+    record = PlanRecord.read(folder / "unet/strided_pooled.tensorrt-rtx.json")
+    write_plan(folder / "unet", "strided_pooled", record, "strided_pooled", on_host=("timestep",))
+    toy.seal(folder)
+    with pytest.raises(EngineError, match="wants timestep in the host's memory"), open_bundle(folder) as bundle:
+        bundle.preload()
+    assert not sick.cuda.leaks
+
+
 @pytest.mark.parametrize(
     ("plan", "said"),
     [

@@ -247,6 +247,19 @@ def test_the_phases_of_a_merged_plan_share_one_engine(tmp_path: Path, trt: FakeT
     assert graph_calls(trt) == (0, 0)
 
 
+@pytest.mark.parametrize("name", ["cudaErrorMemoryAllocation", "cudaErrorIllegalAddress"])
+def test_scratch_memory_is_called_too_little_only_where_it_is(tmp_path: Path, trt: FakeTrt, name: str) -> None:
+    """Calls of CUDA also tell what went wrong before them."""
+    with device_of(trt) as device, device.open(written(tmp_path, trt), {}, GRAPH) as session:
+        tensors = Tensors(device)
+        trt.cuda.fails["cudaMalloc"] = [cudaError_t[name]]
+        with pytest.raises(EngineError) as caught:
+            tensors.evaluate(session, 0, 1, (0, 0, 0))
+        told = "too little memory on the GPU for an engine" in str(caught.value)
+        assert told == (name == "cudaErrorMemoryAllocation")
+        assert tensors.memory.download(tensors.evaluate(session, 0, 1, (0, 0, 0)))[0, 0] == 2
+
+
 def test_two_devices_at_once_have_one_logger(tmp_path: Path, trt: FakeTrt) -> None:
     """TensorRT keeps the first logger it was given, and calls it though the device that brought it is closed."""
     path = written(tmp_path, trt)
@@ -349,7 +362,7 @@ def test_engines_outside_a_bundle_are_finished_each_time(tmp_path: Path, rtx: Fa
     assert set(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("fault", ["broken", "other driver", "folder", "unwritable", "foreign"])
+@pytest.mark.parametrize("fault", ["broken", "other driver", "folder", "unwritable", "foreign", "not written"])
 def test_a_cache_that_cannot_be_used_is_told_and_passed_over(
     tmp_path: Path, rtx: FakeTrt, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -358,6 +371,8 @@ def test_a_cache_that_cannot_be_used_is_told_and_passed_over(
     kept = folder / "tensorrt-rtx-1.7.1.116-NVIDIA-L4.bin"
     if fault == "unwritable":
         folder.write_text("not a folder")
+    elif fault == "not written":
+        rtx.forgets = True
     else:
         assert run_once(rtx, path) == ["double"]
     if fault == "broken":

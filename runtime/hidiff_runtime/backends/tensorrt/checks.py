@@ -85,8 +85,11 @@ def check_graph(plan: PlanRecord, path: Path, record: GraphRecord) -> None:
         )
 
 
-def check_tensors(engine: Any, plan: PlanRecord, path: Path, trt: Any) -> None:
-    """Refuses a deserialised engine that takes or gives other tensors than its record says.
+def check_tensors(engine: Any, plan: PlanRecord, path: Path, trt: Any) -> frozenset[str]:
+    """Refuses a deserialised engine that takes or gives other tensors than its record says, or not on the device.
+
+    Returns:
+        the selectors that it reads from the host's memory.
 
     Raises:
         EngineError: all differences.
@@ -107,10 +110,14 @@ def check_tensors(engine: Any, plan: PlanRecord, path: Path, trt: Any) -> None:
     outputs = set(map(str, plan.outputs))
     faults += [f"gives {text}" for text in sorted(gives - outputs)]
     faults += [f"does not give {text}" for text in sorted(outputs - gives)]
+    host = trt.TensorLocation.HOST
+    on_host = frozenset(name for name in names if engine.get_tensor_location(name) == host)
+    faults += [f"wants {name} in the host's memory" for name in sorted(on_host.difference(plan.selectors))]
     if faults:
         raise EngineError(
             "The engine is not what its record says.", given=f"{path}: {'; '.join(faults)}", advice=REBUILD
         )
+    return on_host
 
 
 def too_little_memory(path: Path, engine: int, activations: int, free: int) -> EngineError:

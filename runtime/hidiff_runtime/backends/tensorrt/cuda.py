@@ -86,6 +86,10 @@ class Cuda:
         free, _ = self._checked(self._runtime.cudaMemGetInfo())
         return int(free)
 
+    def shares_memory(self, device: int) -> bool:
+        """Whether a GPU's memory is the host's: then more can be had than is free, since file caches make room."""
+        return bool(self._attribute(self._runtime.cudaDeviceAttr.cudaDevAttrIntegrated, device))
+
     def malloc(self, size: int) -> int:
         """The address of ``size`` new bytes on the GPU, aligned to 256 at least."""
         return int(self._checked(self._runtime.cudaMalloc(size)))

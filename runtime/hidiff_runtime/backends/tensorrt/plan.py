@@ -10,6 +10,7 @@ from typing import Any
 
 from hidiff_runtime.backends.tensorrt import rtx
 from hidiff_runtime.backends.tensorrt.checks import check_record, check_tensors, too_little_memory
+from hidiff_runtime.backends.tensorrt.cuda import CudaError
 from hidiff_runtime.backends.tensorrt.library import Gpu, Library
 from hidiff_runtime.backends.tensorrt.log import Messages
 from hidiff_runtime.backends.tensorrt.memory import Scratch
@@ -74,7 +75,9 @@ class Plan:
         size = int(self._engine.device_memory_size_v2)
         try:
             address = scratch.at_least(size)
-        except EngineError as error:
+        except CudaError as error:
+            if not error.out_of_memory:
+                raise
             free = self._place.library.cuda.free_memory()
             raise too_little_memory(self.path, 0, size, free) from error
         if self._moves != scratch.moves:
@@ -176,19 +179,18 @@ class Plans:
         blob = map_parts(record.paths(path))
         if library.is_rtx:
             rtx.check_validity(place.runtime, blob, path, library, place.gpu)
-        free = library.cuda.free_memory()
-        if free < len(blob):
-            raise too_little_memory(path, len(blob), 0, free)
+        self._check_memory(path, len(blob), 0)
         engine = self._deserialized(path, blob)
-        check_tensors(engine, record, path, library.trt)
-        growth = int(engine.device_memory_size_v2) - place.scratch.size
-        free = library.cuda.free_memory()
-        if growth > free:
-            raise too_little_memory(path, 0, growth, free)
-        context = self._created_context(engine, path)
-        host = library.trt.TensorLocation.HOST
-        selectors = frozenset(name for name in record.selectors if engine.get_tensor_location(name) == host)
-        return Plan(place, path, engine, context, selectors)
+        on_host = check_tensors(engine, record, path, library.trt)
+        self._check_memory(path, 0, int(engine.device_memory_size_v2) - place.scratch.size)
+        return Plan(place, path, engine, self._created_context(engine, path), on_host)
+
+    def _check_memory(self, path: Path, engine: int, activations: int) -> None:
+        """Refuses what cannot fit, where the GPU knows, before the library fails on it in its own words."""
+        cuda, gpu = self._place.library.cuda, self._place.gpu
+        free = cuda.free_memory()
+        if engine + activations > free and not cuda.shares_memory(gpu.index):
+            raise too_little_memory(path, engine, activations, free)
 
     def _deserialized(self, path: Path, blob: memoryview) -> Any:
         place = self._place

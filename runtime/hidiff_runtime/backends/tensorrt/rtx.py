@@ -112,7 +112,11 @@ class RuntimeCache:
         """Writes the file if there is something new, beside its name first."""
         if self._cache is None:
             return
-        content = bytes(memoryview(self._cache.serialize()))
+        serialized = self._cache.serialize()
+        if serialized is None:
+            self._warn("TensorRT-RTX does not write it")
+            return
+        content = bytes(memoryview(serialized))
         digest = hashlib.sha256(content).hexdigest()
         if digest == self._saved:
             return
