@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -256,7 +257,7 @@ class RtxEngine(ICudaEngine):
                 cache._kernels.append(kernel)
         made = super().create_execution_context(runtime_config._strategy)
         if made is not None:
-            made._cache = cache
+            made._cache, made._config = cache, weakref.ref(runtime_config)
         return made
 
 
@@ -328,6 +329,13 @@ class IExecutionContext:
 
 
 class RtxContext(IExecutionContext):
+    _config: weakref.ref[IRuntimeConfig]
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        if self._config() is None:
+            self._cuda.misuse("a context is used whose configuration is gone")
+        return super().execute_async_v3(stream_handle)
+
     def is_stream_capturable(self, stream: int) -> bool:
         assert isinstance(stream, int)
         return not self._engine._described.get("not_capturable", False)

@@ -49,15 +49,19 @@ class Plan:
         path: of its record, for messages.
         engine: the library's engine.
         context: the library's execution context, without memory yet.
+        config: of the context, if it has one.
         on_host: names of inputs that the library reads from the host's memory.
     """
 
-    def __init__(self, place: Place, path: Path, engine: Any, context: Any, on_host: frozenset[str]) -> None:
+    def __init__(
+        self, place: Place, path: Path, engine: Any, context: Any, config: Any, on_host: frozenset[str]
+    ) -> None:
         self.path = path
         self.on_host = on_host
         self._place = place
         self._engine = engine
         self._context = context
+        self._config = config
         self._bound: dict[str, int] = {}
         self._moves = 0
 
@@ -108,6 +112,7 @@ class Plan:
             self._place.library.cuda.wait(self._place.stream)
         finally:
             self._context = None
+            self._config = None
             self._engine = None
 
     def _failure(self, summary: str) -> EngineError:
@@ -183,7 +188,7 @@ class Plans:
         engine = self._deserialized(path, blob)
         on_host = check_tensors(engine, record, path, library.trt)
         self._check_memory(path, 0, int(engine.device_memory_size_v2) - place.scratch.size)
-        return Plan(place, path, engine, self._created_context(engine, path), on_host)
+        return Plan(place, path, engine, *self._created_context(engine, path), on_host)
 
     def _check_memory(self, path: Path, engine: int, activations: int) -> None:
         """Refuses what cannot fit, where the GPU knows, before the library fails on it in its own words."""
@@ -208,12 +213,13 @@ class Plans:
             advice=REBUILD,
         )
 
-    def _created_context(self, engine: Any, path: Path) -> Any:
+    def _created_context(self, engine: Any, path: Path) -> tuple[Any, Any]:
         place = self._place
         place.messages.take()
         trt = place.library.trt
+        config = None
         if place.library.is_rtx:
-            context = rtx.create_context(engine, trt, self._runtime_cache(path))
+            context, config = rtx.create_context(engine, trt, self._runtime_cache(path))
             if self._cache is not None and path not in self._known:
                 self._cache.save()  # now, too: a server may never come to its end
             self._known.add(path)
@@ -222,7 +228,7 @@ class Plans:
         if context is None:
             said = place.messages.take() or "no reason given"
             raise EngineError(f"{place.library.title} cannot make an engine ready.", given=f"{path}: {said}")
-        return context
+        return context, config
 
     def _runtime_cache(self, path: Path) -> rtx.RuntimeCache | None:
         if self._cache is None:

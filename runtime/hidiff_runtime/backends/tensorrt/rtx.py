@@ -50,15 +50,18 @@ def check_validity(runtime: Any, plan: memoryview, path: Path, library: Library,
         _LOG.warning("TensorRT-RTX expects %s to be slower than it could be on %s.", path, gpu)
 
 
-def create_context(engine: Any, trt: Any, kept: RuntimeCache | None) -> Any:
-    """An execution context with memory of ours; kernels are finished here, or taken from the cache."""
+def create_context(engine: Any, trt: Any, kept: RuntimeCache | None) -> tuple[Any, Any]:
+    """An execution context with memory of ours, and the configuration that it may refer to as long as it lives.
+
+    Kernels are finished here, or taken from the cache.
+    """
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     # Graphs are recorded by us: TensorRT-RTX keeps one, for one set of addresses, and we alternate between two.
     config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
     if kept is not None:
         kept.attach(config)
-    return engine.create_execution_context(config)
+    return engine.create_execution_context(config), config
 
 
 def is_capturable(context: Any, stream: Any) -> bool:
