@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from hidiff_runtime import backends
@@ -179,19 +181,29 @@ class Bundle:
             self._engines.preload(phases, controlnet=self.manifest.controlnet is not None, step=step)
 
     def close(self) -> None:
-        """Closes every engine and the device; waits for a run in progress. Using the bundle again opens them again."""
-        with self.lock:
-            self._engines.close()
+        """Closes every engine and the device; waits for a run in progress. Using the bundle again opens them again.
+
+        Raises:
+            EngineError: something that was asked of the device failed; all is closed.
+        """
+        with self.lock, ExitStack() as closing:
             self._tensors = None
             if self._entered is not None:
-                self._entered.__exit__(None, None, None)
+                closing.push(self._entered)
                 self._entered, self._device = None, self._backend.device(self._opening.options)
+            closing.callback(self._engines.close)
 
     def __enter__(self) -> Bundle:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except EngineError:
+            if kind is None:  # else it was told already: after a failure a GPU refuses everything
+                raise
 
     def _has_step_engine(self) -> bool:
         return self.manifest.step is not None and self.backend in self.manifest.step.engines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Literal
 
 from hidiff_runtime.backends.protocol import Session
@@ -113,14 +114,19 @@ class EnginePool:
             self.step()
 
     def close(self) -> None:
-        """Closes every engine, one that is being opened too; the next `get` opens its own again."""
-        for phase in tuple(self._expected):
-            self._discard(phase)
-        if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = None
-        for key in tuple(self._sessions):
-            self._close(key)
+        """Closes every engine, one that is being opened too; the next `get` opens its own again.
+
+        Raises:
+            EngineError: what the last of those said that did not close as they should; all are closed.
+        """
+        with ExitStack() as closing:  # from the last line to the first
+            for key in reversed(tuple(self._sessions)):
+                closing.callback(self._close, key)
+            if self._thread is not None:
+                closing.callback(self._thread.shutdown)
+                self._thread = None
+            for phase in reversed(tuple(self._expected)):
+                closing.callback(self._discard, phase)
 
     def _stale(self, kept: tuple[EngineKey, ...]) -> list[EngineKey]:
         return [key for key in self._sessions if key not in kept]

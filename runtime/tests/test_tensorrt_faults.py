@@ -14,7 +14,7 @@ from fake_cuda import FakeCuda, Properties, cudaError_t
 from fake_plans import KIND, add_engines, kernels, use, write_plan
 from fake_trt import FakeTrt
 
-from hidiff_runtime import BundleError, EngineError, InputError, backends, cli
+from hidiff_runtime import BundleError, Cancelled, EngineError, InputError, StepInfo, backends, cli
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.backends.tensorrt.cuda import CudaError
 from hidiff_runtime.backends.tensorrt.record import FORMAT, PlanRecord
@@ -363,6 +363,22 @@ def test_an_error_on_the_gpu(tmp_path: Path, sick: FakeTrt, capsys: pytest.Captu
     assert code == EngineError.exit_code
     assert "cudaErrorIllegalAddress" in error
     assert "Start the process again" in error
+
+
+def test_all_is_given_back_after_an_error_on_the_gpu_and_told_once(tmp_path: Path, sick: FakeTrt) -> None:
+    def cancel(_info: StepInfo) -> bool:
+        sick.cuda.fails["cudaStreamSynchronize"] = [cudaError_t.cudaErrorIllegalAddress] * 99
+        return False
+
+    given = {**KIND.given(), "steps": 4, "seed": 0, "guidance_scale": 3.0}
+    with pytest.raises(Cancelled), open_bundle(tmp_path / "bundle") as bundle:
+        bundle.denoiser().denoise(**given, callback=cancel)
+    assert not sick.cuda.leaks
+    bundle = open_bundle(tmp_path / "bundle", preload=True)
+    with pytest.raises(CudaError, match="cudaErrorIllegalAddress"):
+        bundle.close()
+    assert not sick.cuda.leaks
+    bundle.close()
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,9 @@ class Scratch:
 
     def close(self) -> None:
         """Frees the block once the stream has come to its end."""
-        if self._address:
-            self._cuda.wait(self._stream)
-            address, self._address, self._size = self._address, 0, 0
-            self._cuda.free(address)
+        address, self._address, self._size = self._address, 0, 0
+        if address:
+            try:
+                self._cuda.wait(self._stream)
+            finally:
+                self._cuda.free(address)
