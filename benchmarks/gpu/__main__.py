@@ -14,11 +14,15 @@ from benchmarks.gpu.goals import faults, goals
 from benchmarks.gpu.record import FORMAT, MEASURED, REHEARSAL, Record
 from benchmarks.gpu.schedule import PARTS, Schedule, jobs
 
-_INTERRUPTED = 130
+_NO_GPU, _INTERRUPTED = 5, 130
 
 
 def main() -> int:
-    """Exit codes: 0 what could run is in order · 1 a job failed or a bound was missed · 2 wrong use · 130 Ctrl-C."""
+    """Runs what was asked for.
+
+    Exit codes: 0 what could run is in order · 1 a job failed or a bound was missed · 2 wrong use · 5 no GPU ·
+    130 interrupted.
+    """
     given = _arguments()
     record = Record(given.out.absolute())
     fault = _open(record, given.rehearse)
@@ -30,14 +34,18 @@ def main() -> int:
     wanted = tuple(job for job in jobs(given.cases, given.precisions) if job.part in given.parts)
     signal.signal(signal.SIGTERM, _interrupt)
     schedule = Schedule(record, folder, wanted, given.rehearse, given.limit, given.keep, _say)
+    fault = "" if given.rehearse else environment.fault_of_gpu()
     try:
-        schedule.run("" if given.rehearse else environment.fault_of_gpu())
+        schedule.run(fault)
     except KeyboardInterrupt:
         _say(f"Interrupted. {record.path} holds what was done; the same command goes on from there.")
         return _INTERRUPTED
     finally:
         record.set("goals", goals(record.read()))
-    return _conclude(record)
+    code = _conclude(record)
+    if fault:
+        _say(f"There is no GPU to measure on.\n  given: {fault}\n  next:  --rehearse runs the same code on the CPU.")
+    return _NO_GPU if fault else code
 
 
 def _arguments() -> argparse.Namespace:

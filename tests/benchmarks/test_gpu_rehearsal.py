@@ -18,7 +18,7 @@ import torch
 from benchmarks.gpu import engines, parity, speed
 from benchmarks.gpu.cases import PYTORCH, REHEARSAL, Scale
 from benchmarks.gpu.pipelines import psnr_db
-from benchmarks.gpu.record import ABSENT, DONE, FAILED, Job, Record
+from benchmarks.gpu.record import ABSENT, DONE, FAILED, NOT_BEGUN, NOT_ENDED, Job, Record
 from benchmarks.gpu.record import REHEARSAL as KIND
 from benchmarks.gpu.table import markdown
 from benchmarks.gpu.work import Work
@@ -146,6 +146,34 @@ def test_the_script_tells_what_cannot_run_and_keeps_to_its_record(tmp_path: Path
     other = run(out, "--cases", "sd15-1024")
     assert other.returncode == 2
     assert "another kind" in other.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure on")
+def test_without_a_gpu_every_job_says_so(tmp_path: Path) -> None:
+    done = run(tmp_path / "out.json", "--cases", "sd15-1024")
+    assert done.returncode == 5, done.stderr
+    assert "next:  --rehearse" in done.stderr
+    found = Record(tmp_path / "out.json").read()["jobs"].values()
+    assert {job["status"] for job in found} == {ABSENT}
+    assert all("finds no CUDA device" in job["reason"] for job in found)
+
+
+def test_an_interruption_ends_the_job_and_keeps_the_rest(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    words = [SCRIPT, out, "--rehearse", "--cases", "sd15-1024", "--parts", "environment", "reference"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("reference"):
+            break
+    process.terminate()
+    told = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(30) == 130
+    assert "goes on from there" in told
+    ends = {name: job["status"] for name, job in Record(out).read()["jobs"].items()}
+    interrupted, never = (f"reference-sd15-1024-{precision}" for precision in ("float16", "bfloat16"))
+    assert ends == {"environment": DONE, interrupted: NOT_ENDED, never: NOT_BEGUN}
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
