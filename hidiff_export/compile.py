@@ -82,14 +82,17 @@ def build(recipe: Recipe, output: Path, display: Display, *, force: bool = False
         HidiffError: of the class that says what failed; finished stages stay in ``<output>.partial``.
     """
     # Here, because the stages bring in torch and onnx, which a refused recipe or folder must not wait for.
+    from hidiff_export.quantise.quantise import check_quantiser
     from hidiff_export.stages.engines import builders_for
-    from hidiff_export.stages.order import STAGES, assemble_manifest
+    from hidiff_export.stages.order import assemble_manifest, stages_of
 
+    if recipe.precision.quantised:
+        check_quantiser()
     for builder in builders_for(recipe):
         builder.check()
     with Workspace(output, force=force) as workspace:
         context = StageContext(recipe, workspace.folder)
-        times = _run_stages(STAGES, workspace, context, display)
+        times = _run_stages(stages_of(recipe), workspace, context, display)
         workspace.commit(assemble_manifest(context, workspace.files()))
     return BuildResult(workspace.output, times)
 

@@ -78,12 +78,12 @@ WHOLE_NETWORKS: Mapping[str, str] = {
 
 
 def precision_of(network: str, precision: Precision) -> Precision:
-    """The precision of a network's weights and graph in a recipe of this precision.
+    """The precision of a network's stored weights, and of its graph before it is quantised, in a recipe of this one.
 
     bfloat16 has float32's range, so that `WHOLE_NETWORKS` stay in it.
     """
-    whole = network in WHOLE_NETWORKS and precision is Precision.FLOAT16
-    return Precision.FLOAT32 if whole else precision
+    whole = network in WHOLE_NETWORKS and precision.stored is Precision.FLOAT16
+    return Precision.FLOAT32 if whole else precision.stored
 
 
 def island_of(operator: str) -> Island | None:

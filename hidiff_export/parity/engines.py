@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hidiff_export.errors import EngineError
 from hidiff_export.parity.inputs import arrays
 from hidiff_export.parity.meter import Meter
 from hidiff_export.parity.tolerance import Boundary, bound_for
+from hidiff_export.quantise.paths import traced_graph
 from hidiff_export.recipe import Recipe
 from hidiff_runtime import backends
 from hidiff_runtime.backends.protocol import Backend, Session
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
+from hidiff_runtime.manifest import PhaseRecord
 from hidiff_runtime.paths import inside
 from hidiff_runtime.replay import CALL, RUN, STEP, check
 from hidiff_runtime.verdict import Verdict, judge
@@ -70,22 +73,25 @@ class Judge:
     def graphs(self, calls: Sequence[Call]) -> Iterator[Verdict]:
         """Each phase's portable graph, as it is before a backend's lowering, on the first call of that phase.
 
-        A phase without a call is a fault.
+        A quantised one comes after the float16 graph it was made from. A phase without a call is a fault.
         """
         self._bundle.close()
-        manifest, root = self._bundle.manifest, self._bundle.root
-        weights = {name: inside(root, path) for name, path in manifest.weights.items()}
-        for record in manifest.phases:
+        precision = self._recipe.precision
+        for record in self._bundle.manifest.phases:
+            graph = inside(self._bundle.root, record.graph)
             call = next((call for call in calls if call.point.phase == record.phase), None)
-            if call is None:
-                bound = bound_for(Boundary.GRAPH, self._recipe)
-                yield Verdict(Boundary.GRAPH.value, bound, None, record.phase.name, fault="no reference")
-                continue
-            with (
-                self._portable.device({}) as device,
-                device.open(inside(root, record.graph), weights, record) as session,
-            ):
-                yield self._call(Boundary.GRAPH, call, session)
+            if precision.quantised:
+                yield self._graph(Boundary.FLOAT16_GRAPH, traced_graph(graph, precision), record, call)
+            yield self._graph(Boundary.GRAPH, graph, record, call)
+
+    def _graph(self, boundary: Boundary, graph: Path, record: PhaseRecord, call: Call | None) -> Verdict:
+        if call is None:
+            bound = bound_for(boundary, self._recipe)
+            return Verdict(boundary.value, bound, None, record.phase.name, fault="no reference")
+        root = self._bundle.root
+        weights = {name: inside(root, path) for name, path in self._bundle.manifest.weights.items()}
+        with self._portable.device({}) as device, device.open(graph, weights, record) as session:
+            return self._call(boundary, call, session)
 
     def controlnet(self, call: ControlNetCall) -> Verdict:
         """The ControlNet's engine: the verdict on the residual that is furthest off."""

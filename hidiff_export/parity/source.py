@@ -43,7 +43,7 @@ def unet_of_source(source: str, recipe: Recipe) -> Any:
     Raises:
         CheckpointError: it is missing, damaged or another family's.
     """
-    _, dtype = PRECISIONS[recipe.precision]
+    _, dtype = PRECISIONS[recipe.precision.stored]
     config, tensors = load_unet(source, recipe.family, recipe.task, recipe.unet_width)
     rounded = LazyStateDict(shapes_of(tensors), lambda name: tensors[name].to(dtype).to(torch.float32))
     return build_unet(config, rounded, torch.float32)

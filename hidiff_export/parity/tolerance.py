@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from hidiff_export.recipe.values import Precision
 from hidiff_runtime.verdict import Bound
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Boundary(str, Enum):
     - ``WEIGHTS``: the stored tensors with a source's;
     - ``TRAJECTORY``: an engine with PyTorch, on inputs of a whole run; ``RANDOM``: on random ones;
     - ``GRAPH``: the portable graph, as it is before a backend's lowering, with PyTorch;
+    - ``FLOAT16_GRAPH``: the float16 graph that a quantised portable graph was made from, with PyTorch;
     - ``CONTROLNET``: the ControlNet's engine with PyTorch, the worst of its residuals;
     - ``RUN``: the denoiser's latents with those of diffusers' pipeline;
     - ``RECORDED_CALL``, ``RECORDED_STEP``, ``RECORDED_RUN``: engine and denoiser with what the build recorded.
@@ -31,6 +33,7 @@ class Boundary(str, Enum):
     TRAJECTORY = "engine, in a run"
     RANDOM = "engine, random"
     GRAPH = "graph, random"
+    FLOAT16_GRAPH = "float16 graph, random"
     CONTROLNET = "ControlNet, random"
     RUN = "whole run"
     RECORDED_CALL = "recorded call"
@@ -41,6 +44,11 @@ class Boundary(str, Enum):
     def whole_run(self) -> bool:
         """Whether steps of a run are judged, not one evaluation."""
         return self in (Boundary.RUN, Boundary.RECORDED_STEP, Boundary.RECORDED_RUN)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether a quantised recipe has it quantised: the phases and what runs them."""
+        return self not in (Boundary.WEIGHTS, Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET)
 
 
 # Measured on fabricated weights of every family. One evaluation: 110 to 125 dB in float32, 56 to 58 in float16, 38 to
@@ -58,6 +66,14 @@ _CALL = {
         snr_db=30,
         reason="8 bits leave 38 dB after a UNet's depth; a wrong phase gives 8 at most, one wrong shift 18 to 36.",
     ),
+    "int8": Bound(
+        snr_db=20,
+        reason="8 bits over each tensor's whole range leave 27 dB after a UNet's depth; a wrong phase gives 8 at most.",
+    ),
+    "fp8": Bound(
+        snr_db=15,
+        reason="4 significant bits leave 20 dB after a UNet's depth; a wrong phase gives 8 at most.",
+    ),
 }
 _RUN = {
     "float32": Bound(
@@ -72,18 +88,30 @@ _RUN = {
         snr_db=25,
         reason="Steps carry rounding on and guidance multiplies it; with other shifts all through it is below 15 dB.",
     ),
+    "int8": Bound(
+        snr_db=15,
+        reason="Steps carry the error on and guidance multiplies it; with other shifts all through it is below 15 dB.",
+    ),
+    "fp8": Bound(
+        snr_db=10,
+        reason="Steps carry the error on and guidance multiplies it; in another phase all through it is below 5 dB.",
+    ),
 }
 _COPIED = Bound(
     snr_db=200,
     reason="Weights are rounded and copied, never computed: bit for bit, and a tensor that is not counts as a fault.",
 )
 
+
+def _bound(boundary: Boundary, precision: Precision) -> Bound:
+    if boundary is Boundary.WEIGHTS:
+        return _COPIED
+    judged = precision if boundary.quantised else precision.stored
+    return (_RUN if boundary.whole_run else _CALL)[judged.value]
+
+
 TOLERANCES: Mapping[tuple[Boundary, str], Bound] = {
-    (boundary, precision): _COPIED
-    if boundary is Boundary.WEIGHTS
-    else (_RUN if boundary.whole_run else _CALL)[precision]
-    for boundary in Boundary
-    for precision in _CALL
+    (boundary, precision.value): _bound(boundary, precision) for boundary in Boundary for precision in Precision
 }
 """The bound of each boundary at each precision."""
 
@@ -91,7 +119,7 @@ TOLERANCES: Mapping[tuple[Boundary, str], Bound] = {
 def bound_for(boundary: Boundary, recipe: Recipe) -> Bound:
     """The bound that a recipe's bundle is judged by: the table's, or the recipe's own where it sets another."""
     bound = TOLERANCES[boundary, recipe.precision.value]
-    if boundary is Boundary.WEIGHTS:
+    if boundary is Boundary.WEIGHTS or (recipe.precision.quantised and not boundary.quantised):
         return bound
     own = recipe.parity.run_snr_db if boundary.whole_run else recipe.parity.call_snr_db
     return bound if own == bound.snr_db else Bound(own, f"Set by the recipe in place of {bound.snr_db:g} dB.")

@@ -85,7 +85,8 @@ def verify(
     """Compares a bundle with PyTorch at every boundary.
 
     - each phase's engine on the inputs of a run and on random ones, on both sides of each phase change, shifts mixed;
-    - each phase's portable graph on random inputs, in ONNX Runtime;
+    - each phase's portable graph on random inputs, in ONNX Runtime; a quantised one beside the float16 one it was made
+      from;
     - the denoiser's whole run with that of diffusers' own pipeline under HiDiffusion: same seed, same sampler;
     - the ControlNet's engine on random inputs, where there is one;
     - the recorded reference samples;
@@ -134,7 +135,7 @@ def _plan(task: _Task, meter: Meter) -> None:
     """Counts the evaluations: PyTorch, engines, graphs, denoiser, recorded samples."""
     run = [point.phase for point in task.course.points]
     random = [point.phase for point in task.points]
-    graphs = [record.phase for record in task.bundle.manifest.phases]
+    graphs = [record.phase for record in task.bundle.manifest.phases] * (1 + task.recipe.precision.quantised)
     samples = read_samples(task.bundle)
     rule = task.recipe.phase_rule()
     recorded = [call.phase for call in samples.calls]

@@ -20,7 +20,13 @@ from hidiff_export.recipe.values import FRACTION_SCHEMA, Fraction, Precision, re
 
 # SNR in dB of one evaluation and of a whole run. float32 is the project's promise; the others lie about 10 dB below
 # what rounding alone costs (56 and 38 dB a call), and above what a wrong phase gives.
-_BOUNDS = {Precision.FLOAT32: (80.0, 60.0), Precision.FLOAT16: (40.0, 35.0), Precision.BFLOAT16: (30.0, 25.0)}
+_BOUNDS = {
+    Precision.FLOAT32: (80.0, 60.0),
+    Precision.FLOAT16: (40.0, 35.0),
+    Precision.BFLOAT16: (30.0, 25.0),
+    Precision.INT8: (20.0, 15.0),
+    Precision.FP8: (15.0, 10.0),
+}
 
 
 class Frozen(BaseModel):
@@ -128,18 +134,18 @@ class ParityBounds(Frozen):
     call_snr_db: StrictFloat = Field(
         default=_BOUNDS[Precision.FLOAT32][0],
         json_schema_extra=without_default,
-        ge=20,
+        ge=10,
         le=200,
-        description="Least signal-to-noise ratio of one evaluation in dB, 20 to 200; by default 80 for float32, 40 for "
-        "float16, 30 for bfloat16.",
+        description="Least signal-to-noise ratio of one evaluation in dB, 10 to 200; by default 80 for float32, 40 for "
+        "float16, 30 for bfloat16, 20 for int8, 15 for fp8.",
     )
     run_snr_db: StrictFloat = Field(
         default=_BOUNDS[Precision.FLOAT32][1],
         json_schema_extra=without_default,
-        ge=20,
+        ge=10,
         le=200,
-        description="Least signal-to-noise ratio of a whole run's latents in dB, 20 to 200; by default 60 for float32, "
-        "35 for float16, 25 for bfloat16.",
+        description="Least signal-to-noise ratio of a whole run's latents in dB, 10 to 200; by default 60 for float32, "
+        "35 for float16, 25 for bfloat16, 15 for int8, 10 for fp8.",
     )
 
     def for_precision(self, precision: Precision) -> ParityBounds:

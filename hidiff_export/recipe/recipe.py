@@ -201,6 +201,13 @@ class Recipe(Frozen):
                 key=("precision",),
                 advice="Set precision: float32 or float16, or targets: cuda.",
             )
+        unable = [target.value for target in self.targets if not target.computes_fp8]
+        if self.precision is Precision.FP8 and unable:
+            raise refusal(
+                f"is fp8, for which {' and '.join(unable)} has no arithmetic",
+                key=("precision",),
+                advice="Set precision: int8 or float16, or targets from sm89 on.",
+            )
         return self
 
     @model_validator(mode="after")

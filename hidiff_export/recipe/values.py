@@ -22,15 +22,30 @@ _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
 class Precision(str, Enum):
-    """The type of the weights and of most of the arithmetic; what goes in and out of a graph is float32."""
+    """The type of the weights and of most of the arithmetic; what goes in and out of a graph is float32.
+
+    In int8 and fp8 (E4M3), convolutions and linear layers are quantised; all else, and the stored weights, is float16.
+    """
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    FP8 = "fp8"
+
+    @property
+    def quantised(self) -> bool:
+        """Whether layers compute in fewer bits than weights are stored in."""
+        return self in (Precision.INT8, Precision.FP8)
+
+    @property
+    def stored(self) -> Precision:
+        """The precision of the weight store."""
+        return Precision.FLOAT16 if self.quantised else self
 
     @property
     def bytes(self) -> int:
-        """Size of one weight."""
+        """Size of one stored weight."""
         return 4 if self is Precision.FLOAT32 else 2
 
 
@@ -62,6 +77,11 @@ class Target(str, Enum):
     SM89 = "sm89"
     SM120 = "sm120"
     SM121 = "sm121"
+
+    @property
+    def computes_fp8(self) -> bool:
+        """Whether it can have fp8 products, which GPUs have from compute capability 8.9 on. A CPU emulates them."""
+        return self not in (Target.SM75, Target.SM80, Target.SM86)
 
     @property
     def ahead_of_time(self) -> bool:

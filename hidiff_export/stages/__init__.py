@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hidiff_export.build.protocol import Report
+from hidiff_export.quantise.paths import traced_graph
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.phases import Phase, PhaseRule
 
@@ -53,6 +54,10 @@ class StageContext:
     def graph(self, phase: Phase) -> Path:
         """The portable graph of a phase."""
         return self.unet / f"{phase.name}.onnx"
+
+    def traced(self, phase: Phase) -> Path:
+        """The graph of a phase as it is traced: the portable one, or the float16 one that is quantised to it."""
+        return traced_graph(self.graph(phase), self.recipe.precision)
 
     @property
     def controlnet(self) -> Path:

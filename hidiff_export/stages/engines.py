@@ -53,11 +53,17 @@ def _portable_graphs(context: StageContext) -> tuple[PortableGraph, ...]:
 
 
 class Engines:
-    """The engines, beside the graphs they are built from."""
+    """The engines, beside the graphs they are built from.
+
+    Args:
+        others: stages that make graphs too.
+    """
 
     name = "engines"
     title = "engines"
-    needs = ("weights", "graphs")
+
+    def __init__(self, *others: str) -> None:
+        self.needs = ("weights", "graphs", *others)
 
     def inputs(self, context: StageContext) -> Any:
         """The backends, and what each builds for and with."""

@@ -48,7 +48,7 @@ class Graphs:
         for index, phase in enumerate(context.phases):
             report(index, len(context.graphs), phase.name)
             module = PhaseUNet(unet, recipe.unet_layout, phase, *size)
-            write_graph(module, recipe.model_batch, store, context.graph(phase))
+            write_graph(module, recipe.model_batch, store, context.traced(phase))
         if recipe.controlnet is not None:
             report(len(context.phases), len(context.graphs), "ControlNet")
             store, controlnet = _stored(context.controlnet, build_controlnet)
@@ -56,7 +56,8 @@ class Graphs:
             write_graph(control_module, recipe.model_batch, store, context.controlnet_graph)
         context.step_graph.parent.mkdir(exist_ok=True)
         write_step_graph(step_record(context), context.step_graph)
-        return context.graphs
+        others = context.graphs[len(context.phases) :]
+        return (*map(context.traced, context.phases), *others)
 
 
 def _stored(folder: Path, build: Callable[..., Any]) -> tuple[WeightStore, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from hidiff_export.recipe import Recipe
 from hidiff_export.stages import Stage, StageContext
 from hidiff_export.stages.engines import Engines, with_engines
 from hidiff_export.stages.graphs import Graphs
+from hidiff_export.stages.quantisation import Quantisation
 from hidiff_export.stages.records import controlnet_record, phase_record, step_record
 from hidiff_export.stages.reference import Reference
 from hidiff_export.stages.samplers import FOLDER, Samplers
@@ -18,6 +20,20 @@ from hidiff_runtime.sampler import SamplerTable
 
 # The reference comes last: it takes longest, and whatever else is wrong shows before it.
 STAGES: tuple[Stage, ...] = (Weights(), Samplers(), Graphs(), Engines(), Reference())
+QUANTISED_STAGES: tuple[Stage, ...] = (
+    Weights(),
+    Samplers(),
+    Graphs(),
+    Reference(),
+    Quantisation(),
+    Engines(Quantisation.name),
+)
+"""Those of a quantised recipe: ranges are measured on what the reference was given."""
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages that a recipe takes."""
+    return QUANTISED_STAGES if recipe.precision.quantised else STAGES
 
 
 def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) -> Manifest:

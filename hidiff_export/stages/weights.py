@@ -35,7 +35,7 @@ class Weights:
             "family": recipe.family.value,
             "task": recipe.task.value,
             "width": recipe.unet_width.value,
-            "precision": recipe.precision.value,
+            "precision": recipe.precision.stored.value,
         }
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:

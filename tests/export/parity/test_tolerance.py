@@ -11,8 +11,8 @@ def recipe(**changes: object) -> Recipe:
 
 def test_every_boundary_has_a_bound_with_a_reason_at_every_precision() -> None:
     assert set(TOLERANCES) == {(boundary, precision.value) for boundary in Boundary for precision in Precision}
-    for bound in TOLERANCES.values():
-        assert bound.snr_db >= 25
+    for (_, precision), bound in TOLERANCES.items():
+        assert bound.snr_db >= (10 if Precision(precision).quantised else 25)
         assert len(bound.reason) > 40
 
 
@@ -27,6 +27,14 @@ def test_a_recipe_without_bounds_of_its_own_is_judged_by_the_table(boundary: Bou
     assert (
         bound_for(boundary, recipe(precision=precision.value, targets="cuda")) is TOLERANCES[boundary, precision.value]
     )
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])
+def test_what_a_quantised_recipe_keeps_in_float16_is_judged_as_such(precision: Precision) -> None:
+    own = recipe(precision=precision.value, parity={"call_snr_db": 11})
+    for boundary in (Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET):
+        assert bound_for(boundary, own) is TOLERANCES[boundary, "float16"]
+    assert bound_for(Boundary.GRAPH, own).snr_db == 11
 
 
 def test_a_recipe_may_set_its_own_bounds_and_the_reason_says_so() -> None:

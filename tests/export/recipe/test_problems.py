@@ -61,7 +61,7 @@ BAD = {
     "size with a point": Bad(_text(width="512.0"), 3, "`width` should be a whole number", "512.0", "multiple of 8"),
     "unknown family": Bad(_text(family="sdlx"), 1, "`family` should be", '"sdlx"', "Did you mean sdxl?"),
     "unknown task": Bad(_with("task: inpaint"), 5, "`task` should be", '"inpaint"', "Did you mean inpainting? What"),
-    "unknown precision": Bad(_with("precision: fp16"), 5, "`precision` should be", '"fp16"', "float16 or bfloat16"),
+    "unknown precision": Bad(_with("precision: fp16"), 5, "`precision` should be", '"fp16"', "int8 or fp8"),
     "precision without kernels on the default target": Bad(
         _with("backend: [tensorrt-rtx, onnxruntime]\nprecision: bfloat16"),
         6,
@@ -75,6 +75,13 @@ BAD = {
         "`precision` is bfloat16, for which ONNX Runtime has no kernels on the CPU",
         '"bfloat16"',
         "float16, or targets: cuda",
+    ),
+    "precision that a target has no arithmetic for": Bad(
+        _with("backend: tensorrt-rtx\ntargets: [sm86, sm89]\nprecision: fp8"),
+        7,
+        "`precision` is fp8, for which sm86 has no arithmetic",
+        '"fp8"',
+        "targets from sm89 on",
     ),
     "unknown backend": Bad(
         _with("backend: onnx"), 5, "`backend.0` should be", '"onnx"', "What builds and runs the engines, one or a list"
@@ -163,8 +170,8 @@ BAD = {
     "control that never comes in": Bad(
         _with("task: controlnet\n" + THRESHOLDS + "control: 0"), 8, "should be greater than 0", "0", "above 0"
     ),
-    "loose bound": Bad(_with("parity: {call_snr_db: 5}"), 5, "`parity.call_snr_db` should be", "5", "20 to 200"),
-    "bound as text": Bad(_with('parity: {run_snr_db: "60"}'), 5, "`parity.run_snr_db` should", '"60"', "20 to 200"),
+    "loose bound": Bad(_with("parity: {call_snr_db: 5}"), 5, "`parity.call_snr_db` should be", "5", "10 to 200"),
+    "bound as text": Bad(_with('parity: {run_snr_db: "60"}'), 5, "`parity.run_snr_db` should", '"60"', "10 to 200"),
     "no mapping": Bad(_with("parity: 80"), 5, "`parity` should be a mapping", "80", "call_snr_db and run_snr_db"),
     "source without seed": Bad(_text(source="random"), 2, "`source` should be random:SEED", '"random"', "random:0"),
     "negative seed": Bad(_text(source="random:-1"), 2, "`source` should be random:SEED", '"random:-1"', "random:0"),
@@ -240,7 +247,7 @@ def test_the_recipe_they_spoil_is_good(tmp_path: Path) -> None:
 
 def test_every_problem_is_mentioned_the_first_in_full(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text(_with("batch: none\nprecision: fp8\nhidiffusion:\n  raunet: maybe\n"))
+    path.write_text(_with("batch: none\nprecision: fp4\nhidiffusion:\n  raunet: maybe\n"))
     with pytest.raises(RecipeError) as caught:
         Recipe.load(path)
     assert "line 5: `batch`" in caught.value.summary
