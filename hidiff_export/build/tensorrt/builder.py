@@ -27,8 +27,8 @@ from hidiff_export.versions import tool_versions
 from hidiff_runtime.backends.tensorrt.record import PlanRecord
 from hidiff_runtime.manifest import FileRecord, PhaseRecord, TensorSpec
 
-OPTIONS = {"profiling_verbosity": "detailed", "tf32": False}
-"""What every engine is built with."""
+OPTIONS = {"profiling_verbosity": "detailed", "tf32": False, "allocates_while_running": False}
+"""What every engine is built with; TensorRT-RTX alone has to be asked for the last."""
 
 COSTS = ("seconds", "peak_bytes", "scratch_bytes", "weights_bytes")
 """What the library says that a plan cost or will: time and memory of building it; scratch memory and weights on the

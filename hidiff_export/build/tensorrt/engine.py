@@ -122,7 +122,17 @@ def _config(trt: Any, request: BuildRequest, monitor: Any) -> Any:
 
     capabilities = [(int(target[2:-1]), int(target[-1])) for target in request.targets]
     config = CreateConfigRTX(use_gpu=not capabilities, compute_capabilities=capabilities or None, **common)
-    return PostprocessConfig(config, lambda _builder, _network, made: made.clear_flag(trt.BuilderFlag.TF32))
+    return PostprocessConfig(config, lambda _builder, _network, made: set_flags(trt, made))
+
+
+def set_flags(trt: Any, made: Any) -> None:
+    """Sets what Polygraphy does not for TensorRT-RTX.
+
+    An engine that takes memory while it runs could not be recorded as a CUDA graph, and would need more than the
+    scratch memory that it states.
+    """
+    made.clear_flag(trt.BuilderFlag.TF32)
+    made.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 def _inspected(trt: Any, plan: Any) -> str | None:

@@ -20,8 +20,8 @@ VARIABLES = {
     "tensor": "ITensor",
     "made": "IBuilderConfig",
 }
-RTX_ONLY = {"ComputeCapability"}
-"""Classes that only TensorRT-RTX has, which the builder asks for before it uses them."""
+RTX_ONLY = {"ComputeCapability", "REQUIRE_USER_ALLOCATION"}
+"""Names that only TensorRT-RTX has, which the builder uses where it has found it to be that."""
 FILES = ("engine.py", "network.py")
 """Those that hold the library's objects; no other file of the package may name the library."""
 

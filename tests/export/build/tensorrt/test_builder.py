@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from hidiff_export.build.protocol import PortableGraph
 from hidiff_export.build.tensorrt import builder as module
 from hidiff_export.build.tensorrt.builder import TensorRtBuilder
+from hidiff_export.build.tensorrt.engine import set_flags
 from hidiff_export.build.tensorrt.examine import Examined, Gpu
 from hidiff_export.build.tensorrt.libraries import TENSORRT, TENSORRT_RTX
 from hidiff_export.errors import EngineError
@@ -78,6 +80,15 @@ def test_each_graph_has_a_record_a_plan_and_a_list_of_layers(builder: TensorRtBu
     assert plan.parts == ("first.tensorrt-rtx.plan",)
     assert (plan.inputs, plan.outputs) == (record.inputs, record.outputs)
     assert plan.options["peak_bytes"] > 50e6
+
+
+def test_float32_is_whole_and_no_memory_is_taken_while_an_engine_runs() -> None:
+    trt = import_module("tensorrt_rtx")
+    config = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config()
+    flags = trt.BuilderFlag.TF32, trt.BuilderFlag.REQUIRE_USER_ALLOCATION
+    assert [config.get_flag(flag) for flag in flags] == [True, False]
+    set_flags(trt, config)
+    assert [config.get_flag(flag) for flag in flags] == [False, True]
 
 
 def test_what_an_interrupted_build_left_whole_is_kept(
