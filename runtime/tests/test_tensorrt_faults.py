@@ -75,6 +75,7 @@ def test_no_driver_or_no_gpu(
     assert code == EngineError.exit_code
     assert said in error
     assert "nvidia-smi" in error
+    assert ("cuda-python<13" in error) == (problem == cudaError_t.cudaErrorInsufficientDriver)
 
 
 @pytest.mark.usefixtures("sick")

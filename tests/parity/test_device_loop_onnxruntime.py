@@ -5,6 +5,7 @@ The CPU's tensors are filled, bound and read by the same calls as a GPU's; what 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,13 @@ import toy
 
 from hidiff_runtime import Cancelled, EngineError, PhaseKind, TorchGenerator, check, device_loop
 from hidiff_runtime import open as open_bundle
-from hidiff_runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession, OrtMemory
+from hidiff_runtime.backends.onnxruntime import (
+    OnnxRuntimeBackend,
+    OnnxRuntimeSession,
+    Options,
+    OrtMemory,
+    _session_options,
+)
 from hidiff_runtime.embeddings import random_embeddings
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.phases import Phase
@@ -282,3 +289,10 @@ def test_on_a_gpu_float32_is_not_tf32(sd15_bundle: Path) -> None:
         assert tensors is not None
         assert not tensors.memory.on_host
     assert OnnxRuntimeBackend().available().usable
+
+
+def test_all_cores_are_used_where_the_system_does_not_say_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows and macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert _session_options(Options()).intra_op_num_threads == os.cpu_count()
+    assert _session_options(Options(threads=3)).intra_op_num_threads == 3

@@ -306,12 +306,17 @@ def _failure(summary: str, error: Exception, *, engine: Path | None = None, advi
     return EngineError(summary, given=given, advice=advice)
 
 
+def _cores() -> int:
+    """Those that this process may use, where the system tells (Linux); else the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _session_options(options: Options) -> Any:
     import onnxruntime
 
     made = onnxruntime.SessionOptions()
     made.log_severity_level = 3  # errors; it warns of graph details that nobody can act on
-    made.intra_op_num_threads = options.threads or len(os.sched_getaffinity(0))
+    made.intra_op_num_threads = options.threads or _cores()
     made.inter_op_num_threads = 1
     # Its planner keeps a buffer for each size that occurs, until the last tensor of that size is dead: for SD1.5 at
     # 1024 pixels 2.0 GB, where freeing each tensor at its last use needs 0.9 GB and takes no longer. The pattern of a

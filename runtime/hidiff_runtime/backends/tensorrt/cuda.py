@@ -10,7 +10,7 @@ _NEWER_DRIVER = (
     "Install NVIDIA's current driver, and look at it with nvidia-smi; in a container, start it with --gpus all."
 )
 _ADVICE = {
-    "cudaErrorInsufficientDriver": _NEWER_DRIVER,
+    "cudaErrorInsufficientDriver": f"{_NEWER_DRIVER} A driver of CUDA 12 takes 'cuda-python<13' and tensorrt-cu12.",
     "cudaErrorStubLibrary": _NEWER_DRIVER,
     "cudaErrorSystemDriverMismatch": "Reboot, or load the driver's kernel module that fits its libraries.",
     "cudaErrorNoDevice": "Look for a GPU with nvidia-smi; check CUDA_VISIBLE_DEVICES.",
