@@ -201,6 +201,12 @@ class Recipe(Frozen):
                 key=("precision",),
                 advice="Set precision: float32 or float16, or targets: cuda.",
             )
+        if self.precision is Precision.BFLOAT16 and Target.SM75 in self.targets:
+            raise refusal(
+                "is bfloat16, for which sm75 has no arithmetic",
+                key=("precision",),
+                advice="Set precision: float16, or targets from sm80 on.",
+            )
         unable = [target.value for target in self.targets if not target.computes_fp8]
         if self.precision is Precision.FP8 and unable:
             raise refusal(

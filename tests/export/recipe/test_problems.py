@@ -76,6 +76,13 @@ BAD = {
         '"bfloat16"',
         "float16, or targets: cuda",
     ),
+    "bfloat16 before sm80": Bad(
+        _with("backend: tensorrt-rtx\ntargets: [sm75, sm89]\nprecision: bfloat16"),
+        7,
+        "`precision` is bfloat16, for which sm75 has no arithmetic",
+        '"bfloat16"',
+        "targets from sm80 on",
+    ),
     "precision that a target has no arithmetic for": Bad(
         _with("backend: tensorrt-rtx\ntargets: [sm86, sm89]\nprecision: fp8"),
         7,
