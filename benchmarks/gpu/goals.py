@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.gpu.cases import BACKENDS, PRECISIONS
-from benchmarks.gpu.record import DONE
+from benchmarks.gpu.record import DONE, REHEARSAL
 
 PHASE_TO_COMPILED = 1.0
 RUN_SPEED_UP = 1.5
@@ -18,7 +18,7 @@ Data = Mapping[str, Any]
 
 
 def goals(data: Data) -> list[dict[str, Any]]:
-    """Every goal for every case, phase and backend that has a job.
+    """Every goal for every case, phase and backend that has a job; what a rehearsal measured decides none.
 
     Args:
         data: the record.
@@ -29,6 +29,8 @@ def goals(data: Data) -> list[dict[str, Any]]:
         made += _phases(data, case, backend)
         made += _run(data, case, backend)
         made += _memory(data, case, backend)
+    if data["kind"] == REHEARSAL:
+        made = [goal if goal["verdict"] == "not measured" else {**goal, "verdict": "rehearsed"} for goal in made]
     return made
 
 

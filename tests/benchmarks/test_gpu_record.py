@@ -116,6 +116,10 @@ def test_a_goal_just_missed(record: Record, index: int, change: dict[str, float]
     assert found == ["missed" if place == missed else "reached" for place in range(3)]
 
 
+def test_a_rehearsal_decides_no_goal(record: Record) -> None:
+    assert {goal["verdict"] for goal in goals({**record.read(), "kind": REHEARSAL})} == {"rehearsed"}
+
+
 def test_a_goal_without_figures_says_why(record: Record) -> None:
     record.begin(RUN)
     record.end(RUN, FULL, "There is too little memory on the GPU.")
