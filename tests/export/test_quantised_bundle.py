@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from hidiff_export.compile import build
@@ -49,22 +50,33 @@ def _silent(_done: float, _total: float, _note: str) -> None:
     pass
 
 
-@pytest.fixture(scope="module")
-def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all processes of a run of the tests share."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def int8(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """The bundle of an int8 recipe."""
-    folder = tmp_path_factory.mktemp("quantised") / "int8"
-    build(_recipe("int8"), folder, NoDisplay())
+    folder = _shared(tmp_path_factory, worker_id) / "int8-bundle"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            build(_recipe("int8"), folder, NoDisplay())
     return folder
 
 
-@pytest.fixture(scope="module")
-def fp8(int8: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def fp8(int8: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """The folder that the stages of an fp8 recipe leave, from the same float16 graphs and reference."""
-    folder = tmp_path_factory.mktemp("quantised") / "fp8"
-    shutil.copytree(int8, folder)
-    context = StageContext(_recipe("fp8"), folder)
-    for stage in (Quantisation(), Engines(Quantisation.name)):
-        stage.run(context, _silent)
+    folder = _shared(tmp_path_factory, worker_id) / "fp8-bundle"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            unfinished = Path(shutil.copytree(int8, folder.with_name("fp8-bundle.partial"), dirs_exist_ok=True))
+            context = StageContext(_recipe("fp8"), unfinished)
+            for stage in (Quantisation(), Engines(Quantisation.name)):
+                stage.run(context, _silent)
+            unfinished.rename(folder)
     return folder
 
 
@@ -145,7 +157,8 @@ def test_weights_stay_in_the_store_and_layers_have_their_type(built: tuple[Recip
             for m in (model, half)
         )
         assert stored == before
-        layers = [node for node in model.graph if node.name in set(quantise.quantised_layers(model.graph))]
+        names = set(quantise.quantised_layers(model.graph))
+        layers = [node for node in model.graph if node.name in names]
         assert len(layers) > 100
         for layer in layers:
             assert [v.producer().op_type for v in layer.inputs[:2]] == ["DequantizeLinear"] * 2  # type: ignore[union-attr]
