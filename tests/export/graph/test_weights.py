@@ -43,7 +43,7 @@ def tensors() -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_tensors_come_back_rounded_to_the_precision(tmp_path: Path, precision: Precision) -> None:
     WeightStore.write(tensors(), tmp_path / NAME, precision)
     store = WeightStore.open(tmp_path / NAME)
@@ -131,7 +131,7 @@ def test_memory_is_bounded_by_a_few_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, precision: Precision, value: float) -> None:
     broken = tensors()
     broken["a.weight"][3, 2, 1, 0] = value
@@ -242,7 +242,7 @@ def test_a_damaged_store_is_a_bundle_error(tmp_path: Path, content: bytes) -> No
 
 
 def test_the_safetensors_library_reads_a_store(tmp_path: Path) -> None:
-    for precision in Precision:
+    for precision in PRECISIONS:
         store = WeightStore.write(tensors(), tmp_path / NAME, precision)
         theirs = safetensors.torch.load_file(tmp_path / NAME)
         ours = store.state_dict()
