@@ -68,7 +68,7 @@ _CALL = {
     ),
     "int8": Bound(
         snr_db=20,
-        reason="8 bits over a tensor's whole range leave 27 dB after a UNet's depth; a wrong phase gives 9, wrong shifts 16.",
+        reason="8 bits over a tensor's range leave 27 dB after a UNet's depth; a wrong phase gives 9, wrong shifts 16.",
     ),
     "fp8": Bound(
         snr_db=15,
