@@ -15,11 +15,14 @@ It gives ``next_sample``, ``next_state``, ``next_unsound``, and the ``latents`` 
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.records import TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 NOISE_PRED = "noise_pred"
 SAMPLE, NOISE, STATE, ROWS = "sample", "noise", "state", "rows"
@@ -79,4 +82,6 @@ def padded_rows(rows: NDArray[np.float64], slots: int) -> NDArray[np.float32]:
             given=f"{slots}, where the sampler keeps {len(rows) - 1}",
             advice="Build the bundle again.",
         )
+    import numpy as np  # here, because the manifest needs this module and no numpy
+
     return np.pad(rows, ((0, missing), (0, missing))).astype(np.float32)

@@ -19,7 +19,7 @@ from hidiff_runtime.safetensors import SafetensorsFile
 SOURCE = "random:0"
 WEIGHT = "up_blocks.3.attentions.1.transformer_blocks.0.attn1.to_q.weight"
 LIVE = {Boundary.TRAJECTORY.value, Boundary.RANDOM.value, Boundary.RUN.value}
-ALL = {boundary.value for boundary in Boundary if boundary is not Boundary.CONTROLNET}
+ALL = {boundary.value for boundary in Boundary} - {Boundary.CONTROLNET.value, Boundary.FLOAT16_GRAPH.value}
 RECORDED = {Boundary.RECORDED_CALL.value, Boundary.RECORDED_STEP.value, Boundary.RECORDED_RUN.value}
 
 
