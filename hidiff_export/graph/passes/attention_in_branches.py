@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from hidiff_export.graph.passes.attention import unsupported
 from hidiff_export.graph.passes.base import (
     Declined,
     Operator,
@@ -24,7 +25,6 @@ from hidiff_export.graph.passes.float32_islands import HALVES
 LARGEST_SCORES = 2**31 - 1
 """Elements of the scores at most: TensorRT counts elements in 32 bits with a sign, those that it never stores too."""
 
-_UNSUPPORTED = ("is_causal", "softcap", "qk_matmul_output_mode", "q_num_heads", "kv_num_heads")
 _KEYS_LAST = (0, 1, 3, 2)
 _WIDE = ir.TensorType(ir.DataType.FLOAT)
 
@@ -53,10 +53,9 @@ class AttentionInBranches(RewritePass):
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Writes one attention out."""
-        if any(value is not None for value in node.inputs[3:]) or len(node.outputs) != 1:
-            return Declined("it has a mask, a cache or more than one output")
-        if any(name in node.attributes and node.attributes[name].value for name in _UNSUPPORTED):
-            return Declined("it is causal, capped, grouped or has its heads in the last axis")
+        declined = unsupported(node)
+        if declined is not None:
+            return declined
         narrow = [_narrow(value) for value in node.inputs[:3] if value is not None]
         if len({value.dtype for value in narrow}) != 1 or narrow[0].dtype not in HALVES:
             return Declined("it is not of 16 bits")

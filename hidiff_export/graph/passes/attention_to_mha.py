@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from hidiff_export.graph.passes.attention import unsupported
 from hidiff_export.graph.passes.base import (
     MICROSOFT,
     Declined,
@@ -20,7 +21,6 @@ from hidiff_export.graph.passes.base import (
 )
 
 _HEADS_FIRST = (0, 2, 1, 3)
-_UNSUPPORTED = ("is_causal", "softcap", "qk_matmul_output_mode", "q_num_heads", "kv_num_heads")
 
 
 class AttentionToMha(RewritePass):
@@ -41,10 +41,9 @@ class AttentionToMha(RewritePass):
         shapes = [static_shape(value) for value in node.inputs[:3]]
         graph = node.graph
         assert graph is not None
-        if any(value is not None for value in node.inputs[3:]) or len(node.outputs) != 1:
-            return Declined("it has a mask, a cache or more than one output")
-        if any(name in node.attributes and node.attributes[name].value for name in _UNSUPPORTED):
-            return Declined("it is causal, capped, grouped or has its heads in the last axis")
+        declined = unsupported(node)
+        if declined is not None:
+            return declined
         if any(shape is None or len(shape) != 4 for shape in shapes):
             return Declined("the shape of an input is not known, or not [batch, heads, tokens, size]")
         query, key, value = (shape for shape in shapes if shape is not None)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from hidiff_export.graph.passes.attention import unsupported
 from hidiff_export.graph.passes.base import (
     Declined,
     Operator,
@@ -33,7 +34,6 @@ reach, SDXL at 4096 pixels with a window of 16384 tokens, is cut into 160 pieces
 elements or more, which whole scores exceed from 2048 pixels on.
 """
 
-_UNSUPPORTED = ("is_causal", "softcap", "qk_matmul_output_mode", "q_num_heads", "kv_num_heads")
 _KEYS_LAST = (0, 1, 3, 2)
 
 
@@ -61,10 +61,9 @@ class DecomposeAttention(RewritePass):
         """Decomposes one attention."""
         graph, shapes = node.graph, [static_shape(value) for value in node.inputs[:3]]
         assert graph is not None
-        if any(value is not None for value in node.inputs[3:]) or len(node.outputs) != 1:
-            return Declined("it has a mask, a cache or more than one output")
-        if any(name in node.attributes and node.attributes[name].value for name in _UNSUPPORTED):
-            return Declined("it is causal, capped, grouped or has its heads in the last axis")
+        declined = unsupported(node)
+        if declined is not None:
+            return declined
         if any(shape is None or len(shape) != 4 for shape in shapes) or node.inputs[0] is None:
             return Declined("the shape of an input is not known, or not [batch, heads, tokens, size]")
         query, key, value = (shape for shape in shapes if shape is not None)

@@ -1,0 +1,18 @@
+"""What every pass that rewrites ``Attention`` leaves alone."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from hidiff_export.graph.passes.base import Declined
+
+_UNSUPPORTED = ("is_causal", "softcap", "qk_matmul_output_mode", "q_num_heads", "kv_num_heads")
+
+
+def unsupported(node: ir.Node) -> Declined | None:
+    """Why an ``Attention`` is not the plain one, of queries, keys and values alone, that diffusers' networks have."""
+    if any(value is not None for value in node.inputs[3:]) or len(node.outputs) != 1:
+        return Declined("it has a mask, a cache or more than one output")
+    if any(name in node.attributes and node.attributes[name].value for name in _UNSUPPORTED):
+        return Declined("it is causal, capped, grouped or has its heads in the last axis")
+    return None
