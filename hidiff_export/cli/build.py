@@ -20,7 +20,7 @@ Examples:
   hidiff-export build demo -o demo-bundle
   hidiff-export build recipes/sdxl-2048.yaml -o bundle --source ./my-sdxl
   hidiff-export build sd15-1024 -o bundle --source random:0 --set batch=2
-  hidiff-export build sdxl-2048 -o bundle --set backend=tensorrt-rtx --set targets=[sm89,sm120]
+  hidiff-export build sdxl-2048 -o bundle --set backend=tensorrt-rtx --set 'targets=[sm89, sm120]'
 """,
 )
 @recipe_argument
