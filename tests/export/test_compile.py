@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from hidiff_export.stages import Report
 from hidiff_export.stages.order import STAGES
 from hidiff_runtime import check
 from hidiff_runtime.manifest import Manifest
+from tests.export.disk import files_of_at_most
 
 SMALL = ("width=64", "height=64", "guidance=false", "sampler=[ddim]", "steps=1-5")
 
@@ -41,17 +41,6 @@ class Interrupting:
                 raise KeyboardInterrupt
 
         yield report
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The operating system refuses to let a file grow beyond ``size`` bytes, as a full disk or a quota does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def names(folder: Path) -> list[str]:

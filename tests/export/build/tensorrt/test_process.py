@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import resource
 import subprocess
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX, Library
 from hidiff_export.errors import EngineError
 from hidiff_runtime.manifest import TensorSpec
 from tests.export.build.tensorrt.small_engines import attention, build, linear, model, request, square
+from tests.export.disk import files_of_at_most
 
 pytestmark = pytest.mark.needs("tensorrt-rtx")
 
@@ -41,17 +40,6 @@ def imported_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImportedAs:
         return replace(TENSORRT_RTX, module="another_tensorrt")
 
     return make
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """No process begun here may let a file grow beyond ``size`` bytes, as if the disk were full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_it_builds_and_says_what_it_took(tmp_path: Path) -> None:
