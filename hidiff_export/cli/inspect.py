@@ -47,7 +47,7 @@ def bundle_summary(directory: Path) -> dict[str, Any]:
         "guidance": manifest.guidance,
         "precision": manifest.precision,
         "phases": [_phase(directory, manifest, index) for index in range(len(manifest.phases))],
-        "graphs": {name: _graph(directory, manifest, record) for name, record in manifest.others() if record},
+        "graphs": {name: _graph(directory, manifest, record) for name, record in manifest.others()},
         "weights": {name: manifest.files[path].size for name, path in manifest.weights.items()},
         "samplers": sorted(manifest.samplers),
         "default_sampler": manifest.default_sampler,

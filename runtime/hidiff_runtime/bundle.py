@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from hidiff_runtime import backends
 from hidiff_runtime.backends.protocol import Backend, Device, Session
 from hidiff_runtime.denoiser import Denoiser
 from hidiff_runtime.device_loop import Tensors
-from hidiff_runtime.engines import CONTROLNET, STEP, EngineKey, EnginePool
+from hidiff_runtime.engines import CONTROLNET, STEP, EngineKey, EnginePool, Network
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.files import fault_of, verify_files
 from hidiff_runtime.manifest import Manifest
@@ -24,6 +24,18 @@ from hidiff_runtime.records import GraphRecord
 from hidiff_runtime.sampler import SamplerTable
 
 LOOPS = ("auto", "host", "device")
+
+_NO_TEXT = ("text encoder", "Give embeddings, or build it with text: true in the recipe.")
+_NO_VAE = ("VAE", "Take latents, or build it with vae: true in the recipe.")
+_MISSING = {
+    CONTROLNET: ("ControlNet", "Build it with controlnet in the recipe."),
+    STEP: ("step graph", "Build the bundle again."),
+    "text_encoder": _NO_TEXT,
+    "text_encoder_2": _NO_TEXT,
+    "vae_decoder": _NO_VAE,
+    "vae_encoder": _NO_VAE,
+}
+"""What a graph is called that is not there, and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +163,17 @@ class Bundle:
         with self.lock:
             return self._engines.step()
 
+    @contextmanager
+    def network(self, name: Network) -> Iterator[Session]:
+        """The session of a text encoder, of the VAE's decoder or its encoder, closed at the end unless all may stay.
+
+        Raises:
+            BundleError: the bundle has none.
+            EngineError: the engine does not load.
+        """
+        with self.lock, self._engines.lent(name) as session:
+            yield session
+
     def tensors(self) -> Tensors | None:
         """What runs keep on the device from step to step; None where the host keeps it.
 
@@ -217,10 +240,9 @@ class Bundle:
     def _record(self, key: EngineKey) -> GraphRecord:
         if isinstance(key, Phase):
             return self.manifest.phase(key)
-        record = {CONTROLNET: self.manifest.controlnet, STEP: self.manifest.step}[key]
+        record = dict(self.manifest.others()).get(key)
         if record is None:
-            named = "ControlNet" if key == CONTROLNET else "step graph"
-            advice = "Build it with controlnet in the recipe." if key == CONTROLNET else "Build the bundle again."
+            named, advice = _MISSING[key]
             raise BundleError(f"The bundle has no {named}.", given=self.root, advice=advice)
         return record
 
@@ -294,7 +316,7 @@ def open(
 
 def _choose(manifest: Manifest, wanted: str | Backend | None) -> Backend:
     """The backend to use: it has an engine for every graph, and it can run here."""
-    graphs = [*manifest.phases, *((manifest.controlnet,) if manifest.controlnet is not None else ())]
+    graphs = [*manifest.phases, *(record for name, record in manifest.others() if name != STEP)]
     offered = [name for name in graphs[0].engines if all(name in graph.engines for graph in graphs)]
     if wanted is None:
         known = [backends.get(name) for name in backends.NAMES if name in offered]

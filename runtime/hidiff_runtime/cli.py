@@ -170,7 +170,7 @@ def _info(options: argparse.Namespace) -> int:
         "  graphs",
     ]
     graphs: list[tuple[str, GraphRecord]] = [(record.phase.name, record) for record in manifest.phases]
-    graphs += [(name, record) for name, record in manifest.others() if record is not None]
+    graphs += manifest.others()
     for name, record in graphs:
         lines.append(f"    {name:24} engines: {', '.join(record.engines)}")
         lines += [f"      {spec}" for spec in record.inputs]

@@ -9,9 +9,11 @@ from hidiff_runtime.step_graph import STATE, step_inputs, step_outputs
 
 if TYPE_CHECKING:
     from hidiff_runtime.manifest import GraphRecord, Manifest, TensorSpec
+    from hidiff_runtime.records import VaeRecord
 
 CONTROL_IMAGE = "control_image"
 CONDITIONING_SCALE = "conditioning_scale"
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 def check_whole(manifest: Manifest, fields: Fields) -> None:
@@ -40,6 +42,9 @@ def check_whole(manifest: Manifest, fields: Fields) -> None:
         _check_controlnet(manifest, manifest.controlnet, fields)
     if manifest.step is not None:
         _check_step(manifest, manifest.step, fields)
+    _check_text_encoders(manifest, fields)
+    if manifest.vae is not None:
+        _check_vae(manifest, manifest.vae, fields)
 
 
 def _check_controlnet(manifest: Manifest, controlnet: GraphRecord, fields: Fields) -> None:
@@ -87,3 +92,47 @@ def _check_step(manifest: Manifest, step: GraphRecord, fields: Fields) -> None:
 def _is_picture(spec: TensorSpec, manifest: Manifest) -> bool:
     batch = manifest.batch * (1 + manifest.guidance)
     return len(spec.shape) == 4 and spec.shape[:2] == (batch, 3) and spec.dtype == "float32"
+
+
+def _check_text_encoders(manifest: Manifest, fields: Fields) -> None:
+    """Together the text encoders give what the phases take."""
+    if not manifest.text_encoders:
+        return
+    names = [record.name for record in manifest.text_encoders]
+    if names != list(TEXT_ENCODERS[: len(names)]):
+        raise fields.wrong("text_encoders", f"must be {' and '.join(TEXT_ENCODERS)}, or the first of them", names)
+    width = 0
+    for record in manifest.text_encoders:
+        if record.name not in manifest.weights:
+            raise fields.wrong("weights", f"must name the store of {record.name}", sorted(manifest.weights))
+        ids, embeds = record.input("input_ids"), record.output("prompt_embeds")
+        if ids is None or record.input("clip_skip") is None or embeds is None or len(embeds.shape) != 3:
+            rule = "must take input_ids and clip_skip, and give prompt_embeds"
+            raise fields.wrong(record.name, rule, ", ".join(map(str, (*record.inputs, *record.outputs))))
+        width += embeds.shape[2]
+    taken = manifest.phases[0].input("prompt_embeds")
+    if taken is not None and width != taken.shape[-1]:
+        raise fields.wrong("text_encoders", f"must give embeddings as wide as {taken}", width)
+    pooled = manifest.phases[0].input("text_embeds")
+    given = manifest.text_encoders[-1].output("text_embeds")
+    if pooled is not None and (given is None or given.shape[-1] != pooled.shape[-1]):
+        raise fields.wrong("text_encoders", f"must give {pooled}", str(given))
+
+
+def _check_vae(manifest: Manifest, vae: VaeRecord, fields: Fields) -> None:
+    """Encoder and decoder are for tiles of one size, which the picture is not smaller than."""
+    if "vae" not in manifest.weights:
+        raise fields.wrong("weights", "must name the VAE's store", sorted(manifest.weights))
+    latents, image = vae.decoder.input("latents"), vae.decoder.output("image")
+    picture, moments = vae.encoder.input("image"), vae.encoder.output("moments")
+    if latents is None or image is None or picture is None or moments is None:
+        raise fields.wrong("vae", "must take latents and give image, and the other way round give moments", str(vae))
+    channels, height, width = manifest.latent
+    rows, columns = latents.shape[2:]
+    whole = latents.shape[:2] == (1, channels) and 0 < rows <= height and 0 < columns <= width
+    fitting = image.shape[2:] == picture.shape[2:] and moments.shape == (1, 2 * channels, rows, columns)
+    if not whole or not fitting:
+        given = ", ".join(map(str, (latents, image, picture, moments)))
+        raise fields.wrong("vae", f"must be for tiles of at most {list(manifest.latent)} latents", given)
+    if len(vae.preview) != channels + 1:
+        raise fields.wrong("vae.preview", f"must have {channels + 1} rows", len(vae.preview))

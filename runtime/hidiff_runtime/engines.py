@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from typing import Literal
+from contextlib import ExitStack, contextmanager
+from typing import Literal, get_args
 
 from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.errors import InputError
@@ -13,7 +13,10 @@ from hidiff_runtime.phases import Phase
 
 RESIDENT = ("current", "all")
 
-EngineKey = Phase | Literal["controlnet", "step"]
+Network = Literal["text_encoder", "text_encoder_2", "vae_decoder", "vae_encoder"]
+"""What computes before the first step or after the last, by its engine's name."""
+
+EngineKey = Phase | Literal["controlnet", "step"] | Network
 """What an engine is asked for by."""
 
 CONTROLNET: Literal["controlnet"] = "controlnet"
@@ -89,6 +92,15 @@ class EnginePool:
         """The step graph's session, which stays open beside every phase. Raises as `get` does."""
         return self._get(STEP)
 
+    @contextmanager
+    def lent(self, network: Network) -> Iterator[Session]:
+        """A network's session beside whatever is open, closed at the end unless all may stay. Raises as `get` does."""
+        try:
+            yield self._get(network)
+        finally:
+            if self._resident != "all" and network in self._sessions:
+                self._close(network)
+
     def expect(self, phase: Phase) -> None:
         """Opens the phase's engine in a thread, if the pool does that; `get` waits for it, and raises what it met."""
         if not self._prefetch or phase in self._sessions or phase in self._expected:
@@ -129,7 +141,8 @@ class EnginePool:
                 closing.callback(self._discard, phase)
 
     def _stale(self, kept: tuple[EngineKey, ...]) -> list[EngineKey]:
-        return [key for key in self._sessions if key not in kept]
+        """What the pool itself may close: who was lent a network's session gives it back."""
+        return [key for key in self._sessions if key not in kept and key not in get_args(Network)]
 
     def _get(self, key: EngineKey) -> Session:
         if isinstance(key, Phase) and key in self._expected:

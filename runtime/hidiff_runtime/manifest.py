@@ -18,7 +18,15 @@ from hidiff_runtime.errors import BundleError
 from hidiff_runtime.fields import Fields, parse_object
 from hidiff_runtime.paths import fault_in
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
-from hidiff_runtime.records import DTYPES, FileRecord, GraphRecord, PhaseRecord, TensorSpec
+from hidiff_runtime.records import (
+    DTYPES,
+    FileRecord,
+    GraphRecord,
+    PhaseRecord,
+    TensorSpec,
+    TextEncoderRecord,
+    VaeRecord,
+)
 
 __all__ = ["DTYPES", "FORMAT", "MANIFEST", "FileRecord", "GraphRecord", "Manifest", "PhaseRecord", "TensorSpec"]
 
@@ -50,10 +58,12 @@ class Manifest:
         samplers: sampler name to the path of its table.
         default_sampler: one of ``samplers``.
         steps: the step counts every table holds, rising.
-        weights: model name (``unet``, ``controlnet``) to the path of its weight store.
+        weights: model name (``unet``, ``controlnet``, ``text_encoder``, …) to the path of its weight store.
         controlnet: takes the inputs of a phase that it shares, ``control_image`` and ``conditioning_scale``, and gives
             the residuals; left out where they come from outside or not at all.
         step: what follows an evaluation, for a device to do: see `hidiff_runtime.step_graph`; without it the host does.
+        text_encoders: in the order in which their embeddings are joined; none where prompts come as embeddings.
+        vae: left out where latents come out.
         reference: path of the reference samples' index, if they were recorded.
         report: path of the parity report, if there is one.
         fingerprints: content fingerprints of what the bundle was built from.
@@ -81,6 +91,8 @@ class Manifest:
     files: Mapping[str, FileRecord]
     controlnet: GraphRecord | None = None
     step: GraphRecord | None = None
+    text_encoders: tuple[TextEncoderRecord, ...] = ()
+    vae: VaeRecord | None = None
     reference: str | None = None
     report: str | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
@@ -101,17 +113,22 @@ class Manifest:
             advice="Build it again with this step count among the recipe's steps.",
         )
 
-    def others(self) -> tuple[tuple[str, GraphRecord | None], ...]:
-        """The graphs beside the phases', by field."""
-        return ("controlnet", self.controlnet), ("step", self.step)
+    def others(self) -> Iterable[tuple[str, GraphRecord]]:
+        """The graphs beside the phases', by the name of their engine."""
+        single = {"controlnet": self.controlnet, "step": self.step}
+        yield from ((name, record) for name, record in single.items() if record is not None)
+        yield from ((record.name, record) for record in self.text_encoders)
+        if self.vae is not None:
+            yield from (("vae_decoder", self.vae.decoder), ("vae_encoder", self.vae.encoder))
 
     def paths(self) -> Iterable[tuple[str, str]]:
         """Every path the manifest refers to, with the field that does."""
         graphs: dict[str, GraphRecord] = {f"phases[{index}]": record for index, record in enumerate(self.phases)}
-        graphs |= {key: graph for key, graph in self.others() if graph is not None}
+        graphs |= dict(self.others())
         for key, record in graphs.items():
             yield f"{key}.graph", record.graph
             yield from ((f"{key}.engines.{name}", path) for name, path in record.engines.items())
+        yield from ((f"{encoder.name}.tokenizer", encoder.tokenizer) for encoder in self.text_encoders)
         yield from ((f"samplers.{name}", path) for name, path in self.samplers.items())
         yield from ((f"weights.{name}", path) for name, path in self.weights.items())
         for key, path in (("reference", self.reference), ("report", self.report)):
@@ -204,7 +221,10 @@ def _content(manifest: Manifest) -> dict[str, Any]:
         "latent": list(manifest.latent),
         "windowed_blocks": list(manifest.windowed_blocks),
         "phases": [_phase_content(record) for record in manifest.phases],
-        **{key: None if graph is None else _graph_content(graph) for key, graph in manifest.others()},
+        "controlnet": None if manifest.controlnet is None else _graph_content(manifest.controlnet),
+        "step": None if manifest.step is None else _graph_content(manifest.step),
+        "text_encoders": [_text_encoder_content(record) for record in manifest.text_encoders],
+        "vae": None if manifest.vae is None else _vae_content(manifest.vae),
         "samplers": dict(manifest.samplers),
         "default_sampler": manifest.default_sampler,
         "steps": list(manifest.steps),
@@ -239,6 +259,21 @@ def _graph_content(record: GraphRecord) -> dict[str, Any]:
     }
 
 
+def _text_encoder_content(record: TextEncoderRecord) -> dict[str, Any]:
+    own = {"name": record.name, "tokenizer": record.tokenizer, "clip_skip": record.clip_skip}
+    return {**own, **_graph_content(record)}
+
+
+def _vae_content(record: VaeRecord) -> dict[str, Any]:
+    return {
+        "decoder": _graph_content(record.decoder),
+        "encoder": _graph_content(record.encoder),
+        "scaling_factor": record.scaling_factor,
+        "overlap": record.overlap,
+        "preview": [list(row) for row in record.preview],
+    }
+
+
 def _manifest(fields: Fields) -> Manifest:
     latent = fields.wholes("latent", 1)
     if len(latent) != 3:
@@ -260,6 +295,8 @@ def _manifest(fields: Fields) -> Manifest:
         phases=fields.each("phases", _phase),
         controlnet=fields.optional("controlnet", lambda key: fields.nested(key, _graph)),
         step=fields.optional("step", lambda key: fields.nested(key, _graph)) if "step" in fields else None,
+        text_encoders=fields.each("text_encoders", _text_encoder) if "text_encoders" in fields else (),
+        vae=fields.optional("vae", lambda key: fields.nested(key, _vae)) if "vae" in fields else None,
         samplers=fields.named("samplers", _path),
         default_sampler=fields.text("default_sampler"),
         steps=fields.wholes("steps", 1),
@@ -293,6 +330,33 @@ def _phase(fields: Fields) -> PhaseRecord:
     graph = _graph(fields)
     phase = Phase(PhaseKind(kind), fields.flag("control"))
     return PhaseRecord(graph.graph, graph.engines, graph.inputs, graph.outputs, phase)
+
+
+def _text_encoder(fields: Fields) -> TextEncoderRecord:
+    graph = _graph(fields)
+    return TextEncoderRecord(
+        graph.graph,
+        graph.engines,
+        graph.inputs,
+        graph.outputs,
+        name=fields.text("name"),
+        tokenizer=_path(fields, "tokenizer"),
+        clip_skip=fields.whole("clip_skip"),
+    )
+
+
+def _vae(fields: Fields) -> VaeRecord:
+    rows = fields.take("preview")
+    lists = isinstance(rows, list) and all(isinstance(row, list) and len(row) == 3 for row in rows)
+    if not lists or not all(type(value) in (int, float) for row in rows for value in row):
+        raise fields.wrong("preview", "must be rows of three numbers", rows)
+    return VaeRecord(
+        decoder=fields.nested("decoder", _graph),
+        encoder=fields.nested("encoder", _graph),
+        scaling_factor=fields.number("scaling_factor"),
+        overlap=fields.whole("overlap"),
+        preview=tuple((float(red), float(green), float(blue)) for red, green, blue in rows),
+    )
 
 
 def _graph(fields: Fields) -> GraphRecord:

@@ -70,6 +70,10 @@ class GraphRecord:
         """The input called ``name``, if the graph has one."""
         return next((spec for spec in self.inputs if spec.name == name), None)
 
+    def output(self, name: str) -> TensorSpec | None:
+        """The output called ``name``, if the graph has one."""
+        return next((spec for spec in self.outputs if spec.name == name), None)
+
 
 @dataclass(frozen=True)
 class PhaseRecord(GraphRecord):
@@ -85,3 +89,37 @@ class PhaseRecord(GraphRecord):
     def residuals(self) -> tuple[TensorSpec, ...]:
         """The inputs that take a ControlNet's residuals: ``down_residual_00``, …, ``mid_residual``."""
         return tuple(spec for spec in self.inputs if spec.name.startswith(("down_residual_", "mid_residual")))
+
+
+@dataclass(frozen=True)
+class TextEncoderRecord(GraphRecord):
+    """A text encoder: ``input_ids`` and ``clip_skip`` become ``prompt_embeds``, and ``text_embeds`` where it pools.
+
+    Args:
+        name: ``text_encoder`` or ``text_encoder_2``: its folder, and its key among the weights.
+        tokenizer: path of the ``tokenizer.json`` that makes its tokens.
+        clip_skip: the most layers that can be skipped.
+    """
+
+    name: str
+    tokenizer: str
+    clip_skip: int
+
+
+@dataclass(frozen=True)
+class VaeRecord:
+    """The VAE, which sees a picture in tiles of one size; a tile may be the whole picture.
+
+    Args:
+        decoder: ``latents``, the scaling factor taken out, become an ``image`` from about -1 to 1.
+        encoder: an ``image`` from -1 to 1 becomes ``moments``, mean and logarithm of the variance.
+        scaling_factor: what latents are multiplied by for the UNet.
+        overlap: pixels that neighbouring tiles share; 0 where one tile is the picture.
+        preview: five rows of red, green and blue: what four latent channels and a 1 are multiplied by for a preview.
+    """
+
+    decoder: GraphRecord
+    encoder: GraphRecord
+    scaling_factor: float
+    overlap: int
+    preview: tuple[tuple[float, float, float], ...]
