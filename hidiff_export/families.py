@@ -110,6 +110,65 @@ _ARCHITECTURES: dict[tuple[str, Width], dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 80,
     },
 }
+# CLIP ViT-L; OpenCLIP ViT-H without its last layer; OpenCLIP bigG. Tiny ones have heads of 16, the least kernels take.
+_CLIP = {
+    "bos_token_id": 0,
+    "eos_token_id": 2,  # as published; the tokenizer's own is the last token, and transformers knows this mistake
+    "hidden_act": "gelu",
+    "max_position_embeddings": 77,
+    "pad_token_id": 1,
+}
+_FULL_L = {
+    **_CLIP,
+    "hidden_act": "quick_gelu",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "projection_dim": 768,
+    "vocab_size": 49408,
+}
+_TINY_CLIP = {**_CLIP, "intermediate_size": 64, "num_hidden_layers": 3, "projection_dim": 32, "vocab_size": 514}
+_TEXT_ENCODERS: dict[tuple[str, Width], dict[str, dict[str, Any]]] = {
+    ("sd15", Width.FULL): {"text_encoder": _FULL_L},
+    ("sd15", Width.TINY): {
+        "text_encoder": {**_TINY_CLIP, "hidden_act": "quick_gelu", "hidden_size": 32, "num_attention_heads": 2}
+    },
+    ("sd21", Width.FULL): {
+        "text_encoder": {
+            **_FULL_L,
+            "hidden_act": "gelu",
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 23,
+            "projection_dim": 512,
+        }
+    },
+    ("sd21", Width.TINY): {"text_encoder": {**_TINY_CLIP, "hidden_size": 32, "num_attention_heads": 2}},
+    ("sdxl", Width.FULL): {
+        "text_encoder": _FULL_L,
+        "text_encoder_2": {
+            **_FULL_L,
+            "hidden_act": "gelu",
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_attention_heads": 20,
+            "num_hidden_layers": 32,
+            "projection_dim": 1280,
+        },
+    },
+    ("sdxl", Width.TINY): {
+        "text_encoder": {**_TINY_CLIP, "hidden_act": "quick_gelu", "hidden_size": 16, "num_attention_heads": 1},
+        "text_encoder_2": {**_TINY_CLIP, "hidden_size": 16, "num_attention_heads": 1},
+    },
+}
+
+_VAE_BLOCKS: dict[str, Any] = {"layers_per_block": 2, "latent_channels": LATENT_CHANNELS}
+_VAES: dict[Width, dict[str, Any]] = {
+    Width.FULL: {**_VAE_BLOCKS, "block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32},
+    Width.TINY: {**_VAE_BLOCKS, "block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4},
+}
 _CONDITIONING_CHANNELS = {Width.FULL: [16, 32, 96, 256], Width.TINY: [8, 8, 16, 16]}
 
 
@@ -141,6 +200,28 @@ def controlnet_config(family: Family, width: Width = Width.FULL) -> dict[str, An
         "layers_per_block": 2,
         "conditioning_embedding_out_channels": list(_CONDITIONING_CHANNELS[width]),
         **config,
+    }
+
+
+def text_encoder_configs(family: Family, width: Width = Width.FULL) -> dict[str, dict[str, Any]]:
+    """Arguments of transformers' ``CLIPTextConfig`` for each text encoder, by its folder's name.
+
+    They come in the order in which their embeddings are joined.
+    """
+    found = _TEXT_ENCODERS["sdxl" if family.is_sdxl else family.value, width]
+    return {name: dict(config) for name, config in found.items()}
+
+
+def vae_config(family: Family, width: Width = Width.FULL) -> dict[str, Any]:
+    """Arguments of diffusers' ``AutoencoderKL`` for this family's VAE."""
+    levels = len(_VAES[width]["block_out_channels"])
+    return {
+        **_VAES[width],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "sample_size": 1024 if family.is_sdxl else 512,
+        "scaling_factor": 0.13025 if family.is_sdxl else 0.18215,
+        "force_upcast": True,
     }
 
 
@@ -200,6 +281,9 @@ _EXTREME_LATENT = {False: 256, True: 512}
 
 def phase_rule(family: Family, task: Task, width: int, height: int) -> PhaseRule:
     """When each change is in force, with the published package's thresholds.
+
+    The package takes a ControlNet for SDXL alone. SD1.5 and SD2.1 keep their own ranges beside one, and its residuals
+    come in for the same part of the run as SDXL's.
 
     Args:
         width: of the picture, in pixels.

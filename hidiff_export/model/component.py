@@ -1,4 +1,4 @@
-"""The networks that are loaded, fabricated and stored: the UNet and the ControlNet."""
+"""The networks that are loaded, fabricated and stored: UNet, ControlNet, text encoders and VAE."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any, cast
 import torch
 
 from hidiff_export.errors import CheckpointError
-from hidiff_export.families import Family, Task, Width, controlnet_config, unet_config
+from hidiff_export.families import (
+    Family,
+    Task,
+    Width,
+    controlnet_config,
+    text_encoder_configs,
+    unet_config,
+    vae_config,
+)
 from hidiff_export.model.state_dict import Shapes
 
 
@@ -18,27 +26,47 @@ class Component(str, Enum):
 
     UNET = "unet"
     CONTROLNET = "controlnet"
+    TEXT_ENCODER = "text_encoder"
+    TEXT_ENCODER_2 = "text_encoder_2"
+    VAE = "vae"
 
     @property
     def class_name(self) -> str:
-        """The network's class in diffusers."""
-        return {"unet": "UNet2DConditionModel", "controlnet": "ControlNetModel"}[self.value]
+        """The network's class in diffusers or transformers."""
+        return _CLASSES[self.value]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a text encoder, and so transformers' and not diffusers'."""
+        return self in (Component.TEXT_ENCODER, Component.TEXT_ENCODER_2)
+
+    @property
+    def free_keys(self) -> frozenset[str]:
+        """What fine-tunes may set as they like: none of it changes a tensor or the graph's operators."""
+        if self.is_text:
+            return frozenset({"eos_token_id"})
+        return frozenset({"sample_size", "scaling_factor" if self is Component.VAE else "upcast_attention"})
 
     def config(self, family: Family, task: Task, width: Width) -> dict[str, Any]:
         """The published configuration: what a checkpoint of this family has to have."""
+        if self.is_text:
+            return text_encoder_configs(family, width)[self.value]
+        if self is Component.VAE:
+            return vae_config(family, width)
         return unet_config(family, task, width) if self is Component.UNET else controlnet_config(family, width)
 
     def empty(self, config: Mapping[str, Any]) -> torch.nn.Module:
         """The network on the meta device: all modules and shapes, no memory for weights, in evaluation mode.
 
-        Raises CheckpointError for a configuration that diffusers cannot build.
+        Raises CheckpointError for a configuration that its library cannot build.
         """
         try:
             with torch.device("meta"):
-                model = self._class().from_config(dict(config))
+                model = self._from_config(config)
         except (ValueError, TypeError, KeyError, IndexError, NotImplementedError) as error:
             raise CheckpointError(
-                f"diffusers cannot build a {self.class_name} from this configuration.",
+                f"{'transformers' if self.is_text else 'diffusers'} cannot build a {self.class_name} from this "
+                "configuration.",
                 given=str(error),
                 advice="Take the config.json that the checkpoint was published with.",
             ) from error
@@ -46,13 +74,32 @@ class Component(str, Enum):
 
     def full_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A configuration with the class defaults filled in, as a network built from it reports it."""
+        if self.is_text:
+            known = self.config(Family.SDXL, Task.TEXT_TO_IMAGE, Width.FULL)
+            full = cast(Any, self.empty(config)).config.to_dict()
+            return {key: full[key] for key in known if key not in _UNUSED_TOKENS}
         return dict(cast(Any, self.empty(config)).config)
 
     def shapes(self, config: Mapping[str, Any]) -> Shapes:
         """Names and shapes of the network's tensors."""
         return {name: tuple(tensor.shape) for name, tensor in self.empty(config).state_dict().items()}
 
-    def _class(self) -> Any:
+    def _from_config(self, config: Mapping[str, Any]) -> Any:
+        if self.is_text:
+            import transformers
+
+            return getattr(transformers, self.class_name)(transformers.CLIPTextConfig(**config))
         import diffusers
 
-        return getattr(diffusers, self.class_name)
+        return getattr(diffusers, self.class_name).from_config(dict(config))
+
+
+_CLASSES = {
+    "unet": "UNet2DConditionModel",
+    "controlnet": "ControlNetModel",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
+    "vae": "AutoencoderKL",
+}
+_UNUSED_TOKENS = ("bos_token_id", "pad_token_id")
+"""Keys of a text encoder's configuration that change nothing it computes."""

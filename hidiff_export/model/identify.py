@@ -12,9 +12,6 @@ from hidiff_export.families import Family, Task, Width
 from hidiff_export.model.component import Component
 from hidiff_export.model.state_dict import Shapes
 
-_FREE_KEYS = frozenset({"sample_size", "upcast_attention"})
-"""What fine-tunes may set as they like: neither changes a tensor or, at a given size, the function computed."""
-
 _SHOWN = 4
 
 
@@ -48,7 +45,7 @@ class _Traits:
 
 
 def check_family(component: Component, family: Family, task: Task, width: Width, shapes: Shapes) -> None:
-    """Raises CheckpointError when the tensors are another family's, another width's or another task's.
+    """Raises CheckpointError when the tensors of a UNet or ControlNet are another family's, width's or task's.
 
     Args:
         component: what the tensors are to be.
@@ -87,7 +84,7 @@ def check_config(component: Component, expected: Mapping[str, Any], given: Mappi
 
     Raises CheckpointError when the checkpoint's own configuration is another architecture.
     """
-    class_name = given.get("_class_name", component.class_name)
+    class_name = given.get("_class_name", (given.get("architectures") or [component.class_name])[0])
     if class_name != component.class_name:
         raise CheckpointError(
             f"The checkpoint's configuration is not of a {component.class_name}.",
@@ -95,14 +92,14 @@ def check_config(component: Component, expected: Mapping[str, Any], given: Mappi
             advice="Give the folder that holds the pipeline, or the network itself.",
         )
     wanted, found = (_plain(component.full_config(config)) for config in (expected, given))
-    differing = [key for key in wanted if found[key] != wanted[key] and key not in _FREE_KEYS]
+    differing = [key for key in wanted if found[key] != wanted[key] and key not in component.free_keys]
     if differing:
         raise CheckpointError(
             "The checkpoint's configuration is not its family's.",
             given=_some([f"{key} {found[key]} for {wanted[key]}" for key in differing]),
             advice="Only checkpoints with their family's published architecture can be built.",
         )
-    return {**expected, **{key: given[key] for key in _FREE_KEYS if given.get(key) is not None}}
+    return {**expected, **{key: given[key] for key in component.free_keys if given.get(key) is not None}}
 
 
 def check_shapes(component: Component, config: Mapping[str, Any], shapes: Shapes) -> None:

@@ -17,14 +17,23 @@ from hidiff_export.families import Family, default_scheduler
 from hidiff_export.model.component import Component
 from hidiff_runtime.manifest import FileRecord
 
-_STEM = "diffusion_pytorch_model"
-_WEIGHTS = (
-    f"{_STEM}.safetensors",
-    f"{_STEM}.safetensors.index.json",
-    f"{_STEM}.fp16.safetensors",
-    f"{_STEM}.safetensors.index.fp16.json",
-)
-"""Where diffusers puts weights, the most precise first."""
+
+def _names(component: Component) -> tuple[str, ...]:
+    """Where diffusers and transformers put a network's weights, the most precise first."""
+    stem = _stem(component)
+    if component.is_text:
+        return (f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{stem}.fp16.safetensors")
+    return (
+        f"{stem}.safetensors",
+        f"{stem}.safetensors.index.json",
+        f"{stem}.fp16.safetensors",
+        f"{stem}.safetensors.index.fp16.json",
+    )
+
+
+def _stem(component: Component) -> str:
+    return "model" if component.is_text else "diffusion_pytorch_model"
+
 
 _SCHEDULER = "scheduler/scheduler_config.json"
 
@@ -106,10 +115,19 @@ def find_scheduler_config(source: str, family: Family) -> dict[str, Any]:
 
 
 def _in_folder(fetch: Fetch, source: str, component: Component) -> CheckpointFiles:
-    for prefix in (f"{component.value}/", ""):
+    # A folder of the network itself is taken for the two that recipes name by themselves.
+    alone = ("",) if component in (Component.UNET, Component.CONTROLNET) else ()
+    for prefix in (f"{component.value}/", *alone):
         found = fetch(f"{prefix}config.json")
         if found is not None:
-            return CheckpointFiles(_weights(fetch, prefix, source), _read_json(found))
+            return CheckpointFiles(_weights(fetch, prefix, source, component), _read_json(found))
+    if not alone:
+        key = "text" if component.is_text else "vae"
+        raise CheckpointError(
+            f"There is no {component.value} in this checkpoint.",
+            given=f"{source} has no {component.value}/config.json",
+            advice=f"Give the whole pipeline's folder, or set {key}: false for a bundle without.",
+        )
     raise CheckpointError(
         f"There is no {component.class_name} in this checkpoint.",
         given=f"{source} has neither {component.value}/config.json nor config.json",
@@ -117,17 +135,17 @@ def _in_folder(fetch: Fetch, source: str, component: Component) -> CheckpointFil
     )
 
 
-def _weights(fetch: Fetch, prefix: str, source: str) -> tuple[Path, ...]:
-    for name in _WEIGHTS:
+def _weights(fetch: Fetch, prefix: str, source: str, component: Component) -> tuple[Path, ...]:
+    for name in _names(component):
         found = fetch(prefix + name)
         if found is not None:
             return _shards(fetch, prefix, found) if name.endswith(".json") else (found,)
-    pickled = fetch(f"{prefix}{_STEM}.bin")
+    pickled = fetch(f"{prefix}{'pytorch_model' if component.is_text else _stem(component)}.bin")
     if pickled is not None:
         raise _pickle(pickled)
     raise CheckpointError(
         "The checkpoint's folder has a configuration but no weights.",
-        given=f"{source}: no {prefix}{_WEIGHTS[0]}",
+        given=f"{source}: no {prefix}{_names(component)[0]}",
         advice=_AGAIN,
     )
 
