@@ -41,7 +41,7 @@ class Denoiser:
         negative_prompt_embeds: Array | None = None,
         *,
         steps: int,
-        seed: int,
+        seed: int | TorchGenerator,
         guidance_scale: float | None = None,
         sampler: str | None = None,
         eta: float = 0.0,
@@ -63,7 +63,7 @@ class Denoiser:
             prompt_embeds: ``[batch, tokens, width]``.
             negative_prompt_embeds: the same; needed with guidance.
             steps: one of the bundle's tabulated step counts.
-            seed: of the random stream, as torch takes it.
+            seed: of the random stream, as torch takes it; or the stream, to go on from where it is.
             guidance_scale: needed with guidance; else left out.
             sampler: one of the bundle's; its default if left out.
             eta: of DDIM: 0 is deterministic, 1 is DDPM's noise.
@@ -103,7 +103,7 @@ class Denoiser:
         schedule = self._bundle.sampler(sampler).schedule(steps, eta=eta)
         plan = PhasePlan(manifest.rule, schedule.steps)
         control = self._control(plan, control, control_image, conditioning_scale)
-        generator = TorchGenerator(seed)
+        generator = seed if isinstance(seed, TorchGenerator) else TorchGenerator(seed)
         shape = (manifest.batch, *manifest.latent)
         start = generator.randn(shape) if latents is None else check_array("latents", latents, shape)
         state = schedule.start(start)

@@ -110,6 +110,13 @@ def test_given_latents_are_used_and_take_nothing_from_the_stream(bundle: Bundle,
     assert backend.calls[0][1]["window_shifts"].tolist() == [int(np.ceil(r * 4)) - 1 for r in uniforms]
 
 
+def test_a_stream_goes_on_from_where_it_is(bundle: Bundle) -> None:
+    stream, whole = TorchGenerator(11), run(bundle, steps=2, sampler="noisy", seed=11)
+    drawn = stream.randn((1, 4, toy.HEIGHT, toy.WIDTH))
+    assert np.array_equal(run(bundle, steps=2, sampler="noisy", seed=stream, latents=drawn), whole)
+    assert not np.array_equal(run(bundle, steps=2, sampler="noisy", seed=11, latents=drawn), whole)
+
+
 def test_the_same_seed_gives_the_same_latents_and_another_seed_others(bundle: Bundle) -> None:
     assert np.array_equal(run(bundle, seed=-5), run(bundle, seed=-5))
     assert not np.array_equal(run(bundle, seed=1), run(bundle, seed=2))
