@@ -113,6 +113,26 @@ def controlnet_outputs(
     return (*down, TensorSpec(MID_RESIDUAL, (model_batch, channels[-1], height, width), "float32"))
 
 
+def text_encoder_inputs() -> tuple[TensorSpec, ...]:
+    """The inputs of a text encoder's graph: one prompt's tokens, and how many layers its embeddings skip."""
+    return TensorSpec("input_ids", (1, PROMPT_TOKENS), "int32"), TensorSpec("clip_skip", (1,), "int32")
+
+
+def text_encoder_outputs(config: Mapping[str, Any], *, pooled: bool) -> tuple[TensorSpec, ...]:
+    """The outputs of a text encoder's graph, float32: ``prompt_embeds``, and ``text_embeds`` where it pools.
+
+    Args:
+        config: of transformers' ``CLIPTextConfig``.
+    """
+    embeds = TensorSpec("prompt_embeds", (1, PROMPT_TOKENS, config["hidden_size"]), "float32")
+    return (embeds, TensorSpec("text_embeds", (1, config["projection_dim"]), "float32")) if pooled else (embeds,)
+
+
+def most_skipped(config: Mapping[str, Any], *, penultimate: bool) -> int:
+    """The most layers that a text encoder's embeddings can skip: the first layer's output always remains."""
+    return int(config["num_hidden_layers"]) - (2 if penultimate else 1)
+
+
 def _sample(
     config: Mapping[str, Any], latent_height: int, latent_width: int, model_batch: int
 ) -> tuple[TensorSpec, ...]:

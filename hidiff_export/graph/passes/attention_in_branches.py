@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.attention import unsupported
+from hidiff_export.graph.passes.attention import is_causal, unsupported
 from hidiff_export.graph.passes.base import (
     Declined,
     Operator,
@@ -56,6 +56,8 @@ class AttentionInBranches(RewritePass):
         declined = unsupported(node)
         if declined is not None:
             return declined
+        if is_causal(node):
+            return Declined("it is causal, which no network with branches has")
         narrow = [_narrow(value) for value in node.inputs[:3] if value is not None]
         if len({value.dtype for value in narrow}) != 1 or narrow[0].dtype not in HALVES:
             return Declined("it is not of 16 bits")

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.attention import unsupported
+from hidiff_export.graph.passes.attention import is_causal, unsupported
 from hidiff_export.graph.passes.base import (
     MICROSOFT,
     Declined,
@@ -54,7 +54,7 @@ class AttentionToMha(RewritePass):
             steps = _join_heads(graph, tensor, shape)
             nodes.extend(steps)
             joined.append(steps[-1].outputs[0])
-        attributes = {"num_heads": query[1], "scale": _scale(node, query[3])}
+        attributes = {"num_heads": query[1], "scale": _scale(node, query[3]), "unidirectional": int(is_causal(node))}
         merged = (query[0], query[2], query[1] * query[3])
         mha = make("MultiHeadAttention", joined, attributes, domain=MICROSOFT, shape=merged, type=node.outputs[0].type)
         split = _split_heads(graph, mha.outputs[0], query)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.attention import unsupported
+from hidiff_export.graph.passes.attention import is_causal, unsupported
 from hidiff_export.graph.passes.base import (
     Declined,
     Operator,
@@ -34,6 +34,12 @@ reach, SDXL at 4096 pixels with a window of 16384 tokens, is cut into 160 pieces
 elements or more, which whole scores exceed from 2048 pixels on.
 """
 
+MASKED = -30000.0
+"""Added to the scores that causal attention leaves out: far below any other, and a number in every type.
+
+An infinity would do as well on paper, and be a NaN wherever a kernel subtracts it from itself.
+"""
+
 _KEYS_LAST = (0, 1, 3, 2)
 
 
@@ -42,7 +48,8 @@ class DecomposeAttention(RewritePass):
 
     Kernels there are for float16 and bfloat16 and head sizes of 16 to 256 in steps of 8, also where float16 or
     bfloat16 is cast to float32 just before: then the kernel takes the narrow type and adds up in float32. The rest,
-    all float32 graphs among it, is computed a piece of the queries at a time.
+    all float32 graphs among it, is computed a piece of the queries at a time. So is causal attention whatever its type:
+    text encoders attend over 77 tokens, where no kernel is worth a difference between the precisions.
 
     Requires: shapes and types known; opset 23 or later.
     Ensures: ``Attention`` is left only where TensorRT has a kernel, or where `declined` says why.
@@ -69,7 +76,8 @@ class DecomposeAttention(RewritePass):
         query, key, value = (shape for shape in shapes if shape is not None)
         if query[1] != key[1]:
             return Declined("queries and keys have different numbers of heads")
-        if query[3] == value[3] and query[3] in HEAD_SIZES and all(_is_half(tensor) for tensor in node.inputs[:3]):
+        fused = query[3] == value[3] and query[3] in HEAD_SIZES and not is_causal(node)
+        if fused and all(_is_half(tensor) for tensor in node.inputs[:3]):
             return None
         return _Decomposition(graph, node).steps(self._largest_scores)
 
@@ -102,17 +110,30 @@ class _Decomposition:
         )
         keys = self._add("Transpose", [key], tuple(_shape(key)[axis] for axis in _KEYS_LAST), perm=_KEYS_LAST)
         rows = piece_sizes(tokens, batch * heads * _shape(key)[2], largest_scores)
-        parts = [self._attend(part, keys, value) for part in self._split(scaled, rows)]
+        firsts = [sum(rows[:index]) for index in range(len(rows))]
+        parts = [
+            self._attend(part, keys, value, first)
+            for part, first in zip(self._split(scaled, rows), firsts, strict=True)
+        ]
         whole = (batch, heads, tokens, _shape(value)[3])
         result = parts[0] if len(parts) == 1 else self._add("Concat", parts, whole, axis=2)
         return Replacement([result], self._nodes)
 
-    def _attend(self, query: ir.Value, keys: ir.Value, value: ir.Value) -> ir.Value:
+    def _attend(self, query: ir.Value, keys: ir.Value, value: ir.Value, first: int) -> ir.Value:
+        """What the queries from number ``first`` on find."""
         batch, heads, rows, _ = _shape(query)
         scores = (batch, heads, rows, _shape(keys)[3])
         product = self._add("MatMul", [query, keys], scores)
+        if is_causal(self._node):
+            product = self._add("Add", [product, self._mask(query, first, scores)], scores)
         weights = self._add("Softmax", [product], scores, axis=-1)
         return self._add("MatMul", [weights, value], (batch, heads, rows, _shape(value)[3]))
+
+    def _mask(self, query: ir.Value, first: int, scores: tuple[int, ...]) -> ir.Value:
+        """What takes later tokens out of the scores."""
+        assert query.dtype is not None  # types are known
+        later = np.arange(scores[3]) > np.arange(first, first + scores[2])[:, None]
+        return add_constant(self._graph, np.where(later, MASKED, 0.0).astype(query.dtype.numpy()))
 
     def _split(self, query: ir.Value, rows: list[int]) -> list[ir.Value]:
         if len(rows) == 1:
