@@ -139,6 +139,7 @@ class Toy:
     control: bool = False
     batch: int = 1
     reference: bool = True
+    tokens: int = TOKENS
 
     @property
     def rule(self) -> PhaseRule:
@@ -153,7 +154,7 @@ class Toy:
         inputs = [
             TensorSpec("latents", (batch, 9 if self.inpainting else 4, HEIGHT, WIDTH), "float32"),
             TensorSpec("timestep", (1,), "float32"),
-            TensorSpec("prompt_embeds", (batch, TOKENS, DIM), "float32"),
+            TensorSpec("prompt_embeds", (batch, self.tokens, DIM), "float32"),
             TensorSpec("window_shifts", (len(BLOCKS),), "int32"),
         ]
         if self.sdxl:
@@ -180,7 +181,7 @@ class Toy:
     def given(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Everything the denoiser needs by keyword."""
         generator = TorchGenerator(1000 + seed)
-        shapes: dict[str, tuple[int, ...]] = {"prompt_embeds": (self.batch, TOKENS, DIM)}
+        shapes: dict[str, tuple[int, ...]] = {"prompt_embeds": (self.batch, self.tokens, DIM)}
         if self.sdxl:
             shapes |= {"text_embeds": (self.batch, POOLED), "time_ids": (self.batch, 6)}
         if self.guidance:
