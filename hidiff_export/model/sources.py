@@ -37,6 +37,11 @@ def _stem(component: Component) -> str:
 
 _SCHEDULER = "scheduler/scheduler_config.json"
 
+_TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
+"""Whose tokenizer every family's text encoders were trained with; single files come without one."""
+
 RANDOM = "random:"
 """How the source of a fabricated checkpoint begins."""
 
@@ -112,6 +117,57 @@ def find_scheduler_config(source: str, family: Family) -> dict[str, Any]:
         with _hub_errors(source):
             found = _HubFolder(source, connect=False)(_SCHEDULER) or _HubFolder(source, connect=True)(_SCHEDULER)
     return dict(default_scheduler(family)[1]) if found is None else _read_json(found)
+
+
+def find_tokenizer(source: str, folder: str) -> dict[str, Path]:
+    """The files of a tokenizer by their names, as transformers writes them.
+
+    Args:
+        source: as for `find_checkpoint`; a single file's tokenizer is the one that CLIP was published with.
+        folder: ``tokenizer`` or ``tokenizer_2``.
+
+    Raises:
+        CheckpointError: there is none, or the hub that has it cannot be reached.
+        StorageError: when a download cannot be written.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = _tokenizer_files(lambda name: path / name if (path / name).is_file() else None, f"{folder}/")
+    elif path.suffix == ".safetensors":
+        found = _tokenizer_on_hub(_CLIP_TOKENIZER, "")
+    else:
+        found = _tokenizer_on_hub(source, f"{folder}/")
+    if not found:
+        raise CheckpointError(
+            "There is no tokenizer in this checkpoint.",
+            given=f"{source} has neither {folder}/vocab.json with merges.txt nor {folder}/tokenizer.json",
+            advice="Give the whole pipeline's folder, or set text: false for a bundle without.",
+        )
+    return found
+
+
+def _tokenizer_files(fetch: Fetch, prefix: str) -> dict[str, Path]:
+    whole = {name: path for name in _TOKENIZER if (path := fetch(prefix + name)) is not None}
+    if "tokenizer.json" not in whole and len(whole) < 2:
+        return {}
+    return whole | {name: path for name in _TOKENIZER_SETTINGS if (path := fetch(prefix + name)) is not None}
+
+
+def _tokenizer_on_hub(repository: str, prefix: str) -> dict[str, Path]:
+    with _hub_errors(repository):
+        folder = _HubFolder(repository, connect=False)
+        found = _tokenizer_files(folder, prefix)
+        if not found:
+            folder = _HubFolder(repository, connect=True)
+            found = _tokenizer_files(folder, prefix)
+    if not found and not folder.connect:
+        raise CheckpointError(
+            "The tokenizer is not in the local cache, and the hub cannot be reached.",
+            given=repository,
+            advice=f"Go online, run `hf download {repository}` elsewhere and copy the cache, give a diffusers folder "
+            "that has its tokenizer, or set text: false for a bundle without.",
+        )
+    return found
 
 
 def _in_folder(fetch: Fetch, source: str, component: Component) -> CheckpointFiles:
