@@ -157,7 +157,7 @@ def test_an_interrupt_exits_130(folder: Path, monkeypatch: pytest.MonkeyPatch, t
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_show_step", interrupt)
+    monkeypatch.setattr(cli.denoise, "_show_step", interrupt)
     output = tmp_path / "latents.safetensors"
     command = ["denoise", str(folder), "--random-embeds", "0", "--steps", "4", "--guidance", "2", "-o", str(output)]
     assert cli.main(command) == 130

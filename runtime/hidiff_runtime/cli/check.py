@@ -1,0 +1,42 @@
+"""`hidiff-run check`: the bundle's reference samples, replayed here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from hidiff_runtime.cli.opening import add_opening, open_bundle
+from hidiff_runtime.cli.output import progress, write
+
+SUMMARY = "replay the bundle's reference samples on this machine's engines"
+EXAMPLE = "check bundle --json > check.json"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Adds the command's own options."""
+    command.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    command.add_argument("--calls-only", action="store_true", help="leave out the whole runs")
+    add_opening(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Replays; returns 0 if every verdict is good, else 1."""
+    from hidiff_runtime.replay import check, read_samples
+
+    count = 0
+
+    def show(_: object) -> None:
+        nonlocal count
+        count += 1
+        progress(f"{count} of {total} compared")
+
+    with open_bundle(options) as bundle:
+        samples = read_samples(bundle)
+        replayed = [] if options.calls_only else samples.runs
+        total = len(samples.calls) + sum(len(run.trajectory) + 1 for run in replayed)
+        progress(f"0 of {total} compared")
+        report = check(bundle, runs=not options.calls_only, progress=show)
+    progress("", end="\n" if sys.stderr.isatty() else "")
+    write((json.dumps(report.to_dict(), indent=2) if options.json else report.render()) + "\n", sys.stdout)
+    return report.exit_code

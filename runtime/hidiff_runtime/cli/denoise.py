@@ -1,0 +1,84 @@
+"""`hidiff-run denoise`: prompt embeddings in, latents out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hidiff_runtime.cli.opening import add_opening, open_bundle
+from hidiff_runtime.cli.output import progress, write
+from hidiff_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from hidiff_runtime.denoiser import StepInfo
+
+SUMMARY = "denoise prompt embeddings to latents"
+EXAMPLE = "denoise bundle --embeds prompt.safetensors --steps 20 --guidance 7.5 -o latents.safetensors"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Adds the command's own options."""
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--embeds",
+        metavar="FILE",
+        type=Path,
+        help="safetensors with prompt_embeds, negative_prompt_embeds and whatever else the bundle takes, float32",
+    )
+    source.add_argument("--random-embeds", metavar="SEED", type=int, help="random embeddings, to try a bundle out")
+    command.add_argument("--steps", type=int, required=True, help="denoising steps")
+    command.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale; needed with guidance")
+    command.add_argument("--seed", type=int, default=0, help="of latents, window shifts and noise (default: 0)")
+    command.add_argument("--sampler", metavar="NAME", help="one of the bundle's (default: its own)")
+    command.add_argument("--eta", type=float, default=0.0, help="of DDIM (default: 0)")
+    command.add_argument(
+        "--control-image",
+        metavar="FILE",
+        type=Path,
+        help="safetensors with control_image, float32 from 0 to 1, for a bundle with a ControlNet",
+    )
+    command.add_argument(
+        "--conditioning-scale", type=float, default=1.0, metavar="SCALE", help="of the ControlNet (default: 1)"
+    )
+    command.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="safetensors to write")
+    add_opening(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Denoises and writes the latents."""
+    from hidiff_runtime import safetensors
+    from hidiff_runtime.embeddings import random_embeddings, read_control_image, read_embeddings
+
+    if not options.output.absolute().parent.is_dir():
+        raise InputError("The output's folder does not exist.", given=options.output, advice="Make it first.")
+    with open_bundle(options) as bundle:
+        if options.embeds is None:
+            given, residuals = random_embeddings(bundle.manifest, options.random_embeds)
+        else:
+            given, residuals = read_embeddings(bundle.manifest, options.embeds)
+        if options.control_image is not None:
+            given |= read_control_image(options.control_image)
+        latents = bundle.denoiser().denoise(
+            **given,
+            steps=options.steps,
+            guidance_scale=options.guidance,
+            seed=options.seed,
+            sampler=options.sampler,
+            eta=options.eta,
+            conditioning_scale=options.conditioning_scale,
+            control=(lambda _: residuals) if residuals else None,
+            callback=_show_step,
+        )
+        sampler = options.sampler or bundle.manifest.default_sampler
+    facts = {"steps": str(options.steps), "seed": str(options.seed), "sampler": sampler}
+    safetensors.write(options.output, {"latents": latents}, facts)
+    write(f"{options.output}: latents float32{list(latents.shape)}\n", sys.stdout)
+    return 0
+
+
+def _show_step(info: StepInfo) -> None:
+    last = info.step + 1 == info.steps
+    text = f"step {info.step + 1}/{info.steps}  {info.phase.name}  {info.seconds:.3f} s"
+    progress(text, end="\n" if last or not sys.stderr.isatty() else "")

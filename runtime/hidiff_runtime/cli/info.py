@@ -1,0 +1,49 @@
+"""`hidiff-run info`: what is in a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from hidiff_runtime.cli.output import write
+
+if TYPE_CHECKING:
+    from hidiff_runtime.manifest import GraphRecord
+
+SUMMARY = "show what is in the bundle, without opening an engine"
+EXAMPLE = "info bundle"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Adds the command's own options."""
+    command.add_argument("--json", action="store_true", help="print the manifest as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the manifest for people, or as it is."""
+    from hidiff_runtime.manifest import Manifest
+
+    manifest = Manifest.read(options.folder)
+    if options.json:
+        write(json.dumps(manifest.to_json(), indent=2) + "\n", sys.stdout)
+        return 0
+    total = sum(file.size for file in manifest.files.values())
+    lines = [
+        f"{manifest.family} {manifest.task}, {manifest.width}x{manifest.height} pixels, batch {manifest.batch}, "
+        f"{manifest.precision}, guidance {'on' if manifest.guidance else 'off'}",
+        f"  files     {len(manifest.files)}, {total / 2**20:.1f} MiB",
+        f"  samplers  {', '.join(sorted(manifest.samplers))} (default {manifest.default_sampler})",
+        f"  steps     {manifest.steps[0]} to {manifest.steps[-1]} ({len(manifest.steps)} tabulated)",
+        f"  reference {manifest.reference or 'none'}",
+        f"  built by  {', '.join(f'{tool} {version}' for tool, version in manifest.tools.items())}",
+        "  graphs",
+    ]
+    graphs: list[tuple[str, GraphRecord]] = [(record.phase.name, record) for record in manifest.phases]
+    for name, record in [*graphs, *manifest.others()]:
+        lines.append(f"    {name:24} engines: {', '.join(record.engines)}")
+        lines += [f"      {spec}" for spec in record.inputs]
+        lines += [f"      -> {spec}" for spec in record.outputs]
+    write("\n".join(lines) + "\n", sys.stdout)
+    return 0

@@ -1,0 +1,61 @@
+"""Options of every command that opens a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from hidiff_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from hidiff_runtime.bundle import Bundle
+
+NAMES = ("verify", "backend", "resident", "prefetch", "loop")
+
+
+def add_opening(command: argparse.ArgumentParser) -> None:
+    """Adds how to open the bundle."""
+    command.add_argument("--backend", metavar="NAME", help="whose engines to run (default: the first this machine has)")
+    command.add_argument(
+        "--verify", choices=("hash", "size"), default="hash", help="how to check files (default: hash)"
+    )
+    command.add_argument(
+        "--resident", choices=("current", "all"), default="current", help="engines kept open (default: current)"
+    )
+    command.add_argument(
+        "--prefetch", action="store_true", help="open the next phase's engine while the current one runs"
+    )
+    command.add_argument(
+        "--loop",
+        choices=("auto", "host", "device"),
+        default="auto",
+        help="where latents stay between steps (default: auto, on any device that is not the host itself)",
+    )
+    command.add_argument(
+        "--option",
+        metavar="NAME=VALUE",
+        type=_named_value,
+        action="append",
+        default=[],
+        help="an option of the backend, such as threads=8 or device=cpu; may be given again",
+    )
+
+
+def _named_value(text: str) -> tuple[str, str | int | bool]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    if value in ("true", "false"):
+        return name, value == "true"
+    return name, int(value) if value.isdecimal() else value
+
+
+def open_bundle(options: argparse.Namespace, **changes: Any) -> Bundle:
+    """Opens the command's bundle as its options, and then `changes`, say."""
+    from hidiff_runtime import bundle
+
+    given = {name: getattr(options, name) for name in NAMES}
+    taken = [name for name, _ in options.option if name in (*given, "folder", "preload")]
+    if taken:
+        raise InputError("This is no option of a backend.", given=taken[0], advice=f"Use --{taken[0]} if there is one.")
+    return bundle.open(options.folder, **{**given, **changes}, **dict(options.option))

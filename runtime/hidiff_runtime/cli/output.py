@@ -1,0 +1,20 @@
+"""What commands print: results to standard output, progress to standard error."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+
+def progress(text: str, end: str = "") -> None:
+    """Writes over the last line of a terminal; elsewhere writes lines that end."""
+    if sys.stderr.isatty():
+        write(f"\r\x1b[K{text}{end}", sys.stderr)
+    elif end:
+        write(f"{text}{end}", sys.stderr)
+
+
+def write(text: str, stream: TextIO) -> None:
+    """Writes at once, so that standard output and standard error come in turn."""
+    stream.write(text)
+    stream.flush()
