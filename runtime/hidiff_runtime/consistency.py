@@ -110,9 +110,11 @@ def _check_text_encoders(manifest: Manifest, fields: Fields) -> None:
             rule = "must take input_ids and clip_skip, and give prompt_embeds"
             raise fields.wrong(record.name, rule, ", ".join(map(str, (*record.inputs, *record.outputs))))
         width += embeds.shape[2]
-    taken = manifest.phases[0].input("prompt_embeds")
+    taken, ids = manifest.phases[0].input("prompt_embeds"), manifest.text_encoders[0].input("input_ids")
     if taken is not None and width != taken.shape[-1]:
         raise fields.wrong("text_encoders", f"must give embeddings as wide as {taken}", width)
+    if taken is not None and ids is not None and (not ids.shape[1] or taken.shape[1] % ids.shape[1]):
+        raise fields.wrong("text_encoders", f"must take {taken.shape[1]} tokens in a whole number of times", str(ids))
     pooled = manifest.phases[0].input("text_embeds")
     given = manifest.text_encoders[-1].output("text_embeds")
     if pooled is not None and (given is None or given.shape[-1] != pooled.shape[-1]):
