@@ -79,6 +79,8 @@ def context_of(given: argparse.Namespace) -> StageContext:
         given.recipe,
         (
             "source=random:0",
+            "text=false",
+            "vae=false",
             "sampler=ddim",
             "steps=[20]",
             f"precision={given.precision}",

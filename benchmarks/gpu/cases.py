@@ -83,6 +83,7 @@ def recipe_of(case: str, precision: str, rehearse: bool, backend: str | None = N
         changes |= {"backend": backend, "targets": scale.device}
     else:
         changes |= {"targets": "cuda"}  # so that no precision is refused
+    changes |= {"text": False, "vae": False}  # what is measured are the UNet's evaluations and runs
     if rehearse:
         rule = shipped.phase_rule()
         thresholds = {"strided": _fractions(rule.strided), "pooled": _fractions(rule.pooled)}

@@ -41,6 +41,11 @@ class Component(str, Enum):
         return self in (Component.TEXT_ENCODER, Component.TEXT_ENCODER_2)
 
     @property
+    def written_as(self) -> dict[str, Any]:
+        """How a configuration names its class: diffusers' way or transformers'."""
+        return {"architectures": [self.class_name]} if self.is_text else {"_class_name": self.class_name}
+
+    @property
     def free_keys(self) -> frozenset[str]:
         """What fine-tunes may set as they like: none of it changes a tensor or the graph's operators."""
         if self.is_text:

@@ -45,11 +45,12 @@ from hidiff_export.recipe.values import (
     random_seed,
     refusal,
 )
+from hidiff_export.tiling import VaeTiles
 from hidiff_runtime.phases import PhaseRule, StepRange
 
 _SIDE = f"a multiple of {MULTIPLE} from {SMALLEST} to {LARGEST}."
 _INPAINTING_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
-_CONTROL_FAMILIES = (Family.SDXL,)
+_CONTROL_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
 _BUILDS_FOR = {
     Backend.ONNXRUNTIME: "cpu or cuda",
     Backend.TENSORRT: "cuda",
@@ -88,6 +89,20 @@ class Recipe(Frozen):
     controlnet: Source | None = Field(
         default=None,
         description="The ControlNet's checkpoint, written like source; without one, residuals come from outside.",
+    )
+    text: StrictBool = Field(
+        default=True, description="Whether tokenizers and text encoders come too, for prompts as text: true or false."
+    )
+    vae: StrictBool = Field(
+        default=True, description="Whether the VAE comes too, for pictures instead of latents: true or false."
+    )
+    vae_tile: StrictInt | None = Field(
+        default=None,
+        ge=SMALLEST,
+        le=LARGEST,
+        multiple_of=64,
+        description="Longest side of the VAE's tiles in pixels, a multiple of 64; by default the picture's if it fits.",
+        json_schema_extra=without_default,
     )
     task: Task = Field(
         default=Task.TEXT_TO_IMAGE,
@@ -295,6 +310,16 @@ class Recipe(Frozen):
     def model_batch(self) -> int:
         """Latents of one evaluation: twice the batch with guidance, the negative prompt's first."""
         return self.batch * 2 if self.guidance else self.batch
+
+    @property
+    def tiles(self) -> VaeTiles:
+        """How the VAE sees the picture."""
+        return VaeTiles.of(self.height, self.width, self.vae_tile)
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """Names of the text encoders that the bundle holds."""
+        return tuple(families.text_encoder_configs(self.family, self.unet_width)) if self.text else ()
 
     @property
     def random_seed(self) -> int | None:

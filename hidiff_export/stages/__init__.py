@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from hidiff_export.build.protocol import Report
 from hidiff_export.quantise.paths import traced_graph
@@ -42,9 +42,11 @@ class StageContext:
 
     @property
     def graphs(self) -> tuple[Path, ...]:
-        """Every portable graph: the phases', the ControlNet's if the recipe names one, and the step graph."""
+        """Every portable graph: the phases', the step graph, and those of the other networks that there are."""
         control = () if self.recipe.controlnet is None else (self.controlnet_graph,)
-        return (*map(self.graph, self.phases), *control, self.step_graph)
+        text = map(self.text_encoder_graph, self.recipe.text_encoders)
+        vae = (self.vae_graph("decoder"), self.vae_graph("encoder")) if self.recipe.vae else ()
+        return (*map(self.graph, self.phases), *control, self.step_graph, *text, *vae)
 
     @property
     def unet(self) -> Path:
@@ -68,6 +70,23 @@ class StageContext:
     def controlnet_graph(self) -> Path:
         """The portable graph of the ControlNet."""
         return self.controlnet / "controlnet.onnx"
+
+    def text_encoder_graph(self, name: str) -> Path:
+        """The portable graph of a text encoder, in a folder of its name."""
+        return self.folder / name / f"{name}.onnx"
+
+    def tokenizer(self, name: str) -> Path:
+        """What makes the tokens of a text encoder."""
+        return self.folder / name / "tokenizer.json"
+
+    def vae_graph(self, half: Literal["decoder", "encoder"]) -> Path:
+        """The portable graph of one half of the VAE."""
+        return self.folder / "vae" / f"{half}.onnx"
+
+    @property
+    def preview(self) -> Path:
+        """The factors that make a preview of latents."""
+        return self.folder / "vae" / "preview.json"
 
     @property
     def step_graph(self) -> Path:

@@ -1,4 +1,4 @@
-"""Each phase becomes one static ONNX graph that points into the weight store; so does the ControlNet.
+"""Each phase becomes one static ONNX graph that points into the weight store; so do the other networks.
 
 The step graph, which has no weights, comes beside them.
 """
@@ -6,23 +6,29 @@ The step graph, which has no weights, comes beside them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hidiff_export.bundle import write_json
 from hidiff_export.graph.portable import write_graph
 from hidiff_export.graph.step import write_step_graph
 from hidiff_export.graph.weights import PRECISIONS, WeightStore
+from hidiff_export.model.component import Component
 from hidiff_export.model.controlnet import ControlNetModule
-from hidiff_export.model.load import build_controlnet, build_unet
+from hidiff_export.model.graph_module import GraphModule
+from hidiff_export.model.load import build
 from hidiff_export.model.phase_unet import PhaseUNet
+from hidiff_export.model.preview import fit_preview
+from hidiff_export.model.text_encoder import TextEncoderModule
+from hidiff_export.model.vae import VaeDecoder, VaeEncoder
 from hidiff_export.stages import Report, StageContext
 from hidiff_export.stages.records import states, step_record
 from hidiff_export.stages.weights import CONFIG, WEIGHTS
 
 
 class Graphs:
-    """``unet/<phase>.onnx``, one a phase, ``controlnet/controlnet.onnx`` if there is one, and ``step/step.onnx``."""
+    """``unet/<phase>.onnx``, one a phase, ``step/step.onnx``, and a graph for each other network that there is."""
 
     name = "graphs"
     title = "graphs"
@@ -34,6 +40,8 @@ class Graphs:
         return {
             "phases": [phase.name for phase in context.phases],
             "controlnet": recipe.controlnet is not None,
+            "text_encoders": list(recipe.text_encoders),
+            "tile": [recipe.tiles.height, recipe.tiles.width] if recipe.vae else None,
             "windowed_blocks": list(recipe.unet_layout.windowed_blocks),
             "latent": list(recipe.latent_shape),
             "model_batch": recipe.model_batch,
@@ -41,28 +49,48 @@ class Graphs:
         }
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
-        """Traces phase after phase over the same mapped weights, then the ControlNet."""
+        """Traces phase after phase over the same mapped weights, then the other networks."""
         recipe = context.recipe
-        size = (recipe.latent_height, recipe.latent_width)
-        store, unet = _stored(context.unet, build_unet)
-        for index, phase in enumerate(context.phases):
-            report(index, len(context.graphs), phase.name)
-            module = PhaseUNet(unet, recipe.unet_layout, phase, *size)
-            write_graph(module, recipe.model_batch, store, context.traced(phase))
-        if recipe.controlnet is not None:
-            report(len(context.phases), len(context.graphs), "ControlNet")
-            store, controlnet = _stored(context.controlnet, build_controlnet)
-            control_module = ControlNetModule(controlnet, *size)
-            write_graph(control_module, recipe.model_batch, store, context.controlnet_graph)
+        written: list[Path] = []
+        for module, model_batch, store, path in _modules(context):
+            report(len(written), len(context.graphs), module.title)
+            write_graph(module, model_batch, store, path)
+            written.append(path)
         context.step_graph.parent.mkdir(exist_ok=True)
         write_step_graph(step_record(context), context.step_graph)
-        others = context.graphs[len(context.phases) :]
-        return (*map(context.traced, context.phases), *others)
+        written.append(context.step_graph)
+        if recipe.vae:
+            _, vae = _stored(context, Component.VAE)
+            write_json(context.preview, fit_preview(vae))
+            written.append(context.preview)
+        return tuple(written)
 
 
-def _stored(folder: Path, build: Callable[..., Any]) -> tuple[WeightStore, Any]:
+def _modules(context: StageContext) -> Iterator[tuple[GraphModule, int, WeightStore, Path]]:
+    """Every network with its batch, its weights and its graph's path; one network is in memory at a time."""
+    recipe = context.recipe
+    size = (recipe.latent_height, recipe.latent_width)
+    store, unet = _stored(context, Component.UNET)
+    for phase in context.phases:
+        phase_unet = PhaseUNet(unet, recipe.unet_layout, phase, *size)
+        yield phase_unet, recipe.model_batch, store, context.traced(phase)
+    if recipe.controlnet is not None:
+        store, controlnet = _stored(context, Component.CONTROLNET)
+        yield ControlNetModule(controlnet, *size), recipe.model_batch, store, context.controlnet_graph
+    for name in recipe.text_encoders:
+        store, encoder = _stored(context, Component(name))
+        text_encoder = TextEncoderModule(encoder, penultimate=recipe.family.is_sdxl)
+        yield text_encoder, 1, store, context.text_encoder_graph(name)
+    if recipe.vae:
+        store, vae = _stored(context, Component.VAE)
+        yield VaeDecoder(vae, recipe.tiles), 1, store, context.vae_graph("decoder")
+        yield VaeEncoder(vae, recipe.tiles), 1, store, context.vae_graph("encoder")
+
+
+def _stored(context: StageContext, component: Component) -> tuple[WeightStore, Any]:
     """A network's weight store, and the network over it."""
+    folder = context.folder / component.value
     store = WeightStore.open(folder / WEIGHTS)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     _, dtype = PRECISIONS[store.precision]
-    return store, build(config, store.state_dict(), dtype)
+    return store, build(component, config, store.state_dict(), dtype)

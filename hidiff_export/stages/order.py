@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from hidiff_export.recipe import Recipe
@@ -10,7 +11,13 @@ from hidiff_export.stages import Stage, StageContext
 from hidiff_export.stages.engines import Engines, with_engines
 from hidiff_export.stages.graphs import Graphs
 from hidiff_export.stages.quantisation import Quantisation
-from hidiff_export.stages.records import controlnet_record, phase_record, step_record
+from hidiff_export.stages.records import (
+    controlnet_record,
+    phase_record,
+    step_record,
+    text_encoder_records,
+    vae_record,
+)
 from hidiff_export.stages.reference import Reference
 from hidiff_export.stages.samplers import FOLDER, Samplers
 from hidiff_export.stages.weights import WEIGHTS, Weights
@@ -45,9 +52,9 @@ def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) ->
     """
     recipe, control = context.recipe, controlnet_record(context)
     samplers = {name.value: f"{FOLDER}/{name.value}.safetensors" for name in recipe.sampler}
-    stores = {context.unet.name: f"{context.unet.name}/{WEIGHTS}"}
-    if recipe.controlnet is not None:
-        stores[context.controlnet.name] = f"{context.controlnet.name}/{WEIGHTS}"
+    vae = vae_record(context)
+    networks = ("unet", "controlnet", *recipe.text_encoders, "vae")
+    stores = {name: path for name in networks if (path := f"{name}/{WEIGHTS}") in files}
     return Manifest(
         tools=tool_versions(),
         recipe=recipe.to_dict(),
@@ -68,12 +75,16 @@ def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) ->
         weights=stores,
         controlnet=None if control is None else with_engines(context, control),
         step=with_engines(context, step_record(context)),
+        text_encoders=tuple(with_engines(context, record) for record in text_encoder_records(context)),
+        vae=None
+        if vae is None
+        else replace(vae, decoder=with_engines(context, vae.decoder), encoder=with_engines(context, vae.encoder)),
         files=files,
         reference=next(path for path in files if path.startswith("reference/") and path.endswith(".json")),
         fingerprints={
             "recipe": recipe.fingerprint(),
-            "weights": files[stores[context.unet.name]].sha256,
-            **({} if recipe.controlnet is None else {"controlnet": files[stores[context.controlnet.name]].sha256}),
+            "weights": files[stores["unet"]].sha256,
+            **{name: files[path].sha256 for name, path in stores.items() if name != "unet"},
         },
     )
 

@@ -6,14 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hidiff_export.signature import controlnet_inputs, controlnet_outputs, phase_inputs, phase_outputs
+from hidiff_export.signature import (
+    controlnet_inputs,
+    controlnet_outputs,
+    most_skipped,
+    phase_inputs,
+    phase_outputs,
+    text_encoder_inputs,
+    text_encoder_outputs,
+)
 from hidiff_export.stages import StageContext
 from hidiff_export.stages.samplers import FOLDER
 from hidiff_export.stages.weights import CONFIG
 from hidiff_runtime.manifest import GraphRecord, PhaseRecord
 from hidiff_runtime.phases import Phase
+from hidiff_runtime.records import TextEncoderRecord, VaeRecord
 from hidiff_runtime.safetensors import SafetensorsFile
-from hidiff_runtime.sampler import STATE
+from hidiff_runtime.schedule import STATE
 from hidiff_runtime.step_graph import LATENTS, step_inputs, step_outputs
 
 
@@ -54,6 +63,38 @@ def step_record(context: StageContext) -> GraphRecord:
     return GraphRecord(_inside(context, context.step_graph), {}, step_inputs(*due), step_outputs(*due))
 
 
+def text_encoder_records(context: StageContext) -> tuple[TextEncoderRecord, ...]:
+    """The records of the text encoders' graphs, without engines."""
+    penultimate = context.recipe.family.is_sdxl
+    return tuple(
+        TextEncoderRecord(
+            _inside(context, context.text_encoder_graph(name)),
+            {},
+            text_encoder_inputs(),
+            text_encoder_outputs(config, pooled=name == "text_encoder_2"),
+            name=name,
+            tokenizer=_inside(context, context.tokenizer(name)),
+            clip_skip=most_skipped(config, penultimate=penultimate),
+        )
+        for name, config in ((name, _config(context.folder / name)) for name in context.recipe.text_encoders)
+    )
+
+
+def vae_record(context: StageContext) -> VaeRecord | None:
+    """The record of the VAE's graphs, without engines; None where the bundle has no VAE."""
+    if not context.recipe.vae:
+        return None
+    config, tiles = _config(context.folder / "vae"), context.recipe.tiles
+    decoder, encoder = (_inside(context, context.vae_graph(half)) for half in ("decoder", "encoder"))
+    return VaeRecord(
+        decoder=GraphRecord(decoder, {}, tiles.decoder_inputs(), tiles.decoder_outputs()),
+        encoder=GraphRecord(encoder, {}, tiles.encoder_inputs(), tiles.encoder_outputs()),
+        scaling_factor=config["scaling_factor"],
+        overlap=tiles.overlap,
+        preview=tuple(map(tuple, json.loads(context.preview.read_text(encoding="utf-8")))),
+    )
+
+
 def states(context: StageContext) -> int:
     """How many states the recipe's samplers need at most, and 1 at least, by the tables that are there already."""
     needed = [1]
@@ -65,9 +106,14 @@ def states(context: StageContext) -> int:
 
 def graph_records(context: StageContext) -> tuple[GraphRecord, ...]:
     """The records of every graph that engines are built from: the phases' in running order, then the others'."""
-    others = (controlnet_record(context), step_record(context))
-    phases = (phase_record(context, phase) for phase in context.phases)
-    return (*phases, *(record for record in others if record is not None))
+    control, vae = controlnet_record(context), vae_record(context)
+    return (
+        *(phase_record(context, phase) for phase in context.phases),
+        *(() if control is None else (control,)),
+        step_record(context),
+        *text_encoder_records(context),
+        *(() if vae is None else (vae.decoder, vae.encoder)),
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ from hidiff_export.bundle import write_json
 from hidiff_export.graph.islands import precision_of
 from hidiff_export.graph.weights import WeightStore
 from hidiff_export.model.component import Component
-from hidiff_export.model.load import load_controlnet, load_unet
+from hidiff_export.model.load import load
 from hidiff_export.model.sources import find_scheduler_config, source_fingerprint
+from hidiff_export.model.tokenizer import tokenizer_json
+from hidiff_export.recipe import Recipe
 from hidiff_export.stages import Report, StageContext
 
 CONFIG = "config.json"
@@ -20,7 +24,7 @@ SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
 class Weights:
-    """``weights.safetensors`` and ``config.json`` of the UNet and the ControlNet, and the scheduler's configuration."""
+    """``weights.safetensors`` and ``config.json`` of each network, the tokenizers and the scheduler's configuration."""
 
     name = "weights"
     title = "weights"
@@ -30,8 +34,8 @@ class Weights:
         """The checkpoint by its content, not its path, and the precision it is rounded to."""
         recipe = context.recipe
         return {
-            "source": source_fingerprint(recipe.source, Component.UNET),
-            "controlnet": recipe.controlnet and source_fingerprint(recipe.controlnet, Component.CONTROLNET),
+            "sources": {network.value: source_fingerprint(source, network) for network, source in _sources(recipe)},
+            "tokenizers": [sha256(text.encode()).hexdigest() for text in _tokenizers(recipe).values()],
             "family": recipe.family.value,
             "task": recipe.task.value,
             "width": recipe.unet_width.value,
@@ -41,22 +45,45 @@ class Weights:
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Reads, rounds and writes the tensors one by one."""
         recipe = context.recipe
-        networks = {Component.UNET: load_unet(recipe.source, recipe.family, recipe.task, recipe.unet_width)}
-        if recipe.controlnet is not None:
-            networks[Component.CONTROLNET] = load_controlnet(recipe.controlnet, recipe.family, recipe.unet_width)
+        # All are looked at before the first is written, so that a checkpoint that lacks one is refused at once.
+        networks = {
+            network: load(network, source, recipe.family, recipe.task, recipe.unet_width)
+            for network, source in _sources(recipe)
+        }
         scheduler = context.folder / SCHEDULER_CONFIG
         scheduler.parent.mkdir(parents=True, exist_ok=True)
         write_json(scheduler, find_scheduler_config(recipe.source, recipe.family))
         written = [scheduler]
-        for component, checkpoint in networks.items():
-            folder = context.folder / component.value
+        for network, checkpoint in networks.items():
+            folder = context.folder / network.value
             folder.mkdir(exist_ok=True)
-            progress = partial(_show, report, component.value)
-            write_json(folder / CONFIG, {"_class_name": component.class_name, **checkpoint.config})
-            precision = precision_of(component.value, recipe.precision)
+            progress = partial(_show, report, network.value)
+            write_json(folder / CONFIG, {**network.written_as, **checkpoint.config})
+            precision = precision_of(network.value, recipe.precision)
             WeightStore.write(checkpoint.state_dict, folder / WEIGHTS, precision, progress)
             written += [folder / CONFIG, folder / WEIGHTS]
+        for name, text in _tokenizers(recipe).items():
+            context.tokenizer(name).write_text(text, encoding="utf-8")
+            written.append(context.tokenizer(name))
         return tuple(written)
+
+
+def _sources(recipe: Recipe) -> Iterator[tuple[Component, str]]:
+    """The networks of a bundle, and the checkpoint that each comes from."""
+    yield Component.UNET, recipe.source
+    if recipe.controlnet is not None:
+        yield Component.CONTROLNET, recipe.controlnet
+    yield from ((Component(name), recipe.source) for name in recipe.text_encoders)
+    if recipe.vae:
+        yield Component.VAE, recipe.source
+
+
+def _tokenizers(recipe: Recipe) -> dict[str, str]:
+    """The content of each text encoder's ``tokenizer.json``."""
+    return {
+        name: tokenizer_json(recipe.source, Component(name), recipe.family, recipe.unet_width)
+        for name in recipe.text_encoders
+    }
 
 
 def _show(report: Report, network: str, done: int, total: int) -> None:

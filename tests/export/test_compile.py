@@ -21,7 +21,7 @@ from hidiff_runtime import check
 from hidiff_runtime.manifest import Manifest
 from tests.export.disk import files_of_at_most
 
-SMALL = ("width=64", "height=64", "guidance=false", "sampler=[ddim]", "steps=1-5")
+SMALL = ("width=64", "height=64", "guidance=false", "sampler=[ddim]", "steps=1-5", "text=false", "vae=false")
 
 
 class Interrupting:

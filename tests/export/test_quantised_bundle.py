@@ -41,7 +41,7 @@ def _recipe(precision: str) -> Recipe:
         "demo",
         [
             *("width=128", "height=128", "sampler=[euler]", "steps=[3]", f"precision={precision}"),
-            *("backend=[onnxruntime, tensorrt-rtx]", "targets=[cpu, sm89]"),
+            *("backend=[onnxruntime, tensorrt-rtx]", "targets=[cpu, sm89]", "text=false", "vae=false"),
         ],
     )
 

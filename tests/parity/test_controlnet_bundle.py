@@ -46,6 +46,8 @@ RECIPE = Recipe.from_dict(
         "source": "random:0",
         "controlnet": "random:1",
         "unet_width": "tiny",
+        "text": False,
+        "vae": False,
         "height": HEIGHT,
         "width": WIDTH,
         "sampler": "euler",

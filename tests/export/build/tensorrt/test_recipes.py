@@ -23,6 +23,7 @@ from hidiff_runtime.manifest import PhaseRecord
 pytestmark = [pytest.mark.needs("tensorrt-rtx"), pytest.mark.slow]
 
 ALL_STEPS: Any = 1.0
+SD_POOLED = {"strided": 0.5, "pooled": 0.5, "control": ALL_STEPS}
 STRIDED_THEN_POOLED = {"strided": 0.4, "pooled": {"start": 0.2, "end": 0.7}}
 
 
@@ -47,6 +48,8 @@ class Case:
                 "family": self.family,
                 "source": "random:0",
                 "unet_width": "tiny",
+                "text": False,
+                "vae": False,
                 "task": self.task,
                 "width": 128,
                 "height": 128,
@@ -60,14 +63,14 @@ class Case:
 
 
 CASES = (
-    Case("sd15", ("strided_pooled",), {"strided": ALL_STEPS, "pooled": ALL_STEPS}),
-    Case("sd21", ("strided_pooled", "windowed"), {"strided": 0.5, "pooled": 0.5}),
+    Case("sd15", ("strided-control", "windowed-control"), {"strided": 0.5, "control": ALL_STEPS}, "controlnet"),
+    Case("sd21", ("strided_pooled-control", "windowed-control"), SD_POOLED, "controlnet"),
     Case("sdxl", ("strided", "strided_pooled", "pooled", "windowed"), STRIDED_THEN_POOLED),
     Case("sdxl", ("pooled", "windowed"), {"pooled": 0.5}, "inpainting"),
     Case(
         "sdxl",
         ("strided-control", "pooled-control", "windowed-control"),
-        {"strided": 0.2, "pooled": {"start": 0.2, "end": 0.4}, "control": 1.0},
+        {"strided": 0.2, "pooled": {"start": 0.2, "end": 0.4}, "control": ALL_STEPS},
         "controlnet",
     ),
 )
@@ -76,7 +79,11 @@ CASES = (
 # others float32 and bfloat16.
 ELSEWHERE = {
     "tests/export/test_tensorrt_bundle.py": [("sd15", "strided"), ("sd15", "windowed")],
-    "tests/parity/test_graphs.py": [("sd21", "strided"), ("sd15", "strided_pooled"), ("sdxl", "strided_pooled")],
+    "tests/parity/test_graphs.py": [
+        ("sd21", "strided-control"),
+        ("sd15", "strided_pooled"),
+        ("sdxl", "strided_pooled"),
+    ],
     "tests/export/build/tensorrt/test_lowered_networks.py": [("sd15", "windowed"), ("sdxl", "windowed")],
 }
 
@@ -111,10 +118,14 @@ def test_every_graph_becomes_an_engine(case: Case, tmp_path: Path) -> None:
 
 
 def test_these_are_all_that_recipes_reach() -> None:
-    """Families that share an architecture have the same graphs, so one of them stands for all."""
+    """Families that share an architecture have the same graphs, so one of them stands for all.
+
+    A graph with a ControlNet's residuals holds the one without: they are resized and added to what it computes.
+    """
     built = {(unet_of(case.recipe), phase) for case in CASES for phase in case.phases}
     for family, phase in (entry for entries in ELSEWHERE.values() for entry in entries):
         built.add((unet_of(Case(family, (), {}).recipe), phase))
+    built |= {(unet, phase.removesuffix("-control")) for unet, phase in built}
     for name in shipped_recipes():
         recipe = Recipe.load(name, ["source=random:0", "unet_width=tiny"])
         for phase in recipe.phase_rule().phases():
