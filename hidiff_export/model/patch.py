@@ -111,7 +111,8 @@ class HiDiffusion:
         self.phase = phase = self._phase_at_hand(height, width)
         self._install(phase, latents)
         if self._options.layout.windowed_blocks:
-            self.window_shifts = self._draw_shifts()
+            generator = self._run.generator if self._options.compat == "native" else None
+            self.window_shifts = draw_window_shifts(generator, len(self._options.layout.windowed_blocks))
             orders = self._tables(self.window_shifts.to(latents.device))
             given = call.arguments.get("cross_attention_kwargs") or {}
             call.arguments["cross_attention_kwargs"] = {**given, WINDOW_ORDERS: orders}
@@ -135,13 +136,6 @@ class HiDiffusion:
         self._tables = WindowTables(self._geometry.windows).to(latents.device)
         self._phase_handles = install_phase(self._unet, layout, self._geometry)
         self._installed = wanted
-
-    def _draw_shifts(self) -> torch.Tensor:
-        """int32 [windowed blocks]: 0 for a uniform up to 0.25, 1 up to 0.5, 2 up to 0.75, else 3."""
-        generator = self._run.generator if self._options.compat == "native" else None
-        device = torch.device("cpu") if generator is None else generator.device
-        uniforms = torch.rand(len(self._options.layout.windowed_blocks), generator=generator, device=device)
-        return torch.bucketize(uniforms, torch.tensor(_SHIFT_EDGES, device=device), out_int32=True)
 
     def _fit_residuals(self, phase: Phase, arguments: dict[str, Any]) -> None:
         down, mid = arguments.get(_DOWN_RESIDUALS), arguments.get(_MID_RESIDUAL)
@@ -196,7 +190,7 @@ def apply_hidiffusion(
         raise InputError("There is no such compat mode.", given=compat, advice='Choose "native" or "published".')
     unet = _unet_of(pipe)
     family = _family_of(pipe, unet) if family is None else Family(family)
-    task = _task_of(pipe, unet) if task is None else Task(task)
+    task = task_of(pipe, unet) if task is None else Task(task)
     if rule is not None and rule.control is None and task.has_control:
         raise InputError(
             "The rule never lets the ControlNet's residuals in.",
@@ -207,6 +201,18 @@ def apply_hidiffusion(
     _check_layout(unet, family, layout)
     layout = layout if windows else layout.without_windows()
     return HiDiffusion(pipe, _Options(family, task, layout, raunet, rule, compat))
+
+
+def draw_window_shifts(generator: torch.Generator | None, blocks: int) -> torch.Tensor:
+    """int32 [blocks]: 0 for a uniform up to 0.25, 1 up to 0.5, 2 up to 0.75, else 3.
+
+    Args:
+        generator: of the run; torch's global one on the CPU if there is none.
+        blocks: windowed ones.
+    """
+    device = torch.device("cpu") if generator is None else generator.device
+    uniforms = torch.rand(blocks, generator=generator, device=device)
+    return torch.bucketize(uniforms, torch.tensor(_SHIFT_EDGES, device=device), out_int32=True)
 
 
 def _unet_of(pipe: Any) -> torch.nn.Module:
@@ -243,7 +249,8 @@ def _family_of(pipe: Any, unet: Any) -> Family:
     return Family.SD21 if unet.config.use_linear_projection else Family.SD15
 
 
-def _task_of(pipe: Any, unet: Any) -> Task:
+def task_of(pipe: Any, unet: Any) -> Task:
+    """Which variant of the thresholds a pipeline with this UNet runs by."""
     if getattr(pipe, "controlnet", None) is not None:
         # Pipelines that take a picture beside the control image call the latter `control_image`.
         both = "control_image" in inspect.signature(type(pipe).__call__).parameters

@@ -43,6 +43,11 @@ class RunWatch:
                 overrides.wrap(pipe, name, self._see_generator)
         self._follow_scheduler()
 
+    @property
+    def begun(self) -> bool:
+        """Whether the run at hand was followed from its beginning."""
+        return self._begun
+
     def position(self) -> tuple[int, int]:
         """The logical step at hand, from 0, and how many the run has.
 

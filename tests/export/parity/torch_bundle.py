@@ -121,8 +121,8 @@ def use(backend: TorchBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "get", lambda _name: backend)
 
 
-def build(recipe: Recipe, folder: Path) -> Path:
-    """Builds ``recipe`` into ``folder`` without exporting anything."""
+def build(recipe: Recipe, folder: Path, *, reference: bool = True) -> Path:
+    """Builds ``recipe`` into ``folder`` without exporting anything; ``reference``: with samples to check against."""
     weights = {
         "unet": _write_weights(
             recipe, folder / "unet", load_unet(recipe.source, recipe.family, recipe.task, recipe.unet_width)
@@ -135,7 +135,8 @@ def build(recipe: Recipe, folder: Path) -> Path:
     table = folder / "samplers" / "table.safetensors"
     table.parent.mkdir()
     probe(recipe.sampler[0].value, scheduler, recipe.steps).write(table)
-    record_reference(networks_of_store(folder, recipe), recipe, scheduler, folder / "reference")
+    if reference:
+        record_reference(networks_of_store(folder, recipe), recipe, scheduler, folder / "reference")
     phases = tuple(_phase(recipe, folder, phase) for phase in recipe.phase_rule().phases())
     manifest = Manifest(
         tools={},
@@ -157,7 +158,7 @@ def build(recipe: Recipe, folder: Path) -> Path:
         weights=weights,
         files={},
         controlnet=None if recipe.controlnet is None else _controlnet(recipe, folder),
-        reference="reference/samples.json",
+        reference="reference/samples.json" if reference else None,
     )
     return write_manifest(folder, manifest)
 

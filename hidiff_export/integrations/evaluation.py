@@ -1,0 +1,105 @@
+"""One evaluation of a bundle's UNet on torch tensors, of any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hidiff_export.errors import EngineError, InputError
+from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.denoiser import OUTPUT
+from hidiff_runtime.phases import PhasePlan
+from hidiff_runtime.records import PhaseRecord, TensorSpec
+from hidiff_runtime.run import engine_errors
+
+Array = NDArray[Any]
+
+_SHARED = ("timestep", "window_shifts")
+"""Inputs that all pictures of a batch have in common."""
+
+
+def evaluate(
+    bundle: Bundle,
+    record: PhaseRecord,
+    plan: PhasePlan,
+    step: int,
+    inputs: Mapping[str, torch.Tensor],
+    timestep: torch.Tensor | float,
+    shifts: torch.Tensor | None,
+) -> torch.Tensor:
+    """The predicted noise, float32 ``[batch, channels, height, width]`` on the CPU.
+
+    A batch is evaluated in pieces of the graph's own, the last one filled up by its last picture; pictures of a batch
+    have nothing to do with each other, so it makes no difference but to the time.
+
+    Args:
+        bundle: whose engine computes.
+        record: of the phase.
+        plan: of the run; the phase that follows may open ahead.
+        step: logical step, from 0.
+        inputs: by graph input name, batch first.
+        timestep: one number.
+        shifts: int32, one for each windowed block; none where no block is windowed.
+
+    Raises:
+        InputError: an input is missing, not wanted, or of another shape than the graph's.
+        EngineError: the engine does not load, failed, or gave NaN.
+    """
+    shared = {"timestep": _one(timestep)} | ({} if shifts is None else {"window_shifts": shifts.cpu().numpy()})
+    own = [spec for spec in record.inputs if spec.name not in _SHARED]
+    extra = inputs.keys() - {spec.name for spec in own}
+    if extra:
+        raise InputError("This bundle's graphs do not take this.", given=sorted(extra)[0], advice="Leave it out.")
+    batch = len(inputs["latents"])
+    arrays = {spec.name: _checked(bundle, spec, inputs.get(spec.name), batch) for spec in own}
+    piece = own[0].shape[0]
+    where = f"phase {record.phase.name}, step {step + 1} of {plan.steps}"
+    following = next((span.phase for span in plan.spans if span.first > step), None)
+    with bundle.lock:
+        session = bundle.engine(record.phase, upcoming=following)
+        outputs = []
+        for first in range(0, batch, piece):
+            with engine_errors(where):
+                found = session.run({**shared, **{name: _piece(a, first, piece) for name, a in arrays.items()}})
+            outputs.append(np.array(found[OUTPUT], dtype=np.float32))
+    noise = np.concatenate(outputs)[:batch]
+    bad = int(noise.size - np.isfinite(noise).sum())
+    if bad:
+        raise EngineError(
+            f"The engine gave NaN or infinite values in {where}.",
+            given=f"{bad} of {noise.size} values, backend {bundle.backend}",
+            advice=f"Run 'hidiff-run check {bundle.root}'; half precision may overflow, float32 does not.",
+        )
+    return torch.from_numpy(noise)
+
+
+def _one(timestep: torch.Tensor | float) -> NDArray[np.float32]:
+    values: Array = torch.as_tensor(timestep).detach().to("cpu", torch.float32).reshape(-1).numpy()
+    if (values != values[0]).any():
+        raise InputError(
+            "All pictures of a batch are at the same timestep.", given=values.tolist(), advice="Give one number."
+        )
+    return values[:1]
+
+
+def _checked(bundle: Bundle, spec: TensorSpec, value: torch.Tensor | None, batch: int) -> Array:
+    manifest, due = bundle.manifest, [batch, *spec.shape[1:]]
+    if value is None or list(value.shape) != due:
+        size = f"Call the pipeline with height={manifest.height}, width={manifest.width}."
+        other = f"Use a pipeline for {manifest.family}, {manifest.task}, or build a bundle for this one."
+        raise InputError(
+            f"This bundle's graphs take {spec.name} of shape {due}.",
+            given="none" if value is None else list(value.shape),
+            advice=size if spec.name == "latents" else other,
+        )
+    array: Array = value.detach().to("cpu", torch.float32).numpy()
+    return array
+
+
+def _piece(array: Array, first: int, size: int) -> Array:
+    rows = np.minimum(np.arange(first, first + size), len(array) - 1)
+    return np.ascontiguousarray(array[rows])
