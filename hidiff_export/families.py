@@ -129,6 +129,7 @@ _FULL_L = {
     "vocab_size": 49408,
 }
 _TINY_CLIP = {**_CLIP, "intermediate_size": 64, "num_hidden_layers": 3, "projection_dim": 32, "vocab_size": 514}
+_TINY_XL_CLIP = {**_TINY_CLIP, "hidden_size": 16, "num_attention_heads": 1, "num_hidden_layers": 4}
 _TEXT_ENCODERS: dict[tuple[str, Width], dict[str, dict[str, Any]]] = {
     ("sd15", Width.FULL): {"text_encoder": _FULL_L},
     ("sd15", Width.TINY): {
@@ -159,8 +160,8 @@ _TEXT_ENCODERS: dict[tuple[str, Width], dict[str, dict[str, Any]]] = {
         },
     },
     ("sdxl", Width.TINY): {
-        "text_encoder": {**_TINY_CLIP, "hidden_act": "quick_gelu", "hidden_size": 16, "num_attention_heads": 1},
-        "text_encoder_2": {**_TINY_CLIP, "hidden_size": 16, "num_attention_heads": 1},
+        "text_encoder": {**_TINY_XL_CLIP, "hidden_act": "quick_gelu"},
+        "text_encoder_2": _TINY_XL_CLIP,
     },
 }
 

@@ -26,6 +26,10 @@ _SHARP = math.sqrt(2.0)  # for queries and keys alike: attention scores get a st
 _ATTENDED = 2.0  # attention averages values over tokens, which takes most of their variance away
 _ZERO_CONV = 0.2  # a ControlNet's "zero" convolutions, which training has moved away from zero
 
+_AFTER_GELU = 1.0 / math.sqrt(0.425)  # E[gelu(z)^2] = 0.425 for z ~ N(0, 1); quick_gelu's differs in the third digit
+_TEXT_BRANCH = 0.25  # in text encoders, whose stream SDXL takes as it is after up to 62 branches
+_EMBEDDED = math.sqrt(0.5)  # tokens and positions, which are added
+
 _GAINS: tuple[tuple[str, float], ...] = (
     (".conv1", _AFTER_SILU),
     (".conv2", _AFTER_SILU * _BRANCH),
@@ -38,6 +42,10 @@ _GAINS: tuple[tuple[str, float], ...] = (
     (".to_out.0", _ATTENDED * _BRANCH),
     (".ff.net.2", _AFTER_GEGLU * _BRANCH),
     (".proj_out", _BRANCH),
+    (".q_proj", _SHARP),
+    (".k_proj", _SHARP),
+    (".out_proj", _ATTENDED * _TEXT_BRANCH),
+    (".mlp.fc2", _AFTER_GELU * _TEXT_BRANCH),
     ("cond_embedding.blocks", _AFTER_SILU),
     ("controlnet_down_blocks", _ZERO_CONV),
     ("controlnet_mid_block", _ZERO_CONV),
@@ -53,8 +61,8 @@ def fabricate(component: Component, config: Mapping[str, Any], seed: int) -> Laz
     the machine or the rest of the network.
 
     Args:
-        component: UNet or ControlNet.
-        config: the network's configuration for diffusers.
+        component: the network.
+        config: the network's configuration for diffusers or transformers.
         seed: 0 <= seed < 2**64.
 
     Raises:
@@ -86,6 +94,8 @@ def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return 0.0, _BIAS_SPREAD
     if len(shape) == 1:
         return 1.0, _NORM_SPREAD
+    if module.endswith(("token_embedding", "position_embedding")):
+        return 0.0, _EMBEDDED
     fan_in = math.prod(shape[1:])
     gain = next((gain for part, gain in _GAINS if part in module), 1.0)
     return 0.0, gain / math.sqrt(fan_in)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,12 +13,27 @@ from hidiff_export.model.component import Component
 
 _UNET_PREFIX = "model.diffusion_model."
 _UNET_FIRST = "input_blocks.0.0.weight"
-_CLIP_PREFIX = "text_model."
-_POSITIONS = "embeddings.position_ids"
+_CLIP = "text_model."
+_POSITIONS = "position_ids"
+_CLIP_PREFIXES = {
+    Component.TEXT_ENCODER: ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer."),
+    Component.TEXT_ENCODER_2: (),
+}
+"""What whole checkpoints put before the names of CLIP's text encoder."""
+
+_OPEN_CLIP_PREFIXES = {
+    Component.TEXT_ENCODER: ("cond_stage_model.model.",),
+    Component.TEXT_ENCODER_2: ("conditioner.embedders.1.model.",),
+}
+"""What they put before the names of OpenCLIP's, which are others."""
 
 
 def own_names(component: Component, names: Sequence[str]) -> Sequence[str]:
     """Those of a file's tensors that are the network's: of a whole original checkpoint a part, else all of them."""
+    if component.is_text:
+        prefixes = (*_CLIP_PREFIXES[component], *_OPEN_CLIP_PREFIXES[component])
+        weights = [name for name in names if not name.endswith(_POSITIONS)]  # a buffer of integers
+        return [name for name in weights if name.startswith(prefixes)] or weights
     if component in (Component.UNET, Component.CONTROLNET):
         return [name for name in names if name.startswith(_UNET_PREFIX)] or names
     return names
@@ -44,7 +60,7 @@ def under_library_names(
         CheckpointError: a tensor is missing, or an original layout is not taken.
     """
     if component.is_text:
-        return _clip(component, tensors)
+        return _clip(component, config, tensors)
     if _UNET_FIRST not in tensors:
         return dict(tensors)
     if component is not Component.UNET:
@@ -64,7 +80,32 @@ def under_library_names(
     return {name: tensor for name, tensor in converted.items() if tensor is not None}
 
 
-def _clip(component: Component, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Published files have a buffer that is none of the weights, and a prefix that one of the classes has dropped."""
-    prefix = _CLIP_PREFIX if component is Component.TEXT_ENCODER else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if not name.endswith(_POSITIONS)}
+def _clip(
+    component: Component, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Under the names of today, of which one class has dropped a prefix that older files have."""
+    found = dict(tensors)
+    for prefix in _CLIP_PREFIXES[component]:
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    for prefix in _OPEN_CLIP_PREFIXES[component]:
+        if any(name.startswith(prefix) for name in found):
+            found = _from_open_clip(config, found, prefix)
+    if component is Component.TEXT_ENCODER:
+        found = {name.removeprefix(_CLIP): tensor for name, tensor in found.items()}
+    if not any(name.endswith("token_embedding.weight") for name in found):
+        raise CheckpointError(
+            f"There is no {component.value} in this checkpoint.",
+            given=f"{len(found)} tensors, {', '.join(sorted(found)[:4])}",
+            advice="Give a checkpoint with its text encoders, or set text: false for a bundle without.",
+        )
+    return found
+
+
+def _from_open_clip(
+    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], prefix: str
+) -> dict[str, torch.Tensor]:
+    """OpenCLIP keeps queries, keys and values in one matrix, and projects with the transposed one."""
+    from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+
+    like = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
+    return dict(convert_open_clip_checkpoint(like, dict(tensors), prefix))
