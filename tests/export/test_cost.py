@@ -92,7 +92,7 @@ def test_a_phase_costs_what_torch_counts_odd_windows_included(family: Family, ki
     assert _flops(family, Width.TINY, kind.value, latent) == _counted(unet, **_inputs(family, kind, latent))
 
 
-@pytest.mark.parametrize("family", [Family.SD15, Family.SDXL])
+@pytest.mark.parametrize("family", [Family.SD15, Family.SD21, Family.SDXL])
 def test_a_controlnet_costs_what_torch_counts(family: Family) -> None:
     latent = (16, 24)
     inputs = _inputs(family, PhaseKind.WINDOWED, latent)

@@ -13,7 +13,7 @@ from hidiff_export.families import Family, Layout, Task, Width, controlnet_confi
 
 # Counted on the published checkpoints, in millions.
 UNET_PARAMETERS = {Family.SD15: 859.52, Family.SD21: 865.91, Family.SDXL: 2567.46}
-CONTROLNET_PARAMETERS = {Family.SD15: 361.28, Family.SDXL: 1251.01}
+CONTROLNET_PARAMETERS = {Family.SD15: 361.28, Family.SD21: 364.23, Family.SDXL: 1251.01}
 
 
 def _millions(model: torch.nn.Module) -> float:

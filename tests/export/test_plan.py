@@ -25,6 +25,9 @@ CONTROL = {S4C: (8, 4, 3, 0), PC: (17, 11, 7, 2), VC: (5, 3, 2, 1), V: (20, 12, 
 CONTROL_IMG2IMG = {S4C: (8, 4, 3, 0), PC: (12, 8, 5, 1), VC: (10, 6, 4, 2), V: (20, 12, 8, 1)}
 # A run of 4 steps is the odd one: residuals last until 2.4 steps, pooling until 2.
 CONTROL_EXTREME = {S4PC: (15, 9, 6, 1), PC: (15, 9, 6, 1), VC: (0, 0, 0, 1), P: (5, 3, 2, 0), V: (15, 9, 6, 1)}
+# The package has no ControlNet for these; the ranges are theirs without one, and residuals last as long as SDXL's.
+SD_CONTROL = {S4C: (20, 12, 8, 1), VC: (10, 6, 4, 2), V: (20, 12, 8, 1)}
+SD_CONTROL_EXTREME = {S4PC: (15, 9, 6, 1), S4C: (15, 9, 6, 1), VC: (0, 0, 0, 1), S4: (5, 3, 2, 0), V: (15, 9, 6, 1)}
 
 TABLE = [
     ("sd15-1024", (), SIMPLE),
@@ -46,6 +49,12 @@ TABLE = [
     ("playground-2048", ("width=4096", "height=4096"), SDXL_EXTREME),
     ("sdxl-turbo-1024", (), TURBO),
     ("sdxl-turbo-1024", ("width=4096", "height=4096"), TURBO),
+    ("sd15-controlnet-1024", (), SD_CONTROL),
+    ("sd15-controlnet-1024", ("width=2048", "height=2048"), SD_CONTROL_EXTREME),
+    ("sd15-controlnet-1024", ("width=2048", "height=2040"), SD_CONTROL),
+    ("sd15-controlnet-img2img-1024", (), SD_CONTROL),
+    ("sd21-controlnet-1024", (), SD_CONTROL),
+    ("sd21-controlnet-1024", ("width=3072", "height=2048"), SD_CONTROL_EXTREME),
     ("sdxl-controlnet-2048", (), CONTROL),
     ("sdxl-controlnet-2048", ("width=4096", "height=4096"), CONTROL_EXTREME),
     ("sdxl-controlnet-img2img-2048", (), CONTROL_IMG2IMG),
@@ -105,8 +114,16 @@ def test_costs_add_up() -> None:
     assert sum(cost["tflops_run"] for cost in costs) == pytest.approx(plan.to_json()["tflops"]["run"])
 
 
-def test_a_controlnet_costs_only_where_it_joins_in() -> None:
-    plan, without = (RunPlan(Recipe.load(name), 50) for name in ("sdxl-controlnet-img2img-2048", "sdxl-2048"))
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("sdxl-controlnet-img2img-2048", "sdxl-2048"),
+        ("sd15-controlnet-1024", "sd15-1024"),
+        ("sd21-controlnet-1024", "sd21-1024"),
+    ],
+)
+def test_a_controlnet_costs_only_where_it_joins_in(names: tuple[str, str]) -> None:
+    plan, without = (RunPlan(Recipe.load(name), 50) for name in names)
     assert plan.controlnet_flops > 0
     expected = without.run_flops + 30 * plan.recipe.model_batch * plan.controlnet_flops
     assert plan.run_flops == expected

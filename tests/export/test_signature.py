@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from hidiff_export.families import Family, Layout, Task, unet_config
-from hidiff_export.signature import phase_inputs, phase_outputs
+from hidiff_export.families import Family, Layout, Task, controlnet_config, unet_config
+from hidiff_export.signature import controlnet_inputs, controlnet_outputs, phase_inputs, phase_outputs
 from hidiff_runtime.phases import Phase, PhaseKind
 
 
@@ -33,6 +33,20 @@ def test_without_windows_there_are_no_shifts() -> None:
         "timestep",
         "prompt_embeds",
     ]
+
+
+@pytest.mark.parametrize(("family", "features"), [(Family.SD15, 768), (Family.SD21, 1024)])
+def test_sd_control(family: Family, features: int) -> None:
+    inputs = described(family, Task.CONTROLNET)
+    assert inputs[2:4] == [f"prompt_embeds float32[2, 77, {features}]", "window_shifts int32[5]"]
+    # At the ControlNet's own size, 96x128, whatever the phase does to the UNet.
+    assert inputs[4] == "down_residual_00 float32[2, 320, 96, 128]"
+    assert inputs[15:] == ["down_residual_11 float32[2, 1280, 12, 16]", "mid_residual float32[2, 1280, 12, 16]"]
+    *given, image, scale = (str(spec) for spec in controlnet_inputs(controlnet_config(family), 192, 256, 2))
+    assert given == inputs[:3]
+    assert [image, scale] == ["control_image float32[2, 3, 768, 1024]", "conditioning_scale float32[1]"]
+    given = [str(spec) for spec in controlnet_outputs(controlnet_config(family), 192, 256, 2)]
+    assert given == inputs[4:]
 
 
 def test_sdxl_control() -> None:

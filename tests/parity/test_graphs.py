@@ -42,14 +42,20 @@ class Case:
     height: int
     width: int
     precision: Precision = Precision.FLOAT32
+    control: bool = False
 
     def __str__(self) -> str:
-        return f"{self.family.value}-{self.kind.value}-{self.height}x{self.width}-{self.precision.value}"
+        return f"{self.family.value}-{self.phase.name}-{self.height}x{self.width}-{self.precision.value}"
+
+    @property
+    def phase(self) -> Phase:
+        """With a ControlNet's residuals if the case has them."""
+        return Phase(self.kind, control=self.control)
 
 
 CASES = (
     Case(Family.SD15, PhaseKind.STRIDED_POOLED, 11, 14),
-    Case(Family.SD21, PhaseKind.STRIDED, 16, 12, Precision.FLOAT16),
+    Case(Family.SD21, PhaseKind.STRIDED, 16, 12, Precision.FLOAT16, control=True),
     Case(Family.SDXL, PhaseKind.STRIDED_POOLED, 18, 22),
 )
 
@@ -84,7 +90,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("unet")
     checkpoint = load_unet("random:0", case.family, Task.TEXT_TO_IMAGE, Width.TINY)
     store = WeightStore.write(checkpoint.state_dict, folder / "weights.safetensors", case.precision)
-    layout, phase = Layout.of(case.family), Phase(case.kind)
+    layout, phase = Layout.of(case.family), case.phase
     stored = build_unet(checkpoint.config, store.state_dict(), PRECISIONS[case.precision][1])
     module = PhaseUNet(stored, layout, phase, case.height, case.width)
     write_graph(module, 2, store, folder / "phase.onnx")
@@ -106,6 +112,9 @@ def test_it_computes_what_pytorch_computes(exported: Exported, name: str) -> Non
     shifts = exported.inputs["window_shifts"].copy()
     shifts[0] = (shifts[0] + 1) % 4
     assert Metrics.of(exported.expected(window_shifts=shifts), computed).snr_db < bound
+    for residual in (name for name in exported.inputs if "residual" in name):
+        other = -exported.inputs[residual]
+        assert Metrics.of(exported.expected(**{residual: other}), computed).snr_db < bound
 
 
 def test_what_tensorrt_builds_is_float32_where_the_table_says(exported: Exported) -> None:
@@ -150,6 +159,6 @@ def test_a_second_export_gives_the_same_bytes(exported: Exported) -> None:
     config = json.loads(json.dumps(dict(exported.reference.unet.config)))
     store = WeightStore.open(exported.folder / "weights.safetensors")
     unet = build_unet(config, store.state_dict(), PRECISIONS[case.precision][1])
-    module = PhaseUNet(unet, Layout.of(case.family), Phase(case.kind), case.height, case.width)
+    module = PhaseUNet(unet, Layout.of(case.family), case.phase, case.height, case.width)
     write_graph(module, 2, store, exported.folder / "again.onnx")
     assert (exported.folder / "again.onnx").read_bytes() == (exported.folder / "phase.onnx").read_bytes()

@@ -54,9 +54,9 @@ def inputs(family: Family, model_batch: int = 2) -> dict[str, torch.Tensor]:
     return given
 
 
-def geometry(family: Family, kind: PhaseKind) -> UNetGeometry:
+def geometry(family: Family, kind: PhaseKind, height: int = HEIGHT, width: int = WIDTH) -> UNetGeometry:
     config = unet_config(family, Task.CONTROLNET, Width.TINY)
-    return UNetGeometry.of(config, Layout.of(family), Phase(kind, control=True), HEIGHT, WIDTH)
+    return UNetGeometry.of(config, Layout.of(family), Phase(kind, control=True), height, width)
 
 
 # Sizes
@@ -67,12 +67,13 @@ def test_the_control_image_is_eight_times_the_latents() -> None:
     assert control_image_size(HEIGHT, WIDTH) == (64, 1024)
 
 
+@pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (256, 384), (135, 95)], ids=str)
 @pytest.mark.parametrize("kind", PhaseKind)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_residuals_come_to_the_unets_sizes(family: Family, kind: PhaseKind) -> None:
-    sizes = geometry(family, kind)
+def test_residuals_come_to_the_unets_sizes(family: Family, kind: PhaseKind, size: tuple[int, int]) -> None:
+    sizes = geometry(family, kind, *size)
     config = unet_config(family, Task.CONTROLNET, Width.TINY)
-    specs = control_residuals(config, Layout.of(family), HEIGHT, WIDTH, model_batch=2)
+    specs = control_residuals(config, Layout.of(family), *size, model_batch=2)
     *given, given_mid = (torch.randn(spec.shape) for spec in specs)
     down, mid = fit_residuals(given, given_mid, sizes)
     assert [tuple(residual.shape[1:]) for residual in (*down, mid)] == [*sizes.skips, sizes.mid]

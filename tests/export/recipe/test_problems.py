@@ -196,11 +196,11 @@ BAD = {
         "Inpainting has sd15, sd21, sdxl",
     ),
     "controlnet of a family without": Bad(
-        _text(family="sd15", task="controlnet"),
+        _text(family="sdxl-turbo", task="controlnet"),
         5,
-        "`task` takes no ControlNet in the family sd15",
+        "`task` takes no ControlNet in the family sdxl-turbo",
         '"controlnet"',
-        "ControlNet tasks have sdxl",
+        "ControlNet tasks have sd15, sd21, sdxl",
     ),
     "controlnet without its task": Bad(
         _with("controlnet: a/b"), 5, f"`controlnet` {NOT_IN_TASK}", '"a/b"', "task: controlnet"

@@ -26,6 +26,9 @@ def test_the_promised_recipes_ship() -> None:
         "sdxl-turbo-1024",
         "sdxl-inpainting-2048",
         "playground-2048",
+        "sd15-controlnet-1024",
+        "sd15-controlnet-img2img-1024",
+        "sd21-controlnet-1024",
         "sdxl-controlnet-2048",
         "sdxl-controlnet-img2img-2048",
     }
