@@ -11,14 +11,14 @@ from hidiff_runtime.manifest import TensorSpec
 UNTILED = 1024 * 1024
 """Pixels of the largest picture that is one tile, unless the recipe names a tile."""
 
-TILE = 768
-"""Side of the largest tile in pixels, unless the recipe names one."""
+TILE = 640
+"""Side of the largest tile in pixels, unless the recipe names one: decoding it takes ONNX Runtime 2 GB."""
+
+OVERLAP = 64
+"""Pixels that neighbouring tiles share at least, but an eighth of a tile where that is less."""
 
 MULTIPLE = 64
 """What a tile's sides are multiples of, in pixels; not so where they are the picture's own."""
-
-_OVERLAPS = 8
-"""Neighbouring tiles share an eighth of a tile."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class VaeTiles:
         longest = tile or (TILE if height * width > UNTILED else max(height, width))
         if max(height, width) <= longest:
             return cls(height, width, 0)
-        overlap = longest // _OVERLAPS
-        sides = (min(longest, side) if tile else _fitted(side, longest, overlap) for side in (height, width))
-        return cls(*sides, overlap)
+        overlap = min(OVERLAP, longest // 8)
+        rows, columns = (min(longest, side) if tile else _fitted(side, longest, overlap) for side in (height, width))
+        return cls(rows, columns, overlap)
 
     def decoder_inputs(self, batch: int = 1) -> tuple[TensorSpec, ...]:
         """``latents``, with the scaling factor taken out."""
