@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,22 @@ def _module(name: str) -> Callable[[], str]:
     return missing
 
 
+def _clip_vocabulary() -> str:
+    """Looks for the file without importing the package, which needs more than is installed with it."""
+    if clip_vocabulary() is None:
+        return "pip install --no-deps open_clip_torch, which CLIP's byte-pair vocabulary comes with"
+    return ""
+
+
+def clip_vocabulary() -> Path | None:
+    """CLIP's byte-pair vocabulary, as the package open_clip_torch carries it; None where that is not installed."""
+    spec = find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
+    return path if path.is_file() else None
+
+
 def _onnxruntime_cuda() -> str:
     missing = _module("onnxruntime")() or _cuda()
     if missing:
@@ -63,6 +81,7 @@ KNOWN: Mapping[str, Callable[[], str]] = {
     "tensorrt-rtx": _module("tensorrt_rtx"),
     "onnxruntime-cuda": _onnxruntime_cuda,
     "torch-cuda": _torch_cuda,
+    "clip-vocabulary": _clip_vocabulary,
 }
 """What a test can need, and what finds out what is missing; the empty text where nothing is."""
 
