@@ -111,6 +111,24 @@ def encode_prompts(
     return embeds, cut
 
 
+def count_tokens(bundle: Bundle, prompt: str, *, long_prompt: str = "truncate") -> tuple[int, str]:
+    """How many tokens a prompt has, and the end of it that would be cut; opens no engine.
+
+    Raises:
+        InputError: it does not fit the bundle's chunks.
+        BundleError: a broken tokenizer.
+        EngineError: the `tokenizers` library is missing.
+    """
+    chunks = _chunks_of(bundle)
+    count, longest = 0, ""
+    for record in bundle.manifest.text_encoders:
+        tokenizer = Tokenizer.open(inside(bundle.root, record.tokenizer))
+        rows = _rows(tokenizer, prompt, chunks, chunked=long_prompt == "chunk")
+        count = max(count, tokenizer.count(prompt))
+        longest = max(longest, *(row.cut for row in rows), key=len)
+    return count, longest
+
+
 def _stacked(encodings: Sequence[TextEncoding]) -> dict[str, Array]:
     embeds = {"prompt_embeds": np.stack([encoding.prompt_embeds for encoding in encodings])}
     pooled = [encoding.text_embeds for encoding in encodings if encoding.text_embeds is not None]

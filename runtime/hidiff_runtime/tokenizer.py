@@ -65,6 +65,10 @@ class Tokenizer:
         kept = self._places - 1
         return Tokens((*found.ids[:kept], self._end), prompt[found.offsets[kept][0] :])
 
+    def count(self, prompt: str) -> int:
+        """How many tokens the prompt has, start and end left out."""
+        return int(sum(self._tokenizer.encode(prompt).attention_mask)) - 2
+
     def chunks(self, prompt: str) -> tuple[Tokens, ...]:
         """All of the prompt, in as many rows as it takes, each with a start, an end and padding of its own."""
         found = self._tokenizer.encode(prompt)

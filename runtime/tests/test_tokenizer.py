@@ -34,6 +34,11 @@ def test_start_tokens_end_and_padding(tokenizer: Tokenizer) -> None:
     assert found == tokenizer.encode("AB\nc").ids != tokenizer.encode("ab d").ids
 
 
+@pytest.mark.parametrize("letters", [0, 1, LETTERS, LETTERS + 1])
+def test_tokens_are_counted_without_start_end_and_padding(tokenizer: Tokenizer, letters: int) -> None:
+    assert tokenizer.count("x" * letters) == letters
+
+
 @pytest.mark.parametrize("extra", ["", "!", " The END, ok"])
 def test_what_has_no_place_is_quoted_as_it_was_written(tokenizer: Tokenizer, extra: str) -> None:
     whole = tokenizer.encode("x" * LETTERS)
