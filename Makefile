@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 # dependencies are left out: they would replace torch.
 REQUIRE := clip-vocabulary$(if $(HIDIFF_REQUIRE),$(COMMA)$(HIDIFF_REQUIRE))
 
-.PHONY: demo test lint types imports format install clean
+.PHONY: demo test coverage lint types imports format install clean
 
 $(INSTALLED): pyproject.toml runtime/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +42,10 @@ imports: $(INSTALLED)
 	$(BIN)/lint-imports
 
 test: lint types imports
+	HIDIFF_REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -n 2
+
+# A third slower than the tests alone, so by hand.
+coverage: $(INSTALLED)
 	HIDIFF_REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
 
 format: $(INSTALLED)
