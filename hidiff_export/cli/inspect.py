@@ -49,6 +49,11 @@ def bundle_summary(directory: Path) -> dict[str, Any]:
         "phases": [_phase(directory, manifest, index) for index in range(len(manifest.phases))],
         "graphs": {name: _graph(directory, manifest, record) for name, record in manifest.others()},
         "weights": {name: manifest.files[path].size for name, path in manifest.weights.items()},
+        "source": manifest.recipe.get("source", ""),
+        "lora": [
+            {**lora, "sha256": manifest.fingerprints.get(f"lora.{index}", "")}
+            for index, lora in enumerate(manifest.recipe.get("lora", ()))
+        ],
         "samplers": sorted(manifest.samplers),
         "default_sampler": manifest.default_sampler,
         "steps": [manifest.steps[0], manifest.steps[-1]],
@@ -175,6 +180,8 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
     console.print(table)
     for name, size in summary["weights"].items():
         console.print(f"weights of the {name}: {megabytes(size)}; the whole bundle: {megabytes(summary['bytes'])}")
+    for lora in summary["lora"]:
+        console.print(f"LoRA in the weights: {lora['path']} at {lora['scale']:g}, SHA-256 {lora['sha256'][:16]}…")
     first, last = summary["steps"]
     steps = f"{first} to {last}" if first != last else str(first)
     console.print(f"samplers: {', '.join(summary['samplers'])} (default {summary['default_sampler']}), {steps} steps")

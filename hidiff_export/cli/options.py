@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 import click
 
 recipe_argument = click.argument("recipe", metavar="RECIPE")
@@ -14,3 +17,38 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Replace a value of the recipe, e.g. --set width=1536 or --set hidiffusion.windows=false. Repeatable.",
 )
+
+lora_option = click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="PATH[:SCALE]",
+    help="Fuse this LoRA into the weights (kohya, diffusers or PEFT .safetensors); scale 1 where none is given. "
+    "Repeatable; in place of those that the recipe names.",
+)
+
+
+def lora_setting(loras: Sequence[str]) -> tuple[str, ...]:
+    """The values of ``--lora`` as a setting of the recipe; nothing where there are none.
+
+    Raises:
+        InputError: a scale is no number.
+    """
+    if not loras:
+        return ()
+    return (f"lora={json.dumps([_lora(text) for text in loras])}",)
+
+
+def _lora(text: str) -> dict[str, object]:
+    """A scale is what follows the last colon, unless that is a part of the path."""
+    from hidiff_export.errors import InputError
+
+    path, colon, scale = text.rpartition(":")
+    if not colon or scale.endswith(".safetensors"):
+        return {"path": text}
+    try:
+        return {"path": path, "scale": float(scale)}
+    except ValueError:
+        raise InputError(
+            "The scale of a LoRA is not a number.", given=text, advice="Write --lora style.safetensors:0.8."
+        ) from None

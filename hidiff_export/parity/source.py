@@ -11,8 +11,11 @@ from typing import Any
 import torch
 
 from hidiff_export.graph.weights import PRECISIONS, WeightStore
+from hidiff_export.model.component import Component
 from hidiff_export.model.load import build_controlnet, build_unet, load_unet
+from hidiff_export.model.lora import fuse, read_lora
 from hidiff_export.model.state_dict import LazyStateDict, shapes_of
+from hidiff_export.parity.networks import PictureNetworks
 from hidiff_export.parity.pipeline import Networks
 from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
@@ -26,10 +29,10 @@ def networks_of_store(root: Path, recipe: Recipe) -> Networks:
 
     Args:
         root: the bundle's folder, also while it is being built.
-        recipe: which says whether there is a ControlNet.
+        recipe: which says whether there is a ControlNet. Text encoders and the VAE are loaded when they are asked.
     """
     controlnet = _stored(root / "controlnet", build_controlnet) if recipe.controlnet is not None else None
-    return Networks(_stored(root / "unet", build_unet), controlnet)
+    return Networks(_stored(root / "unet", build_unet), controlnet, PictureNetworks(root, recipe))
 
 
 def _stored(folder: Path, build: Callable[..., Any]) -> Any:
@@ -40,11 +43,15 @@ def _stored(folder: Path, build: Callable[..., Any]) -> Any:
 def unet_of_source(source: str, recipe: Recipe) -> Any:
     """A float32 UNet with a checkpoint's weights, rounded as the recipe's precision rounds them when they are stored.
 
+    The recipe's LoRA files are fused into them, as they were when the bundle was built.
+
     Raises:
-        CheckpointError: it is missing, damaged or another family's.
+        CheckpointError: it or a LoRA is missing, damaged or another family's.
     """
     _, dtype = PRECISIONS[recipe.precision.stored]
-    config, tensors = load_unet(source, recipe.family, recipe.task, recipe.unet_width)
+    kind = (recipe.family, recipe.task, recipe.unet_width)
+    loras = [read_lora(Path(lora.path), lora.scale, *kind) for lora in recipe.lora]
+    config, tensors = fuse(Component.UNET, load_unet(source, *kind), loras)
     rounded = LazyStateDict(shapes_of(tensors), lambda name: tensors[name].to(dtype).to(torch.float32))
     return build_unet(config, rounded, torch.float32)
 

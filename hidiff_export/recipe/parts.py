@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from hidiff_export.families import CONTROL_END
-from hidiff_export.recipe.values import FRACTION_SCHEMA, Fraction, Precision, refusal
+from hidiff_export.recipe.values import FRACTION_SCHEMA, Fraction, LoraPath, Precision, refusal
 
 # SNR in dB of one evaluation and of a whole run. float32 is the project's promise; the others lie about 10 dB below
 # what rounding alone costs (56 and 38 dB a call), and above what a wrong phase gives.
@@ -126,6 +126,18 @@ class HiDiffusion(Frozen):
                 advice="Set raunet: true, or leave strided and pooled out.",
             )
         return self
+
+
+class LoraFile(Frozen):
+    """A LoRA that is fused into the weights, and how strongly."""
+
+    path: LoraPath = Field(description="The .safetensors file: kohya's, diffusers' or PEFT's.")
+    scale: StrictFloat = Field(
+        default=1.0,
+        ge=-100,
+        le=100,
+        description="What its additions are multiplied by, beside its own alpha: -100 to 100.",
+    )
 
 
 class ParityBounds(Frozen):

@@ -24,7 +24,7 @@ from hidiff_export import families
 from hidiff_export.families import LATENT_CHANNELS, PIXELS_PER_LATENT, Family, Layout, Task, Width
 from hidiff_export.geometry import control_latent
 from hidiff_export.recipe.file import RecipeSource
-from hidiff_export.recipe.parts import Frozen, HiDiffusion, ParityBounds, Range, without_default
+from hidiff_export.recipe.parts import Frozen, HiDiffusion, LoraFile, ParityBounds, Range, without_default
 from hidiff_export.recipe.problems import recipe_error
 from hidiff_export.recipe.shipped import find_recipe
 from hidiff_export.recipe.values import (
@@ -89,6 +89,11 @@ class Recipe(Frozen):
     controlnet: Source | None = Field(
         default=None,
         description="The ControlNet's checkpoint, written like source; without one, residuals come from outside.",
+    )
+    lora: tuple[LoraFile, ...] = Field(
+        default=(),
+        description="LoRA files to fuse into the UNet and the bundle's text encoders, added in order: a list of "
+        "{path, scale}.",
     )
     text: StrictBool = Field(
         default=True, description="Whether tokenizers and text encoders come too, for prompts as text: true or false."

@@ -254,3 +254,18 @@ def random_seed(source: str) -> int | None:
     """The seed of a fabricated checkpoint; None where the weights are somebody's."""
     kind, colon, seed = source.partition(":")
     return int(seed) if kind == "random" and colon else None
+
+
+def _lora_path(value: str) -> str:
+    text = value.strip()
+    if PurePath(text).suffix.lower() != ".safetensors":
+        pickled = PurePath(text).suffix.lower() in _PICKLES
+        raise refusal(
+            "is a pickle, which can run code when it is opened" if pickled else "should be a .safetensors file",
+            advice="Give the path of a LoRA in .safetensors format.",
+        )
+    return text
+
+
+LoraPath = Annotated[StrictStr, AfterValidator(_lora_path)]
+"""Path of a ``.safetensors`` file."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from hidiff_export.model.lora import lora_fingerprint
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import Stage, StageContext
 from hidiff_export.stages.engines import Engines, with_engines
@@ -85,6 +86,7 @@ def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) ->
             "recipe": recipe.fingerprint(),
             "weights": files[stores["unet"]].sha256,
             **{name: files[path].sha256 for name, path in stores.items() if name != "unet"},
+            **{f"lora.{index}": lora_fingerprint(Path(lora.path)) for index, lora in enumerate(recipe.lora)},
         },
     )
 

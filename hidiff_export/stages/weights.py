@@ -12,7 +12,8 @@ from hidiff_export.bundle import write_json
 from hidiff_export.graph.islands import precision_of
 from hidiff_export.graph.weights import WeightStore
 from hidiff_export.model.component import Component
-from hidiff_export.model.load import load
+from hidiff_export.model.load import Checkpoint, load
+from hidiff_export.model.lora import fuse, lora_fingerprint, read_lora
 from hidiff_export.model.sources import find_scheduler_config, source_fingerprint
 from hidiff_export.model.tokenizer import tokenizer_json
 from hidiff_export.recipe import Recipe
@@ -35,6 +36,7 @@ class Weights:
         recipe = context.recipe
         return {
             "sources": {network.value: source_fingerprint(source, network) for network, source in _sources(recipe)},
+            "lora": [[lora_fingerprint(Path(lora.path)), lora.scale] for lora in recipe.lora],
             "tokenizers": [sha256(text.encode()).hexdigest() for text in _tokenizers(recipe).values()],
             "family": recipe.family.value,
             "task": recipe.task.value,
@@ -46,10 +48,7 @@ class Weights:
         """Reads, rounds and writes the tensors one by one."""
         recipe = context.recipe
         # All are looked at before the first is written, so that a checkpoint that lacks one is refused at once.
-        networks = {
-            network: load(network, source, recipe.family, recipe.task, recipe.unet_width)
-            for network, source in _sources(recipe)
-        }
+        networks = checkpoints(recipe)
         scheduler = context.folder / SCHEDULER_CONFIG
         scheduler.parent.mkdir(parents=True, exist_ok=True)
         write_json(scheduler, find_scheduler_config(recipe.source, recipe.family))
@@ -66,6 +65,17 @@ class Weights:
             context.tokenizer(name).write_text(text, encoding="utf-8")
             written.append(context.tokenizer(name))
         return tuple(written)
+
+
+def checkpoints(recipe: Recipe) -> dict[Component, Checkpoint]:
+    """The networks of a bundle, with the recipe's LoRA files in their weights; nothing is read but names and shapes.
+
+    Raises:
+        CheckpointError: a checkpoint lacks a network, or it or a LoRA is broken or another family's.
+    """
+    kind = (recipe.family, recipe.task, recipe.unet_width)
+    loras = [read_lora(Path(lora.path), lora.scale, *kind) for lora in recipe.lora]
+    return {network: fuse(network, load(network, source, *kind), loras) for network, source in _sources(recipe)}
 
 
 def _sources(recipe: Recipe) -> Iterator[tuple[Component, str]]:
