@@ -50,7 +50,9 @@ class Component(str, Enum):
         """What fine-tunes may set as they like: none of it changes a tensor or the graph's operators."""
         if self.is_text:
             return frozenset({"eos_token_id"})
-        return frozenset({"sample_size", "scaling_factor" if self is Component.VAE else "upcast_attention"})
+        if self is Component.VAE:
+            return frozenset({"sample_size", "scaling_factor", "force_upcast"})
+        return frozenset({"sample_size", "upcast_attention"})
 
     def config(self, family: Family, task: Task, width: Width) -> dict[str, Any]:
         """The published configuration: what a checkpoint of this family has to have."""

@@ -30,10 +30,16 @@ _AFTER_GELU = 1.0 / math.sqrt(0.425)  # E[gelu(z)^2] = 0.425 for z ~ N(0, 1); qu
 _TEXT_BRANCH = 0.25  # in text encoders, whose stream SDXL takes as it is after up to 62 branches
 _EMBEDDED = math.sqrt(0.5)  # tokens and positions, which are added
 
+_LATENT_SPREAD = 0.15  # undoes a VAE's scaling factor, so that latents come in at order one
+_PICTURE_SPREAD = 0.4  # of a decoded picture, which keeps it within -1 to 1 for the most part
+_MEANS, _LOGVAR = 5.0, -6.0  # an encoder's means outweigh the noise that is drawn round them, as trained ones do
+
 _GAINS: tuple[tuple[str, float], ...] = (
     (".conv1", _AFTER_SILU),
     (".conv2", _AFTER_SILU * _BRANCH),
+    ("decoder.conv_out", _AFTER_SILU * _PICTURE_SPREAD),
     ("conv_out", _AFTER_SILU),
+    ("post_quant_conv", _LATENT_SPREAD),
     (".time_emb_proj", _AFTER_SILU),
     ("time_embedding.linear_1", math.sqrt(2.0)),  # of sines and cosines, whose mean square is a half
     ("_embedding.linear_2", _AFTER_SILU),
@@ -84,6 +90,10 @@ def _tensor(key: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
     values *= np.float32(math.sqrt(12.0) * deviation)
     if middle:
         values += np.float32(middle)
+    if name == "quant_conv.weight":
+        values[: shape[0] // 2] *= np.float32(_MEANS)
+    if name == "quant_conv.bias":
+        values[shape[0] // 2 :] += np.float32(_LOGVAR)
     return torch.from_numpy(values)
 
 

@@ -13,6 +13,13 @@ from hidiff_export.model.component import Component
 
 _UNET_PREFIX = "model.diffusion_model."
 _UNET_FIRST = "input_blocks.0.0.weight"
+_VAE_PREFIXES = ("first_stage_model.", "vae.")
+_VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_VAE_FIRST = "encoder.down.0.block.0.conv1.weight"
+_VAE_ATTENTION = ".mid_block.attentions.0."
+_EARLIER = {"query.": "to_q.", "key.": "to_k.", "value.": "to_v.", "proj_attn.": "to_out.0."}
+"""What diffusers called parts of the VAE's attention until 2023, as the files of published checkpoints still do."""
+
 _CLIP = "text_model."
 _POSITIONS = "position_ids"
 _CLIP_PREFIXES = {
@@ -34,16 +41,20 @@ def own_names(component: Component, names: Sequence[str]) -> Sequence[str]:
         prefixes = (*_CLIP_PREFIXES[component], *_OPEN_CLIP_PREFIXES[component])
         weights = [name for name in names if not name.endswith(_POSITIONS)]  # a buffer of integers
         return [name for name in weights if name.startswith(prefixes)] or weights
-    if component in (Component.UNET, Component.CONTROLNET):
-        return [name for name in names if name.startswith(_UNET_PREFIX)] or names
-    return names
+    if component is Component.VAE:
+        within = [name for name in names if name.startswith(_VAE_PREFIXES)]
+        return within or [name for name in names if name.startswith(_VAE_PARTS)]
+    return [name for name in names if name.startswith(_UNET_PREFIX)] or names
 
 
 def without_prefix(component: Component, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors under the network's own names, without what a whole checkpoint puts before them."""
     if component.is_text:
         return dict(tensors)
-    return {name.removeprefix(_UNET_PREFIX): tensor for name, tensor in tensors.items()}
+    found = dict(tensors)
+    for prefix in _VAE_PREFIXES if component is Component.VAE else (_UNET_PREFIX,):
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
 
 
 def under_library_names(
@@ -61,6 +72,8 @@ def under_library_names(
     """
     if component.is_text:
         return _clip(component, config, tensors)
+    if component is Component.VAE:
+        return _vae(config, tensors)
     if _UNET_FIRST not in tensors:
         return dict(tensors)
     if component is not Component.UNET:
@@ -78,6 +91,28 @@ def under_library_names(
             "The checkpoint lacks a tensor.", given=str(error.args[0]), advice="Copy or download the checkpoint again."
         ) from error
     return {name: tensor for name, tensor in converted.items() if tensor is not None}
+
+
+def _vae(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Under diffusers' names of today; what is a convolution in the original layout's attention becomes a matrix."""
+    if not tensors:
+        raise CheckpointError(
+            "There is no VAE in this checkpoint.",
+            given=f"no tensor that begins with {', '.join((*_VAE_PREFIXES, *_VAE_PARTS))}",
+            advice="Give a checkpoint with its VAE, or set vae: false for a bundle without.",
+        )
+    if _VAE_FIRST in tensors:
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+        return dict(convert_ldm_vae_checkpoint(dict(tensors), config))
+    found = {}
+    for name, tensor in tensors.items():
+        block, within, part = name.partition(_VAE_ATTENTION)
+        for earlier, today in _EARLIER.items():
+            if within and part.startswith(earlier):
+                name = f"{block}{within}{today}{part.removeprefix(earlier)}"
+        found[name] = tensor
+    return found
 
 
 def _clip(

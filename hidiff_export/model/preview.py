@@ -29,8 +29,9 @@ def fit_preview(vae: Any) -> list[list[float]]:
         pictures = torch.cat([vae.decode(one, return_dict=False)[0].float() for one in scaled.split(1)])
     colours = functional.avg_pool2d(pictures.clamp(-1, 1), PIXELS_PER_LATENT)
     known = functional.pad(_by_pixel(latents), (0, 1), value=1.0)
-    rows: list[list[float]] = torch.linalg.lstsq(known.double(), _by_pixel(colours).double()).solution.tolist()
-    return rows
+    rows = torch.linalg.lstsq(known.double(), _by_pixel(colours).double()).solution.tolist()
+    # The last digits are the machine's; these are a hundredth of what a byte tells apart.
+    return [[round(value, 4) for value in row] for row in rows]
 
 
 def _smooth_noise() -> torch.Tensor:
