@@ -212,3 +212,29 @@ def test_a_run_opens_each_phase_once_ahead_or_not(folder: Path, prefetch: bool) 
     assert sorted(closed) == sorted(found)
     ahead = backend.events.index("open strided") < backend.events.index("close strided_pooled")
     assert ahead == prefetch
+
+
+def test_a_network_is_lent_beside_the_phase_and_closed_at_the_end() -> None:
+    sessions = Sessions()
+    pool = EnginePool(sessions)
+    pool.get(STRIDED)
+    with pool.lent("vae_decoder") as decoder:
+        assert decoder.key == "vae_decoder"
+        pool.get(WINDOWED)  # which closes the other phase, and not what is lent
+        assert "close vae_decoder" not in sessions.events
+    assert sessions.events[-1] == "close vae_decoder"
+    assert pool.open_phases == (WINDOWED,)
+
+
+def test_a_network_is_closed_after_a_failure_and_stays_where_all_may() -> None:
+    sessions = Sessions()
+    with pytest.raises(ZeroDivisionError), EnginePool(sessions).lent("text_encoder"):
+        raise ZeroDivisionError
+    assert sessions.events == ["open text_encoder", "close text_encoder"]
+    pool = EnginePool(sessions, "all")
+    with pool.lent("text_encoder") as first:
+        pass
+    with pool.lent("text_encoder") as second:
+        assert second is first
+    pool.close()
+    assert sessions.events[2:] == ["open text_encoder", "close text_encoder"]
