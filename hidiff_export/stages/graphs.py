@@ -50,20 +50,23 @@ class Graphs:
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Traces phase after phase over the same mapped weights, then the other networks."""
-        recipe = context.recipe
         written: list[Path] = []
         for module, model_batch, store, path in _modules(context):
             report(len(written), len(context.graphs), module.title)
             write_graph(module, model_batch, store, path)
             written.append(path)
-        context.step_graph.parent.mkdir(exist_ok=True)
-        write_step_graph(step_record(context), context.step_graph)
-        written.append(context.step_graph)
-        if recipe.vae:
-            _, vae = _stored(context, Component.VAE)
-            write_json(context.preview, fit_preview(vae))
-            written.append(context.preview)
-        return tuple(written)
+        return (*written, *write_beside(context))
+
+
+def write_beside(context: StageContext) -> tuple[Path, ...]:
+    """What comes with the graphs and is not traced: the step graph, and the factors of previews."""
+    context.step_graph.parent.mkdir(exist_ok=True)
+    write_step_graph(step_record(context), context.step_graph)
+    if not context.recipe.vae:
+        return (context.step_graph,)
+    _, vae = _stored(context, Component.VAE)
+    write_json(context.preview, fit_preview(vae))
+    return context.step_graph, context.preview
 
 
 def _modules(context: StageContext) -> Iterator[tuple[GraphModule, int, WeightStore, Path]]:
