@@ -17,6 +17,8 @@ from hidiff_runtime.samples import (
     CallSample,
     Drawn,
     Expected,
+    NetworkSample,
+    PictureSample,
     ReferenceSamples,
     RunSample,
     Source,
@@ -44,6 +46,8 @@ class SampleRecorder:
         self._limit = limit
         self._calls: list[CallSample] = []
         self._runs: list[RunSample] = []
+        self._networks: list[NetworkSample] = []
+        self._pictures: list[PictureSample] = []
         self._tensors: dict[str, Array] = {}
         self._names: dict[bytes, str] = {}
 
@@ -99,11 +103,36 @@ class SampleRecorder:
             )
         )
 
+    def network(
+        self,
+        network: str,
+        *,
+        bound: Bound,
+        inputs: Mapping[str, Array | Drawn],
+        outputs: Mapping[str, Array],
+        prompt: str | None = None,
+    ) -> None:
+        """Adds one evaluation of a text encoder, or of half of the VAE; see :class:`NetworkSample`."""
+        expected = {name: self._expected(output) for name, output in outputs.items()}
+        self._networks.append(NetworkSample(network, bound, self._sources(inputs), expected, prompt))
+
+    def picture(self, part: Array, corner: tuple[int, int], *, bound: Bound) -> None:
+        """Adds part of the picture that the latents of the run added last become; see :class:`PictureSample`."""
+        self._pictures.append(PictureSample(len(self._runs) - 1, bound, corner, self._keep(part)))
+
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Writes ``samples.json`` and ``samples.safetensors`` into ``folder``; returns the two paths."""
         folder.mkdir(parents=True, exist_ok=True)
         safetensors.write(folder / TENSORS, self._tensors)
-        samples = ReferenceSamples(self._origin, *self._bounds, tuple(self._calls), tuple(self._runs), self._tensors)
+        samples = ReferenceSamples(
+            self._origin,
+            *self._bounds,
+            tuple(self._calls),
+            tuple(self._runs),
+            self._tensors,
+            tuple(self._networks),
+            tuple(self._pictures),
+        )
         return write_index(folder, samples), folder / TENSORS
 
     def _sources(self, inputs: Mapping[str, Array | Drawn]) -> dict[str, Source]:

@@ -6,7 +6,7 @@ library that computes something else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.errors import BundleError, EngineError, ParityError
 from hidiff_runtime.paths import inside
-from hidiff_runtime.samples import CallSample, Expected, ReferenceSamples, RunSample
+from hidiff_runtime.replay_networks import replay_networks, replay_picture, tokens_left_out
+from hidiff_runtime.samples import CallSample, Expected, PictureSample, ReferenceSamples, RunSample
 from hidiff_runtime.verdict import Verdict, judge, render
 
 CALL = "engine against PyTorch"
@@ -34,11 +35,13 @@ class CheckReport:
         backend: whose engines were asked.
         origin: what computed the reference.
         verdicts: one for each comparison.
+        left_out: what could not be compared on this machine, and why; empty if nothing.
     """
 
     backend: str
     origin: str
     verdicts: tuple[Verdict, ...]
+    left_out: str = ""
 
     @property
     def ok(self) -> bool:
@@ -57,13 +60,15 @@ class CheckReport:
             "backend": self.backend,
             "origin": self.origin,
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
+            "left_out": self.left_out,
         }
 
     def render(self) -> str:
         """The report as plain text: a table and a last line that says how it went."""
         failed = sum(not verdict.ok for verdict in self.verdicts)
         outcome = f"{failed} of {len(self.verdicts)} FAILED" if failed else f"all {len(self.verdicts)} within bounds"
-        return f"{render(self.verdicts)}\n\n{self.backend} against {self.origin}: {outcome}"
+        lines = [render(self.verdicts), "", *([self.left_out] if self.left_out else [])]
+        return "\n".join([*lines, f"{self.backend} against {self.origin}: {outcome}"])
 
 
 def check(
@@ -95,7 +100,7 @@ def check(
             verdicts.append(verdict)
             if progress is not None:
                 progress(verdict)
-    return CheckReport(bundle.backend, samples.origin, tuple(verdicts))
+    return CheckReport(bundle.backend, samples.origin, tuple(verdicts), tokens_left_out(samples))
 
 
 def read_samples(bundle: Bundle) -> ReferenceSamples:
@@ -118,9 +123,10 @@ def _verdicts(bundle: Bundle, samples: ReferenceSamples, runs: bool) -> Iterator
             yield Verdict(CALL, samples.call_bound, None, record.phase.name, fault="no reference sample")
         for call in calls:
             yield _replay_call(bundle, samples, call)
+    yield from replay_networks(bundle, samples)
     if runs:
-        for run in samples.runs:
-            yield from _replay_run(bundle, samples, run)
+        for index, run in enumerate(samples.runs):
+            yield from _replay_run(bundle, samples, run, [p for p in samples.pictures if p.run == index])
 
 
 def _replay_call(bundle: Bundle, samples: ReferenceSamples, call: CallSample) -> Verdict:
@@ -137,8 +143,10 @@ def _replay_call(bundle: Bundle, samples: ReferenceSamples, call: CallSample) ->
     return judge(CALL, samples.reference(call.expected), found, samples.call_bound, **where)
 
 
-def _replay_run(bundle: Bundle, samples: ReferenceSamples, run: RunSample) -> Iterator[Verdict]:
-    """One verdict for each step of the trajectory, and one for the result."""
+def _replay_run(
+    bundle: Bundle, samples: ReferenceSamples, run: RunSample, pictures: Sequence[PictureSample]
+) -> Iterator[Verdict]:
+    """One verdict for each step of the trajectory, one for the result, and one for each picture of it."""
     after: list[StepInfo] = []
     residuals = {name: samples.array(source) for name, source in run.control.items()}
     control = (lambda _request: residuals) if residuals else None
@@ -160,6 +168,8 @@ def _replay_run(bundle: Bundle, samples: ReferenceSamples, run: RunSample) -> It
     for info, expected in zip(after, run.trajectory, strict=False):
         yield _judge_latents(samples, expected, info.latents, STEP, info)
     yield _judge_latents(samples, run.expected, latents, RUN)
+    for picture in pictures:
+        yield replay_picture(bundle, samples, picture, latents)
 
 
 def _judge_latents(

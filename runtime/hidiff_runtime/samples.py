@@ -122,6 +122,42 @@ class RunSample:
 
 
 @dataclass(frozen=True)
+class NetworkSample:
+    """One evaluation of a text encoder, or of half of the VAE.
+
+    Args:
+        network: its engine's name: ``text_encoder``, ``vae_decoder``, ...
+        bound: what it must keep to.
+        inputs: every graph input by name.
+        expected: every output by name.
+        prompt: what the tokens in ``input_ids`` were made from; only a text encoder has one.
+    """
+
+    network: str
+    bound: Bound
+    inputs: Mapping[str, Source]
+    expected: Mapping[str, Expected]
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class PictureSample:
+    """Part of the picture that a run's latents become: the middle of their first tile, decoded by itself.
+
+    Args:
+        run: number of the run.
+        bound: what it must keep to.
+        corner: row and column of the part's first pixel.
+        tensor: the part, float32 ``[batch, 3, height, width]``, from 0 to 1.
+    """
+
+    run: int
+    bound: Bound
+    corner: tuple[int, int]
+    tensor: str
+
+
+@dataclass(frozen=True)
 class ReferenceSamples:
     """The samples of a bundle and the tensors they refer to.
 
@@ -132,6 +168,8 @@ class ReferenceSamples:
         calls: in the order of their phases.
         runs: whole runs, usually one.
         tensors: everything referred to.
+        networks: of the text encoders and the VAE, where the bundle has them.
+        pictures: of the runs, where it has a VAE.
     """
 
     origin: str
@@ -140,6 +178,8 @@ class ReferenceSamples:
     calls: tuple[CallSample, ...]
     runs: tuple[RunSample, ...]
     tensors: Mapping[str, Array] = field(repr=False)
+    networks: tuple[NetworkSample, ...] = ()
+    pictures: tuple[PictureSample, ...] = ()
 
     def array(self, source: Source) -> Array:
         """The input that ``source`` stands for; float16 is widened to float32."""
@@ -167,6 +207,8 @@ class ReferenceSamples:
             "run_bound": self.run_bound.to_dict(),
             "calls": [_call_content(call) for call in self.calls],
             "runs": [_run_content(run) for run in self.runs],
+            "networks": [_network_content(sample) for sample in self.networks],
+            "pictures": [_picture_content(sample) for sample in self.pictures],
         }
 
     @classmethod
@@ -190,6 +232,8 @@ class ReferenceSamples:
             calls=fields.each("calls", _call),
             runs=fields.each("runs", _run),
             tensors=tensors,
+            networks=fields.each("networks", _network) if "networks" in fields else (),
+            pictures=fields.each("pictures", _picture) if "pictures" in fields else (),
         )
         fields.done()
         missing = sorted(samples.names() - tensors.keys())
@@ -200,11 +244,13 @@ class ReferenceSamples:
     def names(self) -> set[str]:
         """Every tensor that some sample refers to."""
         samples: tuple[CallSample | RunSample, ...] = (*self.calls, *self.runs)
-        sources = [source for sample in samples for source in sample.inputs.values()]
+        sources = [source for sample in (*samples, *self.networks) for source in sample.inputs.values()]
         sources += [source for run in self.runs for source in run.control.values()]
         outputs = [sample.expected for sample in samples]
         outputs += [expected for run in self.runs for expected in run.trajectory]
-        names = {source.tensor for source in sources if isinstance(source, Stored)}
+        outputs += [expected for sample in self.networks for expected in sample.expected.values()]
+        names = {sample.tensor for sample in self.pictures}
+        names |= {source.tensor for source in sources if isinstance(source, Stored)}
         names |= {expected.tensor for expected in outputs}
         return names | {expected.positions for expected in outputs if expected.positions is not None}
 
@@ -252,6 +298,25 @@ def _run_content(run: RunSample) -> dict[str, Any]:
     }
 
 
+def _network_content(sample: NetworkSample) -> dict[str, Any]:
+    return {
+        "network": sample.network,
+        "bound": sample.bound.to_dict(),
+        "inputs": {name: _source_content(source) for name, source in sample.inputs.items()},
+        "expected": {name: _expected_content(expected) for name, expected in sample.expected.items()},
+        "prompt": sample.prompt,
+    }
+
+
+def _picture_content(sample: PictureSample) -> dict[str, Any]:
+    return {
+        "run": sample.run,
+        "bound": sample.bound.to_dict(),
+        "corner": list(sample.corner),
+        "tensor": sample.tensor,
+    }
+
+
 def _source(fields: Fields, key: str) -> Source:
     def read(inner: Fields) -> Source:
         if "seed" in inner:
@@ -291,4 +356,26 @@ def _run(fields: Fields) -> RunSample:
         control=fields.named("control", _source),
         expected=fields.nested("expected", _expected),
         trajectory=fields.each("trajectory", _expected),
+    )
+
+
+def _network(fields: Fields) -> NetworkSample:
+    return NetworkSample(
+        network=fields.text("network"),
+        bound=fields.nested("bound", Bound.from_fields),
+        inputs=fields.named("inputs", _source),
+        expected=fields.named("expected", lambda inner, key: inner.nested(key, _expected)),
+        prompt=fields.optional("prompt", lambda key: str(fields.take(key))),
+    )
+
+
+def _picture(fields: Fields) -> PictureSample:
+    corner = fields.wholes("corner")
+    if len(corner) != 2:
+        raise fields.wrong("corner", "must be a row and a column", corner)
+    return PictureSample(
+        run=fields.whole("run"),
+        bound=fields.nested("bound", Bound.from_fields),
+        corner=(corner[0], corner[1]),
+        tensor=fields.text("tensor"),
     )

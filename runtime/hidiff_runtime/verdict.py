@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.fields import Fields
+from hidiff_runtime.picture_metrics import psnr, ssim
 
 Array = NDArray[Any]
 
@@ -27,12 +28,16 @@ class Bound:
         reason: why this much.
         rtol: with ``atol``, every element must keep ``|candidate - reference| <= atol + rtol * |reference|``.
         atol: see ``rtol``.
+        psnr_db: of a picture, the least peak signal-to-noise ratio, in decibels.
+        ssim: of a picture, the least structural similarity.
     """
 
     snr_db: float
     reason: str
     rtol: float | None = None
     atol: float | None = None
+    psnr_db: float | None = None
+    ssim: float | None = None
 
     @property
     def elementwise(self) -> bool:
@@ -51,7 +56,8 @@ class Bound:
 
     def to_dict(self) -> dict[str, Any]:
         """The bound as JSON values."""
-        return {"snr_db": self.snr_db, "rtol": self.rtol, "atol": self.atol, "reason": self.reason}
+        picture = {"psnr_db": self.psnr_db, "ssim": self.ssim}
+        return {"snr_db": self.snr_db, "rtol": self.rtol, "atol": self.atol, **picture, "reason": self.reason}
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Bound:
@@ -61,7 +67,15 @@ class Bound:
             reason=fields.text("reason"),
             rtol=fields.optional("rtol", fields.number),
             atol=fields.optional("atol", fields.number),
+            psnr_db=fields.optional("psnr_db", fields.number) if "psnr_db" in fields else None,
+            ssim=fields.optional("ssim", fields.number) if "ssim" in fields else None,
         )
+
+    def __str__(self) -> str:
+        demands = [f"{self.snr_db:g} dB"]
+        demands += [] if self.psnr_db is None else [f"PSNR {self.psnr_db:g} dB"]
+        demands += [] if self.ssim is None else [f"SSIM {self.ssim:g}"]
+        return ", ".join(demands)
 
 
 @dataclass(frozen=True)
@@ -73,12 +87,16 @@ class Metrics:
         max_abs: largest absolute difference.
         cosine: of the angle between them as vectors; 1 when they are equal.
         excess: share used of the bound's elementwise allowance, if it has one.
+        psnr_db: of a picture, see :mod:`hidiff_runtime.picture_metrics`.
+        ssim: likewise.
     """
 
     snr_db: float
     max_abs: float
     cosine: float
     excess: float | None = None
+    psnr_db: float | None = None
+    ssim: float | None = None
 
     @classmethod
     def of(cls, reference: Array, candidate: Array, bound: Bound | None = None) -> Metrics:
@@ -122,9 +140,13 @@ class Verdict:
     @property
     def ok(self) -> bool:
         """Whether the candidate is near enough."""
-        if self.fault or self.metrics is None or not self.metrics.snr_db >= self.bound.snr_db:
+        metrics, bound = self.metrics, self.bound
+        if self.fault or metrics is None or not metrics.snr_db >= bound.snr_db:
             return False
-        return not self.bound.elementwise or (self.metrics.excess is not None and self.metrics.excess <= 1)
+        for found, least in ((metrics.psnr_db, bound.psnr_db), (metrics.ssim, bound.ssim)):
+            if least is not None and (found is None or not found >= least):
+                return False
+        return not bound.elementwise or (metrics.excess is not None and metrics.excess <= 1)
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as JSON values; an infinite ratio is the text ``inf`` or ``-inf``."""
@@ -143,6 +165,8 @@ class Verdict:
                 "max_abs": metrics.max_abs,
                 "cosine": metrics.cosine,
                 "excess": None if metrics.excess is None else _plain(metrics.excess),
+                "psnr_db": None if metrics.psnr_db is None else _plain(metrics.psnr_db),
+                "ssim": metrics.ssim,
             },
             "bound": self.bound.to_dict(),
         }
@@ -185,6 +209,17 @@ def judge(
     return Verdict(boundary, bound, metrics, phase, step, steps, fault)
 
 
+def judge_picture(
+    boundary: str, reference: Array, candidate: Array | None, bound: Bound, *, steps: int | None = None
+) -> Verdict:
+    """Compares pictures ``[batch, 3, height, width]`` from 0 to 1: their PSNR and SSIM are measured too."""
+    verdict = judge(boundary, reference, candidate, bound, steps=steps)
+    if verdict.metrics is None or candidate is None:
+        return verdict
+    alike = {"psnr_db": psnr(reference, candidate), "ssim": ssim(reference, candidate)}
+    return replace(verdict, metrics=replace(verdict.metrics, **alike))
+
+
 def _fault(reference: Array, candidate: Array | None) -> str:
     if candidate is None:
         return "missing output"
@@ -218,13 +253,16 @@ def _metrics(fields: Fields) -> Metrics:
         max_abs=fields.number("max_abs"),
         cosine=fields.number("cosine"),
         excess=fields.optional("excess", lambda key: _ratio(fields, key)),
+        psnr_db=fields.optional("psnr_db", lambda key: _ratio(fields, key)) if "psnr_db" in fields else None,
+        ssim=fields.optional("ssim", fields.number) if "ssim" in fields else None,
     )
 
 
 def render(verdicts: Iterable[Verdict]) -> str:
     """The verdicts as a plain-text table, one line each under a heading."""
+    judged = tuple(verdicts)
     rows: list[Sequence[str]] = [("boundary", "phase", "step", "SNR dB", "bound", "max abs", "cosine", "result")]
-    rows += [_row(verdict) for verdict in verdicts]
+    rows += [_row(verdict) for verdict in judged]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     right = (False, False, True, True, True, True, True, False)
     lines = []
@@ -234,7 +272,19 @@ def render(verdicts: Iterable[Verdict]) -> str:
             for cell, width, flush in zip(row, widths, right, strict=True)
         )
         lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"{verdict.boundary}: {text}" for verdict in judged if (text := likeness(verdict)))])
+
+
+def likeness(verdict: Verdict) -> str:
+    """What a picture's PSNR, SSIM and largest pixel difference are, and must be; empty for what is no picture."""
+    metrics, bound = verdict.metrics, verdict.bound
+    if metrics is None or metrics.psnr_db is None or metrics.ssim is None:
+        return ""
+    least = [f" (at least {value:g})" if value is not None else "" for value in (bound.psnr_db, bound.ssim)]
+    return (
+        f"PSNR {metrics.psnr_db:.1f} dB{least[0]}, SSIM {metrics.ssim:.6f}{least[1]}, "
+        f"largest pixel difference {metrics.max_abs:.1e} of 1"
+    )
 
 
 def _row(verdict: Verdict) -> Sequence[str]:

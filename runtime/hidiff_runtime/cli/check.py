@@ -23,6 +23,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Replays; returns 0 if every verdict is good, else 1."""
     from hidiff_runtime.replay import check, read_samples
+    from hidiff_runtime.replay_networks import comparisons
 
     count = 0
 
@@ -33,8 +34,7 @@ def run(options: argparse.Namespace) -> int:
 
     with open_bundle(options) as bundle:
         samples = read_samples(bundle)
-        replayed = [] if options.calls_only else samples.runs
-        total = len(samples.calls) + sum(len(run.trajectory) + 1 for run in replayed)
+        total = comparisons(samples, runs=not options.calls_only)
         progress(f"0 of {total} compared")
         report = check(bundle, runs=not options.calls_only, progress=show)
     progress("", end="\n" if sys.stderr.isatty() else "")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hidiff_runtime.cli.output import write
 
 if TYPE_CHECKING:
-    from hidiff_runtime.manifest import GraphRecord
+    from hidiff_runtime.manifest import GraphRecord, Manifest
 
 SUMMARY = "show what is in the bundle, without opening an engine"
 EXAMPLE = "info bundle"
@@ -36,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
         f"  files     {len(manifest.files)}, {total / 2**20:.1f} MiB",
         f"  samplers  {', '.join(sorted(manifest.samplers))} (default {manifest.default_sampler})",
         f"  steps     {manifest.steps[0]} to {manifest.steps[-1]} ({len(manifest.steps)} tabulated)",
+        f"  text      {_text(manifest)}",
+        f"  VAE       {_vae(manifest)}",
         f"  reference {manifest.reference or 'none'}",
         f"  built by  {', '.join(f'{tool} {version}' for tool, version in manifest.tools.items())}",
         "  graphs",
@@ -47,3 +49,17 @@ def run(options: argparse.Namespace) -> int:
         lines += [f"      -> {spec}" for spec in record.outputs]
     write("\n".join(lines) + "\n", sys.stdout)
     return 0
+
+
+def _text(manifest: Manifest) -> str:
+    found = [f"{record.name} (clip skip up to {record.clip_skip})" for record in manifest.text_encoders]
+    return ", ".join(found) or "none: prompts come as embeddings"
+
+
+def _vae(manifest: Manifest) -> str:
+    if manifest.vae is None:
+        return "none: latents come out"
+    height, width = manifest.vae.decoder.outputs[0].shape[2:]
+    overlap = manifest.vae.overlap
+    tiles = f"in tiles that share {overlap} pixels" if overlap else "in one tile"
+    return f"{width}x{height} pixels {tiles}, scaling factor {manifest.vae.scaling_factor:g}"
