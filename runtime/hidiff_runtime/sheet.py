@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 CELL = 384
 """The longer side of a picture in a sheet, in pixels."""
 
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "Arial Unicode.ttf", "Helvetica.ttc")
+"""Fonts for captions, the first that is installed."""
+
 GAP = 12
 _TEXT, _LINE = 13, 17
 _PAPER, _INK = (250, 250, 250), (40, 40, 40)
 _LINES = 2
+_UNASSIGNED = "\U0010fffd"
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def contact_sheet(cells: Sequence[Cell | None], columns: int | None = None, side
     if not taken:
         raise InputError("A sheet needs pictures.", given="none", advice="Give at least one.")
     image_module = pillow()
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
 
     columns = columns or math.ceil(math.sqrt(len(cells)))
     rows = math.ceil(len(cells) / columns)
@@ -55,7 +59,7 @@ def contact_sheet(cells: Sequence[Cell | None], columns: int | None = None, side
     text = _LINES * _LINE + GAP
     size = (GAP + columns * (wide + GAP), GAP + rows * (tall + text + GAP // 2))
     sheet: Image = image_module.new("RGB", size, color=_PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
+    draw, font = ImageDraw.Draw(sheet), _font()
     for (place, cell), picture in zip(taken, pictures, strict=True):
         left = GAP + place % columns * (wide + GAP)
         top = GAP + place // columns * (tall + text + GAP // 2)
@@ -80,10 +84,28 @@ def _fitted(image: Image, side: int) -> Image:
     return image.convert("RGB").resize(size, resampling.LANCZOS if scale <= 1 else resampling.BICUBIC)
 
 
+def _font() -> Any:
+    """A font of this machine that has most letters, or Pillow's own, which has English alone."""
+    from PIL import ImageFont
+
+    for name in FONTS:
+        try:
+            return ImageFont.truetype(name, _TEXT)
+        except OSError:
+            continue
+    return ImageFont.load_default(_TEXT)
+
+
+def _drawable(text: str, font: Any) -> str:
+    """The text with a question mark for each character that the font draws as it draws what is none."""
+    missing = bytes(font.getmask(_UNASSIGNED))
+    return "".join(letter if letter.isspace() or bytes(font.getmask(letter)) != missing else "?" for letter in text)
+
+
 def _wrapped(caption: str, width: int, font: Any) -> list[str]:
     """The caption in lines that fit; what has no place becomes an ellipsis."""
     lines: list[str] = []
-    rest = " ".join(caption.split())
+    rest = _drawable(" ".join(caption.split()), font)
     while rest and len(lines) < _LINES:
         last = len(lines) == _LINES - 1
         cut = _fitting(rest, width, font)

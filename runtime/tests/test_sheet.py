@@ -43,6 +43,16 @@ def test_pictures_are_fitted_and_captions_stay_below_their_own() -> None:
     assert all(column % (100 + GAP) < 100 for column in inked)
 
 
+def test_what_a_font_does_not_have_becomes_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hidiff_runtime.sheet.FONTS", ())
+    black = Image.new("RGB", (100, 50))
+    found, plain, other = (
+        np.asarray(contact_sheet([Cell(black, words)], side=100)) for words in ("灯 x", "? x", "! x")
+    )
+    assert np.array_equal(found, plain)
+    assert not np.array_equal(found, other)
+
+
 def test_nothing_is_no_sheet() -> None:
     for nothing in ([], [None]):
         with pytest.raises(InputError, match="needs pictures"):
