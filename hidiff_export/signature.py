@@ -14,7 +14,7 @@ from hidiff_runtime.manifest import TensorSpec
 from hidiff_runtime.phases import Phase, PhaseKind
 
 PROMPT_TOKENS = 77
-"""Length of a prompt's embedding: what CLIP's tokenizer pads to."""
+"""Length of a prompt's embedding, or of one chunk of it: what CLIP's tokenizer pads to."""
 
 TIME_IDS = 6
 """SDXL's micro-conditioning: original size, crop and target size."""
@@ -51,6 +51,8 @@ def phase_inputs(
     latent_height: int,
     latent_width: int,
     model_batch: int,
+    *,
+    prompt_tokens: int = PROMPT_TOKENS,
 ) -> tuple[TensorSpec, ...]:
     """The inputs of a phase's graph, in its order.
 
@@ -61,8 +63,9 @@ def phase_inputs(
     Args:
         config: of diffusers' ``UNet2DConditionModel``.
         model_batch: latents of one evaluation, the negative prompt's included.
+        prompt_tokens: of a prompt's embedding, a multiple of `PROMPT_TOKENS`.
     """
-    specs = [*_sample(config, latent_height, latent_width, model_batch)]
+    specs = [*_sample(config, latent_height, latent_width, model_batch, prompt_tokens)]
     if layout.windowed_blocks:
         specs.append(TensorSpec("window_shifts", (len(layout.windowed_blocks),), "int32"))
     specs.extend(_added_conditions(config, model_batch))
@@ -72,7 +75,12 @@ def phase_inputs(
 
 
 def controlnet_inputs(
-    config: Mapping[str, Any], latent_height: int, latent_width: int, model_batch: int
+    config: Mapping[str, Any],
+    latent_height: int,
+    latent_width: int,
+    model_batch: int,
+    *,
+    prompt_tokens: int = PROMPT_TOKENS,
 ) -> tuple[TensorSpec, ...]:
     """The inputs of the ControlNet's graph, in its order; all are float32.
 
@@ -83,10 +91,11 @@ def controlnet_inputs(
         config: of diffusers' ``ControlNetModel``.
         latent_height: of the UNet's latents, not of those the ControlNet sees; ``latent_width`` likewise.
         model_batch: latents of one evaluation, the negative prompt's included.
+        prompt_tokens: of a prompt's embedding, a multiple of `PROMPT_TOKENS`.
     """
     pixels = (size * PIXELS_PER_LATENT for size in control_latent(latent_height, latent_width))
     return (
-        *_sample(config, latent_height, latent_width, model_batch),
+        *_sample(config, latent_height, latent_width, model_batch, prompt_tokens),
         TensorSpec(CONTROL_IMAGE, (model_batch, 3, *pixels), "float32"),
         TensorSpec(CONDITIONING_SCALE, (1,), "float32"),
         *_added_conditions(config, model_batch),
@@ -134,13 +143,13 @@ def most_skipped(config: Mapping[str, Any], *, penultimate: bool) -> int:
 
 
 def _sample(
-    config: Mapping[str, Any], latent_height: int, latent_width: int, model_batch: int
+    config: Mapping[str, Any], latent_height: int, latent_width: int, model_batch: int, prompt_tokens: int
 ) -> tuple[TensorSpec, ...]:
     """What every network is asked about."""
     return (
         TensorSpec("latents", (model_batch, config["in_channels"], latent_height, latent_width), "float32"),
         TensorSpec("timestep", (1,), "float32"),
-        TensorSpec("prompt_embeds", (model_batch, PROMPT_TOKENS, config["cross_attention_dim"]), "float32"),
+        TensorSpec("prompt_embeds", (model_batch, prompt_tokens, config["cross_attention_dim"]), "float32"),
     )
 
 

@@ -20,7 +20,7 @@ from hidiff_export.errors import InputError
 from hidiff_export.families import PIXELS_PER_LATENT
 from hidiff_export.geometry import UNetGeometry, control_latent
 from hidiff_export.model.graph_module import GraphModule
-from hidiff_export.signature import controlnet_inputs, controlnet_outputs
+from hidiff_export.signature import PROMPT_TOKENS, controlnet_inputs, controlnet_outputs
 from hidiff_runtime.manifest import TensorSpec
 
 
@@ -70,16 +70,20 @@ class ControlNetModule(GraphModule):
     Args:
         controlnet: diffusers' ``ControlNetModel``.
         latent_height: of the UNet's latents, not of those the ControlNet sees; ``latent_width`` likewise.
+        prompt_tokens: of a prompt's embedding, a multiple of 77.
     """
 
     network: ClassVar[str] = "controlnet"
 
-    def __init__(self, controlnet: Any, latent_height: int, latent_width: int) -> None:
+    def __init__(
+        self, controlnet: Any, latent_height: int, latent_width: int, *, prompt_tokens: int = PROMPT_TOKENS
+    ) -> None:
         super().__init__()
         self.controlnet: Any = controlnet
         self.control_latent = control_latent(latent_height, latent_width)
         self.control_image_size = control_image_size(latent_height, latent_width)
         self._latent = (latent_height, latent_width)
+        self._prompt_tokens = prompt_tokens
 
     @property
     def title(self) -> str:
@@ -88,7 +92,8 @@ class ControlNetModule(GraphModule):
 
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
         """Names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
-        return controlnet_inputs(self.controlnet.config, *self._latent, model_batch)
+        config = self.controlnet.config
+        return controlnet_inputs(config, *self._latent, model_batch, prompt_tokens=self._prompt_tokens)
 
     def output_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
         """Names, shapes and types of the residuals: the skip connections', then the middle block's."""

@@ -18,7 +18,7 @@ from hidiff_export.model.controlnet import fit_residuals
 from hidiff_export.model.graph_module import GraphModule
 from hidiff_export.model.raunet import install_phase
 from hidiff_export.model.windows import WINDOW_ORDERS, WindowTables
-from hidiff_export.signature import DOWN_RESIDUAL, MID_RESIDUAL, phase_inputs, phase_outputs
+from hidiff_export.signature import DOWN_RESIDUAL, MID_RESIDUAL, PROMPT_TOKENS, phase_inputs, phase_outputs
 from hidiff_runtime.manifest import TensorSpec
 from hidiff_runtime.phases import Phase
 
@@ -42,6 +42,7 @@ class PhaseUNet(GraphModule):
         layout: where HiDiffusion acts in it.
         phase: which changes are in force, and whether ControlNet residuals come in.
         latent_height: in latents, not pixels; ``latent_width`` likewise.
+        prompt_tokens: of a prompt's embedding, a multiple of 77.
 
     Raises:
         InputError: the layout is not this UNet's.
@@ -50,7 +51,14 @@ class PhaseUNet(GraphModule):
     network: ClassVar[str] = "unet"
 
     def __init__(
-        self, unet: UNet2DConditionModel, layout: Layout, phase: Phase, latent_height: int, latent_width: int
+        self,
+        unet: UNet2DConditionModel,
+        layout: Layout,
+        phase: Phase,
+        latent_height: int,
+        latent_width: int,
+        *,
+        prompt_tokens: int = PROMPT_TOKENS,
     ) -> None:
         super().__init__()
         config: Mapping[str, Any] = unet.config
@@ -61,6 +69,7 @@ class PhaseUNet(GraphModule):
         self.tables = WindowTables(self.geometry.windows)
         install_phase(self.unet, layout, self.geometry)
         self._config = dict(config)
+        self._prompt_tokens = prompt_tokens
         self.eval()
 
     @property
@@ -72,7 +81,9 @@ class PhaseUNet(GraphModule):
         """Names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
         geometry = self.geometry
         size = (geometry.latent_height, geometry.latent_width)
-        return phase_inputs(self._config, self.layout, self.phase, *size, model_batch)
+        return phase_inputs(
+            self._config, self.layout, self.phase, *size, model_batch, prompt_tokens=self._prompt_tokens
+        )
 
     def output_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
         """Name, shape and type of the output."""
@@ -108,7 +119,7 @@ class PhaseUNet(GraphModule):
             latents: [model batch, channels, height, width], scaled by the sampler; for inpainting with the mask and
                 the masked picture's latents after them.
             timestep: [1].
-            prompt_embeds: [model batch, 77, features].
+            prompt_embeds: [model batch, tokens, features].
             window_shifts: int32 [windowed blocks], 0 to 3; absent if no block is windowed.
             text_embeds: SDXL's pooled prompt, [model batch, features].
             time_ids: SDXL's sizes and crop, [model batch, 6].

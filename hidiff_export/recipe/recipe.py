@@ -45,6 +45,7 @@ from hidiff_export.recipe.values import (
     random_seed,
     refusal,
 )
+from hidiff_export.signature import PROMPT_TOKENS
 from hidiff_export.tiling import VaeTiles
 from hidiff_runtime.phases import PhaseRule, StepRange
 
@@ -97,6 +98,12 @@ class Recipe(Frozen):
     )
     text: StrictBool = Field(
         default=True, description="Whether tokenizers and text encoders come too, for prompts as text: true or false."
+    )
+    prompt_chunks: StrictInt = Field(
+        default=1,
+        ge=1,
+        le=4,
+        description="How many chunks of 75 tokens a long prompt may fill, 1 to 4; each takes its part of every step.",
     )
     vae: StrictBool = Field(
         default=True, description="Whether the VAE comes too, for pictures instead of latents: true or false."
@@ -315,6 +322,11 @@ class Recipe(Frozen):
     def model_batch(self) -> int:
         """Latents of one evaluation: twice the batch with guidance, the negative prompt's first."""
         return self.batch * 2 if self.guidance else self.batch
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of a prompt's embedding, the chunks' starts, ends and padding included."""
+        return self.prompt_chunks * PROMPT_TOKENS
 
     @property
     def tiles(self) -> VaeTiles:

@@ -45,6 +45,7 @@ class Graphs:
             "windowed_blocks": list(recipe.unet_layout.windowed_blocks),
             "latent": list(recipe.latent_shape),
             "model_batch": recipe.model_batch,
+            "prompt_tokens": recipe.prompt_tokens,
             "states": states(context),
         }
 
@@ -75,11 +76,12 @@ def _modules(context: StageContext) -> Iterator[tuple[GraphModule, int, WeightSt
     size = (recipe.latent_height, recipe.latent_width)
     store, unet = _stored(context, Component.UNET)
     for phase in context.phases:
-        phase_unet = PhaseUNet(unet, recipe.unet_layout, phase, *size)
+        phase_unet = PhaseUNet(unet, recipe.unet_layout, phase, *size, prompt_tokens=recipe.prompt_tokens)
         yield phase_unet, recipe.model_batch, store, context.traced(phase)
     if recipe.controlnet is not None:
         store, controlnet = _stored(context, Component.CONTROLNET)
-        yield ControlNetModule(controlnet, *size), recipe.model_batch, store, context.controlnet_graph
+        control = ControlNetModule(controlnet, *size, prompt_tokens=recipe.prompt_tokens)
+        yield control, recipe.model_batch, store, context.controlnet_graph
     for name in recipe.text_encoders:
         store, encoder = _stored(context, Component(name))
         text_encoder = TextEncoderModule(encoder, penultimate=recipe.family.is_sdxl)

@@ -35,7 +35,9 @@ def phase_record(context: StageContext, phase: Phase) -> PhaseRecord:
         phase=phase,
         graph=_inside(context, context.graph(phase)),
         engines={},
-        inputs=phase_inputs(config, recipe.unet_layout, phase, *size, recipe.model_batch),
+        inputs=phase_inputs(
+            config, recipe.unet_layout, phase, *size, recipe.model_batch, prompt_tokens=recipe.prompt_tokens
+        ),
         outputs=phase_outputs(config, *size, recipe.model_batch),
     )
 
@@ -50,7 +52,7 @@ def controlnet_record(context: StageContext) -> GraphRecord | None:
     return GraphRecord(
         graph=_inside(context, context.controlnet_graph),
         engines={},
-        inputs=controlnet_inputs(config, *shape),
+        inputs=controlnet_inputs(config, *shape, prompt_tokens=recipe.prompt_tokens),
         outputs=controlnet_outputs(config, *shape),
     )
 

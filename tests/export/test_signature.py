@@ -2,8 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from hidiff_export.families import Family, Layout, Task, controlnet_config, unet_config
-from hidiff_export.signature import controlnet_inputs, controlnet_outputs, phase_inputs, phase_outputs
+from hidiff_export.families import Family, Layout, Task, controlnet_config, text_encoder_configs, unet_config
+from hidiff_export.signature import (
+    controlnet_inputs,
+    controlnet_outputs,
+    most_skipped,
+    phase_inputs,
+    phase_outputs,
+    text_encoder_inputs,
+    text_encoder_outputs,
+)
 from hidiff_runtime.phases import Phase, PhaseKind
 
 
@@ -21,6 +29,23 @@ def test_sd(family: Family, features: int) -> None:
         f"prompt_embeds float32[2, 77, {features}]",
         "window_shifts int32[5]",
     ]
+
+
+def test_chunks_of_a_prompt_follow_each_other() -> None:
+    layout, phase = Layout.of(Family.SD15), Phase(PhaseKind.WINDOWED)
+    inputs = phase_inputs(unet_config(Family.SD15, Task.CONTROLNET), layout, phase, 8, 8, 2, prompt_tokens=231)
+    assert str(inputs[2]) == "prompt_embeds float32[2, 231, 768]"
+    assert inputs[2] in controlnet_inputs(controlnet_config(Family.SD15), 8, 8, 2, prompt_tokens=231)
+
+
+def test_a_text_encoder_takes_one_chunk_and_how_many_layers_to_skip() -> None:
+    configs = text_encoder_configs(Family.SDXL)
+    assert list(map(str, text_encoder_inputs())) == ["input_ids int32[1, 77]", "clip_skip int32[1]"]
+    first, second = (text_encoder_outputs(config, pooled=name != "text_encoder") for name, config in configs.items())
+    assert list(map(str, first)) == ["prompt_embeds float32[1, 77, 768]"]
+    assert list(map(str, second)) == ["prompt_embeds float32[1, 77, 1280]", "text_embeds float32[1, 1280]"]
+    assert most_skipped(configs["text_encoder"], penultimate=True) == 10
+    assert most_skipped(text_encoder_configs(Family.SD15)["text_encoder"], penultimate=False) == 11
 
 
 def test_inpainting_takes_the_mask_and_the_masked_picture_along() -> None:
