@@ -8,6 +8,7 @@ the coefficients. A scheduler that clips, thresholds, mixes elements or hides a 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from hidiff_export.errors import ExportError
-from hidiff_runtime.sampler import NOISE, OUTPUT, SAMPLE, STATE
+from hidiff_runtime.schedule import NOISE, OUTPUT, SAMPLE, STATE
 
 FloatArray = NDArray[np.float64]
 
@@ -31,7 +32,7 @@ _ZEROS = 4
 _UNIT = 1024.0
 """Size of a unit vector: so large beside the noise that rounding of their sum costs a coefficient nothing."""
 
-_MAGNITUDES = torch.tensor([1.0, 1.0, 1e2, 1e4])
+_MAGNITUDES = np.tile(np.array([1, 1, 1e2, 1e4], dtype=np.float32), _COLUMNS // 4)
 """Sizes of the random columns; a clip that leaves the small ones alone bends the large ones."""
 
 _RTOL = 1e-4
@@ -51,13 +52,26 @@ class Response:
         timestep: what the UNet is told.
         input_scale: factor between the sample and the UNet's input.
         draws_noise: whether the scheduler drew noise.
-        rows: float64 ``[1 + kept after, 3 + kept before]``, the columns of `hidiff_runtime.sampler`.
+        rows: float64 ``[1 + kept after, 3 + kept before]``, the columns of `hidiff_runtime.schedule`.
+        before: names of the tensors kept before, in the order of the columns.
+        after: names of the tensors kept after, in the order of the rows.
     """
 
     timestep: float
     input_scale: float
     draws_noise: bool
     rows: FloatArray
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A tensor that the scheduler keeps: ``owner[key]``."""
+
+    name: str
+    owner: Any
+    key: Any
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,8 @@ class _Observation:
         scaled: the sample after scaling, ``[columns]``.
         noise: what the scheduler drew, ``[columns]``.
         answers: next sample and kept tensors, ``[1 + kept after, columns]``.
+        before: names of the tensors kept before.
+        after: names of the tensors kept after.
     """
 
     timestep: float
@@ -77,6 +93,8 @@ class _Observation:
     scaled: torch.Tensor
     noise: torch.Tensor | None
     answers: torch.Tensor
+    before: tuple[str, ...]
+    after: tuple[str, ...]
 
 
 def respond(scheduler: Any, steps: int, eta: float | None = None) -> list[Response]:
@@ -92,48 +110,127 @@ def respond(scheduler: Any, steps: int, eta: float | None = None) -> list[Respon
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a scheduler's use of numpy is its authors' business, also under -W error
-        observations = _observe(scheduler, steps, eta)
-    responses: dict[int, Response] = {}
-    shapes = [(len(seen.fed), len(seen.answers)) for seen in observations]
-    for shape in set(shapes):  # evaluations of equal shape are solved together
-        group = [number for number, other in enumerate(shapes) if other == shape]
-        responses |= zip(group, _solve([observations[number] for number in group], scheduler), strict=True)
-    return [responses[number] for number in range(len(observations))]
+        _run(scheduler.set_timesteps, steps)
+        observations = _observe(scheduler, 0, len(scheduler.timesteps), _Dice.of(scheduler, steps, eta))
+    return _solve_all(observations, scheduler)
 
 
-def _observe(scheduler: Any, steps: int, eta: float | None) -> list[_Observation]:
-    _run(scheduler.set_timesteps, steps)
-    generator = torch.Generator().manual_seed(steps)
-    options: dict[str, Any] = {} if eta is None else {"eta": eta}
-    if "generator" in inspect.signature(scheduler.step).parameters:
-        options["generator"] = generator
-    random_columns = torch.Generator().manual_seed(0)
+def respond_from(scheduler: Any, steps: int, starts: Sequence[int], most: int) -> list[list[Response]]:
+    """Runs that begin in the middle of the timesteps, as diffusers' image-to-image pipelines have them.
+
+    Args:
+        scheduler: a fresh one.
+        steps: of the whole run.
+        starts: the first evaluation of each run.
+        most: how many evaluations of each run to read; fewer where it is over before.
+
+    Raises:
+        StepsUnsupported: as `respond`.
+        ExportError: as `respond`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _run(scheduler.set_timesteps, steps)
+        dice = _Dice.of(scheduler, steps, None)
+        runs = [_observe(_restarted(scheduler), start, most, dice) for start in starts]
+    solved = iter(_solve_all([seen for run in runs for seen in run], scheduler))
+    return [[next(solved) for _ in run] for run in runs]
+
+
+def noise_weights(scheduler: Any, steps: int) -> FloatArray:
+    """The weights of a picture and of noise where the scheduler adds noise to a picture, float64 ``[evaluations, 2]``.
+
+    Args:
+        scheduler: a fresh one; it is used up.
+        steps: of the run, from each of whose timesteps another could begin.
+
+    Raises:
+        StepsUnsupported: the scheduler raises.
+        ExportError: what comes out is not the weighted sum of both.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _run(scheduler.set_timesteps, steps)
+        pair = np.random.default_rng(steps).standard_normal((2, _COLUMNS), dtype=np.float32)
+        pair[:, :2] = np.eye(2)
+        noised = []
+        for index, timestep in enumerate(scheduler.timesteps):
+            _begin(scheduler, index)
+            image, noise = torch.from_numpy(pair.copy()).reshape(-1, *SHAPE)
+            noised.append(_run(scheduler.add_noise, image, noise, timestep.reshape(1)).reshape(-1))
+    answers = torch.stack(noised).to(torch.float64).numpy()[:, None]
+    weights = answers[..., :2]
+    _check_linear(scheduler, answers, weights, pair.astype(np.float64)[None])
+    return weights[:, 0]
+
+
+def _restarted(scheduler: Any) -> Any:
+    """A copy with lists of its own: schedulers change their lists, but replace tensors and never write into them."""
+    fresh = copy.copy(scheduler)
+    vars(fresh).update({name: list(value) for name, value in vars(scheduler).items() if isinstance(value, list)})
+    return fresh
+
+
+@dataclass(frozen=True)
+class _Dice:
+    """What is random: the noise that the scheduler draws, and what is asked of it.
+
+    Attributes:
+        generator: the scheduler's.
+        questions: of the random columns.
+        options: what ``step`` is given beside its inputs.
+    """
+
+    generator: torch.Generator
+    questions: np.random.Generator
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, scheduler: Any, seed: int, eta: float | None) -> _Dice:
+        generator = torch.Generator().manual_seed(seed)
+        options: dict[str, Any] = {} if eta is None else {"eta": eta}
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            options["generator"] = generator
+        return cls(generator, np.random.default_rng(0), options)
+
+
+def _observe(scheduler: Any, start: int, most: int, dice: _Dice) -> list[_Observation]:
+    """Up to ``most`` evaluations from number ``start`` on, of a scheduler whose timesteps are set."""
+    _begin(scheduler, start)
     kept = _kept(scheduler)
     observations = []
-    for timestep in scheduler.timesteps:
-        fed = _questions(len(kept), random_columns)
+    for timestep in scheduler.timesteps[start : start + most]:
+        before = tuple(place.name for place in kept)
+        fed = _questions(len(kept), dice.questions)
         sample, output, _, *state = fed.clone().reshape(-1, *SHAPE)  # a scheduler may change what it is given
-        for (owner, key), values in zip(kept, state, strict=True):
-            owner[key] = values
-        before = generator.get_state()
+        for place, values in zip(kept, state, strict=True):
+            place.owner[place.key] = values
+        unmoved = dice.generator.get_state()
         scaled = _run(scheduler.scale_model_input, sample.clone(), timestep).reshape(-1)
-        result = _run(scheduler.step, output, timestep, sample, return_dict=False, **options)[0]
-        noise = _drawn(before, generator, scheduler)
+        result = _run(scheduler.step, output, timestep, sample, return_dict=False, **dice.options)[0]
+        noise = _drawn(unmoved, dice.generator, scheduler)
         kept = _kept(scheduler)
-        answers = torch.stack([result, *(owner[key] for owner, key in kept)]).reshape(-1, _COLUMNS)
-        observations.append(_Observation(float(timestep), fed, scaled, noise, answers))
+        after = tuple(place.name for place in kept)
+        answers = torch.stack([result, *(place.owner[place.key] for place in kept)]).reshape(-1, _COLUMNS)
+        observations.append(_Observation(float(timestep), fed, scaled, noise, answers, before, after))
     return observations
 
 
-def _kept(scheduler: Any) -> list[tuple[Any, Any]]:
-    """Where the scheduler keeps tensors of the sample's shape, as (container, key) pairs."""
+def _begin(scheduler: Any, start: int) -> None:
+    """Tells which evaluation comes first, as every pipeline that takes a picture does."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+
+
+def _kept(scheduler: Any) -> list[_Kept]:
+    """Where the scheduler keeps tensors of the sample's shape."""
     attributes = vars(scheduler)
-    places: list[tuple[Any, Any]] = []
+    places: list[_Kept] = []
     for name, value in attributes.items():
         if isinstance(value, list):
-            places += [(value, index) for index, item in enumerate(value) if _is_sample(item)]
+            places += [_Kept(f"{name} {index}", value, index) for index, item in enumerate(value) if _is_sample(item)]
         elif _is_sample(value):
-            places.append((attributes, name))
+            places.append(_Kept(name, attributes, name))
     return places
 
 
@@ -141,20 +238,20 @@ def _is_sample(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.shape == SHAPE
 
 
-def _questions(kept: int, random_columns: torch.Generator) -> torch.Tensor:
+def _questions(kept: int, questions: np.random.Generator) -> torch.Tensor:
     """Inputs ``[3 + kept, columns]``: unit columns, zero columns, random columns; the noise's row is zero.
 
     The random columns are new each time, so that a tensor kept from an earlier evaluation cannot pass for this one's.
     """
     rows = _given(kept)
     first_random = len(rows) + _ZEROS
-    if first_random + len(_MAGNITUDES) > _COLUMNS:
+    if first_random + 4 > _COLUMNS:
         raise ExportError("The scheduler keeps more tensors from step to step than can be probed.", given=kept)
-    fed = torch.zeros(STATE + kept, _COLUMNS)
+    fed = np.zeros((STATE + kept, _COLUMNS), dtype=np.float32)
     fed[rows, range(len(rows))] = _UNIT
-    size = _MAGNITUDES.repeat(_COLUMNS)[: _COLUMNS - first_random]
-    fed[rows, first_random:] = torch.randn(len(rows), len(size), generator=random_columns) * size
-    return fed
+    size = _MAGNITUDES[: _COLUMNS - first_random]
+    fed[rows, first_random:] = questions.standard_normal((len(rows), len(size)), dtype=np.float32) * size
+    return torch.from_numpy(fed)
 
 
 def _given(kept: int) -> list[int]:
@@ -177,6 +274,15 @@ def _drawn(before: torch.Tensor, generator: torch.Generator, scheduler: Any) -> 
             advice="Choose another sampler.",
         )
     return noise.reshape(-1)
+
+
+def _solve_all(observations: Sequence[_Observation], scheduler: Any) -> list[Response]:
+    responses: dict[int, Response] = {}
+    shapes = [(len(seen.fed), len(seen.answers)) for seen in observations]
+    for shape in set(shapes):  # evaluations of equal shape are solved together
+        group = [number for number, other in enumerate(shapes) if other == shape]
+        responses |= zip(group, _solve([observations[number] for number in group], scheduler), strict=True)
+    return [responses[number] for number in range(len(observations))]
 
 
 def _solve(group: Sequence[_Observation], scheduler: Any) -> list[Response]:
@@ -204,7 +310,7 @@ def _solve(group: Sequence[_Observation], scheduler: Any) -> list[Response]:
     _check_linear(scheduler, answers, rows, inputs)
     _check_linear(scheduler, scaled[:, None], scale[:, None, None], inputs[:, :OUTPUT])
     return [
-        Response(seen.timestep, float(factor), seen.noise is not None, row)
+        Response(seen.timestep, float(factor), seen.noise is not None, row, seen.before, seen.after)
         for seen, factor, row in zip(group, scale, rows, strict=True)
     ]
 

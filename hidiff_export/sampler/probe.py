@@ -14,9 +14,11 @@ import numpy as np
 import torch
 
 from hidiff_export.errors import ExportError
-from hidiff_export.sampler.basis import FloatArray, Response, StepsUnsupported, respond
+from hidiff_export.sampler.basis import FloatArray, Response, StepsUnsupported, noise_weights, respond
 from hidiff_export.sampler.names import find_sampler
-from hidiff_runtime.sampler import NOISE, STATE, EtaTerms, SamplerTable
+from hidiff_export.sampler.starts import drop_unread, probe_starts
+from hidiff_runtime.sampler import EtaTerms, SamplerTable
+from hidiff_runtime.schedule import NOISE, STATE
 
 DEFAULT_STEPS = range(1, 101)
 
@@ -28,11 +30,16 @@ _ETA_RTOL = 1e-5
 
 @dataclass(frozen=True)
 class _Run:
-    """One number of steps, probed; ``eta`` is set where the sampler takes one."""
+    """One number of steps, probed; ``eta`` is set where the sampler takes one.
+
+    ``starts`` has the evaluations that differ where a run begins in the middle, by its first evaluation.
+    """
 
     steps: int
     init_noise_sigma: float
     evaluations: tuple[Response, ...]
+    noising: FloatArray
+    starts: Mapping[int, Sequence[Response]]
     eta: EtaTerms | None
 
 
@@ -100,7 +107,10 @@ def _probe_run(pristine: Any, steps: int) -> _Run:
     has_eta = "eta" in inspect.signature(pristine.step).parameters
     responses = respond(scheduler, steps, eta=0.0 if has_eta else None)
     eta_terms = _probe_eta(pristine, steps, responses) if has_eta else None
-    return _Run(steps, float(scheduler.init_noise_sigma), tuple(_drop_unread(responses)), eta_terms)
+    whole = drop_unread(responses)
+    noising = noise_weights(copy.deepcopy(pristine), steps)
+    starts = probe_starts(pristine, steps, whole)
+    return _Run(steps, float(scheduler.init_noise_sigma), tuple(whole), noising, starts, eta_terms)
 
 
 def _probe_eta(pristine: Any, steps: int, still: Sequence[Response]) -> EtaTerms:
@@ -137,38 +147,40 @@ def _sample_rows(responses: Sequence[Response]) -> FloatArray:
     return np.stack([response.rows[0] for response in responses])
 
 
-def _drop_unread(responses: Sequence[Response]) -> list[Response]:
-    """Leaves only that state which some later sample depends on, numbered anew after each evaluation."""
-    kept: list[Response] = []
-    live_after: list[int] = []
-    for response in reversed(responses):
-        rows = response.rows[[0, *(1 + slot for slot in live_after)]]
-        live_after = np.flatnonzero(rows[:, STATE:].any(axis=0)).tolist()
-        rows = rows[:, [*range(STATE), *(STATE + slot for slot in live_after)]]
-        kept.append(Response(response.timestep, response.input_scale, response.draws_noise, rows))
-    return kept[::-1]
-
-
 def _assemble(sampler: str, order: int, runs: Sequence[_Run], origin: Mapping[str, str]) -> SamplerTable:
     evaluations = [evaluation for run in runs for evaluation in run.evaluations]
-    slots = max(evaluation.rows.shape[1] for evaluation in evaluations) - STATE
-    rows = np.zeros((len(evaluations), 1 + slots, STATE + slots))
-    for target, evaluation in zip(rows, evaluations, strict=True):
-        target[: evaluation.rows.shape[0], : evaluation.rows.shape[1]] = evaluation.rows
+    begun = [response for run in runs for start in run.starts.values() for response in start]
+    slots = max(evaluation.rows.shape[1] for evaluation in (*evaluations, *begun)) - STATE
+    first = np.cumsum([0, *(len(run.evaluations) for run in runs)], dtype=np.int64)
+    rows = np.stack([_padded(evaluation.rows, slots) for evaluation in evaluations])
+    depth = max((len(start) for run in runs for start in run.starts.values()), default=0)
+    early = np.repeat(rows[None], depth, axis=0)
+    for run, offset in zip(runs, first.tolist(), strict=False):
+        for begin, responses in run.starts.items():
+            for number, response in enumerate(responses):
+                early[number, offset + begin + number] = _padded(response.rows, slots)
     terms = [run.eta for run in runs if run.eta is not None]
     return SamplerTable(
         sampler=sampler,
         order=order,
         steps=np.array([run.steps for run in runs], dtype=np.int64),
-        first=np.cumsum([0, *(len(run.evaluations) for run in runs)], dtype=np.int64),
+        first=first,
         init_noise_sigma=np.array([run.init_noise_sigma for run in runs]),
         timesteps=np.array([evaluation.timestep for evaluation in evaluations], dtype=np.float32),
         input_scale=np.array([evaluation.input_scale for evaluation in evaluations]),
         draws_noise=np.array([evaluation.draws_noise for evaluation in evaluations]),
+        noising=np.concatenate([run.noising for run in runs]),
         rows=rows,
+        early=early,
         eta=_join(terms) if terms else None,
         origin=origin,
     )
+
+
+def _padded(rows: FloatArray, slots: int) -> FloatArray:
+    whole = np.zeros((1 + slots, STATE + slots))
+    whole[: rows.shape[0], : rows.shape[1]] = rows
+    return whole
 
 
 def _join(terms: Sequence[EtaTerms]) -> EtaTerms:

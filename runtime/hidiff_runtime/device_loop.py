@@ -19,7 +19,7 @@ from hidiff_runtime.backends.protocol import DeviceArray, DeviceMemory, Session
 from hidiff_runtime.controlnet import ControlNet
 from hidiff_runtime.records import GraphRecord, TensorSpec
 from hidiff_runtime.run import Run, engine_errors
-from hidiff_runtime.sampler import Evaluation, SamplerState, Schedule
+from hidiff_runtime.schedule import Evaluation, SamplerState, Schedule
 from hidiff_runtime.step_graph import (
     CHANNELS,
     GUIDANCE_SCALE,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hidiff_runtime.conditioning import guided
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.run import Run, engine_errors
-from hidiff_runtime.sampler import SamplerState
+from hidiff_runtime.schedule import SamplerState
 from hidiff_runtime.step_graph import LATENTS, NOISE_PRED
 
 Array = NDArray[np.float32]

@@ -1,20 +1,19 @@
 """Noise schedulers as tables: each step is a fixed linear combination, so running one needs no scheduler code.
 
-One evaluation of the UNet takes the vector ``u = (sample, model output, noise, state 0, …, state K-1)`` to
-``(next sample, next state 0, …, next state K-1) = rows @ u``. The state is whatever latents-sized tensors the scheduler
-keeps from one evaluation to the next (earlier outputs, a corrected sample), zeros when a run starts. The rows are taken
-from the real scheduler when a bundle is built.
+The coefficients (:mod:`hidiff_runtime.schedule` says of what) are taken from the real scheduler when a bundle is built.
 
-A file holds one sampler for many numbers of steps, their evaluations one run after another. A run that starts in the
-middle of the timesteps differs from the stored one only in the few evaluations before its state is full, so such starts
-are rows of their own beside these, found by how many evaluations came before.
+A table holds one sampler for many numbers of steps, their evaluations one run after another. A run that starts in the
+middle of the timesteps, from a picture, differs from the stored one only in the few evaluations before its state is
+full (often in none). These have rows of their own, found by how many evaluations came before. Each evaluation also has
+the two weights by which the scheduler adds noise to a picture there.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,15 +22,10 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.safetensors import SafetensorsFile, write
+from hidiff_runtime.schedule import NOISE, STATE, Evaluation, FloatArray, Schedule
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file's layout."""
-
-FloatArray = NDArray[np.float64]
-Latents = NDArray[np.float32]
-
-SAMPLE, OUTPUT, NOISE, STATE = 0, 1, 2, 3
-"""Columns of the rows: the sample, the model's output, the noise; the state begins at `STATE`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,137 +46,12 @@ class EtaTerms:
     noise: FloatArray
 
     def apply(self, rows: FloatArray, span: slice, eta: float) -> FloatArray:
-        """The rows of these evaluations at ``eta``, as a copy."""
-        changed: FloatArray = rows[span].copy()
+        """``rows`` of the evaluations ``span`` at ``eta``, as a copy."""
+        changed: FloatArray = rows.copy()
         kept = np.sqrt(np.maximum(0, 1 - eta**2 * self.share[span]))
         changed[:, 0, :NOISE] -= (1 - kept)[:, None] * self.direction[span]
         changed[:, 0, NOISE] = eta * self.noise[span]
         return changed
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """One evaluation of the UNet.
-
-    Attributes:
-        timestep: what the UNet is told.
-        step: the logical denoising step it belongs to, from 0.
-        input_scale: what the sample is multiplied with before it enters the UNet.
-        draws_noise: whether the update after it takes fresh noise.
-        rows: coefficients, float64 ``[1 + K, 3 + K]``.
-    """
-
-    timestep: float
-    step: int
-    input_scale: float
-    draws_noise: bool
-    rows: FloatArray
-
-
-@dataclass(frozen=True, eq=False)
-class Schedule:
-    """A whole run; ``len()`` is its number of UNet evaluations.
-
-    Attributes:
-        sampler: its name.
-        num_inference_steps: what was asked for, as diffusers' pipelines take it.
-        steps: logical denoising steps, by which phases are chosen. Two evaluations of a second-order sampler are one
-            step; PNDM's extra evaluation is a step, as diffusers' pipelines count it.
-        init_noise_sigma: standard deviation of the noise that a run starts from.
-        evaluations: in running order.
-    """
-
-    sampler: str
-    num_inference_steps: int
-    steps: int
-    init_noise_sigma: float
-    evaluations: tuple[Evaluation, ...]
-
-    def __len__(self) -> int:
-        return len(self.evaluations)
-
-    def start(self, latents: Latents) -> SamplerState:
-        """A run from standard normal noise, float32 of any shape; it is scaled by `init_noise_sigma` here.
-
-        Raises:
-            InputError: not float32.
-        """
-        _check("The initial latents", latents, np.shape(latents))
-        return SamplerState(self, _scaled(latents, self.init_noise_sigma))
-
-
-class SamplerState:
-    """A run in progress. It never writes to an array it was given, nor to one it gave out.
-
-    Attributes:
-        latents: the current sample, float32; the result once `done`.
-    """
-
-    def __init__(self, schedule: Schedule, latents: Latents) -> None:
-        self.latents = latents
-        self._evaluations = schedule.evaluations
-        self._index = 0
-        self._zeros = np.zeros_like(latents)
-        self._state = [self._zeros] * (schedule.evaluations[0].rows.shape[0] - 1)
-
-    @property
-    def done(self) -> bool:
-        """Whether every evaluation has been used up."""
-        return self._index == len(self._evaluations)
-
-    @property
-    def index(self) -> int:
-        """How many evaluations are behind."""
-        return self._index
-
-    @property
-    def timestep(self) -> float:
-        """What the UNet is told at the evaluation to come."""
-        return self._next.timestep
-
-    @property
-    def step(self) -> int:
-        """The logical denoising step of the evaluation to come."""
-        return self._next.step
-
-    @property
-    def draws_noise(self) -> bool:
-        """Whether `advance` needs noise at the evaluation to come."""
-        return self._next.draws_noise
-
-    def model_input(self) -> Latents:
-        """The sample as the UNet takes it."""
-        return _scaled(self.latents, self._next.input_scale)
-
-    def advance(self, model_output: Latents, noise: Latents | None = None) -> None:
-        """Takes the UNet's output (after guidance) and moves to the next evaluation.
-
-        Args:
-            model_output: float32 of the latents' shape.
-            noise: standard normal, float32 of the latents' shape, exactly when `draws_noise`.
-
-        Raises:
-            InputError: a wrong shape or dtype, noise missing or unasked for, or nothing left to do.
-        """
-        evaluation = self._next
-        _check("The model's output", model_output, self.latents.shape)
-        if noise is not None:
-            _check("The noise", noise, self.latents.shape)
-        if evaluation.draws_noise != (noise is not None):
-            raise InputError(
-                "This evaluation needs noise." if evaluation.draws_noise else "This evaluation takes no noise.",
-                given=f"evaluation {self._index} {'without' if noise is None else 'with'} noise",
-                advice="Draw noise exactly where draws_noise is true, so that the random stream stays in step.",
-            )
-        inputs = (self.latents, model_output, self._zeros if noise is None else noise, *self._state)
-        self.latents, *self._state = (_combine(row, inputs) for row in evaluation.rows)
-        self._index += 1
-
-    @property
-    def _next(self) -> Evaluation:
-        if self.done:
-            raise InputError("The run is over.", given=f"{self._index} evaluations", advice="Start another run.")
-        return self._evaluations[self._index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +67,10 @@ class SamplerTable:
         timesteps: float32 ``[E]``.
         input_scale: float64 ``[E]``.
         draws_noise: bool ``[E]``, at eta 0.
+        noising: weights of a picture's latents and of noise, as `Evaluation.noising`: float64 ``[E, 2]``.
         rows: float64 ``[E, 1 + K, 3 + K]``.
+        early: the rows of each evaluation in a run that began in the middle, ``d`` evaluations before it, for the first
+            D numbers d; from then on they are ``rows``: float64 ``[D, E, 1 + K, 3 + K]``.
         eta: set when the sampler takes an eta.
         origin: where the table comes from: scheduler class, its configuration, the library's version, and under
             ``left_out`` which numbers of steps the scheduler refused and why (JSON).
@@ -215,7 +87,9 @@ class SamplerTable:
     timesteps: NDArray[np.float32]
     input_scale: FloatArray
     draws_noise: NDArray[np.bool_]
+    noising: FloatArray
     rows: FloatArray
+    early: FloatArray
     eta: EtaTerms | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
 
@@ -228,7 +102,9 @@ class SamplerTable:
             "timesteps": (np.float32, (total,)),
             "input_scale": (np.float64, (total,)),
             "draws_noise": (np.bool_, (total,)),
+            "noising": (np.float64, (total, 2)),
             "rows": (np.float64, (total, 1 + slots, STATE + slots)),
+            "early": (np.float64, (len(self.early), total, 1 + slots, STATE + slots)),
         }
         if self.eta is not None:
             shapes = {"direction": (total, 2), "share": (total,), "noise": (total,)}
@@ -239,32 +115,35 @@ class SamplerTable:
                 raise _broken(f"{name} is {array.dtype} {array.shape}")
             if not np.isfinite(array).all():
                 raise _broken(f"{name} is not finite")
-        if self.rows[~self.draws_noise, :, NOISE].any():
+        if self.rows[~self.draws_noise, :, NOISE].any() or self.early[:, ~self.draws_noise, :, NOISE].any():
             raise _broken("noise has a coefficient where none is drawn")
         if self.order < 1 or not runs or not (np.diff(self.steps) > 0).all() or self.steps[0] < 1:
             raise _broken(f"order {self.order}, steps {self.steps.tolist()}")
         if self.first[0] != 0 or self.first[-1] != total or not (np.diff(self.first) > 0).all():
             raise _broken(f"first {self.first.tolist()} for {total} evaluations")
 
-    def schedule(self, steps: int, *, eta: float = 0.0) -> Schedule:
+    def schedule(self, steps: int, *, strength: float | None = None, eta: float = 0.0) -> Schedule:
         """A run of ``steps`` steps as diffusers' pipelines count them.
 
         Args:
+            strength: how much of the run a picture goes through, above 0 to 1: the last ``int(steps * strength)``
+                steps, as ``get_timesteps`` of diffusers' image-to-image and inpainting pipelines has it. Left out, all.
             eta: DDIM's weight of the noise, 0 (none) to 1 (as much as DDPM).
 
         Raises:
-            InputError: a number of steps that is not tabulated, or an eta the sampler does not take.
+            InputError: a number of steps that is not tabulated, a strength that leaves no step, or an eta the sampler
+                does not take.
         """
         run = self._run_of(steps)
-        span = slice(int(self.first[run]), int(self.first[run + 1]))
-        rows, draws_noise = self.rows[span], self.draws_noise[span].tolist()
+        skipped = 0 if strength is None else steps - _steps_at(steps, strength)
+        span = slice(int(self.first[run]) + skipped * self.order, int(self.first[run + 1]))
+        rows, draws_noise = self._rows_from(span) if skipped else self.rows[span], self.draws_noise[span].tolist()
         if eta != 0:
-            terms = self._eta_terms(eta)
-            rows, draws_noise = terms.apply(self.rows, span, eta), [True] * len(draws_noise)
-        columns = zip(self.timesteps[span].tolist(), self.input_scale[span].tolist(), draws_noise, rows, strict=True)
+            rows, draws_noise = self._eta_terms(eta).apply(rows, span, eta), [True] * len(draws_noise)
+        columns = (self.timesteps[span].tolist(), self.input_scale[span].tolist(), draws_noise, self.noising[span])
         evaluations = tuple(
-            Evaluation(timestep, number // self.order, scale, draws, row)
-            for number, (timestep, scale, draws, row) in enumerate(columns)
+            Evaluation(timestep, number // self.order, scale, draws, tuple(noising.tolist()), row)
+            for number, (timestep, scale, draws, noising, row) in enumerate(zip(*columns, rows, strict=True))
         )
         logical = -(-len(evaluations) // self.order)
         return Schedule(self.sampler, int(steps), logical, float(self.init_noise_sigma[run]), evaluations)
@@ -276,7 +155,7 @@ class SamplerTable:
             StorageError: the disk refuses.
         """
         metadata = {"format": str(FORMAT), "sampler": self.sampler, "order": str(self.order)}
-        return write(path, self._arrays(), {**self.origin, **metadata})
+        return write(path, _pack(self._arrays()), {**self.origin, **metadata})
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> SamplerTable:
@@ -297,17 +176,25 @@ class SamplerTable:
             )
         eta = {name: arrays.pop(f"eta_{name}") for name in ("direction", "share", "noise") if f"eta_{name}" in arrays}
         try:
+            arrays = _unpack(arrays)
             sampler, order = metadata.pop("sampler"), int(metadata.pop("order"))
             return cls(sampler, order, **arrays, eta=EtaTerms(**eta) if eta else None, origin=metadata)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise _broken(f"{path}: {error}") from error
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        names = ("steps", "first", "init_noise_sigma", "timesteps", "input_scale", "draws_noise", "rows")
-        arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in names}
+        names = ("steps", "first", "init_noise_sigma", "timesteps", "input_scale", "draws_noise", "noising", "rows")
+        arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in (*names, "early")}
         if self.eta is not None:
             arrays |= {f"eta_{name}": getattr(self.eta, name) for name in ("direction", "share", "noise")}
         return arrays
+
+    def _rows_from(self, span: slice) -> FloatArray:
+        """The rows of a run that begins in the middle, with the first evaluation of ``span``, as a copy."""
+        rows: FloatArray = self.rows[span].copy()
+        for number, early in enumerate(self.early[: len(rows), span]):
+            rows[number] = early[number]
+        return rows
 
     def _run_of(self, steps: int) -> int:
         found = np.flatnonzero(self.steps == steps)
@@ -333,23 +220,37 @@ class SamplerTable:
         return self.eta
 
 
-def _combine(row: FloatArray, inputs: Sequence[Latents]) -> Latents:
-    """The weighted sum of float32 arrays, added up in float64."""
-    total = np.zeros(inputs[0].shape)
-    for weight, value in zip(row.tolist(), inputs, strict=True):
-        if weight != 0:
-            total += np.multiply(value, weight, dtype=np.float64)
-    return total.astype(np.float32)
+def _pack(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """With each distinct row once: most of those that update the state are alike."""
+    every = np.concatenate([arrays["rows"][None], arrays["early"]])
+    distinct, places = np.unique(every.reshape(-1, every.shape[-1]), axis=0, return_inverse=True)
+    packed = {name: array for name, array in arrays.items() if name != "early"}
+    return {**packed, "rows": distinct, "places": places.reshape(every.shape[:-1]).astype(np.int32)}
 
 
-def _scaled(latents: Latents, scale: float) -> Latents:
-    return np.multiply(latents, scale, dtype=np.float64).astype(np.float32)
+def _unpack(packed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    distinct, places = packed["rows"], packed["places"]
+    if places.min() < 0:
+        raise ValueError(f"place {places.min()}")
+    every = distinct[places]
+    arrays = {name: array for name, array in packed.items() if name != "places"}
+    return {**arrays, "rows": every[0], "early": every[1:]}
 
 
-def _check(what: str, array: Latents, shape: tuple[int, ...]) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
-        given = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise InputError(f"{what} must be a float32 array of shape {shape}.", given=given)
+def _steps_at(steps: int, strength: float) -> int:
+    """How many of ``steps`` are run at a strength."""
+    if isinstance(strength, bool) or not isinstance(strength, (int, float, np.floating)) or not 0 <= strength <= 1:
+        raise InputError(
+            "strength must be a number above 0, up to 1.", given=repr(strength), advice="Give 0.6, say: 1 keeps least."
+        )
+    left = min(int(steps * strength), steps)
+    if left < 1:
+        raise InputError(
+            "This strength leaves no step to run.",
+            given=f"{strength} of {steps} steps",
+            advice=f"Give a strength of {math.ceil(1000 / steps) / 1000} or more, or ask for more steps.",
+        )
+    return left
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -100,7 +100,7 @@ class SamplerState:
     """A run in progress. It never writes to an array it was given, nor to one it gave out.
 
     Attributes:
-        latents: the current sample, float32; the result once `done`. May be replaced between evaluations.
+        latents: the current sample, float32; the result once `done`. It may be replaced between evaluations.
     """
 
     def __init__(self, schedule: Schedule, latents: Latents) -> None:

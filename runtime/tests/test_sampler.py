@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ def table(**changes: Any) -> SamplerTable:
         "timesteps": np.linspace(999, 0, total, dtype=np.float32),
         "input_scale": 1 / (1.0 + number),
         "draws_noise": number % 2 == 1,
+        "noising": np.stack([0.1 * number, 1 - 0.1 * number], axis=1),
         "rows": rows,
+        "early": rows[None] * [[[0.5], [1.0]]],
     }
     return SamplerTable(**{**fields, **changes})
 
@@ -46,7 +49,7 @@ def with_eta() -> SamplerTable:
     rows = np.zeros((total, 1, 3))
     rows[:, 0] = [1.5, -0.5, 0.0]
     terms = EtaTerms(np.full((total, 2), [0.25, 0.75]), np.linspace(0, 1, total), np.linspace(0.1, 1, total))
-    return table(rows=rows, draws_noise=np.zeros(total, dtype=bool), eta=terms)
+    return table(rows=rows, early=np.zeros((0, *rows.shape)), draws_noise=np.zeros(total, dtype=bool), eta=terms)
 
 
 def draws(seed: int, count: int) -> list[np.ndarray]:
@@ -121,6 +124,69 @@ def test_eta_shrinks_the_direction_and_adds_noise() -> None:
             assert evaluation.draws_noise
             np.testing.assert_allclose(evaluation.rows, [expected], rtol=1e-12)
     assert np.array_equal(with_eta().schedule(3).evaluations[0].rows, still.evaluations[0].rows)
+
+
+@pytest.mark.parametrize(
+    ("strength", "skipped"), [(1.0, 0), (1, 0), (0.99, 1), (0.8, 1), (0.79, 2), (np.float32(0.5), 3), (0.2, 4)]
+)
+def test_a_strength_leaves_the_last_steps(strength: float, skipped: int) -> None:
+    whole, schedule = table().schedule(5), table().schedule(5, strength=strength)
+    assert (len(schedule), schedule.steps, schedule.num_inference_steps) == (5 - skipped, 5 - skipped, 5)
+    for number, (mine, stored) in enumerate(zip(schedule.evaluations, whole.evaluations[skipped:], strict=True)):
+        assert (mine.timestep, mine.input_scale, mine.noising) == (stored.timestep, stored.input_scale, stored.noising)
+        assert mine.step == number
+        first = skipped > 0 and number == 0
+        assert np.array_equal(mine.rows, stored.rows * ([[0.5], [1]] if first else 1))
+    assert np.array_equal(table().schedule(5).evaluations[-1].rows, whole.evaluations[-1].rows)
+
+
+def test_a_start_skips_all_evaluations_of_a_step() -> None:
+    schedule = table(order=2).schedule(5, strength=0.9)
+    assert [evaluation.step for evaluation in schedule.evaluations] == [0, 0, 1]
+    assert schedule.steps == 2
+
+
+def test_eta_in_a_run_from_a_picture() -> None:
+    whole, late = with_eta().schedule(3, eta=0.5), with_eta().schedule(3, eta=0.5, strength=0.7)
+    assert [evaluation.rows.tolist() for evaluation in late.evaluations] == [
+        evaluation.rows.tolist() for evaluation in whole.evaluations[1:]
+    ]
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), float("inf"), True, "1", None.__class__])
+def test_a_strength_out_of_range(strength: Any) -> None:
+    with pytest.raises(InputError, match="strength must be a number above 0, up to 1"):
+        table().schedule(5, strength=strength)
+
+
+@pytest.mark.parametrize("strength", [0, 0.0, 0.19])
+def test_a_strength_that_leaves_no_step(strength: float) -> None:
+    with pytest.raises(InputError, match="leaves no step") as caught:
+        table().schedule(5, strength=strength)
+    assert caught.value.advice == "Give a strength of 0.2 or more, or ask for more steps."
+
+
+@pytest.mark.parametrize("steps", [*range(1, 60), 100, 333, 999, 1000])
+def test_the_least_strength_that_is_advised_works(steps: int) -> None:
+    fields = {"steps": np.array([steps]), "first": np.array([0, 10]), "init_noise_sigma": np.ones(1)}
+    with pytest.raises(InputError) as caught:
+        table(**fields).schedule(steps, strength=0)
+    least = float(re.findall(r"[0-9.]+", caught.value.advice)[0])
+    assert int(steps * least) == 1 or steps == 1
+
+
+def test_a_picture_is_noised_by_the_weights() -> None:
+    schedule = table().schedule(5, strength=0.6)  # evaluations 7 to 9 of all ten
+    image, noise = draws(0, 2)
+    for index, number in enumerate((7, 8, 9)):
+        expected = 0.1 * number * image + (1 - 0.1 * number) * noise
+        np.testing.assert_allclose(schedule.noised(image, noise, index), expected, rtol=1e-5, atol=1e-6)
+    state = schedule.start_from(image, noise)
+    assert np.array_equal(state.latents, schedule.noised(image, noise))
+    assert (state.step, state.index) == (0, 0)
+    for wrong in (image[0], image.astype(np.float64), image.tolist()):
+        with pytest.raises(InputError, match="must be a float32 array"):
+            schedule.noised(image, wrong)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan"), float("inf")])
@@ -229,6 +295,9 @@ BROKEN: dict[str, dict[str, Any]] = {
     "steps do not rise": {"steps": np.array([2, 5, 3])},
     "steps of zero": {"steps": np.array([0, 3, 5])},
     "order": {"order": 0},
+    "weights of one": {"noising": np.zeros((10, 1))},
+    "early rows of other evaluations": {"early": np.zeros((1, 9, 2, 4))},
+    "early noise that is not drawn": {"early": np.ones((1, 10, 2, 4))},
     "noise that is not drawn": {"draws_noise": np.zeros(10, dtype=bool)},
     "eta terms": {"eta": EtaTerms(np.zeros((9, 2)), np.zeros(10), np.zeros(10))},
 }
@@ -254,12 +323,16 @@ def damaged(path: Path, metadata: dict[str, str] | None = None, **arrays: np.nda
 @pytest.mark.parametrize(
     ("metadata", "arrays", "message"),
     [
-        ({"format": "2"}, {}, "not a sampler table"),
+        ({"format": "1"}, {}, "not a sampler table"),
         ({"format": ""}, {}, "not a sampler table"),
         ({"sampler": ""}, {}, "broken"),
         ({"order": "two"}, {}, "broken"),
         ({}, {"rows": None}, "broken"),
         ({}, {"rows": np.float64(1.0)}, "broken"),
+        ({}, {"places": None}, "broken"),
+        ({}, {"places": np.full((2, 10, 2), 1000, dtype=np.int32)}, "broken"),
+        ({}, {"places": np.full((2, 10, 2), -1, dtype=np.int32)}, "broken"),
+        ({}, {"places": np.zeros((2, 10, 2))}, "broken"),
         ({}, {"surplus": np.zeros(1)}, "broken"),
         ({}, {"eta_share": np.zeros(10)}, "broken"),
         ({}, {"steps": np.int64(3)}, "broken"),

@@ -16,7 +16,8 @@ from hidiff_export.families import Family, default_scheduler
 from hidiff_export.sampler.names import SAMPLERS
 from hidiff_export.sampler.probe import build_scheduler, probe
 from hidiff_runtime.rng import TorchGenerator
-from hidiff_runtime.sampler import OUTPUT, SAMPLE, STATE, SamplerTable
+from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.schedule import OUTPUT, SAMPLE, STATE
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers' DEIS, on numpy 2
 
