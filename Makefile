@@ -29,7 +29,8 @@ demo: $(INSTALLED)
 	$(BIN)/hidiff-export build demo --output $(DEMO)
 	$(BIN)/hidiff-export verify $(DEMO)
 	$(BIN)/hidiff-run check $(DEMO)
-	$(BIN)/hidiff-run denoise $(DEMO) --random-embeds 0 --steps 20 --guidance 7.5 --seed 1 --output $(DEMO).latents.safetensors
+	$(BIN)/hidiff-run generate $(DEMO) -p "a lighthouse at dusk" --steps 20 --seed 1 --previews $(DEMO).previews.png \
+		--force --output $(DEMO).png
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

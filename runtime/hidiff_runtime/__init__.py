@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     )
     from hidiff_runtime.manifest import Manifest
     from hidiff_runtime.phases import Phase, PhaseKind, PhasePlan
+    from hidiff_runtime.pipeline import PictureStep, Pipeline, Result
+    from hidiff_runtime.png import save_png
     from hidiff_runtime.replay import CheckReport, check
+    from hidiff_runtime.request import Request, Settings
     from hidiff_runtime.rng import TorchGenerator
     from hidiff_runtime.sampler import SamplerTable
     from hidiff_runtime.verdict import Bound, Verdict
@@ -46,7 +49,12 @@ __all__ = [
     "Phase",
     "PhaseKind",
     "PhasePlan",
+    "PictureStep",
+    "Pipeline",
+    "Request",
+    "Result",
     "SamplerTable",
+    "Settings",
     "StepInfo",
     "StorageError",
     "TorchGenerator",
@@ -54,6 +62,7 @@ __all__ = [
     "__version__",
     "check",
     "open",
+    "save_png",
 ]
 
 _HOMES = {
@@ -70,7 +79,10 @@ _HOMES = {
     ),
     "manifest": ("Manifest",),
     "phases": ("Phase", "PhaseKind", "PhasePlan"),
+    "pipeline": ("PictureStep", "Pipeline", "Result"),
+    "png": ("save_png",),
     "replay": ("CheckReport", "check"),
+    "request": ("Request", "Settings"),
     "rng": ("TorchGenerator",),
     "sampler": ("SamplerTable",),
     "verdict": ("Bound", "Verdict"),

@@ -78,6 +78,11 @@ def read_picture(path: str | Path, name: str = "image") -> Image:
             return ImageOps.exif_transpose(opened)
 
 
+def fitted_pictures(images: Any, size: tuple[int, int], name: str, *, batch: int, resize: bool) -> list[Image]:
+    """The pictures, checked and of this size; the arguments are those of `image_array`, and so are the errors."""
+    return [_fitted(image, size, name, resize) for image in _listed(images, name, batch)]
+
+
 def image_array(
     images: Any, size: tuple[int, int], name: str = "image", *, batch: int = 1, resize: bool = False
 ) -> Array:
@@ -100,8 +105,8 @@ def control_array(
     images: Any, size: tuple[int, int], name: str = "control_image", *, batch: int = 1, resize: bool = False
 ) -> Array:
     """Pictures for a ControlNet: float32 ``[1 or batch, 3, height, width]``, 0 to 1; otherwise as `image_array`."""
-    pictures = [_fitted(image, size, name, resize).convert("RGB") for image in _listed(images, name, batch)]
-    colours = np.stack([np.asarray(picture) for picture in pictures])
+    pictures = fitted_pictures(images, size, name, batch=batch, resize=resize)
+    colours = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return np.ascontiguousarray(colours.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
 
 
@@ -112,8 +117,8 @@ def mask_array(
 
     Otherwise as `image_array`.
     """
-    masks = [_fitted(image, size, name, resize).convert("L") for image in _listed(images, name, batch)]
-    grey = np.stack([np.asarray(mask) for mask in masks])[:, None].astype(np.float32) / np.float32(255)
+    masks = fitted_pictures(images, size, name, batch=batch, resize=resize)
+    grey = np.stack([np.asarray(mask.convert("L")) for mask in masks])[:, None].astype(np.float32) / np.float32(255)
     return np.asarray(grey >= 0.5, np.float32)
 
 

@@ -8,6 +8,7 @@ import pytest
 import hidiff_runtime
 
 FOREIGN = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "hidiff_export", "tensorrt", "safetensors")
+FOREIGN += ("PIL", "tokenizers")
 
 
 def loaded_after(code: str) -> set[str]:

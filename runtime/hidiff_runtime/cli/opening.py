@@ -14,24 +14,23 @@ NAMES = ("verify", "backend", "resident", "prefetch", "loop")
 
 
 def add_opening(command: argparse.ArgumentParser) -> None:
-    """Adds how to open the bundle."""
-    command.add_argument("--backend", metavar="NAME", help="whose engines to run (default: the first this machine has)")
-    command.add_argument(
-        "--verify", choices=("hash", "size"), default="hash", help="how to check files (default: hash)"
-    )
-    command.add_argument(
+    """Adds how to open the bundle, as a group of its own."""
+    group = command.add_argument_group("how the bundle is opened")
+    group.add_argument("--backend", metavar="NAME", help="whose engines to run (default: the first this machine has)")
+    group.add_argument("--verify", choices=("hash", "size"), default="hash", help="how to check files (default: hash)")
+    group.add_argument(
         "--resident", choices=("current", "all"), default="current", help="engines kept open (default: current)"
     )
-    command.add_argument(
+    group.add_argument(
         "--prefetch", action="store_true", help="open the next phase's engine while the current one runs"
     )
-    command.add_argument(
+    group.add_argument(
         "--loop",
         choices=("auto", "host", "device"),
         default="auto",
         help="where latents stay between steps (default: auto, on any device that is not the host itself)",
     )
-    command.add_argument(
+    group.add_argument(
         "--option",
         metavar="NAME=VALUE",
         type=_named_value,

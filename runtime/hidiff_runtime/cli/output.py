@@ -15,6 +15,7 @@ def progress(text: str, end: str = "") -> None:
 
 
 def write(text: str, stream: TextIO) -> None:
-    """Writes at once, so that standard output and standard error come in turn."""
-    stream.write(text)
+    """Writes at once, so that both streams come in turn; escapes what the terminal cannot show."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()

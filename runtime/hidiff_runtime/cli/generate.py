@@ -1,0 +1,244 @@
+"""`hidiff-run generate`: prompts in, pictures out."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hidiff_runtime.cli.opening import add_opening, open_bundle
+from hidiff_runtime.cli.output import write
+from hidiff_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hidiff_runtime.cli.outputs import Outputs
+    from hidiff_runtime.cli.prompts import Prompt
+    from hidiff_runtime.pipeline import Pipeline
+    from hidiff_runtime.request import Request, Settings
+
+SUMMARY = "make pictures from prompts"
+EXAMPLE = 'generate bundle -p "a lighthouse at dusk" --seed 1 -o lighthouse.png'
+
+_PICTURES = {"image": "image", "mask": "mask", "control_image": "control image"}
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Adds the command's own options."""
+    _add_prompts(command)
+    _add_run(command)
+    _add_pictures(command)
+    _add_results(command)
+    add_opening(command)
+
+
+def _add_prompts(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("prompts")
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "-p", "--prompt", metavar="TEXT", action="append", help="what the picture shows; may be given again"
+    )
+    source.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        help='one prompt a line, as text or as JSON with settings: {"prompt": "a lighthouse", "seed": 3}',
+    )
+    group.add_argument("-n", "--negative-prompt", metavar="TEXT", help="what the picture must not show")
+    group.add_argument("--clip-skip", type=int, default=0, metavar="N", help="text encoder layers to skip (default: 0)")
+    group.add_argument(
+        "--long-prompt",
+        choices=("truncate", "chunk"),
+        default="truncate",
+        help="cut what is over 75 tokens, or spread it over the bundle's chunks (default: truncate)",
+    )
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("run")
+    group.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    group.add_argument("--steps", type=int, help="denoising steps (default: 50, or the nearest the bundle has)")
+    group.add_argument(
+        "--guidance",
+        type=float,
+        metavar="SCALE",
+        help="guidance scale (default: 7.5, or 5 for SDXL)",
+    )
+    group.add_argument("--sampler", metavar="NAME", help="one of the bundle's (default: its own)")
+    group.add_argument("--eta", type=float, default=0.0, help="of DDIM (default: 0)")
+    group.add_argument("--original-size", type=_size, metavar="WxH", help="SDXL's (default: the picture's)")
+    group.add_argument("--crop", type=_place, metavar="LEFT,TOP", default=(0, 0), help="SDXL's (default: 0,0)")
+    group.add_argument("--target-size", type=_size, metavar="WxH", help="SDXL's (default: the picture's)")
+
+
+def _add_pictures(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("pictures to start from (PNG, JPEG, WebP)")
+    group.add_argument("--image", metavar="FILE", type=Path, help="start from this picture, or paint in it with --mask")
+    group.add_argument("--mask", metavar="FILE", type=Path, help="paint where this is white; needs --image")
+    group.add_argument("--control", metavar="FILE", type=Path, help="what the bundle's ControlNet sees")
+    group.add_argument("--strength", type=float, help="how much of the image is replaced, above 0 to 1")
+    group.add_argument(
+        "--conditioning-scale", type=float, default=1.0, metavar="SCALE", help="of the ControlNet (default: 1)"
+    )
+    group.add_argument("--resize", action="store_true", help="resize pictures that are not of the bundle's size")
+
+
+def _add_results(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("results")
+    group.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="PNG to write; for several pictures a folder/, or a pattern such as out-{index}.png or out-{seed}.png",
+    )
+    group.add_argument("--sheet", metavar="FILE", type=Path, help="also write all pictures on one, with their prompts")
+    group.add_argument("--previews", metavar="FILE", type=Path, help="also write how each run went, a row a run")
+    group.add_argument("--force", action="store_true", help="replace files that are there")
+    group.add_argument("--dry-run", action="store_true", help="check everything, say what would run, write nothing")
+    group.add_argument("--json", action="store_true", help="print what was made (or would be) as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Makes the pictures, or says what would be made."""
+    from hidiff_runtime.cli.dry_run import describe_runs
+    from hidiff_runtime.cli.outputs import find_outputs
+    from hidiff_runtime.cli.prompts import Prompt, read_prompts
+    from hidiff_runtime.pipeline import Pipeline
+
+    asked = read_prompts(options.prompts) if options.prompts is not None else [Prompt(text) for text in options.prompt]
+    with open_bundle(options, **({"verify": "size"} if options.dry_run else {})) as bundle:
+        pipeline = Pipeline(bundle)
+        requests = _requests(pipeline, options, asked)
+        batch = bundle.manifest.batch
+        seeds = [request.settings.seed for request in requests for _ in range(batch)]
+        many = options.prompts is not None or len(seeds) > 1
+        extra = (options.sheet, options.previews)
+        outputs = find_outputs(options.output, seeds, many=many, extra=extra, force=options.force)
+        if options.dry_run:
+            write(describe_runs(bundle, requests, outputs, as_json=options.json) + "\n", sys.stdout)
+            return 0
+        _generate(pipeline, requests, outputs, options)
+    return 0
+
+
+def _requests(pipeline: Pipeline, options: argparse.Namespace, asked: Sequence[Prompt]) -> list[Request]:
+    """Every prompt with its settings, checked; the line at fault is named."""
+    shared = _settings(options)
+    found, read = [], _reader()
+    for prompt in asked:
+        with _line(options.prompts, prompt.line):
+            found.append(pipeline.request(prompt.text, _merged(shared, prompt, read)))
+    return found
+
+
+def _reader() -> Callable[[Path, str], Image]:
+    """Reads pictures, each file once."""
+    from hidiff_runtime.images import read_picture
+
+    return functools.cache(read_picture)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line asks for all prompts, pictures as paths."""
+    from hidiff_runtime.request import Settings
+
+    named = {"guidance_scale": options.guidance, "control_image": options.control, "crops": options.crop}
+    names = {field.name for field in fields(Settings)} & vars(options).keys()
+    return {**{name: getattr(options, name) for name in names}, **named}
+
+
+def _merged(shared: dict[str, Any], prompt: Prompt, read: Callable[[Path, str], Image]) -> Settings:
+    from hidiff_runtime.request import Settings
+
+    given = {**shared, **prompt.settings}
+    for name, called in _PICTURES.items():
+        if given[name] is not None:
+            given[name] = read(given[name], called)
+    return Settings(**given)
+
+
+def _generate(pipeline: Pipeline, requests: Sequence[Request], outputs: Outputs, options: argparse.Namespace) -> None:
+    """Makes and writes each run's pictures as they are done."""
+    from hidiff_runtime.cli.steps import Progress
+    from hidiff_runtime.png import save_png
+    from hidiff_runtime.sheet import Cell, contact_sheet
+    from hidiff_runtime.text import TruncationWarning
+
+    shown = Progress([request.steps for request in requests], options.previews is not None)
+    cells: list[Cell] = []
+    told: list[dict[str, Any]] = []
+    paths = iter(outputs.pictures)
+    outputs.make_folder()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # told in the end, with the pictures
+        for result in pipeline.run(requests, callback=shown.step, progress=shown.tile):
+            shown.run += 1
+            settings = result.request.settings
+            for image, prompt in zip(result.images, result.request.prompts, strict=True):
+                path = next(paths)
+                save_png(image, path)
+                if options.sheet is not None:
+                    image.thumbnail((1024, 1024))
+                    cells.append(Cell(image, f"seed {settings.seed}: {prompt}"))
+                facts = json.loads(image.info["hidiff"])
+                told.append({"file": str(path), "seconds": round(result.seconds, 3), **facts})
+                if not options.json:
+                    _tell(path, told[-1])
+    if options.sheet is not None:
+        save_png(contact_sheet(cells), options.sheet)
+    if options.previews is not None:
+        save_png(shown.sheet(), options.previews)
+    _tell_rest(told, outputs, as_json=options.json)
+
+
+def _tell_rest(told: list[dict[str, Any]], outputs: Outputs, *, as_json: bool) -> None:
+    """The files beside the pictures; everything where it is to be JSON."""
+    files = [str(path) for path in outputs.extra]
+    text = json.dumps({"pictures": told, "sheets": files}, indent=2) if as_json else "\n".join(files)
+    if text:
+        write(f"{text}\n", sys.stdout)
+
+
+def _tell(path: Path, facts: dict[str, Any]) -> None:
+    size = f"{facts['width']}x{facts['height']}"
+    text = f"{path}: {size}, seed {facts['seed']}, {facts['steps']} steps, {facts['seconds']:.1f} s\n"
+    write(text, sys.stdout)
+    for cut in facts.get("cut", ()):
+        write(f"cut from the prompt, which is over 75 tokens: {cut!r}\n", sys.stderr)
+
+
+@contextmanager
+def _line(path: Path | None, line: int) -> Iterator[None]:
+    """Names the line of a prompt that is refused."""
+    try:
+        yield
+    except InputError as error:
+        if path is None:
+            raise
+        given = f"{path}, line {line}" + (f": {error.given}" if error.given is not None else "")
+        raise InputError(error.summary, given=given, advice=error.advice) from error
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Height and width from ``WIDTHxHEIGHT``."""
+    width, cross, height = text.partition("x")
+    if not cross or not width.isdecimal() or not height.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT")
+    return int(height), int(width)
+
+
+def _place(text: str) -> tuple[int, int]:
+    """Top and left from ``LEFT,TOP``."""
+    left, comma, top = text.partition(",")
+    if not comma or not left.isdecimal() or not top.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not LEFT,TOP")
+    return int(top), int(left)

@@ -1,0 +1,158 @@
+"""PNG files that say how their picture was made.
+
+The chunk ``parameters`` is the text that web UIs for Stable Diffusion write, which common metadata viewers read; the
+chunk ``hidiff`` is JSON with everything. Text beyond Latin-1 goes into iTXt chunks.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hidiff_runtime import __version__
+from hidiff_runtime.errors import InputError, StorageError
+from hidiff_runtime.images import pillow
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hidiff_runtime.manifest import Manifest
+    from hidiff_runtime.request import Request
+
+PARAMETERS, HIDIFF = "parameters", "hidiff"
+"""Keys of the chunks, and of a picture's ``info`` until it is saved."""
+
+
+def describe(manifest: Manifest, request: Request, index: int, cut: tuple[str, ...]) -> dict[str, str]:
+    """The chunks of a picture by key.
+
+    Args:
+        index: of the picture in its batch.
+        cut: what was cut from its prompts.
+    """
+    facts = _facts(manifest, request, index)
+    exact = {**facts, "cut": list(cut)} if cut else facts
+    return {PARAMETERS: parameters(facts), HIDIFF: json.dumps(exact, ensure_ascii=False)}
+
+
+def parameters(facts: Mapping[str, Any]) -> str:
+    """The web UIs' text: prompt, negative prompt, and a line of settings."""
+    settings = {
+        "Steps": facts["steps"],
+        "Sampler": facts["sampler"],
+        "CFG scale": facts.get("guidance_scale"),
+        "Seed": facts["seed"],
+        "Size": f"{facts['width']}x{facts['height']}",
+        "Model": facts["model"],
+        "Model hash": facts["model_sha256"][:10],
+        "Denoising strength": facts.get("strength"),
+        "Clip skip": facts["clip_skip"] + 1 if facts.get("clip_skip") else None,  # they count the layer, from the last
+        "Eta": facts.get("eta"),
+        "Version": f"hidiff-runtime {__version__}",
+    }
+    lines = [facts["prompt"]]
+    if facts.get("negative_prompt"):
+        lines.append(f"Negative prompt: {facts['negative_prompt']}")
+    told = [f"{name}: {_quoted(value)}" for name, value in settings.items() if value is not None]
+    return "\n".join([*lines, ", ".join(told)])
+
+
+def save_png(image: Image, path: str | Path) -> None:
+    """Writes a picture with the text in its ``info``, beside its final name, and renames it.
+
+    Raises:
+        InputError: the name does not end in ``.png``.
+        StorageError: the disk refuses; nothing is left.
+    """
+    path = Path(path)
+    check_name(path)
+    write_whole(path, encoded(image))
+
+
+def encoded(image: Image) -> bytes:
+    """The bytes of the PNG file: the same for the same picture and text."""
+    pillow()
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    for key in (PARAMETERS, HIDIFF):
+        if key in image.info:
+            chunks.add_text(key, image.info[key])  # becomes iTXt by itself where it is not Latin-1
+    content = io.BytesIO()
+    image.save(content, "PNG", pnginfo=chunks)
+    return content.getvalue()
+
+
+def check_name(path: Path) -> None:
+    """Refuses what does not end in ``.png``."""
+    if path.suffix.lower() != ".png":
+        raise InputError("Pictures are written as PNG.", given=path, advice="Choose a name that ends in .png.")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            "A picture could not be written; nothing of it was kept.",
+            given=f"{path}: {error.strerror or error}",
+            advice="Free space on the disk, or choose a folder that can be written to.",
+        ) from error
+
+
+def _facts(manifest: Manifest, request: Request, index: int) -> dict[str, Any]:
+    """What the picture was made from, what was not asked for left out."""
+    settings = request.settings
+    source = str(manifest.recipe.get("source", manifest.family))
+    phases = {span.phase.name: [span.first, span.last] for span in request.phases(manifest).spans}
+    facts: dict[str, Any] = {
+        "prompt": request.prompts[index],
+        "negative_prompt": None if request.negative_prompts is None else request.negative_prompts[index],
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        "sampler": settings.sampler,
+        "eta": settings.eta or None,
+        "strength": settings.strength,
+        "conditioning_scale": settings.conditioning_scale if "control_image" in request.given else None,
+        "clip_skip": settings.clip_skip or None,
+        "long_prompt": settings.long_prompt if settings.long_prompt != "truncate" else None,
+        "time_ids": None if request.time_ids is None else request.time_ids[index].tolist(),
+        "negative_time_ids": None if request.negative_time_ids is None else request.negative_time_ids[index].tolist(),
+        "given": list(request.given) or None,
+        "batch": manifest.batch if manifest.batch > 1 else None,
+        "index": index if manifest.batch > 1 else None,
+        "width": manifest.width,
+        "height": manifest.height,
+        "family": manifest.family,
+        "task": manifest.task,
+        "precision": manifest.precision,
+        "phases": phases,
+        "model": source.rstrip("/").rsplit("/", 1)[-1].removesuffix(".safetensors"),
+        "model_sha256": manifest.files[manifest.weights["unet"]].sha256,
+        "version": f"hidiff-runtime {__version__}",
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _quoted(value: Any) -> str:
+    """As the web UIs write a value: in JSON's quotes where it would end early."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text

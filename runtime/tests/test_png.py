@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hidiff_runtime import __version__
+from hidiff_runtime.errors import InputError, StorageError
+from hidiff_runtime.png import encoded, parameters, save_png
+
+FACTS: dict[str, Any] = {
+    "prompt": "a lighthouse",
+    "negative_prompt": "fog",
+    "steps": 20,
+    "sampler": "euler",
+    "guidance_scale": 7.5,
+    "seed": 3,
+    "width": 64,
+    "height": 48,
+    "model": "sdxl: mine",
+    "model_sha256": "0123456789abcdef",
+}
+
+
+def picture(**info: str) -> Image.Image:
+    made = Image.fromarray(np.random.RandomState(0).randint(0, 256, (48, 64, 3)).astype(np.uint8))
+    made.info.update(info)
+    return made
+
+
+def test_parameters_are_in_the_web_uis_form() -> None:
+    assert parameters(FACTS).split("\n") == [
+        "a lighthouse",
+        "Negative prompt: fog",
+        'Steps: 20, Sampler: euler, CFG scale: 7.5, Seed: 3, Size: 64x48, Model: "sdxl: mine", '
+        f"Model hash: 0123456789, Version: hidiff-runtime {__version__}",
+    ]
+    more = parameters({**FACTS, "negative_prompt": None, "strength": 0.6, "clip_skip": 1, "guidance_scale": None})
+    assert "Negative prompt" not in more
+    assert "CFG scale" not in more
+    assert "Denoising strength: 0.6, Clip skip: 2, Version" in more
+
+
+@pytest.mark.parametrize("prompt", ["a lighthouse", "ein Leuchtturm, größer", "灯台 at dusk 🌅"])
+def test_text_is_read_back_from_the_file(tmp_path: Path, prompt: str) -> None:
+    made = picture(parameters=f"{prompt}\nSteps: 2", hidiff=json.dumps({"prompt": prompt}, ensure_ascii=False))
+    save_png(made, tmp_path / "out.png")
+    content = (tmp_path / "out.png").read_bytes()
+    latin = all(ord(character) < 256 for character in prompt)
+    assert (b"tEXtparameters" in content, b"iTXtparameters" in content) == (latin, not latin)
+    with Image.open(tmp_path / "out.png") as read:
+        assert read.info["parameters"] == f"{prompt}\nSteps: 2"
+        assert json.loads(read.info["hidiff"]) == {"prompt": prompt}
+        assert np.array_equal(np.asarray(read), np.asarray(made))
+    assert encoded(made) == content
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_other_text_of_a_picture_stays_out(tmp_path: Path) -> None:
+    save_png(picture(Comment="private"), tmp_path / "out.PNG")
+    with Image.open(tmp_path / "out.PNG") as read:
+        assert read.info == {}
+
+
+def test_other_names_and_places_are_refused(tmp_path: Path) -> None:
+    for name in ("out.jpg", "out"):
+        with pytest.raises(InputError, match="written as PNG"):
+            save_png(picture(), tmp_path / name)
+    with pytest.raises(StorageError, match="nothing of it was kept"):
+        save_png(picture(), tmp_path / "none" / "out.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(StorageError):
+        save_png(picture(), tmp_path / "folder.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_a_picture_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out.png").write_bytes(b"before")
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(StorageError) as caught:
+        save_png(picture(), tmp_path / "out.png")
+    assert "No space left" in str(caught.value)
+    assert (tmp_path / "out.png").read_bytes() == b"before"
+    assert len(list(tmp_path.iterdir())) == 1
