@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hidiff_runtime.manifest import GraphRecord, Manifest
+    from hidiff_runtime.records import TextEncoderRecord, VaeRecord
 
 
 @click.command(
@@ -48,6 +49,8 @@ def bundle_summary(directory: Path) -> dict[str, Any]:
         "precision": manifest.precision,
         "phases": [_phase(directory, manifest, index) for index in range(len(manifest.phases))],
         "graphs": {name: _graph(directory, manifest, record) for name, record in manifest.others()},
+        "text_encoders": [_text_encoder(record) for record in manifest.text_encoders],
+        "vae": None if manifest.vae is None else _vae(manifest.vae),
         "weights": {name: manifest.files[path].size for name, path in manifest.weights.items()},
         "source": manifest.recipe.get("source", ""),
         "lora": [
@@ -87,6 +90,16 @@ def _graph(directory: Path, manifest: Manifest, record: GraphRecord) -> dict[str
         "inputs": [str(spec) for spec in record.inputs],
         "outputs": [str(spec) for spec in record.outputs],
     }
+
+
+def _text_encoder(record: TextEncoderRecord) -> dict[str, Any]:
+    outputs = {spec.name: list(spec.shape) for spec in record.outputs}
+    return {"name": record.name, "tokenizer": record.tokenizer, "clip_skip": record.clip_skip, "outputs": outputs}
+
+
+def _vae(record: VaeRecord) -> dict[str, Any]:
+    height, width = record.decoder.outputs[0].shape[2:]
+    return {"tile": [width, height], "overlap": record.overlap, "scaling_factor": record.scaling_factor}
 
 
 def _engine_bytes(directory: Path, manifest: Manifest, backend: str, path: str) -> int:
@@ -130,6 +143,22 @@ def _print_parity(summary: dict[str, Any], console: Console) -> None:
         console.print(f"parity: not measured yet; run [bold]hidiff-export verify {summary['folder']}[/bold]")
         return
     console.print(render(Verdict.from_dict(verdict) for verdict in summary["parity"]), highlight=False)
+
+
+def _print_pictures(summary: dict[str, Any], console: Console) -> None:
+    """What becomes of prompts and of latents."""
+    encoders = [
+        f"{encoder['name']}, {encoder['outputs']['prompt_embeds'][-1]} wide, clip skip up to {encoder['clip_skip']}"
+        for encoder in summary["text_encoders"]
+    ]
+    console.print(f"text encoders: {'; '.join(encoders) or 'none, prompts come as embeddings'}")
+    vae = summary["vae"]
+    if vae is None:
+        console.print("VAE: none, latents come out")
+        return
+    tiles = f"tiles that share {vae['overlap']} pixels" if vae["overlap"] else "one tile"
+    width, height = vae["tile"]
+    console.print(f"VAE: {width}x{height} pixels, {tiles}, scaling factor {vae['scaling_factor']:g}")
 
 
 def megabytes(size: int) -> str:
@@ -178,8 +207,9 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
     for name, graph in summary["graphs"].items():
         table.add_row(name, "", *_sizes(graph))
     console.print(table)
-    for name, size in summary["weights"].items():
-        console.print(f"weights of the {name}: {megabytes(size)}; the whole bundle: {megabytes(summary['bytes'])}")
+    sizes = ", ".join(f"{name} {megabytes(size)}" for name, size in summary["weights"].items())
+    console.print(f"weights: {sizes}; the whole bundle: {megabytes(summary['bytes'])}")
+    _print_pictures(summary, console)
     for lora in summary["lora"]:
         console.print(f"LoRA in the weights: {lora['path']} at {lora['scale']:g}, SHA-256 {lora['sha256'][:16]}…")
     first, last = summary["steps"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from numpy.typing import NDArray
 
 from hidiff_export.errors import EngineError
 from hidiff_export.parity.inputs import arrays
@@ -20,14 +21,30 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.manifest import PhaseRecord
 from hidiff_runtime.paths import inside
+from hidiff_runtime.picture_metrics import unit
 from hidiff_runtime.replay import CALL, RUN, STEP, check
-from hidiff_runtime.verdict import Verdict, judge
+from hidiff_runtime.replay_networks import PICTURE, TEXT, TOKENS, VAE, worst
+from hidiff_runtime.text import encode_prompts
+from hidiff_runtime.vae import decode
+from hidiff_runtime.verdict import Verdict, judge, judge_picture
 
 if TYPE_CHECKING:
+    from hidiff_export.parity.networks import NetworkCall
     from hidiff_export.parity.reference import Call, ControlNetCall, Run
+    from hidiff_runtime.engines import Network
 
+Array = NDArray[Any]
 
-_RECORDED = {CALL: Boundary.RECORDED_CALL, STEP: Boundary.RECORDED_STEP, RUN: Boundary.RECORDED_RUN}
+_RECORDED = {
+    CALL: Boundary.RECORDED_CALL,
+    STEP: Boundary.RECORDED_STEP,
+    RUN: Boundary.RECORDED_RUN,
+    TOKENS: Boundary.RECORDED_TOKENS,
+    TEXT: Boundary.RECORDED_TEXT,
+    VAE: Boundary.RECORDED_VAE,
+    PICTURE: Boundary.RECORDED_PICTURE,
+}
+_NETWORKS = {"vae_decoder": Boundary.VAE_DECODER, "vae_encoder": Boundary.VAE_ENCODER}
 
 
 def portable_backend() -> Backend:
@@ -55,6 +72,10 @@ class Judge:
         recipe: whose bounds hold.
         meter: told before each evaluation.
         portable: runs portable graphs.
+
+    Attributes:
+        pictures: the run's as PyTorch and as the bundle made it, once they were judged; ``[batch, 3, height, width]``
+            from 0 to 1.
     """
 
     def __init__(self, bundle: Bundle, recipe: Recipe, meter: Meter, portable: Backend) -> None:
@@ -62,6 +83,7 @@ class Judge:
         self._recipe = recipe
         self._meter = meter
         self._portable = portable
+        self.pictures: tuple[Array, Array] | None = None
 
     def engines(self, calls: Sequence[tuple[Boundary, Call]]) -> Iterator[Verdict]:
         """Each phase's engine on the calls of that phase; phase by phase, so that no engine is opened twice."""
@@ -101,14 +123,37 @@ class Judge:
             found = self._bundle.controlnet_engine().run(arrays(call.inputs))
         except EngineError as error:
             return Verdict(boundary.value, bound, None, fault=error.summary)
-        verdicts = [
-            judge(boundary.value, expected, found.get(name), bound, phase=name)
-            for name, expected in call.residuals.items()
-        ]
-        return min(verdicts, key=lambda verdict: -math.inf if verdict.metrics is None else verdict.metrics.snr_db)
+        return worst(
+            [
+                judge(boundary.value, expected, found.get(name), bound, phase=name)
+                for name, expected in call.residuals.items()
+            ]
+        )
 
-    def run(self, run: Run) -> Iterator[Verdict]:
-        """The denoiser's latents beside those of the same run in diffusers."""
+    def networks(self, calls: Sequence[NetworkCall]) -> Iterator[Verdict]:
+        """Text encoders and the VAE's halves: for each call the verdict on the output that is furthest off."""
+        for call in calls:
+            boundary = _NETWORKS.get(call.network, Boundary.TEXT)
+            bound = bound_for(boundary, self._recipe)
+            self._meter.note(f"{self._bundle.backend}: {call.network}")
+            try:
+                with self._bundle.network(cast("Network", call.network)) as session:
+                    found = session.run(arrays(call.inputs))
+            except EngineError as error:
+                yield Verdict(boundary.value, bound, None, call.network, fault=error.summary)
+                continue
+            yield worst(
+                [
+                    judge(boundary.value, expected, found.get(name), bound, phase=call.network)
+                    for name, expected in call.outputs.items()
+                ]
+            )
+
+    def run(self, run: Run, picture: Array | None) -> Iterator[Verdict]:
+        """The denoiser's latents beside those of the same run in diffusers; then the picture beside ``picture``.
+
+        Where the run has a prompt, it is the bundle's own text encoders that encode it.
+        """
         course, given = run.course, run.given
         residuals = arrays(given.control)
         conditions: dict[str, Any] = dict(arrays(given.arrays))
@@ -121,6 +166,9 @@ class Judge:
         self._meter.start(course.points[0].phase, f"denoiser: {course.points[0]}")
         bound = bound_for(Boundary.RUN, self._recipe)
         try:
+            if given.prompt is not None:
+                embeds, _ = encode_prompts(self._bundle, given.prompt.prompts, given.prompt.negative)
+                conditions |= embeds
             latents = self._bundle.denoiser().denoise(
                 **conditions,
                 steps=course.steps,
@@ -132,15 +180,31 @@ class Judge:
             )
         except EngineError as error:
             yield Verdict(Boundary.RUN.value, bound, None, steps=course.logical_steps, fault=error.summary)
-        else:
-            yield judge(Boundary.RUN.value, run.latents[-1], latents, bound, steps=course.logical_steps)
+            if picture is not None:
+                bound = bound_for(Boundary.PICTURE, self._recipe)
+                yield Verdict(Boundary.PICTURE.value, bound, None, steps=course.logical_steps, fault=error.summary)
+            return
+        yield judge(Boundary.RUN.value, run.latents[-1], latents, bound, steps=course.logical_steps)
+        if picture is not None:
+            yield self._picture(latents, picture, course.logical_steps)
+
+    def _picture(self, latents: Array, picture: Array, steps: int) -> Verdict:
+        boundary = Boundary.PICTURE
+        bound = bound_for(boundary, self._recipe)
+        self._meter.note(f"{self._bundle.backend}: picture")
+        try:
+            found = unit(decode(self._bundle, latents))
+        except EngineError as error:
+            return Verdict(boundary.value, bound, None, steps=steps, fault=error.summary)
+        self.pictures = picture, found
+        return judge_picture(boundary.value, picture, found, bound, steps=steps)
 
     def recorded(self) -> Iterator[Verdict]:
         """The bundle's own reference samples, replayed."""
         phases = {record.phase.name: record.phase for record in self._bundle.manifest.phases}
 
         def note(verdict: Verdict) -> None:
-            if verdict.phase is not None:
+            if verdict.phase in phases:
                 self._meter.start(phases[verdict.phase], f"recorded samples: {verdict.phase}")
 
         for verdict in check(self._bundle, progress=note).verdicts:

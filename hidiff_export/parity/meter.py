@@ -42,6 +42,12 @@ class Meter:
         self._next = self.flops(phase)
         self._show(note)
 
+    def note(self, note: str) -> None:
+        """Something begins that is not counted, for it takes little beside the evaluations."""
+        self._done += self._next
+        self._next = 0.0
+        self._show(note)
+
     def end(self) -> None:
         """The last evaluation has ended."""
         self._done += self._next

@@ -1,8 +1,8 @@
 """A whole run of a real diffusers pipeline with HiDiffusion in force, and what its UNet was given and gave.
 
-The pipeline is diffusers' own for the recipe's task, with its own scheduler and loop. Its prompt is random embeddings,
-so no text encoder is needed. Where the recipe takes residuals but has no ControlNet of its own, one stands in that
-gives the same residuals at every step.
+The pipeline is diffusers' own for the recipe's task, with its own scheduler and loop. Its prompt is a prompt's
+embeddings, or random ones where the bundle has no text encoder. Where the recipe takes residuals but has no ControlNet
+of its own, one stands in that gives the same residuals at every step.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from hidiff_export.geometry import UNetGeometry, WindowShape
 from hidiff_export.model.patch import apply_hidiffusion
 from hidiff_export.parity.coverage import Course
 from hidiff_export.parity.inputs import Given, arrays, drawn
+from hidiff_export.parity.networks import PictureNetworks, PromptInputs
 from hidiff_export.parity.watch import Evaluation, UNetWatch
 from hidiff_export.recipe import Recipe
 from hidiff_export.signature import control_residuals, phase_inputs
@@ -44,10 +45,12 @@ class Networks:
     Args:
         unet: diffusers' ``UNet2DConditionModel``.
         controlnet: diffusers' ``ControlNetModel`` where the recipe has one.
+        pictures: the text encoders and the VAE, where the bundle has any.
     """
 
     unet: nn.Module
     controlnet: nn.Module | None = None
+    pictures: PictureNetworks | None = None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -66,24 +69,36 @@ class RunInputs:
         arrays: ``prompt_embeds`` and what else the family and the task take, for one batch; ``control_image`` where the
             recipe has a ControlNet.
         control: where it has none, the residuals by graph input name, at a ControlNet's sizes, the same at every step.
+        prompt: what the embeddings are of; None where they are random.
     """
 
     seed: int
     guidance_scale: float | None
     arrays: Mapping[str, Given]
     control: Mapping[str, Drawn]
+    prompt: PromptInputs | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, config: Mapping[str, Any], seed: int = SEED) -> RunInputs:
-        """Random ones from ``seed``; the inpainting mask is the picture's middle."""
+    def of(
+        cls, recipe: Recipe, config: Mapping[str, Any], seed: int = SEED, prompt: PromptInputs | None = None
+    ) -> RunInputs:
+        """Random ones from ``seed``, but for the embeddings of a prompt; the inpainting mask is the picture's middle.
+
+        Where the UNet takes several chunks of tokens, the others are the empty prompt's.
+        """
         size = (recipe.latent_height, recipe.latent_width)
         phase = recipe.phase_rule().phases()[0]
-        specs = {spec.name: spec for spec in phase_inputs(config, recipe.unet_layout, phase, *size, recipe.batch)}
+        tokens = recipe.prompt_tokens
+        inputs = phase_inputs(config, recipe.unet_layout, phase, *size, recipe.batch, prompt_tokens=tokens)
+        specs = {spec.name: spec for spec in inputs}
         given: dict[str, Given] = {}
         for name in EMBEDDINGS:
             if name in specs and name != "time_ids":
                 for sign in ("", "negative_")[: 1 + recipe.guidance]:
-                    given[sign + name] = drawn(sign + name, specs[name].shape, seed)
+                    shape = specs[name].shape
+                    given[sign + name] = (
+                        prompt.fitted(sign + name, shape) if prompt else drawn(sign + name, shape, seed)
+                    )
         if recipe.task is Task.INPAINTING:
             mask, masked = INPAINTING
             given[mask] = _middle(recipe.batch, *size)
@@ -94,7 +109,7 @@ class RunInputs:
         elif recipe.task.has_control:
             residuals = control_residuals(config, recipe.unet_layout, *size, recipe.model_batch)
         control = {spec.name: drawn(spec.name, spec.shape, seed) for spec in residuals}
-        return cls(seed, GUIDANCE_SCALE if recipe.guidance else None, given, control)
+        return cls(seed, GUIDANCE_SCALE if recipe.guidance else None, given, control, prompt)
 
 
 @dataclass(frozen=True)

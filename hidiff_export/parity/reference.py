@@ -20,6 +20,7 @@ from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.parity.coverage import LITTLE_WORK, Course, Point, edge_points, recorded
 from hidiff_export.parity.inputs import Given, arrays, mixed_shifts, random_inputs
 from hidiff_export.parity.meter import Meter, Progress
+from hidiff_export.parity.networks import PictureNetworks
 from hidiff_export.parity.pipeline import Networks, RunInputs, run_pipeline
 from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
@@ -108,7 +109,8 @@ def run_reference(
         course: steps and phases of the run.
     """
     sampler = recipe.sampler[0].value
-    given = RunInputs.of(recipe, networks.config)
+    prompt = None if networks.pictures is None else networks.pictures.prompt_inputs()
+    given = RunInputs.of(recipe, networks.config, prompt=prompt)
     done = run_pipeline(
         networks,
         build_scheduler(sampler, scheduler_config),
@@ -140,7 +142,7 @@ def random_calls(unet: nn.Module, recipe: Recipe, points: Sequence[Point], meter
     size = (recipe.latent_height, recipe.latent_width)
     for seed, point in enumerate(points, start=1):
         meter.start(point.phase, f"PyTorch: {point}")
-        module = PhaseUNet(unet, recipe.unet_layout, point.phase, *size)
+        module = PhaseUNet(unet, recipe.unet_layout, point.phase, *size, prompt_tokens=recipe.prompt_tokens)
         specs = module.input_specs(recipe.model_batch)
         picture = {"width": recipe.width, "height": recipe.height}
         inputs = random_inputs(specs, timestep=point.timestep, **picture, seed=seed)
@@ -165,7 +167,7 @@ def controlnet_call(controlnet: nn.Module, recipe: Recipe, timestep: float) -> C
     size = (recipe.latent_height, recipe.latent_width)
     config: Any = controlnet.config
     picture = {"width": recipe.width, "height": recipe.height}
-    specs = controlnet_inputs(config, *size, recipe.model_batch)
+    specs = controlnet_inputs(config, *size, recipe.model_batch, prompt_tokens=recipe.prompt_tokens)
     inputs = random_inputs(specs, timestep=timestep, **picture, seed=0)
     tensors = {name: torch.from_numpy(value) for name, value in arrays(inputs).items()}
     with torch.inference_mode():
@@ -186,7 +188,8 @@ def record_reference(
     A whole run: of those with at most four evaluations (or next to no cost) the one with the most phase changes, which
     for ``sd15-1024`` is 3 steps, strided, windowed, windowed. Then random inputs on both sides of every phase change
     that the run does not make, and for every phase it does not reach. Where that costs next to nothing, or the recipe
-    has a ControlNet, random inputs for the other changes too.
+    has a ControlNet, random inputs for the other changes too. Of the picture that the run comes to a part of the first
+    tile; and each text encoder on two prompts, each half of the VAE on one random tile.
 
     Args:
         networks: float32, holding the weights as stored, rounded to the recipe's precision; as before when this returns
@@ -207,9 +210,12 @@ def record_reference(
     meter.plan(point.phase for point in (*(() if course is None else course.points), *points))
     recorder = SampleRecorder(ORIGIN, bound_for(Boundary.TRAJECTORY, recipe), bound_for(Boundary.RUN, recipe))
     if course is not None:
-        _record_run(recorder, run_reference(networks, recipe, scheduler_config, course, meter))
+        run = run_reference(networks, recipe, scheduler_config, course, meter)
+        _record_run(recorder, run)
+        _record_picture(recorder, networks.pictures, recipe, run, meter)
     for call in random_calls(networks.unet, recipe, points, meter):
         _record_call(recorder, call)
+    _record_networks(recorder, networks.pictures, recipe, meter)
     meter.end()
     return recorder.write(folder)
 
@@ -238,3 +244,24 @@ def _record_call(recorder: SampleRecorder, call: Call) -> None:
         inputs=call.inputs,
         noise_pred=call.noise_pred,
     )
+
+
+def _record_picture(
+    recorder: SampleRecorder, pictures: PictureNetworks | None, recipe: Recipe, run: Run, meter: Meter
+) -> None:
+    if pictures is not None and pictures.has_vae:
+        meter.note("diffusers: part of the picture")
+        recorder.picture(*pictures.decode_part(run.latents[-1]), bound=bound_for(Boundary.RECORDED_PICTURE, recipe))
+
+
+def _record_networks(recorder: SampleRecorder, pictures: PictureNetworks | None, recipe: Recipe, meter: Meter) -> None:
+    if pictures is None:
+        return
+    for boundary, title, calls in (
+        (Boundary.RECORDED_TEXT, "transformers: text encoders", pictures.text_calls),
+        (Boundary.RECORDED_VAE, "diffusers: VAE", pictures.vae_calls),
+    ):
+        meter.note(title)
+        for call in calls():
+            bound = bound_for(boundary, recipe)
+            recorder.network(call.network, bound=bound, inputs=call.inputs, outputs=call.outputs, prompt=call.prompt)

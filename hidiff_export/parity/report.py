@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from hidiff_export.bundle import storage_errors, write_json
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
-from hidiff_runtime.verdict import Bound, Verdict
+from hidiff_runtime.verdict import Bound, Verdict, likeness
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hidiff_export.parity.panels import SideBySide
+
 REPORT = "parity/report.json"
 MARKDOWN = "parity/report.md"
+PICTURE = "parity/picture.png"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Report:
         reference: what computed the reference, for example ``PyTorch 2.13.0, float32``.
         candidate: what was judged, for example ``onnxruntime``.
         checks: in the order they were made.
+        panels: the picture of the run, as the reference and as the candidate made it.
     """
 
     bundle: str
@@ -44,6 +48,7 @@ class Report:
     reference: str
     candidate: str
     checks: tuple[Check, ...]
+    panels: SideBySide | None = None
 
     @property
     def ok(self) -> bool:
@@ -70,6 +75,7 @@ class Report:
             "candidate": self.candidate,
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
             "seconds": [round(check.seconds, 3) for check in self.checks],
+            "picture": None if self.panels is None else {"path": PICTURE, "amplified": self.panels.factor},
         }
 
     def to_junit(self) -> str:
@@ -108,7 +114,10 @@ class Report:
             "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
         ]
         lines += ["| " + " | ".join(_cells(verdict)) + " |" for verdict in self.verdicts]
-        lines += ["", *(f"- {line}" for line in reasons(self.verdicts))]
+        alike = [f"- {verdict.boundary}: {text}" for verdict in self.verdicts if (text := likeness(verdict))]
+        lines += ["", *alike, *(f"- {line}" for line in reasons(self.verdicts))]
+        if self.panels is not None:
+            lines += ["", f"![{self.panels.caption}]({Path(PICTURE).name})", "", f"{self.panels.caption}."]
         return "\n".join(lines) + "\n"
 
     def table(self) -> Table:
@@ -133,7 +142,7 @@ def reasons(verdicts: Iterable[Verdict]) -> tuple[str, ...]:
         names = named.setdefault(verdict.bound, [])
         if verdict.boundary not in names:
             names.append(verdict.boundary)
-    return tuple(f"At least {bound.snr_db:g} dB ({'; '.join(names)}): {bound.reason}" for bound, names in named.items())
+    return tuple(f"At least {bound} ({'; '.join(names)}): {bound.reason}" for bound, names in named.items())
 
 
 def store(report: Report, folder: Path) -> None:
@@ -146,13 +155,17 @@ def store(report: Report, folder: Path) -> None:
         StorageError: the folder cannot be written to.
     """
     manifest = Manifest.read(folder)
-    bare = replace(manifest, report=None, files=_without(manifest.files, (REPORT, MARKDOWN)))
+    bare = replace(manifest, report=None, files=_without(manifest.files, (REPORT, MARKDOWN, PICTURE)))
     with storage_errors(folder):
         write_json(folder / MANIFEST, bare.to_json())
         (folder / REPORT).parent.mkdir(exist_ok=True)
         write_json(folder / REPORT, report.to_dict())
         (folder / MARKDOWN).write_text(report.to_markdown(), encoding="utf-8")
-        written = {path: FileRecord.of(folder / path) for path in (REPORT, MARKDOWN)}
+        (folder / PICTURE).unlink(missing_ok=True)
+        if report.panels is not None:
+            report.panels.save(folder / PICTURE)
+        paths = (REPORT, MARKDOWN, *(() if report.panels is None else (PICTURE,)))
+        written = {path: FileRecord.of(folder / path) for path in paths}
         write_json(folder / MANIFEST, replace(bare, report=REPORT, files={**bare.files, **written}).to_json())
 
 
@@ -173,7 +186,10 @@ def _place(verdict: Verdict) -> str:
 def _finding(verdict: Verdict) -> str:
     if verdict.fault or verdict.metrics is None:
         return verdict.fault or "nothing was measured"
-    return f"{verdict.metrics.snr_db:.1f} dB where at least {verdict.bound.snr_db:g} dB is due"
+    found = likeness(verdict)
+    return f"{verdict.metrics.snr_db:.1f} dB where at least {verdict.bound.snr_db:g} dB is due" + (
+        found and f"; {found}"
+    )
 
 
 def _cells(verdict: Verdict) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from hidiff_export.model.component import Component
 from hidiff_export.model.load import build_controlnet, build_unet, load_unet
 from hidiff_export.model.lora import fuse, read_lora
 from hidiff_export.model.state_dict import LazyStateDict, shapes_of
+from hidiff_export.parity.networks import PictureNetworks
 from hidiff_export.parity.pipeline import Networks
 from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
@@ -28,10 +29,10 @@ def networks_of_store(root: Path, recipe: Recipe) -> Networks:
 
     Args:
         root: the bundle's folder, also while it is being built.
-        recipe: which says whether there is a ControlNet.
+        recipe: which says whether there is a ControlNet. Text encoders and the VAE are loaded when they are asked.
     """
     controlnet = _stored(root / "controlnet", build_controlnet) if recipe.controlnet is not None else None
-    return Networks(_stored(root / "unet", build_unet), controlnet)
+    return Networks(_stored(root / "unet", build_unet), controlnet, PictureNetworks(root, recipe))
 
 
 def _stored(folder: Path, build: Callable[..., Any]) -> Any:

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from hidiff_export.graph.islands import precision_of
 from hidiff_export.recipe.values import Precision
+from hidiff_runtime.replay_networks import EXACT
 from hidiff_runtime.verdict import Bound
 
 if TYPE_CHECKING:
@@ -26,7 +28,12 @@ class Boundary(str, Enum):
     - ``FLOAT16_GRAPH``: the float16 graph that a quantised portable graph was made from, with PyTorch;
     - ``CONTROLNET``: the ControlNet's engine with PyTorch, the worst of its residuals;
     - ``RUN``: the denoiser's latents with those of diffusers' pipeline;
-    - ``RECORDED_CALL``, ``RECORDED_STEP``, ``RECORDED_RUN``: engine and denoiser with what the build recorded.
+    - ``TEXT``: a text encoder's engine on prompts, tokens by the bundle's tokenizer, with transformers; the worst of
+      its outputs;
+    - ``VAE_DECODER``, ``VAE_ENCODER``: half of the VAE on a random tile, with diffusers;
+    - ``PICTURE``: what the run's prompt becomes, with the picture of diffusers' pipeline, in the same tiles;
+    - ``RECORDED_CALL``, ``RECORDED_STEP``, ``RECORDED_RUN``: engine and denoiser with what the build recorded;
+      ``RECORDED_TOKENS``, ``RECORDED_TEXT``, ``RECORDED_VAE``, ``RECORDED_PICTURE`` likewise.
     """
 
     WEIGHTS = "weights"
@@ -36,19 +43,43 @@ class Boundary(str, Enum):
     FLOAT16_GRAPH = "float16 graph, random"
     CONTROLNET = "ControlNet, random"
     RUN = "whole run"
+    TEXT = "text encoder"
+    VAE_DECODER = "VAE decoder"
+    VAE_ENCODER = "VAE encoder"
+    PICTURE = "picture"
     RECORDED_CALL = "recorded call"
     RECORDED_STEP = "recorded step"
     RECORDED_RUN = "recorded run"
+    RECORDED_TOKENS = "recorded tokens"
+    RECORDED_TEXT = "recorded text"
+    RECORDED_VAE = "recorded VAE"
+    RECORDED_PICTURE = "recorded picture"
 
     @property
     def whole_run(self) -> bool:
         """Whether steps of a run are judged, not one evaluation."""
-        return self in (Boundary.RUN, Boundary.RECORDED_STEP, Boundary.RECORDED_RUN)
+        return self in (Boundary.RUN, Boundary.RECORDED_STEP, Boundary.RECORDED_RUN) or self.is_picture
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether PSNR and SSIM are judged too."""
+        return self in (Boundary.PICTURE, Boundary.RECORDED_PICTURE)
+
+    @property
+    def is_vae(self) -> bool:
+        """Whether it is the VAE, which has a precision of its own."""
+        return self in (Boundary.VAE_DECODER, Boundary.VAE_ENCODER, Boundary.RECORDED_VAE)
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is computed, so that nothing may differ."""
+        return self in (Boundary.WEIGHTS, Boundary.RECORDED_TOKENS)
 
     @property
     def quantised(self) -> bool:
         """Whether a quantised recipe has it quantised: the phases and what runs them."""
-        return self not in (Boundary.WEIGHTS, Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET)
+        unet_alone = (Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET, Boundary.TEXT, Boundary.RECORDED_TEXT)
+        return not self.exact and not self.is_vae and self not in unet_alone
 
 
 # Measured on fabricated weights of every family. One evaluation: 110 to 125 dB in float32, 56 to 58 in float16, 38 to
@@ -97,6 +128,15 @@ _RUN = {
         reason="Steps carry the error on and guidance multiplies it, which leaves 15 dB in a short run.",
     ),
 }
+# PSNR is of pictures from 0 to 1, whose power is a few decibels below the peak's, and a VAE carries latents' errors on.
+_PICTURE = {
+    "float32": (60.0, 0.9999),
+    "float16": (35.0, 0.95),
+    "bfloat16": (25.0, 0.8),
+    "int8": (15.0, 0.4),
+    "fp8": (10.0, 0.2),
+}
+"""The least PSNR, in decibels, and SSIM of a picture."""
 _COPIED = Bound(
     snr_db=200,
     reason="Weights are rounded and copied, never computed: bit for bit, and a tensor that is not counts as a fault.",
@@ -104,10 +144,16 @@ _COPIED = Bound(
 
 
 def _bound(boundary: Boundary, precision: Precision) -> Bound:
-    if boundary is Boundary.WEIGHTS:
-        return _COPIED
-    judged = precision if boundary.quantised else precision.stored
-    return (_RUN if boundary.whole_run else _CALL)[judged.value]
+    if boundary.exact:
+        return EXACT if boundary is Boundary.RECORDED_TOKENS else _COPIED
+    if boundary.is_vae:
+        return _CALL[precision_of("vae", precision).value]
+    judged = (precision if boundary.quantised else precision.stored).value
+    if boundary.is_picture:
+        psnr_db, ssim = _PICTURE[judged]
+        reason = "Rounding of the latents goes on into the picture, where other shifts or another phase show plainly."
+        return Bound(_RUN[judged].snr_db, reason, psnr_db=psnr_db, ssim=ssim)
+    return (_RUN if boundary.whole_run else _CALL)[judged]
 
 
 TOLERANCES: Mapping[tuple[Boundary, str], Bound] = {
@@ -119,7 +165,10 @@ TOLERANCES: Mapping[tuple[Boundary, str], Bound] = {
 def bound_for(boundary: Boundary, recipe: Recipe) -> Bound:
     """The bound that a recipe's bundle is judged by: the table's, or the recipe's own where it sets another."""
     bound = TOLERANCES[boundary, recipe.precision.value]
-    if boundary is Boundary.WEIGHTS or (recipe.precision.quantised and not boundary.quantised):
+    if boundary.exact or boundary.is_vae or (recipe.precision.quantised and not boundary.quantised):
         return bound
     own = recipe.parity.run_snr_db if boundary.whole_run else recipe.parity.call_snr_db
-    return bound if own == bound.snr_db else Bound(own, f"Set by the recipe in place of {bound.snr_db:g} dB.")
+    if own == bound.snr_db:
+        return bound
+    psnr_db = own if boundary.is_picture else None
+    return Bound(own, f"Set by the recipe in place of {bound.snr_db:g} dB.", psnr_db=psnr_db)

@@ -13,11 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 import hidiff_runtime
 from hidiff_export.errors import InputError
 from hidiff_export.parity.coverage import Course, Point, edge_points, fullest
 from hidiff_export.parity.engines import Judge, portable_backend
 from hidiff_export.parity.meter import Meter, Progress
+from hidiff_export.parity.networks import NetworkCall, PictureNetworks
+from hidiff_export.parity.panels import SideBySide
 from hidiff_export.parity.reference import (
     ORIGIN,
     Call,
@@ -36,6 +40,8 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.paths import inside
 from hidiff_runtime.replay import read_samples
 from hidiff_runtime.verdict import Verdict
+
+Array = NDArray[Any]
 
 _OWN = "the bundle's own store"
 
@@ -77,6 +83,8 @@ class _Reference:
     run: Run
     random: tuple[Call, ...]
     controlnet: ControlNetCall | None
+    networks: tuple[NetworkCall, ...]
+    picture: Array | None
 
 
 def verify(
@@ -89,6 +97,8 @@ def verify(
       from;
     - the denoiser's whole run with that of diffusers' own pipeline under HiDiffusion: same seed, same sampler;
     - the ControlNet's engine on random inputs, where there is one;
+    - text encoders on prompts with transformers, the VAE's halves on a random tile with diffusers;
+    - the picture that the run's prompt becomes with that of diffusers' pipeline, by PSNR and SSIM too;
     - the recorded reference samples;
     - ``against`` a source: every weight in the store with the source's.
 
@@ -116,7 +126,8 @@ def verify(
         judge = Judge(bundle, task.recipe, meter, portable)
         checks = (*reference.weights, *_timed(_verdicts(judge, reference)))
         meter.end()
-        return Report(folder.name, against or _OWN, ORIGIN, bundle.backend, checks)
+        panels = None if judge.pictures is None else SideBySide.of(*judge.pictures, bundle.backend)
+        return Report(folder.name, against or _OWN, ORIGIN, bundle.backend, checks, panels)
 
 
 def _chosen(possible: Sequence[Course], steps: int | None) -> Course:
@@ -157,7 +168,11 @@ def _compute(task: _Task, meter: Meter) -> _Reference:
     controlnet = None
     if networks.controlnet is not None:
         controlnet = controlnet_call(networks.controlnet, task.recipe, task.course.timesteps[0])
-    return _Reference(weights, run, random, controlnet)
+    pictures, vae = PictureNetworks(task.bundle.root, task.recipe), task.bundle.manifest.vae
+    meter.note("transformers and diffusers: text encoders, VAE, picture")
+    others = (*pictures.text_calls(), *pictures.vae_calls())
+    picture = None if vae is None else pictures.decode(run.latents[-1], vae)
+    return _Reference(weights, run, random, controlnet, others, picture)
 
 
 def _verdicts(judge: Judge, reference: _Reference) -> Iterator[Verdict]:
@@ -165,7 +180,8 @@ def _verdicts(judge: Judge, reference: _Reference) -> Iterator[Verdict]:
     yield from judge.engines([*trajectory, *((Boundary.RANDOM, call) for call in reference.random)])
     if reference.controlnet is not None:
         yield judge.controlnet(reference.controlnet)
-    yield from judge.run(reference.run)
+    yield from judge.networks(reference.networks)
+    yield from judge.run(reference.run, reference.picture)
     yield from judge.recorded()
     yield from judge.graphs(reference.random)
 

@@ -8,19 +8,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
+from hidiff_export.cli import main
 from hidiff_export.parity.report import Report
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.parity.verify import verify
 from hidiff_runtime import check
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.replay_networks import PICTURE, TEXT, TOKENS, VAE
 from hidiff_runtime.safetensors import SafetensorsFile
+from hidiff_runtime.verdict import Verdict
 
 SOURCE = "random:0"
 WEIGHT = "up_blocks.3.attentions.1.transformer_blocks.0.attn1.to_q.weight"
-LIVE = {Boundary.TRAJECTORY.value, Boundary.RANDOM.value, Boundary.RUN.value}
+LIVE = {Boundary.TRAJECTORY.value, Boundary.RANDOM.value, Boundary.RUN.value, Boundary.PICTURE.value}
 ALL = {boundary.value for boundary in Boundary} - {Boundary.CONTROLNET.value, Boundary.FLOAT16_GRAPH.value}
-RECORDED = {Boundary.RECORDED_CALL.value, Boundary.RECORDED_STEP.value, Boundary.RECORDED_RUN.value}
+RECORDED = {
+    *(Boundary.RECORDED_CALL.value, Boundary.RECORDED_STEP.value),
+    *(Boundary.RECORDED_RUN.value, Boundary.RECORDED_PICTURE.value),
+}
 
 
 @pytest.fixture
@@ -37,11 +45,13 @@ def refresh(folder: Path) -> Path:
     return folder
 
 
-def change_weight(folder: Path, change: Callable[[np.ndarray], object]) -> Path:
-    """Lets ``change`` write into one tensor of the store."""
-    store = folder / "unet/weights.safetensors"
+def change_weight(
+    folder: Path, change: Callable[[np.ndarray], object], network: str = "unet", weight: str = WEIGHT
+) -> Path:
+    """Lets ``change`` write into one tensor of a store."""
+    store = folder / network / "weights.safetensors"
     with SafetensorsFile.open(store) as file:
-        info = file.info(WEIGHT)
+        info = file.info(weight)
     values = np.memmap(store, np.float32, "r+", info.offset, info.shape)
     change(values)
     values.flush()
@@ -106,3 +116,71 @@ def test_one_weight_that_is_nan(bundle: Path) -> None:
 
     assert failing(report) >= {Boundary.WEIGHTS.value, Boundary.GRAPH.value, *LIVE}
     assert all("NaN" in verdict.fault for verdict in report.failures if verdict.boundary == Boundary.RANDOM.value)
+
+
+def change_decoder(folder: Path) -> Path:
+    return change_weight(folder, halve, "vae", "decoder.up_blocks.3.resnets.0.conv1.weight")
+
+
+def change_encoder(folder: Path) -> Path:
+    return change_weight(folder, halve, "vae", "encoder.conv_in.weight")
+
+
+def change_text_encoder(folder: Path) -> Path:
+    store = folder / "text_encoder/weights.safetensors"
+    with SafetensorsFile.open(store) as file:
+        weight = next(name for name in file.names() if name.endswith("layers.0.mlp.fc1.weight"))
+    return change_weight(folder, halve, "text_encoder", weight)
+
+
+def swap_tokens(folder: Path) -> Path:
+    """Exchanges two letters of the tokenizer."""
+    path = folder / "text_encoder/tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return refresh(folder)
+
+
+def halve(values: np.ndarray) -> None:
+    np.multiply(values, 0.5, out=values)
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (change_decoder, {(VAE, "vae_decoder"), (PICTURE, None)}),
+        (change_encoder, {(VAE, "vae_encoder")}),
+        (change_text_encoder, {(TEXT, "text_encoder")}),
+        (swap_tokens, {(TOKENS, "text_encoder")}),
+    ],
+)
+def test_each_damage_beside_the_unet_is_found_without_pytorch(
+    bundle: Path, damage: Callable[[Path], Path], found: set[tuple[str, str | None]]
+) -> None:
+    report = check(damage(bundle))
+
+    assert {(verdict.boundary, verdict.phase) for verdict in report.verdicts if not verdict.ok} == found
+    assert report.exit_code == 1
+
+
+def test_all_of_that_is_found_by_verify_too_which_shows_the_picture(bundle: Path) -> None:
+    for damage in (change_decoder, change_encoder, change_text_encoder, swap_tokens):
+        damage(bundle)
+
+    done = CliRunner().invoke(main, ["verify", str(bundle), "--json"])
+
+    assert done.exit_code == 1
+    verdicts = [Verdict.from_dict(verdict) for verdict in json.loads(done.stdout)["verdicts"]]
+    # PyTorch computes with the damaged weights, so that what it says now agrees with the engines.
+    assert {verdict.boundary for verdict in verdicts if not verdict.ok} == {
+        *(Boundary.RECORDED_TOKENS.value, Boundary.RECORDED_TEXT.value),
+        *(Boundary.RECORDED_VAE.value, Boundary.RECORDED_PICTURE.value),
+    }
+    assert "parity/picture.png" in Manifest.read(bundle).files
+    with Image.open(bundle / "parity/picture.png") as picture:
+        assert picture.size == (3 * 128 + 2 * 8, 128 + 18)
+    page = (bundle / "parity/report.md").read_text(encoding="utf-8")
+    assert "](picture.png)" in page
+    assert "largest pixel difference" in page

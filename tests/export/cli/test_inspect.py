@@ -22,7 +22,10 @@ def test_it_shows_phases_sizes_and_samplers(sd15_bundle: Path) -> None:
     assert done.exit_code == 0
     summary = json.loads(done.stdout)
     assert [phase["phase"] for phase in summary["phases"]] == ["strided", "windowed"]
-    assert list(summary["graphs"]) == ["step"]
+    assert list(summary["graphs"]) == ["step", "text_encoder", "vae_decoder", "vae_encoder"]
+    (encoder,) = summary["text_encoders"]
+    assert encoder["outputs"] == {"prompt_embeds": [1, 77, 32]}
+    assert summary["vae"] == {"tile": [128, 128], "overlap": 0, "scaling_factor": 0.18215}
     assert "noise_pred float32[2, 4, 16, 16]" in summary["graphs"]["step"]["inputs"]
     assert summary["weights"]["unet"] > 1_000_000
     assert summary["parity"] == []
@@ -34,6 +37,8 @@ def test_it_shows_phases_sizes_and_samplers(sd15_bundle: Path) -> None:
     assert "hidiff-export verify" in table
     assert "3 steps" in table
     assert "left out" not in table
+    assert "text encoders: text_encoder, 32 wide, clip skip up to 2" in table
+    assert "VAE: 128x128 pixels, one tile, scaling factor 0.18215" in table
 
 
 def test_it_says_which_steps_a_scheduler_refused(sd15_bundle: Path, tmp_path: Path) -> None:
