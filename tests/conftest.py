@@ -10,7 +10,7 @@ from needs import pytest_runtest_setup
 
 from hidiff_runtime.manifest import MANIFEST
 
-__all__ = ["pytest_runtest_setup", "sd15_bundle"]
+__all__ = ["pytest_runtest_setup", "sd15_bundle", "vae_folder"]
 
 
 class NoDisplay:
@@ -44,4 +44,17 @@ def sd15_bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pat
     with FileLock(f"{folder}.lock"):
         if not (folder / MANIFEST).is_file():
             build(recipe, folder, NoDisplay())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vae_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A tiny SDXL VAE with its graphs and engines, as `tests.vaes` writes it; copy it before changing it."""
+    from tests.vaes import write_vae
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "vae"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "encoder.onnxruntime.onnx").is_file():
+            write_vae(folder)
     return folder
