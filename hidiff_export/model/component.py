@@ -48,7 +48,9 @@ class Component(str, Enum):
     @property
     def free_keys(self) -> frozenset[str]:
         """What fine-tunes may set as they like: none of it changes a tensor or the graph's operators."""
-        if self.is_text:
+        if self is Component.TEXT_ENCODER:
+            return frozenset({"eos_token_id", "projection_dim"})  # it has no projection, whatever its file says
+        if self is Component.TEXT_ENCODER_2:
             return frozenset({"eos_token_id"})
         if self is Component.VAE:
             return frozenset({"sample_size", "scaling_factor", "force_upcast"})
