@@ -27,8 +27,9 @@ class AttentionToMha(RewritePass):
     """Turns ``Attention`` on [batch, heads, tokens, size] into ``com.microsoft.MultiHeadAttention``.
 
     On the CPU that operator computes block by block and never holds all scores: at 4096 tokens a twenty-fifth of the
-    memory and three quarters of the time. It takes [batch, tokens, heads * size], so this pass puts transpositions
-    around it which cancel those that split and joined the heads.
+    memory and three quarters of the time; for a VAE's one head of 512 channels, at 6400 tokens, 41 MB where products
+    and a softmax take 178 MB, in the same time. It takes [batch, tokens, heads * size], so this pass puts
+    transpositions around it which cancel those that split and joined the heads.
 
     Requires: shapes known; opset 23 or later.
     Ensures: ``Attention`` is left only where `declined` says why.
