@@ -63,6 +63,12 @@ class Conditioning:
         return stacked if self.channels is None else np.concatenate([stacked, self.channels], axis=1)
 
 
+def takes_channels(manifest: Manifest) -> bool:
+    """Whether the UNet is an inpainting one, which takes mask and picture as channels behind the latents."""
+    spec = manifest.phases[0].input("latents")
+    return spec is not None and spec.shape[1] != manifest.latent[0]
+
+
 def check_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     """``value`` if it is a finite float32 array of ``shape``.
 
@@ -152,10 +158,9 @@ def _taken(manifest: Manifest, name: str, shape: tuple[int, ...], left: dict[str
 
 
 def _channels(manifest: Manifest, left: dict[str, Array]) -> Array | None:
-    spec = manifest.phases[0].input("latents")
-    channels, height, width = manifest.latent
-    if spec is None or spec.shape[1] == channels:
+    if not takes_channels(manifest):
         return None
+    channels, height, width = manifest.latent
     shapes = zip(INPAINTING, (1, channels), strict=True)
     parts = [_taken(manifest, name, (manifest.batch, depth, height, width), left) for name, depth in shapes]
-    return np.concatenate([np.concatenate(parts, axis=1)] * (spec.shape[0] // manifest.batch))
+    return np.concatenate([np.concatenate(parts, axis=1)] * (2 if manifest.guidance else 1))

@@ -15,6 +15,7 @@ from hidiff_runtime.host_loop import finish_on_host
 from hidiff_runtime.phases import PhasePlan
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.run import Callback, Control, ControlRequest, Run, StepInfo
+from hidiff_runtime.source_image import SourceImage
 from hidiff_runtime.step_graph import NOISE_PRED as OUTPUT
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Denoiser:
         sampler: str | None = None,
         eta: float = 0.0,
         latents: Array | None = None,
+        image_latents: Array | None = None,
+        strength: float | None = None,
         text_embeds: Array | None = None,
         negative_text_embeds: Array | None = None,
         time_ids: Array | None = None,
@@ -67,12 +70,17 @@ class Denoiser:
             guidance_scale: needed with guidance; else left out.
             sampler: one of the bundle's; its default if left out.
             eta: of DDIM: 0 is deterministic, 1 is DDPM's noise.
-            latents: ``[batch, channels, height, width]`` standard normal, instead of drawing them.
+            latents: the run's noise, ``[batch, channels, height, width]``, standard normal, instead of drawing it.
+            image_latents: a picture to start from, ``[batch, channels, height, width]``, scaled as the VAE's.
+            strength: with ``image_latents``, how much of the run the picture goes through, above 0 to 1: the last
+                ``int(steps * strength)`` steps are run, and phases are fractions of these.
             text_embeds: SDXL's pooled ``[batch, width]``.
             negative_text_embeds: the same; needed with guidance.
             time_ids: SDXL's ``[batch, 6]``; left out, those of an uncropped picture of the bundle's size.
             negative_time_ids: left out, the same as ``time_ids``.
-            mask: inpainting's ``[batch, 1, height, width]`` at the latents' size, 1 where to paint.
+            mask: inpainting's ``[batch, 1, height, width]`` at the latents' size, 1 where to paint. A UNet with
+                channels for it takes ``masked_image_latents`` besides. Any other takes ``image_latents`` besides,
+                which are put back outside the mask after each evaluation, as noisy as the sample is there.
             masked_image_latents: inpainting's ``[batch, 4, height, width]``, scaled as the VAE's.
             control_image: what the bundle's ControlNet sees, ``[batch, 3, picture height, picture width]``, 0 to 1.
             conditioning_scale: what the ControlNet's residuals are multiplied by.
@@ -98,20 +106,24 @@ class Denoiser:
             "mask": mask,
             "masked_image_latents": masked_image_latents,
         }
+        source = SourceImage.of(manifest, image_latents, strength, embeddings)
         conditioning = Conditioning.of(manifest, embeddings)
         scale = check_guidance(manifest, guidance_scale)
-        schedule = self._bundle.sampler(sampler).schedule(steps, eta=eta)
+        schedule = self._bundle.sampler(sampler).schedule(steps, strength=strength, eta=eta)
         plan = PhasePlan(manifest.rule, schedule.steps)
         control = self._control(plan, control, control_image, conditioning_scale)
         generator = seed if isinstance(seed, TorchGenerator) else TorchGenerator(seed)
         shape = (manifest.batch, *manifest.latent)
-        start = generator.randn(shape) if latents is None else check_array("latents", latents, shape)
-        state = schedule.start(start)
+        noise = generator.randn(shape) if latents is None else check_array("latents", latents, shape)
+        state = schedule.start(noise) if source is None else source.start(schedule, noise)
+        blend = None if source is None else source.blend(schedule, noise)
         with self._bundle.lock:
             run = Run(self._bundle, plan, conditioning, scale, generator, control, callback)
             tensors, step = self._bundle.tensors(), manifest.step
-            if tensors is None or step is None:
-                return finish_on_host(run, state)
+            # The blend is the host's: two small copies an evaluation cost nothing beside it, and the step graph stays
+            # what every run needs.
+            if tensors is None or step is None or blend is not None:
+                return finish_on_host(run, state, blend)
             return finish_on_device(run, schedule, state, tensors, step)
 
     def _control(

@@ -12,19 +12,22 @@ from hidiff_runtime.conditioning import guided
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.run import Run, engine_errors
 from hidiff_runtime.schedule import SamplerState
+from hidiff_runtime.source_image import Blend
 from hidiff_runtime.step_graph import LATENTS, NOISE_PRED
 
 Array = NDArray[np.float32]
 
 
-def finish_on_host(run: Run, state: SamplerState) -> Array:
-    """Takes every step that is left; returns the latents."""
+def finish_on_host(run: Run, state: SamplerState, blend: Blend | None = None) -> Array:
+    """Takes every step that is left; returns the latents. ``blend`` puts the picture back outside a mask."""
     started = time.perf_counter()
     while not state.done:
         step, timestep = state.step, state.timestep
         noise = guided(_evaluate(run, state), run.guidance_scale)
         shape = state.latents.shape
         state.advance(noise, run.generator.randn(shape) if state.draws_noise else None)
+        if blend is not None:
+            state.latents = blend.apply(state.latents, state.index)
         if not state.done and state.step == step:
             continue
         run.finished(step, timestep, np.array(state.latents), time.perf_counter() - started)

@@ -150,9 +150,10 @@ def _replay_run(
     after: list[StepInfo] = []
     residuals = {name: samples.array(source) for name, source in run.control.items()}
     control = (lambda _request: residuals) if residuals else None
+    inputs: dict[str, Any] = {name: samples.array(source) for name, source in run.inputs.items()}
     try:
         latents = bundle.denoiser().denoise(
-            **{name: samples.array(source) for name, source in run.inputs.items()},
+            **inputs,
             steps=run.steps,
             seed=run.seed,
             guidance_scale=run.guidance_scale,

@@ -1,6 +1,6 @@
 """One denoising run: what is told of it, and what stays the same from its first step to its last.
 
-Everything random comes from one stream, in this order: the latents, unless given; then for every evaluation one
+Everything random comes from one stream, in this order: the noise, unless given; then for every evaluation one
 uniform per windowed block for the shifts, and the sampler's noise if it takes some there. PyTorch with a CPU generator
 of the same seed draws the same.
 """

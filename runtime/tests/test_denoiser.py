@@ -254,6 +254,8 @@ def test_runs_of_two_threads_follow_each_other(bundle: Bundle) -> None:
 
 
 EMBEDS = toy.Toy().given()["prompt_embeds"]
+IMAGE = TorchGenerator(8).randn((1, 4, toy.HEIGHT, toy.WIDTH))
+MASK = (TorchGenerator(9).rand((1, 1, toy.HEIGHT, toy.WIDTH)) > 0.5).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +272,18 @@ EMBEDS = toy.Toy().given()["prompt_embeds"]
         ({"negative_prompt_embeds": None}, "negative_prompt_embeds is missing"),
         ({"negative_prompt_embeds": EMBEDS[:, :1]}, "negative_prompt_embeds must be"),
         ({"text_embeds": EMBEDS}, "takes no text_embeds"),
-        ({"mask": EMBEDS}, "takes no mask"),
+        ({"mask": MASK}, "A mask needs image_latents"),
+        ({"masked_image_latents": IMAGE}, "takes no masked_image_latents"),
+        ({"image_latents": IMAGE}, "strength is missing"),
+        ({"strength": 0.5}, "strength is for runs that start from a picture"),
+        ({"image_latents": IMAGE, "strength": -0.5}, "strength must be a number above 0, up to 1"),
+        ({"image_latents": IMAGE, "strength": 1.5}, "strength must be a number"),
+        ({"image_latents": IMAGE, "strength": float("nan")}, "strength must be a number"),
+        ({"image_latents": IMAGE, "strength": 0.2}, "leaves no step"),
+        ({"image_latents": IMAGE[:, :3], "strength": 0.5}, "image_latents must be"),
+        ({"image_latents": IMAGE * np.float32(np.inf), "strength": 0.5}, "image_latents holds NaN"),
+        ({"image_latents": IMAGE, "strength": 0.5, "mask": MASK[:, :, 1:]}, "mask must be"),
+        ({"image_latents": IMAGE, "strength": 0.5, "mask": MASK * 255}, "mask must lie between 0 and 1"),
         ({"latents": np.zeros((1, 4, 8, 6), np.float32)}, r"latents must be .* \[1, 4, 6, 8\]"),
         ({"latents": np.zeros((1, 4, 6, 8), np.int32)}, "latents must be"),
         ({"steps": 0}, "no table for this number of steps"),
@@ -324,3 +337,68 @@ def test_a_phase_without_a_graph_is_refused_before_anything_runs(bundle: Bundle,
     with pytest.raises(BundleError, match="no graph for the phase strided_pooled"):
         run(bundle, steps=8)
     assert not backend.events
+
+
+def test_a_picture_is_noised_and_phases_are_of_the_steps_left(bundle: Bundle, backend: toy.ToyBackend) -> None:
+    seen: list[StepInfo] = []
+    run(bundle, steps=12, seed=11, image_latents=IMAGE, strength=0.7, callback=seen.append)
+    assert [info.phase.name for info in seen] == ["strided_pooled"] * 2 + ["strided"] * 2 + ["windowed"] * 4
+    assert [(info.step, info.steps) for info in seen] == [(step, 8) for step in range(8)]
+    generator = TorchGenerator(11)
+    noised = bundle.sampler().schedule(12, strength=0.7).noised(IMAGE, generator.randn(IMAGE.shape))
+    np.testing.assert_allclose(backend.calls[0][1]["latents"][0], noised[0] * 0.8, rtol=1e-6)
+    uniforms = generator.rand(len(toy.BLOCKS))
+    assert backend.calls[0][1]["window_shifts"].tolist() == [int(np.ceil(r * 4)) - 1 for r in uniforms]
+
+
+def test_given_latents_are_the_noise_for_a_picture(bundle: Bundle) -> None:
+    noise = TorchGenerator(1).randn(IMAGE.shape)
+    given: dict[str, Any] = {"image_latents": IMAGE, "strength": 0.75, "mask": MASK}
+    generator = TorchGenerator(1)
+    generator.randn(IMAGE.shape)
+    assert np.array_equal(run(bundle, **given), run(bundle, **given, seed=generator, latents=noise))
+    assert not np.array_equal(run(bundle, **given), run(bundle, **given, seed=1, latents=noise * np.float32(0.5)))
+
+
+@pytest.mark.parametrize("sampler", ["plain", "noisy", "second"])
+def test_the_picture_comes_back_outside_the_mask(bundle: Bundle, backend: toy.ToyBackend, sampler: str) -> None:
+    seen: list[StepInfo] = []
+    given: dict[str, Any] = {"steps": 5, "sampler": sampler, "image_latents": IMAGE, "strength": 0.8}
+    latents = run(bundle, **given, mask=MASK, callback=seen.append)
+    schedule = bundle.sampler(sampler).schedule(5, strength=0.8)
+    noise, kept = TorchGenerator(1).randn(IMAGE.shape), MASK[0, 0] == 0
+    for done, (_, inputs) in enumerate(backend.calls):
+        expected = schedule.noised(IMAGE, noise, done) * np.float32(0.8)
+        np.testing.assert_allclose(inputs["latents"][:, :, kept], np.repeat(expected, 2, axis=0)[:, :, kept], rtol=1e-5)
+    assert np.array_equal(latents[:, :, kept], IMAGE[:, :, kept])
+    assert np.array_equal(seen[-1].latents, latents)
+    assert not np.allclose(latents[:, :, ~kept], run(bundle, **given)[:, :, ~kept])
+    assert np.array_equal(run(bundle, **given, mask=np.ones_like(MASK)), run(bundle, **given))
+
+
+def test_inpainting_at_full_strength_starts_from_noise_alone(bundle: Bundle, backend: toy.ToyBackend) -> None:
+    noise = TorchGenerator(1).randn(IMAGE.shape)
+    run(bundle, image_latents=IMAGE, strength=1.0, mask=MASK)
+    np.testing.assert_allclose(backend.calls[0][1]["latents"][0], noise[0] * 1.5 * 0.8, rtol=1e-6)
+    backend.calls.clear()
+    run(bundle, image_latents=IMAGE, strength=1.0)
+    noised = bundle.sampler().schedule(4).noised(IMAGE, noise)
+    np.testing.assert_allclose(backend.calls[0][1]["latents"][0], noised[0] * 0.8, rtol=1e-6)
+
+
+def test_an_inpainting_unet_may_start_from_a_picture(tmp_path: Path) -> None:
+    kind, backend = toy.Toy(inpainting=True, reference=False), toy.ToyBackend()
+    given: dict[str, Any] = {**kind.given(), "steps": 4, "seed": 1, "guidance_scale": 3.0}
+    with open_bundle(toy.make(tmp_path / "bundle", kind), backend=backend) as bundle:
+        denoise = bundle.denoiser().denoise
+        from_noise = denoise(**given)
+        assert np.array_equal(denoise(**given, image_latents=IMAGE, strength=1.0), from_noise)
+        backend.calls.clear()
+        latents = denoise(**given, image_latents=IMAGE, strength=0.5)
+        noised = bundle.sampler().schedule(4, strength=0.5).noised(IMAGE, TorchGenerator(1).randn(IMAGE.shape))
+        np.testing.assert_allclose(backend.calls[0][1]["latents"][0, :4], noised[0] * 0.8, rtol=1e-6)
+        assert np.array_equal(backend.calls[0][1]["latents"][0, 4:5], given["mask"][0])
+        kept = given["mask"][0, 0] <= 0
+        assert not np.allclose(latents[:, :, kept], IMAGE[:, :, kept])  # the UNet sees the mask; nothing is put back
+        with pytest.raises(InputError, match="strength is for runs"):
+            denoise(**given, strength=0.5)

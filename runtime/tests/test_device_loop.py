@@ -12,7 +12,7 @@ import pytest
 import toy
 import toy_device
 
-from hidiff_runtime import BundleError, Cancelled, ControlRequest, EngineError, InputError, StepInfo
+from hidiff_runtime import BundleError, Cancelled, ControlRequest, EngineError, InputError, StepInfo, TorchGenerator
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.records import TensorSpec
@@ -67,6 +67,31 @@ def test_a_run_is_the_hosts(tmp_path: Path, kind: toy.Toy, sampler: str) -> None
         assert ours.keys() == theirs.keys()
         for name, array in ours.items():
             assert close(array, theirs[name]), name
+
+
+@pytest.mark.parametrize("sampler", ["plain", "noisy", "second"])
+def test_a_run_from_a_picture_is_the_hosts(folder: Path, backend: toy_device.Backend, sampler: str) -> None:
+    given: dict[str, Any] = {
+        "image_latents": TorchGenerator(8).randn((1, 4, toy.HEIGHT, toy.WIDTH)),
+        "sampler": sampler,
+    }
+    found, due, other = (
+        run(folder, where, **given, strength=strength)
+        for where, strength in ((backend, 0.6), (toy.ToyBackend(), 0.6), (toy.ToyBackend(), 0.75))
+    )
+    assert "step" in backend.memory.events
+    assert close(found, due)
+    assert not close(found, other)
+
+
+def test_a_blend_runs_on_the_host(folder: Path, backend: toy_device.Backend) -> None:
+    image, mask = TorchGenerator(8).randn((1, 4, toy.HEIGHT, toy.WIDTH)), np.zeros((1, 1, toy.HEIGHT, toy.WIDTH))
+    mask[..., :3] = 1
+    given: dict[str, Any] = {"image_latents": image, "strength": 0.6, "mask": mask.astype(np.float32)}
+    found, due = (run(folder, where, **given) for where in (backend, toy.ToyBackend()))
+    assert close(found, due)
+    assert np.array_equal(found[..., 3:], image[..., 3:])
+    assert "step" not in backend.memory.events
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0, 7.5])

@@ -73,6 +73,9 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.backend.events.append(f"close {self.name}")
 
+    def run(self, inputs: toy.Arrays) -> dict[str, np.ndarray]:
+        return self.compute(inputs)
+
     def execute(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         assert not {id(tensor) for tensor in inputs.values()} & {id(tensor) for tensor in outputs.values()}
         for specs, given in ((self.record.inputs, inputs), (self.record.outputs, outputs)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime.cli.opening import add_opening, open_bundle
 from hidiff_runtime.cli.output import progress, write
@@ -60,8 +60,9 @@ def run(options: argparse.Namespace) -> int:
             given, residuals = read_embeddings(bundle.manifest, options.embeds)
         if options.control_image is not None:
             given |= read_control_image(options.control_image)
+        arguments: dict[str, Any] = {**given}
         latents = bundle.denoiser().denoise(
-            **given,
+            **arguments,
             steps=options.steps,
             guidance_scale=options.guidance,
             seed=options.seed,
