@@ -33,7 +33,7 @@ MODES = ("RGB", "L", "RGBA")
 """Pillow's modes that are taken; RGBA only where every pixel is opaque."""
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
-"""What Pillow raises for broken files, whatever their format; its warning of a decompression bomb is added."""
+"""What Pillow raises for broken files, whatever their format."""
 
 
 def pillow() -> ModuleType:
@@ -70,7 +70,8 @@ def read_picture(path: str | Path, name: str = "image") -> Image:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise InputError(f"The {name} cannot be read.", given=_reason(path, error), advice="Give a file.") from error
-    with _picture_errors(name, path):
+    with _picture_errors(name, path), warnings.catch_warnings():
+        warnings.simplefilter("error", image_module.DecompressionBombWarning)
         with image_module.open(io.BytesIO(content), formats=FORMATS) as checked:
             checked.verify()  # a PNG's checksums, which loading does not look at
         with image_module.open(io.BytesIO(content), formats=FORMATS) as opened:
@@ -188,12 +189,10 @@ def _fitted(image: Image, size: tuple[int, int], name: str, resize: bool) -> Ima
 
 @contextmanager
 def _picture_errors(name: str, path: object) -> Iterator[None]:
-    """Says what is wrong with a file that does not load; Pillow's warning of a decompression bomb is an error here."""
+    """Says what is wrong with a picture that does not load."""
     module = pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", module.DecompressionBombWarning)
-            yield
+        yield
     except (module.DecompressionBombError, module.DecompressionBombWarning) as error:
         raise InputError(
             f"The {name} is too large to be opened safely.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,14 +14,15 @@ from numpy.typing import NDArray
 
 from hidiff_runtime import bundle as bundles
 from hidiff_runtime import vae
+from hidiff_runtime.conditioning import takes_channels
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.images import from_bytes, latent_mask, pillow, to_pictures
 from hidiff_runtime.png import describe
 from hidiff_runtime.records import VaeRecord
-from hidiff_runtime.request import Request, Settings, Size, repeated, takes_channels
+from hidiff_runtime.request import Request, Settings, Size, repeated
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.run import StepInfo
-from hidiff_runtime.text import TruncationWarning, encode_prompts
+from hidiff_runtime.text import encode_prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -221,10 +221,7 @@ class Pipeline:
         self.bundle.__exit__(kind, error, traceback)
 
     def _encode(self, requests: Sequence[Request]) -> list[tuple[dict[str, Array], tuple[str, ...]]]:
-        """Each request's embeddings, and what was cut from its prompts; the text encoders open once for equal options.
-
-        A warning of what is cut comes from here, as if from the caller.
-        """
+        """Each request's embeddings, and what was cut from its prompts; equal options share the open text encoders."""
         found: dict[int, tuple[dict[str, Array], tuple[str, ...]]] = {}
         groups: dict[tuple[int, str, bool], list[int]] = {}
         for number, request in enumerate(requests):
@@ -234,13 +231,9 @@ class Pipeline:
         for (clip_skip, long_prompt, without), numbers in groups.items():
             prompts = [text for number in numbers for text in requests[number].prompts]
             negative = [text for number in numbers for text in requests[number].negative_prompts or ()]
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always", TruncationWarning)
-                embeds, cut = encode_prompts(
-                    self.bundle, prompts, None if without else negative, clip_skip=clip_skip, long_prompt=long_prompt
-                )
-            for warning in told:
-                warnings.warn(warning.message, warning.category, stacklevel=4)
+            embeds, cut = encode_prompts(
+                self.bundle, prompts, None if without else negative, clip_skip=clip_skip, long_prompt=long_prompt
+            )
             batch = self.bundle.manifest.batch
             for place, number in enumerate(numbers):
                 own = {name: array[place * batch : (place + 1) * batch] for name, array in embeds.items()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.conditioning import check_guidance
+from hidiff_runtime.conditioning import check_guidance, takes_channels
 from hidiff_runtime.controlnet import check_scale
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.images import control_array, fitted_pictures, image_array, mask_array
@@ -141,12 +141,6 @@ class Request:
         return PhasePlan(manifest.rule, self.steps)
 
 
-def takes_channels(manifest: Manifest) -> bool:
-    """Whether the UNet is an inpainting one, which takes mask and image as channels behind the latents."""
-    latents = manifest.phases[0].input("latents")
-    return latents is not None and latents.shape[1] != manifest.latent[0]
-
-
 def repeated(array: Array, batch: int) -> Array:
     """One picture's array for the whole batch; any other as it is."""
     return array if len(array) == batch else np.concatenate([array] * batch)
@@ -274,8 +268,7 @@ def _steps_taken(bundle: Bundle, settings: Settings) -> int:
     """Steps of the run: with an image, the last of them by strength."""
     assert settings.steps is not None
     table = bundle.sampler(settings.sampler)
-    start = {} if settings.strength is None else {"strength": settings.strength}
-    return table.schedule(settings.steps, eta=settings.eta, **start).steps
+    return table.schedule(settings.steps, strength=settings.strength, eta=settings.eta).steps
 
 
 def _time_ids(manifest: Manifest, settings: Settings) -> tuple[Array | None, Array | None]:

@@ -173,7 +173,7 @@ def test_a_broken_picture_sample_is_named(folder: Path, key: str, value: object)
     content["pictures"][0][key] = value
     index.write_text(json.dumps(content), encoding="utf-8")
     toy.seal(folder)
-    with pytest.raises(BundleError, match="pictures|lacks"):
+    with pytest.raises(BundleError, match=r"pictures|lacks"):
         checked(folder)
 
 
