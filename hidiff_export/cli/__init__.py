@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "hidiff_export.cli.plan:plan",
     "build": "hidiff_export.cli.build:build",
     "verify": "hidiff_export.cli.verify:verify",
+    "generate": "hidiff_export.cli.generate:generate",
     "inspect": "hidiff_export.cli.inspect:inspect",
     "doctor": "hidiff_export.cli.doctor:doctor",
 }
