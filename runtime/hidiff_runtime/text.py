@@ -26,6 +26,9 @@ Array = NDArray[np.float32]
 LONG_PROMPTS = ("truncate", "chunk")
 """What may become of a prompt that is longer than the text encoder has places."""
 
+MOST_CHUNKS = 4
+"""Chunks of 75 tokens that a bundle can be built for."""
+
 _WHITESPACE = "\t\n\v\f\r"
 _Asked = tuple[str, int]
 """A prompt, and how many layers its embeddings skip."""
@@ -173,10 +176,11 @@ def _rows(tokenizer: Tokenizer, prompt: str, chunks: int, *, chunked: bool) -> t
     rows = tokenizer.chunks(prompt) if chunked else (tokenizer.encode(prompt),)
     if len(rows) > chunks:
         held = "one chunk" if chunks == 1 else f"{chunks} chunks"
+        build = f", or build the bundle with prompt_chunks: {len(rows)}" if len(rows) <= MOST_CHUNKS else ""
         raise InputError(
             f"The prompt is too long for this bundle, which holds {held} of 75 tokens.",
             given=f"{len(rows)} chunks: {prompt[:60]!r}…",
-            advice=f"Use long_prompt='truncate', or build the bundle with prompt_chunks: {len(rows)} (at most 4).",
+            advice=f"Shorten the prompt, use long_prompt='truncate'{build}.",
         )
     return (*rows, *[tokenizer.encode("")] * (chunks - len(rows)))
 

@@ -129,6 +129,9 @@ def test_more_chunks_than_the_bundle_holds_are_refused(tmp_path: Path) -> None:
             encode_prompts(bundle, [LONG], long_prompt="chunk")
         assert "prompt_chunks: 2" in caught.value.advice
         assert not backend.calls
+        with pytest.raises(InputError) as caught:
+            encode_prompts(bundle, ["x" * 301], long_prompt="chunk")
+        assert "prompt_chunks" not in caught.value.advice
 
 
 @pytest.mark.parametrize(
