@@ -97,6 +97,8 @@ class Report:
                 name=_place(verdict),
                 time=f"{check.seconds:.3f}",
             )
+            if found := likeness(verdict):
+                ET.SubElement(case, "system-out").text = found
             if not verdict.ok:
                 failure = ET.SubElement(case, "failure", message=_finding(verdict))
                 failure.text = f"{_finding(verdict)}\nWhy this bound: {verdict.bound.reason}"
@@ -114,17 +116,22 @@ class Report:
             "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
         ]
         lines += ["| " + " | ".join(_cells(verdict)) + " |" for verdict in self.verdicts]
-        alike = [f"- {verdict.boundary}: {text}" for verdict in self.verdicts if (text := likeness(verdict))]
-        lines += ["", *alike, *(f"- {line}" for line in reasons(self.verdicts))]
+        lines += ["", *(f"- {line}" for line in (*self._likenesses, *reasons(self.verdicts)))]
         if self.panels is not None:
             lines += ["", f"![{self.panels.caption}]({Path(PICTURE).name})", "", f"{self.panels.caption}."]
         return "\n".join(lines) + "\n"
+
+    @property
+    def _likenesses(self) -> list[str]:
+        """PSNR, SSIM and the largest pixel difference of each picture."""
+        return [f"{verdict.boundary}: {text}" for verdict in self.verdicts if (text := likeness(verdict))]
 
     def table(self) -> Table:
         """The report as a table for the terminal."""
         from rich.table import Table
 
-        table = Table(box=None, pad_edge=False, header_style="bold")
+        caption = "\n".join(self._likenesses) or None
+        table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
         for name in ("boundary", "phase"):
             table.add_column(name)
         for name in ("step", "SNR dB", "bound", "max abs", "cosine"):

@@ -10,11 +10,12 @@ from rich.console import Console
 
 from hidiff_export.errors import StorageError
 from hidiff_export.parity import report as report_module
+from hidiff_export.parity.panels import SideBySide
 from hidiff_export.parity.report import Check, Report, store
 from hidiff_runtime.files import verify_files
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.phases import PhaseRule
-from hidiff_runtime.verdict import Bound, Verdict, judge
+from hidiff_runtime.verdict import Bound, Verdict, judge, judge_picture
 
 BOUND = Bound(80, "float32 rounding")
 VALUES = np.linspace(-1, 1, 64, dtype=np.float32)
@@ -80,6 +81,65 @@ def test_the_page_and_the_table_tell_people_what_failed_and_why_the_bound_is_wha
     assert "# Parity of my-bundle: FAILED" in failing.to_markdown()
     assert "At least 80 dB (engine against PyTorch): float32 rounding" in failing.to_markdown()
     assert "FAILED" not in report(VALUES).to_markdown()
+
+
+PICTURE = Bound(20, "pictures differ by rounding", psnr_db=40, ssim=0.99)
+
+
+def picture_report(amount: float) -> Report:
+    reference = np.random.RandomState(0).uniform(0, 1, (1, 3, 32, 48)).astype(np.float32)
+    candidate = reference + np.float32(amount)
+    verdict = judge_picture("picture", reference, candidate, PICTURE, steps=3)
+    panels = SideBySide.of(reference, candidate, "onnxruntime")
+    return Report("my-bundle", "random:0", "PyTorch 2, float32", "onnxruntime", (Check(verdict, 1.0),), panels)
+
+
+def test_a_picture_is_judged_by_psnr_and_ssim_and_every_form_of_the_report_says_so() -> None:
+    good, bad = picture_report(0.001), picture_report(0.02)
+    assert good.ok
+    (verdict,) = bad.verdicts
+    assert verdict.metrics is not None
+    assert verdict.metrics.snr_db > 20
+    assert not bad.ok
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(bad.table())
+    junit = ET.fromstring(bad.to_junit())
+    failure = junit.find(".//failure")
+    assert failure is not None
+    for text in (bad.to_markdown(), capture.get(), junit.findtext(".//system-out", ""), failure.attrib["message"]):
+        assert "PSNR 34.0 dB (at least 40), SSIM 0.99" in text
+        assert "largest pixel difference 2.0e-02 of 1" in text
+    data = json.loads(json.dumps(bad.to_dict(), allow_nan=False))
+    assert data["verdicts"][0]["metrics"]["psnr_db"] == pytest.approx(33.98, abs=0.01)
+    assert tuple(Verdict.from_dict(verdict) for verdict in data["verdicts"]) == bad.verdicts
+    assert data["picture"] == {"path": "parity/picture.png", "amplified": 10.0}
+
+
+def test_each_demand_of_a_pictures_bound_counts() -> None:
+    reference = np.random.RandomState(0).uniform(0, 1, (1, 3, 32, 48)).astype(np.float32)
+    candidate = reference + np.float32(0.02)
+    for demands in ({"psnr_db": 34.1}, {"ssim": 0.99999}):
+        assert not judge_picture("picture", reference, candidate, Bound(20, "", **demands)).ok
+        assert not judge("picture", reference, candidate, Bound(20, "", **demands)).ok
+    assert judge_picture("picture", reference, candidate, Bound(20, "", psnr_db=33, ssim=0.9)).ok
+
+
+def test_the_picture_is_kept_with_the_report_and_goes_with_it(tmp_path: Path) -> None:
+    folder = bundle(tmp_path)
+    before = Manifest.read(folder)
+
+    store(picture_report(0.02), folder)
+
+    manifest = Manifest.read(folder)
+    verify_files(folder, manifest.files)
+    assert set(manifest.files) - set(before.files) == {
+        *("parity/report.json", "parity/report.md", "parity/picture.png"),
+    }
+    assert "(picture.png)" in (folder / "parity/report.md").read_text(encoding="utf-8")
+    store(report(VALUES), folder)
+    assert "parity/picture.png" not in Manifest.read(folder).files
+    assert not (folder / "parity/picture.png").exists()
 
 
 def bundle(folder: Path) -> Path:
