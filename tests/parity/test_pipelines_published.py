@@ -50,6 +50,7 @@ CASES = {
     "sd21": case(SD, Family.SD21),
     "sd15-inpainting": case(SD_INPAINT, Family.SD15, INPAINTING),
     "sd15-inpainting-0.5": case(SD_INPAINT, Family.SD15, INPAINTING, steps=8, call={"strength": 0.5}),
+    "sd15-inpainting-4-channels": case(SD_INPAINT, Family.SD15, steps=8, call={"strength": 0.65}),
     **{
         f"sd15-image-to-image-{strength}": case(SD_I2I, Family.SD15, steps=steps, call={"strength": strength})
         for strength, steps in ((0.3, 10), (0.75, 6), (1.0, 4))
@@ -62,6 +63,7 @@ CASES = {
         for strength, steps in ((0.3, 10), (0.75, 9), (1.0, 7))
     },
     "sdxl-inpainting": case(XL_INPAINT, Family.SDXL, INPAINTING, call={"strength": 1.0}),
+    "sdxl-inpainting-4-channels": case(XL_INPAINT, Family.SDXL, steps=10, call={"strength": 0.75}),
     "turbo": case(XL, Family.SDXL_TURBO, steps=4, call={"guidance_scale": 0.0}),
     "turbo-image-to-image": case(XL_I2I, Family.SDXL_TURBO, steps=4, call={"guidance_scale": 0.0, "strength": 0.5}),
     "playground": case(XL, Family.PLAYGROUND),
