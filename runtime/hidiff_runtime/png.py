@@ -120,7 +120,6 @@ def write_whole(path: Path, content: bytes) -> None:
 def _facts(manifest: Manifest, request: Request, index: int) -> dict[str, Any]:
     """What the picture was made from, what was not asked for left out."""
     settings = request.settings
-    source = str(manifest.recipe.get("source", manifest.family))
     phases = {span.phase.name: [span.first, span.last] for span in request.phases(manifest).spans}
     facts: dict[str, Any] = {
         "prompt": request.prompts[index],
@@ -145,11 +144,23 @@ def _facts(manifest: Manifest, request: Request, index: int) -> dict[str, Any]:
         "task": manifest.task,
         "precision": manifest.precision,
         "phases": phases,
-        "model": source.rstrip("/").rsplit("/", 1)[-1].removesuffix(".safetensors"),
+        "model": _name(str(manifest.recipe.get("source", manifest.family))),
+        "lora": _loras(manifest) or None,
         "model_sha256": manifest.files[manifest.weights["unet"]].sha256,
         "version": f"hidiff-runtime {__version__}",
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _loras(manifest: Manifest) -> list[dict[str, Any]]:
+    """Names and scales of the LoRA files that were fused into the weights; not where they lay."""
+    given = manifest.recipe.get("lora") or []
+    return [{"name": _name(str(lora.get("path", ""))), "scale": lora.get("scale")} for lora in given]
+
+
+def _name(source: str) -> str:
+    """The last part of a path or of a hub's id."""
+    return source.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].removesuffix(".safetensors")
 
 
 def _quoted(value: Any) -> str:

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import toy_pictures
 from PIL import Image
 
-from hidiff_runtime import __version__
+from hidiff_runtime import Pipeline, Settings, __version__
 from hidiff_runtime.errors import InputError, StorageError
-from hidiff_runtime.png import encoded, parameters, save_png
+from hidiff_runtime.png import HIDIFF, PARAMETERS, describe, encoded, parameters, save_png
 
 FACTS: dict[str, Any] = {
     "prompt": "a lighthouse",
@@ -58,6 +60,20 @@ def test_text_is_read_back_from_the_file(tmp_path: Path, prompt: str) -> None:
         assert np.array_equal(np.asarray(read), np.asarray(made))
     assert encoded(made) == content
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_what_a_bundle_was_built_from_is_named_without_its_folder(tmp_path: Path) -> None:
+    with Pipeline.open(toy_pictures.make(tmp_path / "bundle"), backend=toy_pictures.Backend()) as pipe:
+        manifest, request = pipe.bundle.manifest, pipe.request("a boat", Settings(steps=4))
+    recipe = {
+        "source": "/home/me/models/mine.safetensors",
+        "lora": [{"path": "C:\\loras\\ink.safetensors", "scale": 0.5}],
+    }
+    text = describe(dataclasses.replace(manifest, recipe=recipe), request, 0, ("the end",))
+    facts = json.loads(text[HIDIFF])
+    assert (facts["model"], facts["lora"], facts["cut"]) == ("mine", [{"name": "ink", "scale": 0.5}], ["the end"])
+    assert "Model: mine, " in text[PARAMETERS]
+    assert "home" not in "".join(text.values())
 
 
 def test_other_text_of_a_picture_stays_out(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def _add_prompts(command: argparse.ArgumentParser) -> None:
 
 def _add_run(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("run")
-    group.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    group.add_argument("--seed", type=int, default=0, help="of everything random, for each prompt (default: 0)")
     group.add_argument("--steps", type=int, help="denoising steps (default: 50, or the nearest the bundle has)")
     group.add_argument(
         "--guidance",
