@@ -49,13 +49,14 @@ def portable_passes(store: WeightStore, network: str) -> ir.passes.Sequential:
         network: name of the attribute under which the exported module holds the network.
     """
     prefix = f"{network}."
+    weights = {prefix + name for name in store.names()}
     return ir.passes.Sequential(
-        FoldConstants({prefix + name for name in store.names()}),
+        FoldConstants(weights),
         common.IdentityEliminationPass(),
         NarrowIndices(),
         NearestToGather(),
         RemoveNoOps(),
-        CollectConstants(),
+        CollectConstants(weights),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
         ExternaliseWeights(store, prefix),

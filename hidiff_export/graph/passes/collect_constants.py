@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -13,15 +15,31 @@ class CollectConstants(ir.passes.InPlacePass):
 
     Requires: nothing.
     Ensures: no ``Constant`` node is left but one that is an output of the graph.
+
+    Args:
+        weights: names of initialisers that stay as they are, whatever they are equal to: biases that are all zero in
+            one checkpoint are not in another, and a graph is for both.
     """
+
+    def __init__(self, weights: Collection[str] = ()) -> None:
+        super().__init__()
+        self._weights = frozenset(weights)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Collects in place."""
-        steps = ir.passes.Sequential(
-            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-            common.DeduplicateInitializersPass(size_limit=_SMALL),
-        )
-        return ir.passes.PassResult(model, steps(model).modified)
+        lift = common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
+        modified = lift(model).modified
+        first: dict[tuple[ir.DataType, tuple[object, ...], bytes], ir.Value] = {}
+        for name, value in tuple(model.graph.initializers.items()):
+            tensor = value.const_value
+            if name in self._weights or tensor is None or tensor.size > _SMALL or value.is_graph_output():
+                continue
+            same = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
+            if same is not value:
+                value.replace_all_uses_with(same)
+                model.graph.initializers.pop(name)
+                modified = True
+        return ir.passes.PassResult(model, modified)
 
     def ensures(self, model: ir.Model) -> None:
         """Checks that no node inside the graph is a constant."""

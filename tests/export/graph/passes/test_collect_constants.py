@@ -52,3 +52,11 @@ def test_without_constants_nothing_changes() -> None:
 def test_a_constant_that_is_an_output_stays() -> None:
     nodes = [make_node("Constant", [], ["y"], value_floats=[1.0]), make_node("Exp", ["x"], ["z"])]
     assert apply(graph(nodes, {"x": [2]}, ["y", "z"]), CollectConstants()) == {"Constant": 1, "Exp": 1}
+
+
+def test_weights_stay_apart_whatever_they_hold() -> None:
+    one = np.ones(4, np.float32)
+    nodes = [make_node("Sum", ["x", "first.bias", "second.bias", "c", "d"], ["y"])]
+    model = graph(nodes, {"x": [4]}, constants={"first.bias": one, "second.bias": one, "c": one, "d": one})
+    assert apply(model, CollectConstants({"first.bias", "second.bias"})) == {"Sum": 1}
+    assert list(model.graph.initializers) == ["first.bias", "second.bias", "c"]
