@@ -75,8 +75,17 @@ def stage_key(stage: Stage, context: StageContext, done: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
-def build(recipe: Recipe, output: Path, display: Display, *, force: bool = False) -> BuildResult:
+def build(
+    recipe: Recipe, output: Path, display: Display, *, force: bool = False, stages: Sequence[Stage] | None = None
+) -> BuildResult:
     """Builds ``recipe`` into the folder ``output``, or resumes an interrupted build of it.
+
+    Args:
+        recipe: what to build.
+        output: the bundle's folder.
+        display: shows the stages.
+        force: start over, and replace a finished bundle.
+        stages: in place of those that the recipe takes.
 
     Raises:
         HidiffError: of the class that says what failed; finished stages stay in ``<output>.partial``.
@@ -92,7 +101,7 @@ def build(recipe: Recipe, output: Path, display: Display, *, force: bool = False
         builder.check()
     with Workspace(output, force=force) as workspace:
         context = StageContext(recipe, workspace.folder)
-        times = _run_stages(stages_of(recipe), workspace, context, display)
+        times = _run_stages(stages or stages_of(recipe), workspace, context, display)
         workspace.commit(assemble_manifest(context, workspace.files()))
     return BuildResult(workspace.output, times)
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "recipes": "hidiff_export.cli.recipes:recipes",
     "plan": "hidiff_export.cli.plan:plan",
     "build": "hidiff_export.cli.build:build",
+    "rebase": "hidiff_export.cli.rebase:rebase",
     "verify": "hidiff_export.cli.verify:verify",
     "generate": "hidiff_export.cli.generate:generate",
     "inspect": "hidiff_export.cli.inspect:inspect",

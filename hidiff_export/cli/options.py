@@ -36,7 +36,12 @@ def lora_setting(loras: Sequence[str]) -> tuple[str, ...]:
     """
     if not loras:
         return ()
-    return (f"lora={json.dumps([_lora(text) for text in loras])}",)
+    return (f"lora={json.dumps(lora_values(loras))}",)
+
+
+def lora_values(loras: Sequence[str]) -> list[dict[str, object]]:
+    """The values of ``--lora`` as recipes hold them; errors as for `lora_setting`."""
+    return [_lora(text) for text in loras]
 
 
 def _lora(text: str) -> dict[str, object]:

@@ -50,7 +50,7 @@ def verify(
     if junit is not None:
         with storage_errors(junit):
             junit.write_text(report.to_junit(), encoding="utf-8")
-    _keep(report, directory)
+    keep_report(report, directory)
     if not report.ok:
         context.exit(ParityError.exit_code)
 
@@ -68,7 +68,7 @@ def _show(report: Report, *, as_json: bool) -> None:
     console.print(f"{report.candidate} beside {report.reference}, weights of {report.against}: {outcome}[/]")
 
 
-def _keep(report: Report, directory: Path) -> None:
+def keep_report(report: Report, directory: Path) -> None:
     """Stores the report in the bundle; a bundle on a read-only disk can be verified all the same."""
     from hidiff_export.errors import StorageError
     from hidiff_export.parity.report import store

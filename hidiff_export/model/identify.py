@@ -59,7 +59,7 @@ def check_family(component: Component, family: Family, task: Task, width: Width,
         raise CheckpointError(
             f"The checkpoint is no Stable Diffusion {component.class_name}.",
             given=f"{len(shapes)} tensors, {_some(sorted(shapes))}",
-            advice="Give a checkpoint that has one; a LoRA or a VAE alone is not enough.",
+            advice="Give a checkpoint that has one; a LoRA file goes to --lora, beside it.",
         )
     if found != _published(component, family, task, width):
         likely = _families_like(component, task, found)
@@ -120,7 +120,7 @@ def check_shapes(component: Component, config: Mapping[str, Any], shapes: Shapes
         raise CheckpointError(
             f"The checkpoint's tensors are not those of its {component.class_name}.",
             given="; ".join(problems),
-            advice="Get the checkpoint again; a LoRA has to be merged into it first.",
+            advice="Get the checkpoint again; a LoRA file is not a checkpoint, give it as --lora.",
         )
 
 

@@ -37,7 +37,7 @@ class Weights:
         return {
             "sources": {network.value: source_fingerprint(source, network) for network, source in _sources(recipe)},
             "lora": [[lora_fingerprint(Path(lora.path)), lora.scale] for lora in recipe.lora],
-            "tokenizers": [sha256(text.encode()).hexdigest() for text in _tokenizers(recipe).values()],
+            "tokenizers": [sha256(text.encode()).hexdigest() for text in tokenizers(recipe).values()],
             "family": recipe.family.value,
             "task": recipe.task.value,
             "width": recipe.unet_width.value,
@@ -61,7 +61,7 @@ class Weights:
             precision = precision_of(network.value, recipe.precision)
             WeightStore.write(checkpoint.state_dict, folder / WEIGHTS, precision, progress)
             written += [folder / CONFIG, folder / WEIGHTS]
-        for name, text in _tokenizers(recipe).items():
+        for name, text in tokenizers(recipe).items():
             context.tokenizer(name).write_text(text, encoding="utf-8")
             written.append(context.tokenizer(name))
         return tuple(written)
@@ -88,8 +88,8 @@ def _sources(recipe: Recipe) -> Iterator[tuple[Component, str]]:
         yield Component.VAE, recipe.source
 
 
-def _tokenizers(recipe: Recipe) -> dict[str, str]:
-    """The content of each text encoder's ``tokenizer.json``."""
+def tokenizers(recipe: Recipe) -> dict[str, str]:
+    """The content of each text encoder's ``tokenizer.json``. Raises CheckpointError where a checkpoint has none."""
     return {
         name: tokenizer_json(recipe.source, Component(name), recipe.family, recipe.unet_width)
         for name in recipe.text_encoders

@@ -1,0 +1,73 @@
+"""`hidiff-export rebase`: another checkpoint under a bundle's graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hidiff_export.cli.options import lora_option, lora_values
+
+
+@click.command(
+    short_help="Point a bundle at another checkpoint, without exporting again.",
+    epilog="""\b
+Examples:
+  hidiff-export rebase bundle --source ./my-finetune -o finetune-bundle
+  hidiff-export rebase bundle --lora style.safetensors:0.8 -o style-bundle
+  hidiff-export rebase bundle --source ./newer --no-lora -o bundle --force
+""",
+)
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--source", help="The new checkpoint: hub id, diffusers folder, .safetensors file, or random:SEED.")
+@click.option("--controlnet", metavar="SOURCE", help="The new ControlNet's checkpoint, of a bundle that has one.")
+@lora_option
+@click.option("--no-lora", is_flag=True, help="Leave out the LoRA files that the bundle was built with.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder the new bundle becomes.")
+@click.option("--force", is_flag=True, help="Start over, and replace a finished bundle at the output.")
+@click.option("--no-verify", is_flag=True, help="Do not compare the new bundle with PyTorch at the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON and show no progress.")
+@click.pass_context
+def rebase(
+    context: click.Context,
+    directory: Path,
+    source: str | None,
+    controlnet: str | None,
+    loras: tuple[str, ...],
+    no_lora: bool,
+    output: Path,
+    force: bool,
+    no_verify: bool,
+    as_json: bool,
+) -> None:
+    """Make a bundle of another checkpoint of the same family with the graphs of the bundle in DIRECTORY.
+
+    Weights, tokenizers and noise schedule are the new checkpoint's; graphs stay; engines, ranges and reference are made
+    anew; then the bundle is verified. What is not named (source, ControlNet, LoRA) stays as the bundle's recipe has it.
+    """
+    from hidiff_export.cli.build import print_result
+    from hidiff_export.cli.progress import progress_display
+    from hidiff_export.cli.verify import keep_report
+    from hidiff_export.errors import InputError, ParityError
+    from hidiff_export.parity.verify import verify
+    from hidiff_export.rebase import rebase as rebase_bundle
+
+    if loras and no_lora:
+        raise InputError("--lora and --no-lora contradict each other.", advice="Give one of the two.")
+    changes: dict[str, object] = {"source": source, "controlnet": controlnet}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if loras or no_lora:
+        changes["lora"] = lora_values(loras)
+    if not changes:
+        raise InputError("Nothing is to be changed.", advice="Give --source, --controlnet, --lora or --no-lora.")
+    with progress_display(quiet=as_json) as display:
+        result = rebase_bundle(directory, output, display, changes=changes, force=force)
+        report = None
+        if not no_verify:
+            with display.stage("verify", reused=False) as progress:
+                report = verify(result.folder, progress=progress)
+    if report is not None:
+        keep_report(report, result.folder)
+    print_result(result, as_json=as_json)
+    if report is not None and not report.ok:
+        context.exit(ParityError.exit_code)

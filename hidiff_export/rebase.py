@@ -1,0 +1,114 @@
+"""A bundle of another checkpoint of the same family: new weights under the graphs that are there, without tracing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hidiff_export.compile import BuildResult, Display, build
+from hidiff_export.errors import BundleError, CheckpointError, InputError
+from hidiff_export.recipe import Recipe
+from hidiff_runtime.manifest import Manifest
+
+_GRAPH_DEPENDS_ON = {"text_encoder_2": ("eos_token_id",)}
+"""What a checkpoint is free to set, and a graph holds all the same."""
+
+
+def rebased_recipe(manifest: Manifest, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe of a bundle, with another ``source``, ``controlnet`` or ``lora``; what is not named stays.
+
+    Raises:
+        InputError: a ControlNet is named for a bundle that has none.
+        RecipeError: a value is not valid, for example a pickle.
+    """
+    if "controlnet" in changes and manifest.controlnet is None:
+        raise InputError(
+            "The bundle has no ControlNet that another could take the place of.",
+            given=changes["controlnet"],
+            advice="Build a bundle with this ControlNet: hidiff-export build RECIPE --set controlnet=SOURCE.",
+        )
+    # A bundle from before there were text encoders and VAEs in bundles says nothing of them, and has none.
+    holds = {"text": bool(manifest.text_encoders), "vae": manifest.vae is not None}
+    return Recipe.from_dict({**holds, **manifest.recipe, **changes}, "the bundle's recipe with what was changed")
+
+
+def rebase(
+    folder: Path, output: Path, display: Display, *, changes: Mapping[str, Any], force: bool = False
+) -> BuildResult:
+    """Makes a bundle of other weights with the graphs of the one in ``folder``, which stays as it is.
+
+    Weights, tokenizers and the noise schedule come from the new checkpoint, engines are made from the graphs as a build
+    makes them, ranges of quantised layers are measured and the reference is recorded anew. The result is, byte for
+    byte, what a build from the new checkpoint gives. An interrupted one goes on when it is called again.
+
+    Args:
+        folder: of a finished bundle.
+        output: where the new one goes; with ``force`` it may be ``folder`` itself, which is replaced at the end.
+        display: shows the stages.
+        changes: values of the recipe: ``source``, ``controlnet``, ``lora``.
+        force: start over, and replace a finished bundle at ``output``.
+
+    Raises:
+        HidiffError: of the class that says what failed; a bundle or checkpoint that does not fit is refused before
+            anything is written.
+    """
+    manifest = Manifest.read(folder)
+    recipe = rebased_recipe(manifest, changes)
+    _refuse_itself(folder, output, force=force)
+    # Here, because the stages bring in torch and onnx, which a refused bundle or recipe must not wait for.
+    from hidiff_export.stages import Stage
+    from hidiff_export.stages.graphs import Graphs
+    from hidiff_export.stages.order import stages_of
+    from hidiff_export.stages.samplers import Samplers
+    from hidiff_export.stages.taken import Origin, TakenGraphs, TakenSamplers
+
+    check_checkpoint(folder, recipe)
+    origin = Origin(folder.absolute(), manifest)
+    taken: dict[str, Stage] = {Graphs.name: TakenGraphs(origin), Samplers.name: TakenSamplers(origin)}
+    stages = tuple(taken.get(stage.name, stage) for stage in stages_of(recipe))
+    return build(recipe, output, display, force=force, stages=stages)
+
+
+def check_checkpoint(folder: Path, recipe: Recipe) -> None:
+    """Looks at everything a checkpoint has to have, without reading weights.
+
+    Raises:
+        BundleError: the bundle's configurations cannot be read.
+        CheckpointError: it lacks a network or a tokenizer, is of another family, task or width, or a configuration
+            differs in what the bundle's graphs were traced with.
+    """
+    from hidiff_export.stages.weights import checkpoints, tokenizers
+
+    for component, checkpoint in checkpoints(recipe).items():
+        before = _config(folder / component.value / "config.json")
+        now = {**component.written_as, **checkpoint.config}
+        free = component.free_keys - set(_GRAPH_DEPENDS_ON.get(component.value, ()))
+        differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if odd := [key for key in differing if key not in free]:
+            raise CheckpointError(
+                f"The bundle's graphs were traced with another configuration of the {component.class_name}.",
+                given="; ".join(f"{key} {now.get(key)}, in the bundle {before.get(key)}" for key in odd[:4]),
+                advice="Build the new checkpoint with hidiff-export build.",
+            )
+    tokenizers(recipe)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            "A configuration in the bundle cannot be read.", given=f"{path}: {error}", advice="Fetch the bundle again."
+        ) from error
+    return config
+
+
+def _refuse_itself(folder: Path, output: Path, *, force: bool) -> None:
+    if folder.resolve() == output.resolve() and not force:
+        raise InputError(
+            "The new bundle would take the place of the old one.",
+            given=str(output),
+            advice="Give another --output, or --force to replace it when the new one is whole.",
+        )
