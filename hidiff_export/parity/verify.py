@@ -121,8 +121,6 @@ def verify(
         meter = Meter(task.recipe, task.recipe.unet_config(), progress)
         _plan(task, meter)
         reference = _compute(task, meter)
-        # The UNet's hooks and the UNet refer to each other, and its weights may be half of the memory there is.
-        gc.collect()
         judge = Judge(bundle, task.recipe, meter, portable)
         checks = (*reference.weights, *_timed(_verdicts(judge, reference)))
         meter.end()
@@ -168,6 +166,9 @@ def _compute(task: _Task, meter: Meter) -> _Reference:
     controlnet = None
     if networks.controlnet is not None:
         controlnet = controlnet_call(networks.controlnet, task.recipe, task.course.timesteps[0])
+    # The UNet's hooks and the UNet refer to each other, and its weights may be half of the memory there is.
+    del networks
+    gc.collect()
     pictures, vae = PictureNetworks(task.bundle.root, task.recipe), task.bundle.manifest.vae
     meter.note("transformers and diffusers: text encoders, VAE, picture")
     others = (*pictures.text_calls(), *pictures.vae_calls())
