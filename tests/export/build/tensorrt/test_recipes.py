@@ -24,7 +24,6 @@ pytestmark = [pytest.mark.needs("tensorrt-rtx"), pytest.mark.slow]
 
 ALL_STEPS: Any = 1.0
 SD_POOLED = {"strided": 0.5, "pooled": 0.5, "control": ALL_STEPS}
-STRIDED_THEN_POOLED = {"strided": 0.4, "pooled": {"start": 0.2, "end": 0.7}}
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Case:
 CASES = (
     Case("sd15", ("strided-control", "windowed-control"), {"strided": 0.5, "control": ALL_STEPS}, "controlnet"),
     Case("sd21", ("strided_pooled-control", "windowed-control"), SD_POOLED, "controlnet"),
-    Case("sdxl", ("strided", "strided_pooled", "pooled", "windowed"), STRIDED_THEN_POOLED),
+    Case("sdxl", ("strided_pooled",), {"strided": ALL_STEPS, "pooled": ALL_STEPS}),
     Case("sdxl", ("pooled", "windowed"), {"pooled": 0.5}, "inpainting"),
     Case(
         "sdxl",
