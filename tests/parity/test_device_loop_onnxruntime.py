@@ -99,6 +99,26 @@ def test_samplers_with_noise_and_with_memory(bundles: Folders, sampler: str) -> 
     assert distance(found, due) < ROUNDING
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_runs_from_a_picture(bundles: Folders, sampler: str) -> None:
+    image = TorchGenerator(8).randn((1, 4, toy.HEIGHT, toy.WIDTH))
+    given: dict[str, Any] = {"sampler": sampler, "image_latents": image}
+    found, due, other = (
+        denoise(bundles("plain"), "plain", loop, **given, strength=strength)
+        for loop, strength in (("device", 0.6), ("host", 0.6), ("host", 0.7))
+    )
+    assert distance(found, due) < ROUNDING
+    assert distance(other, due) > 1e-3
+
+
+def test_the_blend_is_the_hosts_whatever_the_loop(bundles: Folders) -> None:
+    image, mask = TorchGenerator(8).randn((1, 4, toy.HEIGHT, toy.WIDTH)), TorchGenerator(9).rand((1, 1, 6, 8))
+    given: dict[str, Any] = {"image_latents": image, "strength": 0.6, "mask": (mask > 0.5).astype(np.float32)}
+    found, due = (denoise(bundles("plain"), "plain", loop, **given) for loop in ("device", "host"))
+    assert np.array_equal(found, due)
+    assert distance(denoise(bundles("plain"), "plain", "device", **{**given, "mask": None}), due) > 0.1
+
+
 @pytest.mark.parametrize("loop", ["device", "host"])
 def test_engines_that_open_ahead(bundles: Folders, loop: str) -> None:
     """ONNX Runtime loads one engine in a thread while another evaluates; the run is the same to the bit."""
