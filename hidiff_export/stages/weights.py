@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_export.bundle import write_json
+from hidiff_export.errors import CheckpointError
 from hidiff_export.graph.islands import precision_of
 from hidiff_export.graph.weights import WeightStore
 from hidiff_export.model.component import Component
@@ -75,7 +76,15 @@ def checkpoints(recipe: Recipe) -> dict[Component, Checkpoint]:
     """
     kind = (recipe.family, recipe.task, recipe.unet_width)
     loras = [read_lora(Path(lora.path), lora.scale, *kind) for lora in recipe.lora]
-    return {network: fuse(network, load(network, source, *kind), loras) for network, source in _sources(recipe)}
+    sources = dict(_sources(recipe))
+    for lora in loras:
+        if not lora.pairs.keys() & sources.keys():
+            raise CheckpointError(
+                "A LoRA changes nothing in the bundle, which has no text encoders.",
+                given=lora.path,
+                advice="Set text: true in the recipe, or leave the LoRA out.",
+            )
+    return {network: fuse(network, load(network, source, *kind), loras) for network, source in sources.items()}
 
 
 def _sources(recipe: Recipe) -> Iterator[tuple[Component, str]]:

@@ -17,7 +17,7 @@ from hidiff_export.model.load import load
 from hidiff_export.parity.source import judge_weights, unet_of_source
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import StageContext
-from hidiff_export.stages.weights import Weights
+from hidiff_export.stages.weights import Weights, checkpoints
 from tests.loras import factors, kohya
 
 SMALL = ("width=64", "height=64", "vae=false", "steps=3")
@@ -107,3 +107,10 @@ def test_nothing_is_written_for_a_lora_that_does_not_fit(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="not for sd15"):
         Weights().run(context, ignore)
     assert not context.folder.exists()
+
+
+def test_a_lora_for_text_encoders_alone_is_refused_where_there_are_none(tmp_path: Path) -> None:
+    path = kohya(factors(Family.SD15, rank=2, seed=0, only=r"layers\.0"), tmp_path / "text.safetensors", alpha=1.0)
+    with pytest.raises(CheckpointError, match="changes nothing"):
+        checkpoints(recipe_with(str(path), text="false"))
+    assert checkpoints(recipe_with(str(path)))
