@@ -7,9 +7,10 @@
 
 `export` writes a fabricated VAE as a bundle holds it, graphs and engines of the tile that a picture of `--pixels` gets.
 `decode` and `encode` run one picture through it in a process of its own, as the runtime does, and print a row of
-Markdown: seconds to open the engine, of a tile and of the picture, and the highest resident memory in GB. `tensorrt`
-builds plans of the same graphs for sm89: seconds, then GB of memory while building, of the plan, of its weights and of
-its scratch memory. Needs `hidiff-export`; nothing here is asserted by the test-suite.
+Markdown: seconds to open the engine, of a tile, of a tile on all processors together, and of the picture; and the
+highest resident memory in GB. `tensorrt` builds plans of the same graphs for sm89: seconds, then GB of memory while
+building, of the plan, of its weights and of its scratch memory. Needs `hidiff-export`; nothing here is asserted by the
+test-suite.
 """
 
 from __future__ import annotations
@@ -102,12 +103,14 @@ def run(folder: Path, half: str, pixels: int, threads: int, most: int | None) ->
         backend.device({"device": "cpu", "threads": threads}) as device,
         device.open(folder / f"{half}.onnxruntime.onnx", {"vae": folder / WEIGHTS}, graph) as session,
     ):
-        opened = time.perf_counter()
+        opened, before = time.perf_counter(), time.process_time()
         with suppress(Enough):
             (decode_tiles if decoding else encode_tiles)(session, vae, given, progress)
+        busy = time.process_time() - before
     each = (done[-1] - opened) / len(done)
     tiles = f"{total} of {content['tile']} px" + ("" if len(done) == total else f", {len(done)} run")
-    figures = [f"{opened - started:.1f}", f"{each:.1f}", f"{each * total:.0f}", f"{highest_gb():.2f}"]
+    times = [opened - started, each, busy / len(done), each * total]
+    figures = [*(f"{seconds:.1f}" for seconds in times), f"{highest_gb():.2f}"]
     print("| " + " | ".join([content["family"], half, str(pixels), tiles, str(content["overlap"]), *figures]) + " |")
 
 
