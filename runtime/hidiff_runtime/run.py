@@ -38,7 +38,7 @@ class StepInfo:
         steps: logical steps of the run.
         timestep: of the step's last evaluation.
         phase: that the step ran in.
-        latents: float32 ``[batch, channels, height, width]`` after the step; a copy.
+        latents: float32 ``[batch, channels, height, width]`` after the step and a mask's blend; a copy.
         seconds: the step took, the callback's own time left out.
     """
 

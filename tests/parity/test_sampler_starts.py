@@ -56,7 +56,14 @@ def mask() -> torch.Tensor:
 
 
 def run_diffusers(
-    scheduler: Any, steps: int, strength: float, seed: int, *, blend: bool = False, dtype: Any = torch.float32
+    scheduler: Any,
+    steps: int,
+    strength: float,
+    seed: int,
+    *,
+    blend: bool = False,
+    eta: float = 0.0,
+    dtype: Any = torch.float32,
 ) -> np.ndarray:
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
@@ -65,8 +72,8 @@ def run_diffusers(
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start * scheduler.order)
     generator = torch.Generator().manual_seed(seed)
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    options = {"generator": generator} if takes_generator else {}
+    accepted = inspect.signature(scheduler.step).parameters
+    options = {key: value for key, value in (("eta", eta), ("generator", generator)) if key in accepted}
     image, noise = picture().to(dtype), torch.randn(SHAPE, generator=generator).to(dtype)
     latents = scheduler.add_noise(image, noise, timesteps[:1].repeat(SHAPE[0]))
     for number, timestep in enumerate(timesteps, start=1):
@@ -80,9 +87,11 @@ def run_diffusers(
     return latents.numpy()
 
 
-def run_table(table: SamplerTable, steps: int, strength: float, seed: int, *, blend: bool = False) -> np.ndarray:
+def run_table(
+    table: SamplerTable, steps: int, strength: float, seed: int, *, blend: bool = False, eta: float = 0.0
+) -> np.ndarray:
     generator, image = TorchGenerator(seed), picture().numpy()
-    schedule, noise = table.schedule(steps, strength=strength), generator.randn(SHAPE)
+    schedule, noise = table.schedule(steps, strength=strength, eta=eta), generator.randn(SHAPE)
     state = schedule.start_from(image, noise)
     while not state.done:
         output = model(torch.from_numpy(state.model_input()), state.timestep).numpy()
@@ -115,6 +124,15 @@ def test_every_sampler_keeps_the_picture_outside_the_mask(sampler: str) -> None:
         expected = run_diffusers(scheduler, steps, strength, 1, blend=True)
         assert difference(found, expected) < BOUND, (steps, strength)
     assert np.array_equal(found * (1 - mask().numpy()), (picture() * (1 - mask())).numpy())
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_ddim_takes_any_eta_from_a_picture(eta: float) -> None:
+    table, scheduler = tabulate("ddim", "sd15"), build_scheduler("ddim", CONFIGS["sd15"])
+    for steps, strength in ((20, 0.5), (8, 0.9)):
+        expected = run_diffusers(scheduler, steps, strength, 3, eta=eta)
+        assert difference(run_table(table, steps, strength, 3, eta=eta), expected) < BOUND
+        assert difference(run_table(table, steps, strength, 3, eta=eta - 0.02), expected) > 100 * BOUND
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
