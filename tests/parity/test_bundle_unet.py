@@ -52,16 +52,16 @@ ON_ENGINES = {
 WIDE: dict[str, Any] = {"height": 16, "width": 192}
 CONTROL_CALL = {"controlnet_conditioning_scale": 0.8}
 IN_PYTORCH = {
-    "sdxl": Case(XL, Family.SDXL, steps=7),
+    "sdxl": Case(XL, Family.SDXL, steps=7),  # the fewest with every phase
     "sdxl image-to-image": Case(XL_I2I, Family.SDXL, steps=9, call={"strength": 0.75}),
     "inpainting": Case(SD_INPAINT, Family.SD15, Task.INPAINTING),
-    "sd15 controlnet": Case(SD_CONTROL, Family.SD15, Task.CONTROLNET, steps=4, call=CONTROL_CALL, **WIDE),
-    "sdxl controlnet": Case(XL_CONTROL, Family.SDXL, Task.CONTROLNET, steps=4, call=CONTROL_CALL, **WIDE),
+    "sd15 controlnet": Case(SD_CONTROL, Family.SD15, Task.CONTROLNET, steps=3, call=CONTROL_CALL, **WIDE),
+    "sdxl controlnet": Case(XL_CONTROL, Family.SDXL, Task.CONTROLNET, steps=3, call=CONTROL_CALL, **WIDE),
     "sdxl controlnet image-to-image": Case(
         XL_CONTROL_I2I,
         Family.SDXL,
         Task.CONTROLNET_IMAGE_TO_IMAGE,
-        steps=5,
+        steps=4,
         call={**CONTROL_CALL, "strength": 0.8},
         **WIDE,
     ),
