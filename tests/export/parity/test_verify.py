@@ -24,12 +24,15 @@ from tests.export.parity.torch_bundle import TorchBackend, build, refresh, use
 
 COMMON = {"source": "random:0", "unet_width": "tiny", "width": 128, "height": 128, "steps": [3]}
 SD15 = Recipe.from_dict({**COMMON, "family": "sd15", "sampler": "euler_ancestral"})
+# A ControlNet sees latents of 128 at the longer side, 8x128 here, which is cheap.
+WIDE = {"width": 768, "height": 64}
 TASKS = {
     "sd21, no guidance": {"family": "sd21", "guidance": False, "batch": 2, "sampler": "pndm", "width": 192},
     "sdxl": {"family": "sdxl", "steps": [3, 7]},
     "sdxl inpainting": {"family": "sdxl", "task": "inpainting", "batch": 2},
     "sdxl controlnet": {"family": "sdxl", "task": "controlnet"},
-    "sdxl with a controlnet of its own": {"family": "sdxl", "task": "controlnet", "controlnet": "random:1"},
+    "sdxl with a controlnet of its own": {"family": "sdxl", "task": "controlnet", "controlnet": "random:1", **WIDE},
+    "sd15 with a controlnet": {"family": "sd15", "task": "controlnet", "controlnet": "random:1", **WIDE},
     "turbo, second order": {"family": "sdxl-turbo", "sampler": "heun", "steps": [2]},
     "no windows": {"family": "sd15", "hidiffusion": {"windows": False}},
 }
