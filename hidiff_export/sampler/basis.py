@@ -151,7 +151,7 @@ def noise_weights(scheduler: Any, steps: int) -> FloatArray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _run(scheduler.set_timesteps, steps)
-        pair = np.random.default_rng(steps).standard_normal((2, _COLUMNS), dtype=np.float32)
+        pair = np.random.default_rng(steps).standard_normal((2, _COLUMNS), dtype=np.float32) * _MAGNITUDES
         pair[:, :2] = np.eye(2)
         noised = []
         for index, timestep in enumerate(scheduler.timesteps):
