@@ -12,7 +12,7 @@ UNTILED = 1024 * 1024
 """Pixels of the largest picture that is one tile, unless the recipe names a tile."""
 
 TILE = 640
-"""Side of the largest tile in pixels, unless the recipe names one: decoding it takes ONNX Runtime 2 GB."""
+"""Side of the largest tile in pixels, unless the recipe names one: decoding it takes ONNX Runtime 2.4 GB."""
 
 OVERLAP = 64
 """Pixels that neighbouring tiles share at least, but an eighth of a tile where that is less."""
