@@ -88,7 +88,7 @@ class Encoder:
     def inputs(self) -> dict[str, Any]:
         """A prompt's tokens."""
         from hidiff_export.model.tokenizer import tokenizer_json
-        from hidiff_runtime.tokenizer import Tokenizer
+        from hidiff_runtime.text.tokenizer import Tokenizer
 
         path = self.folder / "tokenizer.json"
         path.write_text(tokenizer_json("random:0", self.component, self.family, Width.FULL), encoding="utf-8")
@@ -109,7 +109,7 @@ class Encoder:
     def onnxruntime(self) -> dict[str, Any]:
         """The worst output's signal-to-noise ratio, the engine's opening and an evaluation."""
         from hidiff_runtime.backends import get
-        from hidiff_runtime.verdict import Metrics
+        from hidiff_runtime.proof.verdict import Metrics
 
         began = time.perf_counter()
         with (

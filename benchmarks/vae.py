@@ -27,8 +27,8 @@ import numpy as np
 
 from hidiff_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from hidiff_runtime.manifest import GraphRecord, TensorSpec
+from hidiff_runtime.pictures.vae import decode_tiles, encode_tiles
 from hidiff_runtime.records import VaeRecord
-from hidiff_runtime.vae import decode_tiles, encode_tiles
 
 WEIGHTS, RECORD = "weights.safetensors", "record.json"
 HALVES = ("decoder", "encoder")

@@ -16,7 +16,7 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.stages import Report, StageContext, order
 from hidiff_runtime import Bundle, Phase
 from hidiff_runtime.denoiser import OUTPUT
-from hidiff_runtime.recorder import SampleRecorder
+from hidiff_runtime.proof.recorder import SampleRecorder
 
 
 class _NoReference:

@@ -137,7 +137,7 @@ def _parity(directory: Path, manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _print_parity(summary: dict[str, Any], console: Console) -> None:
-    from hidiff_runtime.verdict import Verdict, render
+    from hidiff_runtime.proof.verdict import Verdict, render
 
     if not summary["parity"]:
         console.print(f"parity: not measured yet; run [bold]hidiff-export verify {summary['folder']}[/bold]")

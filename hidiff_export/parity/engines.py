@@ -21,12 +21,12 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.manifest import PhaseRecord
 from hidiff_runtime.paths import inside
-from hidiff_runtime.picture_metrics import unit
-from hidiff_runtime.replay import CALL, RUN, STEP, check
-from hidiff_runtime.replay_networks import PICTURE, TEXT, TOKENS, VAE, worst
-from hidiff_runtime.text import encode_prompts
-from hidiff_runtime.vae import decode
-from hidiff_runtime.verdict import Verdict, judge, judge_picture
+from hidiff_runtime.pictures.metrics import unit
+from hidiff_runtime.pictures.vae import decode
+from hidiff_runtime.proof.networks import PICTURE, TEXT, TOKENS, VAE, worst
+from hidiff_runtime.proof.replay import CALL, RUN, STEP, check
+from hidiff_runtime.proof.verdict import Verdict, judge, judge_picture
+from hidiff_runtime.text.encoding import encode_prompts
 
 if TYPE_CHECKING:
     from hidiff_export.parity.networks import NetworkCall

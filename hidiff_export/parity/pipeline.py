@@ -29,7 +29,7 @@ from hidiff_export.signature import control_residuals, phase_inputs
 from hidiff_runtime.conditioning import EMBEDDINGS, INPAINTING
 from hidiff_runtime.consistency import CONTROL_IMAGE
 from hidiff_runtime.manifest import TensorSpec
-from hidiff_runtime.samples import Drawn
+from hidiff_runtime.proof.samples import Drawn
 
 Array = NDArray[Any]
 

@@ -26,7 +26,7 @@ from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
 from hidiff_export.sampler.probe import build_scheduler
 from hidiff_export.signature import controlnet_inputs, controlnet_outputs
-from hidiff_runtime.recorder import SampleRecorder
+from hidiff_runtime.proof.recorder import SampleRecorder
 
 Array = NDArray[Any]
 

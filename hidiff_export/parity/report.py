@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hidiff_export.bundle import storage_errors, write_json
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
-from hidiff_runtime.verdict import Bound, Verdict, likeness
+from hidiff_runtime.proof.verdict import Bound, Verdict, likeness
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -19,7 +19,7 @@ from hidiff_export.parity.networks import PictureNetworks
 from hidiff_export.parity.pipeline import Networks
 from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
-from hidiff_runtime.verdict import Metrics, Verdict
+from hidiff_runtime.proof.verdict import Metrics, Verdict
 
 _NAMED = 5
 

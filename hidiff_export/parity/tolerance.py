@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from hidiff_export.graph.islands import precision_of
 from hidiff_export.recipe.values import Precision
-from hidiff_runtime.replay_networks import EXACT
-from hidiff_runtime.verdict import Bound
+from hidiff_runtime.proof.networks import EXACT
+from hidiff_runtime.proof.verdict import Bound
 
 if TYPE_CHECKING:
     from hidiff_export.recipe import Recipe

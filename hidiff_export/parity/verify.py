@@ -38,8 +38,8 @@ from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.paths import inside
-from hidiff_runtime.replay import read_samples
-from hidiff_runtime.verdict import Verdict
+from hidiff_runtime.proof.replay import read_samples
+from hidiff_runtime.proof.verdict import Verdict
 
 Array = NDArray[Any]
 

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     )
     from hidiff_runtime.manifest import Manifest
     from hidiff_runtime.phases import Phase, PhaseKind, PhasePlan
+    from hidiff_runtime.pictures.png import save_png
     from hidiff_runtime.pipeline import PictureStep, Pipeline, Result
-    from hidiff_runtime.png import save_png
-    from hidiff_runtime.replay import CheckReport, check
+    from hidiff_runtime.proof.replay import CheckReport, check
+    from hidiff_runtime.proof.verdict import Bound, Verdict
     from hidiff_runtime.request import Request, Settings
     from hidiff_runtime.rng import TorchGenerator
     from hidiff_runtime.sampler import SamplerTable
-    from hidiff_runtime.verdict import Bound, Verdict
 
 __version__ = "0.1.0"
 
@@ -80,12 +80,12 @@ _HOMES = {
     "manifest": ("Manifest",),
     "phases": ("Phase", "PhaseKind", "PhasePlan"),
     "pipeline": ("PictureStep", "Pipeline", "Result"),
-    "png": ("save_png",),
-    "replay": ("CheckReport", "check"),
+    "pictures.png": ("save_png",),
+    "proof.replay": ("CheckReport", "check"),
     "request": ("Request", "Settings"),
     "rng": ("TorchGenerator",),
     "sampler": ("SamplerTable",),
-    "verdict": ("Bound", "Verdict"),
+    "proof.verdict": ("Bound", "Verdict"),
 }
 
 

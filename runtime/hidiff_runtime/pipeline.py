@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime import bundle as bundles
-from hidiff_runtime import vae
 from hidiff_runtime.conditioning import takes_channels
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.images import from_bytes, latent_mask, pillow, to_pictures
-from hidiff_runtime.png import describe
+from hidiff_runtime.pictures import vae
+from hidiff_runtime.pictures.images import from_bytes, latent_mask, pillow, to_pictures
+from hidiff_runtime.pictures.png import describe
 from hidiff_runtime.records import VaeRecord
 from hidiff_runtime.request import Request, Settings, Size, repeated
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.run import StepInfo
-from hidiff_runtime.text import encode_prompts
+from hidiff_runtime.text.encoding import encode_prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from hidiff_runtime.conditioning import check_guidance, takes_channels
 from hidiff_runtime.controlnet import check_scale
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.images import control_array, fitted_pictures, image_array, mask_array
 from hidiff_runtime.phases import PhasePlan
+from hidiff_runtime.pictures.images import control_array, fitted_pictures, image_array, mask_array
 from hidiff_runtime.rng import TorchGenerator
-from hidiff_runtime.text import LONG_PROMPTS, check_text
+from hidiff_runtime.text.encoding import LONG_PROMPTS, check_text
 
 if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle

@@ -15,8 +15,8 @@ import toy_device
 from hidiff_runtime import BundleError, Cancelled, ControlRequest, EngineError, InputError, StepInfo, TorchGenerator
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.proof.samples import Drawn
 from hidiff_runtime.records import TensorSpec
-from hidiff_runtime.samples import Drawn
 from hidiff_runtime.step_graph import padded_rows
 
 KINDS = {

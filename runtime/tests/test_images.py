@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hidiff_runtime.errors import EngineError, InputError
-from hidiff_runtime.images import (
+from hidiff_runtime.pictures.images import (
     control_array,
     from_bytes,
     image_array,

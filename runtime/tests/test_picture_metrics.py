@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from hidiff_runtime.picture_metrics import psnr, ssim, unit
+from hidiff_runtime.pictures.metrics import psnr, ssim, unit
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.clip(np.cumsum(RNG.normal(0, 0.05, (3, 24, 31)), axis=-1) + 0.5, 0, 1)
@@ -41,7 +41,7 @@ def test_ssim_is_its_definition(noise: float) -> None:
 def test_a_picture_of_many_bands_is_the_same_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     other = np.clip(SMOOTH + RNG.normal(0, 0.1, SMOOTH.shape), 0, 1)
     whole = ssim(SMOOTH, other)
-    monkeypatch.setattr("hidiff_runtime.picture_metrics._BAND", 3)
+    monkeypatch.setattr("hidiff_runtime.pictures.metrics._BAND", 3)
     assert ssim(SMOOTH, other) == pytest.approx(whole, abs=1e-12)
 
 

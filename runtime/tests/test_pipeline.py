@@ -15,8 +15,8 @@ import toy_pictures
 from PIL import Image
 
 from hidiff_runtime import BundleError, Cancelled, InputError, PictureStep, Pipeline, Settings, TorchGenerator
-from hidiff_runtime.text import TruncationWarning, encode_prompts
-from hidiff_runtime.vae import sample
+from hidiff_runtime.pictures.vae import sample
+from hidiff_runtime.text.encoding import TruncationWarning, encode_prompts
 
 KINDS = {
     "sd": toy.Toy(),

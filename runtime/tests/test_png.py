@@ -12,7 +12,7 @@ from PIL import Image
 
 from hidiff_runtime import Pipeline, Settings, __version__
 from hidiff_runtime.errors import InputError, StorageError
-from hidiff_runtime.png import HIDIFF, PARAMETERS, describe, encoded, parameters, save_png
+from hidiff_runtime.pictures.png import HIDIFF, PARAMETERS, describe, encoded, parameters, save_png
 
 FACTS: dict[str, Any] = {
     "prompt": "a lighthouse",

@@ -14,7 +14,8 @@ from PIL import Image
 from test_replay_networks import record
 
 from hidiff_runtime import bundle as bundle_module
-from hidiff_runtime import cli, replay
+from hidiff_runtime import cli
+from hidiff_runtime.proof import replay
 
 KIND = toy.Toy(tokens=toy_pictures.TOKENS)
 README = Path(__file__).parents[1] / "README.md"

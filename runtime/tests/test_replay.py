@@ -12,8 +12,8 @@ import toy
 
 from hidiff_runtime import BundleError, CheckReport, EngineError, Verdict, check, safetensors
 from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.recorder import SampleRecorder
-from hidiff_runtime.samples import INDEX, TENSORS, Drawn, ReferenceSamples, Stored, write_index
+from hidiff_runtime.proof.recorder import SampleRecorder
+from hidiff_runtime.proof.samples import INDEX, TENSORS, Drawn, ReferenceSamples, Stored, write_index
 
 KINDS = {
     "plain": toy.Toy(),

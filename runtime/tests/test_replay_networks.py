@@ -14,15 +14,16 @@ import pytest
 import toy
 import toy_pictures
 
-from hidiff_runtime import BundleError, CheckReport, check, replay_networks
+from hidiff_runtime import BundleError, CheckReport, check
 from hidiff_runtime.cli import main
 from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.picture_metrics import unit
-from hidiff_runtime.recorder import SampleRecorder
-from hidiff_runtime.replay_networks import PICTURE, TEXT, TOKENS, VAE, comparisons
-from hidiff_runtime.samples import INDEX, Drawn, ReferenceSamples
-from hidiff_runtime.tokenizer import Tokenizer
-from hidiff_runtime.verdict import Bound
+from hidiff_runtime.pictures.metrics import unit
+from hidiff_runtime.proof import networks as replay_networks
+from hidiff_runtime.proof.networks import PICTURE, TEXT, TOKENS, VAE, comparisons
+from hidiff_runtime.proof.recorder import SampleRecorder
+from hidiff_runtime.proof.samples import INDEX, Drawn, ReferenceSamples
+from hidiff_runtime.proof.verdict import Bound
+from hidiff_runtime.text.tokenizer import Tokenizer
 
 PROMPT = "a lighthouse at dusk"
 BOUND = Bound(60, "numpy against numpy")

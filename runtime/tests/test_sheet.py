@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.sheet import GAP, Cell, contact_sheet, spread
+from hidiff_runtime.pictures.sheet import GAP, Cell, contact_sheet, spread
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
 
@@ -44,7 +44,7 @@ def test_pictures_are_fitted_and_captions_stay_below_their_own() -> None:
 
 
 def test_what_a_font_does_not_have_becomes_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hidiff_runtime.sheet.FONTS", ())
+    monkeypatch.setattr("hidiff_runtime.pictures.sheet.FONTS", ())
     black = Image.new("RGB", (100, 50))
     found, plain, other = (
         np.asarray(contact_sheet([Cell(black, words)], side=100)) for words in ("灯 x", "? x", "! x")

@@ -18,8 +18,8 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.text import TruncationWarning, encode_prompts
-from hidiff_runtime.tokenizer import Tokenizer
+from hidiff_runtime.text.encoding import TruncationWarning, encode_prompts
+from hidiff_runtime.text.tokenizer import Tokenizer
 
 LONG = "x" * 75 + " The rest"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.tiles import TileAxis, TilePlan
+from hidiff_runtime.pictures.tiles import TileAxis, TilePlan
 
 AXES = [(8, 8, 0), (9, 8, 0), (9, 8, 3), (16, 8, 0), (17, 8, 1), (30, 8, 2), (64, 8, 7), (256, 80, 8), (512, 80, 8)]
 

@@ -9,7 +9,7 @@ import toy_pictures
 from toy_pictures import TOKENS
 
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.tokenizer import Tokenizer
+from hidiff_runtime.text.tokenizer import Tokenizer
 
 LETTERS = TOKENS - 2
 

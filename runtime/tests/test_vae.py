@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from hidiff_runtime.errors import BundleError, EngineError, InputError
+from hidiff_runtime.pictures.vae import decode, encode, preview, sample
 from hidiff_runtime.records import GraphRecord, TensorSpec, VaeRecord
 from hidiff_runtime.rng import TorchGenerator
-from hidiff_runtime.vae import decode, encode, preview, sample
 
 TILE, SCALING = 8, 0.25
 ROWS = ((0.5, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 0.5), (0.1, 0.2, 0.3), (-0.1, 0.0, 0.1))

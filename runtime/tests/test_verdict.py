@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.verdict import Bound, Metrics, Verdict, judge, render
+from hidiff_runtime.proof.verdict import Bound, Metrics, Verdict, judge, render
 
 BOUND = Bound(80.0, "float32 arithmetic in another order")
 

@@ -19,12 +19,12 @@ from hidiff_runtime.backends import Availability
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.manifest import MANIFEST, FileRecord, GraphRecord, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
-from hidiff_runtime.recorder import SampleRecorder
+from hidiff_runtime.proof.recorder import SampleRecorder
+from hidiff_runtime.proof.samples import Drawn
+from hidiff_runtime.proof.verdict import Bound
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.sampler import SamplerTable
-from hidiff_runtime.samples import Drawn
 from hidiff_runtime.step_graph import step_inputs, step_outputs
-from hidiff_runtime.verdict import Bound
 
 Arrays = Mapping[str, np.ndarray]
 

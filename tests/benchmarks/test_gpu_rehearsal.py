@@ -25,7 +25,7 @@ from benchmarks.gpu.work import Work
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import StageContext, order
 from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.samples import ReferenceSamples
+from hidiff_runtime.proof.samples import ReferenceSamples
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu.sh"
 

@@ -28,8 +28,8 @@ from hidiff_export.stages.engines import Engines
 from hidiff_export.stages.quantisation import Quantisation, calibration
 from hidiff_runtime.backends.tensorrt.record import PlanRecord
 from hidiff_runtime.manifest import Manifest, PhaseRecord
-from hidiff_runtime.samples import INDEX, ReferenceSamples, Stored
-from hidiff_runtime.verdict import judge
+from hidiff_runtime.proof.samples import INDEX, ReferenceSamples, Stored
+from hidiff_runtime.proof.verdict import judge
 from tests.conftest import NoDisplay
 
 HELD_OUT = 77

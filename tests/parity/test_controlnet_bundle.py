@@ -32,8 +32,8 @@ from hidiff_export.stages import Report, graphs
 from hidiff_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from hidiff_runtime.controlnet import nearest
 from hidiff_runtime.manifest import FileRecord, Manifest
-from hidiff_runtime.samples import Drawn
-from hidiff_runtime.verdict import Metrics
+from hidiff_runtime.proof.samples import Drawn
+from hidiff_runtime.proof.verdict import Metrics
 from tests.export.parity.torch_bundle import TorchBackend
 
 # The ControlNet sees latents of 128 at the longer side: this makes that a downscale, and keeps it cheap.

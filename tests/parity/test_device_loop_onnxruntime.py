@@ -27,7 +27,7 @@ from hidiff_runtime.backends.onnxruntime import (
 from hidiff_runtime.embeddings import random_embeddings
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.phases import Phase
-from hidiff_runtime.samples import Drawn
+from hidiff_runtime.proof.samples import Drawn
 from tests.parity.toy_onnx import make
 
 ROUNDING = 5e-6

@@ -28,7 +28,7 @@ from hidiff_export.parity.inputs import arrays, mixed_shifts, random_inputs
 from hidiff_export.recipe.values import Precision
 from hidiff_runtime.manifest import GraphRecord
 from hidiff_runtime.phases import Phase, PhaseKind
-from hidiff_runtime.verdict import Metrics
+from hidiff_runtime.proof.verdict import Metrics
 
 BOUND = {Precision.FLOAT32: 80.0, Precision.FLOAT16: 40.0}
 

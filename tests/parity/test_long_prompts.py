@@ -10,7 +10,7 @@ import torch
 from hidiff_export.parity.tolerance import TOLERANCES, Boundary
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.verdict import judge
+from hidiff_runtime.proof.verdict import judge
 from tests.parity.pictures import Picture, diffusers_pipeline, expected, generated, module_bundle, opened
 
 BOUND = TOLERANCES[Boundary.RUN, "float32"]

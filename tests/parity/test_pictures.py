@@ -20,7 +20,7 @@ from hidiff_export.families import Family, default_scheduler
 from hidiff_export.parity.tolerance import TOLERANCES, Boundary
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.pipeline import Pipeline
-from hidiff_runtime.verdict import Metrics
+from hidiff_runtime.proof.verdict import Metrics
 from tests.parity.pictures import (
     Picture,
     diffusers_pipeline,

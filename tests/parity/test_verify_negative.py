@@ -17,9 +17,9 @@ from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.parity.verify import verify
 from hidiff_runtime import check
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
-from hidiff_runtime.replay_networks import PICTURE, TEXT, TOKENS, VAE
+from hidiff_runtime.proof.networks import PICTURE, TEXT, TOKENS, VAE
+from hidiff_runtime.proof.verdict import Verdict
 from hidiff_runtime.safetensors import SafetensorsFile
-from hidiff_runtime.verdict import Verdict
 
 SOURCE = "random:0"
 WEIGHT = "up_blocks.3.attentions.1.transformer_blocks.0.attn1.to_q.weight"

@@ -22,8 +22,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Replays; returns 0 if every verdict is good, else 1."""
-    from hidiff_runtime.replay import check, read_samples
-    from hidiff_runtime.replay_networks import comparisons
+    from hidiff_runtime.proof.networks import comparisons
+    from hidiff_runtime.proof.replay import check, read_samples
 
     count = 0
 

@@ -9,7 +9,7 @@ from typing import Any
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.cli.outputs import Outputs
 from hidiff_runtime.request import Request
-from hidiff_runtime.text import count_tokens
+from hidiff_runtime.text.encoding import count_tokens
 
 
 def describe_runs(bundle: Bundle, requests: Sequence[Request], outputs: Outputs, *, as_json: bool) -> str:

@@ -142,7 +142,7 @@ def _requests(pipeline: Pipeline, options: argparse.Namespace, asked: Sequence[P
 
 def _reader() -> Callable[[Path, str], Image]:
     """Reads pictures, each file once."""
-    from hidiff_runtime.images import read_picture
+    from hidiff_runtime.pictures.images import read_picture
 
     return functools.cache(read_picture)
 
@@ -169,9 +169,9 @@ def _merged(shared: dict[str, Any], prompt: Prompt, read: Callable[[Path, str], 
 def _generate(pipeline: Pipeline, requests: Sequence[Request], outputs: Outputs, options: argparse.Namespace) -> None:
     """Makes and writes each run's pictures as they are done."""
     from hidiff_runtime.cli.steps import Progress
-    from hidiff_runtime.png import save_png
-    from hidiff_runtime.sheet import Cell, contact_sheet
-    from hidiff_runtime.text import TruncationWarning
+    from hidiff_runtime.pictures.png import save_png
+    from hidiff_runtime.pictures.sheet import Cell, contact_sheet
+    from hidiff_runtime.text.encoding import TruncationWarning
 
     shown = Progress([request.steps for request in requests], options.previews is not None)
     cells: list[Cell] = []

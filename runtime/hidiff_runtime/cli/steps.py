@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hidiff_runtime.cli.output import progress
-from hidiff_runtime.sheet import Cell, contact_sheet, spread
+from hidiff_runtime.pictures.sheet import Cell, contact_sheet, spread
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,7 +15,7 @@ from hidiff_export.parity.report import Check, Report, store
 from hidiff_runtime.files import verify_files
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.phases import PhaseRule
-from hidiff_runtime.verdict import Bound, Verdict, judge, judge_picture
+from hidiff_runtime.proof.verdict import Bound, Verdict, judge, judge_picture
 
 BOUND = Bound(80, "float32 rounding")
 VALUES = np.linspace(-1, 1, 64, dtype=np.float32)

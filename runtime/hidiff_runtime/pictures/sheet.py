@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.images import pillow
+from hidiff_runtime.pictures.images import pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.paths import inside
-from hidiff_runtime.tokenizer import Tokenizer, Tokens
+from hidiff_runtime.text.tokenizer import Tokenizer, Tokens
 
 if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle

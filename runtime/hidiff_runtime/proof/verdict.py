@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.fields import Fields
-from hidiff_runtime.picture_metrics import psnr, ssim
+from hidiff_runtime.pictures.metrics import psnr, ssim
 
 Array = NDArray[Any]
 
@@ -87,7 +87,7 @@ class Metrics:
         max_abs: largest absolute difference.
         cosine: of the angle between them as vectors; 1 when they are equal.
         excess: share used of the bound's elementwise allowance, if it has one.
-        psnr_db: of a picture, see :mod:`hidiff_runtime.picture_metrics`.
+        psnr_db: of a picture, see :mod:`hidiff_runtime.pictures.metrics`.
         ssim: likewise.
     """
 

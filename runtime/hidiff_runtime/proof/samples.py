@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.fields import REBUILD, Fields, parse_object
 from hidiff_runtime.phases import Phase, PhaseKind
+from hidiff_runtime.proof.verdict import Bound
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.safetensors import SafetensorsFile
-from hidiff_runtime.verdict import Bound
 
 Array = NDArray[Any]
 

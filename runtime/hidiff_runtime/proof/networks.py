@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.errors import BundleError, EngineError
 from hidiff_runtime.paths import inside
-from hidiff_runtime.picture_metrics import unit
-from hidiff_runtime.samples import NetworkSample, PictureSample, ReferenceSamples
-from hidiff_runtime.tokenizer import Tokenizer
-from hidiff_runtime.vae import decode_tiles, vae_of
-from hidiff_runtime.verdict import Bound, Verdict, judge, judge_picture
+from hidiff_runtime.pictures.metrics import unit
+from hidiff_runtime.pictures.vae import decode_tiles, vae_of
+from hidiff_runtime.proof.samples import NetworkSample, PictureSample, ReferenceSamples
+from hidiff_runtime.proof.verdict import Bound, Verdict, judge, judge_picture
+from hidiff_runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from hidiff_runtime.backends.protocol import Session

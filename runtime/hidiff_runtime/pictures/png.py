@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime import __version__
 from hidiff_runtime.errors import InputError, StorageError
-from hidiff_runtime.images import pillow
+from hidiff_runtime.pictures.images import pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image

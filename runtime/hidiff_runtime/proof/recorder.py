@@ -1,4 +1,4 @@
-"""Writes reference samples: the counterpart of :mod:`hidiff_runtime.samples`, used where PyTorch is at hand."""
+"""Writes reference samples: the counterpart of :mod:`hidiff_runtime.proof.samples`, used where PyTorch is at hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hidiff_runtime import safetensors
 from hidiff_runtime.phases import Phase
-from hidiff_runtime.samples import (
+from hidiff_runtime.proof.samples import (
     TENSORS,
     CallSample,
     Drawn,
@@ -25,7 +25,7 @@ from hidiff_runtime.samples import (
     Stored,
     write_index,
 )
-from hidiff_runtime.verdict import Bound
+from hidiff_runtime.proof.verdict import Bound
 
 Array = NDArray[Any]
 

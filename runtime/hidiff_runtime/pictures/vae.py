@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.errors import BundleError, EngineError, InputError
+from hidiff_runtime.pictures.tiles import TilePlan
 from hidiff_runtime.records import VaeRecord
-from hidiff_runtime.tiles import TilePlan
 
 Array = NDArray[np.float32]
 

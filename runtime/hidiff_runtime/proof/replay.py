@@ -18,9 +18,9 @@ from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.errors import BundleError, EngineError, ParityError
 from hidiff_runtime.paths import inside
-from hidiff_runtime.replay_networks import replay_networks, replay_picture, tokens_left_out
-from hidiff_runtime.samples import CallSample, Expected, PictureSample, ReferenceSamples, RunSample
-from hidiff_runtime.verdict import Verdict, judge, render
+from hidiff_runtime.proof.networks import replay_networks, replay_picture, tokens_left_out
+from hidiff_runtime.proof.samples import CallSample, Expected, PictureSample, ReferenceSamples, RunSample
+from hidiff_runtime.proof.verdict import Verdict, judge, render
 
 CALL = "engine against PyTorch"
 STEP = "latents after a step against PyTorch"

@@ -1,0 +1,1 @@
+"""Prompts: into tokens, and through the text encoders."""
