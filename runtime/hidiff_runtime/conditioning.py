@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,16 @@ def check_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     return value
 
 
+def is_finite(value: Any) -> bool:
+    """Whether it is a number that a float can hold, Python's or numpy's."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the largest float
+        return False
+
+
 def guided(noise: Array, guidance_scale: float | None) -> Array:
     """The noise to step with, from a graph's output.
 
@@ -114,11 +125,7 @@ def check_guidance(manifest: Manifest, guidance_scale: float | None) -> float | 
     Raises:
         InputError: the scale is missing, not a number, or asks a bundle without guidance for some.
     """
-    if guidance_scale is not None and (
-        isinstance(guidance_scale, bool)
-        or not isinstance(guidance_scale, (int, float, np.floating))
-        or not np.isfinite(guidance_scale)
-    ):
+    if guidance_scale is not None and not is_finite(guidance_scale):
         raise InputError("guidance_scale must be a finite number.", given=repr(guidance_scale), advice="Give 7.5, say.")
     if manifest.guidance:
         if guidance_scale is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.conditioning import check_array
+from hidiff_runtime.conditioning import check_array, is_finite
 from hidiff_runtime.consistency import CONDITIONING_SCALE, CONTROL_IMAGE
 from hidiff_runtime.errors import EngineError, InputError
 from hidiff_runtime.records import GraphRecord, TensorSpec
@@ -108,8 +108,7 @@ def _where(step: int, steps: int) -> str:
 
 def check_scale(conditioning_scale: Any) -> float:
     """The scale if it is a finite number. Raises InputError if it is not."""
-    number = isinstance(conditioning_scale, (int, float, np.floating)) and not isinstance(conditioning_scale, bool)
-    if not number or not np.isfinite(conditioning_scale):
+    if not is_finite(conditioning_scale):
         raise InputError(
             f"{CONDITIONING_SCALE} must be a finite number.", given=repr(conditioning_scale), advice="Give 1.0, say."
         )

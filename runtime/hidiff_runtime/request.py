@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.conditioning import check_guidance, takes_channels
+from hidiff_runtime.conditioning import check_guidance, is_finite, takes_channels
 from hidiff_runtime.controlnet import check_scale
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.phases import PhasePlan
@@ -27,6 +27,9 @@ Found = TypeVar("Found")
 
 PICTURES = ("image", "mask", "control_image")
 """What a run may be given beside prompts."""
+
+MOST_PIXELS = 2**24
+"""The largest size and crop: float32, which SDXL is told them in, holds no larger ones exactly."""
 
 STEPS = 50
 """Steps of diffusers' pipelines, or the nearest number that is tabulated."""
@@ -177,7 +180,7 @@ def _filled(bundle: Bundle, settings: Settings) -> Settings:
     manifest = bundle.manifest
     _check_pictures(manifest, settings)
     TorchGenerator(settings.seed)
-    if isinstance(settings.eta, bool) or not isinstance(settings.eta, (int, float, np.floating)):
+    if not is_finite(settings.eta):
         raise InputError("eta must be a number.", given=repr(settings.eta), advice="Give 0, or up to 1 with DDIM.")
     _check_text_options(manifest, settings)
     table = bundle.sampler(settings.sampler)
@@ -189,7 +192,9 @@ def _filled(bundle: Bundle, settings: Settings) -> Settings:
         guidance = _guidance(manifest, settings)
     return replace(
         settings,
-        steps=steps,
+        seed=int(settings.seed),
+        steps=int(steps),
+        eta=float(settings.eta),
         guidance_scale=check_guidance(manifest, guidance),
         sampler=table.sampler if settings.sampler is None else settings.sampler,
         strength=None if settings.image is None else _strength(manifest, settings),
@@ -258,7 +263,7 @@ def _guidance(manifest: Manifest, settings: Settings) -> float:
 def _strength(manifest: Manifest, settings: Settings) -> float:
     """The strength, or the default of the diffusers pipeline for this task."""
     if settings.strength is not None:
-        return settings.strength
+        return float(settings.strength) if is_finite(settings.strength) else settings.strength
     if settings.mask is not None:
         return 0.9999 if _is_sdxl(manifest) else 1.0
     return 0.3 if _is_sdxl(manifest) and settings.control_image is None else 0.8
@@ -276,7 +281,7 @@ def _time_ids(manifest: Manifest, settings: Settings) -> tuple[Array | None, Arr
     own = (settings.original_size, settings.target_size)
     negative = (settings.negative_original_size, settings.negative_crops, settings.negative_target_size)
     if not _is_sdxl(manifest):
-        if any(value is not None for value in (*own, *negative)) or tuple(settings.crops) != (0, 0):
+        if any(value is not None for value in (*own, *negative)) or _pair("crops", settings.crops, (0, 0)) != (0, 0):
             raise InputError(
                 "Sizes and crops condition SDXL alone.",
                 given=f"a bundle of {manifest.family}",
@@ -300,10 +305,12 @@ def _pair(name: str, given: Any, default: Size) -> Size:
     if given is None:
         return default
     pair = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
-    if len(pair) != 2 or not all(type(value) is int and value >= 0 for value in pair):
+    if len(pair) != 2 or not all(type(value) is int and 0 <= value <= MOST_PIXELS for value in pair):
         order = "top and left" if "crops" in name else "height and width"
         raise InputError(
-            f"{name} must be {order} in pixels, whole numbers from 0.", given=repr(given), advice=f"Give {default}."
+            f"{name} must be {order} in pixels, whole numbers from 0 to {MOST_PIXELS}.",
+            given=repr(given),
+            advice=f"Give {default}.",
         )
     return pair
 

@@ -197,8 +197,9 @@ class SamplerTable:
         return rows
 
     def _run_of(self, steps: int) -> int:
-        found = np.flatnonzero(self.steps == steps)
-        if isinstance(steps, bool) or not len(found):
+        whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+        found = np.flatnonzero(self.steps == steps) if whole else ()
+        if not len(found):
             refusal = json.loads(self.origin.get("left_out", "{}")).get(str(steps))
             other = "" if refusal else ", or build the bundle with this number"
             raise InputError(

@@ -282,6 +282,14 @@ def test_a_picture_tells_how_it_was_made(opened: Open) -> None:
     assert "time_ids" not in facts
 
 
+def test_numbers_may_be_those_of_numpy(opened: Open) -> None:
+    given = {"seed": np.int64(3), "steps": np.int32(4), "eta": np.float32(0), "guidance_scale": np.int64(3)}
+    image = opened("sd")(PROMPT, image=picture(), strength=np.float32(0.5), **given)
+    facts = json.loads(image.info["hidiff"])
+    wanted = {"seed": 3, "steps": 4, "guidance_scale": 3.0, "strength": 0.5}
+    assert {name: facts[name] for name in wanted} == wanted
+
+
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
@@ -304,7 +312,14 @@ def test_a_picture_tells_how_it_was_made(opened: Open) -> None:
         ("sd", {"eta": 0.5}, "takes no eta"),
         ("sd", {"eta": "much"}, "eta"),
         ("sd", {"seed": 1.5}, "not a seed"),
+        ("sd", {"steps": 4.0}, "no table"),
+        ("sd", {"steps": [4]}, "no table"),
         ("sd", {"guidance_scale": float("inf")}, "finite"),
+        ("sd", {"guidance_scale": 10**400}, "finite"),
+        ("sd", {"eta": 10**400}, "eta"),
+        ("sd", {"crops": 3}, "top and left"),
+        ("sdxl", {"target_size": (10**400, 8)}, "height and width"),
+        ("control", {"control_image": picture(), "conditioning_scale": 10**400}, "finite"),
         ("sd", {"clip_skip": toy_pictures.CLIP_SKIP + 1}, "clip_skip"),
         ("sd", {"long_prompt": "shrink"}, "long_prompt"),
         ("sd", {"original_size": (8, 8)}, "SDXL alone"),
