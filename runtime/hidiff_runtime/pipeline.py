@@ -153,9 +153,10 @@ class Pipeline:
             original_size: SDXL's, height and width in pixels; the picture's if left out.
             crops: SDXL's, top and left in pixels.
             target_size: SDXL's, height and width; the picture's if left out.
-            negative_original_size: for the negative prompt; as for the prompt if left out, as those that follow.
-            negative_crops: for the negative prompt.
-            negative_target_size: for the negative prompt.
+            negative_original_size: for the negative prompt; as for the prompt if left out.
+            negative_crops: for the negative prompt; if left out, 0 and 0 in runs from an image (without a mask and a
+                ControlNet both) and where both negative sizes are given, else as for the prompt.
+            negative_target_size: for the negative prompt; as for the prompt if left out.
             resize: resizes images of another size with Lanczos, as diffusers does, where they are refused otherwise.
             callback: called after each step with a `PictureStep`; returning False, or raising, cancels the run.
 

@@ -294,11 +294,18 @@ def _time_ids(manifest: Manifest, settings: Settings) -> tuple[Array | None, Arr
     target = _pair("target_size", settings.target_size, picture)
     others = (
         *_pair("negative_original_size", negative[0], original),
-        *_pair("negative_crops", negative[1], crops),
+        *_pair("negative_crops", negative[1], crops if _keeps_crops(settings) else (0, 0)),
         *_pair("negative_target_size", negative[2], target),
     )
     rows = [np.array([row], np.float32) for row in ((*original, *crops, *target), others)]
     return repeated(rows[0], manifest.batch), repeated(rows[1], manifest.batch)
+
+
+def _keeps_crops(settings: Settings) -> bool:
+    """Whether diffusers' pipeline for this task takes the crop for negative prompts too, where they have none."""
+    if settings.image is not None:
+        return settings.mask is not None and settings.control_image is not None
+    return settings.negative_original_size is None or settings.negative_target_size is None
 
 
 def _pair(name: str, given: Any, default: Size) -> Size:

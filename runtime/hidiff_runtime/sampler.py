@@ -198,8 +198,8 @@ class SamplerTable:
 
     def _run_of(self, steps: int) -> int:
         whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
-        found = np.flatnonzero(self.steps == steps) if whole else ()
-        if not len(found):
+        found = np.flatnonzero(self.steps == steps)
+        if not whole or not len(found):
             refusal = json.loads(self.origin.get("left_out", "{}")).get(str(steps))
             other = "" if refusal else ", or build the bundle with this number"
             raise InputError(

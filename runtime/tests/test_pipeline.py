@@ -233,6 +233,13 @@ def test_sizes_and_crop_condition_sdxl(opened: Open, backend: toy_pictures.Backe
     assert told(original_size=(100, 200), crops=(3, 4), target_size=(50, 60)) == [[100, 200, 3, 4, 50, 60]] * 2
     negative = told(negative_original_size=(9, 8), negative_crops=(7, 6), negative_target_size=(5, 4))
     assert negative == [[9, 8, 7, 6, 5, 4], [*size, 0, 0, *size]]
+    # What diffusers' pipelines take for negative prompts depends on the task.
+    crop = {"crops": (3, 4), "strength": 1}
+    for given in ({"image": picture()}, {"image": picture(), "mask": mask()}):
+        assert told(**crop, **given) == [[*size, 0, 0, *size], [*size, 3, 4, *size]]
+    sizes = {"negative_original_size": (9, 8), "negative_target_size": (5, 4)}
+    assert told(crops=(3, 4), **sizes)[0] == [9, 8, 0, 0, 5, 4]
+    assert told(crops=(3, 4), negative_original_size=(9, 8))[0] == [9, 8, 3, 4, *size]
 
 
 def test_a_callback_sees_previews_and_can_cancel(opened: Open) -> None:
