@@ -239,7 +239,7 @@ class Pipeline:
             for place, number in enumerate(numbers):
                 own = {name: array[place * batch : (place + 1) * batch] for name, array in embeds.items()}
                 texts = (*requests[number].prompts, *(requests[number].negative_prompts or ()))
-                found[number] = (own, tuple(end for end in cut if any(text.endswith(end) for text in texts)))
+                found[number] = (own, tuple(dict.fromkeys(cut[text] for text in texts if text in cut)))
         return [found[number] for number in range(len(requests))]
 
     def _denoise(self, request: Request, embeds: dict[str, Array], callback: PictureCallback | None) -> Array:

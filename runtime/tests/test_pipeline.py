@@ -276,8 +276,8 @@ def test_a_long_prompt_is_cut_with_a_warning_that_quotes_it(opened: Open) -> Non
     assert json.loads(image.info["hidiff"])["cut"] == ["END"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
-        requests = [pipe.request(text, Settings(steps=1)) for text in ("short", "x" * 75 + "END")]
-        assert [result.cut for result in pipe.run(requests)] == [(), ("END",)]
+        requests = [pipe.request(text, Settings(steps=1)) for text in ("short", "THE END", "x" * 75 + "END")]
+        assert [result.cut for result in pipe.run(requests)] == [(), (), ("END",)]
 
 
 def test_a_picture_tells_how_it_was_made(opened: Open) -> None:

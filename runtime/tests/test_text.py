@@ -58,7 +58,7 @@ def test_prompts_and_their_opposites(tmp_path: Path, sdxl: bool) -> None:
             opposite = [expected(bundle, row, 0, name) for row in rows[2:]]  # as in diffusers, clip_skip is not theirs
             assert np.array_equal(embeds[f"negative_{name}"], opposite)
         assert embeds["prompt_embeds"].dtype == np.float32
-        assert cut == ()
+        assert cut == {}
         given = bundle.denoiser().denoise(**{n: a[:1] for n, a in embeds.items()}, steps=2, seed=0, guidance_scale=2.0)
         assert np.isfinite(given).all()
 
@@ -96,12 +96,12 @@ def test_a_long_prompt_is_cut_with_a_warning_that_quotes_it(tmp_path: Path) -> N
     with opened(tmp_path, sdxl=True) as (bundle, _):
         with pytest.warns(TruncationWarning, match="'The rest'") as caught:
             embeds, cut = encode_prompts(bundle, [LONG, LONG])
-        assert cut == ("The rest",)
+        assert cut == {LONG: "The rest"}
         assert len(caught) == 1
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             whole, cut = encode_prompts(bundle, ["x" * 75] * 2)
-        assert cut == ()
+        assert cut == {}
         assert np.array_equal(embeds["prompt_embeds"], whole["prompt_embeds"])
 
 
@@ -115,7 +115,7 @@ def test_chunks(tmp_path: Path, sdxl: bool) -> None:
             assert np.array_equal(embeds[name][0], np.concatenate([expected(bundle, row, 0) for row in rows]))
         if sdxl:
             assert np.array_equal(embeds["text_embeds"][0], expected(bundle, first, 0, "text_embeds"))
-        assert cut == ()
+        assert cut == {}
         with pytest.warns(TruncationWarning, match="The rest"):
             cut_embeds, _ = encode_prompts(bundle, [LONG])
         assert np.array_equal(cut_embeds["prompt_embeds"][0, 77:154], expected(bundle, empty, 0))

@@ -60,7 +60,7 @@ def encode_prompts(
     *,
     clip_skip: int = 0,
     long_prompt: str = "truncate",
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Encodes prompts, each different one once, and closes the text encoders again.
 
     As in diffusers, ``clip_skip`` is for the prompts alone; without negative prompts SDXL takes zeros for their
@@ -77,7 +77,7 @@ def encode_prompts(
     Returns:
         ``prompt_embeds`` float32 ``[prompts, tokens, width]``, ``text_embeds`` ``[prompts, width]`` for SDXL, and with
         guidance both once more with ``negative_`` before: arguments of
-        :meth:`hidiff_runtime.denoiser.Denoiser.denoise`. And what was cut, each text once.
+        :meth:`hidiff_runtime.denoiser.Denoiser.denoise`. And the end that was cut of each prompt of which one was.
 
     Raises:
         InputError: a prompt is empty, has control characters or does not fit; another argument is not one it takes.
@@ -103,8 +103,8 @@ def encode_prompts(
         others = {name: np.zeros_like(array) for name, array in embeds.items()}
         others = others if zeros else _stacked([found[key] for key in unasked])
         embeds |= {f"negative_{name}": array for name, array in others.items()}
-    cut = tuple(dict.fromkeys(text for encoding in found.values() for text in encoding.cut))
-    for text in cut:
+    cut = {prompt: encoding.cut[0] for (prompt, _), encoding in found.items() if encoding.cut}
+    for text in dict.fromkeys(cut.values()):
         warnings.warn(
             f"The prompt is longer than the text encoder can read. This was cut: {text!r}. Shorten the prompt, or use "
             "long_prompt='chunk' with a bundle built with prompt_chunks.",
