@@ -171,7 +171,7 @@ class Bundle:
             BundleError: the bundle has none.
             EngineError: the engine does not load.
         """
-        with self.lock, self._engines.lent(name) as session:
+        with self.lock, self._engines.lent(name, self.manifest.phases[0].phase) as session:
             yield session
 
     def tensors(self) -> Tensors | None:

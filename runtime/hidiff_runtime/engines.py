@@ -93,8 +93,19 @@ class EnginePool:
         return self._get(STEP)
 
     @contextmanager
-    def lent(self, network: Network) -> Iterator[Session]:
-        """A network's session beside whatever is open, closed at the end unless all may stay. Raises as `get` does."""
+    def lent(self, network: Network, first: Phase) -> Iterator[Session]:
+        """A network's session, closed at the end unless all may stay. Raises as `get` does.
+
+        Networks run before a run's first step or after its last. So engines that the next run does not begin with are
+        closed before it opens, which they would be anyway: a VAE takes as much memory as a UNet.
+
+        Args:
+            first: the phase that runs begin with.
+        """
+        if self._resident != "all":
+            for key in self._stale((first, STEP)):
+                if not self._same_file(key, first):
+                    self._close(key)
         try:
             yield self._get(network)
         finally:

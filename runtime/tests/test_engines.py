@@ -214,27 +214,42 @@ def test_a_run_opens_each_phase_once_ahead_or_not(folder: Path, prefetch: bool) 
     assert ahead == prefetch
 
 
-def test_a_network_is_lent_beside_the_phase_and_closed_at_the_end() -> None:
+def test_what_the_next_run_does_not_begin_with_is_closed_before_a_network_opens() -> None:
     sessions = Sessions()
     pool = EnginePool(sessions)
-    pool.get(STRIDED)
-    with pool.lent("vae_decoder") as decoder:
+    pool.get(CONTROLLED)
+    pool.controlnet()
+    pool.step()
+    pool.get(WINDOWED)
+    del sessions.events[:]
+    with pool.lent("vae_decoder", STRIDED) as decoder:
         assert decoder.key == "vae_decoder"
-        pool.get(WINDOWED)  # which closes the other phase, and not what is lent
-        assert "close vae_decoder" not in sessions.events
+    assert sessions.events == ["close windowed", "open vae_decoder", "close vae_decoder"]
+
+
+@pytest.mark.parametrize("same_file", [False, True])
+def test_what_it_begins_with_stays_and_so_does_a_plan_of_all_phases(same_file: bool) -> None:
+    sessions = Sessions()
+    phase = WINDOWED if same_file else STRIDED
+    pool = EnginePool(sessions, same_file=lambda _one, _other: same_file)
+    pool.get(phase)
+    with pool.lent("vae_decoder", STRIDED):
+        assert pool.open_phases == (phase,)
+        pool.get(WINDOWED)
+        assert "close vae_decoder" not in sessions.events  # what is lent is not the pool's to close
     assert sessions.events[-1] == "close vae_decoder"
-    assert pool.open_phases == (WINDOWED,)
 
 
 def test_a_network_is_closed_after_a_failure_and_stays_where_all_may() -> None:
     sessions = Sessions()
-    with pytest.raises(ZeroDivisionError), EnginePool(sessions).lent("text_encoder"):
+    with pytest.raises(ZeroDivisionError), EnginePool(sessions).lent("text_encoder", STRIDED):
         raise ZeroDivisionError
     assert sessions.events == ["open text_encoder", "close text_encoder"]
     pool = EnginePool(sessions, "all")
-    with pool.lent("text_encoder") as first:
-        pass
-    with pool.lent("text_encoder") as second:
+    pool.get(WINDOWED)
+    with pool.lent("text_encoder", STRIDED) as first:
+        assert pool.open_phases == (WINDOWED,)
+    with pool.lent("text_encoder", STRIDED) as second:
         assert second is first
     pool.close()
-    assert sessions.events[2:] == ["open text_encoder", "close text_encoder"]
+    assert sessions.events[2:] == ["open windowed", "open text_encoder", "close windowed", "close text_encoder"]
