@@ -82,6 +82,12 @@ def test_other_text_of_a_picture_stays_out(tmp_path: Path) -> None:
         assert read.info == {}
 
 
+def test_a_name_may_be_as_long_as_can_be(tmp_path: Path) -> None:
+    name = "x" * 251 + ".png"
+    save_png(picture(), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_other_names_and_places_are_refused(tmp_path: Path) -> None:
     for name in ("out.jpg", "out"):
         with pytest.raises(InputError, match="written as PNG"):

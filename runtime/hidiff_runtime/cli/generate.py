@@ -177,11 +177,11 @@ def _generate(pipeline: Pipeline, requests: Sequence[Request], outputs: Outputs,
     cells: list[Cell] = []
     told: list[dict[str, Any]] = []
     paths = iter(outputs.pictures)
-    outputs.make_folder()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # told in the end, with the pictures
         for result in pipeline.run(requests, callback=shown.step, progress=shown.tile):
             shown.run += 1
+            outputs.make_folder()  # not before: a prompt may be refused when it is encoded
             settings = result.request.settings
             for image, prompt in zip(result.images, result.request.prompts, strict=True):
                 path = next(paths)

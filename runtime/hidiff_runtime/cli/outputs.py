@@ -57,8 +57,19 @@ def find_outputs(
 
     Raises:
         InputError: a name does not fit, two are the same, or a file is there already.
-        StorageError: a folder cannot be written to.
+        StorageError: a folder cannot be written to or looked into, or a name is too long.
     """
+    try:
+        return _found(output, seeds, many, tuple(path for path in extra if path is not None), force)
+    except OSError as error:
+        raise StorageError(
+            "The output cannot be written there.",
+            given=f"{error.filename or output}: {error.strerror}",
+            advice="Choose another name or folder.",
+        ) from error
+
+
+def _found(output: str, seeds: Sequence[int], many: bool, extra: tuple[Path, ...], force: bool) -> Outputs:
     folder = Path(output) if output.endswith(("/", os.sep)) or Path(output).is_dir() else None
     if folder is not None and not many:
         raise InputError("The output is a folder.", given=output, advice=f"Name a file: {folder / 'picture.png'}, say.")
@@ -73,9 +84,8 @@ def find_outputs(
     pictures = tuple(
         Path(pattern.replace(INDEX, f"{number:03}").replace(SEED, str(seed))) for number, seed in enumerate(seeds)
     )
-    wanted = tuple(path for path in extra if path is not None)
-    _check(pictures, wanted, folder, force)
-    return Outputs(pictures, wanted, folder)
+    _check(pictures, extra, folder, force)
+    return Outputs(pictures, extra, folder)
 
 
 def _check(pictures: Sequence[Path], extra: Sequence[Path], folder: Path | None, force: bool) -> None:

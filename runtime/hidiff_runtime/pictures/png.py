@@ -99,7 +99,7 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         StorageError: the disk refuses.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name[:32]}.{os.urandom(4).hex()}.part")  # the name may be as long as can be
     try:
         try:
             with part.open("wb") as file:
