@@ -184,3 +184,15 @@ def test_it_runs_as_a_module() -> None:
         [sys.executable, "-m", "hidiff_runtime.cli", "--version"], capture_output=True, text=True, check=True
     )
     assert __version__ in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_results_without_a_place_exit_6(folder: Path) -> None:
+    command = [sys.executable, "-m", "hidiff_runtime.cli", "info", str(folder)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 6
+        assert done.stderr.splitlines()[0] == "error: The results cannot be printed."
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+        assert subprocess.run([*command[:-1], str(folder / "none")], stderr=full, check=False).returncode == 4

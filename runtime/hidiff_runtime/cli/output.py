@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
+
+from hidiff_runtime.errors import StorageError
 
 
 def progress(text: str, end: str = "") -> None:
@@ -15,7 +20,24 @@ def progress(text: str, end: str = "") -> None:
 
 
 def write(text: str, stream: TextIO) -> None:
-    """Writes at once, so that both streams come in turn; escapes what the terminal cannot show."""
+    """Writes at once, so that both streams come in turn; escapes what the terminal cannot show.
+
+    Raises:
+        StorageError: results have no place, or nobody reads them; what is shown of progress may be lost.
+    """
     encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    stream.flush()
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except OSError as error:
+        _discard(stream)
+        if stream is not sys.stderr:
+            raise StorageError(
+                "The results cannot be printed.", given=error.strerror, advice="Print them elsewhere."
+            ) from error
+
+
+def _discard(stream: TextIO) -> None:
+    """Lets go of what the stream still holds, which would fail once more when Python ends."""
+    with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
