@@ -236,6 +236,7 @@ BAD: dict[str, tuple[str, list[str], int, str]] = {
     "one file for two": ("sd", ["-p", "x", "-p", "y", "-o", "two.png"], 2, "two-{index}.png"),
     "same names": ("sd", ["-p", "x", "-p", "y", "-o", "{seed}.png"], 2, "same name"),
     "sheet over picture": ("sd", ["-p", "x", "-o", "out.png", "--sheet", "out.png"], 2, "same name"),
+    "sheet over picture by another way": ("sd", ["-p", "x", "--sheet", "folder/../out.png"], 2, "same name"),
     "sheet is there": ("sd", ["-p", "x", "--sheet", "there.png"], 2, "there already"),
 }
 

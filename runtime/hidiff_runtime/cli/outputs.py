@@ -90,7 +90,7 @@ def _found(output: str, seeds: Sequence[int], many: bool, extra: tuple[Path, ...
 
 def _check(pictures: Sequence[Path], extra: Sequence[Path], folder: Path | None, force: bool) -> None:
     paths = [*pictures, *extra]
-    for path, count in Counter(path.absolute() for path in paths).items():
+    for path, count in Counter(path.parent.resolve() / path.name for path in paths).items():
         if count > 1:
             raise InputError(
                 f"{count} files would have the same name.", given=path, advice=f"Put {INDEX} into the pattern."
