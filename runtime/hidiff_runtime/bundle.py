@@ -310,7 +310,10 @@ def open(
     opening = Opening(resident, prefetch, loop, verify == "hash", options)
     bundle = Bundle(root, manifest, _choose(manifest, backend), opening)
     if preload:
-        bundle.preload()
+        with ExitStack() as closing:  # where one engine does not open, those before it are closed
+            closing.push(bundle)
+            bundle.preload()
+            closing.pop_all()
     return bundle
 
 

@@ -61,6 +61,15 @@ def test_engines_open_ahead_when_asked(folder: Path, resident: str, opened: list
         assert backend.events == opened
 
 
+def test_engines_that_opened_ahead_are_closed_where_another_does_not_open(folder: Path) -> None:
+    backend = toy.ToyBackend()
+    engine = folder / "unet/strided.toy"
+    engine.write_text("?" * engine.stat().st_size)
+    with pytest.raises(BundleError, match=r"strided.toy has changed"):
+        open_bundle(folder, backend=backend, verify="size", resident="all", preload=True)
+    assert backend.events == ["open strided_pooled", "close strided_pooled"]
+
+
 def test_a_closed_bundle_opens_its_engines_again(folder: Path) -> None:
     backend = toy.ToyBackend()
     bundle = open_bundle(folder, backend=backend)
