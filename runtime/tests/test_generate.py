@@ -19,6 +19,7 @@ from hidiff_runtime import bundle as bundle_module
 from hidiff_runtime import cli
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.cli.steps import Progress
+from hidiff_runtime.text.tokenizer import Tokenizer
 
 SIZE = (toy_pictures.WIDTH, toy_pictures.HEIGHT)
 Run = Callable[..., int]
@@ -182,6 +183,19 @@ def test_a_dry_run_checks_and_tells_and_does_nothing(
     assert generate("-p", "x", "-p", "y", "--dry-run", "-o", "new/") == 0
     assert sorted(work.iterdir()) == before
     assert backend.events == []
+
+
+def test_a_dry_run_reads_the_tokenizer_once(generate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    real = Tokenizer.open
+
+    def counted(path: Path) -> Tokenizer:
+        opened.append(path)
+        return real(path)
+
+    monkeypatch.setattr(Tokenizer, "open", counted)
+    assert generate("-p", "x", "-p", "y", "-n", "fog", "--dry-run", "-o", "new/") == 0
+    assert len(opened) == 1
 
 
 def test_a_dry_run_finds_what_a_run_would(generate: Run, folders: dict[str, Path], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.cli.outputs import Outputs
 from hidiff_runtime.request import Request
-from hidiff_runtime.text.encoding import count_tokens
+from hidiff_runtime.text.encoding import TokenCounter
 
 
 def describe_runs(bundle: Bundle, requests: Sequence[Request], outputs: Outputs, *, as_json: bool) -> str:
@@ -19,8 +19,10 @@ def describe_runs(bundle: Bundle, requests: Sequence[Request], outputs: Outputs,
         InputError: a prompt does not fit the bundle.
     """
     batch = bundle.manifest.batch
+    counter = TokenCounter(bundle)
+    files = [str(path) for path in outputs.pictures]
     runs = [
-        _facts(bundle, request, [str(path) for path in outputs.pictures[number * batch : (number + 1) * batch]])
+        _facts(bundle, counter, request, files[number * batch : (number + 1) * batch])
         for number, request in enumerate(requests)
     ]
     extra = [str(path) for path in outputs.extra]
@@ -32,11 +34,11 @@ def describe_runs(bundle: Bundle, requests: Sequence[Request], outputs: Outputs,
     return "\n".join([*lines, *(f"sheet     {path}" for path in extra), *tail])
 
 
-def _facts(bundle: Bundle, request: Request, files: list[str]) -> dict[str, Any]:
+def _facts(bundle: Bundle, counter: TokenCounter, request: Request, files: list[str]) -> dict[str, Any]:
     settings = request.settings
     prompts = []
     for text in (*request.prompts, *(request.negative_prompts or ())):
-        tokens, cut = count_tokens(bundle, text, long_prompt=settings.long_prompt)
+        tokens, cut = counter.count(text, long_prompt=settings.long_prompt)
         prompts.append({"text": text, "tokens": tokens, "cut": cut})
     spans = request.phases(bundle.manifest).spans
     return {

@@ -114,22 +114,31 @@ def encode_prompts(
     return embeds, cut
 
 
-def count_tokens(bundle: Bundle, prompt: str, *, long_prompt: str = "truncate") -> tuple[int, str]:
-    """How many tokens a prompt has, and the end of it that would be cut; opens no engine.
+class TokenCounter:
+    """Counts prompts' tokens with the bundle's tokenizers, read once; opens no engine.
 
     Raises:
-        InputError: it does not fit the bundle's chunks.
         BundleError: a broken tokenizer.
         EngineError: the `tokenizers` library is missing.
     """
-    chunks = _chunks_of(bundle)
-    count, longest = 0, ""
-    for record in bundle.manifest.text_encoders:
-        tokenizer = Tokenizer.open(inside(bundle.root, record.tokenizer))
-        rows = _rows(tokenizer, prompt, chunks, chunked=long_prompt == "chunk")
-        count = max(count, tokenizer.count(prompt))
-        longest = max(longest, *(row.cut for row in rows), key=len)
-    return count, longest
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._chunks = _chunks_of(bundle)
+        records = bundle.manifest.text_encoders
+        self._tokenizers = [Tokenizer.open(inside(bundle.root, record.tokenizer)) for record in records]
+
+    def count(self, prompt: str, *, long_prompt: str = "truncate") -> tuple[int, str]:
+        """How many tokens a prompt has, and the end of it that would be cut.
+
+        Raises:
+            InputError: it does not fit the bundle's chunks.
+        """
+        count, longest = 0, ""
+        for tokenizer in self._tokenizers:
+            rows = _rows(tokenizer, prompt, self._chunks, chunked=long_prompt == "chunk")
+            count = max(count, tokenizer.count(prompt))
+            longest = max(longest, *(row.cut for row in rows), key=len)
+        return count, longest
 
 
 def _stacked(encodings: Sequence[TextEncoding]) -> dict[str, Array]:
