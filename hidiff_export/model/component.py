@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families import (
@@ -72,11 +73,11 @@ class Component(str, Enum):
         try:
             with torch.device("meta"):
                 model = self._from_config(config)
-        except (ValueError, TypeError, KeyError, IndexError, NotImplementedError) as error:
+        except (*_UNBUILDABLE, StrictDataclassError) as error:
             raise CheckpointError(
                 f"{'transformers' if self.is_text else 'diffusers'} cannot build a {self.class_name} from this "
                 "configuration.",
-                given=str(error),
+                given=" ".join(str(error).split()),
                 advice="Take the config.json that the checkpoint was published with.",
             ) from error
         return cast(torch.nn.Module, model.requires_grad_(False).eval())
@@ -86,7 +87,7 @@ class Component(str, Enum):
         if self.is_text:
             known = self.config(Family.SDXL, Task.TEXT_TO_IMAGE, Width.FULL)
             full = cast(Any, self.empty(config)).config.to_dict()
-            return {key: full[key] for key in known if key not in _UNUSED_TOKENS}
+            return {key: full[key] for key in (*known, _EPSILON) if key not in _UNUSED_TOKENS}
         return dict(cast(Any, self.empty(config)).config)
 
     def shapes(self, config: Mapping[str, Any]) -> Shapes:
@@ -110,5 +111,11 @@ _CLASSES = {
     "text_encoder_2": "CLIPTextModelWithProjection",
     "vae": "AutoencoderKL",
 }
+_UNBUILDABLE = (ValueError, TypeError, KeyError, IndexError, NotImplementedError, ArithmeticError)
+"""What diffusers and transformers raise for a configuration beside transformers' own validation errors."""
+
+_EPSILON = "layer_norm_eps"
+"""Of a text encoder's normalisations: no family sets it, and a checkpoint that does is another network."""
+
 _UNUSED_TOKENS = ("bos_token_id", "pad_token_id")
 """Keys of a text encoder's configuration that change nothing it computes."""

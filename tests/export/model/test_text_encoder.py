@@ -190,3 +190,21 @@ def test_another_familys_text_encoder_is_told(tmp_path: Path) -> None:
     assert config["hidden_act"] == "gelu"
     with pytest.raises(CheckpointError, match="not its family's"):
         load(Component.TEXT_ENCODER, str(tmp_path), Family.SD15, Task.TEXT_TO_IMAGE, Width.TINY)
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"hidden_size": "32"}, "cannot build a CLIPTextModel"),
+        ({"num_attention_heads": 7}, "cannot build a CLIPTextModel"),
+        ({"num_attention_heads": 0}, "cannot build a CLIPTextModel"),
+        ({"layer_norm_eps": 1e-6}, "not its family's"),
+    ],
+    ids=["text for a number", "heads that do not divide the width", "no heads", "another epsilon"],
+)
+def test_a_configuration_that_is_no_familys_is_told(tmp_path: Path, changed: dict[str, Any], match: str) -> None:
+    encoder(Family.SD15, Component.TEXT_ENCODER).save_pretrained(tmp_path / "text_encoder")
+    path = tmp_path / "text_encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(CheckpointError, match=match):
+        load(Component.TEXT_ENCODER, str(tmp_path), Family.SD15, Task.TEXT_TO_IMAGE, Width.TINY)
