@@ -33,12 +33,13 @@ class Weights:
     needs = ()
 
     def inputs(self, context: StageContext) -> Any:
-        """The checkpoint by its content, not its path, and the precision it is rounded to."""
+        """The checkpoint by its content, not its path, noise schedule included, and the precision it is rounded to."""
         recipe = context.recipe
         return {
             "sources": {network.value: source_fingerprint(source, network) for network, source in _sources(recipe)},
             "lora": [[lora_fingerprint(Path(lora.path)), lora.scale] for lora in recipe.lora],
             "tokenizers": [sha256(text.encode()).hexdigest() for text in tokenizers(recipe).values()],
+            "scheduler": find_scheduler_config(recipe.source, recipe.family),
             "family": recipe.family.value,
             "task": recipe.task.value,
             "width": recipe.unet_width.value,

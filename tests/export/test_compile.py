@@ -12,11 +12,13 @@ from click.testing import CliRunner
 
 from hidiff_export.bundle import STATE
 from hidiff_export.cli import main
-from hidiff_export.compile import build
+from hidiff_export.compile import build, stage_key
 from hidiff_export.errors import BundleError, Cancelled, StorageError
+from hidiff_export.families import default_scheduler
 from hidiff_export.recipe import Recipe
-from hidiff_export.stages import Report
+from hidiff_export.stages import Report, StageContext
 from hidiff_export.stages.order import STAGES
+from hidiff_export.stages.weights import Weights
 from hidiff_runtime import check
 from hidiff_runtime.manifest import Manifest
 from tests.export.disk import files_of_at_most
@@ -101,6 +103,15 @@ def test_a_stage_of_other_code_or_another_recipe_is_not_reused(recipe: Recipe, t
     with pytest.raises(Cancelled):
         build(Recipe.load("demo", (*SMALL, "source=random:1")), output, display)
     assert display.reused == []
+
+
+def test_weights_with_another_noise_schedule_are_not_reused(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = stage_key(Weights(), StageContext(recipe, tmp_path), {})
+    schedule = {**default_scheduler(recipe.family)[1], "prediction_type": "v_prediction"}
+    monkeypatch.setattr("hidiff_export.stages.weights.find_scheduler_config", lambda *_source: schedule)
+    assert stage_key(Weights(), StageContext(recipe, tmp_path), {}) != before
 
 
 @pytest.mark.parametrize(
