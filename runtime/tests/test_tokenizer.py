@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -81,5 +82,13 @@ def test_a_tokenizer_that_adds_no_start_is_refused(tmp_path: Path) -> None:
     import tokenizers
 
     tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(BundleError, match="tokenizer cannot be read"):
+        Tokenizer.open(tmp_path / "tokenizer.json")
+
+
+def test_a_tokenizer_that_adds_no_padding_is_refused(tmp_path: Path) -> None:
+    toy_pictures.tokenizer(tmp_path / "tokenizer.json")
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "padding": None}))
     with pytest.raises(BundleError, match="tokenizer cannot be read"):
         Tokenizer.open(tmp_path / "tokenizer.json")

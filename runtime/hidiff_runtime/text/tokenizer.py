@@ -30,6 +30,8 @@ class Tokenizer:
         empty = tokenizer.encode("")
         self._start, self._end = empty.ids[: sum(empty.attention_mask)]
         self._places = len(empty.ids)
+        if self._places < 3:
+            raise ValueError("it adds no padding, so that a prompt has no place")
         self._padding = empty.ids[-1]
 
     @classmethod
