@@ -38,6 +38,8 @@ def check_whole(manifest: Manifest, fields: Fields) -> None:
         raise fields.wrong("default_sampler", f"must be one of {sorted(manifest.samplers)}", manifest.default_sampler)
     if not manifest.steps or list(manifest.steps) != sorted(set(manifest.steps)):
         raise fields.wrong("steps", "must be rising step counts", manifest.steps)
+    if "unet" not in manifest.weights:
+        raise fields.wrong("weights", "must name the UNet's store", sorted(manifest.weights))
     if manifest.controlnet is not None:
         _check_controlnet(manifest, manifest.controlnet, fields)
     if manifest.step is not None:
@@ -136,5 +138,7 @@ def _check_vae(manifest: Manifest, vae: VaeRecord, fields: Fields) -> None:
     if not whole or not fitting:
         given = ", ".join(map(str, (latents, image, picture, moments)))
         raise fields.wrong("vae", f"must be for tiles of at most {list(manifest.latent)} latents", given)
+    if not vae.scaling_factor > 0:
+        raise fields.wrong("vae.scaling_factor", "must be above 0", vae.scaling_factor)
     if len(vae.preview) != channels + 1:
         raise fields.wrong("vae.preview", f"must have {channels + 1} rows", len(vae.preview))

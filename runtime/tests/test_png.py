@@ -74,6 +74,9 @@ def test_what_a_bundle_was_built_from_is_named_without_its_folder(tmp_path: Path
     assert (facts["model"], facts["lora"], facts["cut"]) == ("mine", [{"name": "ink", "scale": 0.5}], ["the end"])
     assert "Model: mine, " in text[PARAMETERS]
     assert "home" not in "".join(text.values())
+    for lora in ("ink", ["ink"], {"path": "ink"}):  # of no recipe there is, but not the picture's end
+        text = describe(dataclasses.replace(manifest, recipe={"lora": lora}), request, 0, ())
+        assert "lora" not in json.loads(text[HIDIFF])
 
 
 def test_other_text_of_a_picture_stays_out(tmp_path: Path) -> None:

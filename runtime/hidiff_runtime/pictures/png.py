@@ -155,7 +155,8 @@ def _facts(manifest: Manifest, request: Request, index: int) -> dict[str, Any]:
 def _loras(manifest: Manifest) -> list[dict[str, Any]]:
     """Names and scales of the LoRA files that were fused into the weights; not where they lay."""
     given = manifest.recipe.get("lora") or []
-    return [{"name": _name(str(lora.get("path", ""))), "scale": lora.get("scale")} for lora in given]
+    known = [lora for lora in given if isinstance(lora, Mapping)] if isinstance(given, list) else []
+    return [{"name": _name(str(lora.get("path", ""))), "scale": lora.get("scale")} for lora in known]
 
 
 def _name(source: str) -> str:
