@@ -117,6 +117,10 @@ def test_sdxl_sizes_are_given_width_first(generate: Run) -> None:
     sizes = ["--original-size", "200x100", "--crop", "4,3", "--target-size", "60x50"]
     assert generate("-p", "x", "--steps", "1", *sizes, "-o", "out.png", bundle="sdxl") == 0
     assert info("out.png")["time_ids"] == [100, 200, 3, 4, 50, 60]
+    own = {"negative_original_size": [9, 8], "negative_crops": [7, 6], "negative_target_size": [5, 4]}
+    Path("sizes.jsonl").write_text(json.dumps({"prompt": "x", **own}))
+    assert generate("--prompts", "sizes.jsonl", "--steps", "1", "-o", "negative.png", bundle="sdxl") == 0
+    assert info("negative.png")["negative_time_ids"] == [9, 8, 7, 6, 5, 4]
     for wrong in (["--crop", "4"], ["--original-size", "4"], ["--target-size", "axb"]):
         with pytest.raises(SystemExit) as caught:
             generate("-p", "x", *wrong, "-o", "other.png", bundle="sdxl")
