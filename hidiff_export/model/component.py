@@ -85,9 +85,11 @@ class Component(str, Enum):
     def full_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A configuration with the class defaults filled in, as a network built from it reports it."""
         if self.is_text:
-            known = self.config(Family.SDXL, Task.TEXT_TO_IMAGE, Width.FULL)
-            full = cast(Any, self.empty(config)).config.to_dict()
-            return {key: full[key] for key in (*known, _EPSILON) if key not in _UNUSED_TOKENS}
+            # The rest is how transformers is to run it (attention kernels, types, quantisation), which is not ours.
+            known = (*self.config(Family.SDXL, Task.TEXT_TO_IMAGE, Width.FULL), _EPSILON)
+            network: Any = self.empty({key: config[key] for key in known if key in config})
+            full = network.config.to_dict()
+            return {key: full[key] for key in known if key not in _UNUSED_TOKENS}
         return dict(cast(Any, self.empty(config)).config)
 
     def shapes(self, config: Mapping[str, Any]) -> Shapes:

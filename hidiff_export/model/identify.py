@@ -84,7 +84,8 @@ def check_config(component: Component, expected: Mapping[str, Any], given: Mappi
 
     Raises CheckpointError when the checkpoint's own configuration is another architecture.
     """
-    class_name = given.get("_class_name", (given.get("architectures") or [component.class_name])[0])
+    listed = given.get("architectures") or component.class_name
+    class_name = given.get("_class_name", listed[0] if isinstance(listed, list) else listed)
     if class_name != component.class_name:
         raise CheckpointError(
             f"The checkpoint's configuration is not of a {component.class_name}.",

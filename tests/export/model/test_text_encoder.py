@@ -36,6 +36,10 @@ def encoder(family: Family, component: Component, **changed: Any) -> Any:
     return build(component, {**checkpoint.config, **changed}, checkpoint.state_dict)
 
 
+def write_into(config: Path, changed: dict[str, Any]) -> None:
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changed}))
+
+
 def tokens(words: int = 9, padding: int = END, seed: int = 0) -> torch.Tensor:
     ids = torch.full((1, 77), padding, dtype=torch.int32)
     ids[0, 0], ids[0, words + 1] = START, END
@@ -193,18 +197,30 @@ def test_another_familys_text_encoder_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "changed",
+    [{"_attn_implementation": "flash_attention_2"}, {"torch_dtype": "float7"}, {"architectures": "CLIPTextModel"}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_how_others_run_it_makes_no_difference(tmp_path: Path, changed: dict[str, Any]) -> None:
+    encoder(Family.SD15, Component.TEXT_ENCODER).save_pretrained(tmp_path / "text_encoder")
+    write_into(tmp_path / "text_encoder" / "config.json", changed)
+    config = load(Component.TEXT_ENCODER, str(tmp_path), Family.SD15, Task.TEXT_TO_IMAGE, Width.TINY).config
+    assert config == fabricated(Family.SD15, Component.TEXT_ENCODER).config
+
+
+@pytest.mark.parametrize(
     ("changed", "match"),
     [
         ({"hidden_size": "32"}, "cannot build a CLIPTextModel"),
         ({"num_attention_heads": 7}, "cannot build a CLIPTextModel"),
         ({"num_attention_heads": 0}, "cannot build a CLIPTextModel"),
         ({"layer_norm_eps": 1e-6}, "not its family's"),
+        ({"architectures": 5}, "not of a CLIPTextModel"),
     ],
-    ids=["text for a number", "heads that do not divide the width", "no heads", "another epsilon"],
+    ids=["text for a number", "heads that do not divide the width", "no heads", "another epsilon", "no class"],
 )
 def test_a_configuration_that_is_no_familys_is_told(tmp_path: Path, changed: dict[str, Any], match: str) -> None:
     encoder(Family.SD15, Component.TEXT_ENCODER).save_pretrained(tmp_path / "text_encoder")
-    path = tmp_path / "text_encoder" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    write_into(tmp_path / "text_encoder" / "config.json", changed)
     with pytest.raises(CheckpointError, match=match):
         load(Component.TEXT_ENCODER, str(tmp_path), Family.SD15, Task.TEXT_TO_IMAGE, Width.TINY)
