@@ -138,6 +138,8 @@ def _check_vae(manifest: Manifest, vae: VaeRecord, fields: Fields) -> None:
     if not whole or not fitting:
         given = ", ".join(map(str, (latents, image, picture, moments)))
         raise fields.wrong("vae", f"must be for tiles of at most {list(manifest.latent)} latents", given)
+    if vae.overlap >= min(image.shape[2:]):
+        raise fields.wrong("vae.overlap", f"must be smaller than a tile, {list(image.shape[2:])}", vae.overlap)
     if not vae.scaling_factor > 0:
         raise fields.wrong("vae.scaling_factor", "must be above 0", vae.scaling_factor)
     if len(vae.preview) != channels + 1:

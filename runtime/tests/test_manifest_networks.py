@@ -109,6 +109,7 @@ def test_tokenizers_and_both_halves_of_the_vae_are_among_the_paths() -> None:
         (("vae", "preview"), [[0, 0, 0]], "vae.preview must have 5 rows"),
         (("vae", "preview", 0, 1), "much", "vae.preview must be rows of three numbers"),
         (("vae", "overlap"), 0.5, "vae.overlap must be a whole number"),
+        (("vae", "overlap"), 64, "vae.overlap must be smaller than a tile"),
     ],
 )
 def test_what_does_not_fit_together_is_named(path: tuple[Any, ...], value: object, named: str) -> None:
