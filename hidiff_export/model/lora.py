@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -65,7 +66,7 @@ def read_lora(path: Path, scale: float, family: Family, task: Task, width: Width
         raise _refusal("The file holds more than LoRA, which cannot be fused.", path, methods, list(others))
     try:
         pairs, lone = pairs_of(tensors, metadata)
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, re.error) as error:
         reason = f"{path.name}: {' '.join(str(error).split())[:300]}"
         raise CheckpointError("diffusers cannot tell what the LoRA changes.", given=reason, advice=_OTHER) from error
     if lone or not pairs:

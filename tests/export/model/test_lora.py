@@ -41,6 +41,12 @@ def test_every_layer_finds_its_weight(family: Family, naming: str, tmp_path: Pat
         assert pair.factor == (0.5 if naming == "kohya" else 1.0)
 
 
+def test_kohya_under_diffusers_names_finds_the_weights_of_sdxl_too(tmp_path: Path) -> None:
+    given = {of: pair for of, pair in factors(Family.SDXL, rank=2, seed=0).items() if of[0] is Component.UNET}
+    lora = read(kohya(given, tmp_path / "lora.safetensors", alpha=1.0), Family.SDXL)
+    assert lora.pairs[Component.UNET].keys() == {f"{module}.weight" for _, module in given}
+
+
 def test_a_linear_layer_and_a_convolution_get_their_sum() -> None:
     checkpoint = Checkpoint(
         {}, {"a.weight": torch.ones(2, 3), "b.weight": torch.ones(2, 1, 3, 3), "b.bias": torch.ones(2)}
@@ -141,6 +147,24 @@ def test_settings_of_peft_give_the_factor(tmp_path: Path) -> None:
     factors_found = {name.split(".attn")[1]: pair.factor for name, pair in lora.pairs[Component.UNET].items()}
     assert factors_found["1.to_q.weight"] == 4.0
     assert factors_found["2.to_k.weight"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["[1]", '{"unet.lora_alpha": null}', '{"unet.lora_alpha": 1, "unet.alpha_pattern": {"(": 2}}', "{"],
+    ids=["a list", "no number", "no pattern", "no JSON"],
+)
+def test_settings_that_cannot_be_read_are_told(settings: str, tmp_path: Path) -> None:
+    path = peft(some(), tmp_path / "lora.safetensors", {"lora_adapter_metadata": settings})
+    with pytest.raises(CheckpointError, match="cannot tell what the LoRA changes"):
+        read(path)
+
+
+def test_an_alpha_of_many_numbers_is_told(tmp_path: Path) -> None:
+    path = kohya(some(), tmp_path / "lora.safetensors", alpha=1.0)
+    tensors = {name: torch.ones(2) if name.endswith("alpha") else value for name, value in load_file(path).items()}
+    with pytest.raises(CheckpointError, match="cannot tell what the LoRA changes"):
+        read(save(tensors, path))
 
 
 def test_a_file_that_is_missing_cut_short_or_no_lora_is_refused(tmp_path: Path) -> None:
