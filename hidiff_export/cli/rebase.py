@@ -51,6 +51,7 @@ def rebase(
     from hidiff_export.errors import InputError, ParityError
     from hidiff_export.parity.verify import verify
     from hidiff_export.rebase import rebase as rebase_bundle
+    from hidiff_runtime.manifest import Manifest
 
     if loras and no_lora:
         raise InputError("--lora and --no-lora contradict each other.", advice="Give one of the two.")
@@ -64,8 +65,9 @@ def rebase(
         result = rebase_bundle(directory, output, display, changes=changes, force=force)
         report = None
         if not no_verify:
+            checkpoint = str(Manifest.read(result.folder).recipe["source"])
             with display.stage("verify", reused=False) as progress:
-                report = verify(result.folder, progress=progress)
+                report = verify(result.folder, against=checkpoint, progress=progress)
     if report is not None:
         keep_report(report, result.folder)
     print_result(result, as_json=as_json)

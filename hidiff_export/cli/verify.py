@@ -23,7 +23,9 @@ Examples:
 )
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
-    "--against", metavar="SOURCE", help="Take the UNet's weights for PyTorch from this checkpoint, not from the bundle."
+    "--against",
+    metavar="SOURCE",
+    help="Compare all weights with this checkpoint's, and take the UNet's for PyTorch from it.",
 )
 @click.option("--steps", type=int, metavar="N", help="Of the whole run; by default the fewest with every phase change.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Also write a JUnit XML report here.")

@@ -1,4 +1,4 @@
-"""The UNet that the reference computes with: from the bundle's own weight store, or from another checkpoint."""
+"""The weights that the reference computes with: from the bundle's own stores, or from another checkpoint."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from hidiff_export.graph.islands import precision_of
 from hidiff_export.graph.weights import PRECISIONS, WeightStore
 from hidiff_export.model.component import Component
-from hidiff_export.model.load import build_controlnet, build_unet, load_unet
+from hidiff_export.model.load import Checkpoint, build_controlnet, build_unet, load
 from hidiff_export.model.lora import fuse, read_lora
 from hidiff_export.model.state_dict import LazyStateDict, shapes_of
 from hidiff_export.parity.networks import PictureNetworks
@@ -41,26 +42,32 @@ def _stored(folder: Path, build: Callable[..., Any]) -> Any:
 
 
 def unet_of_source(source: str, recipe: Recipe) -> Any:
-    """A float32 UNet with a checkpoint's weights, rounded as the recipe's precision rounds them when they are stored.
+    """A float32 UNet with a checkpoint's weights, as `weights_of_source` gives them, and with its errors."""
+    return build_unet(*weights_of_source(Component.UNET, source, recipe), torch.float32)
+
+
+def weights_of_source(component: Component, source: str, recipe: Recipe) -> Checkpoint:
+    """A network's float32 weights in a checkpoint, rounded as the bundle rounds them when they are stored.
 
     The recipe's LoRA files are fused into them, as they were when the bundle was built.
 
     Raises:
         CheckpointError: it or a LoRA is missing, damaged or another family's.
     """
-    _, dtype = PRECISIONS[recipe.precision.stored]
+    _, dtype = PRECISIONS[precision_of(component.value, recipe.precision)]
     kind = (recipe.family, recipe.task, recipe.unet_width)
     loras = [read_lora(Path(lora.path), lora.scale, *kind) for lora in recipe.lora]
-    config, tensors = fuse(Component.UNET, load_unet(source, *kind), loras)
+    config, tensors = fuse(component, load(component, source, *kind), loras)
     rounded = LazyStateDict(shapes_of(tensors), lambda name: tensors[name].to(dtype).to(torch.float32))
-    return build_unet(config, rounded, torch.float32)
+    return Checkpoint(config, rounded)
 
 
-def judge_weights(expected: Mapping[str, torch.Tensor], stored: Path, recipe: Recipe) -> Verdict:
+def judge_weights(network: str, expected: Mapping[str, torch.Tensor], stored: Path, recipe: Recipe) -> Verdict:
     """Compares every tensor of a weight store with the expected one, bit for bit; those that differ are named.
 
     Args:
-        expected: float32 tensors by name, rounded to the recipe's precision.
+        network: whose weights they are.
+        expected: float32 tensors by name, rounded as the store's are.
         stored: the store's file.
     """
     found = WeightStore.open(stored).state_dict()
@@ -81,7 +88,8 @@ def judge_weights(expected: Mapping[str, torch.Tensor], stored: Path, recipe: Re
     ratio = 10 * math.log10(signal / noise) if noise and signal else math.inf
     cosine = product / math.sqrt(signal * power) if noise and signal and power else 1.0
     metrics = Metrics(ratio, largest, cosine)
-    return Verdict(Boundary.WEIGHTS.value, bound_for(Boundary.WEIGHTS, recipe), metrics, fault=_fault(differing))
+    bound = bound_for(Boundary.WEIGHTS, recipe)
+    return Verdict(Boundary.WEIGHTS.value, bound, metrics, network, fault=_fault(differing))
 
 
 def _dot(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import hidiff_runtime
 from hidiff_export.errors import InputError
+from hidiff_export.model.component import Component
 from hidiff_export.parity.coverage import Course, Point, edge_points, fullest
 from hidiff_export.parity.engines import Judge, portable_backend
 from hidiff_export.parity.meter import Meter, Progress
@@ -33,7 +34,7 @@ from hidiff_export.parity.reference import (
     run_reference,
 )
 from hidiff_export.parity.report import Check, Report
-from hidiff_export.parity.source import judge_weights, networks_of_store, unet_of_source
+from hidiff_export.parity.source import judge_weights, networks_of_store, unet_of_source, weights_of_source
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.bundle import Bundle
@@ -56,7 +57,7 @@ class _Task:
         scheduler_config: of its sampler's noise schedule.
         course: the whole run.
         points: evaluations on random inputs.
-        against: a checkpoint source of the UNet, or ``None`` for the bundle's own store.
+        against: a checkpoint source of the weights, or ``None`` for the bundle's own stores.
     """
 
     bundle: Bundle
@@ -104,7 +105,8 @@ def verify(
 
     Args:
         folder: of the bundle; its hashes are checked first.
-        against: a checkpoint source that PyTorch takes the UNet's weights from, in place of the bundle's own store.
+        against: a checkpoint source that the weights are compared with, the text encoders' and the VAE's too, and that
+            PyTorch takes the UNet's from, in place of the bundle's own store.
             This finds a store whose weights are not that checkpoint's.
         steps: of the whole run; by default the fewest with the most phase changes.
         progress: told before each evaluation.
@@ -153,14 +155,11 @@ def _plan(task: _Task, meter: Meter) -> None:
 
 
 def _compute(task: _Task, meter: Meter) -> _Reference:
-    started = time.perf_counter()
     weights: tuple[Check, ...] = ()
     networks = networks_of_store(task.bundle.root, task.recipe)
     if task.against is not None:
+        weights = tuple(_timed(_weights(task, task.against)))
         networks = replace(networks, unet=unet_of_source(task.against, task.recipe))
-        store = inside(task.bundle.root, task.bundle.manifest.weights["unet"])
-        verdict = judge_weights(networks.unet.state_dict(), store, task.recipe)
-        weights = (Check(verdict, time.perf_counter() - started),)
     run = run_reference(networks, task.recipe, task.scheduler_config, task.course, meter)
     random = tuple(random_calls(networks.unet, task.recipe, task.points, meter))
     controlnet = None
@@ -174,6 +173,14 @@ def _compute(task: _Task, meter: Meter) -> _Reference:
     others = (*pictures.text_calls(), *pictures.vae_calls())
     picture = None if vae is None else pictures.decode(run.latents[-1], vae)
     return _Reference(weights, run, random, controlnet, others, picture)
+
+
+def _weights(task: _Task, source: str) -> Iterator[Verdict]:
+    """The weights of each network that comes from the checkpoint; a ControlNet has one of its own."""
+    for name, path in task.bundle.manifest.weights.items():
+        if name != Component.CONTROLNET.value:
+            _, expected = weights_of_source(Component(name), source, task.recipe)
+            yield judge_weights(name, expected, inside(task.bundle.root, path), task.recipe)
 
 
 def _verdicts(judge: Judge, reference: _Reference) -> Iterator[Verdict]:

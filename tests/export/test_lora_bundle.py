@@ -83,7 +83,7 @@ def test_the_weight_stores_hold_the_sums(lora: Path, tmp_path: Path) -> None:
         (recipe_with(precision="float16"), False),
         (recipe_with(f"{lora}:0.6", precision="float16"), False),
     ):
-        verdict = judge_weights(unet_of_source("random:0", other).state_dict(), store, other)
+        verdict = judge_weights("unet", unet_of_source("random:0", other).state_dict(), store, other)
         assert verdict.ok is ok
 
 

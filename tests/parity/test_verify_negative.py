@@ -169,7 +169,7 @@ def test_all_of_that_is_found_by_verify_too_which_shows_the_picture(bundle: Path
     for damage in (change_decoder, change_encoder, change_text_encoder, swap_tokens):
         damage(bundle)
 
-    done = CliRunner().invoke(main, ["verify", str(bundle), "--json"])
+    done = CliRunner().invoke(main, ["verify", str(bundle), "--against", SOURCE, "--json"])
 
     assert done.exit_code == 1
     verdicts = [Verdict.from_dict(verdict) for verdict in json.loads(done.stdout)["verdicts"]]
@@ -177,7 +177,10 @@ def test_all_of_that_is_found_by_verify_too_which_shows_the_picture(bundle: Path
     assert {verdict.boundary for verdict in verdicts if not verdict.ok} == {
         *(Boundary.RECORDED_TOKENS.value, Boundary.RECORDED_TEXT.value),
         *(Boundary.RECORDED_VAE.value, Boundary.RECORDED_PICTURE.value),
+        Boundary.WEIGHTS.value,
     }
+    weights = [verdict for verdict in verdicts if verdict.boundary == Boundary.WEIGHTS.value]
+    assert {verdict.phase: verdict.ok for verdict in weights} == {"unet": True, "text_encoder": False, "vae": False}
     assert "parity/picture.png" in Manifest.read(bundle).files
     with Image.open(bundle / "parity/picture.png") as picture:
         assert picture.size == (3 * 128 + 2 * 8, 128 + 18)
