@@ -37,6 +37,7 @@ from hidiff_export.recipe.values import (
     Backend,
     EngineLayout,
     Precision,
+    Prediction,
     SamplerName,
     Source,
     Steps,
@@ -95,6 +96,12 @@ class Recipe(Frozen):
         default=(),
         description="LoRA files to fuse into the UNet and the bundle's text encoders, added in order: a list of "
         "{path, scale}.",
+    )
+    prediction: Prediction | None = Field(
+        default=None,
+        description="What the UNet predicts, for a .safetensors file, which does not say (SD2.1's 768 model and some "
+        f"fine-tunes v_prediction): {choices(Prediction)}; by default what comes with the checkpoint, or its family's.",
+        json_schema_extra=without_default,
     )
     text: StrictBool = Field(
         default=True, description="Whether tokenizers and text encoders come too, for prompts as text: true or false."

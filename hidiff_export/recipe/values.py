@@ -49,6 +49,13 @@ class Precision(str, Enum):
         return 4 if self is Precision.FLOAT32 else 2
 
 
+class Prediction(str, Enum):
+    """What a UNet predicts, as diffusers' schedulers name it."""
+
+    EPSILON = "epsilon"
+    VELOCITY = "v_prediction"
+
+
 class SamplerName(str, Enum):
     """A noise scheduler that can be tabulated."""
 

@@ -39,7 +39,7 @@ class Weights:
             "sources": {network.value: source_fingerprint(source, network) for network, source in _sources(recipe)},
             "lora": [[lora_fingerprint(Path(lora.path)), lora.scale] for lora in recipe.lora],
             "tokenizers": [sha256(text.encode()).hexdigest() for text in tokenizers(recipe).values()],
-            "scheduler": find_scheduler_config(recipe.source, recipe.family),
+            "scheduler": _noise_schedule(recipe),
             "family": recipe.family.value,
             "task": recipe.task.value,
             "width": recipe.unet_width.value,
@@ -53,7 +53,7 @@ class Weights:
         networks = checkpoints(recipe)
         scheduler = context.folder / SCHEDULER_CONFIG
         scheduler.parent.mkdir(parents=True, exist_ok=True)
-        write_json(scheduler, find_scheduler_config(recipe.source, recipe.family))
+        write_json(scheduler, _noise_schedule(recipe))
         written = [scheduler]
         for network, checkpoint in networks.items():
             folder = context.folder / network.value
@@ -86,6 +86,11 @@ def checkpoints(recipe: Recipe) -> dict[Component, Checkpoint]:
                 advice="Set text: true in the recipe, or leave the LoRA out.",
             )
     return {network: fuse(network, load(network, source, *kind), loras) for network, source in sources.items()}
+
+
+def _noise_schedule(recipe: Recipe) -> dict[str, Any]:
+    config = find_scheduler_config(recipe.source, recipe.family)
+    return config if recipe.prediction is None else {**config, "prediction_type": recipe.prediction.value}
 
 
 def _sources(recipe: Recipe) -> Iterator[tuple[Component, str]]:

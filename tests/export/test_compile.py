@@ -16,6 +16,7 @@ from hidiff_export.compile import build, stage_key
 from hidiff_export.errors import BundleError, Cancelled, StorageError
 from hidiff_export.families import default_scheduler
 from hidiff_export.recipe import Recipe
+from hidiff_export.recipe.values import Prediction
 from hidiff_export.stages import Report, StageContext
 from hidiff_export.stages.order import STAGES
 from hidiff_export.stages.weights import Weights
@@ -112,6 +113,8 @@ def test_weights_with_another_noise_schedule_are_not_reused(
     schedule = {**default_scheduler(recipe.family)[1], "prediction_type": "v_prediction"}
     monkeypatch.setattr("hidiff_export.stages.weights.find_scheduler_config", lambda *_source: schedule)
     assert stage_key(Weights(), StageContext(recipe, tmp_path), {}) != before
+    own = recipe.model_copy(update={"prediction": Prediction.EPSILON})  # which outdoes what comes with the checkpoint
+    assert stage_key(Weights(), StageContext(own, tmp_path), {}) == before
 
 
 @pytest.mark.parametrize(

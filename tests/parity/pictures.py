@@ -33,7 +33,7 @@ from hidiff_export.model.load import load
 from hidiff_export.model.tokenizer import tokenizer_json
 from hidiff_export.model.vae import VaeEncoder
 from hidiff_export.recipe import Recipe
-from hidiff_export.stages import graphs, weights
+from hidiff_export.stages import graphs
 from hidiff_export.stages.reference import Reference
 from hidiff_runtime import pipeline as runtime_pipeline
 from hidiff_runtime.manifest import GraphRecord
@@ -77,13 +77,10 @@ class ModuleBackend(TorchBackend):
         return ModuleSession(_MODULES[int(engine.read_text(encoding="utf-8"))], record)
 
 
-def module_bundle(
-    recipe: Recipe, folder: Path, scheduler: Mapping[str, Any] | None = None, *, exported: bool = False
-) -> Path:
+def module_bundle(recipe: Recipe, folder: Path, *, exported: bool = False) -> Path:
     """Builds ``recipe`` without exporting, and without recording what only a check replays.
 
     Args:
-        scheduler: what the checkpoint says of its noise schedule; the family's if left out.
         exported: whether everything but the VAE's encoder is exported all the same.
     """
     write_graph, lower = graphs.write_graph, onnxruntime.lower
@@ -111,8 +108,6 @@ def module_bundle(
         patch.setattr(graphs, "write_graph", write_number)
         patch.setattr(onnxruntime, "lower", lower_or_copy)
         patch.setattr(Reference, "run", record_nothing)
-        if scheduler is not None:
-            patch.setattr(weights, "find_scheduler_config", lambda *_: dict(scheduler))
         return build(recipe, folder, NoDisplay()).folder
 
 

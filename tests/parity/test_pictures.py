@@ -76,7 +76,7 @@ RECIPES = {
     "sd15 inpainting": recipe("sd15", "inpainting"),
     "sd15 controlnet": recipe("sd15", "controlnet", controlnet="random:1", **WIDE),
     "sd21 controlnet": recipe("sd21", "controlnet-image-to-image", controlnet="random:1", **WIDE),
-    "sd21 velocity": recipe("sd21", batch=2, width=192, sampler="ddim"),
+    "sd21 velocity": recipe("sd21", batch=2, width=192, sampler="ddim", prediction="v_prediction"),
     "sdxl": recipe("sdxl"),
     "sdxl inpainting": recipe("sdxl", "inpainting"),
     "sdxl controlnet": recipe("sdxl", "controlnet-image-to-image", controlnet="random:1", **WIDE),
@@ -176,8 +176,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def of(name: str) -> Path:
         if name not in built:
-            scheduler = VELOCITY if name == "sd21 velocity" else None
-            built[name] = module_bundle(RECIPES[name], base / name.replace(" ", "-"), scheduler)
+            built[name] = module_bundle(RECIPES[name], base / name.replace(" ", "-"))
         return built[name]
 
     return of
