@@ -108,14 +108,26 @@ def source_fingerprint(source: str, component: Component) -> str:
 
 
 def find_scheduler_config(source: str, family: Family) -> dict[str, Any]:
-    """The noise schedule that comes with a checkpoint, as diffusers writes it; the family's own where none does."""
+    """The noise schedule that comes with a checkpoint, as diffusers writes it; the family's own where none does.
+
+    Raises:
+        CheckpointError: it is damaged, or the hub that may have one cannot be reached.
+        StorageError: when a download cannot be written.
+    """
     path = Path(source).expanduser()
     found: Path | None = None
     if path.is_dir():
         found = path / _SCHEDULER if (path / _SCHEDULER).is_file() else None
     elif not source.startswith(RANDOM) and path.suffix != ".safetensors":
+        hub = _HubFolder(source, connect=True)
         with _hub_errors(source):
-            found = _HubFolder(source, connect=False)(_SCHEDULER) or _HubFolder(source, connect=True)(_SCHEDULER)
+            found = _HubFolder(source, connect=False)(_SCHEDULER) or hub(_SCHEDULER)
+        if found is None and not hub.connect:
+            raise CheckpointError(
+                "The checkpoint's noise schedule is not in the local cache, and the hub cannot be reached.",
+                given=f"{source}: {_SCHEDULER}",
+                advice=f"Go online, or run `hf download {source}` elsewhere and give the folder.",
+            )
     return dict(default_scheduler(family)[1]) if found is None else _read_json(found)
 
 

@@ -47,8 +47,10 @@ def test_a_source_is_known_by_what_it_holds(tmp_path: Path, pipeline: Path) -> N
 def test_the_noise_schedule_comes_with_the_checkpoint(offline: Path, tmp_path: Path, pipeline: Path) -> None:
     own = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
     published = default_scheduler(Family.SD21)[1]
-    for source in ("random:0", str(tmp_path / "a.safetensors"), str(pipeline), "someone/something"):
+    for source in ("random:0", str(tmp_path / "a.safetensors"), str(pipeline)):
         assert find_scheduler_config(source, Family.SD21) == published
+    with pytest.raises(CheckpointError, match="noise schedule is not in the local cache"):
+        find_scheduler_config("someone/something", Family.SD21)
     (pipeline / "scheduler").mkdir()
     (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps(own))
     assert find_scheduler_config(str(pipeline), Family.SD21) == own
