@@ -94,11 +94,12 @@ def test_every_sampler_runs_as_its_scheduler_does(sampler: str, config: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_number_of_steps_to_100(sampler: str) -> None:
+def test_numbers_of_steps_to_100(sampler: str) -> None:
     config = "sd15"
-    table = tabulate(sampler, config, tuple(range(1, 101)))
+    asked = (*range(1, 31), *range(31, 100, 6), 100)  # all that are common, and a part of the long ones, for the time
+    table = tabulate(sampler, config, asked)
     scheduler = build_scheduler(sampler, CONFIGS[config])
-    assert table.steps.tolist() == list(range(1, 51 if sampler == "lcm" else 101))
+    assert table.steps.tolist() == [steps for steps in asked if sampler != "lcm" or steps <= 50]
     for steps in sorted({*table.steps.tolist()} - {*STEPS}):
         found, expected = run_table(table, steps, seed=-steps), run_diffusers(scheduler, steps, seed=-steps)
         assert difference(found, expected) < BOUND, steps

@@ -212,7 +212,7 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-TRACED = [(Family.SD15, BOTH), (Family.SDXL, CONTROLLED)]
+TRACED = [(Family.SDXL, CONTROLLED)]  # which has everything that SD has
 
 
 @pytest.mark.slow
