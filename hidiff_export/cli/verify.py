@@ -34,7 +34,7 @@ Examples:
 def verify(
     context: click.Context, directory: Path, against: str | None, steps: int | None, junit: Path | None, as_json: bool
 ) -> None:
-    """Compare the bundle in DIRECTORY with PyTorch: engines, graphs and a whole run of diffusers.
+    """Compare the bundle in DIRECTORY with PyTorch: engines, graphs, text encoders, VAE, a whole run and its picture.
 
     Exits with 0 only if every comparison is within its bound, else with 1. The report is kept in the bundle.
     """
