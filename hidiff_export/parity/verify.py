@@ -177,10 +177,12 @@ def _compute(task: _Task, meter: Meter) -> _Reference:
 
 def _weights(task: _Task, source: str) -> Iterator[Verdict]:
     """The weights of each network that comes from the checkpoint; a ControlNet has one of its own."""
-    for name, path in task.bundle.manifest.weights.items():
-        if name != Component.CONTROLNET.value:
-            _, expected = weights_of_source(Component(name), source, task.recipe)
-            yield judge_weights(name, expected, inside(task.bundle.root, path), task.recipe)
+    stores = task.bundle.manifest.weights
+    for component in Component:
+        if component.value in stores and component is not Component.CONTROLNET:
+            _, expected = weights_of_source(component, source, task.recipe)
+            store = inside(task.bundle.root, stores[component.value])
+            yield judge_weights(component.value, expected, store, task.recipe)
 
 
 def _verdicts(judge: Judge, reference: _Reference) -> Iterator[Verdict]:
