@@ -65,3 +65,7 @@ class Cancelled(HidiffError):  # noqa: N818 - names the outcome, as asyncio and 
     """A callback or Ctrl-C ended the run."""
 
     exit_code = 130
+
+
+class Expired(Cancelled):
+    """A server's deadline passed before the run ended."""

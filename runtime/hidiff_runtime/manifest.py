@@ -140,6 +140,11 @@ class Manifest:
         data = _content(self)
         return {**data, "digest": _digest(data)}
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, which names every file's: the bundle's hash."""
+        return _digest(_content(self))
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
         """Reads what :meth:`to_json` gave.

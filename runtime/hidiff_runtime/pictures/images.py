@@ -63,16 +63,38 @@ def read_picture(path: str | Path, name: str = "image") -> Image:
         InputError: there is no such file, or it is broken, cut short, of another format or too large to be safe.
         EngineError: Pillow is not installed.
     """
-    image_module = pillow()
-    from PIL import ImageOps
-
+    pillow()
     try:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise InputError(f"The {name} cannot be read.", given=_reason(path, error), advice="Give a file.") from error
-    with _picture_errors(name, path), warnings.catch_warnings():
+    return decode_picture(content, name, where=path)
+
+
+def decode_picture(content: bytes, name: str = "image", *, where: object = None, pixels: int | None = None) -> Image:
+    """The picture in the bytes of a PNG, JPEG or WebP file, turned as its EXIF says.
+
+    Args:
+        name: what the picture is for, in messages.
+        where: the bytes come from, in messages.
+        pixels: the most it may have, looked at before it is decoded; Pillow's own limit holds besides.
+
+    Raises:
+        InputError: the bytes are broken, cut short, of another format, or the picture is too large to be safe.
+        EngineError: Pillow is not installed.
+    """
+    image_module = pillow()
+    from PIL import ImageOps
+
+    with _picture_errors(name, where or name), warnings.catch_warnings():
         warnings.simplefilter("error", image_module.DecompressionBombWarning)
         with image_module.open(io.BytesIO(content), formats=FORMATS) as checked:
+            if pixels is not None and checked.width * checked.height > pixels:
+                raise InputError(
+                    f"The {name} is too large.",
+                    given=f"{checked.width}x{checked.height} pixels",
+                    advice=f"Give a picture of at most {pixels} pixels.",
+                )
             checked.verify()  # a PNG's checksums, which loading does not look at
         with image_module.open(io.BytesIO(content), formats=FORMATS) as opened:
             opened.load()

@@ -1,0 +1,41 @@
+"""What a client is told of an error: one short line without paths, tracebacks or what else is the server's alone."""
+
+from __future__ import annotations
+
+import re
+
+from hidiff_runtime.errors import Cancelled, Expired, HidiffError, InputError
+
+LONGEST = 300
+"""Characters of a message."""
+
+INTERNAL = "Internal error."
+
+_PATH = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\][^\s'\",;:)]+")
+
+
+def public_message(error: BaseException) -> str:
+    """The line. Of a refused request it says what was given and what to do; of everything else what went wrong."""
+    if isinstance(error, Expired):
+        return _line(error.summary)
+    if isinstance(error, Cancelled):
+        return "The request was cancelled."
+    if isinstance(error, InputError):
+        given = "" if error.given is None else f" Given: {error.given}."
+        return _line(f"{error.summary}{given} {error.advice}")
+    if isinstance(error, HidiffError):
+        return _line(error.summary)
+    return INTERNAL
+
+
+def kind_of(error: BaseException) -> str:
+    """Under what an error is counted: ``input``, ``expired``, ``cancelled``, ``engine`` or ``internal``."""
+    if isinstance(error, HidiffError):
+        names = {InputError: "input", Expired: "expired", Cancelled: "cancelled"}
+        return next((name for kind, name in names.items() if isinstance(error, kind)), "engine")
+    return "internal"
+
+
+def _line(text: str) -> str:
+    plain = " ".join(_PATH.sub("(path)", text).split())
+    return plain if len(plain) <= LONGEST else plain[: LONGEST - 1] + "…"

@@ -1,0 +1,125 @@
+"""What a server counts. One table names everything; a sink writes it where the server's own metrics are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as Prometheus knows it.
+
+    Args:
+        name: with the unit or ``_total`` at the end.
+        kind: of metric.
+        help: one sentence.
+        labels: every value carries these.
+        buckets: of a histogram, upper ends, rising.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_STEP_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+_REQUEST_BUCKETS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 900.0)
+
+PICTURES = Metric("hidiff_pictures_total", "counter", "Pictures that were made.")
+STEP_SECONDS = Metric(
+    "hidiff_step_seconds", "histogram", "Seconds of a denoising step; its count is steps.", ("phase",), _STEP_BUCKETS
+)
+REQUEST_SECONDS = Metric(
+    "hidiff_request_seconds",
+    "histogram",
+    "Seconds of a run that made its pictures, from prompt to pixels.",
+    (),
+    _REQUEST_BUCKETS,
+)
+CANCELLATIONS = Metric("hidiff_cancellations_total", "counter", "Runs that the client ended.")
+FAILURES = Metric(
+    "hidiff_failures_total", "counter", "Requests that failed: input, expired, engine, internal.", ("kind",)
+)
+PARITY = Metric(
+    "hidiff_parity_info",
+    "gauge",
+    "1; the bundle's hash, and that of the warm-up picture, the same on replicas that draw the same.",
+    ("bundle", "parity", "backend"),
+)
+HEARTBEAT = Metric("hidiff_heartbeat_seconds", "gauge", "Unix time at which this process last said that it lives.")
+
+METRICS = (PICTURES, STEP_SECONDS, REQUEST_SECONDS, CANCELLATIONS, FAILURES, PARITY, HEARTBEAT)
+
+
+class Sink(Protocol):
+    """Where values go: Triton's own metrics, or a Prometheus registry. Called from any thread."""
+
+    def add(self, metric: Metric, labels: Mapping[str, str]) -> None:
+        """Raises a counter by one."""
+        ...
+
+    def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        """Sets a gauge."""
+        ...
+
+    def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        """Adds a value to a histogram."""
+        ...
+
+
+class Nowhere:
+    """A sink of one's own process that nobody looks at."""
+
+    def add(self, metric: Metric, labels: Mapping[str, str]) -> None:
+        """Counts nothing."""
+
+    def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        """Sets nothing."""
+
+    def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        """Observes nothing."""
+
+
+class Meter:
+    """Says what happened, in the words of a server.
+
+    Args:
+        sink: where it is written.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def pictures(self, count: int) -> None:
+        """Pictures were made."""
+        for _ in range(count):
+            self._sink.add(PICTURES, {})
+
+    def step(self, phase: str, seconds: float) -> None:
+        """A step of a phase ended."""
+        self._sink.observe(STEP_SECONDS, seconds, {"phase": phase})
+
+    def served(self, seconds: float) -> None:
+        """A run made its pictures."""
+        self._sink.observe(REQUEST_SECONDS, seconds, {})
+
+    def cancelled(self) -> None:
+        """The client ended a run, or took back what had not begun."""
+        self._sink.add(CANCELLATIONS, {})
+
+    def failed(self, kind: str) -> None:
+        """A request failed; the kind is that of `hidiff_runtime.serving.messages.kind_of`."""
+        self._sink.add(FAILURES, {"kind": kind})
+
+    def proven(self, bundle: str, parity: str, backend: str) -> None:
+        """The bundle with this hash passed its checks and drew a warm-up picture with that hash."""
+        self._sink.set(PARITY, 1, {"bundle": bundle, "parity": parity, "backend": backend})
+
+    def alive(self) -> None:
+        """This process lives."""
+        self._sink.set(HEARTBEAT, time.time(), {})

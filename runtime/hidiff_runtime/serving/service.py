@@ -1,0 +1,203 @@
+"""A bundle in a server: proven before it is ready, and runs that can be watched, cancelled and measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hidiff_runtime.conditioning import takes_channels
+from hidiff_runtime.errors import Cancelled, Expired, ParityError
+from hidiff_runtime.pictures.images import pillow
+from hidiff_runtime.pipeline import PictureStep, Pipeline, Result
+from hidiff_runtime.proof.replay import check
+from hidiff_runtime.request import Request, Settings
+from hidiff_runtime.serving.fields import read_request
+from hidiff_runtime.serving.limits import Limits
+from hidiff_runtime.serving.messages import kind_of
+from hidiff_runtime.serving.metrics import Meter, Nowhere
+from hidiff_runtime.text.encoding import TruncationWarning
+
+Observer = Callable[[PictureStep], object]
+"""Called after each step."""
+
+
+class Service:
+    """A pipeline that was proven on this machine. A context manager: leaving it closes every engine.
+
+    Args:
+        pipeline: an open one; closed with the service.
+        limits: of each request.
+        meter: told of everything that happens.
+
+    Attributes:
+        pipeline: that makes the pictures.
+        limits: of each request.
+        bundle_hash: the manifest's digest, which covers every file's hash.
+        parity_hash: SHA-256 of the warm-up picture's pixels: replicas that have the same one draw the same pictures.
+
+    Raises:
+        BundleError: the bundle has no reference samples.
+        EngineError: an engine does not load or fails.
+        ParityError: the engines of this machine do not compute what PyTorch computed.
+    """
+
+    def __init__(self, pipeline: Pipeline, limits: Limits | None = None, meter: Meter | None = None) -> None:
+        self.pipeline = pipeline
+        self.limits = limits or Limits()
+        self._meter = meter or Meter(Nowhere())
+        self.bundle_hash = pipeline.bundle.manifest.digest
+        _prove(pipeline)
+        self.parity_hash = _warm_up(pipeline)
+        self._meter.proven(self.bundle_hash, self.parity_hash, pipeline.bundle.backend)
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, *, limits: Limits | None = None, meter: Meter | None = None, **options: Any
+    ) -> Service:
+        """Opens the bundle in ``folder``, compares every file's hash, and proves it.
+
+        Args:
+            options: those of :func:`hidiff_runtime.open`.
+
+        Raises:
+            InputError: an option is not one there is.
+            BundleError: it is no bundle, is broken, or lacks text encoders, the VAE or reference samples.
+            EngineError: the backend is not installed, or an engine does not load.
+            ParityError: the engines of this machine do not compute what PyTorch computed.
+        """
+        pipeline = Pipeline.open(folder, **options)
+        try:
+            return cls(pipeline, limits, meter)
+        except BaseException:
+            pipeline.close()
+            raise
+
+    def request(self, values: Mapping[str, object]) -> Request:
+        """The request that plain values ask for; see `hidiff_runtime.serving.fields.read_request`.
+
+        Raises:
+            InputError: a value is not one this server takes.
+        """
+        with _counted(self._meter):
+            return read_request(self.pipeline, values, self.limits)
+
+    def generate(
+        self,
+        request: Request,
+        *,
+        observer: Observer | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+        deadline: float | None = None,
+    ) -> Result:
+        """Makes one run's pictures. Runs follow each other: a second thread waits for the first one's run.
+
+        Args:
+            observer: called after each step.
+            cancelled: asked before the run, after each step and after each tile that is decoded.
+            deadline: by `time.monotonic`; looked at as often.
+
+        Raises:
+            Cancelled: ``cancelled`` said so, or the observer raised.
+            Expired: the deadline passed.
+            EngineError: an engine is missing, failed, or gave NaN.
+        """
+
+        def go_on() -> None:
+            if cancelled():
+                raise Cancelled("The client cancelled the run.")
+            if deadline is not None and time.monotonic() > deadline:
+                raise Expired("The deadline passed before the picture was made.", advice="Allow more time.")
+
+        def after(step: PictureStep) -> None:
+            self._meter.step(step.phase.name, step.seconds)
+            go_on()
+            if observer is not None:
+                observer(step)
+
+        started = time.monotonic()
+        with _counted(self._meter), warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # the result tells what was cut
+            go_on()
+            result = next(self.pipeline.run([request], callback=after, progress=lambda _done, _total: go_on()))
+        self._meter.served(time.monotonic() - started)
+        self._meter.pictures(len(result.images))
+        return result
+
+    def close(self) -> None:
+        """Closes every engine; waits for a run in progress."""
+        self.pipeline.close()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.pipeline.__exit__(kind, error, traceback)
+
+
+def used(result: Result, index: int = 0) -> dict[str, Any]:
+    """All that a picture was made with, what was left out filled in: the JSON that its PNG file carries.
+
+    Args:
+        index: of the picture in its batch.
+    """
+    facts: dict[str, Any] = json.loads(result.images[index].info["hidiff"])
+    return facts
+
+
+@contextmanager
+def _counted(meter: Meter) -> Iterator[None]:
+    """Counts how a request ended badly."""
+    try:
+        yield
+    except Exception as error:
+        kind = kind_of(error)
+        if kind == "cancelled":
+            meter.cancelled()
+        else:
+            meter.failed(kind)
+        raise
+
+
+def _prove(pipeline: Pipeline) -> None:
+    """Replays the reference samples."""
+    report = check(pipeline.bundle)
+    if not report.ok:
+        failed = [verdict for verdict in report.verdicts if not verdict.ok]
+        raise ParityError(
+            "The engines of this machine do not compute what PyTorch computed when the bundle was built.",
+            given=f"{len(failed)} of {len(report.verdicts)} comparisons failed, the first: {failed[0]}",
+            advice=f"Run 'hidiff-run check {pipeline.bundle.root}'.",
+        )
+
+
+def _warm_up(pipeline: Pipeline) -> str:
+    """Draws the picture of the fewest steps that visits most phases; the SHA-256 of its pixels."""
+    manifest = pipeline.bundle.manifest
+    settings = _warm_up_settings(pipeline)
+    asked = [pipeline.request("warm-up", Settings(steps=steps, **settings)) for steps in manifest.steps]
+    request = max(asked, key=lambda request: (len(request.phases(manifest).phases), -request.steps))
+    digest = hashlib.sha256()
+    for image in next(pipeline.run([request])).images:
+        digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _warm_up_settings(pipeline: Pipeline) -> dict[str, Any]:
+    """Grey pictures for a bundle that needs some."""
+    manifest = pipeline.bundle.manifest
+    grey = pillow().new("RGB", (manifest.width, manifest.height), (128, 128, 128))
+    settings: dict[str, Any] = {}
+    if takes_channels(manifest):
+        settings |= {"image": grey, "mask": grey.convert("L")}
+    if manifest.controlnet is not None:
+        settings["control_image"] = grey
+    return settings

@@ -1,0 +1,119 @@
+"""Requests from plain values: what is read, what is refused before any work."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import toy_pictures
+from PIL import Image
+
+from hidiff_runtime import InputError, Pipeline, Settings
+from hidiff_runtime.serving.fields import FIELDS, read_request
+from hidiff_runtime.serving.limits import Limits
+
+SIZE = (toy_pictures.WIDTH, toy_pictures.HEIGHT)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    folder = toy_pictures.make(tmp_path_factory.mktemp("fields") / "bundle")
+    with Pipeline.open(folder, backend=toy_pictures.Backend()) as opened:
+        yield opened
+
+
+def png(size: tuple[int, int] = SIZE, colour: int = 200) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", size, (colour, 20, 30)).save(content, "PNG")
+    return content.getvalue()
+
+
+def data_url(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def test_fields_are_the_pipelines_settings() -> None:
+    names = {field.name for field in FIELDS}
+    settings = set(Settings.__dataclass_fields__)
+    assert names - settings == {"prompt"}
+    assert settings - names == {name for name in settings if name.endswith(("_size", "crops"))}
+
+
+def test_reads_everything(pipeline: Pipeline) -> None:
+    values: dict[str, Any] = {
+        "prompt": "a lighthouse",
+        "negative_prompt": "fog",
+        "seed": 2**63,
+        "steps": 4,
+        "guidance_scale": 3,
+        "sampler": None,
+        "strength": 0.5,
+        "image": png(),
+        "mask": data_url(png()),
+        "resize": True,
+    }
+    request = read_request(pipeline, values, Limits())
+    settings = request.settings
+    assert (request.prompts, request.negative_prompts) == (("a lighthouse",), ("fog",))
+    assert (settings.seed, settings.steps, settings.guidance_scale, settings.strength) == (2**63, 4, 3.0, 0.5)
+    assert request.image is not None
+    assert np.isclose(request.image[0, 0, 0, 0], 200 / 127.5 - 1)
+    assert request.mask is not None
+
+
+LIMITS = Limits(prompt_characters=20, image_bytes=2000, image_pixels=5000, steps=8)
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no prompt": ({}, "prompt is missing"),
+    "an empty prompt": ({"prompt": " "}, "empty"),
+    "a prompt of another type": ({"prompt": 3}, "must be text"),
+    "a list of prompts": ({"prompt": ["a"]}, "must be text"),
+    "a prompt too long": ({"prompt": "a" * 21}, "too long"),
+    "a negative prompt too long": ({"negative_prompt": "a" * 21}, "too long"),
+    "an unknown field": ({"colour": 1}, "no such field"),
+    "steps as text": ({"steps": "4"}, "whole number"),
+    "steps as a flag": ({"steps": True}, "whole number"),
+    "steps as a fraction": ({"steps": 4.0}, "whole number"),
+    "too many steps": ({"steps": 9}, "too many steps"),
+    "no steps": ({"steps": 0}, "steps"),
+    "a seed as text": ({"seed": "1"}, "whole number"),
+    "a guidance scale that is none": ({"guidance_scale": float("nan")}, "guidance"),
+    "a sampler there is not": ({"sampler": "nope"}, "sampler"),
+    "resize as a number": ({"resize": 1}, "true or false"),
+    "an image of bytes too many": ({"image": b"x" * 2001}, "too large"),
+    "an image of pixels too many": ({"image": png((100, 51))}, "too large"),
+    "an image that is none": ({"image": b"GIF89a"}, "no picture"),
+    "an image cut short": ({"image": png()[:-20]}, "broken"),
+    "an image of another size": ({"image": png((8, 8))}, "size"),
+    "an image as a path": ({"image": "/etc/passwd"}, "data: URL"),
+    "an image as a link": ({"image": "http://127.0.0.1/a.png"}, "data: URL"),
+    "a data URL without base64": ({"image": "data:image/png,abc"}, "in base64"),
+    "a data URL of broken base64": ({"image": "data:image/png;base64,a*b"}, "not base64"),
+    "a data URL too long": ({"image": f"data:image/png;base64,{'A' * 4000}"}, "too large"),
+    "a mask alone": ({"mask": png()}, "needs an image"),
+    "an image as a number": ({"image": 3}, "bytes of a picture file"),
+    "a control image": ({"control_image": png()}, "no ControlNet"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses(pipeline: Pipeline, name: str) -> None:
+    values, told = REFUSED[name]
+    given = {"prompt": "a lighthouse", **values} if values else {}
+    with pytest.raises(InputError, match=told):
+        read_request(pipeline, given, LIMITS)
+
+
+def test_what_is_at_the_limits_is_taken(pipeline: Pipeline) -> None:
+    values = {"prompt": "a" * 20, "negative_prompt": "a" * 20, "steps": 8, "image": data_url(png())}
+    assert read_request(pipeline, values, LIMITS).settings.steps == 8
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
+def test_limits_are_positive_whole_numbers(value: Any) -> None:
+    with pytest.raises(InputError, match="steps"):
+        Limits(steps=value)

@@ -1,0 +1,41 @@
+"""The heartbeat beats at once, goes on, and stops."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from serving_sink import Counts
+
+from hidiff_runtime.serving.heartbeat import Heartbeat
+from hidiff_runtime.serving.metrics import Meter
+
+
+class Beats(Counts):
+    def __init__(self, wanted: int) -> None:
+        super().__init__()
+        self.left = wanted
+        self.enough = threading.Event()
+
+    def set(self, metric, value, labels) -> None:  # type: ignore[no-untyped-def]
+        super().set(metric, value, labels)
+        self.left -= 1
+        if self.left == 0:
+            self.enough.set()
+
+
+def test_beats_until_it_is_stopped() -> None:
+    beats = Beats(3)
+    heart = Heartbeat(Meter(beats), seconds=0.01)
+    before = time.time()
+    heart.start()
+    assert beats.enough.wait(30)
+    heart.stop()
+    told = [value for _, value in beats.gauges["hidiff_heartbeat_seconds"]]
+    assert before <= told[0] <= told[-1] <= time.time()
+    time.sleep(0.05)
+    assert len(beats.gauges["hidiff_heartbeat_seconds"]) == len(told)
+
+
+def test_stopping_what_never_began_is_nothing() -> None:
+    Heartbeat(Meter(Counts())).stop()
