@@ -9,9 +9,13 @@ TORCH_INDEX ?=
 COMMA := ,
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 INSTALLED := $(VENV)/.installed
+# The tests' Triton: an old build, which comes with a wheel and wants numpy 1. What else the wheel asks for is left out.
+TRITON_VENV ?= .venv-triton
+TRITON := $(TRITON_VENV)/.installed
+TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 # What tests must find here rather than skip (runtime/tests/needs.py). CLIP's vocabulary comes with open_clip_torch, whose
 # dependencies are left out: they would replace torch.
-REQUIRE := clip-vocabulary$(if $(HIDIFF_REQUIRE),$(COMMA)$(HIDIFF_REQUIRE))
+REQUIRE := clip-vocabulary,tritonserver$(if $(HIDIFF_REQUIRE),$(COMMA)$(HIDIFF_REQUIRE))
 
 .PHONY: demo test coverage lint types imports format install clean
 
@@ -22,7 +26,14 @@ $(INSTALLED): pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PIP) --no-deps open_clip_torch
 	touch $@
 
-install: $(INSTALLED)
+$(TRITON): runtime/pyproject.toml constraints.txt
+	test -x $(TRITON_VENV)/bin/python || $(PYTHON) -m venv $(TRITON_VENV)
+	grep -v '^numpy==' constraints.txt > $(TRITON_VENV)/constraints.txt
+	$(TRITON_PIP) --constraint $(TRITON_VENV)/constraints.txt 'numpy==1.26.*' --editable './runtime[cpu]'
+	$(TRITON_PIP) --no-deps nvidia-pytriton==0.7.0
+	touch $@
+
+install: $(INSTALLED) $(TRITON)
 
 demo: $(INSTALLED)
 	$(BIN)/hidiff-export plan demo
@@ -42,11 +53,11 @@ types: $(INSTALLED)
 imports: $(INSTALLED)
 	$(BIN)/lint-imports
 
-test: lint types imports
+test: lint types imports $(TRITON)
 	HIDIFF_REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -n 2
 
 # A third slower than the tests alone, so by hand.
-coverage: $(INSTALLED)
+coverage: $(INSTALLED) $(TRITON)
 	HIDIFF_REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
 
 format: $(INSTALLED)
@@ -54,4 +65,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(DEMO).partial .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(TRITON_VENV) $(DEMO) $(DEMO).partial .mypy_cache .ruff_cache .pytest_cache

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 REQUIRE = "HIDIFF_REQUIRE"
+TRITON_VENV = "HIDIFF_TRITON_VENV"
 
 
 def _cuda() -> str:
@@ -59,6 +60,19 @@ def clip_vocabulary() -> Path | None:
     return path if path.is_file() else None
 
 
+def _tritonserver() -> str:
+    server = triton_folder() / "bin/tritonserver"
+    return "" if server.is_file() else f"no {server}; 'make install' makes it, or {TRITON_VENV} names its environment"
+
+
+def triton_folder() -> Path:
+    """The folder of the server, its backends and their stubs in the environment that has them; it may be missing."""
+    named = os.environ.get(TRITON_VENV)
+    environment = Path(named) if named else Path(__file__).parents[2] / ".venv-triton"
+    found = sorted(environment.glob("lib/python3*/site-packages/pytriton/tritonserver"))
+    return found[-1] if found else environment / "tritonserver"
+
+
 def _onnxruntime_cuda() -> str:
     missing = _module("onnxruntime")() or _cuda()
     if missing:
@@ -82,6 +96,7 @@ KNOWN: Mapping[str, Callable[[], str]] = {
     "onnxruntime-cuda": _onnxruntime_cuda,
     "torch-cuda": _torch_cuda,
     "clip-vocabulary": _clip_vocabulary,
+    "tritonserver": _tritonserver,
 }
 """What a test can need, and what finds out what is missing; the empty text where nothing is."""
 
