@@ -9,65 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import toy
 import toy_pictures
+from toy_reference import record
 
 from hidiff_runtime import BundleError, CheckReport, check
 from hidiff_runtime.cli import main
 from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.pictures.metrics import unit
 from hidiff_runtime.proof import networks as replay_networks
 from hidiff_runtime.proof.networks import PICTURE, TEXT, TOKENS, VAE, comparisons
-from hidiff_runtime.proof.recorder import SampleRecorder
-from hidiff_runtime.proof.samples import INDEX, Drawn, ReferenceSamples
-from hidiff_runtime.proof.verdict import Bound
-from hidiff_runtime.text.tokenizer import Tokenizer
-
-PROMPT = "a lighthouse at dusk"
-BOUND = Bound(60, "numpy against numpy")
-ALIKE = replace(BOUND, psnr_db=60, ssim=0.999)
-CORNER = (3, 5)
-
-
-def record(folder: Path, kind: toy.Toy) -> None:
-    """Samples of everything that the toy has, in the place of those of its UNet alone."""
-    manifest = Manifest.read(folder)
-    recorder = SampleRecorder("numpy", BOUND, BOUND)
-    stored = toy.stored_weights(kind)
-    for phase in manifest.phases:
-        inputs = {spec.name: Drawn(seed, spec.shape) for seed, spec in enumerate(phase.inputs) if spec.dtype != "int32"}
-        shifts = np.zeros(len(manifest.windowed_blocks), np.int32)
-        given = {name: drawn.array() for name, drawn in inputs.items()} | {"window_shifts": shifts}
-        noise = toy.unet(phase.phase.name, stored, given)
-        recorder.call(phase.phase, step=0, steps=8, window_shifts=shifts.tolist(), inputs=inputs, noise_pred=noise)
-    run = toy.reference_run(kind, manifest, stored)
-    recorder.run(
-        steps=8, sampler="noisy", seed=run["seed"], guidance_scale=4.0, inputs=run["inputs"], latents=run["latents"]
-    )
-    picture = unit(toy_pictures.decode(run["latents"] / np.float32(toy_pictures.SCALING_FACTOR)))
-    recorder.picture(picture[..., CORNER[0] : CORNER[0] + 20, CORNER[1] : CORNER[1] + 24], CORNER, bound=ALIKE)
-    for encoder in manifest.text_encoders:
-        ids = np.array([Tokenizer.open(folder / encoder.tokenizer).encode(PROMPT).ids], np.int32)
-        given = {"input_ids": ids, "clip_skip": np.array([1], np.int32)}
-        found = toy_pictures.encode_text(encoder, given)
-        recorder.network(encoder.name, bound=BOUND, inputs=given, outputs=found, prompt=PROMPT)
-    vae = manifest.vae
-    assert vae is not None
-    latents, image = (Drawn(seed, graph.inputs[0].shape) for seed, graph in enumerate((vae.decoder, vae.encoder)))
-    outputs: dict[str, Any] = {"image": toy_pictures.decode(latents.array())}
-    recorder.network("vae_decoder", bound=BOUND, inputs={"latents": latents}, outputs=outputs)
-    outputs = {"moments": toy_pictures.encode(image.array())}
-    recorder.network("vae_encoder", bound=BOUND, inputs={"image": image}, outputs=outputs)
-    recorder.write(folder / "reference")
-    toy.seal(folder, replace(manifest, reference=f"reference/{INDEX}"))
+from hidiff_runtime.proof.samples import INDEX, ReferenceSamples
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = toy_pictures.make(tmp_path_factory.mktemp("pictures") / "bundle", KIND)
-    record(folder, replace(KIND, tokens=toy_pictures.TOKENS))
+    record(folder, KIND)
     return folder
 
 

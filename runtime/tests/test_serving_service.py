@@ -13,6 +13,7 @@ import pytest
 import toy
 import toy_pictures
 from serving_sink import Counts
+from toy_reference import record
 
 from hidiff_runtime import BundleError, Cancelled, EngineError, Expired, InputError, ParityError, Pipeline
 from hidiff_runtime.pipeline import PictureStep
@@ -25,7 +26,14 @@ PROMPT = "a lighthouse"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy_pictures.make(tmp_path_factory.mktemp("served") / "bundle", reference=True)
+    return proven(tmp_path_factory.mktemp("served") / "bundle")
+
+
+def proven(folder: Path, kind: toy.Toy | None = None) -> Path:
+    """A bundle with reference samples."""
+    toy_pictures.make(folder, kind)
+    record(folder, kind or toy.Toy())
+    return folder
 
 
 @pytest.fixture
@@ -71,7 +79,7 @@ def test_a_bundle_without_reference_samples_is_never_ready(tmp_path: Path) -> No
 
 
 def test_a_changed_file_is_found_before_anything_opens(tmp_path: Path) -> None:
-    bundle = toy_pictures.make(tmp_path / "bundle", reference=True)
+    bundle = proven(tmp_path / "bundle")
     weights = bundle / "unet/weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(BundleError):
@@ -109,9 +117,7 @@ def _phases(service: Service, steps: int) -> set[str]:
     ids=["inpainting", "control", "sdxl", "turbo"],
 )
 def test_every_task_warms_up(kind: toy.Toy, tmp_path: Path) -> None:
-    with Service.open(
-        toy_pictures.make(tmp_path / "bundle", kind, reference=True), backend=toy_pictures.Backend()
-    ) as service:
+    with Service.open(proven(tmp_path / "bundle", kind), backend=toy_pictures.Backend()) as service:
         assert len(service.parity_hash) == 64
 
 
@@ -174,7 +180,9 @@ def test_counts_what_was_refused_and_what_failed(folder: Path, counts: Counts) -
     with Service.open(folder, backend=backend, meter=Meter(counts), limits=Limits(steps=8)) as service:
         with pytest.raises(InputError):
             service.request({"prompt": PROMPT, "steps": 9})
-        backend.spoil = lambda outputs, _call: {name: array * np.nan for name, array in outputs.items()}
+        backend.spoil = lambda outputs, _call: {
+            name: array * (np.nan if name == "noise_pred" else 1) for name, array in outputs.items()
+        }
         with pytest.raises(EngineError):
             service.generate(service.request({"prompt": PROMPT, "steps": 4}))
     assert counts.counters == {

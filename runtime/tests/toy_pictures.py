@@ -178,19 +178,10 @@ def controlnet(manifest: Manifest) -> GraphRecord:
 
 
 def make(
-    folder: Path,
-    kind: toy.Toy | None = None,
-    *,
-    with_text: bool = True,
-    with_vae: bool = True,
-    chunks: int = 1,
-    reference: bool = False,
+    folder: Path, kind: toy.Toy | None = None, *, with_text: bool = True, with_vae: bool = True, chunks: int = 1
 ) -> Path:
-    """Writes a bundle of this kind into ``folder`` that has everything; a ControlNet where its phases take one.
-
-    With ``reference`` the UNet's reference samples are among it.
-    """
-    kind = dataclasses.replace(kind or toy.Toy(), tokens=TOKENS * chunks, reference=reference)
+    """Writes a bundle of this kind into ``folder`` that has everything; a ControlNet where its phases take one."""
+    kind = dataclasses.replace(kind or toy.Toy(), tokens=TOKENS * chunks, reference=False)
     toy.make(folder, kind)
     manifest = Manifest.read(folder)
     encoders = text_encoders(kind.sdxl) if with_text else ()

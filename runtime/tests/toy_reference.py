@@ -1,0 +1,55 @@
+"""Reference samples of everything that a toy with pictures has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import toy
+import toy_pictures
+
+from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.pictures.metrics import unit
+from hidiff_runtime.proof.recorder import SampleRecorder
+from hidiff_runtime.proof.samples import INDEX, Drawn
+from hidiff_runtime.proof.verdict import Bound
+from hidiff_runtime.text.tokenizer import Tokenizer
+
+PROMPT = "a lighthouse at dusk"
+BOUND = Bound(60, "numpy against numpy")
+ALIKE = replace(BOUND, psnr_db=60, ssim=0.999)
+CORNER = (3, 5)
+
+
+def record(folder: Path, kind: toy.Toy) -> None:
+    """Samples of everything that the toy has, in the place of those of its UNet alone."""
+    kind = replace(kind, tokens=toy_pictures.TOKENS)
+    manifest = Manifest.read(folder)
+    recorder = SampleRecorder("numpy", BOUND, BOUND)
+    stored = toy.stored_weights(kind)
+    for phase in manifest.phases:
+        inputs = {spec.name: Drawn(seed, spec.shape) for seed, spec in enumerate(phase.inputs) if spec.dtype != "int32"}
+        shifts = np.zeros(len(manifest.windowed_blocks), np.int32)
+        given = {name: drawn.array() for name, drawn in inputs.items()} | {"window_shifts": shifts}
+        noise = toy.unet(phase.phase.name, stored, given)
+        recorder.call(phase.phase, step=0, steps=8, window_shifts=shifts.tolist(), inputs=inputs, noise_pred=noise)
+    run = toy.reference_run(kind, manifest, stored)
+    recorder.run(**{name: value for name, value in run.items() if name != "trajectory"})
+    picture = unit(toy_pictures.decode(run["latents"] / np.float32(toy_pictures.SCALING_FACTOR)))
+    recorder.picture(picture[..., CORNER[0] : CORNER[0] + 20, CORNER[1] : CORNER[1] + 24], CORNER, bound=ALIKE)
+    for encoder in manifest.text_encoders:
+        ids = np.array([Tokenizer.open(folder / encoder.tokenizer).encode(PROMPT).ids], np.int32)
+        given = {"input_ids": ids, "clip_skip": np.array([1], np.int32)}
+        found = toy_pictures.encode_text(encoder, given)
+        recorder.network(encoder.name, bound=BOUND, inputs=given, outputs=found, prompt=PROMPT)
+    vae = manifest.vae
+    assert vae is not None
+    latents, image = (Drawn(seed, graph.inputs[0].shape) for seed, graph in enumerate((vae.decoder, vae.encoder)))
+    outputs: dict[str, Any] = {"image": toy_pictures.decode(latents.array())}
+    recorder.network("vae_decoder", bound=BOUND, inputs={"latents": latents}, outputs=outputs)
+    outputs = {"moments": toy_pictures.encode(image.array())}
+    recorder.network("vae_encoder", bound=BOUND, inputs={"image": image}, outputs=outputs)
+    recorder.write(folder / "reference")
+    toy.seal(folder, replace(manifest, reference=f"reference/{INDEX}"))
