@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
@@ -73,6 +74,18 @@ def triton_folder() -> Path:
     return found[-1] if found else environment / "tritonserver"
 
 
+def _chromium() -> str:
+    missing = _module("playwright")()
+    if missing:
+        return missing
+    return "" if chromium() is not None else "no chromium: apt-get install chromium"
+
+
+def chromium() -> str | None:
+    """The browser that the machine has; playwright's own, which it would download, is never used."""
+    return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
 def _onnxruntime_cuda() -> str:
     missing = _module("onnxruntime")() or _cuda()
     if missing:
@@ -96,6 +109,7 @@ KNOWN: Mapping[str, Callable[[], str]] = {
     "onnxruntime-cuda": _onnxruntime_cuda,
     "torch-cuda": _torch_cuda,
     "clip-vocabulary": _clip_vocabulary,
+    "chromium": _chromium,
     "tritonserver": _tritonserver,
 }
 """What a test can need, and what finds out what is missing; the empty text where nothing is."""
