@@ -253,14 +253,19 @@ class Bundle:
         """A session of an engine, all of whose files are the manifest's even where only sizes were checked."""
         record = self._record(key)
         relative = record.engines[self.backend]
-        self._check_hash(relative)
         path = inside(self.root, relative)
+        if not self._backend.remote:
+            self._check_engine(relative, path)
+        weights = {name: inside(self.root, store) for name, store in self.manifest.weights.items()}
+        return self._enter().open(path, weights, record)
+
+    def _check_engine(self, relative: str, path: Path) -> None:
+        """Compares all files of an engine with the manifest. Raises BundleError when one is not of the bundle."""
+        self._check_hash(relative)
         for part in self._backend.files(path):
             if not part.is_relative_to(self.root.resolve()):
                 raise BundleError(f"The engine {relative} names a file outside the bundle.", given=part)
             self._check_hash(part.relative_to(self.root.resolve()).as_posix())
-        weights = {name: inside(self.root, store) for name, store in self.manifest.weights.items()}
-        return self._enter().open(path, weights, record)
 
     def _check_hash(self, relative: str) -> None:
         """Compares a file with the manifest, once."""
@@ -290,7 +295,8 @@ def open(
     Args:
         verify: ``hash`` reads every file and compares SHA-256; ``size`` compares sizes, for fast starts, and hashes
             an engine when it is first opened.
-        backend: whose engines to run; the first that this machine has, if left out.
+        backend: whose engines to run; the first that this machine has, if left out. With a remote one the folder may
+            be *thin*, without graphs, engines and weights, and what it has of them is not looked at.
         resident: ``current`` keeps one phase's engine open, ``all`` keeps every one that was used.
         prefetch: opens the next phase's engine in a thread while the current one runs: a phase change then takes no
             time, and twice the memory.
@@ -306,7 +312,8 @@ def open(
     """
     root = Path(folder)
     manifest = Manifest.read(root)
-    verify_files(root, manifest.files, verify)
+    remote = backend is not None and not isinstance(backend, str) and backend.remote
+    verify_files(root, manifest.thin_files() if remote else manifest.files, verify)
     opening = Opening(resident, prefetch, loop, verify == "hash", options)
     bundle = Bundle(root, manifest, _choose(manifest, backend), opening)
     if preload:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hidiff_runtime.consistency import check_whole
@@ -134,6 +134,14 @@ class Manifest:
         for key, path in (("reference", self.reference), ("report", self.report)):
             if path is not None:
                 yield key, path
+
+    def thin_files(self) -> dict[str, FileRecord]:
+        """The files that the runtime itself reads: tokenizers, sampler tables and reference samples, no engine's."""
+        paths = {*self.samplers.values(), *(record.tokenizer for record in self.text_encoders)}
+        folder = None if self.reference is None else PurePosixPath(self.reference).parent
+        return {
+            path: record for path, record in self.files.items() if path in paths or PurePosixPath(path).parent == folder
+        }
 
     def to_json(self) -> dict[str, Any]:
         """What ``manifest.json`` holds, the content's digest included. Keys may be written in any order."""

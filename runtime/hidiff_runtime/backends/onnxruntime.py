@@ -82,6 +82,7 @@ class OnnxRuntimeBackend:
     """Opens ONNX files whose weights lie in the store beside them."""
 
     name = NAME
+    remote = False
 
     def available(self) -> Availability:
         """Version and execution providers."""
