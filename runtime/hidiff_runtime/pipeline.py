@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from hidiff_runtime.bundle import Bundle
+    from hidiff_runtime.manifest import Manifest
 
 Array = NDArray[np.float32]
 
@@ -84,7 +85,7 @@ class Pipeline:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        check_whole(bundle)
+        check_whole(bundle.manifest, bundle.root)
         pillow()
         self.bundle = bundle
 
@@ -300,24 +301,26 @@ class Pipeline:
         return call
 
 
-def check_whole(bundle: Bundle) -> None:
+def check_whole(manifest: Manifest, root: Path) -> None:
     """Refuses a bundle that cannot make pictures from prompts.
+
+    Args:
+        root: its folder, for messages.
 
     Raises:
         BundleError: it has no text encoder or no VAE, or takes residuals of a ControlNet that it does not hold.
     """
-    manifest = bundle.manifest
     lacking = [name for name, found in (("text encoder", manifest.text_encoders), ("VAE", manifest.vae)) if not found]
     if lacking:
         recipe = " and ".join({"text encoder": "text: true", "VAE": "vae: true"}[name] for name in lacking)
         raise BundleError(
             f"The bundle has no {' and no '.join(lacking)}, which prompts and pictures need.",
-            given=bundle.root,
+            given=root,
             advice=f"Build it with {recipe} in the recipe, or denoise embeddings to latents.",
         )
     if manifest.controlnet is None and any(record.phase.control for record in manifest.phases):
         raise BundleError(
             "The bundle takes the residuals of a ControlNet that it does not hold.",
-            given=bundle.root,
+            given=root,
             advice="Build it with controlnet in the recipe, or use its denoiser with control=.",
         )
