@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
@@ -86,6 +87,25 @@ def chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
+def _deploy_tools() -> str:
+    """Looks for them without importing any: Helm's brings a runtime with threads and signal handlers of its own."""
+    modules = ("helm_python", "kubernetes_validate", "compose_spec", "promql_parser")
+    missing = [name for name in modules if find_spec(name) is None]
+    if hadolint() is None:
+        missing.append("hadolint")
+    return f"no {', '.join(missing)}; hidiff-export's extra dev has them for Linux on x86-64" if missing else ""
+
+
+def hadolint() -> str | None:
+    """The linter of Dockerfiles, beside this Python or on the path."""
+    folders = (str(Path(sys.executable).parent), os.environ.get("PATH", ""))
+    return shutil.which("hadolint", path=os.pathsep.join(folders))
+
+
+def _promtool() -> str:
+    return "" if shutil.which("promtool") else "no promtool, which comes with Prometheus"
+
+
 def _onnxruntime_cuda() -> str:
     missing = _module("onnxruntime")() or _cuda()
     if missing:
@@ -111,6 +131,8 @@ KNOWN: Mapping[str, Callable[[], str]] = {
     "clip-vocabulary": _clip_vocabulary,
     "chromium": _chromium,
     "tritonserver": _tritonserver,
+    "deploy-tools": _deploy_tools,
+    "promtool": _promtool,
 }
 """What a test can need, and what finds out what is missing; the empty text where nothing is."""
 
