@@ -8,7 +8,7 @@ import pytest
 import hidiff_runtime
 
 FOREIGN = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "hidiff_export", "tensorrt", "safetensors")
-FOREIGN += ("PIL", "tokenizers")
+FOREIGN += ("PIL", "tokenizers", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client")
 
 
 def loaded_after(code: str) -> set[str]:

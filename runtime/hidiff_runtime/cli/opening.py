@@ -33,14 +33,15 @@ def add_opening(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--option",
         metavar="NAME=VALUE",
-        type=_named_value,
+        type=named_value,
         action="append",
         default=[],
         help="an option of the backend, such as threads=8 or device=cpu; may be given again",
     )
 
 
-def _named_value(text: str) -> tuple[str, str | int | bool]:
+def named_value(text: str) -> tuple[str, str | int | bool]:
+    """Reads ``NAME=VALUE``: true, false and whole numbers as what they are, anything else as text."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
@@ -49,12 +50,21 @@ def _named_value(text: str) -> tuple[str, str | int | bool]:
     return name, int(value) if value.isdecimal() else value
 
 
-def open_bundle(options: argparse.Namespace, **changes: Any) -> Bundle:
-    """Opens the command's bundle as its options, and then `changes`, say."""
-    from hidiff_runtime import bundle
+def opening(options: argparse.Namespace) -> dict[str, Any]:
+    """How the command's options say that the bundle is to be opened, as :func:`hidiff_runtime.open` takes it.
 
+    Raises:
+        InputError: an option of the backend is none of one.
+    """
     given = {name: getattr(options, name) for name in NAMES}
     taken = [name for name, _ in options.option if name in (*given, "folder", "preload")]
     if taken:
         raise InputError("This is no option of a backend.", given=taken[0], advice=f"Use --{taken[0]} if there is one.")
-    return bundle.open(options.folder, **{**given, **changes}, **dict(options.option))
+    return {**given, **dict(options.option)}
+
+
+def open_bundle(options: argparse.Namespace, **changes: Any) -> Bundle:
+    """Opens the command's bundle as its options, and then `changes`, say."""
+    from hidiff_runtime import bundle
+
+    return bundle.open(options.folder, **{**opening(options), **changes})

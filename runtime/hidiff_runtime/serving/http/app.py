@@ -1,0 +1,66 @@
+"""The application: its routes, what guards them, and when the bundle opens and closes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio import to_thread
+from fastapi import FastAPI
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from hidiff_runtime import __version__
+from hidiff_runtime.serving.http.errors import add_handlers
+from hidiff_runtime.serving.http.guard import Guard, Rules
+from hidiff_runtime.serving.http.host import Host
+from hidiff_runtime.serving.http.images import images_router
+from hidiff_runtime.serving.http.models import models_router
+from hidiff_runtime.serving.http.page import read_page
+from hidiff_runtime.serving.metrics import Meter
+
+
+def create_app(host: Host, meter: Meter, registry: CollectorRegistry, *, rules: Rules, seconds: float) -> FastAPI:
+    """The application; starting it opens the host's service, ending it closes that.
+
+    Args:
+        host: of the service.
+        meter: told of bodies that are refused.
+        registry: what ``/metrics`` shows.
+        rules: what is refused before a body is read.
+        seconds: that a request may take.
+    """
+
+    @asynccontextmanager
+    async def living(_app: FastAPI) -> AsyncIterator[None]:
+        host.start()
+        yield
+        await to_thread.run_sync(host.close)
+
+    app = FastAPI(title="hidiff-serve", version=__version__, lifespan=living, docs_url=None, redoc_url=None)
+    add_handlers(app, meter)
+    app.add_middleware(Guard, rules=rules)
+    app.include_router(images_router(host, seconds))
+    app.include_router(models_router(host))
+    page, page_headers = read_page()
+
+    @app.get("/", include_in_schema=False)
+    def show_page() -> Response:
+        return Response(page, media_type="text/html", headers=page_headers)
+
+    @app.get("/health/live")
+    def live() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "live"}
+
+    @app.get("/health/ready")
+    def ready() -> dict[str, str]:
+        """Whether pictures can be asked for."""
+        return {"status": "ready", "bundle": host.worker.service.bundle_hash}
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app

@@ -1,0 +1,204 @@
+"""``hidiff-serve``: pictures over HTTP, as OpenAI's images endpoint."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hidiff_runtime import __version__
+from hidiff_runtime.cli import EXIT_CODES
+from hidiff_runtime.cli.opening import add_opening, named_value, opening
+from hidiff_runtime.cli.output import write
+from hidiff_runtime.errors import Cancelled, EngineError, HidiffError, InputError
+
+if TYPE_CHECKING:
+    from hidiff_runtime.serving.http.guard import Rules
+    from hidiff_runtime.serving.limits import Limits
+    from hidiff_runtime.serving.service import Service
+
+EXAMPLES = """examples:
+  hidiff-serve bundle                                  # http://127.0.0.1:8000, with a page to try it
+  hidiff-serve bundle --resident all --limit steps=60
+  hidiff-serve bundle --host 0.0.0.0 --api-key-file keys.txt --queue 32 --timeout 120
+
+  curl http://127.0.0.1:8000/v1/images/generations -H 'Content-Type: application/json' \\
+    -d '{"prompt": "a lighthouse at dusk", "seed": 1}' | jq -r '.data[0].b64_json' | base64 -d > lighthouse.png
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until it is told to stop; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        return _serve(options)
+    except HidiffError as error:
+        write(f"error: {error}\n", sys.stderr)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    summary = "serve a bundle as OpenAI's images endpoint, with a page to try it"
+    parser = argparse.ArgumentParser(
+        "hidiff-serve", description=summary, epilog=f"{EXAMPLES}\n{EXIT_CODES}", formatter_class=form
+    )
+    parser.add_argument("--version", action="version", version=f"hidiff-serve {__version__}")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the bundle's folder")
+    group = parser.add_argument_group("where it listens, and who may ask")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    group.add_argument("--port", type=int, default=8000, help="(default: 8000; 0 takes a free one)")
+    group.add_argument(
+        "--api-key-file", metavar="FILE", type=Path, help="keys, one a line; requests must carry one as Bearer token"
+    )
+    group.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a name that the server is called by; while it listens on this machine alone, others are refused",
+    )
+    group = parser.add_argument_group("how much it takes on")
+    group.add_argument("--queue", type=_positive, default=16, metavar="N", help="requests that may wait (default: 16)")
+    group.add_argument(
+        "--timeout", type=_positive, default=600, metavar="SECONDS", help="for a request, waiting too (default: 600)"
+    )
+    group.add_argument(
+        "--grace", type=_positive, default=30, metavar="SECONDS", help="for what runs when told to stop (default: 30)"
+    )
+    group.add_argument(
+        "--limit",
+        metavar="NAME=VALUE",
+        type=named_value,
+        action="append",
+        default=[],
+        help="prompt_characters, image_bytes, image_pixels, steps or pictures of a request; may be given again",
+    )
+    add_opening(parser)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        import uvicorn
+
+        from hidiff_runtime.serving.http.app import create_app
+        from hidiff_runtime.serving.http.host import Host
+        from hidiff_runtime.serving.http.prometheus import Prometheus
+    except ImportError as error:
+        raise EngineError(
+            "The server needs FastAPI, uvicorn and prometheus-client, which are not all installed.",
+            given=error,
+            advice="pip install 'hidiff-runtime[serve]'",
+        ) from error
+    from hidiff_runtime.serving.metrics import Meter
+    from hidiff_runtime.serving.service import Service
+
+    limits = _limits(options)
+    rules = _rules(options, limits)
+    listening = _listen(options.host, options.port)
+    prometheus = Prometheus()
+    meter = Meter(prometheus)
+    failures: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    open_service = partial(Service.open, options.folder, limits=limits, meter=meter, **opening(options))
+    host = Host(open_service, meter, waiting=options.queue, failed=failed, ready=_tell_ready)
+    app = create_app(host, meter, prometheus.registry, rules=rules, seconds=options.timeout)
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=options.grace,
+    )
+    server = uvicorn.Server(config)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn stops at it, and raises it again in the end
+    _tell_listening(listening)
+    code = 0
+    try:
+        server.run(sockets=[listening])
+    except KeyboardInterrupt:
+        code = Cancelled.exit_code
+    if failures:
+        raise failures[0]
+    if host.opening:  # what opens engines cannot be stopped, and Python does not end well beside it
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    from hidiff_runtime.serving.limits import Limits
+
+    names = [field.name for field in fields(Limits)]
+    for name, _ in options.limit:
+        if name not in names:
+            raise InputError("There is no such limit.", given=name, advice=f"There are {', '.join(names)}.")
+    return Limits(**dict(options.limit))
+
+
+def _rules(options: argparse.Namespace, limits: Limits) -> Rules:
+    """Who may ask, and how much may be sent: three pictures in base64, and the rest of a request."""
+    from hidiff_runtime.serving.http.guard import LOOPBACK, Rules, hashed
+
+    keys = tuple(hashed(key) for key in _keys(options.api_key_file)) if options.api_key_file else ()
+    own = options.host in LOOPBACK
+    hosts = (*LOOPBACK, *(name.lower() for name in options.allow_host)) if own and not keys else None
+    if not own and not keys:
+        write("warning: without --api-key-file, everyone who reaches this address may ask for pictures\n", sys.stderr)
+    return Rules(keys, hosts, largest=4 * limits.image_bytes + 2**20)
+
+
+def _keys(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        told = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise InputError("The keys cannot be read.", given=f"{path}: {told}", advice="Give one key a line.") from error
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise InputError("There is no key in the file.", given=path, advice="Write one a line.")
+    return keys
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            "The server cannot listen there.", given=f"{host}, port {port}: {error}", advice="Choose another port."
+        ) from error
+
+
+def _tell_listening(listening: socket.socket) -> None:
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    write(f"listening on http://{shown}:{port}, opening the bundle\n", sys.stdout)
+
+
+def _tell_ready(service: Service) -> None:
+    bundle = service.pipeline.bundle
+    write(
+        f"ready: bundle {service.bundle_hash[:12]}, parity {service.parity_hash[:12]}, {bundle.backend}\n", sys.stdout
+    )

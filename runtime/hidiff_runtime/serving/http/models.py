@@ -1,0 +1,69 @@
+"""``/v1/models``: the one model there is, with what a page needs to know to ask it for pictures."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+
+from hidiff_runtime.conditioning import takes_channels
+from hidiff_runtime.serving.http.errors import ApiError
+from hidiff_runtime.serving.http.host import Host
+from hidiff_runtime.serving.service import Service
+
+
+def model_name(service: Service) -> str:
+    """What clients call the model: the recipe's name."""
+    manifest = service.pipeline.bundle.manifest
+    return str(manifest.recipe.get("name") or manifest.family)
+
+
+def models_router(host: Host) -> APIRouter:
+    """The routes."""
+    router = APIRouter(prefix="/v1/models")
+    created = int(time.time())
+
+    @router.get("")
+    def every() -> dict[str, Any]:
+        """OpenAI's list."""
+        return {"object": "list", "data": [_card(host.worker.service, created)]}
+
+    @router.get("/{name}")
+    def one(name: str) -> dict[str, Any]:
+        """One of the list."""
+        card = _card(host.worker.service, created)
+        if card["id"] != name:
+            raise ApiError(404, f"There is no model {name[:60]!r} here.", code="model_not_found", param="model")
+        return card
+
+    return router
+
+
+def _card(service: Service, created: int) -> dict[str, Any]:
+    bundle, limits = service.pipeline.bundle, service.limits
+    manifest = bundle.manifest
+    details = {
+        "width": manifest.width,
+        "height": manifest.height,
+        "batch": manifest.batch,
+        "family": manifest.family,
+        "task": manifest.task,
+        "guidance": manifest.guidance,
+        "steps": [count for count in manifest.steps if count <= limits.steps],
+        "samplers": sorted(manifest.samplers),
+        "sampler": manifest.default_sampler,
+        "needs_mask": takes_channels(manifest),
+        "needs_control_image": manifest.controlnet is not None,
+        "bundle": service.bundle_hash,
+        "parity": service.parity_hash,
+        "backend": bundle.backend,
+        "limits": vars(limits),
+    }
+    return {
+        "id": model_name(service),
+        "object": "model",
+        "created": created,
+        "owned_by": "hidiff-runtime",
+        "hidiff": details,
+    }

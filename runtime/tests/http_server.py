@@ -1,0 +1,215 @@
+"""A toy bundle behind the real HTTP server, on loopback, with engines that a test can hold."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import toy
+import toy_pictures
+import uvicorn
+from PIL import Image
+from toy_reference import record
+
+from hidiff_runtime.serving.http.app import create_app
+from hidiff_runtime.serving.http.guard import Rules
+from hidiff_runtime.serving.http.host import Host
+from hidiff_runtime.serving.http.prometheus import Prometheus
+from hidiff_runtime.serving.limits import Limits
+from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.service import Service
+
+PROMPT = "a lighthouse"
+GENERATIONS = "/v1/images/generations"
+LARGEST = 200_000
+PATIENCE = 30.0
+
+
+class Gate:
+    """Stands in the UNet of the toy: open, or letting steps through one by one."""
+
+    def __init__(self) -> None:
+        self._open = True
+        self._permits = threading.Semaphore(0)
+        self.reached = threading.Semaphore(0)
+
+    def close(self) -> None:
+        self._open = False
+
+    def let(self, steps: int) -> None:
+        for _ in range(steps):
+            self._permits.release()
+
+    def open(self) -> None:
+        self._open = True
+        self.let(1000)
+
+    def __call__(self, outputs: dict[str, np.ndarray], _call: int) -> dict[str, np.ndarray]:
+        if "noise_pred" in outputs and not self._open:
+            self.reached.release()
+            assert self._permits.acquire(timeout=PATIENCE)
+        return outputs
+
+    def wait(self) -> None:
+        """Until a step stands before the gate."""
+        assert self.reached.acquire(timeout=PATIENCE)
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def picture(self) -> np.ndarray:
+        return decoded(self.json["data"][0]["b64_json"])
+
+
+@dataclass
+class Server:
+    """How a test talks to it."""
+
+    port: int
+    gate: Gate
+    host: Host
+    folder: Path
+    stop: Callable[[], None]
+    failures: list[BaseException] = field(default_factory=list)
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body, named)
+            found = connection.getresponse()
+            return Answer(found.status, {name.lower(): value for name, value in found.getheaders()}, found.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.ask("GET", path, **headers)
+
+    def post(self, values: object, path: str = GENERATIONS, **headers: str) -> Answer:
+        return self.ask("POST", path, json.dumps(values).encode(), **{"content_type": "application/json", **headers})
+
+    def begin(self, values: object) -> socket.socket:
+        """Sends a request for pictures and leaves the answer to whoever reads the socket."""
+        body = json.dumps(values).encode()
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+        head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        return connection
+
+    def count(self, name: str, **labels: str) -> float:
+        """A metric's value; 0 where it was never counted."""
+        shown = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+        wanted = f"{name}{{{shown}}} " if labels else f"{name} "
+        found = [line for line in self.get("/metrics").body.decode().splitlines() if line.startswith(wanted)]
+        return float(found[0].split()[-1]) if found else 0.0
+
+    def eventually(self, name: str, value: float, **labels: str) -> None:
+        """Until a metric has this value."""
+        end = time.monotonic() + PATIENCE
+        while (found := self.count(name, **labels)) != value:
+            assert time.monotonic() < end, f"{name} is {found}, not {value}"
+            time.sleep(0.01)
+
+
+def decoded(text: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+def events(body: bytes) -> list[tuple[str, dict[str, Any]]]:
+    """Server-sent events by name, and comments by their first word after a colon."""
+    found = []
+    for block in body.decode().split("\n\n")[:-1]:
+        if block.startswith(": "):
+            name, _, data = block[2:].partition(" ")
+            found.append((f":{name}", json.loads(data)))
+        else:
+            first, second = block.split("\n")
+            found.append((first.removeprefix("event: "), json.loads(second.removeprefix("data: "))))
+    return found
+
+
+def png(colour: int = 200, size: tuple[int, int] | None = None, mode: str = "RGB") -> bytes:
+    content = io.BytesIO()
+    values = {"RGB": (colour, 20, 30), "L": colour, "RGBA": (0, 0, 0, colour)}
+    Image.new(mode, size or (toy_pictures.WIDTH, toy_pictures.HEIGHT), values[mode]).save(content, "PNG")
+    return content.getvalue()
+
+
+def data_url(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def proven(folder: Path, kind: toy.Toy | None = None) -> Path:
+    """A bundle with reference samples."""
+    toy_pictures.make(folder, kind)
+    record(folder, kind or toy.Toy())
+    return folder
+
+
+@contextmanager
+def serving(
+    folder: Path,
+    *,
+    waiting: int = 4,
+    seconds: float = PATIENCE,
+    rules: Rules | None = None,
+    limits: Limits | None = None,
+    before: Callable[[], object] = lambda: None,
+    ready: bool = True,
+) -> Iterator[Server]:
+    """A server of the bundle, ready unless that is left to the test.
+
+    Args:
+        before: called before the bundle is opened, in the thread that opens it.
+    """
+    gate, prometheus, failures = Gate(), Prometheus(), list[BaseException]()
+    meter, opened = Meter(prometheus), threading.Event()
+
+    def open_service() -> Service:
+        before()
+        return Service.open(folder, backend=toy_pictures.Backend(spoil=gate), meter=meter, limits=limits)
+
+    def failed(error: BaseException) -> None:
+        failures.append(error)
+        opened.set()
+
+    host = Host(open_service, meter, waiting=waiting, failed=failed, ready=lambda _: opened.set())
+    rules = rules or Rules(keys=(), hosts=None, largest=LARGEST)
+    app = create_app(host, meter, prometheus.registry, rules=rules, seconds=seconds)
+    config = uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+
+    def stop() -> None:
+        server.should_exit = True
+        thread.join()
+
+    try:
+        if ready:
+            assert opened.wait(PATIENCE)
+        yield Server(listening.getsockname()[1], gate, host, folder, stop, failures)
+    finally:
+        gate.open()
+        stop()

@@ -1,0 +1,203 @@
+"""Requests that end early: clients that go away, deadlines, a full queue, a server that stops."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from http_server import PROMPT, Answer, Server, decoded, events, proven, serving
+
+ASKED = {"prompt": PROMPT, "steps": 4, "seed": 1}
+STREAMED = {**ASKED, "stream": True}
+CANCELLED, PICTURES, FAILED = "hidiff_cancellations_total", "hidiff_pictures_total", "hidiff_failures_total"
+STEPS = ("strided_pooled", "strided", "windowed")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return proven(tmp_path_factory.mktemp("cancelling") / "bundle")
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
+    with serving(folder) as started:
+        yield started
+
+
+def completed(received: bytes) -> dict[str, Any]:
+    """The last event of a stream, whatever pieces it was sent in."""
+    data = received[received.rindex(b'data: {"type": "image_generation.completed"') + 6 :]
+    found: dict[str, Any] = json.loads(data[: data.index(b"}\n\n") + 1])
+    return found
+
+
+def steps_of(server: Server) -> float:
+    return sum(server.count("hidiff_step_seconds_count", phase=phase) for phase in STEPS)
+
+
+@pytest.mark.parametrize("asked", [ASKED, STREAMED, {**ASKED, "n": 3}], ids=["whole", "stream", "several"])
+def test_a_client_that_goes_away_ends_its_run_at_the_next_step(server: Server, asked: dict[str, Any]) -> None:
+    expected = server.post(ASKED).picture
+    before = steps_of(server)
+    server.gate.close()
+    connection = server.begin(asked)
+    server.gate.wait()
+    server.gate.let(1)
+    server.gate.wait()  # in the second step
+    connection.close()
+    following = server.begin(STREAMED)
+    received = b""
+    while b": accepted" not in received:  # by then the server has seen the first one go
+        received += following.recv(4096)
+    server.gate.open()
+    while chunk := following.recv(4096):
+        received += chunk
+    following.close()
+    assert np.array_equal(decoded(completed(received)["b64_json"]), expected)
+    server.eventually(CANCELLED, 1)
+    assert server.count(PICTURES) == 2  # the first and the last alone
+    assert steps_of(server) == before + 2 + 4
+
+
+def test_nothing_is_cancelled_while_clients_stay(server: Server) -> None:
+    for asked in (ASKED, STREAMED):
+        assert server.post(asked).status == 200
+    assert (server.count(CANCELLED), server.count(PICTURES)) == (0, 2)
+
+
+@pytest.mark.parametrize("asked", [ASKED, STREAMED], ids=["whole", "stream"])
+def test_a_client_that_goes_away_while_it_waits_takes_its_request_back(server: Server, asked: dict[str, Any]) -> None:
+    server.gate.close()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.post, ASKED)
+        server.gate.wait()
+        server.begin(asked).close()
+        server.eventually(CANCELLED, 1)
+        assert not running.done()
+        server.gate.open()
+        assert running.result().status == 200
+    assert server.count(PICTURES) == 1
+
+
+def test_requests_that_wait_are_all_answered_each_with_its_own_picture(server: Server) -> None:
+    expected = {seed: server.post({**ASKED, "seed": seed}).picture for seed in range(4)}
+    server.gate.close()
+    with ThreadPoolExecutor(4) as pool:
+        found = {seed: pool.submit(server.post, {**ASKED, "seed": seed}) for seed in range(4)}
+        server.gate.open()
+        for seed, answer in found.items():
+            assert np.array_equal(answer.result().picture, expected[seed])
+    assert not np.array_equal(expected[0], expected[1])
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(folder: Path) -> None:
+    with serving(folder, waiting=1) as server, ThreadPoolExecutor(2) as pool:
+        server.gate.close()
+        running = pool.submit(server.post, ASKED)
+        server.gate.wait()
+        waiting = server.begin(ASKED)
+        answer = full(server)
+        assert answer.json["error"]["code"] == "queue_full"
+        assert int(answer.headers["retry-after"]) >= 1
+        waiting.close()
+        server.eventually(CANCELLED, 1)
+        taken = pool.submit(server.post, ASKED)  # the place is free again
+        server.gate.open()
+        assert (running.result().status, taken.result().status) == (200, 200)
+
+
+def full(server: Server) -> Answer:
+    """The first answer that says that the queue is full; requests that were taken before it are taken back."""
+    for _ in range(200):
+        with contextlib.closing(server.begin({**ASKED, "stream": True})) as connection:
+            head = connection.recv(12)
+            if head == b"HTTP/1.1 429":
+                break
+    return server.post(ASKED)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_ends_a_run(folder: Path, stream: bool) -> None:
+    with serving(folder, seconds=0.3) as server:
+        server.gate.close()
+        answer = server.post({**ASKED, "stream": stream})
+        if stream:
+            name, data = events(answer.body)[-1]
+            assert (answer.status, name, data["error"]["code"]) == (200, "error", "timeout")
+        else:
+            assert (answer.status, answer.json["error"]["code"]) == (504, "timeout")
+            assert answer.headers["x-should-retry"] == "false"
+        server.gate.open()
+        server.eventually(FAILED, 1, kind="expired")
+        assert (server.count(CANCELLED), server.count(PICTURES)) == (0, 0)
+
+
+def test_a_deadline_ends_waiting(folder: Path) -> None:
+    with serving(folder, seconds=0.3) as server:
+        server.gate.close()
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(server.post, ASKED)
+            server.gate.wait()
+            assert server.post(ASKED).status == 504
+            server.eventually(FAILED, 1, kind="expired")  # the one that waited; the other stands before the gate
+            server.gate.open()
+            assert running.result().status == 504
+        server.eventually(FAILED, 2, kind="expired")
+
+
+def test_an_engine_that_fails_is_told_and_the_next_request_is_unharmed(server: Server) -> None:
+    expected = server.post(ASKED).picture
+    backend = server.host.worker.service.pipeline.bundle._backend
+    backend.spoil = lambda outputs, _call: {
+        name: array * (np.nan if name == "noise_pred" else 1) for name, array in outputs.items()
+    }
+    answer = server.post(ASKED)
+    assert (answer.status, answer.json["error"]["code"]) == (500, "engine_error")
+    assert "NaN" in answer.json["error"]["message"]
+    assert str(server.folder) not in answer.body.decode()
+    name, data = events(server.post(STREAMED).body)[-1]
+    assert (name, data["error"]["code"]) == ("error", "engine_error")
+    backend.spoil = server.gate
+    assert np.array_equal(server.post(ASKED).picture, expected)
+    assert server.count(FAILED, kind="engine") == 2
+
+
+def test_a_server_that_stops_finishes_what_runs_and_takes_no_more(server: Server) -> None:
+    server.gate.close()
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(server.post, ASKED)
+        server.gate.wait()
+        stopping = pool.submit(server.stop)
+        until_refused(server.port)
+        server.gate.open()
+        assert running.result().status == 200
+        stopping.result()
+
+
+def test_a_server_that_stops_cancels_what_takes_longer_than_its_grace(server: Server) -> None:
+    server.gate.close()
+    connection = server.begin(STREAMED)
+    server.gate.wait()
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    received = b""
+    while chunk := connection.recv(4096):  # until the server gives up on it
+        received += chunk
+    connection.close()
+    server.gate.open()
+    stopping.join()
+    assert b"completed" not in received
+
+
+def until_refused(port: int) -> None:
+    with contextlib.suppress(ConnectionRefusedError):
+        while True:
+            socket.create_connection(("127.0.0.1", port), timeout=30).close()

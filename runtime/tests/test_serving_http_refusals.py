@@ -1,0 +1,250 @@
+"""What is refused: every answer is an error of OpenAI's form, without paths or tracebacks, and nothing was run."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from http_server import GENERATIONS, LARGEST, PROMPT, Answer, Server, data_url, png, proven, serving
+
+from hidiff_runtime.serving.http.guard import LOOPBACK, Rules, hashed
+from hidiff_runtime.serving.limits import Limits
+
+LIMITS = Limits(prompt_characters=50, image_bytes=20_000, image_pixels=5000, steps=8, pictures=3)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(proven(tmp_path_factory.mktemp("refusals") / "bundle"), limits=LIMITS) as started:
+        yield started
+
+
+def refused(answer: Answer, status: int, code: str | None = None) -> str:
+    """The message of an error that tells nothing of the server."""
+    assert answer.status == status, answer.body
+    assert answer.json.keys() == {"error"}
+    error = answer.json["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert 0 < len(error["message"]) <= 600
+    shown = answer.body.decode()
+    assert not re.search(r"Traceback|\.py\b|File \"|/tmp|/root|/home|/usr|site-packages|0x[0-9a-f]{6}", shown)
+    if code is not None:
+        assert error["code"] == code
+    message: str = error["message"]
+    return message
+
+
+RAW = {
+    "nothing": b"",
+    "no JSON": b"prompt=a",
+    "half of it": b'{"prompt": "a',
+    "a list": b'["a"]',
+    "a text": b'"a"',
+    "a number": b"3",
+    "null": b"null",
+    "no text": b"\xff\xfe\x00",
+    "broken UTF-8": b'{"prompt": "\xc3\x28"}',
+    "deep nesting": b"[" * 50_000,
+    "deep nesting in a field": b'{"prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    "a number without an end": b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}",
+    "two values": b'{"prompt": "a"} {"prompt": "b"}',
+    "a comment": b'{"prompt": "a"} // b',
+}
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "no prompt": {},
+    "an empty prompt": {"prompt": ""},
+    "a blank prompt": {"prompt": " \n"},
+    "a prompt that is null": {"prompt": None},
+    "a prompt that is a number": {"prompt": 5},
+    "a list of prompts": {"prompt": ["a", "b"]},
+    "a prompt of half a character": {"prompt": "\ud800"},
+    "a prompt too long": {"prompt": "a" * 51},
+    "a negative prompt too long": {"negative_prompt": "a" * 51},
+    "a negative prompt of half a character": {"negative_prompt": "\udfff"},
+    "no pictures": {"n": 0},
+    "fewer than no pictures": {"n": -1},
+    "too many pictures": {"n": 4},
+    "far too many pictures": {"n": 10**30},
+    "half a picture": {"n": 1.5},
+    "pictures as text": {"n": "2"},
+    "another size": {"size": "1024x1024"},
+    "a size that is a number": {"size": 64},
+    "a size that is a path": {"size": "/etc/passwd"},
+    "a URL": {"response_format": "url"},
+    "JPEG": {"output_format": "jpeg"},
+    "quality": {"quality": "high"},
+    "style": {"style": "vivid"},
+    "compression": {"output_compression": 80},
+    "transparency": {"background": "transparent"},
+    "another model": {"model": "gpt-image-1"},
+    "a model that is a number": {"model": 1},
+    "streaming as text": {"stream": "yes"},
+    "previews without an end": {"partial_images": 10**9},
+    "fewer than no previews": {"partial_images": -1},
+    "an unknown field": {"colour": "red"},
+    "an unknown field that is a path": {"/etc/passwd": 1},
+    "a field of Python's": {"__class__": "x"},
+    "a field of pydantic's": {"model_config": {}, "model_extra": {}},
+    "steps as text": {"steps": "4"},
+    "no steps": {"steps": 0},
+    "fewer than no steps": {"steps": -4},
+    "too many steps": {"steps": 9},
+    "steps that are no number": {"steps": float("nan")},
+    "a seed below the first": {"seed": -(2**70)},
+    "a seed beyond the last": {"seed": 2**70},
+    "seeds that go beyond the last": {"seed": 2**64 - 1, "n": 2},
+    "a seed that is a fraction": {"seed": 0.5},
+    "a guidance scale that is no number": {"guidance_scale": float("nan")},
+    "a guidance scale without an end": {"guidance_scale": float("inf")},
+    "a guidance scale that is text": {"guidance_scale": "7"},
+    "a sampler there is not": {"sampler": "nope"},
+    "a sampler that is a path": {"sampler": "../../etc/passwd"},
+    "eta without an end": {"eta": float("inf")},
+    "a strength without an image": {"strength": 0.5},
+    "a strength beyond 1": {"strength": 1.5, "image": data_url(png())},
+    "a mask without an image": {"mask": data_url(png())},
+    "an image that is a path": {"image": "/etc/passwd"},
+    "an image that is a file's URL": {"image": "file:///etc/passwd"},
+    "an image that is another server's": {"image": "http://127.0.0.1/secret.png"},
+    "an image that is none": {"image": data_url(b"no picture")},
+    "an image cut short": {"image": data_url(png()[:-20])},
+    "an image of another size": {"image": data_url(png(size=(8, 8)))},
+    "an image of too many pixels": {"image": data_url(png(size=(100, 51)))},
+    "an image of too many bytes": {"image": data_url(b"x" * 20_001)},
+    "an image without base64": {"image": "data:image/png,abc"},
+    "an image with holes": {"image": data_url(png(0, mode="RGBA"))},
+    "an image that is a list": {"image": [data_url(png())]},
+    "a control image": {"control_image": data_url(png())},
+    "clip_skip beyond the layers": {"clip_skip": 99},
+    "long_prompt of another kind": {"long_prompt": "wrap"},
+    "resize as a number": {"resize": 1},
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_refuses_what_is_no_body(server: Server, name: str) -> None:
+    refused(server.ask("POST", GENERATIONS, RAW[name], content_type="application/json"), 400)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", FIELDS)
+def test_refuses(server: Server, name: str, stream: bool) -> None:
+    before = server.count("hidiff_pictures_total")
+    given = {"prompt": PROMPT, **FIELDS[name]} if FIELDS[name] else {}
+    answer = server.post({"stream": stream, **given} if stream else given)
+    refused(answer, 404 if "model" in given and isinstance(given["model"], str) else 400)
+    assert server.count("hidiff_pictures_total") == before
+
+
+def test_what_is_at_the_limits_is_taken(server: Server) -> None:
+    given = {"prompt": "a" * 50, "steps": 8, "n": 3, "seed": 2**64 - 3, "image": data_url(png()), "strength": 1.0}
+    assert server.post(given).status == 200
+
+
+def test_names_the_parameter_that_is_unknown(server: Server) -> None:
+    answer = server.post({"prompt": PROMPT, "style": "vivid"})
+    assert "negative_prompt" in refused(answer, 400, "unknown_parameter")
+    assert answer.json["error"]["param"] == "style"
+
+
+def test_counts_what_was_refused(server: Server) -> None:
+    before = server.count("hidiff_failures_total", kind="input")
+    server.post({"prompt": ""})
+    server.post({"prompt": PROMPT, "n": "2"})
+    server.ask("POST", GENERATIONS, b"{", content_type="application/json")
+    assert server.count("hidiff_failures_total", kind="input") == before + 3
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", GENERATIONS, 405),
+        ("DELETE", "/v1/models", 405),
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/../../etc/passwd", 404),
+        ("GET", "/docs", 404),
+        ("POST", "/", 405),
+    ],
+)
+def test_refuses_other_ways(server: Server, method: str, path: str, status: int) -> None:
+    refused(server.ask(method, path), status)
+
+
+def test_refuses_a_body_that_no_page_needs_leave_to_send(server: Server) -> None:
+    body = json.dumps({"prompt": PROMPT, "steps": 4}).encode()
+    refused(server.ask("POST", GENERATIONS, body, content_type="text/plain"), 400)
+    assert server.ask("POST", GENERATIONS, body, content_type="application/json").status == 200
+
+
+def test_refuses_a_body_that_is_too_large_before_it_comes(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {LARGEST + 1}\r\n\r\n".encode())
+        assert connection.recv(12) == b"HTTP/1.1 413"
+    answer = server.post({"prompt": "a" * LARGEST})
+    refused(answer, 413, "too_large")
+    assert server.post({"prompt": "a", "steps": 4}).status == 200
+
+
+def test_refuses_a_body_that_grows_too_large(server: Server) -> None:
+    chunk = b"10000\r\n" + b"a" * 0x10000 + b"\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        for _ in range(LARGEST // 0x10000 + 1):
+            connection.sendall(chunk)
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b'"too_large"' in answer
+
+
+KEYED = Rules(keys=(hashed("first"), hashed("second")), hosts=None, largest=LARGEST)
+
+
+@pytest.fixture(scope="module")
+def keyed(server: Server) -> Iterator[Server]:
+    with serving(server.folder, rules=KEYED) as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, *({"authorization": text} for text in ("Bearer wrong", "Bearer ", "Bearer", "first", "Basic first"))],
+    ids=str,
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", GENERATIONS, "/v1/images/edits", "/openapi.json"])
+def test_refuses_without_a_key(keyed: Server, path: str, headers: dict[str, str]) -> None:
+    refused(keyed.ask("POST" if "images" in path else "GET", path, b"", **headers), 401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("key", ["first", "second"])
+def test_takes_either_key(keyed: Server, key: str) -> None:
+    assert keyed.post({"prompt": PROMPT, "steps": 4}, authorization=f"Bearer {key}").status == 200
+    assert keyed.get("/metrics", authorization=f"bearer {key}").status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready"])
+def test_page_and_probes_need_no_key(keyed: Server, path: str) -> None:
+    assert keyed.get(path).status == 200
+
+
+def test_refuses_pages_of_other_sites(server: Server) -> None:
+    body = {"prompt": PROMPT, "steps": 4}
+    for site in ("cross-site", "same-site"):
+        refused(server.post(body, sec_fetch_site=site), 403, "cross_site")
+    assert server.post(body, sec_fetch_site="same-origin").status == 200
+    assert server.get("/", sec_fetch_site="cross-site").status == 200
+
+
+def test_refuses_to_be_called_by_another_name(server: Server) -> None:
+    rules = Rules(keys=(), hosts=(*LOOPBACK, "pictures.test"), largest=LARGEST)
+    with serving(server.folder, rules=rules) as named:
+        for name in ("127.0.0.1", f"localhost:{named.port}", "[::1]:80", "Pictures.test"):
+            assert named.get("/v1/models", host=name).status == 200
+        for name in ("evil.test", "127.0.0.1.evil.test", "[::2]"):
+            refused(named.get("/v1/models", host=name), 403, "wrong_host")
