@@ -17,7 +17,7 @@ class Prometheus:
     """
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for each, which says when it was first counted
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series each: when it was first counted
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._counters: dict[str, Counter] = {}
