@@ -1,0 +1,135 @@
+"""`hidiff-export triton`: a model repository of a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from hidiff_export.deploy.repository import Written
+
+
+@click.command(
+    short_help="Write a Triton model repository of a bundle.",
+    epilog="""\b
+Examples:
+  hidiff-export triton bundle -o model_repository
+  hidiff-export triton bundle -o model_repository --gpus 0,1 --queue-size 32
+  hidiff-export triton bundle -o model_repository --bundle /mnt/bundles/sdxl
+  tritonserver --model-repository model_repository --model-control-mode none
+""",
+)
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the repository.")
+@click.option("--name", default="hidiff", show_default=True, help="The model that clients ask; NAME_stream streams.")
+@click.option(
+    "--bundle",
+    default="link",
+    show_default=True,
+    metavar="link|copy|PATH",
+    help="How the bundle gets into the repository: by hard links, which take no room, or copied. "
+    "PATH, absolute, leaves it out: where the server will find it.",
+)
+@click.option("--gpus", metavar="N,N", default="", help="A set of engines on each of these GPUs. [default: the CPU]")
+@click.option("--backend", metavar="NAME", help="Whose engines to run. [default: the first that the server has]")
+@click.option("--resident", type=click.Choice(["current", "all"]), default="current", help="Engines kept open.")
+@click.option("--prefetch", is_flag=True, help="Open the next phase's engine while the current one runs.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the backend. Repeatable.")
+@click.option("--queue-size", default=64, show_default=True, type=click.IntRange(1), help="Requests that may wait.")
+@click.option(
+    "--queue-timeout", default=60.0, show_default=True, type=click.FloatRange(0.001), help="Seconds one may wait."
+)
+@click.option("--max-prompt", type=click.IntRange(1), help="Characters of a prompt at most. [default: 2000]")
+@click.option("--max-image-bytes", type=click.IntRange(1), help="Bytes of a picture at most. [default: 16 MiB]")
+@click.option("--max-steps", type=click.IntRange(1), help="Steps at most. [default: 150]")
+@click.option(
+    "--environment", metavar="PATH", default="", help="Python environment on the server, if not Triton's own."
+)
+@click.option("--force", is_flag=True, help="Replace a repository that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def triton(
+    directory: Path,
+    output: Path,
+    name: str,
+    bundle: str,
+    gpus: str,
+    backend: str | None,
+    resident: str,
+    prefetch: bool,
+    options: tuple[str, ...],
+    queue_size: int,
+    queue_timeout: float,
+    max_prompt: int | None,
+    max_image_bytes: int | None,
+    max_steps: int | None,
+    environment: str,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write a model repository that serves the bundle in DIRECTORY. The server needs hidiff-runtime, and no PyTorch.
+
+    Clients ask the model NAME over HTTP or gRPC, and NAME_stream where they want progress and previews (gRPC streaming,
+    or HTTP generate_stream). Both share one set of engines. The server gets ready when the bundle's hashes, its
+    reference samples and a warm-up picture are right, and ends with exit code 1 and the reason in its log otherwise.
+    """
+    from hidiff_export.deploy.config import Places, Queue
+    from hidiff_export.deploy.repository import Plan, write
+    from hidiff_runtime.serving.limits import Limits
+
+    limits = {"prompt_characters": max_prompt, "image_bytes": max_image_bytes, "steps": max_steps}
+    opening: dict[str, str | int | bool] = {"resident": resident, "prefetch": prefetch}
+    plan = Plan(
+        name=name,
+        bundle=bundle,
+        places=Places(_gpus(gpus)),
+        queue=Queue(queue_size, queue_timeout),
+        limits=Limits(**{key: value for key, value in limits.items() if value is not None}),
+        options={**opening, **({} if backend is None else {"backend": backend}), **_options(options)},
+        environment=environment,
+    )
+    print_written(write(directory, output, plan, force=force), as_json=as_json)
+
+
+def _gpus(text: str) -> tuple[int, ...]:
+    """The numbers in ``0,1``. Raises InputError for anything else."""
+    from hidiff_export.errors import InputError
+
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
+        raise InputError(
+            "--gpus must be different numbers with commas between.", given=text, advice="Write --gpus 0,1."
+        )
+    return tuple(int(part) for part in parts)
+
+
+def _options(texts: Sequence[str]) -> dict[str, str | int | bool]:
+    from hidiff_export.errors import InputError
+    from hidiff_runtime.cli.opening import named_value
+
+    try:
+        return dict(named_value(text) for text in texts)
+    except argparse.ArgumentTypeError as error:
+        raise InputError("--option must be NAME=VALUE.", given=error, advice="Write --option threads=8.") from error
+
+
+def print_written(written: Written, *, as_json: bool) -> None:
+    """Says what was written and how to start it."""
+    if as_json:
+        facts = {
+            "repository": str(written.folder),
+            "models": written.models,
+            "bundle": written.bundle,
+            "linked": written.linked,
+            "bytes": written.bytes,
+        }
+        click.echo(json.dumps(facts, indent=2))
+        return
+    how = {True: "linked, so it takes no room", False: "copied", None: "left where the server finds it"}[written.linked]
+    click.echo(f"{written.folder}: {', '.join(written.models)} ({written.bytes / 1e6:,.1f} MB)")
+    click.echo(f"bundle {written.bundle[:12]}: {how}")
+    click.echo(f"next: tritonserver --model-repository {written.folder} --model-control-mode none")

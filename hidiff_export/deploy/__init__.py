@@ -1,0 +1,1 @@
+"""Writes what others serve: Triton model repositories of a bundle."""

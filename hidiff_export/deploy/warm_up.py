@@ -1,0 +1,51 @@
+"""The request that Triton makes before a model is ready: the shortest run, with grey pictures for what needs some."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+from hidiff_runtime.conditioning import takes_channels
+from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.serving.triton.schema import INPUTS, Tensor
+
+Values = dict[str, bytes]
+"""By input; as Triton reads them from a file."""
+
+
+def warm_up(manifest: Manifest) -> Values:
+    """One value for each input that the request has."""
+    values = {"prompt": _text(b"warm-up"), "steps": struct.pack("<q", manifest.steps[0])}
+    pictures = (("image", "mask") if takes_channels(manifest) else ()) + (
+        ("control_image",) if manifest.controlnet is not None else ()
+    )
+    if pictures:
+        grey = _text(_grey(manifest.width, manifest.height))
+        values |= dict.fromkeys(pictures, grey)
+    return values
+
+
+def tensors(values: Values) -> tuple[Tensor, ...]:
+    """The inputs that have a value."""
+    return tuple(tensor for tensor in INPUTS if tensor.name in values)
+
+
+def write(values: Values, folder: Path) -> None:
+    """Writes each value into a file of its input's name."""
+    folder.mkdir()
+    for name, value in values.items():
+        (folder / name).write_bytes(value)
+
+
+def _text(value: bytes) -> bytes:
+    """A tensor of one text: its length, then itself."""
+    return struct.pack("<I", len(value)) + value
+
+
+def _grey(width: int, height: int) -> bytes:
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.new("L", (width, height), 128).save(content, "PNG")
+    return content.getvalue()

@@ -1,0 +1,120 @@
+"""The model that holds the engines: decoupled, it sends progress, previews and each row's result as they come."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import triton_python_backend_utils as pb_utils
+
+from hidiff_runtime.errors import BundleError, InputError
+from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.serving.heartbeat import Heartbeat
+from hidiff_runtime.serving.messages import kind_of
+from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.service import Service
+from hidiff_runtime.serving.triton import rows
+from hidiff_runtime.serving.triton.answers import answer, refusal, tensors_of, told
+from hidiff_runtime.serving.triton.cancel import Tokens
+from hidiff_runtime.serving.triton.meter import TritonSink
+from hidiff_runtime.serving.triton.parameters import AGAIN, Parameters
+
+if TYPE_CHECKING:
+    from hidiff_runtime.pipeline import PictureStep
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+TOKEN = "hidiff_token"
+"""The request parameter by which the front names its token. A request that has one gets no progress."""
+
+
+class TritonPythonModel:
+    """Opens and proves the bundle when it is initialised: the server is not ready before that, or ends."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Opens the bundle that the configuration names.
+
+        Raises:
+            HidiffError: of the class that says why; the server writes it into its log and ends with exit code 1.
+        """
+        parameters = Parameters.read(json.loads(args["model_config"]))
+        folder = parameters.folder(Path(args["model_repository"]) / args["model_version"])
+        manifest = _manifest(folder, parameters.bundle_hash)
+        self._meter = Meter(TritonSink(args["model_name"], args["model_instance_name"]))
+        self._tokens = Tokens(os.getppid())
+        options = self._opening(args, parameters, manifest)
+        self._service = Service.open(folder, limits=parameters.limits, meter=self._meter, **options)
+        self._heartbeat = Heartbeat(self._meter)
+        self._heartbeat.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Answers each request by a stream of responses, the last of them marked as such."""
+        for request in requests:
+            self._serve(request)
+
+    def finalize(self) -> None:
+        """Closes every engine."""
+        self._heartbeat.stop()
+        self._service.close()
+        self._tokens.close()
+
+    def _opening(
+        self,
+        args: Mapping[str, str],
+        parameters: Parameters,
+        manifest: Manifest,  # noqa: ARG002 - for models that open another backend
+    ) -> dict[str, Any]:
+        """How to open the bundle: as the configuration says, on the GPU of this instance if it has one."""
+        gpu = {"device": int(args["model_instance_device_id"])} if args["model_instance_kind"] == "GPU" else {}
+        return {**parameters.options, **gpu}
+
+    def _serve(self, request: Any) -> None:
+        sender = request.get_response_sender()
+        token = json.loads(request.parameters()).get(TOKEN)
+        try:
+            self._run(request, sender, token)
+        except Exception as error:
+            message, kind = told(error)
+            sender.send(answer(rows.failed(message, kind)) if token else refusal(message, kind), flags=FINAL)
+
+    def _run(self, request: Any, sender: Any, token: str | None) -> None:
+        """Makes the pictures of all rows, one after the other; every row is looked at before the first runs."""
+        asked = self._rows(request)
+        runs = [self._service.request(row.values) for row in asked]
+        deadline = time.monotonic() + request.timeout() / 1e6 if request.timeout() else None
+
+        def cancelled() -> bool:
+            return sender.is_cancelled() or (token is not None and self._tokens.cancelled(token))
+
+        for index, (row, run) in enumerate(zip(asked, runs, strict=True)):
+
+            def watch(step: PictureStep, index: int = index, row: rows.Row = row) -> None:
+                sender.send(answer(rows.progress(index, step, row)))
+
+            result = self._service.generate(
+                run, observer=None if token else watch, cancelled=cancelled, deadline=deadline
+            )
+            last = index == len(runs) - 1
+            sender.send(answer(rows.finished(index, result, row.output)), flags=FINAL if last else 0)
+
+    def _rows(self, request: Any) -> list[rows.Row]:
+        try:
+            return rows.read_rows(tensors_of(request), self._service.limits)
+        except InputError as error:
+            self._meter.failed(kind_of(error))
+            raise
+
+
+def _manifest(folder: Path, expected: str) -> Manifest:
+    """The manifest of the bundle that the repository was written for. Raises BundleError where it is another's."""
+    manifest = Manifest.read(folder)
+    if manifest.digest != expected:
+        raise BundleError(
+            "This is not the bundle that the model repository was written for.",
+            given=f"{folder} has {manifest.digest} instead of {expected}",
+            advice=AGAIN,
+        )
+    return manifest
