@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", metavar="DIR", type=Path, help="the bundle's folder")
     group = parser.add_argument_group("where it listens, and who may ask")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    group.add_argument("--port", type=int, default=8000, help="(default: 8000; 0 takes a free one)")
+    group.add_argument("--port", type=_port, default=8000, help="(default: 8000; 0 takes a free one)")
     group.add_argument(
         "--api-key-file", metavar="FILE", type=Path, help="keys, one a line; requests must carry one as Bearer token"
     )
@@ -87,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
+    return int(text)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
@@ -111,6 +117,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     limits = _limits(options)
     rules = _rules(options, limits)
+    bundle_options = opening(options)
     listening = _listen(options.host, options.port)
     prometheus = Prometheus()
     meter = Meter(prometheus)
@@ -120,7 +127,7 @@ def _serve(options: argparse.Namespace) -> int:
         failures.append(error)
         server.should_exit = True
 
-    open_service = partial(Service.open, options.folder, limits=limits, meter=meter, **opening(options))
+    open_service = partial(Service.open, options.folder, limits=limits, meter=meter, **bundle_options)
     host = Host(open_service, meter, waiting=options.queue, failed=failed, ready=_tell_ready)
     app = create_app(host, meter, prometheus.registry, rules=rules, seconds=options.timeout)
     config = uvicorn.Config(
@@ -185,7 +192,7 @@ def _keys(path: Path) -> list[str]:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InputError(
             "The server cannot listen there.", given=f"{host}, port {port}: {error}", advice="Choose another port."
         ) from error

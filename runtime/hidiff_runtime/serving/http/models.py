@@ -58,6 +58,7 @@ def _card(service: Service, created: int) -> dict[str, Any]:
         "bundle": service.bundle_hash,
         "parity": service.parity_hash,
         "backend": bundle.backend,
+        "precision": manifest.precision,
         "limits": vars(limits),
     }
     return {

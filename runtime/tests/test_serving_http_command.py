@@ -1,0 +1,100 @@
+"""``hidiff-serve``: its options, its errors and its exit codes."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hidiff_runtime.serving.http.command import main
+
+PROGRAM = "import sys; from hidiff_runtime.serving.http.command import main; sys.exit(main())"
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_has_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert "hidiff-serve bundle --host 0.0.0.0 --api-key-file keys.txt" in shown
+    assert "exit codes:" in shown
+
+
+def test_help_loads_no_server() -> None:
+    code = "import sys\nfrom hidiff_runtime.serving.http.command import main\n"
+    code += "try: main(['--help'])\nexcept SystemExit: pass\n"
+    report = "print(sorted({'fastapi', 'uvicorn', 'numpy', 'prometheus_client'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+REFUSED = {
+    "an unknown limit": (["--limit", "colour=3"], "no such limit"),
+    "a limit of nothing": (["--limit", "steps=0"], "positive whole number"),
+    "a limit that is text": (["--limit", "steps=many"], "positive whole number"),
+    "an address that is another's": (["--host", "192.0.2.1"], "cannot listen there"),
+    "no file of keys": (["--api-key-file", "nothing.txt"], "keys cannot be read"),
+    "an option of the bundle's": (["--port", "0", "--option", "backend=toy"], "no option of a backend"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, told = REFUSED[name]
+    assert main([str(tmp_path), *arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_refuses_a_file_without_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("\n \n")
+    assert main([str(tmp_path), "--api-key-file", str(keys)]) == 2
+    assert "no key" in capsys.readouterr().err
+
+
+def test_refuses_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main([str(tmp_path), "--port", str(taken.getsockname()[1])]) == 2
+    assert "cannot listen there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many"])
+def test_numbers_are_positive_and_whole(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--queue", "--timeout", "--grace"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["bundle", option, value])
+        assert "not a positive whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["65536", "-1", "http"])
+def test_a_port_is_one(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["bundle", "--port", value])
+    assert "not a port" in capsys.readouterr().err
+
+
+def test_ends_with_the_exit_code_of_a_bundle_that_does_not_open(tmp_path: Path) -> None:
+    done = run(tmp_path, "--port", "0")
+    assert done.returncode == 4
+    assert done.stdout.startswith("listening on http://127.0.0.1:")
+    assert "not a finished bundle" in done.stderr
+    assert "warning" not in done.stderr
+
+
+def test_warns_where_everyone_may_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("secret\n")
+    unheard = [str(tmp_path), "--host", "192.0.2.1"]  # so that it ends at once
+    main(unheard)
+    assert "warning: without --api-key-file" in capsys.readouterr().err
+    main([*unheard, "--api-key-file", str(keys)])
+    shown = capsys.readouterr().err
+    assert "warning" not in shown
+    assert "secret" not in shown
