@@ -110,11 +110,12 @@ def test_every_extra_is_one_that_the_packages_have() -> None:
         assert names <= set(metadata(package).get_all("Provides-Extra") or []), package
 
 
-def test_images_run_unprivileged_and_look_at_the_heartbeat() -> None:
+def test_images_run_unprivileged_and_are_watched() -> None:
     for name in ("build", "runtime", "serve"):
         assert [line for line in stage(name) if line.startswith("USER")] == ["USER 1000:1000"]
-    for name in ("runtime", "serve"):
-        assert sum(line.startswith("HEALTHCHECK") for line in stage(name)) == 1
+    for name, question in (("runtime", "serving.probe"), ("serve", "/health/ready")):
+        (check,) = [line for line in stage(name) if line.startswith("HEALTHCHECK")]
+        assert question in check
 
 
 def test_runtime_installs_without_pytorch(tmp_path: Path) -> None:
