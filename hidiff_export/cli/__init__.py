@@ -20,6 +20,7 @@ COMMANDS = {
     "rebase": "hidiff_export.cli.rebase:rebase",
     "verify": "hidiff_export.cli.verify:verify",
     "generate": "hidiff_export.cli.generate:generate",
+    "bulk": "hidiff_export.cli.bulk:bulk",
     "triton": "hidiff_export.cli.triton:triton",
     "inspect": "hidiff_export.cli.inspect:inspect",
     "doctor": "hidiff_export.cli.doctor:doctor",

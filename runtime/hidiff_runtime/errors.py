@@ -61,6 +61,12 @@ class StorageError(HidiffError):
     exit_code = 6
 
 
+class RowsFailed(HidiffError):  # noqa: N818 - names the outcome
+    """A job with many rows is done, and some of them failed."""
+
+    exit_code = 7
+
+
 class Cancelled(HidiffError):  # noqa: N818 - names the outcome, as asyncio and concurrent.futures do
     """A callback or Ctrl-C ended the run."""
 

@@ -46,6 +46,15 @@ def _module(name: str) -> Callable[[], str]:
     return missing
 
 
+def _installed(name: str) -> Callable[[], str]:
+    """Looks for a library without importing it, which takes long or starts something."""
+
+    def missing() -> str:
+        return "" if find_spec(name) is not None else f"{name} is not installed"
+
+    return missing
+
+
 def _clip_vocabulary() -> str:
     """Looks for the file without importing the package, which needs more than is installed with it."""
     if clip_vocabulary() is None:
@@ -129,6 +138,9 @@ KNOWN: Mapping[str, Callable[[], str]] = {
     "onnxruntime-cuda": _onnxruntime_cuda,
     "torch-cuda": _torch_cuda,
     "clip-vocabulary": _clip_vocabulary,
+    "pyarrow": _module("pyarrow"),
+    "ray": _installed("ray"),
+    "moto": _installed("moto"),
     "chromium": _chromium,
     "tritonserver": _tritonserver,
     "deploy-tools": _deploy_tools,

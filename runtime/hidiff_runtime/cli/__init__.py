@@ -8,15 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hidiff_runtime import __version__
-from hidiff_runtime.cli import check, denoise, generate, info
+from hidiff_runtime.cli import bulk, check, denoise, generate, info
 from hidiff_runtime.cli.output import write
 from hidiff_runtime.errors import Cancelled, HidiffError
 
 EXIT_CODES = """exit codes:
   0 done        1 check failed       2 bad option or input   4 bundle broken
-  5 backend missing or failing       6 disk                  130 interrupted"""
+  5 backend missing or failing       6 disk                  7 some rows failed
+  130 interrupted"""
 
-COMMANDS = {"generate": generate, "check": check, "info": info, "denoise": denoise}
+COMMANDS = {"generate": generate, "bulk": bulk, "check": check, "info": info, "denoise": denoise}
 """A module for each: it has a summary, an example, options to add, and a function that runs them."""
 
 

@@ -40,7 +40,7 @@ class Progress:
         self._done += 1
         self._seconds += info.seconds
         mean = self._seconds / self._done
-        left = _clock(mean * (sum(self.steps) - self._done))
+        left = clock(mean * (sum(self.steps) - self._done))
         self._show(
             f"step {info.step + 1}/{info.steps}  {info.phase.name}  {info.seconds:.3g} s/step  {left} left",
             last=info.step + 1 == info.steps,
@@ -66,7 +66,7 @@ class Progress:
         progress(place + text, end="\n" if last or not sys.stderr.isatty() else "")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """``1:02:03`` or ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,0 +1,291 @@
+"""A whole bulk job: rows read, compared with what is there, made by the pool, and written down."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hidiff_runtime import __version__
+from hidiff_runtime.bulk.cluster import Cluster, Pool, connected
+from hidiff_runtime.bulk.maker import DIED, LIMITS, Outcome, Work, request_values
+from hidiff_runtime.bulk.output import DEAD, Output
+from hidiff_runtime.bulk.plan import Plan, make_plan
+from hidiff_runtime.bulk.progress import Progress
+from hidiff_runtime.bulk.reading import read_prompts
+from hidiff_runtime.bulk.rows import DeadLetter, Row, Value, find_rows
+from hidiff_runtime.bulk.storage import Place, Store
+from hidiff_runtime.errors import EngineError, InputError, StorageError
+from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.pipeline import Pipeline, check_whole
+from hidiff_runtime.serving.fields import read_request
+from hidiff_runtime.text.encoding import TokenCounter
+
+MOST_DEATHS = 3
+"""Rows in a row that end their workers: then it is the machines that are at fault, and the job ends."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is wanted.
+
+    Args:
+        folder: of the bundle, on every machine.
+        prompts: the file.
+        output: where pictures go.
+        pool: of workers.
+        seed: that the seeds of rows without one are derived from.
+        defaults: values of every row that does not say otherwise.
+        ignored: columns that are no fields.
+        opening: options of :func:`hidiff_runtime.open`.
+        recheck: how pictures that are there are looked at: ``hash`` or ``size``.
+        retry_failed: whether rows that failed before are tried again.
+    """
+
+    folder: Path
+    prompts: Place
+    output: Place
+    pool: Pool
+    seed: int = 0
+    defaults: Mapping[str, Value] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    opening: Mapping[str, Any] = field(default_factory=dict)
+    recheck: str = "hash"
+    retry_failed: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What pictures depend on besides rows and bundle."""
+        return {"seed": self.seed, "set": dict(self.defaults)}
+
+
+@dataclass
+class Summary:
+    """What came of a job.
+
+    Args:
+        output: where.
+        bundle: its hash.
+        rows: that were asked for.
+        finished: that were done before.
+        made: in this job.
+        found: whose pictures were there whole, though the index did not know them.
+        failed: that are in the dead letters.
+        again: made again, by the reason.
+        interrupted: begun more than once, since a worker ended in the middle.
+        seconds: of the job, from the start of Ray.
+        parity: the SHA-256 of the warm-up pictures of all workers; several where machines do not draw the same.
+    """
+
+    output: str
+    bundle: str
+    rows: int
+    finished: int
+    failed: int
+    made: int = 0
+    found: int = 0
+    interrupted: int = 0
+    seconds: float = 0.0
+    again: dict[str, int] = field(default_factory=dict)
+    parity: list[str] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        """Rows whose pictures are there."""
+        return self.finished + self.made + self.found
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "done": self.done}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a job would do.
+
+    Args:
+        plan: with the rows that passed the check.
+        refused: dead letters of the rows that did not.
+        actors: workers that are wanted, where it was said.
+    """
+
+    plan: Plan
+    refused: tuple[DeadLetter, ...]
+
+
+def run_job(job: Job) -> Summary:
+    """Does a job. What is finished stays finished, however it ends.
+
+    Raises:
+        InputError: the prompts cannot be read, or the output belongs to something else.
+        BundleError: the bundle cannot make pictures from prompts, or a worker has another.
+        ParityError: a worker's engines do not compute what PyTorch computed.
+        EngineError: Ray, or a backend, is missing or cannot go on.
+        StorageError: the output cannot be read or written.
+    """
+    manifest = _manifest(job)
+    rows, refused = _rows(job)
+    store = Store(job.output)
+    output = Output(store)
+    facts = {"prompts": job.prompts.url, "rows": len(rows) + len(refused), "version": f"hidiff-runtime {__version__}"}
+    with store.locked():
+        output.begin(manifest.digest, job.settings, facts)
+        plan = _plan(job, manifest, rows, refused, output)
+        output.keep(plan.failed)
+        summary = Summary(
+            output=job.output.url,
+            bundle=manifest.digest,
+            rows=len(rows) + len(refused),
+            finished=plan.finished,
+            failed=len(plan.failed),
+            again=dict(plan.again),
+        )
+        if plan.todo:
+            with _kept(output):
+                _make(job, manifest, plan, output, summary)
+        output.finish()
+        bound = {"format": 1, "bundle": manifest.digest, "settings": job.settings, **facts}
+        output.note({**bound, "summary": summary.to_dict()})
+    return summary
+
+
+def check_job(job: Job) -> Checked:
+    """Looks at each row as a worker would, on this machine and without running any; writes nothing.
+
+    Raises:
+        InputError: the prompts cannot be read, or the output belongs to something else.
+        BundleError: the bundle cannot make pictures from prompts.
+        EngineError: the backend is missing here.
+        StorageError: the output cannot be read.
+    """
+    manifest = _manifest(job)
+    rows, refused = _rows(job)
+    output = Output(Store(job.output))
+    output.look(manifest.digest, job.settings)
+    plan = _plan(job, manifest, rows, refused, output)
+    found = []
+    with Pipeline.open(job.folder, **{**job.opening, "verify": "size"}) as pipeline:
+        counter = TokenCounter(pipeline.bundle)
+        for row in plan.todo:
+            try:
+                request = read_request(pipeline, request_values(row, job.prompts.parent), LIMITS)
+                for text in (*request.prompts, *(request.negative_prompts or ())):
+                    counter.count(text, long_prompt=request.settings.long_prompt)
+            except InputError as error:
+                found.append(DeadLetter.of(row, error, manifest.digest))
+    return Checked(plan, tuple(found))
+
+
+def _manifest(job: Job) -> Manifest:
+    manifest = Manifest.read(job.folder)
+    check_whole(manifest, job.folder)
+    return manifest
+
+
+def _rows(job: Job) -> tuple[list[Row], list[DeadLetter]]:
+    raws = read_prompts(job.prompts, job.ignored)
+    return find_rows(raws, seed=job.seed, defaults=job.defaults, ignored=job.ignored)
+
+
+def _plan(job: Job, manifest: Manifest, rows: list[Row], refused: list[DeadLetter], output: Output) -> Plan:
+    return make_plan(
+        rows,
+        refused,
+        output,
+        manifest.digest,
+        batch=manifest.batch,
+        recheck=job.recheck,
+        retry_failed=job.retry_failed,
+    )
+
+
+@contextmanager
+def _kept(output: Output) -> Iterator[None]:
+    """Writes down what is done, also where a job is cut off by an error or by Ctrl-C."""
+    try:
+        yield
+    except BaseException:
+        with suppress(StorageError):  # of two errors the first tells more
+            output.flush(now=True)
+        raise
+
+
+def _make(job: Job, manifest: Manifest, plan: Plan, output: Output, summary: Summary) -> None:
+    """Makes what is left to do."""
+    started = time.monotonic()
+    work = Work(
+        folder=str(job.folder.absolute()),
+        opening=dict(job.opening),
+        bundle=manifest.digest,
+        batch=manifest.batch,
+        output=job.output,
+        inputs=job.prompts.parent,
+    )
+    with connected(job.pool) as cluster:
+        shown = Progress(summary.rows, summary.finished, summary.failed, manifest.batch, cluster.actors, cluster.alive)
+        with shown:
+            _take(cluster, work, plan, output, summary, shown)
+    summary.seconds = round(time.monotonic() - started, 3)
+
+
+def _take(cluster: Cluster, work: Work, plan: Plan, output: Output, summary: Summary, shown: Progress) -> None:
+    """Writes down each outcome. Rows that ended their workers are held back until another shows that workers work."""
+    left = {row.number for row in plan.todo}
+    parities: Counter[str] = Counter(summary.parity)
+    ended: list[DeadLetter] = []
+    for outcome in cluster.outcomes(work, plan.todo):
+        if outcome.fault is not None:
+            raise outcome.fault.error()
+        left.discard(outcome.row)
+        shown.count(failed=outcome.letter is not None)
+        summary.interrupted += outcome.attempts > 1
+        if outcome.letter is not None and outcome.letter.kind == DIED:
+            ended.append(outcome.letter)
+            _check_deaths(ended)
+            continue
+        _bury(ended, output, summary)
+        _note(outcome, output, summary, parities)
+        summary.parity = sorted(parities)
+        output.flush()
+    _bury(ended, output, summary)
+    if left:
+        raise EngineError("Ray lost rows.", given=f"{len(left)}", advice="Run the same command again.")
+
+
+def _note(outcome: Outcome, output: Output, summary: Summary, parities: Counter[str]) -> None:
+    if outcome.letter is not None:
+        output.bury(outcome.letter)
+        summary.failed += 1
+        return
+    output.add(outcome.pictures)
+    parity = outcome.pictures[0].parity
+    if parity is None:
+        summary.found += 1
+    else:
+        summary.made += 1
+        parities[parity] += 1
+
+
+def _bury(ended: list[DeadLetter], output: Output, summary: Summary) -> None:
+    for letter in ended:
+        output.bury(letter)
+    summary.failed += len(ended)
+    ended.clear()
+
+
+def _check_deaths(ended: list[DeadLetter]) -> None:
+    if len(ended) >= MOST_DEATHS:
+        raise EngineError(
+            "Workers end whatever row they make.",
+            given=f"{len(ended)} rows one after another, {ended[0].where} first",
+            advice="Look for a lack of memory (fewer --actors) and in Ray's logs, then run the same command again.",
+        )
+
+
+def dead_letters(job: Job) -> str:
+    """Where the dead letters of a job are."""
+    return job.output.joined(DEAD).url

@@ -1,0 +1,225 @@
+"""What a job leaves: pictures, an index of them, dead letters, and what all of it was made with.
+
+```
+run.json              the bundle's hash and the settings, written first; at the end what came of it
+pictures/<id>.png     each whole, and telling the row that it was made from
+rows.parquet          the index, a row for each picture
+rows/part-*.parquet   what was added to the index since, while a job runs or after one was cut off
+dead-letters.jsonl    rows that failed, why, and what to do
+```
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from hidiff_runtime.bulk.rows import DeadLetter
+from hidiff_runtime.bulk.storage import Store, arrow
+from hidiff_runtime.errors import InputError, StorageError
+
+PICTURES = "pictures"
+RUN, INDEX, PARTS, DEAD = "run.json", "rows.parquet", "rows", "dead-letters.jsonl"
+FORMAT = 1
+EACH_SECONDS, EACH_ROWS = 20.0, 1000
+"""How often what is done is written into the index: a job that is cut off finds the rest in the pictures."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A row of the index.
+
+    Args:
+        id: of the row.
+        row: its number in the prompts.
+        picture: its index in the bundle's batch.
+        file: in the output.
+        sha256: of the file.
+        bytes: of the file.
+        seed: of the run, as a signed number of 64 bits: the same stream as that of the unsigned one.
+        seconds: that denoising and decoding took; None where the picture was found.
+        parameters: all that it was made with, as JSON.
+        fingerprint: of the row.
+        bundle: the bundle's hash.
+        parity: SHA-256 of the warm-up picture of the worker; None where the picture was found.
+    """
+
+    id: str
+    row: int
+    picture: int
+    file: str
+    sha256: str
+    bytes: int
+    seed: int
+    seconds: float | None
+    parameters: str
+    fingerprint: str
+    bundle: str
+    parity: str | None
+
+
+class Output:
+    """Reads and writes the index and the dead letters at a place.
+
+    Args:
+        store: of the place.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.index: dict[str, list[Picture]] = {}
+        self.dead: list[DeadLetter] = []
+        self._fresh: list[Picture] = []
+        self._dead_changed = False
+        self._written = time.monotonic()
+
+    def begin(self, bundle: str, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Binds the place to a bundle and settings, and reads what earlier jobs left.
+
+        Args:
+            bundle: the hash of the bundle.
+            settings: that pictures depend on.
+            facts: to be noted beside them.
+
+        Raises:
+            InputError: the place holds something else, or pictures of another bundle or other settings.
+            StorageError: it cannot be read or written.
+        """
+        self.look(bundle, settings)
+        self.note({"format": FORMAT, "bundle": bundle, "settings": settings, **facts})
+
+    def look(self, bundle: str, settings: Mapping[str, Any]) -> None:
+        """Reads what earlier jobs left, and writes nothing; otherwise as `begin`."""
+        content = self.store.read(RUN)
+        if content is None:
+            if not self.store.is_empty():
+                raise InputError(
+                    "The output holds something that is not from a bulk job.",
+                    given=self.store.place.url,
+                    advice="Choose an empty or new place.",
+                )
+            return
+        _check_same(self.store.place.url, _object(RUN, content), bundle, settings)
+        self._read()
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Writes ``run.json``. Raises StorageError where it cannot."""
+        self.store.write(RUN, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def add(self, pictures: Iterable[Picture]) -> None:
+        """Notes the pictures of a row."""
+        made = list(pictures)
+        self.index[made[0].id] = made
+        self._fresh.extend(made)
+
+    def keep(self, letters: Iterable[DeadLetter]) -> None:
+        """Leaves these dead letters of all there are."""
+        self.dead = list(letters)
+        self._dead_changed = True
+
+    def bury(self, letter: DeadLetter) -> None:
+        """Notes that a row failed; the index forgets pictures that were made of it when it was another."""
+        self.dead.append(letter)
+        self.index.pop(letter.id, None)
+        self._dead_changed = True
+
+    def flush(self, *, now: bool = False) -> None:
+        """Writes what is new, if it is time or ``now``. Raises StorageError where it cannot."""
+        due = len(self._fresh) >= EACH_ROWS or time.monotonic() - self._written >= EACH_SECONDS
+        if not (now or due):
+            return
+        if self._fresh:
+            self.store.write(f"{PARTS}/part-{uuid.uuid4().hex}.parquet", _table(self._fresh))
+            self._fresh = []
+        if self._dead_changed:
+            letters = sorted(self.dead, key=lambda letter: letter.row)
+            lines = [json.dumps(asdict(letter), ensure_ascii=False) for letter in letters]
+            self.store.write(DEAD, "".join(f"{line}\n" for line in lines).encode())
+            self._dead_changed = False
+        self._written = time.monotonic()
+
+    def finish(self) -> None:
+        """Writes the whole index, and then removes its parts. Raises StorageError where it cannot."""
+        self.flush(now=True)
+        rows = sorted(self.index.values(), key=lambda pictures: (pictures[0].row, pictures[0].id))
+        self.store.write(INDEX, _table([picture for pictures in rows for picture in pictures]))
+        for name in self.store.sizes(PARTS):
+            self.store.delete(f"{PARTS}/{name}")
+
+    def _read(self) -> None:
+        contents = [self.store.read(INDEX)]
+        contents += [self.store.read(f"{PARTS}/{name}") for name in sorted(self.store.sizes(PARTS))]
+        rows: dict[tuple[str, str], dict[int, Picture]] = {}
+        for content in contents:
+            for picture in [] if content is None else _pictures(content):
+                rows.setdefault((picture.id, picture.fingerprint), {})[picture.picture] = picture
+        for (row_id, _), found in rows.items():  # a row that was changed and made anew comes later
+            self.index[row_id] = [found[number] for number in sorted(found)]
+        lines = (self.store.read(DEAD) or b"").decode().splitlines()
+        self.dead = [DeadLetter(**_object(DEAD, line)) for line in lines]
+
+
+def _table(pictures: list[Picture]) -> bytes:
+    """The Parquet file of these rows."""
+    pyarrow = arrow()
+    from pyarrow import parquet
+
+    types = {"row": "int64", "picture": "int32", "bytes": "int64", "seed": "int64", "seconds": "float64"}
+    schema = pyarrow.schema(
+        [(field.name, pyarrow.type_for_alias(types.get(field.name, "string"))) for field in fields(Picture)]
+    )
+    content = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist([asdict(picture) for picture in pictures], schema), content)
+    return content.getvalue()
+
+
+def _pictures(content: bytes) -> list[Picture]:
+    pyarrow = arrow()
+    from pyarrow import parquet
+
+    try:
+        return [Picture(**row) for row in parquet.read_table(io.BytesIO(content)).to_pylist()]
+    except (pyarrow.ArrowException, OSError, TypeError) as error:
+        raise _broken(INDEX, error) from error
+
+
+def _object(name: str, content: bytes | str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(content)
+    except ValueError as error:
+        raise _broken(name, error) from error
+    if not isinstance(found, dict):
+        raise _broken(name, "not an object")
+    return found
+
+
+def _broken(name: str, reason: object) -> StorageError:
+    return StorageError(
+        "A file of an earlier job cannot be read.",
+        given=f"{name}: {reason}",
+        advice="Remove it: pictures that are whole are found again by what they say of themselves.",
+    )
+
+
+def _check_same(url: str, found: Mapping[str, Any], bundle: str, settings: Mapping[str, Any]) -> None:
+    if found.get("format") != FORMAT:
+        raise InputError(
+            "The output is of another format.", given=f"{url}: {found.get('format')}", advice="Choose another place."
+        )
+    if found.get("bundle") != bundle:
+        raise InputError(
+            "The output holds pictures of another bundle.",
+            given=f"{url}: bundle {str(found.get('bundle'))[:12]}, and this one is {bundle[:12]}",
+            advice="Choose another output, or go on with the bundle that it was begun with.",
+        )
+    if found.get("settings") != settings:
+        raise InputError(
+            "The output holds pictures made with other settings.",
+            given=f"{url}: {json.dumps(found.get('settings'))}, and now {json.dumps(settings)}",
+            advice="Choose another output, or give the settings (--seed, --set) that it was begun with.",
+        )

@@ -1,0 +1,291 @@
+"""Rows of a bulk job: each has an id, a seed and the settings of one run, as plain values that travel as JSON."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from hidiff_runtime.errors import HidiffError, InputError
+from hidiff_runtime.serving.fields import BY_NAME, Field
+from hidiff_runtime.serving.messages import kind_of
+
+Value = str | int | float | bool
+ID = "id"
+LONGEST_NAME = 180
+"""Bytes of a picture's name without its ending; most file systems take 255."""
+
+_TYPES: dict[str, tuple[type, ...]] = {"text": (str,), "whole": (int,), "number": (int, float), "flag": (bool,)}
+_DATA = "data:"
+_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A row as it was read.
+
+    Args:
+        number: from 0, counted over all rows of the file.
+        where: it stands, for messages.
+        values: by column; or why there are none.
+        text: whether all values are text, as CSV has them.
+    """
+
+    number: int
+    where: str
+    values: Mapping[str, Any] | InputError
+    text: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run that is asked for.
+
+    Args:
+        number: from 0.
+        where: it stands, for messages.
+        id: its own.
+        values: by the names of `hidiff_runtime.serving.fields.FIELDS`, the seed always among them; pictures are a path,
+            an ``s3://`` URL or a ``data:`` URL.
+    """
+
+    number: int
+    where: str
+    id: str
+    values: Mapping[str, Value]
+
+    def fingerprint(self, bundle: str) -> str:
+        """SHA-256 of the values, and of the hash of the bundle that they are for."""
+        content = json.dumps([bundle, self.id, self.values], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """What `from_json` reads."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Row:
+        """A row that :meth:`to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A row that could not be made.
+
+    Args:
+        id: of the row; its number where it has none of its own.
+        row: its number.
+        where: it stands.
+        reason: what is wrong.
+        given: what was found.
+        advice: what to do.
+        kind: ``input``, ``engine``, ``died`` or ``internal``.
+        fingerprint: of the row, empty where it never was one.
+        values: that were asked for, pictures shortened.
+    """
+
+    id: str
+    row: int
+    where: str
+    reason: str
+    given: str
+    advice: str
+    kind: str
+    fingerprint: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: Row, error: BaseException, bundle: str) -> DeadLetter:
+        """For a row that failed with this error."""
+        known = isinstance(error, HidiffError)
+        return cls(
+            id=row.id,
+            row=row.number,
+            where=row.where,
+            reason=error.summary if isinstance(error, HidiffError) else f"{type(error).__name__}: {error}"[:_SHOWN],
+            given=_short(error.given) if isinstance(error, HidiffError) and error.given is not None else "",
+            advice=error.advice if isinstance(error, HidiffError) else "This is a fault of hidiff-runtime: report it.",
+            kind=kind_of(error) if known else "internal",
+            fingerprint=row.fingerprint(bundle),
+            values={name: _short(value) for name, value in row.values.items()},
+        )
+
+
+def derived_seed(base: int, row_id: str) -> int:
+    """The seed of a row that has none: 32 bits of the SHA-256 of ``base``, a colon and the row's id.
+
+    It depends on nothing else, so neither on the order of rows nor on which worker makes them.
+    """
+    return int.from_bytes(hashlib.sha256(f"{base}:{row_id}".encode()).digest()[:4], "big")
+
+
+def picture_name(row_id: str) -> str:
+    """The name of a row's picture, without its ending: the id, percent-encoded where it is no plain file name.
+
+    It holds no separator and does not begin with a dot. A name that would be too long ends in the id's SHA-256.
+    """
+    name = quote(row_id, safe=" ").replace("~", "%7E")
+    if name.startswith("."):
+        name = f"%2E{name[1:]}"
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(row_id.encode()).hexdigest()[:32]
+    return f"{name[: LONGEST_NAME - 33]}~{digest}"  # no other name has a tilde
+
+
+def find_rows(
+    raws: Iterable[Raw], *, seed: int, defaults: Mapping[str, Value], ignored: Iterable[str] = ()
+) -> tuple[list[Row], list[DeadLetter]]:
+    """The rows, and those that are none: without values, with ones of a wrong type, or with an id that is taken.
+
+    Args:
+        raws: as they were read.
+        seed: that the seeds of rows without one are derived from.
+        defaults: values of every row that does not say otherwise.
+        ignored: columns to leave out.
+    """
+    rows: list[Row] = []
+    refused: list[DeadLetter] = []
+    taken: dict[str, str] = {}
+    left_out = frozenset(ignored)
+    for raw in raws:
+        try:
+            row = _row(raw, seed, defaults, left_out)
+            _check_id(row, taken)
+        except InputError as error:
+            values = raw.values if isinstance(raw.values, Mapping) else {}
+            refused.append(_refused(raw, values, error))
+            continue
+        rows.append(row)
+    return rows, refused
+
+
+def parse_value(name: str, text: str) -> Value:
+    """A value written as text, as on the command line and in CSV.
+
+    Raises:
+        InputError: there is no such field, or it is not of its kind.
+    """
+    known = _field(name)
+    try:
+        if known.kind == "whole":
+            return int(text)
+        if known.kind == "number":
+            return float(text)
+        if known.kind == "flag":
+            return {"true": True, "false": False}[text.strip().lower()]
+    except (ValueError, KeyError) as error:
+        raise _wrong_type(known, text) from error
+    return text
+
+
+def _row(raw: Raw, seed: int, defaults: Mapping[str, Value], ignored: frozenset[str]) -> Row:
+    if isinstance(raw.values, InputError):
+        raise raw.values
+    values = dict(defaults)
+    row_id = f"{raw.number:06}"
+    for name, given in raw.values.items():
+        if name in ignored or _is_nothing(given, raw.text):
+            continue
+        if name == ID:
+            row_id = _id(given)
+            continue
+        values[name] = parse_value(name, given) if raw.text else _plain(_field(name), given)
+    values.setdefault("seed", derived_seed(seed, row_id))
+    return Row(raw.number, raw.where, row_id, values)
+
+
+def _check_id(row: Row, taken: dict[str, str]) -> None:
+    """Notes the id's file name; refuses one that is taken, also on file systems that fold upper and lower case."""
+    name = picture_name(row.id).casefold()
+    if name in taken:
+        raise InputError(
+            "Another row has this id.",
+            given=f"{row.id!r}, as {taken[name]}",
+            advice="Give each row an id of its own; upper and lower case do not tell ids apart.",
+        )
+    taken[name] = row.where
+
+
+def _is_nothing(given: object, text: bool) -> bool:
+    return given is None or (isinstance(given, float) and math.isnan(given)) or (text and given == "")
+
+
+def _id(given: object) -> str:
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)
+    if not isinstance(given, (str, int)) or isinstance(given, bool) or given == "":
+        raise InputError("An id must be text or a whole number.", given=_short(given), advice="Or leave it out.")
+    return str(given)
+
+
+def _field(name: str) -> Field:
+    if name not in BY_NAME:
+        raise InputError(
+            "There is no such field.", given=name, advice=f"There are {ID}, {', '.join(BY_NAME)}; or --ignore {name}."
+        )
+    return BY_NAME[name]
+
+
+def _plain(known: Field, given: Any) -> Value:
+    """A value of a table or of JSON. Whole numbers may come as floats, as tables with gaps have them."""
+    if known.kind == "picture":
+        return _picture(known, given)
+    if known.kind == "whole" and isinstance(given, float) and given.is_integer():
+        return int(given)
+    value: Value = given
+    if not isinstance(value, _TYPES[known.kind]) or (isinstance(value, bool) and known.kind != "flag"):
+        raise _wrong_type(known, value)
+    return value
+
+
+def _picture(known: Field, given: Any) -> str:
+    """A path or URL as it is, bytes as a ``data:`` URL; a table of datasets has both in one value."""
+    if isinstance(given, Mapping):
+        given = given.get("bytes") or given.get("path")
+    if isinstance(given, bytes):
+        return f"{_DATA};base64,{base64.b64encode(given).decode()}"
+    if not isinstance(given, str) or not given:
+        raise _wrong_type(known, given)
+    return given
+
+
+def _wrong_type(known: Field, given: object) -> InputError:
+    wanted = {
+        "text": "text",
+        "whole": "a whole number",
+        "number": "a number",
+        "flag": "true or false",
+        "picture": "a path, a URL or bytes",
+    }[known.kind]
+    return InputError(f"{known.name} must be {wanted}.", given=_short(given), advice="Mend the row.")
+
+
+def _refused(raw: Raw, values: Mapping[str, Any], error: InputError) -> DeadLetter:
+    given = values.get(ID)
+    return DeadLetter(
+        id=f"{raw.number:06}" if given is None else str(given),
+        row=raw.number,
+        where=raw.where,
+        reason=error.summary,
+        given="" if error.given is None else str(error.given),
+        advice=error.advice,
+        kind="input",
+        values={name: _short(value) for name, value in values.items() if value is not None},
+    )
+
+
+def _short(value: object) -> Any:
+    """What is shown of a value."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, (bytes, Mapping)):
+        return f"({type(value).__name__})"
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

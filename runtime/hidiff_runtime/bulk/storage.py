@@ -1,0 +1,223 @@
+"""Where a job reads and writes: a folder, or a bucket of S3 or of what speaks as S3 does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+from hidiff_runtime.errors import EngineError, InputError, StorageError
+from hidiff_runtime.pictures.png import write_whole
+
+SCHEME = "s3://"
+LOCK = ".lock"
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
+def arrow() -> ModuleType:
+    """``pyarrow``.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    try:
+        return import_module("pyarrow")
+    except ImportError as error:
+        raise EngineError(
+            "Bulk jobs need pyarrow, which is not installed.", given=error, advice="pip install 'hidiff-runtime[bulk]'"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder or a prefix of a bucket, as text that travels to workers.
+
+    Args:
+        url: a path, or ``s3://bucket/prefix``.
+        endpoint: of another server than Amazon's, such as ``http://minio:9000``; None for Amazon's, or what the
+            usual environment variables name.
+    """
+
+    url: str
+    endpoint: str | None = None
+
+    @classmethod
+    def of(cls, text: str, endpoint: str | None = None) -> Place:
+        """The place that a person wrote: a path is made absolute, the endpoint taken from the environment.
+
+        Raises:
+            InputError: it is another kind of URL, or names no bucket.
+        """
+        if not text.startswith(SCHEME):
+            if "://" in text:
+                raise InputError("Only s3:// URLs and paths are taken.", given=text, advice="Give s3://bucket/prefix.")
+            return cls(str(Path(text).expanduser().absolute()))
+        if not text.removeprefix(SCHEME).strip("/"):
+            raise InputError("The URL names no bucket.", given=text, advice="Give s3://bucket/prefix.")
+        named = endpoint or next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
+        return cls(text.rstrip("/"), named)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder."""
+        return not self.url.startswith(SCHEME)
+
+    @property
+    def parent(self) -> Place:
+        """Where it lies."""
+        if self.is_local:
+            return Place(str(Path(self.url).parent))
+        return Place(self.url.rpartition("/")[0], self.endpoint)
+
+    def joined(self, name: str) -> Place:
+        """A place inside; ``name`` may itself be a whole path or URL."""
+        if name.startswith(SCHEME):
+            return Place(name, self.endpoint)
+        if self.is_local or name.startswith("/"):
+            return Place(str(Path(self.url if self.is_local else "/") / name))
+        return Place(f"{self.url}/{name}", self.endpoint)
+
+
+class Store:
+    """Reads and writes whole files at a place and below it. Each file is there whole or not at all.
+
+    Args:
+        place: of everything.
+
+    Raises:
+        EngineError: pyarrow is not installed.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        arrow()
+        from pyarrow import fs
+
+        self._fs_module = fs
+        if place.is_local:
+            self._files: Any = fs.LocalFileSystem()
+        else:
+            self._files = fs.S3FileSystem(**_s3_options(place.endpoint))
+
+    def read(self, name: str = "") -> bytes | None:
+        """A file's content; None where there is none. Without a name, the place itself is the file.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        try:
+            with self._told("read", name), self._files.open_input_stream(self._path(name)) as file:
+                content: bytes = file.read()
+                return content
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file, in the place of one that is there.
+
+        Raises:
+            StorageError: it cannot be written; nothing of it is kept.
+        """
+        with self._told("written", name):
+            if self.place.is_local:
+                path = Path(self._path(name))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, content)
+            else:
+                with self._files.open_output_stream(self._path(name)) as file:
+                    file.write(content)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The files in a folder by name, with their bytes; none where there is no folder.
+
+        Raises:
+            StorageError: it cannot be listed.
+        """
+        with self._told("listed", folder):
+            selector = self._fs_module.FileSelector(self._path(folder), allow_not_found=True)
+            found = self._files.get_file_info(selector)
+        return {info.base_name: info.size for info in found if info.is_file}
+
+    def is_empty(self) -> bool:
+        """Whether nothing is there but the lock.
+
+        Raises:
+            StorageError: it cannot be listed.
+        """
+        with self._told("listed", ""):
+            selector = self._fs_module.FileSelector(self._path(""), allow_not_found=True)
+            return all(info.base_name == LOCK for info in self._files.get_file_info(selector))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps another job on this machine out of a folder, which it makes. A bucket has no lock: what two jobs write
+        there is the same, and so done twice, not spoilt.
+
+        Raises:
+            StorageError: another job holds it, or the folder cannot be made.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        if not self.place.is_local:
+            yield
+            return
+        path = Path(self._path(LOCK))
+        with self._told("written", ""):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise StorageError(
+                    "Another job writes there.", given=self.place.url, advice="Wait for it, or choose another output."
+                ) from error
+            yield
+
+    def delete(self, name: str) -> None:
+        """Removes a file.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        with self._told("removed", name):
+            self._files.delete_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        root = self.place.url.removeprefix(SCHEME)
+        return f"{root}/{name}" if name else root
+
+    @contextmanager
+    def _told(self, action: str, name: str) -> Iterator[None]:
+        """Says what could not be done where; that a file is not there is the caller's to know."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            where = self.place.joined(name).url if name else self.place.url
+            raise StorageError(
+                f"The files of the job cannot be {action}.",
+                given=f"{where}: {error.strerror or error}",
+                advice="Look at the place, its permissions and credentials, and run the same command again.",
+            ) from error
+
+
+def _s3_options(endpoint: str | None) -> dict[str, Any]:
+    if endpoint is None:
+        return {}
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InputError(
+            "The S3 endpoint must be a URL.", given=endpoint, advice="Give it as http://host:port or https://host."
+        )
+    return {"endpoint_override": parts.netloc, "scheme": parts.scheme}
