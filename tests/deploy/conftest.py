@@ -31,9 +31,13 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., T
 
 @pytest.fixture(scope="session")
 def repository(sd15_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model repository of the small bundle, as `served` serves it; copy it before changing it."""
+    """A model repository of the small bundle, as `served` serves it; copy it before changing it.
+
+    All engines stay open: opening them anew would take most of the time of so small a picture. One thread: more would
+    wait for each other where several tests run.
+    """
     folder = tmp_path_factory.mktemp("repository") / "models"
-    write(sd15_bundle, folder, Plan())
+    write(sd15_bundle, folder, Plan(options={"resident": "all", "threads": 1}))
     return folder
 
 
