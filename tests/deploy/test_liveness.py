@@ -1,0 +1,55 @@
+"""The server as the image starts it: pictures come out, and when a model's process is killed the probe says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tritonclient.http
+
+from tests.deploy.clients import http, inputs
+from tests.deploy.server import TritonServer
+
+SCRIPT = Path(__file__).parents[2] / "deploy/docker/hidiff-triton"
+
+
+def options(repository: Path) -> list[str]:
+    """The options that the image's script starts Triton with, but for those that every server of the tests has."""
+    environment = {"PATH": "/usr/bin:/bin", "MODEL_REPOSITORY": str(repository), "TRITONSERVER": "/bin/echo"}
+    said = subprocess.run([SCRIPT], capture_output=True, text=True, check=True, env=environment).stdout.split()
+    own = ("--model-repository=", "--model-control-mode=none")
+    assert [sum(word.startswith(start) for word in said) for start in own] == [1, 1]
+    return [word for word in said if not word.startswith(own)]
+
+
+def probe(server: TritonServer) -> tuple[int, str]:
+    """What the liveness probe says; a model's process sets its heartbeat every five seconds."""
+    url = f"http://{server.metrics}/metrics"
+    command = [sys.executable, "-m", "hidiff_runtime.serving.probe", url, "--older-than", "7"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.needs("tritonserver")
+def test_a_killed_model_is_seen_by_the_probe_alone(repository: Path, triton: Callable[..., TritonServer]) -> None:
+    server = triton(repository, options=options(repository))
+    with http(server) as client:
+        answer = client.infer("hidiff", inputs(tritonclient.http, prompt="a lighthouse", seed=1))
+        assert answer.as_numpy("image")[0, 0].startswith(b"\x89PNG")
+    code, said = probe(server)
+    assert (code, said[:6]) == (0, "alive:")
+    (stub,) = server.stubs("hidiff_stream")
+    os.kill(stub, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while code == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+        code, said = probe(server)
+    assert (code, "s old, more than 7 s" in said) == (1, True)
+    assert server.ready()
