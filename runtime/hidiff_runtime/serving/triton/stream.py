@@ -73,7 +73,7 @@ class TritonPythonModel:
 
     def _serve(self, request: Any) -> None:
         sender = request.get_response_sender()
-        token = json.loads(request.parameters()).get(TOKEN)
+        token = _token(request)
         try:
             self._run(request, sender, token)
         except Exception as error:
@@ -106,6 +106,12 @@ class TritonPythonModel:
         except InputError as error:
             self._meter.failed(kind_of(error))
             raise
+
+
+def _token(request: Any) -> str | None:
+    """The front's token; anything else that a client sends by that name is none."""
+    found = json.loads(request.parameters()).get(TOKEN)
+    return found if isinstance(found, str) else None
 
 
 def _manifest(folder: Path, expected: str) -> Manifest:
