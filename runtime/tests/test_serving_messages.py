@@ -39,7 +39,8 @@ def test_no_path_leaves_the_server(error: Exception) -> None:
     assert told
 
 
-def test_fractions_and_text_stay() -> None:
+def test_what_is_no_path_stays() -> None:
+    assert "'a\\x1b b'" in public_message(InputError("A control character.", given=repr("a\x1b b")))
     assert "1/2 and/or" in public_message(InputError("Give 1/2 and/or more."))
 
 

@@ -11,7 +11,7 @@ LONGEST = 300
 
 INTERNAL = "Internal error."
 
-_PATH = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\][^\s'\",;:)]+")
+_PATH = re.compile(r"(?<![\w.])(?:~?/|[A-Za-z]:[/\\])[^\s'\",;:)]+")
 
 
 def public_message(error: BaseException) -> str:
