@@ -18,7 +18,8 @@ from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.manifest import MANIFEST, Manifest
 from hidiff_runtime.pipeline import Pipeline
 from hidiff_runtime.serving.messages import public_message
-from hidiff_runtime.serving.triton.backend import TritonBackend, engine_models
+from hidiff_runtime.serving.triton.backend import TritonBackend
+from hidiff_runtime.serving.triton.layout import engine_models
 
 
 class Server:

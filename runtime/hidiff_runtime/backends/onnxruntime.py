@@ -26,7 +26,7 @@ _WEIGHTS = ("packed", "shared")
 
 Place = Literal["cuda", "cpu"]
 
-_CUDA: dict[str, str] = {
+CUDA_OPTIONS: dict[str, str] = {
     # float32 graphs mean float32: by default convolutions and matrix products drop 13 bits of the mantissa.
     "use_tf32": "0",
     # The default measures every algorithm for every convolution when an engine first runs. An engine is opened anew at
@@ -229,7 +229,7 @@ class OnnxRuntimeSession:
 
         providers: list[Any] = [_PROVIDERS["cpu"]]
         if self._place == "cuda":
-            providers.insert(0, (_PROVIDERS["cuda"], _CUDA))
+            providers.insert(0, (_PROVIDERS["cuda"], CUDA_OPTIONS))
         try:
             session = onnxruntime.InferenceSession(self._engine, _session_options(self._options), providers=providers)
         except Exception as error:  # as above

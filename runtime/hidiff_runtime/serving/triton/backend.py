@@ -6,18 +6,15 @@ The pipeline stays the one there is; only what it asks for an evaluation is anot
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.backends.protocol import Availability, DeviceArray, WeightMap
-from hidiff_runtime.engines import STEP
 from hidiff_runtime.errors import EngineError, InputError
-from hidiff_runtime.manifest import GraphRecord, Manifest
+from hidiff_runtime.manifest import GraphRecord
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -34,22 +31,12 @@ class Call(Protocol):
         ...
 
 
-def engine_models(manifest: Manifest, prefix: str) -> dict[str, GraphRecord]:
-    """Every graph whose engine becomes a model, by that model's name: ``PREFIX_strided``, ``PREFIX_vae_decoder``, …
-
-    The step graph is none: its work is the host's wherever engines take host arrays.
-    """
-    graphs: dict[str, GraphRecord] = {record.phase.name: record for record in manifest.phases}
-    graphs |= {name: record for name, record in manifest.others() if name != STEP}
-    return {f"{prefix}_{name}": record for name, record in graphs.items()}
-
-
 class TritonBackend:
     """Opens sessions of models that the server loaded.
 
     Args:
         name: the backend that the models' engines were built for, so that a manifest has it.
-        models: what `engine_models` gave.
+        models: what `hidiff_runtime.serving.triton.layout.engine_models` gave.
         call: asks a model.
     """
 
@@ -144,42 +131,3 @@ class TritonSession:
     def execute(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:  # noqa: ARG002
         """Never asked for: the device has no memory. Raises EngineError."""
         raise EngineError("Models of a Triton server take host arrays only.", given=self._model)
-
-
-class Bls:
-    """Asks models from inside a model of Triton's Python backend: its business logic scripting.
-
-    Works once the server is ready, not while the asking model is being initialised. The tensors cross shared memory.
-    """
-
-    def __init__(self) -> None:
-        self._utils: Any = import_module("triton_python_backend_utils")
-
-    def __call__(self, model: str, inputs: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """What `Call` says."""
-        utils = self._utils
-        request = utils.InferenceRequest(
-            model_name=model,
-            requested_output_names=list(outputs),
-            inputs=[utils.Tensor(name, np.ascontiguousarray(array)) for name, array in inputs.items()],
-            preferred_memory=utils.PreferredMemory(utils.TRITONSERVER_MEMORY_CPU, 0),
-        )
-        try:
-            response = request.exec()
-        except utils.TritonModelException as error:
-            raise _failure(model, str(error)) from error
-        if response.has_error():
-            raise _failure(model, response.error().message())
-        found = {tensor.name(): tensor for tensor in response.output_tensors()}
-        missing = [name for name in outputs if name not in found]
-        if missing:
-            raise _failure(model, f"no {missing[0]}")
-        # A copy: the tensor's memory is the server's again when the response goes.
-        return {name: np.array(found[name].as_numpy()) for name in outputs}
-
-
-def _failure(model: str, told: str) -> EngineError:
-    """A short error; what the server told may hold paths, so it is for the log alone."""
-    return EngineError(
-        f"The model {model} failed.", given=told[:300], advice="Look into the server's log, where it says why."
-    )

@@ -1,0 +1,91 @@
+"""The files of one engine, made whole in a folder of its own: what Triton loads without the rest of the bundle."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from hidiff_export.deploy.files import take_file
+from hidiff_export.errors import BundleError, InputError
+from hidiff_runtime.backends.tensorrt.record import PlanRecord
+from hidiff_runtime.paths import fault_in
+
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class EngineFiles:
+    """What one engine takes.
+
+    Args:
+        weights: bytes of weights that whoever loads it holds in memory.
+        needs: what runs it, for people; empty where any version does.
+    """
+
+    weights: int
+    needs: str = ""
+
+
+def take_onnx(engine: Path, version: Path, *, link: bool) -> EngineFiles:
+    """A graph as ``model.onnx``, with the files that hold its weights where it looks for them: beside itself.
+
+    Args:
+        engine: the graph.
+        version: the folder.
+
+    Raises:
+        BundleError: the graph is not readable, or looks for weights outside its folder.
+    """
+    places = _weights(engine)
+    take_file(engine, version / "model.onnx", link=link)
+    for location in sorted({location for location, _, _ in places}):
+        if fault := fault_in(location):
+            raise BundleError(f"The weights of {engine.name} lie elsewhere: the path {fault}.", given=location)
+        (version / location).parent.mkdir(parents=True, exist_ok=True)
+        take_file(engine.parent / location, version / location, link=link)
+    return EngineFiles(sum(length for _, _, length in places))
+
+
+def _weights(engine: Path) -> set[tuple[str, int, int]]:
+    """Where the graph's weights lie: file, offset and length; those that are used twice once."""
+    try:
+        model = ir.load(engine)
+    except Exception as error:  # whatever the parser makes of a file that is no graph
+        raise BundleError(f"{engine.name} is not a readable graph.", given=error, advice="Build it again.") from error
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    external = (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+    return {(Path(tensor.location).as_posix(), tensor.offset or 0, tensor.nbytes) for tensor in external}
+
+
+def take_plan(engine: Path, version: Path, *, link: bool) -> EngineFiles:
+    """A plan as ``model.plan``, its parts put together again.
+
+    Args:
+        engine: the plan's record.
+        version: the folder.
+
+    Raises:
+        BundleError: it is no plan record.
+        InputError: the plan holds several phases.
+    """
+    record = PlanRecord.read(engine)
+    if record.merged:
+        raise InputError(
+            "One plan holds all phases of this bundle, so that there is no engine for each phase.",
+            given=f"{engine.name}: {', '.join(record.phases)}",
+            advice="Use the other layout of repositories, or build the bundle with layout=per-phase.",
+        )
+    target = version / "model.plan"
+    parts = record.paths(engine)
+    if len(parts) == 1:
+        take_file(parts[0], target, link=link)
+    else:
+        with target.open("wb") as whole:
+            for part in parts:
+                with part.open("rb") as reader:
+                    shutil.copyfileobj(reader, whole, _CHUNK)
+    built_for = record.device or " or ".join(record.targets)
+    return EngineFiles(target.stat().st_size, f"TensorRT {record.version} on {built_for}")
