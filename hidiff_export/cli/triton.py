@@ -108,13 +108,17 @@ def _gpus(text: str) -> tuple[int, ...]:
 
 
 def _options(texts: Sequence[str]) -> dict[str, str | int | bool]:
+    """Options of the backend. Raises InputError for what is no NAME=VALUE, or names something else of opening."""
     from hidiff_export.errors import InputError
-    from hidiff_runtime.cli.opening import named_value
+    from hidiff_runtime.cli.opening import NAMES, named_value
 
     try:
-        return dict(named_value(text) for text in texts)
+        found = dict(named_value(text) for text in texts)
     except argparse.ArgumentTypeError as error:
         raise InputError("--option must be NAME=VALUE.", given=error, advice="Write --option threads=8.") from error
+    if taken := [name for name in found if name in (*NAMES, "folder", "preload")]:
+        raise InputError("This is no option of a backend.", given=taken[0], advice=f"Use --{taken[0]} if there is one.")
+    return found
 
 
 def print_written(written: Written, *, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from hidiff_export.deploy import warm_up
 from hidiff_export.deploy.config import WARM_UP, ModelConfig, Places, Queue
 from hidiff_export.deploy.files import take_file
 from hidiff_export.errors import BundleError, InputError
+from hidiff_runtime.files import verify_files
 from hidiff_runtime.manifest import MANIFEST, Manifest
 from hidiff_runtime.pipeline import check_whole
 from hidiff_runtime.serving.limits import Limits
@@ -126,12 +127,13 @@ def write(bundle: Path, output: Path, plan: Plan, *, force: bool = False) -> Wri
         force: replace a repository that is there.
 
     Raises:
-        BundleError: it is no bundle, or cannot make pictures, or has no reference samples to be proven by.
+        BundleError: it is no bundle, not whole, cannot make pictures, or has no reference samples to be proven by.
         InputError: the output is something else, or is there and not to be replaced, or no run is within the limits.
         StorageError: the disk refuses.
     """
     manifest = Manifest.read(bundle)
     check(manifest, bundle, plan)
+    verify_files(bundle, manifest.files, "size")  # the server compares hashes, each time it starts
     with replacing(output, force=force) as folder:
         version = write_pipeline(folder, manifest, plan, "stream")
         linked = None

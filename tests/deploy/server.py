@@ -33,6 +33,7 @@ class TritonServer:
         control: ``none`` serves all models there are; ``explicit`` those that a client loads.
         options: further options of ``tritonserver``.
         environment: further variables of its environment.
+        before: words before the command, of a program that runs it.
         wait: whether entering waits until the server is ready.
 
     Attributes:
@@ -50,6 +51,7 @@ class TritonServer:
         control: str = "none",
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        before: Sequence[str] = (),
         wait: bool = True,
     ) -> None:
         self.log = work / "tritonserver.log"
@@ -57,6 +59,7 @@ class TritonServer:
         self._environment = {**_environment(), **(environment or {})}
         self._wait = wait
         self._command = [
+            *before,
             str(triton_folder() / "bin/tritonserver"),
             f"--model-repository={repository}",
             f"--backend-directory={_backends(work)}",

@@ -1,0 +1,98 @@
+"""What a repository does on the real server before it serves: other bundles, broken or read-only ones, environments."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.http
+from needs import triton_folder
+
+from hidiff_export.deploy.repository import BUNDLE, Plan, write
+from hidiff_runtime.manifest import MANIFEST, Manifest
+from tests.deploy.clients import MODEL, STREAM, http, inputs, picture
+from tests.deploy.server import TritonServer
+
+pytestmark = pytest.mark.needs("tritonserver")
+
+PROMPT = "a lighthouse at dusk"
+OPTIONS = {"threads": 1}
+Start = Callable[..., TritonServer]
+
+
+def draws(server: TritonServer) -> bool:
+    """Whether the server makes a picture."""
+    with http(server) as client:
+        answer = client.infer(MODEL, inputs(tritonclient.http, prompt=PROMPT))
+    return picture(answer.as_numpy("image")[0, 0]).size == (128, 128)
+
+
+def state(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Everything under a folder: time of change, size and identity."""
+    found = {path: path.lstat() for path in [folder, *folder.rglob("*")]}
+    return {str(path): (one.st_mtime_ns, one.st_size, one.st_ino) for path, one in found.items()}
+
+
+def ends(triton: Start, repository: Path, **options: Any) -> str:
+    """What a server says that does not become ready, and ends with exit code 1."""
+    server = triton(repository, wait=False, **options)
+    assert server.wait_end() == 1
+    return server.said()
+
+
+def test_neither_repository_nor_bundle_is_ever_written_to(sd15_bundle: Path, tmp_path: Path, triton: Start) -> None:
+    """The bundle lies elsewhere here, and both are mounted read-only where this machine lets us."""
+    bundle, repository = tmp_path / "bundle", tmp_path / "models"
+    shutil.copytree(sd15_bundle, bundle)
+    write(bundle, repository, Plan(bundle=str(bundle), options=OPTIONS))
+    before = state(bundle), state(repository)
+    server = triton(repository, before=read_only(bundle, repository))
+    assert draws(server)
+    server.stop()
+    assert (state(bundle), state(repository)) == before
+    (repository / MODEL / "1" / "left").touch()
+    assert state(repository) != before[1]
+
+
+def read_only(*folders: Path) -> list[str]:
+    """What makes a command see these folders read-only; nothing where mounting is not allowed."""
+    mounts = " && ".join(f"mount --bind '{one}' '{one}' && mount -o remount,bind,ro '{one}'" for one in folders)
+    command = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
+    tried = subprocess.run([*command, "true"], capture_output=True, check=False)
+    return command if tried.returncode == 0 else []
+
+
+def test_another_bundle_than_the_repository_was_written_for_is_not_served(
+    sd15_bundle: Path, tmp_path: Path, triton: Start
+) -> None:
+    write(sd15_bundle, tmp_path / "models", Plan(options=OPTIONS))
+    config = tmp_path / "models" / STREAM / "config.pbtxt"
+    config.write_text(config.read_text().replace(Manifest.read(sd15_bundle).digest, "0" * 64))
+    said = ends(triton, tmp_path / "models")
+    assert "This is not the bundle that the model repository was written for." in said
+    assert "Write the model repository again." in said
+
+
+def test_a_bundle_with_a_changed_engine_is_not_served(sd15_bundle: Path, tmp_path: Path, triton: Start) -> None:
+    write(sd15_bundle, tmp_path / "models", Plan(bundle="copy", options=OPTIONS))
+    folder = tmp_path / "models" / STREAM / "1" / BUNDLE
+    manifest = Manifest.read(folder / MANIFEST)
+    engine = folder / manifest.phases[0].engines["onnxruntime"]
+    content = bytearray(engine.read_bytes())
+    content[len(content) // 2] ^= 1
+    engine.write_bytes(content)
+    said = ends(triton, tmp_path / "models")
+    assert "its SHA-256 is not the manifest's" in said
+
+
+def test_the_models_may_have_an_environment_of_their_own(sd15_bundle: Path, tmp_path: Path, triton: Start) -> None:
+    environment = triton_folder().parents[4]
+    write(sd15_bundle, tmp_path / "with", Plan(environment=str(environment), options=OPTIONS))
+    write(sd15_bundle, tmp_path / "without", Plan(options=OPTIONS))
+    elsewhere = {"PATH": "/usr/bin:/bin", "VIRTUAL_ENV": ""}
+    assert "No module named" in ends(triton, tmp_path / "without", environment=elsewhere)
+    assert draws(triton(tmp_path / "with", environment=elsewhere))

@@ -1,0 +1,94 @@
+"""`hidiff-export triton`: options become a plan, what was written is told, what cannot be is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import toy
+import toy_pictures
+from click.testing import CliRunner, Result
+from google.protobuf import text_format
+from toy_reference import record
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from hidiff_export.cli import main
+from hidiff_runtime.manifest import Manifest
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / "bundle"
+    toy_pictures.make(folder)
+    record(folder, toy.Toy())
+    return folder
+
+
+def triton(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["triton", *map(str, arguments)])
+
+
+def config(repository: Path, model: str) -> ModelConfig:
+    return text_format.Parse((repository / model / "config.pbtxt").read_text("utf-8"), ModelConfig())
+
+
+def test_options_reach_the_configuration(bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "models"
+    done = triton(
+        *(bundle, "-o", output, "--name", "sdxl", "--bundle", "/mnt/sdxl", "--gpus", "1,0", "--backend", "tensorrt"),
+        *("--resident", "all", "--prefetch", "--option", "cache=off", "--option", "cuda_graph=false"),
+        *("--queue-size", 7, "--queue-timeout", 2.5, "--max-prompt", 100, "--max-image-bytes", 9000, "--max-steps", 30),
+        *("--environment", "/opt/hidiff"),
+    )
+    assert done.exit_code == 0, done.output
+    found = config(output, "sdxl_stream")
+    given = {name: value.string_value for name, value in found.parameters.items()}
+    assert given["bundle"] == "/mnt/sdxl"
+    assert given["EXECUTION_ENV_PATH"] == "/opt/hidiff"
+    assert [given[f"max_{name}"] for name in ("prompt_characters", "image_bytes", "steps")] == ["100", "9000", "30"]
+    options = {"backend": "tensorrt", "resident": "all", "prefetch": True, "cache": "off", "cuda_graph": False}
+    assert json.loads(given["options"]) == options
+    assert list(found.instance_group[0].gpus) == [1, 0]
+    policy = found.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (7, 2_500_000)
+
+
+def test_it_tells_people_and_machines_what_it_wrote(bundle: Path, tmp_path: Path) -> None:
+    said = triton(bundle, "-o", tmp_path / "models").output
+    assert f"tritonserver --model-repository {tmp_path / 'models'}" in said
+    assert "hidiff, hidiff_stream" in said
+    assert "linked" in said
+    told = json.loads(triton(bundle, "-o", tmp_path / "models", "--force", "--json").output)
+    assert told["models"] == ["hidiff", "hidiff_stream"]
+    assert told["bundle"] == Manifest.read(bundle).digest
+    assert told["linked"] is True
+    assert 0 < told["bytes"] < 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--gpus", "0,0"), 2, "different numbers"),
+        (("--gpus", "all"), 2, "different numbers"),
+        (("--option", "threads"), 2, "NAME=VALUE"),
+        (("--option", "verify=size"), 2, "no option of a backend"),
+        (("--bundle", "elsewhere"), 2, "absolute path"),
+        (("--name", "a/b"), 2, "no name of a model"),
+        (("--queue-size", "0"), 2, "queue-size"),
+        (("--max-steps", "0"), 2, "max-steps"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    bundle: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    done = triton(bundle, "-o", tmp_path / "models", *arguments)
+    assert done.exit_code == code
+    assert words in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    done = triton(tmp_path, "-o", tmp_path / "models")
+    assert done.exit_code == 4
+    assert "manifest" in done.output
