@@ -281,10 +281,13 @@ def test_a_gpus_memory_that_is_full_is_told_from_other_faults(
     assert ("--resident current" in caught.value.advice) == memory
 
 
-def test_a_gpu_that_is_not_there_is_an_error(bundles: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["cuda", 0, 1])
+def test_a_gpu_that_is_not_there_is_an_error(
+    bundles: Folders, monkeypatch: pytest.MonkeyPatch, device: str | int
+) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with (
-        open_bundle(bundles("plain"), device="cuda", verify="size") as bundle,
+        open_bundle(bundles("plain"), device=device, verify="size") as bundle,
         pytest.raises(EngineError, match="no cuda device here") as caught,
     ):
         bundle.preload()

@@ -75,3 +75,9 @@ def test_an_engine_that_does_not_load_is_an_error(folder: Path) -> None:
 def test_an_option_that_the_backend_lacks_is_refused(pristine: Path) -> None:
     with pytest.raises(InputError, match="no such option"):
         open_bundle(pristine, colour="blue")
+
+
+@pytest.mark.parametrize("device", ["gpu", -1, True, 1.0])
+def test_a_device_that_there_cannot_be_is_refused(pristine: Path, device: object) -> None:
+    with pytest.raises(InputError, match="device is not one"):
+        open_bundle(pristine, device=device)

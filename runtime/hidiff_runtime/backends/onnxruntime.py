@@ -46,13 +46,13 @@ class Options:
     """Options of this backend.
 
     Args:
-        device: ``cpu``, ``cuda``, or ``auto`` for CUDA where there is a device.
+        device: ``cpu``, ``cuda``, ``auto`` for CUDA where there is a device, or which GPU, as CUDA counts them.
         threads: of an evaluation; 0 for one on each core that this process may use.
         weights: ``packed`` rearranges them for speed, in memory of each session's own; ``shared`` uses them as they
             lie in the store, which all sessions map.
     """
 
-    device: str = "auto"
+    device: str | int = "auto"
     threads: int = 0
     weights: str = "packed"
 
@@ -66,11 +66,17 @@ class Options:
                     "ONNX Runtime has no such option here.", given=name, advice=f"There are {', '.join(known)}."
                 )
         made = cls(**options)
-        _one_of("device", made.device, ("auto", *_PROVIDERS))
+        if type(made.device) is not int or made.device < 0:
+            _one_of("device", made.device, ("auto", *_PROVIDERS))
         _one_of("weights", made.weights, _WEIGHTS)
         if isinstance(made.threads, bool) or not isinstance(made.threads, int) or made.threads < 0:
             raise InputError("threads must be a whole number.", given=repr(made.threads), advice="0 means all cores.")
         return made
+
+    @property
+    def gpu(self) -> int:
+        """Which GPU, where it is not the CPU."""
+        return self.device if isinstance(self.device, int) else 0
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -125,14 +131,15 @@ class OnnxRuntimeDevice:
         available = OnnxRuntimeBackend().available()
         if not available.usable:
             raise EngineError("ONNX Runtime is not here.", given=available.detail, advice=available.advice)
-        fault = _fault_of_cuda() if self._options.device != "cpu" else "not asked for"
-        if fault and self._options.device == "cuda":
+        options = self._options
+        fault = _fault_of_cuda(options.gpu) if options.device != "cpu" else "not asked for"
+        if fault and options.device not in ("auto", "cpu"):
             raise EngineError(
                 "ONNX Runtime has no cuda device here.",
                 given=fault,
                 advice="Use device=auto, or install 'hidiff-runtime[gpu]' and NVIDIA's driver.",
             )
-        self._memory = OrtMemory("cpu" if fault else "cuda")
+        self._memory = OrtMemory("cpu") if fault else OrtMemory("cuda", options.gpu)
         return self
 
     def __exit__(
@@ -150,8 +157,8 @@ class OnnxRuntimeDevice:
         return OnnxRuntimeSession(engine, record, self._options, self._memory.place)
 
 
-def _fault_of_cuda() -> str:
-    """Why the CUDA provider cannot run here; empty when it can."""
+def _fault_of_cuda(gpu: int) -> str:
+    """Why the CUDA provider cannot run here on this GPU; empty when it can."""
     import onnxruntime
 
     if _PROVIDERS["cuda"] not in (offered := onnxruntime.get_available_providers()):
@@ -159,7 +166,7 @@ def _fault_of_cuda() -> str:
     with contextlib.redirect_stdout(io.StringIO()):  # where pip installed them it finds CUDA's libraries, and prints
         onnxruntime.preload_dlls()
     try:
-        OrtMemory("cuda").empty((1,), "float32")
+        OrtMemory("cuda", gpu).empty((1,), "float32")
     except EngineError as error:
         return str(error.given)
     return ""
@@ -183,8 +190,9 @@ class OrtArray:
 class OrtMemory:
     """ONNX Runtime's tensors in one place. Copies and evaluations there wait for each other, so their order holds."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, gpu: int = 0) -> None:
         self.place = place
+        self._gpu = gpu
 
     @property
     def on_host(self) -> bool:
@@ -196,7 +204,9 @@ class OrtMemory:
         import onnxruntime
 
         try:
-            value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype), self.place, 0)
+            value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                list(shape), np.dtype(dtype), self.place, self._gpu
+            )
         except Exception as error:  # ONNX Runtime's exceptions have no base of their own
             raise _failure(f"ONNX Runtime cannot make {dtype}{list(shape)} on {self.place}.", error) from error
         return OrtArray(shape, dtype, value)
@@ -229,7 +239,7 @@ class OnnxRuntimeSession:
 
         providers: list[Any] = [_PROVIDERS["cpu"]]
         if self._place == "cuda":
-            providers.insert(0, (_PROVIDERS["cuda"], CUDA_OPTIONS))
+            providers.insert(0, (_PROVIDERS["cuda"], {**CUDA_OPTIONS, "device_id": str(self._options.gpu)}))
         try:
             session = onnxruntime.InferenceSession(self._engine, _session_options(self._options), providers=providers)
         except Exception as error:  # as above
