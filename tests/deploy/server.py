@@ -68,6 +68,7 @@ class TritonServer:
             *_listening("grpc", self.grpc),
             *_listening("metrics", self.metrics),
             "--allow-gpu-metrics=false",
+            "--disable-auto-complete-config",
             "--exit-timeout-secs=3",
             *options,
         ]
