@@ -22,6 +22,14 @@ from hidiff_runtime.serving.service import Service
 FORM_FIELDS, FORM_FILES = 40, 3
 """Parts that a form may have."""
 
+_USAGE = {
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+"""Nothing is billed by tokens, but some clients want to read of them."""
+
 
 def images_router(host: Host, seconds: float) -> APIRouter:
     """The routes.
@@ -80,8 +88,7 @@ async def _lines(events: AsyncGenerator[Event, None], name: str, about: dict[str
         async for news in events:
             told = {"created_at": int(time.time()), "quality": "auto", **about}
             if isinstance(news, Picture):
-                usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}  # nothing is billed by tokens
-                done = {"b64_json": news.png, "parameters": news.parameters, "usage": usage}
+                done = {"b64_json": news.png, "parameters": news.parameters, "usage": _USAGE}
                 yield event(f"{name}.completed", {**told, **done})
             elif isinstance(news, Step):
                 yield comment("progress", news.progress)

@@ -1,0 +1,183 @@
+"""``hidiff-serve`` asked by OpenAI's own client: what it sends is taken, and what it parses is there."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import toy
+from openai.types import (
+    ImageEditCompletedEvent,
+    ImageEditPartialImageEvent,
+    ImageGenCompletedEvent,
+    ImageGenPartialImageEvent,
+)
+from PIL import Image
+
+from hidiff_runtime import Pipeline
+from hidiff_runtime.safetensors import SafetensorsFile, write
+from tests.deploy.serve import Served
+
+PROMPT = "a lighthouse at dusk"
+LONG = 200
+"""Pictures of a request that takes long at any size."""
+
+
+@pytest.fixture(scope="module")
+def served(sd15_bundle: Path) -> Iterator[Served]:
+    with Served(sd15_bundle, "--limit", f"pictures={LONG}", "--resident", "all") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pipe(sd15_bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.open(sd15_bundle) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def pixels(encoded: str | None) -> np.ndarray:
+    assert encoded is not None
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+
+
+def png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+def test_generates_the_pipelines_picture(client: openai.OpenAI, pipe: Pipeline) -> None:
+    response = client.images.generate(
+        model="tiny", prompt=PROMPT, size="128x128", n=1, extra_body={"seed": 3, "negative_prompt": "fog"}
+    )
+    assert response.data is not None
+    found = pixels(response.data[0].b64_json)
+    assert np.array_equal(found, pipe(PROMPT, negative_prompt="fog", seed=3))
+    assert not np.array_equal(found, pipe(PROMPT, negative_prompt="fog", seed=4))
+    assert (response.size, response.output_format, response.background) == ("128x128", "png", "opaque")
+    told: Any = response.data[0]
+    assert (told.parameters["seed"], told.parameters["steps"]) == (3, 3)
+
+
+def test_streams_partial_images_and_nothing_that_the_client_does_not_know(
+    client: openai.OpenAI, pipe: Pipeline
+) -> None:
+    stream = client.images.generate(prompt=PROMPT, stream=True, partial_images=2, extra_body={"seed": 5})
+    found = list(stream)
+    assert [type(event) for event in found] == [ImageGenPartialImageEvent] * 2 + [ImageGenCompletedEvent]
+    assert [event.partial_image_index for event in found[:2]] == [0, 1]  # type: ignore[union-attr]
+    assert all(ImageGenPartialImageEvent.model_validate(event.to_dict()) for event in found[:2])
+    assert ImageGenCompletedEvent.model_validate(found[2].to_dict()).usage.total_tokens == 0
+    assert pixels(found[0].b64_json).shape == (16, 16, 3)
+    assert np.array_equal(pixels(found[2].b64_json), pipe(PROMPT, seed=5))
+
+
+def test_edits(client: openai.OpenAI, pipe: Pipeline) -> None:
+    start = Image.new("RGB", (128, 128), (40, 80, 160))
+    transparent = Image.new("RGBA", (128, 128), (0, 0, 0, 255))
+    transparent.paste((0, 0, 0, 0), (0, 0, 64, 128))
+    white = Image.new("L", (128, 128), 0)
+    white.paste(255, (0, 0, 64, 128))
+    given: dict[str, Any] = {"prompt": PROMPT, "extra_body": {"seed": 2, "strength": 0.9}}
+    response = client.images.edit(image=png(start), mask=png(transparent), **given)
+    assert response.data is not None
+    expected = pipe(PROMPT, image=start, mask=white, seed=2, strength=0.9)
+    assert np.array_equal(pixels(response.data[0].b64_json), expected)
+    found = list(client.images.edit(image=[png(start)], mask=png(white), stream=True, partial_images=1, **given))
+    assert [type(event) for event in found] == [ImageEditPartialImageEvent, ImageEditCompletedEvent]
+    assert np.array_equal(pixels(found[-1].b64_json), expected)
+
+
+def test_lists_the_model(client: openai.OpenAI) -> None:
+    (model,) = client.models.list()
+    assert model.id == "tiny"
+    assert client.models.retrieve("tiny") == model
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_errors_are_the_clients(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="style") as style:
+        client.images.generate(prompt=PROMPT, style="vivid")
+    assert (style.value.param, style.value.code, style.value.type) == (
+        "style",
+        "unknown_parameter",
+        "invalid_request_error",
+    )
+    with pytest.raises(openai.BadRequestError, match="128x128"):
+        client.images.generate(prompt=PROMPT, size="1024x1024")
+    with pytest.raises(openai.BadRequestError, match="sampler"):
+        client.images.generate(prompt=PROMPT, stream=True, extra_body={"sampler": "nope"})
+    with pytest.raises(openai.NotFoundError):
+        client.images.generate(prompt=PROMPT, model="gpt-image-1")
+
+
+def test_closing_a_stream_ends_the_run(served: Served, client: openai.OpenAI, pipe: Pipeline) -> None:
+    before = served.count("hidiff_pictures_total")
+    stream = client.images.generate(prompt=PROMPT, stream=True, n=LONG, extra_body={"seed": 1})
+    assert isinstance(next(iter(stream)), ImageGenCompletedEvent)
+    stream.close()
+    response = client.images.generate(prompt=PROMPT, extra_body={"seed": 3})  # waits for the run's end
+    assert served.count("hidiff_cancellations_total") == 1
+    assert served.count("hidiff_pictures_total") < before + LONG
+    assert response.data is not None
+    assert np.array_equal(pixels(response.data[0].b64_json), pipe(PROMPT, seed=3))
+
+
+def test_keys_deadlines_and_a_signal_while_a_picture_is_made(sd15_bundle: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("right\n")
+    limits = ("--limit", "pictures=100000", "--timeout", "2", "--grace", "1", "--resident", "all")
+    with Served(sd15_bundle, "--api-key-file", keys, *limits) as server:
+        with (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as stranger,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            stranger.images.generate(prompt=PROMPT)
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="right") as client:
+            with pytest.raises(openai.InternalServerError, match="deadline") as late:  # asked once: it is not retried
+                client.images.generate(prompt=PROMPT, n=100000)
+            assert (late.value.status_code, late.value.code) == (504, "timeout")
+            with pytest.raises(openai.APIError, match="deadline"):
+                list(client.images.generate(prompt=PROMPT, n=100000, stream=True))
+            stream = client.images.generate(prompt=PROMPT, n=100000, stream=True)
+            server.process.send_signal(signal.SIGTERM)
+            with pytest.raises(openai.APIError):
+                list(stream)
+        assert server.end() == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_while_it_opens_ends_it(sd15_bundle: Path, number: signal.Signals, code: int) -> None:
+    server = Served(sd15_bundle, wait=False)
+    assert json.loads(server.get("/health/live")) == {"status": "live"}
+    assert server.end(number) == code
+    assert not any("Traceback" in line for line in server.lines)
+
+
+def test_a_bundle_that_does_not_compute_what_pytorch_did_ends_it(sd15_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(sd15_bundle, folder)
+    path = folder / "reference/samples.safetensors"
+    with SafetensorsFile.open(path) as file:
+        arrays = {name: array * np.array(1.5, array.dtype) for name, array in file.arrays().items()}
+    write(path, arrays)
+    toy.seal(folder)  # what PyTorch is said to have computed is signed, and wrong
+    server = Served(folder, wait=False)
+    assert server.end() == 1
+    assert any("do not compute what PyTorch computed" in line for line in server.lines)
