@@ -37,19 +37,23 @@ def probe(server: TritonServer) -> tuple[int, str]:
 
 
 @pytest.mark.needs("tritonserver")
-def test_a_killed_model_is_seen_by_the_probe_alone(repository: Path, triton: Callable[..., TritonServer]) -> None:
+@pytest.mark.parametrize("model", ["hidiff", "hidiff_stream"])
+def test_a_killed_model_is_seen_by_the_probe_alone(
+    model: str, repository: Path, triton: Callable[..., TritonServer]
+) -> None:
     server = triton(repository, options=options(repository))
     with http(server) as client:
         answer = client.infer("hidiff", inputs(tritonclient.http, prompt="a lighthouse", seed=1))
         assert answer.as_numpy("image")[0, 0].startswith(b"\x89PNG")
     code, said = probe(server)
-    assert (code, said[:6]) == (0, "alive:")
-    (stub,) = server.stubs("hidiff_stream")
+    assert (code, said[:31]) == (0, "alive: the oldest of 2 heartbea")
+    (stub,) = server.stubs(model)
     os.kill(stub, signal.SIGKILL)
     deadline = time.monotonic() + 60
     while code == 0:
         assert time.monotonic() < deadline
         time.sleep(0.5)
         code, said = probe(server)
-    assert (code, "s old, more than 7 s" in said) == (1, True)
+    assert f'{{model="{model}",' in said
+    assert "s old, more than 7 s" in said
     assert server.ready()

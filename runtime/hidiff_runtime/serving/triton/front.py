@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from hidiff_runtime.serving.heartbeat import Heartbeat
+from hidiff_runtime.serving.metrics import Meter
 from hidiff_runtime.serving.triton import rows
 from hidiff_runtime.serving.triton.answers import answer, refusal, told
 from hidiff_runtime.serving.triton.cancel import Tokens
+from hidiff_runtime.serving.triton.meter import TritonSink
 from hidiff_runtime.serving.triton.parameters import STREAM
 from hidiff_runtime.serving.triton.schema import RESULT
 from hidiff_runtime.serving.triton.stream import TOKEN
@@ -30,6 +33,8 @@ class TritonPythonModel:
         """Reads which model to ask. Raises KeyError where the configuration does not say."""
         self._stream = json.loads(args["model_config"])["parameters"][STREAM]["string_value"]
         self._tokens = Tokens(os.getppid())
+        self._heartbeat = Heartbeat(Meter(TritonSink(args["model_name"], args["model_instance_name"])))
+        self._heartbeat.start()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request."""
@@ -37,6 +42,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Forgets its tokens."""
+        self._heartbeat.stop()
         self._tokens.close()
 
     def _answer(self, request: Any) -> Any:
