@@ -1,0 +1,201 @@
+"""Runs that end early on the real server: cancelled by a client, at a deadline, or in a queue that is full."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from PIL import Image
+from tritonclient.utils import InferenceServerException
+
+from hidiff_export.deploy.config import Queue
+from hidiff_export.deploy.repository import Plan, write
+from hidiff_runtime import Pipeline
+from tests.deploy.clients import MODEL, STREAM, grpc, inputs, picture, same, stream
+from tests.deploy.clients import http as plain
+from tests.deploy.server import TritonServer
+
+pytestmark = pytest.mark.needs("tritonserver")
+
+PROMPT = "a lighthouse at dusk"
+ROWS, STEPS = 8, 24
+"""Of a request that takes a while, and of all its rows."""
+
+
+@pytest.fixture(scope="module")
+def wanted(sd15_bundle: Path) -> Image.Image:
+    """What the pipeline draws with seed 11."""
+    with Pipeline.open(sd15_bundle) as pipe:
+        image: Image.Image = pipe(PROMPT, seed=11)
+    return image
+
+
+@pytest.fixture
+def unharmed(served: TritonServer, wanted: Image.Image) -> Iterator[None]:
+    """After the test, either model draws the pipeline's picture."""
+    yield
+    with grpc(served) as client:
+        answer = client.infer(MODEL, inputs(tritonclient.grpc, prompt=PROMPT, seed=11))
+        messages = stream(client, prompt=PROMPT, seed=11)
+    assert same(picture(answer.as_numpy("image")[0, 0]), wanted)
+    assert same(picture(messages[-1]["image"][0, 0]), wanted)
+
+
+def count(server: TritonServer, what: str, label: str = "") -> float:
+    """The sum of a counter."""
+    return sum(value for name, value in server.measured(what).items() if label in name)
+
+
+def steps(server: TritonServer) -> float:
+    """Steps that were made so far."""
+    return count(server, "hidiff_step_seconds_count")
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Waits for something that must come to be."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextmanager
+def cut_short(server: TritonServer) -> Iterator[None]:
+    """What goes on inside ends a run of 24 steps before its end: counted as cancelled, and no step comes after."""
+    before = steps(server), count(server, "hidiff_cancellations_total"), count(server, "hidiff_failures_total")
+    yield
+    until(lambda: count(server, "hidiff_cancellations_total") == before[1] + 1)
+    made = steps(server) - before[0]
+    assert made < STEPS
+    time.sleep(0.3)
+    assert steps(server) - before[0] == made
+    assert count(server, "hidiff_failures_total") == before[2]
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_a_cancelled_request_of_the_front_ends_at_the_next_step(served: TritonServer) -> None:
+    told: queue.Queue[Any] = queue.Queue()
+    with grpc(served) as client, cut_short(served):
+        before = steps(served)
+        given = inputs(tritonclient.grpc, ROWS, prompt=PROMPT)
+        call = client.async_infer(MODEL, given, lambda result, error: told.put((result, error)))
+        until(lambda: steps(served) > before)
+        call.cancel()
+        result, error = told.get(timeout=60)
+    assert result is None
+    assert error.status() == "StatusCode.CANCELLED"
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_a_cancelled_stream_ends_at_the_next_step(served: TritonServer) -> None:
+    told: queue.Queue[Any] = queue.Queue()
+    with grpc(served) as client, cut_short(served):
+        client.start_stream(lambda result, error: told.put((result, error)))
+        client.async_stream_infer(STREAM, inputs(tritonclient.grpc, ROWS, prompt=PROMPT))
+        first, error = told.get(timeout=60)
+        client.stop_stream(cancel_requests=True)
+    assert error is None
+    assert first.as_numpy("event")[0, 0] == b"progress"
+    rest = [told.get() for _ in range(told.qsize())]
+    assert [str(error.status()) for _, error in rest if error is not None] == ["StatusCode.CANCELLED"]
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_a_request_that_is_not_cancelled_makes_every_step(served: TritonServer) -> None:
+    """The control of what `cut_short` counts."""
+    before = steps(served), count(served, "hidiff_cancellations_total")
+    with grpc(served) as client:
+        client.infer(MODEL, inputs(tritonclient.grpc, ROWS, prompt=PROMPT))
+    assert steps(served) - before[0] == STEPS
+    assert count(served, "hidiff_cancellations_total") == before[1]
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("model", [MODEL, STREAM])
+def test_what_is_cancelled_while_it_waits_makes_no_step(served: TritonServer, model: str) -> None:
+    told: queue.Queue[Any] = queue.Queue()
+    before = steps(served)
+    with grpc(served) as client, grpc(served) as other, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.infer, MODEL, inputs(tritonclient.grpc, ROWS, prompt=PROMPT))
+        until(lambda: steps(served) > before)
+        given = inputs(tritonclient.grpc, prompt=PROMPT)
+        if model == MODEL:
+            call = other.async_infer(MODEL, given, lambda result, error: told.put((result, error)))
+            time.sleep(0.05)
+            call.cancel()
+        else:
+            other.start_stream(lambda result, error: told.put((result, error)))
+            other.async_stream_infer(STREAM, given)
+            time.sleep(0.05)
+            other.stop_stream(cancel_requests=True)
+        first.result(60)
+        assert told.get(timeout=60)[0] is None
+        client.infer(MODEL, inputs(tritonclient.grpc, prompt=PROMPT))  # had to wait for both
+    assert steps(served) - before == STEPS + STEPS / ROWS
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_an_http_client_that_hangs_up_is_not_noticed(served: TritonServer) -> None:
+    """Triton does not tell its models; whoever wants to cancel uses gRPC, or hidiff-serve."""
+    before = steps(served), count(served, "hidiff_pictures_total")
+    connection = http.client.HTTPConnection(served.http, timeout=60)
+    tensors = {"name": "prompt", "shape": [ROWS, 1], "datatype": "BYTES", "data": [[PROMPT]] * ROWS}
+    connection.request("POST", f"/v2/models/{MODEL}/infer", json.dumps({"inputs": [tensors]}))
+    until(lambda: steps(served) > before[0])
+    connection.close()
+    until(lambda: count(served, "hidiff_pictures_total") == before[1] + ROWS)
+    assert steps(served) - before[0] == STEPS
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_a_deadline_ends_a_run_that_has_begun(served: TritonServer) -> None:
+    with grpc(served) as client:
+        client.infer(MODEL, inputs(tritonclient.grpc, prompt=PROMPT))
+        started = time.monotonic()
+        client.infer(MODEL, inputs(tritonclient.grpc, ROWS, prompt=PROMPT))
+        half = (time.monotonic() - started) / 2
+        before = steps(served), count(served, "hidiff_failures_total", 'kind="expired"')
+        with pytest.raises(InferenceServerException, match="The deadline passed") as caught:
+            client.infer(MODEL, inputs(tritonclient.grpc, ROWS, prompt=PROMPT), timeout=round(half * 1e6))
+    assert caught.value.status() == "StatusCode.UNAVAILABLE"
+    assert 0 < steps(served) - before[0] < STEPS
+    assert count(served, "hidiff_failures_total", 'kind="expired"') == before[1] + 1
+
+
+def test_what_waits_too_long_or_in_too_long_a_queue_is_refused(
+    sd15_bundle: Path, tmp_path: Path, triton: Callable[..., TritonServer]
+) -> None:
+    plan = Plan(queue=Queue(size=2, seconds=0.2), options={"threads": 1})  # engines are opened anew: runs take longer
+    write(sd15_bundle, tmp_path / "models", plan)
+    server = triton(tmp_path / "models")
+
+    def ask(rows: int) -> Any:
+        with plain(server) as client:
+            return client.infer(MODEL, inputs(tritonclient.http, rows, prompt=PROMPT)).as_numpy("image")
+
+    def refused(rows: int) -> tuple[str, str]:
+        with pytest.raises(InferenceServerException) as caught:
+            ask(rows)
+        return caught.value.status(), caught.value.message()
+
+    with ThreadPoolExecutor(8) as pool:
+        before = steps(server)
+        running: Future[Any] = pool.submit(ask, ROWS)
+        until(lambda: steps(server) > before)
+        told = list(pool.map(refused, [1] * 6))
+        assert running.result(60).shape == (ROWS, 1)
+    assert {status for status, _ in told} == {"503"}
+    reasons = [reason for _, reason in told]
+    assert len([reason for reason in reasons if "Exceeds maximum queue size" in reason]) >= 3
+    assert len([reason for reason in reasons if "Request timeout expired" in reason]) >= 2
+    assert ask(1).shape == (1, 1)
