@@ -170,6 +170,23 @@ def test_an_engine_that_fails_is_told_and_the_next_request_is_unharmed(server: S
     assert server.count(FAILED, kind="engine") == 2
 
 
+def test_a_fault_of_the_server_is_told_to_its_operator_alone(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    def fault(_outputs: dict[str, np.ndarray], _call: int) -> dict[str, np.ndarray]:
+        raise RuntimeError("/secret/path is broken")
+
+    backend = server.host.worker.service.pipeline.bundle._backend
+    backend.spoil = fault
+    answer = server.post(ASKED)
+    assert (answer.status, answer.json["error"]["code"]) == (500, "internal_error")
+    streamed = server.post(STREAMED)
+    assert events(streamed.body)[-1][1]["error"]["code"] == "internal_error"
+    assert b"secret" not in answer.body + streamed.body
+    assert "/secret/path is broken" in caplog.text
+    backend.spoil = server.gate
+    assert server.post(ASKED).status == 200
+    assert server.count(FAILED, kind="internal") == 2
+
+
 def test_a_server_that_stops_finishes_what_runs_and_takes_no_more(server: Server) -> None:
     server.gate.close()
     with ThreadPoolExecutor(2) as pool:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from http_server import GENERATIONS, LARGEST, PROMPT, Answer, Server, data_url, png, proven, serving
 
+from hidiff_runtime.serving.http import guard
 from hidiff_runtime.serving.http.guard import LOOPBACK, Rules, hashed
 from hidiff_runtime.serving.limits import Limits
 
@@ -201,6 +202,16 @@ def test_refuses_a_body_that_grows_too_large(server: Server) -> None:
         answer = connection.recv(4096)
     assert answer.startswith(b"HTTP/1.1 413")
     assert b'"too_large"' in answer
+
+
+def test_refuses_a_body_that_does_not_come(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b'"too_slow"' in answer
 
 
 KEYED = Rules(keys=(hashed("first"), hashed("second")), hosts=None, largest=LARGEST)

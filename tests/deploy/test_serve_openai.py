@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -125,6 +126,16 @@ def test_errors_are_the_clients(client: openai.OpenAI) -> None:
         client.images.generate(prompt=PROMPT, stream=True, extra_body={"sampler": "nope"})
     with pytest.raises(openai.NotFoundError):
         client.images.generate(prompt=PROMPT, model="gpt-image-1")
+
+
+def test_the_example_of_the_documentation_runs(served: Served, pipe: Pipeline) -> None:
+    text = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(example.replace("http://127.0.0.1:8000", served.url).replace('"steps": 30', '"steps": 3'), found)
+    assert np.array_equal(pixels(found["image"].b64_json), pipe(PROMPT, seed=1))
+    assert found["image"].parameters["seed"] == 1
+    found["client"].close()
 
 
 def test_closing_a_stream_ends_the_run(served: Served, client: openai.OpenAI, pipe: Pipeline) -> None:

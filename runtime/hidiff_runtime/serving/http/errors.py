@@ -89,7 +89,7 @@ def add_handlers(app: FastAPI, meter: Meter) -> None:
         return validation_error(error.errors()[0]).response()
 
     def http(_request: Request, error: HTTPException) -> JSONResponse:
-        codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+        codes = {404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "too_large"}
         told = ApiError(error.status_code, str(error.detail), code=codes.get(error.status_code), headers=error.headers)
         return told.response()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,9 @@ from hidiff_runtime.serving.http.errors import KEY, ApiError
 
 OPEN = ("/", "/health/live", "/health/ready")
 """Paths that need no key: the page, which asks for it, and what probes look at."""
+
+BODY_SECONDS = 60.0
+"""In which a body must have come."""
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -80,14 +85,22 @@ class Guard:
 
 
 class _Counted:
-    """Gives the body on, up to its largest size."""
+    """Gives the body on, up to its largest size, while it comes in time; then whatever else there is."""
 
     def __init__(self, receive: Receive, left: int) -> None:
         self._receive = receive
         self._largest = self._left = left
+        self._end = time.monotonic() + BODY_SECONDS
+        self._whole = False
 
     async def __call__(self) -> Message:
-        message = await self._receive()
+        if self._whole:
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), self._end - time.monotonic())
+        except asyncio.TimeoutError:
+            raise HTTPException(408, f"The body did not come within {BODY_SECONDS:g} seconds.") from None
+        self._whole = not message.get("more_body", False)
         self._left -= len(message.get("body", b""))
         if self._left < 0:
             error = _too_large(self._largest)
