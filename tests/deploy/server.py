@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -20,6 +21,8 @@ from needs import triton_folder
 
 PATIENCE = 60.0
 """Seconds that a server may take to become ready."""
+
+_MEMORY = Path("/dev/shm")
 
 STUB = "triton_python_backend_stub"
 
@@ -58,11 +61,13 @@ class TritonServer:
         self.http, self.grpc, self.metrics = (f"127.0.0.1:{port}" for port in _free_ports(3))
         self._environment = {**_environment(), **(environment or {})}
         self._wait = wait
+        self._memory = f"hidiff-test-{secrets.token_hex(8)}-"
         self._command = [
             *before,
             str(triton_folder() / "bin/tritonserver"),
             f"--model-repository={repository}",
             f"--backend-directory={_backends(work)}",
+            f"--backend-config=python,shm-region-prefix-name={self._memory}",
             f"--model-control-mode={control}",
             *_listening("http", self.http),
             *_listening("grpc", self.grpc),
@@ -124,6 +129,9 @@ class TritonServer:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for region in _MEMORY.glob(f"{self._memory}*"):  # what a killed process leaves
+            region.unlink()
+        shutil.rmtree(_MEMORY / f"hidiff-{os.getuid()}-{self.process.pid}", ignore_errors=True)
 
     def said(self) -> str:
         """What server and stubs have written so far."""

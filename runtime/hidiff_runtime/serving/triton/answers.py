@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,15 @@ _CODES = {"input": "INVALID_ARG", "cancelled": "CANCELLED", "expired": "UNAVAILA
 def tensors_of(request: Any) -> dict[str, NDArray[Any]]:
     """The request's inputs by name."""
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+
+def timeout_of(request: Any) -> int:
+    """Microseconds that the client allows; 0 for any number.
+
+    Triton's own field, or the parameter that a key of a ``generate`` request's JSON becomes.
+    """
+    given = json.loads(request.parameters()).get("timeout", 0)
+    return request.timeout() or (given if type(given) is int and given > 0 else 0)
 
 
 def answer(arrays: Mapping[str, NDArray[Any]]) -> Any:

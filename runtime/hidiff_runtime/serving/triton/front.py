@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 from hidiff_runtime.serving.heartbeat import Heartbeat
 from hidiff_runtime.serving.metrics import Meter
 from hidiff_runtime.serving.triton import rows
-from hidiff_runtime.serving.triton.answers import answer, refusal, told
+from hidiff_runtime.serving.triton.answers import answer, refusal, timeout_of, told
 from hidiff_runtime.serving.triton.cancel import Tokens
 from hidiff_runtime.serving.triton.meter import TritonSink
 from hidiff_runtime.serving.triton.parameters import STREAM
@@ -62,7 +62,7 @@ class TritonPythonModel:
             requested_output_names=["event", *RESULT],
             inputs=request.inputs(),
             parameters={TOKEN: token},
-            timeout=request.timeout(),
+            timeout=timeout_of(request),
         )
         found = []
         for response in asked.exec(decoupled=True):

@@ -18,7 +18,7 @@ from hidiff_runtime.serving.messages import kind_of
 from hidiff_runtime.serving.metrics import Meter
 from hidiff_runtime.serving.service import Service
 from hidiff_runtime.serving.triton import rows
-from hidiff_runtime.serving.triton.answers import answer, refusal, tensors_of, told
+from hidiff_runtime.serving.triton.answers import answer, refusal, tensors_of, timeout_of, told
 from hidiff_runtime.serving.triton.cancel import Tokens
 from hidiff_runtime.serving.triton.meter import TritonSink
 from hidiff_runtime.serving.triton.parameters import AGAIN, Parameters
@@ -84,7 +84,8 @@ class TritonPythonModel:
         """Makes the pictures of all rows, one after the other; every row is looked at before the first runs."""
         asked = self._rows(request)
         runs = [self._service.request(row.values) for row in asked]
-        deadline = time.monotonic() + request.timeout() / 1e6 if request.timeout() else None
+        allowed = timeout_of(request)
+        deadline = time.monotonic() + allowed / 1e6 if allowed else None
 
         def cancelled() -> bool:
             return sender.is_cancelled() or (token is not None and self._tokens.cancelled(token))
