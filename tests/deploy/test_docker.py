@@ -6,6 +6,7 @@ import fnmatch
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -153,6 +154,32 @@ except ModuleNotFoundError as error:
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, env={}, cwd=tmp_path)
     assert (done.stdout.split("\n"), done.stderr) == (["[]", "triton_python_backend_utils", ""], "")
     assert subprocess.run([python, "-m", "hidiff_runtime.serving.probe", "--help"], capture_output=True).returncode == 0
+
+
+def test_the_build_stage_copies_all_that_the_compiler_is_made_of(tmp_path: Path) -> None:
+    for line in stage("build"):
+        if line.startswith("COPY"):
+            *paths, target = line.split()[1:]
+            place = tmp_path / target.removeprefix("/source").strip("/")
+            for path in paths:
+                if (ROOT / path).is_dir():
+                    shutil.copytree(ROOT / path, place, ignore=shutil.ignore_patterns("tests", "__pycache__"))
+                else:
+                    shutil.copy(ROOT / path, place)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("hidiff_export-*.whl"))) == 1
 
 
 def test_the_script_wants_a_repository(tmp_path: Path) -> None:

@@ -13,17 +13,24 @@ from pathlib import Path
 import pytest
 import tritonclient.http
 
+from hidiff_export.deploy.per_phase import write_per_phase
+from hidiff_export.deploy.repository import Plan
 from tests.deploy.clients import http, inputs
 from tests.deploy.server import TritonServer
 
 SCRIPT = Path(__file__).parents[2] / "deploy/docker/hidiff-triton"
 
 
-def options(repository: Path) -> list[str]:
-    """The options that the image's script starts Triton with, but for those that every server of the tests has."""
+def started(repository: Path) -> list[str]:
+    """The words that the image's script starts Triton with."""
     environment = {"PATH": "/usr/bin:/bin", "MODEL_REPOSITORY": str(repository), "TRITONSERVER": "/bin/echo"}
-    said = subprocess.run([SCRIPT], capture_output=True, text=True, check=True, env=environment).stdout.split()
+    return subprocess.run([SCRIPT], capture_output=True, text=True, check=True, env=environment).stdout.split()
+
+
+def options(repository: Path) -> list[str]:
+    """Those of them that not every server of the tests has."""
     own = ("--model-repository=", "--model-control-mode=none")
+    said = started(repository)
     assert [sum(word.startswith(start) for word in said) for start in own] == [1, 1]
     return [word for word in said if not word.startswith(own)]
 
@@ -57,3 +64,11 @@ def test_a_killed_model_is_seen_by_the_probe_alone(
     assert f'{{model="{model}",' in said
     assert "s old, more than 7 s" in said
     assert server.ready()
+
+
+def test_the_script_loads_every_engine_that_is_a_model(sd15_bundle: Path, tmp_path: Path) -> None:
+    found = write_per_phase(sd15_bundle, tmp_path / "models", Plan())
+    wanted = [word for word in found.options("secret") if not word.startswith(("--http-", "--grpc-"))]
+    assert len(wanted) > 3
+    said = started(tmp_path / "models")
+    assert {word for word in said if word.startswith(("--load-model", "--model-control-mode"))} == set(wanted)
