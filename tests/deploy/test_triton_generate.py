@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,31 @@ def test_metrics_tell_what_was_made(served: TritonServer, pipe: Pipeline) -> Non
     assert f'bundle="{pipe.bundle.manifest.digest}"' in proof
     assert 'backend="onnxruntime"' in proof
     assert f'model="{STREAM}"' in proof
+
+
+def examples(language: str) -> list[str]:
+    """The examples of this language in what is written for clients."""
+    text = (Path(__file__).parents[2] / "docs/triton.md").read_text("utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_documented_client_gets_its_pictures(
+    served: TritonServer, pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (example,) = examples("python")
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("localhost:8000", served.http), {})
+    for number, (prompt, seed) in enumerate((("a lighthouse at dusk", 1), ("a heron in the fog", 2))):
+        assert same(picture((tmp_path / f"{number}.png").read_bytes()), pipe(prompt, seed=seed))
+
+
+def test_the_documented_requests_are_answered(served: TritonServer, pipe: Pipeline) -> None:
+    wanted = pipe("a lighthouse at dusk", seed=1)
+    found = []
+    for example in examples("sh"):
+        path, body = re.search(r"localhost:8000/v2/models/(\S+).*-d '(.*?)'", example, re.DOTALL).groups()
+        status, content = post(served, path, json.loads(body))
+        assert status == 200, content
+        last = json.loads(content) if path.endswith("generate") else events(content)[-1]
+        found.append(same(picture(base64.b64decode(last["image"])), wanted))
+    assert found == [True, True]
