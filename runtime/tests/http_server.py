@@ -131,6 +131,15 @@ class Server:
             time.sleep(0.01)
 
 
+def until(connection: socket.socket, end: bytes, received: bytes = b"") -> bytes:
+    """What comes until this does; it may come in any pieces."""
+    while end not in received:
+        piece = connection.recv(65536)
+        assert piece, received
+        received += piece
+    return received
+
+
 def decoded(text: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
 

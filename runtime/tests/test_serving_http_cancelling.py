@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from http_server import PROMPT, Answer, Server, decoded, events, proven, serving
+from http_server import PROMPT, Server, decoded, events, proven, serving, until
 
 ASKED = {"prompt": PROMPT, "steps": 4, "seed": 1}
 STREAMED = {**ASKED, "stream": True}
@@ -54,9 +54,7 @@ def test_a_client_that_goes_away_ends_its_run_at_the_next_step(server: Server, a
     server.gate.wait()  # in the second step
     connection.close()
     following = server.begin(STREAMED)
-    received = b""
-    while b": accepted" not in received:  # by then the server has seen the first one go
-        received += following.recv(4096)
+    received = until(following, b": accepted")  # by then the server has seen the first one go
     server.gate.open()
     while chunk := following.recv(4096):
         received += chunk
@@ -79,8 +77,12 @@ def test_a_client_that_goes_away_while_it_waits_takes_its_request_back(server: S
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(server.post, ASKED)
         server.gate.wait()
-        server.begin(asked).close()
+        first, second = server.begin(asked), server.begin(STREAMED)
+        until(second, b": accepted")  # by then the first waits too
+        first.close()
         server.eventually(CANCELLED, 1)
+        second.close()
+        server.eventually(CANCELLED, 2)
         assert not running.done()
         server.gate.open()
         assert running.result().status == 200
@@ -103,8 +105,10 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(folder: Path) 
         server.gate.close()
         running = pool.submit(server.post, ASKED)
         server.gate.wait()
-        waiting = server.begin(ASKED)
-        answer = full(server)
+        waiting = server.begin(STREAMED)
+        until(waiting, b": accepted")
+        answer = server.post(ASKED)
+        assert answer.status == 429
         assert answer.json["error"]["code"] == "queue_full"
         assert int(answer.headers["retry-after"]) >= 1
         waiting.close()
@@ -112,16 +116,6 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(folder: Path) 
         taken = pool.submit(server.post, ASKED)  # the place is free again
         server.gate.open()
         assert (running.result().status, taken.result().status) == (200, 200)
-
-
-def full(server: Server) -> Answer:
-    """The first answer that says that the queue is full; requests that were taken before it are taken back."""
-    for _ in range(200):
-        with contextlib.closing(server.begin({**ASKED, "stream": True})) as connection:
-            head = connection.recv(12)
-            if head == b"HTTP/1.1 429":
-                break
-    return server.post(ASKED)
 
 
 @pytest.mark.parametrize("stream", [False, True])
