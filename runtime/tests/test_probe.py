@@ -17,6 +17,8 @@ from hidiff_runtime.serving.probe import beats, judge, main
 PAGE = """# HELP hidiff_heartbeat_seconds Unix time at which this process last said that it lives.
 # TYPE hidiff_heartbeat_seconds gauge
 {beats}
+# TYPE hidiff_parity_info gauge
+hidiff_parity_info{{bundle="0",parity="1",backend="toy"}} 1
 # TYPE nv_inference_count counter
 nv_inference_count{{model="hidiff",version="1"}} 3
 """
@@ -82,6 +84,14 @@ def test_no_heartbeat_is_not_alive() -> None:
     code, line = judge(other, 1000, 30)
     assert code == 1
     assert "there is no hidiff_heartbeat_seconds" in line
+
+
+def test_a_heartbeat_before_the_proof_is_not_alive() -> None:
+    text = page("hidiff_heartbeat_seconds 995")
+    assert judge(text, 1000, 30)[0] == 0
+    code, line = judge(text.replace("\nhidiff_parity_info{", "\n# hidiff_parity_info{"), 1000, 30)
+    assert code == 1
+    assert "still being opened and proven" in line
 
 
 @pytest.mark.parametrize("value", ["NaN", "-Inf", "nonsense"])

@@ -42,7 +42,7 @@ def test_the_probe_as_it_stands(place: str, command: list[str], tmp_path: Path) 
     assert url == "http://127.0.0.1:8002/metrics", place
     for age, code in ((25, 0), (35, 1)):
         page = tmp_path / f"{age}.txt"
-        page.write_text(f'hidiff_heartbeat_seconds{{model="a"}} {time.time() - age}\n')
+        page.write_text(f'hidiff_parity_info{{}} 1\nhidiff_heartbeat_seconds{{model="a"}} {time.time() - age}\n')
         run = [sys.executable, *(page.as_uri() if word == url else word for word in command[1:])]
         done = subprocess.run(run, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (code, ""), done.stdout

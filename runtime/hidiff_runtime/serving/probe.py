@@ -1,7 +1,8 @@
 """Says whether every model of a server still lives: ``python -m hidiff_runtime.serving.probe URL --older-than 30``.
 
 Each model's process sets ``hidiff_heartbeat_seconds`` every few seconds. A server goes on to call itself ready when
-such a process was killed, so a liveness probe has to look at the heartbeat. It needs the standard library alone.
+such a process was killed, so a liveness probe has to look at the heartbeat. Some processes beat before the bundle is
+proven, and ``hidiff_parity_info`` says that it is. The standard library is all it takes.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import time
 import urllib.request
 from collections.abc import Sequence
 
-from hidiff_runtime.serving.metrics import HEARTBEAT
+from hidiff_runtime.serving.metrics import HEARTBEAT, PARITY
 
 LIVES, LIVES_NOT = 0, 1
 """Exit codes: everything else a container platform takes for a failed probe too."""
 
 _LARGEST = 16 * 2**20
+_PROVEN = re.compile(rf"^{PARITY.name}\{{", re.MULTILINE)
 _BEAT = re.compile(rf"^{HEARTBEAT.name}(?P<labels>\{{.*\}})?[ \t]+(?P<value>\S+)(?:[ \t]+-?\d+)?[ \t]*$", re.MULTILINE)
 
 
@@ -46,6 +48,8 @@ def judge(text: str, now: float, older_than: float) -> tuple[int, str]:
         return LIVES_NOT, f"not alive: a heartbeat is not a number ({error})"
     if not times:
         return LIVES_NOT, f"not alive: there is no {HEARTBEAT.name}; no model of hidiff was loaded yet, or ever"
+    if not _PROVEN.search(text):
+        return LIVES_NOT, f"not alive: there is no {PARITY.name}; the bundle is still being opened and proven"
     labels, oldest = min(times.items(), key=lambda beat: -math.inf if math.isnan(beat[1]) else beat[1])
     age = now - oldest
     if not age <= older_than:  # not a number is not alive either
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Reads the page and prints one line. Returns 0 where all models live, and 1 otherwise."""
     parser = argparse.ArgumentParser(
         "python -m hidiff_runtime.serving.probe",
-        description="Exit code 0 where every model of a server said of late that it lives, 1 otherwise.",
+        description="Exit code 0 where a bundle was proven and every model said of late that it lives, 1 otherwise.",
     )
     parser.add_argument("url", metavar="URL", help="of the metrics, such as http://127.0.0.1:8002/metrics")
     parser.add_argument("--older-than", metavar="SECONDS", type=float, default=30.0, help="too old (default: 30)")
