@@ -23,6 +23,7 @@ from PIL import Image
 from toy_reference import record
 
 from hidiff_runtime.serving.http.app import create_app
+from hidiff_runtime.serving.http.command import listen
 from hidiff_runtime.serving.http.guard import Rules
 from hidiff_runtime.serving.http.host import Host
 from hidiff_runtime.serving.http.prometheus import Prometheus
@@ -207,7 +208,7 @@ def serving(
     app = create_app(host, meter, prometheus.registry, rules=rules, seconds=seconds)
     config = uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
 

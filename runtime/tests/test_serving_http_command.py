@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hidiff_runtime.serving.http.command import main
+from hidiff_runtime.serving.http.command import listen, main
 
 PROGRAM = "import sys; from hidiff_runtime.serving.http.command import main; sys.exit(main())"
 
@@ -63,6 +63,13 @@ def test_refuses_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixt
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main([str(tmp_path), "--port", str(taken.getsockname()[1])]) == 2
     assert "cannot listen there" in capsys.readouterr().err
+
+
+def test_answers_are_sent_without_waiting_for_the_client() -> None:
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many"])
