@@ -48,12 +48,11 @@ EXTERNAL = {
                 "query": {"type": "string"},
             },
         },
+        # The schema has averageValue too, and KServe's code for KEDA passes over it: the threshold would be 0.
         "target": {
+            "required": ["type", "value"],
             "additionalProperties": False,
-            "properties": {
-                "type": {"enum": ["Utilization", "Value", "AverageValue"]},
-                "averageValue": {"type": ["integer", "string"]},
-            },
+            "properties": {"type": {"const": "Value"}, "value": {"type": ["integer", "string"]}},
         },
     },
 }
