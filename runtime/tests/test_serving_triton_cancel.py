@@ -34,10 +34,41 @@ def test_a_token_is_seen_by_another_process_of_the_same_server(tmp_path: Path) -
     assert seen() == "False False"
 
 
-@pytest.mark.parametrize("name", ["../secret", "", ".", "0" * 31, "G" * 32, "0" * 32 + "\n"])
+@pytest.mark.parametrize("name", ["../secret", "", ".", "0" * 31, "G" * 32, "0" * 32 + "\n", 7, None])
 def test_a_name_that_is_no_token_leads_nowhere(tmp_path: Path, name: str) -> None:
-    (tmp_path / "secret").touch()
-    assert not Tokens(7, tmp_path).cancelled(name)
+    assert Tokens.valid(Tokens.new())
+    assert not Tokens.valid(name)
+    with pytest.raises(ValueError, match="no token"):
+        Tokens(7, tmp_path).cancelled(name)
+
+
+def test_a_run_is_abandoned_when_its_process_ends_inside_it(tmp_path: Path) -> None:
+    tokens = Tokens(7, tmp_path)
+    name = tokens.new()
+    program = (
+        "import sys, pathlib; from hidiff_runtime.serving.triton.cancel import Tokens; "
+        "tokens = Tokens(7, pathlib.Path(sys.argv[1]))\n"
+        "with tokens.running(sys.argv[2]): print(flush=True); sys.stdin.read(1)\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path), name]
+    for killed in (True, False):
+        assert not tokens.abandoned(name)
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert not tokens.abandoned(name)
+            if not killed:
+                process.stdin.write(b".")
+                process.stdin.flush()
+                process.stdout.readline()
+            process.kill()
+            process.wait()
+        assert tokens.abandoned(name) == killed
+        tokens.forget(name)
+    tokens.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_folder_is_this_users_alone_and_goes_away_when_it_is_empty(tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
-"""How the front tells the stream model, in another process, that a request was cancelled: a file appears.
+"""What the front and the stream model, in another process, tell each other of a run by files of a private folder.
 
-Triton hands a cancellation to the model that the client asked, and not on to the models that this one asks.
+That it was cancelled, since Triton hands a cancellation to the model that the client asked, and not on to the models
+that this one asks. And that the process which makes it lives, since Triton never ends what one model asked of another
+whose process was killed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hidiff_runtime.errors import StorageError
@@ -45,6 +50,11 @@ class Tokens:
         """The name of a token that nobody can guess; its file is not there yet."""
         return secrets.token_hex(16)
 
+    @staticmethod
+    def valid(name: object) -> bool:
+        """Whether a value from outside can be the name of a token, and so is no path to anything else."""
+        return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
     def cancel(self, name: str) -> None:
         """Makes the file appear."""
         self._path(name).touch()
@@ -53,9 +63,31 @@ class Tokens:
         """Whether it has appeared."""
         return self._path(name).exists()
 
+    @contextmanager
+    def running(self, name: str) -> Iterator[None]:
+        """Inside, this process makes the run. The kernel takes its lock away whatever ends the process."""
+        path, early = self._path(name, "run"), self._path(name, "new")
+        with early.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            early.rename(path)  # is locked from the moment that it is there
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    def abandoned(self, name: str) -> bool:
+        """Whether a process that made the run has ended inside `running`."""
+        try:
+            with self._path(name, "run").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return os.fstat(file.fileno()).st_nlink > 0  # 0 where the run was left in the meantime
+        except (FileNotFoundError, BlockingIOError):
+            return False
+
     def forget(self, name: str) -> None:
-        """Takes the file away, if there is one."""
-        self._path(name).unlink(missing_ok=True)
+        """Takes the files away that there are."""
+        for kind in ("cancel", "run", "new"):
+            self._path(name, kind).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Takes the folder away where it is empty."""
@@ -64,6 +96,8 @@ class Tokens:
         except OSError:
             return  # other models still use it
 
-    def _path(self, name: str) -> Path:
-        """Where the token's file is; a client may have sent the name, and then it is no path to anything else."""
-        return self._folder / (name if _NAME.fullmatch(name) else "no-token")
+    def _path(self, name: str, kind: str = "cancel") -> Path:
+        """Where a file of the token is."""
+        if not self.valid(name):
+            raise ValueError("no token")
+        return self._folder / f"{name}.{kind}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from hidiff_runtime.errors import EngineError
 from hidiff_runtime.serving.heartbeat import Heartbeat
 from hidiff_runtime.serving.metrics import Meter
 from hidiff_runtime.serving.triton import rows
@@ -23,7 +24,7 @@ from hidiff_runtime.serving.triton.schema import RESULT
 from hidiff_runtime.serving.triton.stream import TOKEN
 
 _POLL = 0.05
-"""Seconds between two looks whether the client has cancelled."""
+"""Seconds between two looks at a run."""
 
 
 class TritonPythonModel:
@@ -47,13 +48,36 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         try:
-            with self._watched(request) as token:
-                found = self._ask(request, token)
-            return answer(rows.joined(found))
+            return answer(rows.joined(self._finished(request)))
         except _Refused as error:
             return refusal(*error.args)
         except Exception as error:
             return refusal(*told(error))
+
+    def _finished(self, request: Any) -> list[rows.Arrays]:
+        """The finished rows. Looks now and then whether the client has cancelled, and the stream model's process lives.
+
+        Raises:
+            EngineError: that process has ended. Triton itself would let the asking thread wait for ever.
+        """
+        token, made = self._tokens.new(), Future[list[rows.Arrays]]()
+        asking = threading.Thread(target=self._fill, args=(made, request, token), name="hidiff-ask", daemon=True)
+        asking.start()
+        try:
+            while not wait([made], _POLL).done:
+                if request.is_cancelled():
+                    self._tokens.cancel(token)
+                if self._tokens.abandoned(token):
+                    raise EngineError("The process that holds the engines has ended.", given=self._stream)
+            return made.result()
+        finally:
+            self._tokens.forget(token)
+
+    def _fill(self, made: Future[list[rows.Arrays]], request: Any, token: str) -> None:
+        try:
+            made.set_result(self._ask(request, token))
+        except Exception as error:
+            made.set_exception(error)
 
     def _ask(self, request: Any, token: str) -> list[rows.Arrays]:
         """The finished rows."""
@@ -77,26 +101,6 @@ class TritonPythonModel:
                 raise _Refused(*refused)
             found.append(message)
         return found
-
-    @contextmanager
-    def _watched(self, request: Any) -> Iterator[str]:
-        """A token that is set when the client cancels."""
-        token, done = self._tokens.new(), threading.Event()
-
-        def watch() -> None:
-            while not done.wait(_POLL):
-                if request.is_cancelled():
-                    self._tokens.cancel(token)
-                    return
-
-        thread = threading.Thread(target=watch, name="hidiff-cancel", daemon=True)
-        thread.start()
-        try:
-            yield token
-        finally:
-            done.set()
-            thread.join()
-            self._tokens.forget(token)
 
 
 class _Refused(Exception):  # noqa: N818 - names the outcome

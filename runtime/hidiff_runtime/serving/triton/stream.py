@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,8 @@ class TritonPythonModel:
         sender = request.get_response_sender()
         token = _token(request)
         try:
-            self._run(request, sender, token)
+            with self._tokens.running(token) if token else nullcontext():
+                self._run(request, sender, token)
         except Exception as error:
             message, kind = told(error)
             sender.send(answer(rows.failed(message, kind)) if token else refusal(message, kind), flags=FINAL)
@@ -112,7 +114,7 @@ class TritonPythonModel:
 def _token(request: Any) -> str | None:
     """The front's token; anything else that a client sends by that name is none."""
     found = json.loads(request.parameters()).get(TOKEN)
-    return found if isinstance(found, str) else None
+    return found if Tokens.valid(found) else None
 
 
 def _manifest(folder: Path, expected: str) -> Manifest:
