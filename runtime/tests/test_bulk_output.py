@@ -69,7 +69,7 @@ def test_the_index_is_read_back_and_has_each_picture_once(place: Place) -> None:
     output.add([made(output, second, 0), made(output, second, 1)])
     output.flush(now=True)
     output.add([made(output, first)])
-    output.finish()
+    output.finish({})
     assert output.store.sizes(PARTS) == {}
     again = Output(Store(place))
     again.look(HASH, SETTINGS)
@@ -95,7 +95,7 @@ def test_a_row_that_is_made_again_replaces_itself_in_the_index(place: Place) -> 
     output = opened(place)
     (old,), (new,) = rows("x"), rows("y")
     output.add([made(output, old)])
-    output.finish()
+    output.finish({})
     output.add([made(output, new, content=b"another")])
     output.flush(now=True)
     found = plan(place, [new])
@@ -108,7 +108,7 @@ def test_only_whole_pictures_of_the_same_row_count(place: Place) -> None:
     asked = rows("same", "changed", "missing", "short", "spoilt", "new")
     for row in asked[:5]:
         output.add([made(output, row)])
-    output.finish()
+    output.finish({})
     pictures = Path(place.url) / "pictures"
     (pictures / "000002.0.png").unlink()
     (pictures / "000003.0.png").write_bytes(b"a pict")
@@ -126,7 +126,7 @@ def test_a_row_that_failed_is_tried_again_once_it_changed(place: Place) -> None:
     output = opened(place)
     (row,) = rows("x")
     output.bury(DeadLetter.of(row, InputError("No.", given="x", advice="Mend it."), HASH))
-    output.finish()
+    output.finish({})
     assert plan(place, [row]).todo == ()
     mended = dataclasses.replace(row, values={**row.values, "prompt": "y"})
     assert plan(place, [mended]).todo == (mended,)
@@ -161,7 +161,7 @@ def test_a_folder_of_something_else_is_left_alone(place: Place) -> None:
 def test_a_broken_file_of_an_earlier_job_is_named(place: Place, name: str) -> None:
     output = opened(place)
     output.add([made(output, rows("x")[0])])
-    output.finish()
+    output.finish({})
     (Path(place.url) / name).write_text("no\n")
     with pytest.raises(StorageError) as caught:
         opened(place)

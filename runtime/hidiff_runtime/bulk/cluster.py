@@ -35,6 +35,7 @@ _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
+
 @dataclass(frozen=True)
 class Pool:
     """The workers that are wanted.
@@ -262,10 +263,10 @@ def _blocks(rows: Sequence[Row]) -> list[Any]:
 
 
 def _first_cause(error: BaseException) -> str:
-    """What it all began with, on one line."""
+    """The last line of what it all began with."""
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return _last_line(error)
 
 
 def _last_line(error: BaseException) -> str:

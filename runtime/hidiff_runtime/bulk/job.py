@@ -110,7 +110,6 @@ class Checked:
     Args:
         plan: with the rows that passed the check.
         refused: dead letters of the rows that did not.
-        actors: workers that are wanted, where it was said.
     """
 
     plan: Plan
@@ -147,9 +146,7 @@ def run_job(job: Job) -> Summary:
         if plan.todo:
             with _kept(output):
                 _make(job, manifest, plan, output, summary)
-        output.finish()
-        bound = {"format": 1, "bundle": manifest.digest, "settings": job.settings, **facts}
-        output.note({**bound, "summary": summary.to_dict()})
+        output.finish(summary.to_dict())
     return summary
 
 

@@ -76,6 +76,7 @@ class Output:
         self.dead: list[DeadLetter] = []
         self._fresh: list[Picture] = []
         self._dead_changed = False
+        self._bound: dict[str, Any] = {}
         self._written = time.monotonic()
 
     def begin(self, bundle: str, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -91,7 +92,8 @@ class Output:
             StorageError: it cannot be read or written.
         """
         self.look(bundle, settings)
-        self.note({"format": FORMAT, "bundle": bundle, "settings": settings, **facts})
+        self._bound = {"format": FORMAT, "bundle": bundle, "settings": settings, **facts}
+        self._note({})
 
     def look(self, bundle: str, settings: Mapping[str, Any]) -> None:
         """Reads what earlier jobs left, and writes nothing; otherwise as `begin`."""
@@ -106,10 +108,6 @@ class Output:
             return
         _check_same(self.store.place.url, _object(RUN, content), bundle, settings)
         self._read()
-
-    def note(self, facts: Mapping[str, Any]) -> None:
-        """Writes ``run.json``. Raises StorageError where it cannot."""
-        self.store.write(RUN, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
 
     def add(self, pictures: Iterable[Picture]) -> None:
         """Notes the pictures of a row."""
@@ -143,13 +141,21 @@ class Output:
             self._dead_changed = False
         self._written = time.monotonic()
 
-    def finish(self) -> None:
-        """Writes the whole index, and then removes its parts. Raises StorageError where it cannot."""
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes the whole index, then removes its parts, and notes what came of the job.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         self.flush(now=True)
         rows = sorted(self.index.values(), key=lambda pictures: (pictures[0].row, pictures[0].id))
         self.store.write(INDEX, _table([picture for pictures in rows for picture in pictures]))
         for name in self.store.sizes(PARTS):
             self.store.delete(f"{PARTS}/{name}")
+        self._note({"summary": dict(summary)})
+
+    def _note(self, facts: Mapping[str, Any]) -> None:
+        self.store.write(RUN, (json.dumps({**self._bound, **facts}, indent=2, ensure_ascii=False) + "\n").encode())
 
     def _read(self) -> None:
         contents = [self.store.read(INDEX)]

@@ -151,7 +151,7 @@ def _job(options: argparse.Namespace) -> Job:
 
 
 def _defaults(given: list[str]) -> dict[str, Value]:
-    """The values of --set. A seed for all would make all pictures of a prompt the same, and is what --seed is for."""
+    """The values of --set."""
     from hidiff_runtime.bulk.rows import parse_value
     from hidiff_runtime.errors import InputError
 
