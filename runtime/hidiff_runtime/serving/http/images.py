@@ -57,15 +57,18 @@ def images_router(host: Host, seconds: float) -> APIRouter:
 
 async def _answer(request: Request, body: Generation, host: Host, seconds: float, name: str) -> Response:
     worker = host.worker
-    events = await worker.submit(
+    job = await worker.submit(
         partial(body.runs, name=model_name(worker.service)),
         previews=(body.partial_images or 0) if body.stream else 0,
         deadline=time.monotonic() + seconds,
     )
     about = _about(worker.service)
     if body.stream:
-        return EventStream(_lines(events, name, about))
-    pictures = await while_connected(request, _pictures(events))
+        return EventStream(_lines(job.events(), name, about), job.end)
+    try:
+        pictures = await while_connected(request, _pictures(job.events()))
+    finally:
+        job.end()
     data = [{"b64_json": picture.png, "parameters": picture.parameters} for picture in pictures]
     return JSONResponse({"created": int(time.time()), **about, "data": data})
 
@@ -101,5 +104,3 @@ async def _lines(events: AsyncGenerator[Event, None], name: str, about: dict[str
     except Exception as error:
         log_fault(error)
         yield event("error", api_error(error).body)
-    finally:
-        await events.aclose()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -17,23 +17,24 @@ Found = TypeVar("Found")
 
 
 class EventStream(StreamingResponse):
-    """Sends what a generator gives, and closes it in any case: what it holds must not wait for the collector.
+    """Sends what a generator gives.
 
     Args:
         lines: server-sent events, whole.
+        end: called in the end, however that comes: a generator that never began would not notice.
     """
 
-    def __init__(self, lines: AsyncGenerator[str, None]) -> None:
+    def __init__(self, lines: AsyncGenerator[str, None], end: Callable[[], None]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(lines, media_type="text/event-stream", headers=headers)
-        self._lines = lines
+        self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends until the end, or until the client goes away."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._lines.aclose()
+            self._end()
 
 
 def event(name: str, data: dict[str, Any]) -> str:

@@ -77,7 +77,7 @@ Event = Step | Picture | Quiet
 
 
 class Job:
-    """The runs of one request, in the order of their seeds.
+    """The runs of one request, in the order of their seeds. Whoever has one ends it.
 
     Args:
         requests: one for each run.
@@ -92,41 +92,48 @@ class Job:
         self._deadline = deadline
         self._meter = meter
         self._cancelled = threading.Event()
+        self._expired = False
+        self._future: Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
 
-    async def events(self, future: Future[None]) -> AsyncGenerator[Event, None]:
-        """What happens, until all is done. Leaving early, by whatever way, ends the run after its step.
+    def queue(self, pool: ThreadPoolExecutor, work: Callable[[Job], None]) -> Future[None]:
+        """Puts the job behind those that wait for the pool's thread."""
+        self._future = pool.submit(work, self)
+        return self._future
 
-        Args:
-            future: of `run`; a job that has not begun is taken back by it.
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """What happens, until all is done.
 
         Raises:
             Expired: the deadline passed.
             EngineError: an engine is missing, failed, or gave NaN.
         """
-        expired = False
-        try:
-            while True:
-                left = self._deadline - time.monotonic()
-                try:
-                    news = await asyncio.wait_for(self._news.get(), min(left, QUIET))
-                except asyncio.TimeoutError:
-                    if left > QUIET:
-                        yield Quiet()
-                        continue
-                    expired = True
-                    raise Expired("The deadline passed before the picture was made.") from None
-                if isinstance(news, Exception):
-                    raise news
-                if news is None:
-                    return
-                yield news
-        finally:
-            if not expired:  # else the run looks at its deadline itself, and counts that
-                self._cancelled.set()
-            if future.cancel():  # a run that has begun counts its end itself
-                self._meter.failed("expired") if expired else self._meter.cancelled()
+        while True:
+            left = self._deadline - time.monotonic()
+            try:
+                news = await asyncio.wait_for(self._news.get(), min(left, QUIET))
+            except asyncio.TimeoutError:
+                if left > QUIET:
+                    yield Quiet()
+                    continue
+                self._expired = True
+                raise Expired("The deadline passed before the picture was made.") from None
+            if isinstance(news, Exception):
+                raise news
+            if news is None:
+                return
+            yield news
+
+    def end(self) -> None:
+        """Ends the run after its step, which it counts itself; takes back a job that has not begun, and counts that."""
+        if not self._expired:  # else the run looks at its deadline itself
+            self._cancelled.set()
+        if self._future is not None and not self._future.cancelled() and self._future.cancel():
+            if self._expired:
+                self._meter.failed("expired")
+            else:
+                self._meter.cancelled()
 
     def run(self, service: Service) -> None:
         """Makes the pictures, in the worker's thread."""
@@ -169,10 +176,8 @@ class Worker:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hidiff-pictures")
         self._seconds = 1.0
 
-    async def submit(
-        self, read: Callable[[Service], Sequence[Request]], *, previews: int, deadline: float
-    ) -> AsyncGenerator[Event, None]:
-        """Takes a place, reads the request in a thread, and queues it; gives the job's events, which are to be read.
+    async def submit(self, read: Callable[[Service], Sequence[Request]], *, previews: int, deadline: float) -> Job:
+        """Takes a place, reads the request in a thread, and queues it.
 
         Args:
             read: gives the runs. It decodes pictures, which take memory, so it is called with a place alone.
@@ -190,12 +195,12 @@ class Worker:
         try:
             requests = await to_thread.run_sync(read, self.service)
             job = Job(requests, previews, deadline, self._meter)
-            future = self._pool.submit(self._work, job)
+            future = job.queue(self._pool, self._work)
         except BaseException:
             self._places.release()
             raise
         future.add_done_callback(lambda _: self._places.release())
-        return job.events(future)
+        return job
 
     def close(self) -> None:
         """Waits for the job that runs, drops those that wait, and closes the service."""
