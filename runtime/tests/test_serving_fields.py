@@ -113,6 +113,12 @@ def test_what_is_at_the_limits_is_taken(pipeline: Pipeline) -> None:
     assert read_request(pipeline, values, LIMITS).settings.steps == 8
 
 
+def test_the_usual_number_of_steps_has_to_be_within_the_limit_too(pipeline: Pipeline) -> None:
+    assert read_request(pipeline, {"prompt": "a"}, Limits(steps=12)).settings.steps == 12
+    with pytest.raises(InputError, match="too many steps"):
+        read_request(pipeline, {"prompt": "a"}, Limits(steps=11))
+
+
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
 def test_limits_are_positive_whole_numbers(value: Any) -> None:
     with pytest.raises(InputError, match="steps"):

@@ -81,7 +81,10 @@ def read_request(pipeline: Pipeline, values: Mapping[str, object], limits: Limit
     pictures = {name: value for name, value in given.items() if BY_NAME[name].kind == "picture"}
     settings: dict[str, Any] = {**given, **{name: _picture(name, value, limits) for name, value in pictures.items()}}
     prompt = settings.pop("prompt")
-    return pipeline.request(prompt, Settings(**settings))
+    request = pipeline.request(prompt, Settings(**settings))
+    if request.settings.steps is not None:  # the number that is usual where none is given
+        _check_steps(request.settings.steps, limits)
+    return request
 
 
 def _check(field: Field, value: object, limits: Limits) -> None:
@@ -103,8 +106,13 @@ def _check(field: Field, value: object, limits: Limits) -> None:
             given=f"{len(value)} characters",
             advice=f"This server takes up to {limits.prompt_characters}.",
         )
-    if field.name == "steps" and isinstance(value, int) and value > limits.steps:
-        raise InputError("These are too many steps.", given=value, advice=f"This server takes up to {limits.steps}.")
+    if field.name == "steps" and isinstance(value, int):
+        _check_steps(value, limits)
+
+
+def _check_steps(steps: int, limits: Limits) -> None:
+    if steps > limits.steps:
+        raise InputError("These are too many steps.", given=steps, advice=f"This server takes up to {limits.steps}.")
 
 
 def _picture(name: str, value: Any, limits: Limits) -> Image:
