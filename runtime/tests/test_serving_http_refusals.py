@@ -179,6 +179,7 @@ def test_refuses_other_ways(server: Server, method: str, path: str, status: int)
 def test_refuses_a_body_that_no_page_needs_leave_to_send(server: Server) -> None:
     body = json.dumps({"prompt": PROMPT, "steps": 4}).encode()
     refused(server.ask("POST", GENERATIONS, body, content_type="text/plain"), 400)
+    refused(server.ask("POST", GENERATIONS, body), 400)
     assert server.ask("POST", GENERATIONS, body, content_type="application/json").status == 200
 
 
