@@ -31,7 +31,10 @@ CASES: dict[str, dict[str, Any]] = {
     "deployment": {"mode": "deployment"},
     "kserve, everything": {**EVERYTHING, "autoscaling": {"enabled": True}},
     "deployment, everything": {**EVERYTHING, "mode": "deployment", "gpus": 0},
-    "kserve, copied": {"storage": {"uri": "s3://pictures/sdxl"}},
+    "kserve, copied": {
+        "storage": {"uri": "s3://pictures/sdxl"},
+        "networkPolicy": {"egress": [{"ports": [{"port": 443}]}]},
+    },
 }
 # A predictor of KServe is a PodSpec with these beside it, as far as the chart uses them: serving.kserve.io/v1beta1 of
 # KServe 0.20, Apache-2.0, config/crd/full/serving.kserve.io_inferenceservices.yaml.
@@ -251,6 +254,7 @@ def test_network_policy_opens_the_three_ports_alone() -> None:
         ({"heartbeatSeconds": 5}, "heartbeatSeconds"),
         ({"storage": {"claim": ""}}, "must say where the model repository is"),
         ({"mode": "deployment", "storage": {"uri": "s3://a/b"}}, "are KServe's"),
+        ({"storage": {"uri": "s3://a/b"}}, "what it may reach"),
         ({"mode": "deployment", "autoscaling": {"enabled": True}}, "are KServe's"),
     ],
 )
