@@ -20,7 +20,7 @@ from tests.deploy.server import TritonServer
 pytestmark = pytest.mark.needs("tritonserver")
 
 PROMPT = "a lighthouse at dusk"
-OPTIONS = {"threads": 1}
+OPTIONS = {"threads": 1, "resident": "all"}
 Start = Callable[..., TritonServer]
 
 
