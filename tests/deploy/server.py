@@ -100,9 +100,13 @@ class TritonServer:
         self.stop()
 
     def wait_ready(self) -> None:
-        """Waits until all models are served. Raises RuntimeError with the end of the log where the server gives up."""
+        """Waits until all models are served, and metrics, whose port opens last.
+
+        Raises:
+            RuntimeError: with the end of the log, where the server gives up.
+        """
         deadline = time.monotonic() + PATIENCE
-        while not self.ready():
+        while not (self.ready() and self._measures()):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(
                     f"tritonserver is not ready (exit code {self.process.poll()}):\n{self.said()[-4000:]}"
@@ -116,6 +120,14 @@ class TritonServer:
                 return answer.status == 200
         except (urllib.error.URLError, OSError):
             return False
+
+    def _measures(self) -> bool:
+        host, port = self.metrics.split(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError:
+            return False
+        return True
 
     def wait_end(self) -> int:
         """Waits until the server has ended by itself; its exit code."""
