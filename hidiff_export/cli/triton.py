@@ -21,6 +21,7 @@ Examples:
   hidiff-export triton bundle -o model_repository
   hidiff-export triton bundle -o model_repository --gpus 0,1 --queue-size 32
   hidiff-export triton bundle -o model_repository --bundle /mnt/bundles/sdxl
+  hidiff-export triton bundle -o model_repository --layout per-phase
   tritonserver --model-repository model_repository --model-control-mode none
 """,
 )
@@ -34,6 +35,13 @@ Examples:
     metavar="link|copy|PATH",
     help="How the bundle gets into the repository: by hard links, which take no room, or copied. "
     "PATH, absolute, leaves it out: where the server will find it.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["pipeline", "per-phase"]),
+    default="pipeline",
+    show_default=True,
+    help="pipeline holds all engines in one model; per-phase makes each a model that Triton opens, and copies weights.",
 )
 @click.option("--gpus", metavar="N,N", default="", help="A set of engines on each of these GPUs. [default: the CPU]")
 @click.option("--backend", metavar="NAME", help="Whose engines to run. [default: the first that the server has]")
@@ -57,6 +65,7 @@ def triton(
     output: Path,
     name: str,
     bundle: str,
+    layout: str,
     gpus: str,
     backend: str | None,
     resident: str,
@@ -92,7 +101,13 @@ def triton(
         options={**opening, **({} if backend is None else {"backend": backend}), **_options(options)},
         environment=environment,
     )
-    print_written(write(directory, output, plan, force=force), as_json=as_json)
+    if layout == "per-phase":
+        from hidiff_export.cli.triton_layout import print_per_phase
+        from hidiff_export.deploy.per_phase import write_per_phase
+
+        print_per_phase(write_per_phase(directory, output, plan, force=force), as_json=as_json)
+    else:
+        print_written(write(directory, output, plan, force=force), as_json=as_json)
 
 
 def _gpus(text: str) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hidiff_export.deploy.config import Places, group_text, parameter_text, quoted, tensors_text
@@ -28,6 +28,7 @@ class SingleConfig:
         outputs: likewise.
         places: of its instances.
         parameters: texts for whatever runs it.
+        warm_up: whether it gets a request of zeros before it is ready.
         cuda: options of ONNX Runtime's CUDA provider.
     """
 
@@ -37,6 +38,7 @@ class SingleConfig:
     outputs: tuple[Tensor, ...]
     places: Places
     parameters: Mapping[str, str] = field(default_factory=dict)
+    warm_up: bool = False
     cuda: Mapping[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
@@ -51,6 +53,8 @@ class SingleConfig:
             f"instance_group [\n  {group_text(self.places)}\n]",
             *(parameter_text(key, text) for key, text in self.parameters.items()),
         ]
+        if self.warm_up:
+            parts.append(f'model_warmup [ {{ name: "zeros" batch_size: 1 {_zeros(self.inputs)} }} ]')
         if self.cuda:
             parts.append(_accelerator(self.cuda))
         return "\n".join(parts) + "\n"
@@ -92,12 +96,21 @@ def start_config(name: str, loads: tuple[str, ...], parameters: Mapping[str, str
         outputs=(LOADED,),
         places=Places(),
         parameters={LOADS: ",".join(loads), **parameters},
+        warm_up=True,
     )
 
 
 def _tensors(record: GraphRecord, which: str) -> tuple[Tensor, ...]:
     specs = record.inputs if which == "inputs" else record.outputs
     return tuple(Tensor(spec.name, _DATATYPES[spec.dtype], spec.shape) for spec in specs)
+
+
+def _zeros(tensors: Iterable[Tensor]) -> str:
+    return " ".join(
+        f"inputs {{ key: {quoted(one.name)} "
+        f"value: {{ data_type: {one.datatype} dims: {list(one.dims)} zero_data: true }} }}"
+        for one in tensors
+    )
 
 
 def _accelerator(options: Mapping[str, str]) -> str:

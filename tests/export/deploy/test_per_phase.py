@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
+from hidiff_export.cli import main
 from hidiff_export.deploy.config import Places
 from hidiff_export.deploy.per_phase import PerPhase, write_per_phase
 from hidiff_export.deploy.repository import Plan
@@ -103,7 +105,9 @@ def test_the_pipeline_is_on_the_cpu_as_often_as_there_are_gpus(found: PerPhase) 
 
 
 def test_the_start_model_loads_the_pipeline_and_then_its_front(found: PerPhase) -> None:
-    assert config(found.written.folder, "hidiff_start").parameters["loads"].string_value == "hidiff_stream,hidiff"
+    read = config(found.written.folder, "hidiff_start")
+    assert read.parameters["loads"].string_value == "hidiff_stream,hidiff"
+    assert read.model_warmup[0].inputs["ping"].zero_data
     options = found.options("secret")
     assert "--load-model=hidiff_start" in options
     assert not {"--load-model=hidiff", "--load-model=hidiff_stream"} & set(options)
@@ -129,6 +133,14 @@ def test_says_how_much_memory_the_copies_of_the_weights_take(found: PerPhase, sd
     assert 1.8 * found.weights < found.copies < 2 * found.weights
     assert found.written.linked
     assert found.written.bytes < unet
+
+
+def test_the_command_tells_what_the_copies_cost_and_how_to_start(sd15_bundle: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["triton", str(sd15_bundle), "-o", str(tmp_path / "m"), "--layout", "per-phase"])
+    assert done.exit_code == 0, done.output
+    assert "a copy for each model" in done.output
+    assert "linked, so they take no room" in done.output
+    assert "--load-model=hidiff_start" in done.output
 
 
 def test_plans_are_for_the_tensorrt_that_built_them(sd15_bundle: Path, tmp_path: Path) -> None:

@@ -26,15 +26,17 @@ class TritonPythonModel:
     """The model; its methods are called by Triton's Python backend alone."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Begins to wait for the server in a thread of its own."""
+        """Prepares a thread. It begins with the warm-up request: asking the server earlier may end it, in 2.51."""
         self._name = args["model_name"]
         self._loaded = 0
         self._over = threading.Event()
         models = json.loads(args["model_config"])["parameters"][LOADS]["string_value"].split(",")
-        threading.Thread(target=self._load, args=(models,), name="hidiff-start", daemon=True).start()
+        self._thread = threading.Thread(target=self._load, args=(models,), name="hidiff-start", daemon=True)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Says how many models are loaded."""
+        if self._thread.ident is None:
+            self._thread.start()
         loaded = np.array([self._loaded], np.int32)
         return [pb_utils.InferenceResponse([pb_utils.Tensor(LOADED.name, loaded)]) for _ in requests]
 
@@ -59,7 +61,4 @@ class TritonPythonModel:
         """Whether the server answers requests: it refuses this one, to this model itself, until it does."""
         ping = pb_utils.Tensor(PING.name, np.zeros(1, np.int32))
         request = pb_utils.InferenceRequest(model_name=self._name, requested_output_names=[LOADED.name], inputs=[ping])
-        try:
-            return not request.exec().has_error()
-        except pb_utils.TritonModelException:  # this model itself is still being initialised
-            return False
+        return not request.exec().has_error()
