@@ -30,7 +30,7 @@ def refused(answer: Answer, status: int, code: str | None = None) -> str:
     assert answer.json.keys() == {"error"}
     error = answer.json["error"]
     assert error.keys() == {"message", "type", "param", "code"}
-    assert 0 < len(error["message"]) <= 600
+    assert 0 < len(error["message"]) <= 300
     shown = answer.body.decode()
     assert not re.search(r"Traceback|\.py\b|File \"|/tmp|/root|/home|/usr|site-packages|0x[0-9a-f]{6}", shown)
     if code is not None:

@@ -36,11 +36,15 @@ class Served:
         )
         self.lines: list[str] = []
         self._told: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self.until("listening on ").split()[2].rstrip(",")
-        if wait:
-            self.until("ready: ")
+        try:
+            self.url = self.until("listening on ").split()[2].rstrip(",")
+            if wait:
+                self.until("ready: ")
+        except BaseException:
+            self.process.kill()
+            raise
 
     def __enter__(self) -> Served:
         return self

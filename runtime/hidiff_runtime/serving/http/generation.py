@@ -47,8 +47,7 @@ class Generation(BaseModel):
         found = dict(self.model_extra or {})
         for name in found:
             if name not in BY_NAME:
-                known = ", ".join([*BY_NAME, *Generation.model_fields])
-                told = f"There is no parameter {name[:60]!r} here. There are {known}."
+                told = f"There is no parameter {name[:30]!r} here. Beside OpenAI's there are {', '.join(BY_NAME)}."
                 raise ApiError(400, told, code="unknown_parameter", param=name[:60])
         return found
 
