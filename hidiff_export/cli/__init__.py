@@ -67,7 +67,7 @@ def main() -> None:
 
     \b
     Exit codes: 0 done, 1 parity failed, 2 bad recipe or option, 3 checkpoint, 4 bundle,
-    5 backend or export, 6 disk or lock, 130 interrupted.
+    5 backend or export, 6 disk or lock, 7 rows of a bulk job failed, 130 interrupted.
 
     \b
     Example:

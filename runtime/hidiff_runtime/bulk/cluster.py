@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import secrets
+import signal
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from typing import Any
 
 from hidiff_runtime.bulk.maker import Maker, Outcome, Work
 from hidiff_runtime.bulk.rows import Row
-from hidiff_runtime.errors import EngineError
+from hidiff_runtime.errors import EngineError, InputError
 
 MOST_BLOCKS = 10_000
 """Rows travel in blocks: of one row each in jobs of up to so many, of more in larger ones."""
@@ -47,6 +48,9 @@ class Pool:
         address: of a cluster; None starts Ray on this machine for the time of the job.
         memory: bytes of the object store of a Ray that is started here.
         noisy: whether Ray's own messages are shown.
+
+    Raises:
+        InputError: the address is one for Ray's client, over which Ray Data does not run.
     """
 
     actors: int | None
@@ -55,6 +59,14 @@ class Pool:
     address: str | None
     memory: int | None = None
     noisy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.address is not None and "://" in self.address:
+            raise InputError(
+                "Ray Data does not run over Ray's client.",
+                given=self.address,
+                advice="Run the command on a machine of the cluster with --ray auto, by 'ray job submit' for instance.",
+            )
 
 
 class Board:
@@ -219,10 +231,17 @@ def _start(ray: Any, pool: Pool) -> None:
             given=f"{pool.address or 'this machine'}: {_first_cause(error)}",
             advice="Look at --ray, set RAY_AUTH_MODE=token where a cluster wants one; --ray-log shows Ray's messages.",
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler exits with the signal's number
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(level)
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    """Ends a job as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -117,8 +117,9 @@ class Output:
 
     def keep(self, letters: Iterable[DeadLetter]) -> None:
         """Leaves these dead letters of all there are."""
-        self.dead = list(letters)
-        self._dead_changed = True
+        kept = list(letters)
+        self._dead_changed |= kept != self.dead
+        self.dead = kept
 
     def bury(self, letter: DeadLetter) -> None:
         """Notes that a row failed; the index forgets pictures that were made of it when it was another."""
