@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -69,6 +70,17 @@ def clip_vocabulary() -> Path | None:
         return None
     path = Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
     return path if path.is_file() else None
+
+
+def _private_mounts() -> str:
+    """Whether a process may mount in namespaces of its own, which some containers do not allow."""
+    try:
+        done = subprocess.run(
+            ["unshare", "--map-root-user", "--mount", "true"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        return str(error)
+    return done.stderr.strip()
 
 
 def _tritonserver() -> str:
@@ -143,6 +155,7 @@ KNOWN: Mapping[str, Callable[[], str]] = {
     "moto": _installed("moto"),
     "chromium": _chromium,
     "tritonserver": _tritonserver,
+    "private-mounts": _private_mounts,
     "deploy-tools": _deploy_tools,
     "promtool": _promtool,
 }

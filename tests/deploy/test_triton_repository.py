@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import tritonclient.http
 from needs import triton_folder
 
+from hidiff_export.deploy.config import Places
 from hidiff_export.deploy.repository import BUNDLE, Plan, write
 from hidiff_runtime.manifest import MANIFEST, Manifest
 from tests.deploy.clients import MODEL, STREAM, http, inputs, picture
@@ -32,8 +34,8 @@ def draws(server: TritonServer) -> bool:
 
 
 def state(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Everything under a folder: time of change, size and identity."""
-    found = {path: path.lstat() for path in [folder, *folder.rglob("*")]}
+    """Every file under a folder: time of change, size and identity; not what Python keeps of ``model.py``."""
+    found = {path: path.stat() for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     return {str(path): (one.st_mtime_ns, one.st_size, one.st_ino) for path, one in found.items()}
 
 
@@ -44,13 +46,16 @@ def ends(triton: Start, repository: Path, **options: Any) -> str:
     return server.said()
 
 
-def test_neither_repository_nor_bundle_is_ever_written_to(sd15_bundle: Path, tmp_path: Path, triton: Start) -> None:
-    """The bundle lies elsewhere here, and both are mounted read-only where this machine lets us."""
+@pytest.mark.parametrize("mounted", [False, pytest.param(True, marks=pytest.mark.needs("private-mounts"))])
+def test_neither_repository_nor_bundle_is_written_to(
+    sd15_bundle: Path, tmp_path: Path, triton: Start, mounted: bool
+) -> None:
+    """The bundle lies elsewhere here. Mounted read-only, neither could be."""
     bundle, repository = tmp_path / "bundle", tmp_path / "models"
     shutil.copytree(sd15_bundle, bundle)
     write(bundle, repository, Plan(bundle=str(bundle), options=OPTIONS))
     before = state(bundle), state(repository)
-    server = triton(repository, before=read_only(bundle, repository))
+    server = triton(repository, before=read_only(bundle, repository) if mounted else [])
     assert draws(server)
     server.stop()
     assert (state(bundle), state(repository)) == before
@@ -59,11 +64,37 @@ def test_neither_repository_nor_bundle_is_ever_written_to(sd15_bundle: Path, tmp
 
 
 def read_only(*folders: Path) -> list[str]:
-    """What makes a command see these folders read-only; nothing where mounting is not allowed."""
+    """What makes a command see these folders read-only."""
     mounts = " && ".join(f"mount --bind '{one}' '{one}' && mount -o remount,bind,ro '{one}'" for one in folders)
-    command = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
-    tried = subprocess.run([*command, "true"], capture_output=True, check=False)
-    return command if tried.returncode == 0 else []
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
+    tried = subprocess.run([*command, "touch", str(folders[0] / "left")], capture_output=True, text=True, check=False)
+    assert "Read-only file system" in tried.stderr
+    return command
+
+
+def test_instances_share_the_work_and_draw_the_same(sd15_bundle: Path, tmp_path: Path, triton: Start) -> None:
+    """On the CPU here; they are made the same way on several GPUs."""
+    write(sd15_bundle, tmp_path / "models", Plan(places=Places(count=2), options=OPTIONS))
+    server = triton(tmp_path / "models")
+
+    def ask(seed: int) -> bytes:
+        with http(server) as client:
+            answer = client.infer(MODEL, inputs(tritonclient.http, prompt=PROMPT, seed=seed))
+        content: bytes = answer.as_numpy("image")[0, 0]
+        return content
+
+    seeds = [1, 2, 3] * 4
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(ask, seeds))
+    pictures = dict(zip(seeds, found, strict=True))
+    assert found == [pictures[seed] for seed in seeds]
+    assert len(set(found)) == 3
+    made = server.measured("hidiff_pictures_total")
+    assert len(made) == 2
+    assert sum(made.values()) == len(seeds) + 2  # and each instance's warm-up request
+    assert min(made.values()) > 1
+    assert len(server.measured("hidiff_heartbeat_seconds")) == 4
+    assert len({name.split('parity="')[1][:64] for name in server.measured("hidiff_parity_info")}) == 1
 
 
 def test_another_bundle_than_the_repository_was_written_for_is_not_served(
