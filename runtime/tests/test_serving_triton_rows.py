@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import toy
 import toy_pictures
 
 from hidiff_runtime import InputError, PictureStep, Pipeline, Settings
@@ -16,6 +18,7 @@ from hidiff_runtime.pipeline import Result
 from hidiff_runtime.serving.limits import Limits
 from hidiff_runtime.serving.triton import rows
 from hidiff_runtime.serving.triton.rows import Row, read_rows
+from hidiff_runtime.serving.triton.schema import results
 
 LIMITS = Limits(pictures=3)
 
@@ -122,6 +125,18 @@ def test_a_result_becomes_a_message_in_the_form_that_was_asked(
         found = np.asarray(decode_picture(base64.b64decode(content) if output == "base64" else content))
     assert np.array_equal(found, wanted)
     assert not np.array_equal(found, 255 - wanted)
+
+
+def test_a_bundle_that_draws_several_at_once_gives_all_of_them(tmp_path: Path) -> None:
+    folder = toy_pictures.make(tmp_path / "bundle", toy.Toy(batch=2))
+    with Pipeline.open(folder, backend=toy_pictures.Backend()) as pipe:
+        result = next(pipe.run([pipe.request("a", Settings(steps=2))]))
+        height, width = pipe.bundle.manifest.height, pipe.bundle.manifest.width
+        shapes = {tensor.name: tensor.dims for tensor in results(pipe.bundle.manifest)}
+    assert rows.finished(0, result, "uint8")["pixels"].shape == (1, 2, height, width, 3) == (1, *shapes["pixels"])
+    message = rows.finished(0, result, "png")
+    assert message["image"].shape == message["parameters"].shape == (1, 2) == (1, *shapes["image"])
+    assert message["image"][0, 0] != message["image"][0, 1]
 
 
 def test_rows_are_joined_under_each_other(run: tuple[list[PictureStep], Result]) -> None:
