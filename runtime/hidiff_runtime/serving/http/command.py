@@ -21,6 +21,8 @@ from hidiff_runtime.cli.output import write
 from hidiff_runtime.errors import Cancelled, EngineError, HidiffError, InputError
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from hidiff_runtime.serving.http.guard import Rules
     from hidiff_runtime.serving.limits import Limits
     from hidiff_runtime.serving.service import Service
@@ -140,19 +142,24 @@ def _serve(options: argparse.Namespace) -> int:
         timeout_graceful_shutdown=options.grace,
     )
     server = uvicorn.Server(config)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn stops at it, and raises it again in the end
-    _tell_listening(listening)
-    code = 0
-    try:
-        server.run(sockets=[listening])
-    except KeyboardInterrupt:
-        code = Cancelled.exit_code
+    code = _run(server, listening)
     if failures:
         raise failures[0]
     if host.opening:  # what opens engines cannot be stopped, and Python does not end well beside it
         sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def _run(server: uvicorn.Server, listening: socket.socket) -> int:
+    """Serves until a signal; returns the exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn stops at it, and raises it again in the end
+    _tell_listening(listening)
+    try:
+        server.run(sockets=[listening])
+    except KeyboardInterrupt:
+        return Cancelled.exit_code
+    return 0
 
 
 def _limits(options: argparse.Namespace) -> Limits:
