@@ -43,7 +43,7 @@ REQUEST_SECONDS = Metric(
 )
 CANCELLATIONS = Metric("hidiff_cancellations_total", "counter", "Runs that the client ended.")
 FAILURES = Metric(
-    "hidiff_failures_total", "counter", "Requests that failed: input, expired, engine, internal.", ("kind",)
+    "hidiff_failures_total", "counter", "Requests that failed: input, busy, expired, engine, internal.", ("kind",)
 )
 PARITY = Metric(
     "hidiff_parity_info",
