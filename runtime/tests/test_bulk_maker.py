@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -15,13 +15,16 @@ import toy_pictures
 from PIL import Image
 from toy_reference import record
 
-from hidiff_runtime import Pipeline
+from hidiff_runtime import EngineError, Pipeline
 from hidiff_runtime.bulk import maker as maker_module
 from hidiff_runtime.bulk.maker import MOST_ATTEMPTS, Maker, Outcome, Work
 from hidiff_runtime.bulk.rows import Row
 from hidiff_runtime.bulk.storage import Place
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.pictures.png import encoded
+from hidiff_runtime.pipeline import Result
+from hidiff_runtime.request import Request
+from hidiff_runtime.serving.service import Service
 
 pytestmark = pytest.mark.needs("pyarrow")
 
@@ -48,6 +51,9 @@ def worker(folder: Path, tmp_path: Path, begun: Counter[int]) -> MakeMaker:
         begun[row] += 1
         return begun[row]
 
+    def end() -> NoReturn:
+        raise Ended
+
     def make(backend: toy.ToyBackend | None = None, home: Path = folder, **changes: Any) -> Maker:
         manifest = Manifest.read(home)
         given: dict[str, Any] = {
@@ -59,7 +65,7 @@ def worker(folder: Path, tmp_path: Path, begun: Counter[int]) -> MakeMaker:
             "inputs": Place(str(tmp_path)),
             **changes,
         }
-        return Maker(Work(**given), begin)
+        return Maker(Work(**given), begin, end)
 
     return make
 
@@ -71,6 +77,10 @@ def row(row_id: str = "a", **values: Any) -> Row:
 def pixels(tmp_path: Path, file: str = "pictures/a.png") -> np.ndarray:
     with Image.open(tmp_path / "out" / file) as image:
         return np.asarray(image)
+
+
+class Ended(BaseException):
+    """The worker's process ended."""
 
 
 class Failing(toy_pictures.Backend):
@@ -192,14 +202,39 @@ def test_an_engine_that_fails_once_is_proven_anew(worker: MakeMaker) -> None:
     assert outcome.attempts == 2  # both rows have the number 0
 
 
-def test_an_engine_that_fails_for_good_ends_the_job(worker: MakeMaker) -> None:
+def test_an_engine_that_fails_for_good_ends_its_process_for_another_to_be_proven(worker: MakeMaker) -> None:
     backend = Failing()
     made = worker(backend)
     assert made.make(row("first")).pictures
     backend.left = 10**9
-    outcome = made.make(row())
+    with pytest.raises(Ended):
+        made.make(row())
+    outcome = worker(backend).make(row())  # the next one, on the same machine
     assert outcome.fault is not None
-    assert outcome.fault.error().exit_code in (1, 5)
+    assert outcome.fault.error().exit_code == 5
+
+
+def test_a_row_that_fails_on_a_machine_that_is_proven_twice_has_a_dead_letter(
+    worker: MakeMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = worker()
+    assert made.make(row("first")).pictures
+    real = Service.generate
+
+    def fail(service: Service, request: Request) -> Result:
+        if request.prompts == ("bad",):
+            raise EngineError("It gave NaN.", advice="Ask for another.")
+        return real(service, request)
+
+    monkeypatch.setattr(Service, "generate", fail)
+    outcome = made.make(row(prompt="bad"))
+    assert outcome.letter is not None
+    assert (outcome.letter.kind, outcome.letter.reason, outcome.letter.advice) == (
+        "engine",
+        "It gave NaN.",
+        "Ask for another.",
+    )
+    assert made.make(row("b")).pictures
 
 
 def test_a_machine_that_computes_something_else_makes_nothing(worker: MakeMaker, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ class Worker:
     def __init__(self, work: Work, board: Any) -> None:
         import ray
 
-        self._maker = Maker(work, lambda row: int(ray.get(board.begin.remote(row))))
+        self._maker = Maker(work, lambda row: int(ray.get(board.begin.remote(row))), lambda: os._exit(1))
         self._board = board
         threading.Thread(target=self._beat, name="hidiff-beat", daemon=True).start()
 
@@ -189,7 +189,8 @@ def connected(pool: Pool) -> Iterator[Cluster]:
         ray = _ray()
         _start(ray, pool)
         try:
-            yield Cluster(pool, _actors(ray, pool))
+            with _terminated_as_interrupted():
+                yield Cluster(pool, _actors(ray, pool))
         finally:
             ray.shutdown()
 
@@ -231,17 +232,28 @@ def _start(ray: Any, pool: Pool) -> None:
             given=f"{pool.address or 'this machine'}: {_first_cause(error)}",
             advice="Look at --ray, set RAY_AUTH_MODE=token where a cluster wants one; --ray-log shows Ray's messages.",
         ) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler exits with the signal's number
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1.0  # a block, and the opening of a bundle, take what they take
     logging.getLogger("ray.data").setLevel(level)
 
 
-def _interrupt(_signal: int, _frame: object) -> None:
-    """Ends a job as Ctrl-C does."""
-    raise KeyboardInterrupt
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends a job as Ctrl-C does; Ray's own handler would exit with the signal's number."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

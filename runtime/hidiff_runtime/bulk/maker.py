@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 from hidiff_runtime import __version__
 from hidiff_runtime.bulk.output import PICTURES, Picture
@@ -123,11 +123,13 @@ class Maker:
         work: what to do.
         begin: told of a row's number before it is made; returns how often it was begun, this time counted. It outlives
             the worker.
+        end: ends the worker's process, so that another begins in its place.
     """
 
-    def __init__(self, work: Work, begin: Callable[[int], int]) -> None:
+    def __init__(self, work: Work, begin: Callable[[int], int], end: Callable[[], NoReturn]) -> None:
         self.work = work
         self._begin = begin
+        self._end = end
         self._service: Service | None = None
 
     def make(self, row: Row) -> Outcome:
@@ -150,35 +152,41 @@ class Maker:
         return self._made(service, row, attempts)
 
     def close(self) -> None:
-        """Closes the bundle."""
-        if self._service is not None:
-            self._service.close()
-            self._service = None
+        """Closes the bundle. Raises EngineError where the device failed; then it is closed too."""
+        service, self._service = self._service, None
+        if service is not None:
+            service.close()
 
     def _made(self, service: Service, row: Row, attempts: int) -> Outcome:
         try:
             result = self._run(service, row)
-        except _Unusable as error:
-            return Outcome(row.number, attempts, fault=Fault.of(error.cause))
-        except Exception as error:  # whatever a row does, it is that row's failure, and is told in its dead letter
-            return Outcome(row.number, attempts, letter=DeadLetter.of(row, error, self.work.bundle))
+        except InputError as error:
+            return self._failed(row, attempts, error)
+        except Exception:  # the machine may be at fault: it is proven anew, and the row tried once more
+            try:
+                result = self._run(self._opened_anew(), row)
+            except Exception as error:  # it is not, so the row is; its dead letter tells
+                return self._failed(row, attempts, error)
         try:
             return Outcome(row.number, attempts, self._stored(row, result))
         except HidiffError as error:
             return Outcome(row.number, attempts, fault=Fault.of(error))
 
+    def _failed(self, row: Row, attempts: int, error: Exception) -> Outcome:
+        return Outcome(row.number, attempts, letter=DeadLetter.of(row, error, self.work.bundle))
+
     def _run(self, service: Service, row: Row) -> Result:
-        """The row's run; where an engine fails, the bundle is opened and proven anew, and the row tried once more."""
-        request = service.request(request_values(row, self.work.inputs))
+        return service.generate(service.request(request_values(row, self.work.inputs)))
+
+    def _opened_anew(self) -> Service:
+        """The service, closed and opened. Where that fails, which it did not at first, the process ends: a GPU that
+        failed may refuse everything to this one, and nothing to the next.
+        """
         try:
-            return service.generate(request)
-        except EngineError:
-            try:
-                self.close()
-                service = self._open()
-            except HidiffError as error:
-                raise _Unusable(error) from error
-            return service.generate(request)
+            self.close()
+            return self._open()
+        except HidiffError:
+            self._end()
 
     @cached_property
     def _store(self) -> Store:
@@ -256,14 +264,6 @@ class Maker:
             advice="Look for a lack of memory and in Ray's logs; then give --retry-failed.",
         )
         return replace(DeadLetter.of(row, error, self.work.bundle), kind=DIED)
-
-
-class _Unusable(Exception):  # noqa: N818 - carries the error
-    """The worker cannot go on."""
-
-    def __init__(self, cause: HidiffError) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
 
 
 def request_values(row: Row, inputs: Place) -> dict[str, object]:
