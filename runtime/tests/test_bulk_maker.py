@@ -211,7 +211,7 @@ def test_an_engine_that_fails_for_good_ends_its_process_for_another_to_be_proven
         made.make(row())
     outcome = worker(backend).make(row())  # the next one, on the same machine
     assert outcome.fault is not None
-    assert outcome.fault.error().exit_code == 5
+    assert outcome.fault.error().exit_code == 1
 
 
 def test_a_row_that_fails_on_a_machine_that_is_proven_twice_has_a_dead_letter(
@@ -229,11 +229,8 @@ def test_a_row_that_fails_on_a_machine_that_is_proven_twice_has_a_dead_letter(
     monkeypatch.setattr(Service, "generate", fail)
     outcome = made.make(row(prompt="bad"))
     assert outcome.letter is not None
-    assert (outcome.letter.kind, outcome.letter.reason, outcome.letter.advice) == (
-        "engine",
-        "It gave NaN.",
-        "Ask for another.",
-    )
+    assert (outcome.letter.kind, outcome.letter.reason) == ("engine", "It gave NaN.")
+    assert outcome.letter.advice == "Ask for another."
     assert made.make(row("b")).pictures
 
 
