@@ -43,7 +43,7 @@ Examples:
     show_default=True,
     help="pipeline holds all engines in one model; per-phase makes each a model that Triton opens, and copies weights.",
 )
-@click.option("--gpus", metavar="N,N", default="", help="A set of engines on each of these GPUs. [default: the CPU]")
+@click.option("--gpus", metavar="N,N", default="", help="A set of engines on each of these GPUs. [default: one set]")
 @click.option("--backend", metavar="NAME", help="Whose engines to run. [default: the first that the server has]")
 @click.option("--resident", type=click.Choice(["current", "all"]), default="current", help="Engines kept open.")
 @click.option("--prefetch", is_flag=True, help="Open the next phase's engine while the current one runs.")

@@ -30,8 +30,8 @@ class Places:
     """Where a model's instances are.
 
     Args:
-        gpus: one instance on each of these; empty for the CPU.
-        count: instances on the CPU.
+        gpus: one instance on each of these; empty where Triton is to bind none of them to a GPU.
+        count: instances that are bound to none.
     """
 
     gpus: tuple[int, ...] = ()
