@@ -84,8 +84,12 @@ def _private_mounts() -> str:
 
 
 def _tritonserver() -> str:
-    server = triton_folder() / "bin/tritonserver"
-    return "" if server.is_file() else f"no {server}; 'make install' makes it, or {TRITON_VENV} names its environment"
+    folder = triton_folder()
+    server, version = folder / "bin/tritonserver", folder.parents[2].name.removeprefix("python")
+    if not server.is_file():
+        return f"no {server}; 'make install' makes it, or {TRITON_VENV} names its environment"
+    stub = folder / "python_backend_stubs" / version
+    return "" if stub.is_dir() else f"Triton's Python backend is for other versions than Python {version}"
 
 
 def triton_folder() -> Path:
