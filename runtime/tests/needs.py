@@ -85,9 +85,10 @@ def _private_mounts() -> str:
 
 def _tritonserver() -> str:
     folder = triton_folder()
-    server, version = folder / "bin/tritonserver", folder.parents[2].name.removeprefix("python")
+    server = folder / "bin/tritonserver"
     if not server.is_file():
         return f"no {server}; 'make install' makes it, or {TRITON_VENV} names its environment"
+    version = folder.parents[2].name.removeprefix("python")
     stub = folder / "python_backend_stubs" / version
     return "" if stub.is_dir() else f"Triton's Python backend is for other versions than Python {version}"
 
