@@ -134,14 +134,14 @@ class Cluster:
         self.pool = pool
         self.actors = actors
         self._ray = ray
+        self._alive = 0
         self._board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
 
     def alive(self) -> int:
-        """Workers that are alive; 0 where nobody can say."""
-        try:
-            return int(self._ray.get(self._board.alive.remote(), timeout=2 * BEAT_SECONDS))
-        except self._ray.exceptions.RayError:
-            return 0
+        """Workers that are alive, as far as was heard last."""
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._alive = int(self._ray.get(self._board.alive.remote(), timeout=1.0))
+        return self._alive
 
     def outcomes(self, work: Work, rows: Sequence[Row]) -> Iterator[Outcome]:
         """Makes rows; what came of each as it is done, in any order. Ending the iteration ends the workers.
