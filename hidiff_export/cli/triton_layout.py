@@ -31,7 +31,11 @@ def print_per_phase(found: PerPhase, *, as_json: bool) -> None:
         }
         click.echo(json.dumps(facts, indent=2))
         return
-    disk = "linked, so they take no room" if written.linked else "copied"
+    linked = {
+        "onnxruntime": "linked, so they take no room",
+        "tensorrt": "linked, but plans in parts, put together, are not",
+    }
+    disk = linked[found.backend] if written.linked else "copied"
     click.echo(f"{written.folder}: {', '.join(written.models)}, {found.start} ({written.bytes / 1e6:,.1f} MB)")
     click.echo(f"bundle {written.bundle[:12]}: engines and weights are {disk}")
     for name, files in found.engines.items():
