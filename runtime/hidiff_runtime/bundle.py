@@ -16,7 +16,7 @@ from hidiff_runtime.denoiser import Denoiser
 from hidiff_runtime.device_loop import Tensors
 from hidiff_runtime.engines import CONTROLNET, STEP, EngineKey, EnginePool, Network
 from hidiff_runtime.errors import BundleError, EngineError, InputError
-from hidiff_runtime.files import fault_of, verify_files
+from hidiff_runtime.files import State, fault_of, state_of, verify_files
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.paths import inside
 from hidiff_runtime.phases import Phase
@@ -46,14 +46,14 @@ class Opening:
         resident: which engines stay open.
         prefetch: whether the next phase's engine opens while the current one runs.
         loop: where runs keep their latents.
-        hashed: whether every file's hash was compared already.
+        hashed: the files whose hash is that of the manifest, and their states before they were read.
         options: of the backend.
     """
 
     resident: str
     prefetch: bool
     loop: str
-    hashed: bool
+    hashed: Mapping[str, State]
     options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ class Bundle:
         self._device = backend.device(opening.options)
         self._entered: Device | None = None
         self._tensors: Tensors | None = None
-        self._hashed = set(manifest.files) if opening.hashed else set()
+        self._hashed = dict(opening.hashed)
         self._engines = EnginePool(
             self._open_engine, opening.resident, prefetch=opening.prefetch, same_file=self._same_file
         )
@@ -268,15 +268,18 @@ class Bundle:
             self._check_hash(part.relative_to(self.root.resolve()).as_posix())
 
     def _check_hash(self, relative: str) -> None:
-        """Compares a file with the manifest, once."""
-        if relative in self._hashed:
-            return
+        """Compares a file with the manifest, once for each state: another bundle may have been put in its place."""
         if relative not in self.manifest.files:
             raise BundleError(f"An engine needs {relative}, which is no file of the bundle.", advice="Build it again.")
-        fault = fault_of(inside(self.root, relative), self.manifest.files[relative])
+        path = inside(self.root, relative)
+        state = state_of(path)
+        if state is not None and self._hashed.get(relative) == state:
+            return
+        fault = fault_of(path, self.manifest.files[relative])
         if fault:
             raise BundleError(f"The engine {relative} {fault}.", advice="Fetch the bundle again, or build it again.")
-        self._hashed.add(relative)
+        if state is not None:
+            self._hashed[relative] = state
 
 
 def open(
@@ -313,8 +316,11 @@ def open(
     root = Path(folder)
     manifest = Manifest.read(root)
     remote = backend is not None and not isinstance(backend, str) and backend.remote
-    verify_files(root, manifest.thin_files() if remote else manifest.files, verify)
-    opening = Opening(resident, prefetch, loop, verify == "hash", options)
+    files = manifest.thin_files() if remote else manifest.files
+    states = ((path, state_of(inside(root, path))) for path in files) if verify == "hash" else ()
+    hashed = {path: state for path, state in states if state is not None}
+    verify_files(root, files, verify)
+    opening = Opening(resident, prefetch, loop, hashed, options)
     bundle = Bundle(root, manifest, _choose(manifest, backend), opening)
     if preload:
         with ExitStack() as closing:  # where one engine does not open, those before it are closed

@@ -13,6 +13,9 @@ from hidiff_runtime.paths import inside
 
 MODES = ("hash", "size")
 
+State = tuple[int, int, int, int]
+"""Of a file: disk, number there, size, and when it was last written; another where its content is another."""
+
 
 def verify_files(root: Path, files: Mapping[str, FileRecord], mode: str = "hash") -> None:
     """Compares every file with its record: size and SHA-256, or the size alone.
@@ -50,3 +53,12 @@ def fault_of(path: Path, record: FileRecord, mode: str = "hash") -> str:
     if mode == "hash" and FileRecord.of(path).sha256 != record.sha256:
         return "has changed: its SHA-256 is not the manifest's"
     return ""
+
+
+def state_of(path: Path) -> State | None:
+    """The file's state; None where there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

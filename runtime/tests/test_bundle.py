@@ -160,6 +160,32 @@ def test_every_file_that_an_engine_names_is_checked_once(folder: Path, monkeypat
         bundle.engine(STRIDED)
 
 
+@pytest.mark.parametrize("part", ["unet/strided.toy", "unet/shared.part"])
+def test_an_engine_is_not_opened_from_files_that_took_the_place_of_the_bundle_s(folder: Path, part: str) -> None:
+    """As when a bundle is updated in place while it is served: the hashes were right when it was opened."""
+    (folder / "unet/shared.part").write_text("weights")
+    toy.seal(folder)
+
+    class Backend(toy.ToyBackend):
+        def files(self, engine: Path) -> tuple[Path, ...]:
+            return engine, engine.with_name("shared.part")
+
+    with open_bundle(folder, backend=Backend()) as bundle:
+        bundle.engine(STRIDED)
+        bundle.engine(WINDOWED)
+        own = (folder / part).read_bytes()
+        (folder / part).rename(folder / "aside")
+        (folder / part).write_bytes(own.swapcase())
+        with pytest.raises(BundleError, match=f"{part} has changed"):
+            bundle.engine(STRIDED)
+        (folder / part).unlink()
+        with pytest.raises(BundleError, match=f"{part} is missing"):
+            bundle.engine(STRIDED)
+        (folder / part).write_bytes(own)
+        bundle.engine(STRIDED)
+        assert bundle.open_phases == (STRIDED,)
+
+
 @pytest.mark.parametrize(
     ("named", "message"),
     [
