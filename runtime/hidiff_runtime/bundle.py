@@ -46,14 +46,15 @@ class Opening:
         resident: which engines stay open.
         prefetch: whether the next phase's engine opens while the current one runs.
         loop: where runs keep their latents.
-        hashed: the files whose hash is that of the manifest, and their states before they were read.
+        known: the files that need no look at their hash while they are in the states they were in before they were
+            verified: all of them, or weight stores alone where only sizes were compared.
         options: of the backend.
     """
 
     resident: str
     prefetch: bool
     loop: str
-    hashed: Mapping[str, State]
+    known: Mapping[str, State]
     options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -83,7 +84,7 @@ class Bundle:
         self._device = backend.device(opening.options)
         self._entered: Device | None = None
         self._tensors: Tensors | None = None
-        self._hashed = dict(opening.hashed)
+        self._known = dict(opening.known)
         self._engines = EnginePool(
             self._open_engine, opening.resident, prefetch=opening.prefetch, same_file=self._same_file
         )
@@ -250,12 +251,17 @@ class Bundle:
         return self._record(one).engines[self.backend] == self._record(other).engines[self.backend]
 
     def _open_engine(self, key: EngineKey) -> Session:
-        """A session of an engine, all of whose files are the manifest's even where only sizes were checked."""
+        """A session of an engine, all of whose files are the manifest's even where only sizes were checked.
+
+        Weight stores, whose hashes take long, are then compared only where they changed since the bundle was opened.
+        """
         record = self._record(key)
         relative = record.engines[self.backend]
         path = inside(self.root, relative)
         if not self._backend.remote:
             self._check_engine(relative, path)
+            for store in self.manifest.weights.values():
+                self._check_hash(store)
         weights = {name: inside(self.root, store) for name, store in self.manifest.weights.items()}
         return self._enter().open(path, weights, record)
 
@@ -273,13 +279,13 @@ class Bundle:
             raise BundleError(f"An engine needs {relative}, which is no file of the bundle.", advice="Build it again.")
         path = inside(self.root, relative)
         state = state_of(path)
-        if state is not None and self._hashed.get(relative) == state:
+        if state is not None and self._known.get(relative) == state:
             return
         fault = fault_of(path, self.manifest.files[relative])
         if fault:
-            raise BundleError(f"The engine {relative} {fault}.", advice="Fetch the bundle again, or build it again.")
+            raise BundleError(f"The bundle's {relative} {fault}.", advice="Fetch the bundle again, or build it again.")
         if state is not None:
-            self._hashed[relative] = state
+            self._known[relative] = state
 
 
 def open(
@@ -317,10 +323,12 @@ def open(
     manifest = Manifest.read(root)
     remote = backend is not None and not isinstance(backend, str) and backend.remote
     files = manifest.thin_files() if remote else manifest.files
-    states = ((path, state_of(inside(root, path))) for path in files) if verify == "hash" else ()
-    hashed = {path: state for path, state in states if state is not None}
+    states = (
+        (path, state_of(inside(root, path))) for path in (files if verify == "hash" else manifest.weights.values())
+    )
+    known = {path: state for path, state in states if state is not None}
     verify_files(root, files, verify)
-    opening = Opening(resident, prefetch, loop, hashed, options)
+    opening = Opening(resident, prefetch, loop, known, options)
     bundle = Bundle(root, manifest, _choose(manifest, backend), opening)
     if preload:
         with ExitStack() as closing:  # where one engine does not open, those before it are closed

@@ -160,9 +160,12 @@ def test_every_file_that_an_engine_names_is_checked_once(folder: Path, monkeypat
         bundle.engine(STRIDED)
 
 
-@pytest.mark.parametrize("part", ["unet/strided.toy", "unet/shared.part"])
-def test_an_engine_is_not_opened_from_files_that_took_the_place_of_the_bundle_s(folder: Path, part: str) -> None:
-    """As when a bundle is updated in place while it is served: the hashes were right when it was opened."""
+@pytest.mark.parametrize("part", ["unet/strided.toy", "unet/shared.part", "unet/weights.safetensors"])
+@pytest.mark.parametrize("verify", ["hash", "size"])
+def test_an_engine_is_not_opened_from_files_that_took_the_place_of_the_bundle_s(
+    folder: Path, part: str, verify: str
+) -> None:
+    """As when a bundle is updated in place while it is served: all was right when it was opened."""
     (folder / "unet/shared.part").write_text("weights")
     toy.seal(folder)
 
@@ -170,7 +173,7 @@ def test_an_engine_is_not_opened_from_files_that_took_the_place_of_the_bundle_s(
         def files(self, engine: Path) -> tuple[Path, ...]:
             return engine, engine.with_name("shared.part")
 
-    with open_bundle(folder, backend=Backend()) as bundle:
+    with open_bundle(folder, backend=Backend(), verify=verify) as bundle:
         bundle.engine(STRIDED)
         bundle.engine(WINDOWED)
         own = (folder / part).read_bytes()
