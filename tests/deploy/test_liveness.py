@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import tritonclient.http
+from tritonclient.utils import InferenceServerException
 
 from hidiff_export.deploy.per_phase import write_per_phase
 from hidiff_export.deploy.repository import Plan
-from tests.deploy.clients import http, inputs
+from tests.deploy.clients import grpc, http, inputs
 from tests.deploy.server import TritonServer
 
 SCRIPT = Path(__file__).parents[2] / "deploy/docker/hidiff-triton"
@@ -52,6 +53,17 @@ def test_a_killed_model_is_seen_by_the_probe_alone(
     with http(server) as client:
         answer = client.infer("hidiff", inputs(tritonclient.http, prompt="a lighthouse", seed=1))
         assert answer.as_numpy("image")[0, 0].startswith(b"\x89PNG")
+    with grpc(server) as client:
+        assert client.is_server_ready()
+        for closed in (
+            client.get_model_repository_index,
+            client.get_system_shared_memory_status,
+            client.get_log_settings,
+        ):
+            with pytest.raises(InferenceServerException, match="restricted"):
+                closed()
+        with pytest.raises(InferenceServerException, match="restricted"):
+            client.load_model("hidiff")
     code, said = probe(server)
     assert (code, said[:31]) == (0, "alive: the oldest of 2 heartbea")
     (stub,) = server.stubs(model)
