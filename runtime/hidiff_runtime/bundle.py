@@ -260,7 +260,7 @@ class Bundle:
         path = inside(self.root, relative)
         if not self._backend.remote:
             self._check_engine(relative, path)
-            for store in self.manifest.weights.values():
+            if store := self.manifest.weights.get(Path(record.graph).parent.as_posix()):
                 self._check_hash(store)
         weights = {name: inside(self.root, store) for name, store in self.manifest.weights.items()}
         return self._enter().open(path, weights, record)
