@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from filelock import FileLock
 from needs import pytest_runtest_setup
 
@@ -16,8 +17,17 @@ __all__ = [
     "pytest_collection_modifyitems",
     "pytest_runtest_setup",
     "sd15_bundle",
+    "tensorrt_bundle",
     "vae_folder",
 ]
+
+
+TENSORRT_CHANGES = (
+    *("task=controlnet", "controlnet=random:1", "hidiffusion.thresholds={strided: 0.5, control: 1.0}"),
+    *("width=256", "height=256", "steps=[3]", "precision=float16"),
+    *("backend=[tensorrt-rtx, onnxruntime]", "targets=[sm89, sm120, cpu]"),
+)
+"""What `tensorrt_bundle` changes in the demo recipe: two phases come up, both with a ControlNet's residuals."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,6 +76,23 @@ def sd15_bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pat
     with FileLock(f"{folder}.lock"):
         if not (folder / MANIFEST).is_file():
             build(recipe, folder, NoDisplay())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tensorrt_bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The demo recipe's bundle with a ControlNet, for TensorRT-RTX and ONNX Runtime, by the command; copy it before
+    changing it."""
+    from hidiff_export.cli import main
+
+    pytest.importorskip("tensorrt_rtx")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "tensorrt-bundle"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / MANIFEST).is_file():
+            changes = [word for change in TENSORRT_CHANGES for word in ("--set", change)]
+            result = CliRunner().invoke(main, ["build", "demo", "-o", str(folder), *changes, "--json"])
+            assert result.exit_code == 0, result.output
     return folder
 
 

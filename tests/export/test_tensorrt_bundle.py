@@ -8,42 +8,25 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from filelock import FileLock
 
 from hidiff_export.cli import main
 from hidiff_runtime import backends, cli
 from hidiff_runtime.backends.tensorrt.parts import map_parts
 from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import MANIFEST, Manifest
+from hidiff_runtime.manifest import Manifest
 
 BACKEND = "tensorrt-rtx"
-RECIPE = [
-    *("--set", "width=256", "--set", "height=256", "--set", "steps=[3]", "--set", "precision=float16"),
-    *("--set", f"backend=[{BACKEND}, onnxruntime]", "--set", "targets=[sm89, sm120, cpu]"),
-]
+pytestmark = pytest.mark.slow
 
 without_gpu = pytest.mark.skipif(
     backends.get(BACKEND).available().usable, reason="this machine runs TensorRT-RTX engines"
 )
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The demo recipe's bundle, for TensorRT-RTX and ONNX Runtime; copy it before changing it."""
-    pytest.importorskip("tensorrt_rtx")
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "tensorrt-bundle"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / MANIFEST).is_file():
-            result = CliRunner().invoke(main, ["build", "demo", "-o", str(folder), *RECIPE, "--json"])
-            assert result.exit_code == 0, result.output
-    return folder
-
-
 @pytest.fixture
-def own(built: Path, tmp_path: Path) -> Path:
+def own(tensorrt_bundle: Path, tmp_path: Path) -> Path:
     """A copy to be broken."""
-    return Path(shutil.copytree(built, tmp_path / "own"))
+    return Path(shutil.copytree(tensorrt_bundle, tmp_path / "own"))
 
 
 def records(folder: Path) -> dict[str, Path]:
@@ -51,34 +34,34 @@ def records(folder: Path) -> dict[str, Path]:
     return {phase.phase.name: folder / phase.engines[BACKEND] for phase in Manifest.read(folder).phases}
 
 
-def test_every_phase_has_a_plan_for_the_targets(built: Path) -> None:
-    found = {name: PlanRecord.read(path) for name, path in records(built).items()}
-    assert set(found) == {"strided", "windowed"}
+def test_every_phase_has_a_plan_for_the_targets(tensorrt_bundle: Path) -> None:
+    found = {name: PlanRecord.read(path) for name, path in records(tensorrt_bundle).items()}
+    assert set(found) == {"strided-control", "windowed-control"}
     for record in found.values():
         assert record.targets == ("sm89", "sm120")
         assert record.backend == BACKEND
 
 
-def test_the_weights_of_the_plans_are_stored_once(built: Path) -> None:
-    parts = [PlanRecord.read(path).paths(path) for path in records(built).values()]
+def test_the_weights_of_the_plans_are_stored_once(tensorrt_bundle: Path) -> None:
+    parts = [PlanRecord.read(path).paths(path) for path in records(tensorrt_bundle).values()]
     heads = {files[0] for files in parts}
     tails = {files[-1] for files in parts}
     assert len(heads) == len(parts)
     assert len(tails) == 1
     whole = sum(path.stat().st_size for files in parts for path in files)
     stored = sum(path.stat().st_size for path in heads | tails)
-    store = (built / Manifest.read(built).weights["unet"]).stat().st_size
-    assert whole - stored >= 0.9 * store
+    store = (tensorrt_bundle / Manifest.read(tensorrt_bundle).weights["unet"]).stat().st_size
+    assert whole - stored >= 0.75 * store  # of these few weights, a fifth lies in stretches too short to be shared
 
 
-def test_a_plan_reads_as_one_piece(built: Path) -> None:
-    for path in records(built).values():
+def test_a_plan_reads_as_one_piece(tensorrt_bundle: Path) -> None:
+    for path in records(tensorrt_bundle).values():
         files = PlanRecord.read(path).paths(path)
         assert bytes(map_parts(files)) == b"".join(file.read_bytes() for file in files)
 
 
-def test_inspect_shows_both_backends(built: Path) -> None:
-    result = CliRunner().invoke(main, ["inspect", str(built), "--json"])
+def test_inspect_shows_both_backends(tensorrt_bundle: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(tensorrt_bundle), "--json"])
     assert result.exit_code == 0, result.output
     for phase in json.loads(result.output)["phases"]:
         assert set(phase["engines"]) == {BACKEND, "onnxruntime"}
@@ -86,13 +69,13 @@ def test_inspect_shows_both_backends(built: Path) -> None:
 
 
 @without_gpu
-def test_check_takes_the_backend_that_runs_here(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["check", str(built), "--json"]) == 0, capsys.readouterr()
+def test_check_takes_the_backend_that_runs_here(tensorrt_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(tensorrt_bundle), "--json"]) == 0, capsys.readouterr()
 
 
 @without_gpu
-def test_the_gpu_s_engines_say_what_is_missing(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["check", str(built), "--backend", BACKEND]) == 5
+def test_the_gpu_s_engines_say_what_is_missing(tensorrt_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(tensorrt_bundle), "--backend", BACKEND]) == 5
     said = capsys.readouterr().err
     assert "driver" in said
     assert "next:" in said

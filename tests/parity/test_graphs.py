@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,8 @@ from hidiff_runtime.manifest import GraphRecord
 from hidiff_runtime.phases import Phase, PhaseKind
 from hidiff_runtime.proof.verdict import Metrics
 
+pytestmark = pytest.mark.slow
+
 BOUND = {Precision.FLOAT32: 80.0, Precision.FLOAT16: 40.0}
 
 
@@ -56,7 +57,7 @@ class Case:
 CASES = (
     Case(Family.SD15, PhaseKind.STRIDED_POOLED, 11, 14),
     Case(Family.SD21, PhaseKind.STRIDED, 16, 12, Precision.FLOAT16, control=True),
-    Case(Family.SDXL, PhaseKind.STRIDED_POOLED, 18, 22),
+    Case(Family.SDXL, PhaseKind.STRIDED_POOLED, 18, 22, Precision.FLOAT16),  # float32: test_pictures.py
 )
 
 
@@ -150,15 +151,3 @@ def test_the_graph_is_valid_static_and_holds_no_weight(exported: Exported) -> No
     assert inline < 200_000
     dimensions = [dim for value in model.graph.input for dim in value.type.tensor_type.shape.dim]
     assert all(dim.HasField("dim_value") for dim in dimensions)
-
-
-def test_a_second_export_gives_the_same_bytes(exported: Exported) -> None:
-    case = exported.case
-    if case.family is not Family.SD15:
-        pytest.skip("one family is enough: every export goes the same way")
-    config = json.loads(json.dumps(dict(exported.reference.unet.config)))
-    store = WeightStore.open(exported.folder / "weights.safetensors")
-    unet = build_unet(config, store.state_dict(), PRECISIONS[case.precision][1])
-    module = PhaseUNet(unet, Layout.of(case.family), case.phase, case.height, case.width)
-    write_graph(module, 2, store, exported.folder / "again.onnx")
-    assert (exported.folder / "again.onnx").read_bytes() == (exported.folder / "phase.onnx").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hidiff_export.stages.samplers import Samplers
 from hidiff_export.stages.weights import Weights
 from hidiff_runtime.backends.tensorrt.parts import map_parts
 from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import PhaseRecord
+from hidiff_runtime.manifest import GraphRecord, Manifest, PhaseRecord
 
 pytestmark = [pytest.mark.needs("tensorrt-rtx"), pytest.mark.slow]
 
@@ -62,10 +63,8 @@ class Case:
 
 
 CASES = (
-    Case("sd15", ("strided-control", "windowed-control"), {"strided": 0.5, "control": ALL_STEPS}, "controlnet"),
     Case("sd21", ("strided_pooled-control", "windowed-control"), SD_POOLED, "controlnet"),
-    Case("sdxl", ("strided_pooled",), {"strided": ALL_STEPS, "pooled": ALL_STEPS}),
-    Case("sdxl", ("pooled", "windowed"), {"pooled": 0.5}, "inpainting"),
+    Case("sdxl", ("pooled",), {"pooled": ALL_STEPS}, "inpainting"),
     Case(
         "sdxl",
         ("strided-control", "pooled-control", "windowed-control"),
@@ -74,17 +73,17 @@ CASES = (
     ),
 )
 
-# Built where they are exported for other tests, so as not to export them twice; the first are float16 as well, the
-# others float32 and bfloat16.
+# Built where they are exported for other tests, so as not to export them twice.
 ELSEWHERE = {
-    "tests/export/test_tensorrt_bundle.py": [("sd15", "strided"), ("sd15", "windowed")],
     "tests/parity/test_graphs.py": [
-        ("sd21", "strided-control"),
-        ("sd15", "strided_pooled"),
-        ("sdxl", "strided_pooled"),
+        ("sd21", "strided-control", "controlnet"),
+        ("sd15", "strided_pooled", "text-to-image"),
+        ("sdxl", "strided_pooled", "text-to-image"),
     ],
-    "tests/export/build/tensorrt/test_lowered_networks.py": [("sd15", "windowed"), ("sdxl", "windowed")],
+    "tests/export/build/tensorrt/test_lowered_networks.py": [("sdxl", "windowed", "inpainting")],
 }
+BUNDLE = ("sd15", ("strided-control", "windowed-control"))
+"""The family and the phases of `tensorrt_bundle`."""
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -95,22 +94,27 @@ def test_every_graph_becomes_an_engine(case: Case, tmp_path: Path) -> None:
         stage.run(context, lambda _done, _total, _note: None)
     written = Engines().run(context, lambda _done, _total, _note: None)
     assert not list(tmp_path.rglob("*.tmp"))
+    assert_engines(tmp_path, graph_records(context), written)
 
-    records = graph_records(context)
-    plans = {
-        record.graph: PlanRecord.read(tmp_path / record.graph.replace(".onnx", ".tensorrt-rtx.json"))
-        for record in records
-    }
+
+def test_so_does_every_graph_of_a_whole_bundle(tensorrt_bundle: Path) -> None:
+    manifest = Manifest.read(tensorrt_bundle)
+    assert (manifest.family, tuple(phase.phase.name for phase in manifest.phases)) == BUNDLE
+    records = graph_records(StageContext(Recipe.from_dict(manifest.recipe), tensorrt_bundle))
+    assert len(records) > len(manifest.phases)
+    assert_engines(tensorrt_bundle, records, [tensorrt_bundle / name for name in manifest.files])
+
+
+def assert_engines(folder: Path, records: Sequence[GraphRecord], written: Sequence[Path]) -> None:
+    """Each graph has a plan of its own phase, whole, with the graph's inputs and outputs."""
     for record in records:
-        plan = plans[record.graph]
+        plan = PlanRecord.read(folder / record.graph.replace(".onnx", ".tensorrt-rtx.json"))
         assert (plan.inputs, plan.outputs) == (record.inputs, record.outputs)
         assert plan.phases == ((record.phase.name,) if isinstance(record, PhaseRecord) else ())
-        paths = plan.paths(tmp_path / record.graph)
+        paths = plan.paths(folder / record.graph)
         assert set(paths) <= set(written)
         assert len(map_parts(paths)) > 50_000
-        layers = json.loads((tmp_path / record.graph.replace(".onnx", ".tensorrt-rtx.layers.json")).read_text())[
-            "layers"
-        ]
+        layers = json.loads((folder / record.graph.replace(".onnx", ".tensorrt-rtx.layers.json")).read_text())["layers"]
         assert {spec.name for spec in record.inputs} <= {
             tensor["name"] for layer in layers for tensor in layer["inputs"] if tensor
         }
@@ -121,9 +125,11 @@ def test_these_are_all_that_recipes_reach() -> None:
 
     A graph with a ControlNet's residuals holds the one without: they are resized and added to what it computes.
     """
-    built = {(unet_of(case.recipe), phase) for case in CASES for phase in case.phases}
-    for family, phase in (entry for entries in ELSEWHERE.values() for entry in entries):
-        built.add((unet_of(Case(family, (), {}).recipe), phase))
+    family, phases = BUNDLE
+    built = {(unet_of(Case(family, (), {}).recipe), phase) for phase in phases}
+    built |= {(unet_of(case.recipe), phase) for case in CASES for phase in case.phases}
+    for family, phase, task in (entry for entries in ELSEWHERE.values() for entry in entries):
+        built.add((unet_of(Case(family, (), {}, task).recipe), phase))
     built |= {(unet, phase.removesuffix("-control")) for unet, phase in built}
     for name in shipped_recipes():
         recipe = Recipe.load(name, ["source=random:0", "unet_width=tiny"])
