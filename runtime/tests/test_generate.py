@@ -19,6 +19,7 @@ from hidiff_runtime import bundle as bundle_module
 from hidiff_runtime import cli
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.cli.steps import Progress
+from hidiff_runtime.text import tokenizer
 from hidiff_runtime.text.tokenizer import Tokenizer
 
 SIZE = (toy_pictures.WIDTH, toy_pictures.HEIGHT)
@@ -312,6 +313,7 @@ def test_without_a_library_the_command_that_installs_it_is_named(
     generate: Run, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], library: str
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
+    tokenizer._kept.cache_clear()  # as in a process that has read none
     assert generate("-p", "x", "-o", "out.png") == 5
     assert "pip install 'hidiff-runtime[pictures]'" in capsys.readouterr().err
     assert not (work / "out.png").exists()

@@ -70,6 +70,19 @@ def test_chunks_hold_every_token_once(tokenizer: Tokenizer, length: int) -> None
         assert rows == [tokenizer.encode(prompt).ids]
 
 
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    toy_pictures.tokenizer(path)
+    first = Tokenizer.kept(path)
+    assert Tokenizer.kept(str(path)) is first
+    assert first.encode("a") == Tokenizer.open(path).encode("a")
+    path.write_text(path.read_text() + "\n")
+    assert Tokenizer.kept(path) is not first
+    path.unlink()
+    with pytest.raises(BundleError, match="tokenizer cannot be read"):
+        Tokenizer.kept(path)
+
+
 @pytest.mark.parametrize("content", [None, "", "{}", '{"version": "1.0"}'])
 def test_no_tokenizer(tmp_path: Path, content: str | None) -> None:
     if content is not None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.errors import BundleError, EngineError
+from hidiff_runtime.files import State, state_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class Tokenizer:
                 advice="Fetch the bundle again, or build it again.",
             ) from error
 
+    @staticmethod
+    def kept(path: str | Path) -> Tokenizer:
+        """As `open`, but a file is read once as long as it stays as it is: reading CLIP's takes a while."""
+        return _kept(Path(path), state_of(Path(path)))
+
     def encode(self, prompt: str) -> Tokens:
         """The prompt's tokens, cut where the text encoder's places end."""
         found = self._tokenizer.encode(prompt)
@@ -82,3 +89,8 @@ class Tokenizer:
     def _row(self, words: list[int]) -> tuple[int, ...]:
         row = (self._start, *words, self._end)
         return (*row, *[self._padding] * (self._places - len(row)))
+
+
+@lru_cache(maxsize=4)
+def _kept(path: Path, _state: State | None) -> Tokenizer:
+    return Tokenizer.open(path)
