@@ -154,13 +154,6 @@ def test_the_line_tells_where_a_job_stands(monkeypatch: pytest.MonkeyPatch) -> N
     assert shown.line() == "5/20 rows done, 2 failed, 20 pictures/min, 1:18 left, 3 of 4 workers alive"
 
 
-def test_blocks_are_of_one_row_until_there_are_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [Row(number, "", str(number), {"prompt": "x"}) for number in range(10)]
-    assert [len(block) for block in cluster_module._blocks(rows)] == [1] * 10
-    monkeypatch.setattr(cluster_module, "MOST_BLOCKS", 4)
-    assert [len(block) for block in cluster_module._blocks(rows)] == [3, 3, 3, 1]
-
-
 def test_gpus_are_for_engines_that_need_them(job: Job) -> None:
     options = argparse.Namespace(folder=job.folder, backend="tensorrt-rtx")
     assert _default_gpus(options) == 1

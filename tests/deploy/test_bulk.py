@@ -75,6 +75,8 @@ def environment() -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_prestart_worker_first_driver": "0",  # processes that nobody asks for
+        "RAY_enable_worker_prestart": "0",
         "AWS_ACCESS_KEY_ID": "bulk",
         "AWS_SECRET_ACCESS_KEY": "bulk",
         "AWS_DEFAULT_REGION": "us-east-1",

@@ -35,6 +35,8 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
+_NO_PRESTART = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
+"""Else Ray starts an idle process for each core."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,11 @@ class Cluster:
         Raises:
             EngineError: Ray or its workers cannot go on.
         """
-        from ray.data import ActorPoolStrategy, from_arrow
+        from ray.data import ActorPoolStrategy, from_items
 
-        dataset = from_arrow(_blocks(rows)).map_batches(
+        # from_arrow would run a task for each block.
+        items = from_items([{"row": row.to_json()} for row in rows], override_num_blocks=min(len(rows), MOST_BLOCKS))
+        dataset = items.map_batches(
             Worker,
             batch_size=None,  # a block
             batch_format="pyarrow",
@@ -199,7 +203,7 @@ def _set_environment(pool: Pool) -> None:
     """What Ray reads when it is imported, where nobody has set it."""
     wanted = dict(_QUIET)
     if pool.address is None:  # it listens on the machine's address: only who has the token may give it commands
-        wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **_NO_PRESTART}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
 
@@ -282,15 +286,6 @@ def _actors(ray: Any, pool: Pool) -> int:
     if pool.actors is not None:
         return pool.actors
     return max(1, int(gpus // pool.gpus)) if pool.gpus else 1
-
-
-def _blocks(rows: Sequence[Row]) -> list[Any]:
-    """The rows as tables of one size."""
-    import pyarrow
-
-    size = -(-len(rows) // MOST_BLOCKS)
-    texts = [row.to_json() for row in rows]
-    return [pyarrow.table({"row": texts[first : first + size]}) for first in range(0, len(texts), size)]
 
 
 def _first_cause(error: BaseException) -> str:
