@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from typing import Any
@@ -34,6 +35,10 @@ class TritonPythonModel:
         """Reads which model to ask. Raises KeyError where the configuration does not say."""
         self._stream = json.loads(args["model_config"])["parameters"][STREAM]["string_value"]
         self._tokens = Tokens(os.getppid())
+        # Triton's stub (2.51) lets go of a finished answer in a thread of its own without the interpreter's lock. Where
+        # that was the last hold on it, its arrays are freed while other code runs: one process in thousands of requests
+        # crashed. So the last answers are kept here.
+        self._asked: deque[Any] = deque(maxlen=2)
         self._heartbeat = Heartbeat(Meter(TritonSink(args["model_name"], args["model_instance_name"])))
         self._heartbeat.start()
 
@@ -89,7 +94,9 @@ class TritonPythonModel:
             timeout=timeout_of(request),
         )
         found = []
-        for response in asked.exec(decoupled=True):
+        responses = asked.exec(decoupled=True)
+        self._asked.append(responses)
+        for response in responses:
             if response.has_error():  # not the stream model's own words: its queue is full, or its process is gone
                 pb_utils.Logger.log_error(f"{self._stream}: {response.error().message()}")
                 raise _Refused("The server cannot take the request now.", "expired")
