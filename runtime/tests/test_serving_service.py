@@ -175,13 +175,14 @@ def test_a_deadline_ends_the_run(service: Service, counts: Counts) -> None:
     service.generate(request, deadline=time.monotonic() + 600)
 
 
-def test_counts_what_was_refused_and_what_failed(folder: Path, counts: Counts) -> None:
+@pytest.mark.parametrize("broken", ["noise_pred", "prompt_embeds", "image"])
+def test_counts_what_was_refused_and_what_failed(folder: Path, counts: Counts, broken: str) -> None:
     backend = toy_pictures.Backend()
     with Service.open(folder, backend=backend, meter=Meter(counts), limits=Limits(steps=8)) as service:
         with pytest.raises(InputError):
             service.request({"prompt": PROMPT, "steps": 9})
         backend.spoil = lambda outputs, _call: {
-            name: array * (np.nan if name == "noise_pred" else 1) for name, array in outputs.items()
+            name: array * (np.nan if name == broken else 1) for name, array in outputs.items()
         }
         with pytest.raises(EngineError):
             service.generate(service.request({"prompt": PROMPT, "steps": 4}))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.backends.protocol import Session
-from hidiff_runtime.errors import BundleError, InputError
+from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.paths import inside
 from hidiff_runtime.text.tokenizer import Tokenizer, Tokens
 
@@ -212,8 +212,20 @@ class _Encoder:
     def _evaluate(self, ids: tuple[int, ...], skip: int) -> dict[str, Array]:
         if (ids, skip) not in self._known:
             inputs = {"input_ids": np.array([ids], np.int32), "clip_skip": np.array([skip], np.int32)}
-            self._known[ids, skip] = self._session.run(inputs)
+            self._known[ids, skip] = self._sound(self._session.run(inputs))
         return self._known[ids, skip]
+
+    def _sound(self, outputs: dict[str, Array]) -> dict[str, Array]:
+        """The outputs. Raises EngineError for NaN, which the UNet would refuse as if the caller had given them."""
+        for name, array in outputs.items():
+            bad = int(array.size - np.isfinite(array).sum())
+            if bad:
+                raise EngineError(
+                    f"The {self._record.name} gave NaN or infinite values.",
+                    given=f"{bad} of {array.size} in {name}",
+                    advice="Build the bundle in float32 or bfloat16: half precision overflows in some checkpoints.",
+                )
+        return outputs
 
 
 def _check_options(clip_skip: int, most: int, long_prompt: str) -> None:
