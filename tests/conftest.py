@@ -31,9 +31,20 @@ TENSORRT_CHANGES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts files with slow tests first: a worker that comes to one last would leave the others idle."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Puts files with slow tests first: a worker that comes to one last would leave the others idle.
+
+    Of these, one that needs `sd15_bundle` builds it at once, and the others that do come last, lest they wait for it.
+    """
+    slow = {item.path: None for item in items if item.get_closest_marker("slow")}
+    users = {item.path for item in items if "sd15_bundle" in getattr(item, "fixturenames", ())}
+    builder = next((path for path in slow if path in users), None)
+
+    def rank(item: pytest.Item) -> int:
+        if item.path not in slow:
+            return 3
+        return 0 if item.path == builder else 1 + (item.path in users)
+
+    items.sort(key=rank)
 
 
 def pytest_collection_finish() -> None:

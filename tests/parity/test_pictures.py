@@ -243,6 +243,7 @@ def test_real_engines_make_it_too(sd15_bundle: Path) -> None:
         assert snr_db(reference, generated(pipe, **{**asked, **OTHER_PROMPT})) < BOUND
 
 
+@pytest.mark.slow
 def test_real_engines_of_sdxl_make_it_too(tmp_path: Path) -> None:
     """One phase is enough: which runs when is the same whatever the engines are."""
     one_phase = {"thresholds": {"strided": 1.0, "pooled": 1.0}}
