@@ -17,6 +17,7 @@ from hidiff_runtime.errors import Cancelled, Expired, ParityError
 from hidiff_runtime.pictures.images import pillow
 from hidiff_runtime.pipeline import PictureStep, Pipeline, Result
 from hidiff_runtime.proof.replay import check
+from hidiff_runtime.proof.verdict import render
 from hidiff_runtime.request import Request, Settings
 from hidiff_runtime.serving.fields import read_request
 from hidiff_runtime.serving.limits import Limits
@@ -174,7 +175,7 @@ def _prove(pipeline: Pipeline) -> None:
         failed = [verdict for verdict in report.verdicts if not verdict.ok]
         raise ParityError(
             "The engines of this machine do not compute what PyTorch computed when the bundle was built.",
-            given=f"{len(failed)} of {len(report.verdicts)} comparisons failed, the first: {failed[0]}",
+            given=f"{len(failed)} of {len(report.verdicts)} comparisons failed\n{render(failed[:3])}",
             advice=f"Run 'hidiff-run check {pipeline.bundle.root}'.",
         )
 
