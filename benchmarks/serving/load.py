@@ -8,8 +8,9 @@
 From the repository's folder, with the environments of `make install`. Server and clients share the machine; engines run
 on one thread and stay open. `throughput` asks by each way with 1, 4 and 16 clients, each of which waits for its answer
 before it asks again. `overhead` alternates a request to the server with the same one to a process of its own that calls
-the runtime (`direct.py`), in turned order, so that whatever else the machine does falls on both; the pairs' differences
-are what counts. Runs of few and of many steps tell apart what a request costs and what a step does. `soak` looks at the
+the runtime (`direct.py`), in turned order. What surrounds a run is the client's time less the server's own of the same
+run; the PNG file in it, which the runtime alone makes too, is taken off. What a server does beside steps is a run's
+time less its steps', and runs of few and of many steps tell what of it is each step's. `soak` looks at the
 resident memory of server and models every 50 requests, of which some are refused and some cancelled. Each prints
 Markdown. Nothing here is asserted by the test-suite.
 """
@@ -125,37 +126,42 @@ class Direct:
         self._process.wait()
 
 
-def _steps(server: TritonServer) -> tuple[float, float]:
-    """Seconds of all steps so far, and how many they were."""
-    sums = server.measured("hidiff_step_seconds_sum").values()
-    return sum(sums), sum(server.measured("hidiff_step_seconds_count").values())
-
-
-def _busy(*processes: int) -> float:
-    """Seconds of processor time that these processes have taken, in hundredths."""
-    fields = (Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split() for process in processes)
-    return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
+def _spent(server: TritonServer) -> tuple[float, float, float]:
+    """Seconds of all runs so far and of their steps, and how many steps they were."""
+    names = ("hidiff_request_seconds_sum", "hidiff_step_seconds_sum", "hidiff_step_seconds_count")
+    runs, steps, count = (sum(server.measured(name).values()) for name in names)
+    return runs, steps, count
 
 
 def _pair(server: TritonServer, way: Way, client: Any, direct: Direct, seed: int, steps: int) -> dict[str, float]:
-    """One request to both, the server first where the seed is even: milliseconds of it, of a step, and busy ones."""
-    models = (server.process.pid, *server.stubs(MODEL), *server.stubs(STREAM))
+    """One request to both, the server first where the seed is even, in milliseconds.
+
+    What surrounds a run is told by the server's own clock of the same request: how fast the machine is just then falls
+    on neither side.
+    """
 
     def alone() -> dict[str, float]:
-        busy = _busy(direct.pid)
         told = direct.ask(seed, steps)
-        own = {"request": told["seconds"], "step": statistics.fmean(told["steps"]), "busy": _busy(direct.pid) - busy}
         checks.append(told["sha256"])
-        return {name: 1e3 * value for name, value in own.items()}
+        return {
+            "run": 1e3 * told["run"],
+            "file": 1e3 * told["file"],
+            "between": 1e3 * (told["run"] - sum(told["steps"])),
+            "step": 1e3 * statistics.fmean(told["steps"]),
+        }
 
     def served() -> dict[str, float]:
-        before, busy, started = _steps(server), _busy(*models), time.perf_counter()
+        before, started = _spent(server), time.perf_counter()
         content = way.ask(client, seed, steps)
-        own = {"request": time.perf_counter() - started, "busy": _busy(*models) - busy}
+        whole = time.perf_counter() - started
         checks.append(hashlib.sha256(content).hexdigest())
-        after = _steps(server)
-        own["step"] = (after[0] - before[0]) / (after[1] - before[1])
-        return {f"{name}, served": 1e3 * value for name, value in own.items()}
+        run, step, count = (there - here for here, there in zip(before, _spent(server), strict=True))
+        return {
+            "run, served": 1e3 * run,
+            "around": 1e3 * (whole - run),
+            "between, served": 1e3 * (run - step),
+            "step, served": 1e3 * step / count,
+        }
 
     checks: list[str] = []
     first, second = (alone, served) if seed % 2 else (served, alone)
@@ -165,67 +171,65 @@ def _pair(server: TritonServer, way: Way, client: Any, direct: Direct, seed: int
     return found
 
 
-def _added(pairs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """What the server adds: medians of the pairs' differences, the fastest tenths' difference, means of busy time."""
-    row: dict[str, Any] = {"pairs": len(pairs)}
-    for name in ("request", "step"):
-        own, served = ([pair[key] for pair in pairs] for key in (name, f"{name}, served"))
-        differences = [there - here for here, there in zip(own, served, strict=True)]
-        row[f"{name}_alone_ms"] = statistics.median(own)
-        row[f"{name}_added_ms"] = [_quantile(differences, part) for part in (0.25, 0.5, 0.75)]
-        row[f"{name}_fastest_ms"] = [_quantile(values, 0.1) for values in (own, served)]
-    row["busy_ms"] = [statistics.fmean(pair[key] for pair in pairs) for key in ("busy", "busy, served")]
-    return row
-
-
 _HEADINGS = (
     "way",
     "steps",
-    "request alone, ms",
-    "added, ms: median",
+    "run alone, ms",
+    "around a run, ms",
     "25 to 75 %",
-    "fastest tenths",
-    "processor",
-    "step alone, ms",
-    "added: median",
-    "fastest tenths",
+    "its PNG file, ms",
+    "Triton adds, ms",
+    "beside steps alone, ms",
+    "served, ms",
 )
 
 
 def overhead(bundle: Path, pairs: int) -> dict[str, Any]:
     """What a request and a step take longer on the server."""
     tabulated = Manifest.read(bundle).steps
+    few, many = min(tabulated), max(tabulated)
     print(f"| {' | '.join(_HEADINGS)} |\n| --- |{' ---: |' * (len(_HEADINGS) - 1)}")
     rows = []
     with serving(bundle) as server:
         direct = Direct(bundle)
-        direct.ask(0, min(tabulated))
+        direct.ask(0, few)
         for way in WAYS:
             with way.connect(server) as client:
-                for steps in dict.fromkeys((min(tabulated), max(tabulated))):
+                medians = {}
+                for steps in (few, many):
                     found = [_pair(server, way, client, direct, seed, steps) for seed in range(pairs)]
-                    rows.append({"way": way.name, "steps": steps, **_added(found)})
+                    medians[steps] = {name: statistics.median(pair[name] for pair in found) for name in found[0]}
+                    around = [_quantile([pair["around"] for pair in found], part) for part in (0.25, 0.75)]
+                    rows.append({"way": way.name, "steps": steps, "pairs": pairs, **medians[steps], "spread": around})
                     print(_told(rows[-1]), flush=True)
+                rows[-1]["step_added"] = _step_added(medians[few], medians[many], many - few)
         direct.close()
+    for row in rows:
+        if "step_added" in row:
+            share = 100 * row["step_added"] / row["step"]
+            print(f"\n{row['way']}: {row['step_added']:+.3f} ms a step, {share:+.2f} % of one", end="")
+    print()
     return {"rows": rows}
+
+
+def _step_added(few: Mapping[str, float], many: Mapping[str, float], steps: int) -> float:
+    """Milliseconds that the server spends more beside each step: what runs of many steps have more than of few."""
+    served, alone = (many[name] - few[name] for name in ("between, served", "between"))
+    return (served - alone) / steps
 
 
 def _told(row: Mapping[str, Any]) -> str:
     """The table's row."""
-    low, median, high = row["request_added_ms"]
-    step = 100 * row["step_added_ms"][1] / row["step_alone_ms"]
-    fastest = row["request_fastest_ms"][1] - row["request_fastest_ms"][0]
     cells = (
         row["way"],
         row["steps"],
-        f"{row['request_alone_ms']:.1f}",
-        f"{median:.2f}",
-        f"{low:.2f} to {high:.2f}",
-        f"{fastest:.2f}",
-        f"{row['busy_ms'][1] - row['busy_ms'][0]:.1f}",
-        f"{row['step_alone_ms']:.2f}",
-        f"{step:+.2f} %",
-        f"{100 * (row['step_fastest_ms'][1] / row['step_fastest_ms'][0] - 1):+.2f} %",
+        f"{row['run']:.1f}",
+        f"{row['around']:.2f}",
+        f"{row['spread'][0]:.2f} to {row['spread'][1]:.2f}",
+        f"{row['file']:.2f}",
+        f"{row['around'] - row['file']:+.2f}",
+        f"{row['between']:.2f}",
+        f"{row['between, served']:.2f}",
     )
     return f"| {' | '.join(map(str, cells))} |"
 
