@@ -20,6 +20,7 @@ from hidiff_runtime.serving.metrics import Meter
 from hidiff_runtime.serving.service import Service
 from hidiff_runtime.serving.triton import rows
 from hidiff_runtime.serving.triton.answers import answer, refusal, tensors_of, timeout_of, told
+from hidiff_runtime.serving.triton.aside import Aside, AsideSink
 from hidiff_runtime.serving.triton.cancel import Tokens
 from hidiff_runtime.serving.triton.meter import TritonSink
 from hidiff_runtime.serving.triton.parameters import AGAIN, Parameters
@@ -44,7 +45,8 @@ class TritonPythonModel:
         parameters = Parameters.read(json.loads(args["model_config"]))
         folder = parameters.folder(Path(args["model_repository"]) / args["model_version"])
         manifest = _manifest(folder, parameters.bundle_hash)
-        self._meter = Meter(TritonSink(args["model_name"], args["model_instance_name"]))
+        self._aside = Aside(lambda error: pb_utils.Logger.log_error(f"beside a run: {error!r}"))
+        self._meter = Meter(AsideSink(self._aside, TritonSink(args["model_name"], args["model_instance_name"])))
         self._tokens = Tokens(os.getppid())
         options = self._opening(args, parameters, manifest)
         self._service = Service.open(folder, limits=parameters.limits, meter=self._meter, **options)
@@ -61,6 +63,7 @@ class TritonPythonModel:
         self._heartbeat.stop()
         self._service.close()
         self._tokens.close()
+        self._aside.close()
 
     def _opening(
         self,
@@ -80,6 +83,7 @@ class TritonPythonModel:
                 self._run(request, sender, token)
         except Exception as error:
             message, kind = told(error)
+            self._aside.flush()
             sender.send(answer(rows.failed(message, kind)) if token else refusal(message, kind), flags=FINAL)
 
     def _run(self, request: Any, sender: Any, token: str | None) -> None:
@@ -89,19 +93,23 @@ class TritonPythonModel:
         allowed = timeout_of(request)
         deadline = time.monotonic() + allowed / 1e6 if allowed else None
 
-        def cancelled() -> bool:
+        def gone() -> bool:
             return sender.is_cancelled() or (token is not None and self._tokens.cancelled(token))
 
-        for index, (row, run) in enumerate(zip(asked, runs, strict=True)):
+        with self._aside.watching(gone) as cancelled:
+            for index, (row, run) in enumerate(zip(asked, runs, strict=True)):
 
-            def watch(step: PictureStep, index: int = index, row: rows.Row = row) -> None:
-                sender.send(answer(rows.progress(index, step, row)))
+                def watch(step: PictureStep, index: int = index, row: rows.Row = row) -> None:
+                    self._aside.do(lambda: sender.send(answer(rows.progress(index, step, row))))
 
-            result = self._service.generate(
-                run, observer=None if token else watch, cancelled=cancelled, deadline=deadline
-            )
-            last = index == len(runs) - 1
-            sender.send(answer(rows.finished(index, result, row.output)), flags=FINAL if last else 0)
+                result = self._service.generate(
+                    run, observer=None if token else watch, cancelled=cancelled.is_set, deadline=deadline
+                )
+                message = answer(rows.finished(index, result, row.output))
+                self._aside.flush()  # progress comes before the result, and who has the result finds it counted
+                if index < len(runs) - 1:
+                    sender.send(message)
+        sender.send(message, flags=FINAL)
 
     def _rows(self, request: Any) -> list[rows.Row]:
         try:

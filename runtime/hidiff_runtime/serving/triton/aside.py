@@ -1,0 +1,119 @@
+"""A thread beside the runs of a model: what waits for Triton's server happens there, while the next step is evaluated.
+
+Each call of Triton's Python backend wakes the server's process and waits for it, a tenth of a millisecond that a run
+would otherwise spend several times a step.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+from hidiff_runtime.serving.metrics import Metric, Sink
+
+PAUSE = 0.02
+"""Seconds between two looks whether a client has gone."""
+
+Work = Callable[[], object]
+
+
+class Aside:
+    """Does one thing after another.
+
+    Args:
+        failed: told of what a piece of work raised.
+    """
+
+    def __init__(self, failed: Callable[[Exception], object]) -> None:
+        self._failed = failed
+        self._todo: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._look: Work | None = None
+        self._thread = threading.Thread(target=self._run, name="hidiff-aside", daemon=True)
+        self._thread.start()
+
+    def do(self, work: Work) -> None:
+        """Puts ``work`` behind what is to be done; returns at once."""
+        self._todo.put(work)
+
+    def flush(self) -> None:
+        """Waits until everything so far is done."""
+        done = threading.Event()
+        self.do(done.set)
+        done.wait()
+
+    @contextmanager
+    def watching(self, gone: Callable[[], bool]) -> Iterator[threading.Event]:
+        """An event that is set when ``gone`` says so, which is asked again and again; what it raises counts as yes."""
+        event = threading.Event()
+
+        def look() -> None:
+            try:
+                if gone():
+                    event.set()
+            except Exception:
+                event.set()
+                raise
+
+        self._look = look
+        self.do(look)
+        try:
+            yield event
+        finally:
+            self._look = None
+            self.flush()  # after which nothing of the run is touched any more
+
+    def close(self) -> None:
+        """Does what is left, and ends."""
+        self._todo.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        looked = time.monotonic()
+        while True:
+            try:
+                work = self._todo.get(timeout=PAUSE if self._look else None)
+            except queue.Empty:
+                pass
+            else:
+                if work is None:
+                    return
+                self._try(work)
+            look = self._look
+            if look is not None and time.monotonic() - looked >= PAUSE:
+                looked = time.monotonic()
+                self._try(look)
+
+    def _try(self, work: Work) -> None:
+        try:
+            work()
+        except Exception as error:
+            self._failed(error)
+
+
+class AsideSink:
+    """A sink of metrics that writes into another one by the thread.
+
+    Args:
+        aside: the thread.
+        sink: where values go.
+    """
+
+    def __init__(self, aside: Aside, sink: Sink) -> None:
+        self._aside = aside
+        self._sink = sink
+
+    def add(self, metric: Metric, labels: Mapping[str, str]) -> None:
+        """Raises a counter by one."""
+        self._aside.do(partial(self._sink.add, metric, labels))
+
+    def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        """Sets a gauge."""
+        self._aside.do(partial(self._sink.set, metric, value, labels))
+
+    def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        """Adds a value to a histogram."""
+        self._aside.do(partial(self._sink.observe, metric, value, labels))
