@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from hidiff_runtime.serving.heartbeat import Heartbeat
 from hidiff_runtime.serving.metrics import Meter
 from hidiff_runtime.serving.triton import rows
 from hidiff_runtime.serving.triton.answers import answer, refusal, timeout_of, told
+from hidiff_runtime.serving.triton.aside import Aside
 from hidiff_runtime.serving.triton.cancel import Tokens
 from hidiff_runtime.serving.triton.meter import TritonSink
 from hidiff_runtime.serving.triton.parameters import STREAM
@@ -39,6 +40,7 @@ class TritonPythonModel:
         # that was the last hold on it, its arrays are freed while other code runs: one process in thousands of requests
         # crashed. So the last answers are kept here.
         self._asked: deque[Any] = deque(maxlen=2)
+        self._aside = _thread()
         self._heartbeat = Heartbeat(Meter(TritonSink(args["model_name"], args["model_instance_name"])))
         self._heartbeat.start()
 
@@ -49,6 +51,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Forgets its tokens."""
         self._heartbeat.stop()
+        self._aside.close()
         self._tokens.close()
 
     def _answer(self, request: Any) -> Any:
@@ -66,13 +69,13 @@ class TritonPythonModel:
             EngineError: that process has ended. Triton itself would let the asking thread wait for ever.
         """
         token, made = self._tokens.new(), Future[list[rows.Arrays]]()
-        asking = threading.Thread(target=self._fill, args=(made, request, token), name="hidiff-ask", daemon=True)
-        asking.start()
+        self._aside.do(partial(self._fill, made, request, token))
         try:
             while not wait([made], _POLL).done:
                 if request.is_cancelled():
                     self._tokens.cancel(token)
                 if self._tokens.abandoned(token):
+                    self._aside = _thread()  # the other one waits for ever
                     raise EngineError("The process that holds the engines has ended.", given=self._stream)
             return made.result()
         finally:
@@ -108,6 +111,11 @@ class TritonPythonModel:
                 raise _Refused(*refused)
             found.append(message)
         return found
+
+
+def _thread() -> Aside:
+    """What asks: kept from request to request, since starting a thread takes longer than what it has to do."""
+    return Aside(lambda error: pb_utils.Logger.log_error(f"asking: {error!r}"))
 
 
 class _Refused(Exception):  # noqa: N818 - names the outcome
