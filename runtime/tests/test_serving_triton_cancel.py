@@ -94,3 +94,21 @@ def test_a_folder_that_others_can_look_into_is_refused(tmp_path: Path) -> None:
     folder.symlink_to(tmp_path)
     with pytest.raises(StorageError):
         Tokens(7, tmp_path)
+
+
+def test_the_folder_comes_back_where_another_model_took_it_away_as_it_ended(tmp_path: Path) -> None:
+    stays, ends = Tokens(7, tmp_path), Tokens(7, tmp_path)
+    one, other = stays.new(), stays.new()
+    ends.close()
+    assert not list(tmp_path.iterdir())
+    assert not stays.cancelled(one)
+    assert not stays.abandoned(one)
+    stays.forget(one)
+    stays.cancel(one)
+    assert stays.cancelled(one)
+    stays.forget(one)
+    ends.close()
+    with stays.running(other):
+        assert not stays.abandoned(other)
+    stays.close()
+    assert not list(tmp_path.iterdir())

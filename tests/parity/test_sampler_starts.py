@@ -32,6 +32,10 @@ STRENGTHS = (1.0, 0.999, 0.8, 0.5, 0.3, 0.1)
 BOUND = 5e-6
 """Largest difference over the largest value at the end of a run: float32 rounding alone, measured 3e-6 at most."""
 
+OF_ONE_STEP = {*ITS_OWN_ROUNDING, ("deis", 1)}
+"""Where the reference is the scheduler in float64: DEIS' single step divides by a small sigma, and how far diffusers is
+rounded then depends on the processor (3e-6 on one, 5.1e-6 on another)."""
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "sd15": default_scheduler(Family.SD15)[1],
     "sd21-v": {**default_scheduler(Family.SD21)[1], "prediction_type": "v_prediction"},
@@ -111,7 +115,7 @@ def runs(table: SamplerTable) -> list[tuple[int, float]]:
 def test_every_sampler_starts_from_a_picture_as_its_scheduler_does(sampler: str, config: str) -> None:
     table, scheduler = tabulate(sampler, config), build_scheduler(sampler, CONFIGS[config])
     for steps, strength in runs(table):
-        dtype = torch.float64 if (sampler, steps) in ITS_OWN_ROUNDING else torch.float32
+        dtype = torch.float64 if (sampler, steps) in OF_ONE_STEP else torch.float32
         expected = run_diffusers(scheduler, steps, strength, seed=steps, dtype=dtype)
         assert difference(run_table(table, steps, strength, seed=steps), expected) < BOUND, (steps, strength)
 

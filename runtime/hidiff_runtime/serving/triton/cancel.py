@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from hidiff_runtime.errors import StorageError
 
@@ -37,6 +38,9 @@ class Tokens:
     def __init__(self, server: int, parent: Path | None = None) -> None:
         home = parent or (_MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir()))
         self._folder = home / f"hidiff-{os.getuid()}-{server}"
+        self._make()
+
+    def _make(self) -> None:
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             found = self._folder.lstat()
@@ -57,7 +61,7 @@ class Tokens:
 
     def cancel(self, name: str) -> None:
         """Makes the file appear."""
-        self._path(name).touch()
+        self._new(name, "cancel").close()
 
     def cancelled(self, name: str) -> bool:
         """Whether it has appeared."""
@@ -67,7 +71,7 @@ class Tokens:
     def running(self, name: str) -> Iterator[None]:
         """Inside, this process makes the run. The kernel takes its lock away whatever ends the process."""
         path, early = self._path(name, "run"), self._path(name, "new")
-        with early.open("wb") as file:
+        with self._new(name, "new") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             early.rename(path)  # is locked from the moment that it is there
             try:
@@ -95,6 +99,14 @@ class Tokens:
             self._folder.rmdir()
         except OSError:
             return  # other models still use it
+
+    def _new(self, name: str, kind: str) -> BinaryIO:
+        """A new file, open. Another model that ended may have taken the folder away: it is made again then."""
+        while True:
+            try:
+                return self._path(name, kind).open("wb")
+            except FileNotFoundError:
+                self._make()
 
     def _path(self, name: str, kind: str = "cancel") -> Path:
         """Where a file of the token is."""
