@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 TOKEN = "hidiff_token"
 """The request parameter by which the front names its token. A request that has one gets no progress."""
+
+_RETURN = 0.001
+"""Seconds in which `execute` returns to Triton."""
 
 
 class TritonPythonModel:
@@ -83,8 +87,20 @@ class TritonPythonModel:
                 self._run(request, sender, token)
         except Exception as error:
             message, kind = told(error)
-            self._aside.flush()
-            sender.send(answer(rows.failed(message, kind)) if token else refusal(message, kind), flags=FINAL)
+            self._end(sender, answer(rows.failed(message, kind)) if token else refusal(message, kind))
+
+    def _end(self, sender: Any, response: Any) -> None:
+        """Sends the last response, behind all progress and metrics, once Triton has this instance back.
+
+        A client that is answered before that may ask again so soon that Triton's scheduler (2.51) finds no instance
+        free, and nobody wakes it when one is: the request then waits for half a second.
+        """
+
+        def send() -> None:
+            time.sleep(_RETURN)
+            sender.send(response, flags=FINAL)
+
+        self._aside.do(send)
 
     def _run(self, request: Any, sender: Any, token: str | None) -> None:
         """Makes the pictures of all rows, one after the other; every row is looked at before the first runs."""
@@ -106,10 +122,9 @@ class TritonPythonModel:
                     run, observer=None if token else watch, cancelled=cancelled.is_set, deadline=deadline
                 )
                 message = answer(rows.finished(index, result, row.output))
-                self._aside.flush()  # progress comes before the result, and who has the result finds it counted
                 if index < len(runs) - 1:
-                    sender.send(message)
-        sender.send(message, flags=FINAL)
+                    self._aside.do(partial(sender.send, message))
+        self._end(sender, message)
 
     def _rows(self, request: Any) -> list[rows.Row]:
         try:
