@@ -117,7 +117,7 @@ def _check_steps(steps: int, limits: Limits) -> None:
 
 def _picture(name: str, value: Any, limits: Limits) -> Image:
     """The picture in a file's bytes or in a ``data:`` URL."""
-    content = value.encode() if isinstance(value, str) else value
+    content = value.encode("ascii", "replace") if isinstance(value, str) else value  # "?" is not base64 either
     encoded = content.startswith(_DATA.encode())
     if isinstance(value, str) and not encoded:
         raise InputError(f"{name} must be a data: URL where it is text.", given=repr(value[:20]))
