@@ -50,6 +50,12 @@ def test_messages_are_one_short_line() -> None:
     assert "\n" not in told
 
 
+def test_messages_can_be_sent() -> None:
+    assert (
+        public_message(InputError("No such sampler.", given="a\ud800")).encode() == b"No such sampler. Given: a?. "[:-1]
+    )
+
+
 def test_what_nobody_foresaw_is_internal() -> None:
     assert public_message(ValueError("secret")) == INTERNAL
 

@@ -37,5 +37,6 @@ def kind_of(error: BaseException) -> str:
 
 
 def _line(text: str) -> str:
-    plain = " ".join(_PATH.sub("(path)", text).split())
+    whole = text.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON may hold, cannot be sent
+    plain = " ".join(_PATH.sub("(path)", whole).split())
     return plain if len(plain) <= LONGEST else plain[: LONGEST - 1] + "…"
