@@ -27,6 +27,10 @@ class Display(Protocol):
         """Opens the line of a stage; the report it yields moves the bar."""
         ...
 
+    def notice(self, text: str) -> None:
+        """Shows a line that a person should read, though nothing failed."""
+        ...
+
 
 @dataclass(frozen=True)
 class StageTime:
@@ -39,10 +43,11 @@ class StageTime:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A finished bundle and what its stages cost."""
+    """A finished bundle, what its stages cost, and what was told of the checkpoint on the way."""
 
     folder: Path
     stages: tuple[StageTime, ...]
+    notices: tuple[str, ...] = ()
 
 
 @cache
@@ -100,10 +105,17 @@ def build(
     for builder in builders_for(recipe):
         builder.check()
     with Workspace(output, force=force) as workspace:
-        context = StageContext(recipe, workspace.folder)
+        notices: list[str] = []
+
+        def notice(text: str) -> None:
+            if text not in notices:
+                notices.append(text)
+                display.notice(text)
+
+        context = StageContext(recipe, workspace.folder, notice)
         times = _run_stages(stages or stages_of(recipe), workspace, context, display)
         workspace.commit(assemble_manifest(context, workspace.files()))
-    return BuildResult(workspace.output, times)
+    return BuildResult(workspace.output, times, tuple(notices))
 
 
 @contextmanager

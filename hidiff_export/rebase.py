@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,41 @@ _GRAPH_DEPENDS_ON = {"text_encoder_2": ("eos_token_id",)}
 """What a checkpoint is free to set, and a graph holds all the same."""
 
 
-def rebased_recipe(manifest: Manifest, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe of a bundle, with another ``source``, ``controlnet`` or ``lora``; what is not named stays.
+_ORIGIN = "the bundle's recipe with what was changed"
+
+_TRACED_WITH = (
+    "family",
+    "unet_width",
+    "task",
+    "width",
+    "height",
+    "batch",
+    "guidance",
+    "precision",
+    "text",
+    "prompt_chunks",
+    "vae",
+    "tiles",
+    "unet_layout",
+)
+"""What graphs depend on, beside the phases there are."""
+
+
+def rebased_recipe(
+    manifest: Manifest, changes: Mapping[str, Any], overrides: Iterable[str] = ()
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe of a bundle with another ``source``, ``controlnet`` or ``lora``, and what was left of the old one.
+
+    What is not named stays, but for the noise schedule's words where the new source says something of its own.
+
+    Args:
+        manifest: of the bundle.
+        changes: values by the recipe's keys.
+        overrides: ``KEY=VALUE`` texts, as for `Recipe.load`.
 
     Raises:
-        InputError: a ControlNet is named for a bundle that has none.
+        CheckpointError: a file contradicts itself, or is damaged.
+        InputError: a ControlNet is named for a bundle that has none, or a value is one that graphs are traced with.
         RecipeError: a value is not valid, for example a pickle.
     """
     if "controlnet" in changes and manifest.controlnet is None:
@@ -31,11 +62,60 @@ def rebased_recipe(manifest: Manifest, changes: Mapping[str, Any]) -> Recipe:
         )
     # A bundle from before there were text encoders and VAEs in bundles says nothing of them, and has none.
     holds = {"text": bool(manifest.text_encoders), "vae": manifest.vae is not None}
-    return Recipe.from_dict({**holds, **manifest.recipe, **changes}, "the bundle's recipe with what was changed")
+    before = {**holds, **manifest.recipe}
+    kept = {**before, **changes}
+    notices: tuple[str, ...] = ()
+    texts = tuple(overrides)
+    recipe = Recipe.from_dict(kept, _ORIGIN, texts)
+    if recipe.source != before["source"]:
+        kept, notices = _with_own_schedule(kept, texts)
+        recipe = Recipe.from_dict(kept, _ORIGIN, texts)
+    _check_graphs_stay(manifest, Recipe.from_dict(before, _ORIGIN), recipe)
+    return recipe, notices
+
+
+def _with_own_schedule(values: Mapping[str, Any], overrides: tuple[str, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The values without the words of the noise schedule that the new source has its own of."""
+    from hidiff_export.model.noise_schedule import RECIPE_KEYS, checkpoint_schedule
+
+    bare = {key: value for key, value in values.items() if key not in RECIPE_KEYS}
+    new = Recipe.from_dict(bare, _ORIGIN, overrides)
+    declared = checkpoint_schedule(new).declared
+    left = {key: values[key] for key in RECIPE_KEYS if key in values and RECIPE_KEYS[key] in declared}
+    notices = tuple(
+        f"{key} {value} of the old bundle's recipe is left: {new.source} has its own noise schedule. "
+        f"--set {key}={value} keeps it."
+        for key, value in left.items()
+        if getattr(new, key) is None
+    )
+    return {key: value for key, value in values.items() if key not in left}, notices
+
+
+def _check_graphs_stay(manifest: Manifest, before: Recipe, after: Recipe) -> None:
+    """Refuses values that graphs are traced with. Raises InputError."""
+    changed = [key for key in _TRACED_WITH if getattr(before, key) != getattr(after, key)]
+    if not {record.phase for record in manifest.phases} >= set(after.phase_rule().phases()):
+        changed.append("hidiffusion")
+    if (before.controlnet is None) != (after.controlnet is None):
+        changed.append("controlnet")
+    if changed:
+        key = {"tiles": "vae_tile", "unet_layout": "hidiffusion"}.get(changed[0], changed[0])
+        old, new = (recipe.to_dict().get(key) for recipe in (before, after))
+        raise InputError(
+            f"A rebased bundle keeps its graphs, which were traced for another {key}.",
+            given=f"{key} {new}, and {old} in the bundle",
+            advice=f"Leave {key} as it is, or make the bundle with hidiff-export build.",
+        )
 
 
 def rebase(
-    folder: Path, output: Path, display: Display, *, changes: Mapping[str, Any], force: bool = False
+    folder: Path,
+    output: Path,
+    display: Display,
+    *,
+    changes: Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    force: bool = False,
 ) -> BuildResult:
     """Makes a bundle of other weights with the graphs of the one in ``folder``, which stays as it is.
 
@@ -48,6 +128,7 @@ def rebase(
         output: where the new one goes; with ``force`` it may be ``folder`` itself, which is replaced at the end.
         display: shows the stages.
         changes: values of the recipe: ``source``, ``controlnet``, ``lora``.
+        overrides: ``KEY=VALUE`` texts that change others, of those that graphs are not traced with.
         force: start over, and replace a finished bundle at ``output``.
 
     Raises:
@@ -55,7 +136,7 @@ def rebase(
             anything is written.
     """
     manifest = Manifest.read(folder)
-    recipe = rebased_recipe(manifest, changes)
+    recipe, notices = rebased_recipe(manifest, changes, overrides)
     _refuse_itself(folder, output, force=force)
     # Here, because the stages bring in torch and onnx, which a refused bundle or recipe must not wait for.
     from hidiff_export.stages import Stage
@@ -65,10 +146,13 @@ def rebase(
     from hidiff_export.stages.taken import Origin, TakenGraphs, TakenSamplers
 
     check_checkpoint(folder, recipe)
+    for notice in notices:
+        display.notice(notice)
     origin = Origin(folder.absolute(), manifest)
     taken: dict[str, Stage] = {Graphs.name: TakenGraphs(origin), Samplers.name: TakenSamplers(origin)}
     stages = tuple(taken.get(stage.name, stage) for stage in stages_of(recipe))
-    return build(recipe, output, display, force=force, stages=stages)
+    result = build(recipe, output, display, force=force, stages=stages)
+    return replace(result, notices=(*notices, *result.notices))
 
 
 def check_checkpoint(folder: Path, recipe: Recipe) -> None:

@@ -63,6 +63,9 @@ class NoDisplay:
     def stage(self, _title: str, *, reused: bool) -> Iterator[object]:  # noqa: ARG002 - the protocol's
         yield lambda _done, _total, _note: None
 
+    def notice(self, _text: str) -> None:
+        pass
+
 
 @pytest.fixture(scope="session")
 def sd15_bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:

@@ -49,6 +49,9 @@ class _Lines:
         yield report
         print(f"{title}: {time.monotonic() - started:.1f} s", flush=True)
 
+    def notice(self, text: str) -> None:
+        print(f"note: {text}", flush=True)
+
 
 def build_bundle(recipe: Recipe, folder: Path) -> BuildResult:
     """Builds a bundle with everything but reference samples; one half built before is gone on with.

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from benchmarks.gpu.cases import extreme
 from benchmarks.gpu.networks import EAGER, PUBLISHED, STOCK, unet_of
 from hidiff_export.families import LATENT_CHANNELS
+from hidiff_export.model.noise_schedule import resolve_noise_schedule
 from hidiff_export.model.patch import apply_hidiffusion
-from hidiff_export.model.sources import find_scheduler_config
 from hidiff_export.parity.inputs import arrays
 from hidiff_export.parity.pipeline import RunInputs
 from hidiff_export.recipe import Recipe
-from hidiff_export.sampler.probe import build_scheduler
+from hidiff_export.sampler.schedulers import build_scheduler
 from tests.parity import published
 
 Array = NDArray[Any]
@@ -50,7 +50,7 @@ def run_of(
         options: of `apply_hidiffusion`, where that is the way.
     """
     unet = unet_of(recipe, device, dtype)
-    config = find_scheduler_config(recipe.source, recipe.family)
+    config = resolve_noise_schedule(recipe).config
     parts: dict[str, Any] = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
     parts |= {"unet": unet, "scheduler": build_scheduler(recipe.sampler[0].value, config)}
     if recipe.family.is_sdxl:

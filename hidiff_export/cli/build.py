@@ -63,4 +63,5 @@ def print_result(result: BuildResult, *, as_json: bool) -> None:
     summary["stages"] = {
         stage.title: {"seconds": round(stage.seconds, 2), "reused": stage.reused} for stage in result.stages
     }
+    summary["notices"] = list(result.notices)
     print_bundle(summary, as_json=as_json)

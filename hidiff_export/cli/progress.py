@@ -31,6 +31,10 @@ class ProgressDisplay:
         self._progress.update(task, completed=1, total=1, note=note)
         self._progress.stop_task(task)
 
+    def notice(self, text: str) -> None:
+        """Prints a line above the bars."""
+        self._progress.console.print(f"note: {text}", style="yellow", markup=False, highlight=False)
+
 
 @contextmanager
 def progress_display(*, quiet: bool) -> Iterator[ProgressDisplay]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hidiff_export.cli.options import lora_option, lora_values
+from hidiff_export.cli.options import lora_option, lora_values, set_option
 
 
 @click.command(
@@ -16,12 +16,14 @@ Examples:
   hidiff-export rebase bundle --source ./my-finetune -o finetune-bundle
   hidiff-export rebase bundle --lora style.safetensors:0.8 -o style-bundle
   hidiff-export rebase bundle --source ./newer --no-lora -o bundle --force
+  hidiff-export rebase bundle --set timestep_spacing=trailing --set steps=4-8 -o few-step-bundle
 """,
 )
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--source", help="The new checkpoint: hub id, diffusers folder, .safetensors file, or random:SEED.")
 @click.option("--controlnet", metavar="SOURCE", help="The new ControlNet's checkpoint, of a bundle that has one.")
 @lora_option
+@set_option
 @click.option("--no-lora", is_flag=True, help="Leave out the LoRA files that the bundle was built with.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder the new bundle becomes.")
 @click.option("--force", is_flag=True, help="Start over, and replace a finished bundle at the output.")
@@ -34,6 +36,7 @@ def rebase(
     source: str | None,
     controlnet: str | None,
     loras: tuple[str, ...],
+    assignments: tuple[str, ...],
     no_lora: bool,
     output: Path,
     force: bool,
@@ -43,7 +46,9 @@ def rebase(
     """Make a bundle of another checkpoint of the same family with the graphs of the bundle in DIRECTORY.
 
     Weights, tokenizers and noise schedule are the new checkpoint's; graphs stay; engines, ranges and reference are made
-    anew; then the bundle is verified. What is not named (source, ControlNet, LoRA) stays as the bundle's recipe has it.
+    anew; then the bundle is verified. What is not named stays as the bundle's recipe has it, but for a noise schedule
+    where the new checkpoint has its own. --set takes what graphs are not traced with: samplers, steps,
+    noise schedule, parity bounds, backends.
     """
     from hidiff_export.cli.build import print_result
     from hidiff_export.cli.progress import progress_display
@@ -59,10 +64,10 @@ def rebase(
     changes = {key: value for key, value in changes.items() if value is not None}
     if loras or no_lora:
         changes["lora"] = lora_values(loras)
-    if not changes:
-        raise InputError("Nothing is to be changed.", advice="Give --source, --controlnet, --lora or --no-lora.")
+    if not changes and not assignments:
+        raise InputError("Nothing is to be changed.", advice="Give --source, --controlnet, --lora, --no-lora or --set.")
     with progress_display(quiet=as_json) as display:
-        result = rebase_bundle(directory, output, display, changes=changes, force=force)
+        result = rebase_bundle(directory, output, display, changes=changes, overrides=assignments, force=force)
         report = None
         if not no_verify:
             checkpoint = str(Manifest.read(result.folder).recipe["source"])

@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hidiff_export.errors import CheckpointError, StorageError
-from hidiff_export.families import Family, default_scheduler
 from hidiff_export.model.component import Component
 from hidiff_runtime.manifest import FileRecord
 
@@ -107,8 +106,8 @@ def source_fingerprint(source: str, component: Component) -> str:
     return sha.hexdigest()
 
 
-def find_scheduler_config(source: str, family: Family) -> dict[str, Any]:
-    """The noise schedule that comes with a checkpoint, as diffusers writes it; the family's own where none does.
+def find_scheduler_config(source: str) -> dict[str, Any] | None:
+    """The noise schedule that comes with a checkpoint, as diffusers writes it; None where none does.
 
     Raises:
         CheckpointError: it is damaged, or the hub that may have one cannot be reached.
@@ -128,7 +127,7 @@ def find_scheduler_config(source: str, family: Family) -> dict[str, Any]:
                 given=f"{source}: {_SCHEDULER}",
                 advice=f"Go online, or run `hf download {source}` elsewhere and give the folder.",
             )
-    return dict(default_scheduler(family)[1]) if found is None else _read_json(found)
+    return None if found is None else _read_json(found)
 
 
 def find_tokenizer(source: str, folder: str) -> dict[str, Path]:

@@ -24,7 +24,7 @@ from hidiff_export.parity.networks import PictureNetworks
 from hidiff_export.parity.pipeline import Networks, RunInputs, run_pipeline
 from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
-from hidiff_export.sampler.probe import build_scheduler
+from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_export.signature import controlnet_inputs, controlnet_outputs
 from hidiff_runtime.proof.recorder import SampleRecorder
 
@@ -86,7 +86,7 @@ class Run:
 
 def courses(recipe: Recipe, scheduler_config: Mapping[str, Any]) -> tuple[Course, ...]:
     """A run of each of the recipe's step counts that its default sampler takes (LCM's takes 50 at most)."""
-    scheduler = build_scheduler(recipe.sampler[0], scheduler_config)
+    scheduler = _scheduler(recipe, scheduler_config)
     possible = []
     for steps in recipe.steps:
         try:
@@ -96,6 +96,11 @@ def courses(recipe: Recipe, scheduler_config: Mapping[str, Any]) -> tuple[Course
         timesteps = tuple(float(timestep) for timestep in scheduler.timesteps)
         possible.append(Course(recipe.phase_rule(), steps, timesteps, scheduler.order))
     return tuple(possible)
+
+
+def _scheduler(recipe: Recipe, config: Mapping[str, Any]) -> Any:
+    """Diffusers' scheduler of the recipe's default sampler."""
+    return build_scheduler(recipe.sampler[0].value, config, timesteps=recipe.timesteps, tcd_eta=recipe.tcd_eta)
 
 
 def run_reference(
@@ -113,7 +118,7 @@ def run_reference(
     given = RunInputs.of(recipe, networks.config, prompt=prompt)
     done = run_pipeline(
         networks,
-        build_scheduler(sampler, scheduler_config),
+        _scheduler(recipe, scheduler_config),
         recipe,
         course,
         given,

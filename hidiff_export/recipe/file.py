@@ -97,6 +97,10 @@ class RecipeSource:
         """These values, with a top-level one added where it is not given."""
         return replace(self, data={key: value, **self.data})
 
+    def without(self, key: str) -> RecipeSource:
+        """These values but a top-level one."""
+        return replace(self, data={name: value for name, value in self.data.items() if name != key})
+
     def position(self, key: Key) -> int:
         """A number by which values sort as they were written: command line first, then by line."""
         lines = [self.lines.get(key[:end], 0) for end in range(len(key), 0, -1) if key[:end] not in self.overrides]

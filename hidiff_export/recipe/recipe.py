@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
     Field,
+    PrivateAttr,
     StrictBool,
     StrictInt,
     StrictStr,
@@ -21,8 +23,9 @@ from pydantic import (
 )
 
 from hidiff_export import families
+from hidiff_export.errors import RecipeError
 from hidiff_export.families import LATENT_CHANNELS, PIXELS_PER_LATENT, Family, Layout, Task, Width
-from hidiff_export.geometry import control_latent
+from hidiff_export.recipe.agreement import check_agreement
 from hidiff_export.recipe.file import RecipeSource
 from hidiff_export.recipe.parts import Frozen, HiDiffusion, LoraFile, ParityBounds, Range, without_default
 from hidiff_export.recipe.problems import recipe_error
@@ -35,29 +38,25 @@ from hidiff_export.recipe.values import (
     ONE_OR_A_LIST,
     SMALLEST,
     Backend,
+    BetaSchedule,
     EngineLayout,
+    Fraction,
     Precision,
     Prediction,
     SamplerName,
     Source,
     Steps,
     Target,
+    Timesteps,
+    TimestepSpacing,
     choices,
     random_seed,
-    refusal,
 )
 from hidiff_export.signature import PROMPT_TOKENS
 from hidiff_export.tiling import VaeTiles
 from hidiff_runtime.phases import PhaseRule, StepRange
 
 _SIDE = f"a multiple of {MULTIPLE} from {SMALLEST} to {LARGEST}."
-_INPAINTING_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
-_CONTROL_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
-_BUILDS_FOR = {
-    Backend.ONNXRUNTIME: "cpu or cuda",
-    Backend.TENSORRT: "cuda",
-    Backend.TENSORRT_RTX: "generations of GPUs like sm89, or cuda alone",
-}
 
 
 def _also_one(schema: dict[str, Any]) -> None:
@@ -70,12 +69,21 @@ def _default_targets(data: Mapping[str, Any]) -> tuple[Target, ...]:
     return tuple(target for backend in data["backend"] for target in backend.default_targets)
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """Where a recipe's values were written, which is no part of what they say: all origins are equal."""
+
+    source: RecipeSource | None = field(default=None, compare=False)
+
+
 class Recipe(Frozen):
     """What to build: checkpoint, picture, phases, precision, engines and proof.
 
     Everything is in the recipe's own terms, sizes in pixels. `load` reads YAML, `from_dict` what `to_dict` gave; both
     raise `RecipeError`, building one directly raises pydantic's error.
     """
+
+    _origin: _Origin = PrivateAttr(default=_Origin())
 
     name: StrictStr = Field(
         default="unnamed", pattern=r"^[\w.-]+$", description="A word of letters, digits, dots, dashes and underscores."
@@ -99,8 +107,35 @@ class Recipe(Frozen):
     )
     prediction: Prediction | None = Field(
         default=None,
-        description="What the UNet predicts, for a .safetensors file, which does not say (SD2.1's 768 model and some "
-        f"fine-tunes v_prediction): {choices(Prediction)}; by default what comes with the checkpoint, or its family's.",
+        description=f"What the UNet predicts: {choices(Prediction)}; by default what the checkpoint says, or its "
+        "family's.",
+        json_schema_extra=without_default,
+    )
+    beta_schedule: BetaSchedule | None = Field(
+        default=None,
+        description=f"How the noise grows in training: {choices(BetaSchedule)}; by default as the checkpoint says.",
+        json_schema_extra=without_default,
+    )
+    beta_start: Fraction | None = Field(
+        default=None,
+        description="The noise schedule's first beta, 0 to 1; by default as the checkpoint says.",
+        json_schema_extra=without_default,
+    )
+    beta_end: Fraction | None = Field(
+        default=None,
+        description="The noise schedule's last beta, 0 to 1; by default as the checkpoint says.",
+        json_schema_extra=without_default,
+    )
+    rescale_betas_zero_snr: StrictBool | None = Field(
+        default=None,
+        description="Whether the noise schedule ends in pure noise (zero terminal SNR): true or false; by default as "
+        "the checkpoint says.",
+        json_schema_extra=without_default,
+    )
+    timestep_spacing: TimestepSpacing | None = Field(
+        default=None,
+        description=f"Where the timesteps of a run lie: {choices(TimestepSpacing)}; by default as the checkpoint says. "
+        "Checkpoints for a few steps (Lightning, Hyper-SD) want trailing.",
         json_schema_extra=without_default,
     )
     text: StrictBool = Field(
@@ -167,11 +202,28 @@ class Recipe(Frozen):
         json_schema_extra={"default": "1-100"},
         description=f"Step counts to tabulate, 1 to {MOST_STEPS}: a number, a range like 1-100, or a list of both.",
     )
+    timesteps: Timesteps | None = Field(
+        default=None,
+        description="The timesteps of the one run that is tabulated, falling: [999, 749, 499, 249]; steps is their "
+        "number.",
+        json_schema_extra=without_default,
+    )
+    tcd_eta: Fraction = Field(
+        default=0.3, description="How much noise the sampler tcd adds in each step: 0 to 1, fixed in its table."
+    )
     parity: ParityBounds = Field(
         default=ParityBounds(),
         description="A mapping of call_snr_db and run_snr_db.",
         json_schema_extra=without_default,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_timesteps(cls, data: Any) -> Any:
+        """Timesteps are one run's, so they say how many steps there are."""
+        if isinstance(data, Mapping) and "steps" not in data and isinstance(data.get("timesteps"), (list, tuple)):
+            return {**data, "steps": max(1, len(data["timesteps"]))}
+        return data
 
     @field_validator("parity")
     @classmethod
@@ -179,99 +231,8 @@ class Recipe(Frozen):
         return given.for_precision(info.data.get("precision", Precision.FLOAT32))
 
     @model_validator(mode="after")
-    def _checkpoint_exists(self) -> Recipe:
-        if self.unet_width is Width.TINY and self.random_seed is None:
-            raise refusal(
-                "is only for fabricated checkpoints",
-                key=("unet_width",),
-                advice="Leave unet_width out, or set source: random:0.",
-            )
-        if self.task is Task.INPAINTING and self.family not in _INPAINTING_FAMILIES:
-            raise refusal(
-                f"has no inpainting checkpoint in the family {self.family.value}",
-                key=("task",),
-                advice=f"Inpainting has {_named(_INPAINTING_FAMILIES)}; with {self.family.value}, use text-to-image or "
-                "image-to-image.",
-            )
-        if self.task.has_control and self.family not in _CONTROL_FAMILIES:
-            raise refusal(
-                f"takes no ControlNet in the family {self.family.value}",
-                key=("task",),
-                advice=f"ControlNet tasks have {_named(_CONTROL_FAMILIES)}.",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _targets_are_served(self) -> Recipe:
-        served = {backend: backend.targets(self.targets) for backend in self.backend}
-        for backend, targets in served.items():
-            if not targets:
-                raise refusal(
-                    f"has nothing that {backend.value} builds for",
-                    key=("targets",),
-                    advice=f"Add {_BUILDS_FOR[backend]} to targets, or leave targets out.",
-                )
-        for target in self.targets:
-            if not any(target in targets for targets in served.values()):
-                names = " and ".join(backend.value for backend in self.backend)
-                raise refusal(
-                    f"has {target.value}, which {names} does not build for",
-                    key=("targets",),
-                    advice=" ".join(f"{backend.value} builds for {_BUILDS_FOR[backend]}." for backend in self.backend),
-                )
-        if self.layout is EngineLayout.MERGED and self.backend == (Backend.ONNXRUNTIME,):
-            raise refusal(
-                "is merged, which only TensorRT engines can be",
-                key=("layout",),
-                advice="Leave layout out, or set backend: tensorrt or tensorrt-rtx.",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _targets_compute(self) -> Recipe:
-        if self.precision is Precision.BFLOAT16 and Target.CPU in self.targets:
-            raise refusal(
-                "is bfloat16, for which ONNX Runtime has no kernels on the CPU",
-                key=("precision",),
-                advice="Set precision: float32 or float16, or targets: cuda.",
-            )
-        if self.precision is Precision.BFLOAT16 and Target.SM75 in self.targets:
-            raise refusal(
-                "is bfloat16, for which sm75 has no arithmetic",
-                key=("precision",),
-                advice="Set precision: float16, or targets from sm80 on.",
-            )
-        unable = [target.value for target in self.targets if not target.computes_fp8]
-        if self.precision is Precision.FP8 and unable:
-            raise refusal(
-                f"is fp8, for which {' and '.join(unable)} has no arithmetic",
-                key=("precision",),
-                advice="Set precision: int8 or float16, or targets from sm89 on.",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _control_fits(self) -> Recipe:
-        thresholds = self.hidiffusion.thresholds
-        if not self.task.has_control:
-            if self.controlnet is not None:
-                raise refusal(
-                    f"is set, but the task {self.task.value} has no ControlNet",
-                    key=("controlnet",),
-                    advice="Leave controlnet out, or set task: controlnet.",
-                )
-            if thresholds is not None and thresholds.control is not None:
-                raise refusal(
-                    f"is set, but the task {self.task.value} has no ControlNet",
-                    key=("hidiffusion", "thresholds", "control"),
-                    advice="Leave control out, or set task: controlnet.",
-                )
-        elif min(control_latent(self.latent_height, self.latent_width)) == 0:
-            raise refusal(
-                "makes the picture too narrow for a ControlNet, which would see no row or column of it",
-                key=("width",),
-                advice="Keep the sides' ratio below 16 to 1.",
-            )
+    def _agrees(self) -> Recipe:
+        check_agreement(self)
         return self
 
     @classmethod
@@ -286,20 +247,44 @@ class Recipe(Frozen):
             RecipeError: there is no such recipe, or it is not valid; the message names file, line, key and value.
         """
         path = find_recipe(recipe)
-        source = RecipeSource.read(path).overridden(overrides)
+        source = _overridden(RecipeSource.read(path), overrides)
         return cls._validated(source.with_default("name", re.sub(r"[^\w.-]+", "-", path.stem)))
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
-        """The recipe that `to_dict` wrote, for example in a manifest; ``origin`` names it in errors."""
-        return cls._validated(RecipeSource.of(data, origin))
+    def from_dict(cls, data: Mapping[str, Any], origin: str = "recipe", overrides: Iterable[str] = ()) -> Recipe:
+        """The recipe that `to_dict` wrote, for example in a manifest.
+
+        Args:
+            data: what it wrote.
+            origin: names it in errors.
+            overrides: as for `load`.
+
+        Raises:
+            RecipeError: it is not valid.
+        """
+        return cls._validated(_overridden(RecipeSource.of(data, origin), overrides))
 
     @classmethod
     def _validated(cls, source: RecipeSource) -> Recipe:
         try:
-            return cls.model_validate(source.data)
+            recipe = cls.model_validate(source.data)
         except ValidationError as error:
             raise recipe_error(error, source, cls) from None
+        recipe._origin = _Origin(source)
+        return recipe
+
+    def refused(self, key: str, what: str, *, given: object = None, advice: str = "") -> RecipeError:
+        """The error for a valid value that does not suit what was found elsewhere, a checkpoint for example.
+
+        Args:
+            key: of the value; the error names the line that it was written on.
+            what: follows the key in the message: ``should be …``.
+            given: the value, or what it is at odds with.
+            advice: what to do.
+        """
+        source = self._origin.source
+        place = "recipe" if source is None else source.place((key,))
+        return RecipeError(f"{place}: `{key}` {what}.", given=given, advice=advice)
 
     def to_dict(self) -> dict[str, Any]:
         """Every value, defaults included, as JSON types; the same recipe always gives the same dictionary."""
@@ -374,9 +359,12 @@ class Recipe(Frozen):
         return rule if self.hidiffusion.raunet else PhaseRule(control=rule.control)
 
 
+def _overridden(source: RecipeSource, overrides: Iterable[str]) -> RecipeSource:
+    changed = source.overridden(overrides)
+    if ("timesteps",) in changed.overrides and ("steps",) not in changed.overrides:
+        return changed.without("steps")  # those that were written count another run's steps
+    return changed
+
+
 def _step_range(given: Range | None) -> StepRange | None:
     return None if given is None else StepRange(given.start, given.end)
-
-
-def _named(members: Iterable[Family]) -> str:
-    return ", ".join(member.value for member in members)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from enum import Enum
+from itertools import pairwise
 from pathlib import PurePath
 from typing import Annotated, Any
 
@@ -56,6 +57,22 @@ class Prediction(str, Enum):
     VELOCITY = "v_prediction"
 
 
+class TimestepSpacing(str, Enum):
+    """Where the timesteps of a run lie, as diffusers' schedulers name it."""
+
+    LEADING = "leading"
+    TRAILING = "trailing"
+    LINSPACE = "linspace"
+
+
+class BetaSchedule(str, Enum):
+    """How the noise grows over the training timesteps, as diffusers' schedulers name it."""
+
+    LINEAR = "linear"
+    SCALED_LINEAR = "scaled_linear"
+    COSINE = "squaredcos_cap_v2"
+
+
 class SamplerName(str, Enum):
     """A noise scheduler that can be tabulated."""
 
@@ -71,6 +88,7 @@ class SamplerName(str, Enum):
     PNDM = "pndm"
     HEUN = "heun"
     LCM = "lcm"
+    TCD = "tcd"
 
 
 class Target(str, Enum):
@@ -220,6 +238,27 @@ Steps = Annotated[
     WithJsonSchema({"anyOf": [*_STEP_SCHEMA["anyOf"], {"type": "array", "items": _STEP_SCHEMA, "minItems": 1}]}),
 ]
 """Step counts, rising: a number, a range ``1-100``, or a list of both."""
+
+
+def _timesteps(value: Any) -> Any:
+    given = list(value) if isinstance(value, (list, tuple)) else []
+    whole = all(type(timestep) is int and 0 <= timestep < MOST_STEPS for timestep in given)
+    if not given or not whole or any(later >= earlier for earlier, later in pairwise(given)):
+        raise refusal(
+            "should be falling timesteps",
+            advice=f"Give whole numbers from {MOST_STEPS - 1} down to 0, each below the one before: [999, 749, 499].",
+        )
+    return tuple(given)
+
+
+Timesteps = Annotated[
+    tuple[int, ...],
+    BeforeValidator(_timesteps),
+    WithJsonSchema(
+        {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MOST_STEPS - 1}, "minItems": 1}
+    ),
+]
+"""Timesteps of one run, falling."""
 
 
 def _listed(value: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 
 from hidiff_export.errors import ExportError
 from hidiff_export.sampler.basis import FloatArray, Response, StepsUnsupported, noise_weights, respond
-from hidiff_export.sampler.names import find_sampler
+from hidiff_export.sampler.schedulers import TCD_ETA, build_scheduler
 from hidiff_export.sampler.starts import drop_unread, probe_starts
 from hidiff_runtime.sampler import EtaTerms, SamplerTable
 from hidiff_runtime.schedule import NOISE, STATE
@@ -43,30 +43,14 @@ class _Run:
     eta: EtaTerms | None
 
 
-def build_scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
-    """The diffusers scheduler of that name with a checkpoint's configuration, as its ``from_config`` reads it.
-
-    Keys of other scheduler classes are passed over, so that a checkpoint's configuration serves every sampler.
-
-    Raises:
-        InputError: there is no such sampler.
-        ExportError: the scheduler refuses the configuration.
-    """
-    spec = find_sampler(sampler)
-    scheduler = getattr(diffusers, spec.scheduler)
-    known = inspect.signature(scheduler.__init__).parameters
-    options = {key: value for key, value in config.items() if key in known or key == "_use_default_values"}
-    try:
-        return scheduler.from_config(options, **spec.options)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ExportError(
-            f"{spec.scheduler} refuses this configuration.",
-            given=error,
-            advice="Correct the scheduler's configuration.",
-        ) from error
-
-
-def probe(sampler: str, config: Mapping[str, Any], steps: Iterable[int] = DEFAULT_STEPS) -> SamplerTable:
+def probe(
+    sampler: str,
+    config: Mapping[str, Any],
+    steps: Iterable[int] = DEFAULT_STEPS,
+    *,
+    timesteps: Sequence[int] | None = None,
+    tcd_eta: float = TCD_ETA,
+) -> SamplerTable:
     """The sampler's table. Numbers of steps with which the scheduler itself does not run are left out, with the reason
     under ``left_out`` in the table's origin.
 
@@ -74,12 +58,14 @@ def probe(sampler: str, config: Mapping[str, Any], steps: Iterable[int] = DEFAUL
         sampler: a name of `hidiff_export.sampler.names.SAMPLERS`.
         config: the checkpoint's scheduler configuration, of whatever scheduler class.
         steps: numbers of inference steps.
+        timesteps: as for `build_scheduler`; ``steps`` is then their number.
+        tcd_eta: as for `build_scheduler`.
 
     Raises:
         InputError: there is no such sampler.
         ExportError: the scheduler is not linear, refuses the configuration, or runs with none of these steps.
     """
-    pristine = build_scheduler(sampler, config)
+    pristine = build_scheduler(sampler, config, timesteps=timesteps, tcd_eta=tcd_eta)
     runs: list[_Run] = []
     left_out: dict[int, str] = {}
     for number in sorted(set(steps)):
@@ -99,6 +85,8 @@ def probe(sampler: str, config: Mapping[str, Any], steps: Iterable[int] = DEFAUL
         "diffusers": diffusers.__version__,
         "left_out": json.dumps(left_out),
     }
+    if sampler == "tcd":
+        origin["eta"] = str(tcd_eta)
     return _assemble(sampler, pristine.order, runs, origin)
 
 

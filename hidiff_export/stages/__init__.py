@@ -6,7 +6,8 @@ returns the files it wrote. `hidiff_export.compile` runs them and keeps what is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,10 +26,12 @@ class StageContext:
     Args:
         recipe: the validated recipe.
         folder: the folder the build works in; every path in it is final except for this prefix.
+        notice: told in a line what a person should know who builds, though nothing failed.
     """
 
     recipe: Recipe
     folder: Path
+    notice: Callable[[str], None] = field(default=lambda _text: None)
 
     @property
     def rule(self) -> PhaseRule:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hidiff_export.recipe import Recipe
 from hidiff_export.sampler.probe import probe
 from hidiff_export.stages import Report, StageContext
 from hidiff_export.stages.weights import SCHEDULER_CONFIG
@@ -21,8 +22,8 @@ class Samplers:
     needs = ("weights",)
 
     def inputs(self, context: StageContext) -> Any:
-        """The samplers and the numbers of steps; the noise schedule comes with the weights."""
-        return {"samplers": [name.value for name in context.recipe.sampler], "steps": list(context.recipe.steps)}
+        """The samplers and what their runs are laid out by; the noise schedule comes with the weights."""
+        return tabulated(context.recipe)
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Probes each sampler in turn."""
@@ -33,6 +34,18 @@ class Samplers:
         for index, sampler in enumerate(context.recipe.sampler):
             report(index, len(context.recipe.sampler), sampler.value)
             path = folder / f"{sampler.value}.safetensors"
-            probe(sampler.value, config, context.recipe.steps).write(path)
+            recipe = context.recipe
+            table = probe(sampler.value, config, recipe.steps, timesteps=recipe.timesteps, tcd_eta=recipe.tcd_eta)
+            table.write(path)
             written.append(path)
         return tuple(written)
+
+
+def tabulated(recipe: Recipe) -> dict[str, Any]:
+    """What sampler tables depend on beside the noise schedule, as JSON."""
+    return {
+        "samplers": [name.value for name in recipe.sampler],
+        "steps": list(recipe.steps),
+        "timesteps": None if recipe.timesteps is None else list(recipe.timesteps),
+        "tcd_eta": recipe.tcd_eta,
+    }

@@ -13,10 +13,11 @@ import onnx_ir as ir
 from hidiff_export.errors import BundleError
 from hidiff_export.graph.weights import WeightStore
 from hidiff_export.quantise.paths import traced_graph
+from hidiff_export.recipe import Recipe
 from hidiff_export.stages import Report, StageContext
 from hidiff_export.stages.graphs import Graphs, write_beside
 from hidiff_export.stages.records import graph_records
-from hidiff_export.stages.samplers import FOLDER, Samplers
+from hidiff_export.stages.samplers import FOLDER, Samplers, tabulated
 from hidiff_export.stages.weights import SCHEDULER_CONFIG, WEIGHTS
 from hidiff_export.versions import EXPORTERS, tool_versions
 from hidiff_runtime.files import verify_files
@@ -80,7 +81,7 @@ class TakenGraphs(Graphs):
 
 
 class TakenSamplers(Samplers):
-    """The sampler tables of another bundle where the noise schedule and the tools are the same, else new ones.
+    """The sampler tables of another bundle where noise schedule, runs and tools are the same, else new ones.
 
     Args:
         origin: where they come from.
@@ -100,7 +101,8 @@ class TakenSamplers(Samplers):
         tools = tool_versions(EXPORTERS)
         before = self.origin.manifest
         schedule = FileRecord.of(context.folder / SCHEDULER_CONFIG) == before.files.get(SCHEDULER_CONFIG)
-        return schedule and all(before.tools.get(name) == version for name, version in tools.items())
+        same_runs = tabulated(Recipe.from_dict(before.recipe)) == tabulated(context.recipe)
+        return schedule and same_runs and all(before.tools.get(name) == version for name, version in tools.items())
 
 
 def _traced(context: StageContext) -> Iterator[tuple[Path, GraphRecord]]:

@@ -15,7 +15,8 @@ from hidiff_export.graph.weights import WeightStore
 from hidiff_export.model.component import Component
 from hidiff_export.model.load import Checkpoint, load
 from hidiff_export.model.lora import fuse, lora_fingerprint, read_lora
-from hidiff_export.model.sources import find_scheduler_config, source_fingerprint
+from hidiff_export.model.noise_schedule import resolve_noise_schedule
+from hidiff_export.model.sources import source_fingerprint
 from hidiff_export.model.tokenizer import tokenizer_json
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import Report, StageContext
@@ -35,11 +36,14 @@ class Weights:
     def inputs(self, context: StageContext) -> Any:
         """The checkpoint by its content, not its path, noise schedule included, and the precision it is rounded to."""
         recipe = context.recipe
+        schedule = resolve_noise_schedule(recipe)
+        for notice in schedule.notices:
+            context.notice(notice)
         return {
             "sources": {network.value: source_fingerprint(source, network) for network, source in _sources(recipe)},
             "lora": [[lora_fingerprint(Path(lora.path)), lora.scale] for lora in recipe.lora],
             "tokenizers": [sha256(text.encode()).hexdigest() for text in tokenizers(recipe).values()],
-            "scheduler": _noise_schedule(recipe),
+            "scheduler": schedule.config,
             "family": recipe.family.value,
             "task": recipe.task.value,
             "width": recipe.unet_width.value,
@@ -53,7 +57,7 @@ class Weights:
         networks = checkpoints(recipe)
         scheduler = context.folder / SCHEDULER_CONFIG
         scheduler.parent.mkdir(parents=True, exist_ok=True)
-        write_json(scheduler, _noise_schedule(recipe))
+        write_json(scheduler, resolve_noise_schedule(recipe).config)
         written = [scheduler]
         for network, checkpoint in networks.items():
             folder = context.folder / network.value
@@ -86,11 +90,6 @@ def checkpoints(recipe: Recipe) -> dict[Component, Checkpoint]:
                 advice="Set text: true in the recipe, or leave the LoRA out.",
             )
     return {network: fuse(network, load(network, source, *kind), loras) for network, source in sources.items()}
-
-
-def _noise_schedule(recipe: Recipe) -> dict[str, Any]:
-    config = find_scheduler_config(recipe.source, recipe.family)
-    return config if recipe.prediction is None else {**config, "prediction_type": recipe.prediction.value}
 
 
 def _sources(recipe: Recipe) -> Iterator[tuple[Component, str]]:

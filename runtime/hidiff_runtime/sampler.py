@@ -73,7 +73,8 @@ class SamplerTable:
             D numbers d; from then on they are ``rows``: float64 ``[D, E, 1 + K, 3 + K]``.
         eta: set when the sampler takes an eta.
         origin: where the table comes from: scheduler class, its configuration, the library's version, and under
-            ``left_out`` which numbers of steps the scheduler refused and why (JSON).
+            ``left_out`` which numbers of steps the scheduler refused and why (JSON); under ``eta`` the one that its
+            rows are of, where runs cannot choose it.
 
     Raises:
         BundleError: the arrays do not fit together.
@@ -138,7 +139,7 @@ class SamplerTable:
         skipped = 0 if strength is None else steps - _steps_at(steps, strength)
         span = slice(int(self.first[run]) + skipped * self.order, int(self.first[run + 1]))
         rows, draws_noise = self._rows_from(span) if skipped else self.rows[span], self.draws_noise[span].tolist()
-        if eta != 0:
+        if eta != 0 and not self._has_settled(eta):
             rows, draws_noise = self._eta_terms(eta).apply(rows, span, eta), [True] * len(draws_noise)
         columns = (self.timesteps[span].tolist(), self.input_scale[span].tolist(), draws_noise, self.noising[span])
         evaluations = tuple(
@@ -208,6 +209,20 @@ class SamplerTable:
                 advice=f"Ask for {_ranges(self.steps.tolist())} steps{other}.",
             )
         return int(found[0])
+
+    def _has_settled(self, eta: float) -> bool:
+        """Whether the rows are those of this eta already, as of a sampler whose timesteps depend on it (TCD's).
+
+        Raises InputError where they are another eta's.
+        """
+        settled = self.origin.get("eta")
+        if settled is None or eta == float(settled):
+            return settled is not None
+        raise InputError(
+            f"The table of the sampler {self.sampler} was built with another eta.",
+            given=f"{eta}, and {settled} in the bundle",
+            advice=f"Leave eta out, or build the bundle with --set {self.sampler}_eta={eta}.",
+        )
 
     def _eta_terms(self, eta: float) -> EtaTerms:
         if self.eta is None:

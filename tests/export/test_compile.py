@@ -36,6 +36,7 @@ class Interrupting:
     def __init__(self, title: str = "") -> None:
         self.title = title
         self.reused: list[str] = []
+        self.notices: list[str] = []
 
     @contextmanager
     def stage(self, title: str, *, reused: bool) -> Iterator[Report]:
@@ -47,6 +48,9 @@ class Interrupting:
                 raise KeyboardInterrupt
 
         yield report
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
 
 
 def names(folder: Path) -> list[str]:
@@ -114,7 +118,7 @@ def test_weights_with_another_noise_schedule_are_not_reused(
 ) -> None:
     before = stage_key(Weights(), StageContext(recipe, tmp_path), {})
     schedule = {**default_scheduler(recipe.family)[1], "prediction_type": "v_prediction"}
-    monkeypatch.setattr("hidiff_export.stages.weights.find_scheduler_config", lambda *_source: schedule)
+    monkeypatch.setattr("hidiff_export.model.noise_schedule.find_scheduler_config", lambda _source: schedule)
     assert stage_key(Weights(), StageContext(recipe, tmp_path), {}) != before
     own = recipe.model_copy(update={"prediction": Prediction.EPSILON})  # which outdoes what comes with the checkpoint
     assert stage_key(Weights(), StageContext(own, tmp_path), {}) == before

@@ -44,7 +44,7 @@ def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recipe_of(bundle: Path) -> Recipe:
-    return rebased_recipe(Manifest.read(bundle), {})
+    return rebased_recipe(Manifest.read(bundle), {})[0]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -207,13 +207,13 @@ def test_a_lora_of_another_family_leaves_nothing(sd15_bundle: Path, tmp_path: Pa
 
 def test_what_is_not_named_stays(sd15_bundle: Path) -> None:
     manifest = Manifest.read(sd15_bundle)
-    recipe = rebased_recipe(manifest, {"source": "random:7", "lora": [{"path": "a.safetensors", "scale": 0.5}]})
+    recipe, _ = rebased_recipe(manifest, {"source": "random:7", "lora": [{"path": "a.safetensors", "scale": 0.5}]})
     assert recipe.source == "random:7"
     assert recipe.lora[0].scale == 0.5
     assert recipe.to_dict() | {"source": "random:0", "lora": []} == dict(manifest.recipe)
     older = {key: value for key, value in manifest.recipe.items() if key not in ("text", "vae")}
-    assert rebased_recipe(_with(manifest, recipe=older), {}).text
-    assert not rebased_recipe(_with(manifest, recipe=older, text_encoders=(), vae=None), {}).text
+    assert rebased_recipe(_with(manifest, recipe=older), {})[0].text
+    assert not rebased_recipe(_with(manifest, recipe=older, text_encoders=(), vae=None), {})[0].text
 
 
 def _with(manifest: Manifest, **values: Any) -> Manifest:

@@ -27,7 +27,7 @@ from hidiff_export.model.controlnet import ControlNetModule
 from hidiff_export.model.load import build_controlnet, build_unet, load_controlnet, load_unet
 from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.recipe import Recipe
-from hidiff_export.sampler.probe import build_scheduler
+from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_export.stages import Report, graphs
 from hidiff_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from hidiff_runtime.controlnet import nearest
@@ -63,6 +63,9 @@ class Silent:
     def stage(self, _title: str, *, reused: bool) -> Iterator[Report]:
         assert not reused
         yield lambda _done, _total, _note: None
+
+    def notice(self, text: str) -> None:
+        raise AssertionError(text)
 
 
 class Backend(TorchBackend):

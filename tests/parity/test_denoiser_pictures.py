@@ -20,7 +20,8 @@ from hidiff_export import apply_hidiffusion
 from hidiff_export.families import Task, default_scheduler
 from hidiff_export.parity.source import networks_of_store
 from hidiff_export.recipe import Recipe
-from hidiff_export.sampler.probe import build_scheduler, probe
+from hidiff_export.sampler.probe import probe
+from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_runtime import TorchGenerator, denoiser
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.manifest import Manifest

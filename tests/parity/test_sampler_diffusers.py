@@ -8,13 +8,15 @@ import functools
 import inspect
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 
 from hidiff_export.families import Family, default_scheduler
-from hidiff_export.sampler.names import SAMPLERS
-from hidiff_export.sampler.probe import build_scheduler, probe
+from hidiff_export.sampler.names import SAMPLERS, samplers_for
+from hidiff_export.sampler.probe import probe
+from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.sampler import SamplerTable
 from hidiff_runtime.schedule import OUTPUT, SAMPLE, STATE
@@ -26,6 +28,10 @@ STEPS = (1, 2, 3, 5, 8, 10, 20, 30, 50, 100)
 FEW_STEPS = (1, 2, 5, 20, 30)
 BOUND = 1e-5
 """Largest difference over the largest value at the end of a run: float32 rounding alone, measured 3e-6 at most."""
+
+FLOAT32_SPACING = 2.0**-23
+"""Of numbers near 1. With zero terminal SNR Euler's samples begin at a sigma of 4096, and diffusers' step is float32's
+whatever it is given: what it takes off a sample to come to a picture is known to 4096 times this."""
 
 ITS_OWN_ROUNDING = {("heun", 2)}
 """Where float32 leaves diffusers itself no 1e-5: with linspace spacing Heun's second evaluation takes the difference of
@@ -39,7 +45,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **default_scheduler(Family.SD15)[1],
         **{"prediction_type": "v_prediction", "timestep_spacing": "linspace", "steps_offset": 0},
     },
+    "sdxl-zero-snr": {
+        **default_scheduler(Family.SDXL)[1],
+        **{"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+    },
+    "edm": {
+        **{"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 120.0, "sigma_data": 1.0},
+        **{"sigma_schedule": "exponential", "prediction_type": "v_prediction", "num_train_timesteps": 1000},
+    },
 }
+CASES = [(sampler, config) for config in CONFIGS for sampler in samplers_for(CONFIGS[config])]
+MOST = {"lcm": 50, "tcd": 50}
+"""Steps that distilled models' schedulers run with at most."""
 
 
 @functools.cache
@@ -80,16 +97,16 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("sampler", "config"), CASES)
 def test_every_sampler_runs_as_its_scheduler_does(sampler: str, config: str) -> None:
-    asked = FEW_STEPS if config in ("sdxl-turbo", "linspace-v") else STEPS
+    asked = FEW_STEPS if config in ("sdxl-turbo", "linspace-v", "sdxl-zero-snr", "edm") else STEPS
     table, scheduler = tabulate(sampler, config, asked), build_scheduler(sampler, CONFIGS[config])
-    assert table.steps.tolist() == [steps for steps in asked if sampler != "lcm" or steps <= 50]
+    assert table.steps.tolist() == [steps for steps in asked if steps <= MOST.get(sampler, steps)]
     for steps in table.steps.tolist():
         dtype = torch.float64 if (sampler, steps) in ITS_OWN_ROUNDING else torch.float32
         expected = run_diffusers(scheduler, steps, seed=steps, dtype=dtype)
-        assert difference(run_table(table, steps, seed=steps), expected) < BOUND, (steps, dtype)
+        bound = max(BOUND, float(scheduler.init_noise_sigma) * FLOAT32_SPACING)
+        assert difference(run_table(table, steps, seed=steps), expected) < bound, (steps, dtype)
 
 
 @pytest.mark.slow
@@ -99,7 +116,7 @@ def test_numbers_of_steps_to_100(sampler: str) -> None:
     asked = (*range(1, 31), *range(31, 100, 6), 100)  # all that are common, and a part of the long ones, for the time
     table = tabulate(sampler, config, asked)
     scheduler = build_scheduler(sampler, CONFIGS[config])
-    assert table.steps.tolist() == [steps for steps in asked if sampler != "lcm" or steps <= 50]
+    assert table.steps.tolist() == [steps for steps in asked if steps <= MOST.get(sampler, steps)]
     for steps in sorted({*table.steps.tolist()} - {*STEPS}):
         found, expected = run_table(table, steps, seed=-steps), run_diffusers(scheduler, steps, seed=-steps)
         assert difference(found, expected) < BOUND, steps
@@ -147,6 +164,7 @@ def test_noise_is_drawn_where_the_scheduler_draws_it() -> None:
     assert drawn["euler_ancestral"] == always
     assert drawn["dpmpp_2m_sde"] == always
     assert drawn["lcm"] == [True, True, True, True, False]
+    assert drawn["tcd"] == [True, True, True, True, False]
     assert drawn["ddpm"] == always  # with an offset of 1 its last timestep is not 0, so it draws there too
     for name in ("ddim", "euler", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "deis"):
         assert drawn[name] == never
@@ -191,3 +209,42 @@ def test_another_seed_or_configuration_is_noticed() -> None:
     expected = run_diffusers(scheduler, 10, 1)
     assert difference(run_table(tabulate("euler_ancestral", "sdxl"), 10, 2), expected) > 0.01
     assert difference(run_table(probe("euler_ancestral", CONFIGS["sdxl-turbo"], [10]), 10, 1), expected) > 0.01
+
+
+OWN_TIMESTEPS = (999, 845, 730, 587, 443, 310, 193, 116, 53, 13)
+"""Align Your Steps' for SDXL (arXiv 2404.14507), as people give them to diffusers' pipelines."""
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "euler", "dpmpp_2m", "dpmpp_2m_sde", "heun", "lcm", "tcd"])
+def test_timesteps_of_ones_own_run_as_diffusers_runs_them(sampler: str) -> None:
+    table = probe(sampler, CONFIGS["sdxl"], [len(OWN_TIMESTEPS)], timesteps=OWN_TIMESTEPS)
+    scheduler = build_scheduler(sampler, CONFIGS["sdxl"])
+    scheduler.set_timesteps = functools.partial(_given_timesteps, scheduler)
+    expected = run_diffusers(scheduler, len(OWN_TIMESTEPS), 1)
+    assert difference(run_table(table, len(OWN_TIMESTEPS), 1), expected) < BOUND
+    spaced = probe(sampler, CONFIGS["sdxl"], [len(OWN_TIMESTEPS)])
+    assert difference(run_table(spaced, len(OWN_TIMESTEPS), 1), expected) > 0.01
+
+
+def _given_timesteps(scheduler: Any, _steps: int) -> None:
+    type(scheduler).set_timesteps(scheduler, timesteps=list(OWN_TIMESTEPS))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_tcd_runs_with_the_eta_of_its_table(eta: float) -> None:
+    scheduler = diffusers.TCDScheduler.from_config(CONFIGS["sdxl"])
+    for steps in (1, 2, 4, 8):
+        table = probe("tcd", CONFIGS["sdxl"], [steps], tcd_eta=eta)
+        expected = run_diffusers(scheduler, steps, 1, eta)
+        assert difference(run_table(table, steps, 1), expected) < BOUND, steps
+    assert difference(run_table(table, 8, 1), run_diffusers(scheduler, 8, 1, abs(eta - 0.2))) > 0.01
+
+
+def test_edms_scheduler_is_diffusers_own_class_for_it() -> None:
+    for sampler, kind in (
+        ("euler", diffusers.EDMEulerScheduler),
+        ("dpmpp_2m", diffusers.EDMDPMSolverMultistepScheduler),
+    ):
+        assert type(build_scheduler(sampler, CONFIGS["edm"])) is kind
+        expected = run_diffusers(kind.from_config(CONFIGS["edm"]), 8, 1)
+        assert difference(run_table(tabulate(sampler, "edm", (*FEW_STEPS, 8)), 8, 1), expected) < BOUND

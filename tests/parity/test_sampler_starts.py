@@ -19,7 +19,8 @@ import torch
 from hidiff_export.families import Family, default_scheduler
 from hidiff_export.sampler.basis import respond_from
 from hidiff_export.sampler.names import SAMPLERS
-from hidiff_export.sampler.probe import build_scheduler, probe
+from hidiff_export.sampler.probe import probe
+from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_export.sampler.starts import drop_unread
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.sampler import SamplerTable

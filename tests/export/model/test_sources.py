@@ -18,7 +18,6 @@ from huggingface_hub.errors import (
 )
 
 from hidiff_export.errors import CheckpointError, StorageError
-from hidiff_export.families import Family, default_scheduler
 from hidiff_export.model.component import Component
 from hidiff_export.model.sources import find_scheduler_config, source_fingerprint
 from tests.export.model.checkpoints import STEM, Arrays
@@ -46,16 +45,15 @@ def test_a_source_is_known_by_what_it_holds(tmp_path: Path, pipeline: Path) -> N
 
 def test_the_noise_schedule_comes_with_the_checkpoint(offline: Path, tmp_path: Path, pipeline: Path) -> None:
     own = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
-    published = default_scheduler(Family.SD21)[1]
     for source in ("random:0", str(tmp_path / "a.safetensors"), str(pipeline)):
-        assert find_scheduler_config(source, Family.SD21) == published
+        assert find_scheduler_config(source) is None
     with pytest.raises(CheckpointError, match="noise schedule is not in the local cache"):
-        find_scheduler_config("someone/something", Family.SD21)
+        find_scheduler_config("someone/something")
     (pipeline / "scheduler").mkdir()
     (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps(own))
-    assert find_scheduler_config(str(pipeline), Family.SD21) == own
+    assert find_scheduler_config(str(pipeline)) == own
     cache(offline, "someone/something", pipeline)
-    assert find_scheduler_config("someone/something", Family.SD21) == own
+    assert find_scheduler_config("someone/something") == own
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -16,8 +18,9 @@ from hidiff_export.errors import ExportError, InputError
 from hidiff_export.families import Family, default_scheduler
 from hidiff_export.recipe.values import SamplerName
 from hidiff_export.sampler.basis import SHAPE, StepsUnsupported, respond
-from hidiff_export.sampler.names import SAMPLERS, find_sampler, sampler_of
-from hidiff_export.sampler.probe import build_scheduler, probe
+from hidiff_export.sampler.names import SAMPLERS, find_sampler, samplers_for
+from hidiff_export.sampler.probe import probe
+from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_runtime.sampler import SamplerTable
 
 CONFIG = default_scheduler(Family.SDXL)[1]
@@ -206,7 +209,7 @@ def test_the_name_decides_over_the_configuration() -> None:
 
 def test_only_state_that_is_read_is_stored() -> None:
     slots = {name: probe(name, CONFIG, [8]).rows.shape[1] - 1 for name in SAMPLERS}
-    stateless = dict.fromkeys(("ddim", "ddpm", "euler", "euler_ancestral", "lcm"), 0)
+    stateless = dict.fromkeys(("ddim", "ddpm", "euler", "euler_ancestral", "lcm", "tcd"), 0)
     one = dict.fromkeys(("dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "deis"), 1)
     assert slots == {**stateless, **one, "heun": 2, "pndm": 3, "unipc": 3}
 
@@ -246,10 +249,55 @@ def test_another_dependence_on_eta_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_names() -> None:
     assert set(SAMPLERS) == {name.value for name in SamplerName}
-    assert sampler_of(default_scheduler(Family.SD15)[0]) == "pndm"
-    assert sampler_of("DPMSolverMultistepScheduler") == "dpmpp_2m"
     with pytest.raises(InputError, match="no sampler of that name") as caught:
         find_sampler("dpm")
     assert "unipc" in caught.value.advice
-    with pytest.raises(InputError, match="this scheduler class"):
-        sampler_of("CosineDPMSolverMultistepScheduler")
+
+
+ZERO_SNR = {**CONFIG, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+EDM = {
+    **{"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 120.0, "sigma_data": 1.0},
+    **{"sigma_schedule": "exponential", "prediction_type": "v_prediction", "num_train_timesteps": 1000},
+}
+
+
+@pytest.mark.parametrize(("config", "what"), [(ZERO_SNR, "zero terminal SNR"), (EDM, "an EDM noise schedule")])
+def test_a_noise_schedule_that_a_sampler_would_pass_over_is_refused(config: dict[str, Any], what: str) -> None:
+    able = samplers_for(config)
+    for sampler in SAMPLERS:
+        kind = getattr(diffusers, SAMPLERS[sampler].scheduler)
+        if config is ZERO_SNR:
+            assert (sampler in able) == ("rescale_betas_zero_snr" in inspect.signature(kind.__init__).parameters)
+        if sampler in able:
+            build_scheduler(sampler, config)
+            continue
+        with pytest.raises(ExportError, match=f"cannot draw {what}") as refused:
+            build_scheduler(sampler, config)
+        assert refused.value.advice == f"Use {', '.join(able)}."
+    assert {"euler", "dpmpp_2m"} <= set(able)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_timesteps_of_ones_own_are_taken_or_refused_by_name(sampler: str) -> None:
+    given = (999, 749, 499, 249)
+    taken = {"ddpm", "euler", "dpmpp_2m", "dpmpp_2m_sde", "heun", "lcm", "tcd"}
+    if sampler in taken:
+        table = probe(sampler, CONFIG, [4], timesteps=given)
+        told = [evaluation.timestep for evaluation in table.schedule(4).evaluations]
+        assert told[0] == 999
+        assert set(told) == set(given)
+        with pytest.raises(InputError, match="no table for this number of steps"):
+            table.schedule(5)
+    else:
+        with pytest.raises(ExportError, match=r"takes no timesteps of one's own|refuses this configuration"):
+            probe(sampler, CONFIG, [4], timesteps=given)
+
+
+def test_tcds_eta_is_settled_in_its_table() -> None:
+    table = probe("tcd", CONFIG, [4], tcd_eta=0.5)
+    assert table.origin["eta"] == "0.5"
+    plain, same = table.schedule(4), table.schedule(4, eta=0.5)
+    assert np.array_equal([one.rows for one in plain.evaluations], [one.rows for one in same.evaluations])
+    with pytest.raises(InputError, match="was built with another eta") as refused:
+        table.schedule(4, eta=0.3)
+    assert "tcd_eta=0.3" in refused.value.advice

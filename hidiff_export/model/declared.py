@@ -1,0 +1,160 @@
+"""What a safetensors file says of itself: what its UNet predicts, and on which noise schedule it was trained.
+
+Files say it in two places. Marker tensors lie beside the weights: ComfyUI and the trainers after it write ``v_pred``,
+``ztsnr`` and ``edm_vpred.sigma_max``. The header has text: ``modelspec.*`` (Stability AI's model specification, with
+ComfyUI's ``predict_key``) and ``ss_*`` (kohya's sd-scripts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hidiff_export.errors import BundleError, CheckpointError
+from hidiff_runtime.safetensors import SafetensorsFile
+
+PREDICTION, ZERO_SNR = "prediction_type", "rescale_betas_zero_snr"
+"""Keys of diffusers' scheduler configurations that files speak of."""
+
+_VELOCITY, _EPSILON = "v_prediction", "epsilon"
+_EDM_SIGMAS = {"edm_vpred.sigma_max": "sigma_max", "edm_vpred.sigma_min": "sigma_min"}
+_EDM_NORMALIZED = ("edm_mean", "edm_std")
+_PREDICTIONS = {
+    "v": _VELOCITY,
+    "velocity": _VELOCITY,
+    "v_prediction": _VELOCITY,
+    "v-prediction": _VELOCITY,
+    "vpred": _VELOCITY,
+    "v_pred": _VELOCITY,
+    "eps": _EPSILON,
+    "epsilon": _EPSILON,
+    "sample": "sample",
+    "x0": "sample",
+}
+_FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One thing that a file says of itself.
+
+    Args:
+        key: of diffusers' scheduler configurations.
+        value: of the key.
+        where: the marker or the header's line, as people would find it.
+    """
+
+    key: str
+    value: Any
+    where: str
+
+
+@dataclass(frozen=True)
+class Declarations:
+    """Everything that a file says of its noise schedule.
+
+    Args:
+        path: of the file.
+        statements: what it says, several of one key where it says it in several places.
+        sigmas: of an EDM noise schedule: ``sigma_max`` and ``sigma_min`` where the file has them; None where its
+            schedule is not EDM's.
+        texts: what the header says in words, by key: titles, descriptions, base models.
+    """
+
+    path: Path
+    statements: tuple[Statement, ...] = ()
+    sigmas: Mapping[str, float] | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, key: str) -> tuple[Statement, ...]:
+        """What it says of one key."""
+        return tuple(statement for statement in self.statements if statement.key == key)
+
+
+def read_declarations(path: Path) -> Declarations:
+    """What a ``.safetensors`` file says of its noise schedule; reads the header and tensors of a few bytes.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or says that its latents are normalized as EDM checkpoints' of
+            Playground v2.5 are, which no family here has.
+    """
+    try:
+        with SafetensorsFile.open(path) as file:
+            names = frozenset(file.names())
+            if any(name in names for name in _EDM_NORMALIZED):
+                raise CheckpointError(
+                    "The checkpoint is of the kind of Playground v2.5: its latents are normalized by a mean and a "
+                    "spread of their own.",
+                    given=f"{path.name}: tensors {' and '.join(name for name in _EDM_NORMALIZED if name in names)}",
+                    advice="Give a checkpoint of Stable Diffusion 1.5, 2.1, SDXL, SDXL-Turbo or Playground v2.",
+                )
+            sigmas = {key: float(file.array(name).reshape(-1)[0]) for name, key in _EDM_SIGMAS.items() if name in names}
+            return Declarations(
+                path,
+                (*_markers(names), *_header(file.metadata)),
+                sigmas if _EDM_SIGMAS.keys() & names else None,
+                {key: text for key, text in file.metadata.items() if key in _TEXTS},
+            )
+    except BundleError as error:
+        raise CheckpointError(error.summary, given=error.given, advice=error.advice) from error
+
+
+_TEXTS = (
+    "modelspec.title",
+    "modelspec.description",
+    "modelspec.tags",
+    "modelspec.usage_hint",
+    "modelspec.merged_from",
+    "modelspec.architecture",
+    "ss_output_name",
+    "ss_training_comment",
+)
+
+
+def _markers(names: Set[str]) -> list[Statement]:
+    markers = {"v_pred": (PREDICTION, _VELOCITY), "ztsnr": (ZERO_SNR, True)}
+    found = [Statement(*says, f"the tensor {name}") for name, says in markers.items() if name in names]
+    if _EDM_SIGMAS.keys() & names:
+        found.append(Statement(PREDICTION, _VELOCITY, "the tensor edm_vpred.sigma_max"))
+    return found
+
+
+def _header(metadata: Mapping[str, str]) -> list[Statement]:
+    """What the header says; a value that is no word for anything is passed over, as trainers write empty ones."""
+    found = []
+    for key, (says, read) in _LINES.items():
+        value = read(metadata[key].strip().lower()) if key in metadata else None
+        if value is not None:
+            found.append(Statement(says, value, f"{key}: {metadata[key]}"))
+    return found
+
+
+def _velocity_flag(text: str) -> str | None:
+    flag = _FLAGS.get(text)
+    return None if flag is None else _VELOCITY if flag else _EPSILON
+
+
+def _of_architecture(text: str) -> str | None:
+    """Stability AI's names end in what SD2's larger model predicts; no other architecture's name says it."""
+    return {"stable-diffusion-v2-768-v": _VELOCITY, "stable-diffusion-v2-512": _EPSILON}.get(text.split("/")[0])
+
+
+def _of_base(text: str) -> str | None:
+    """kohya's name of SD2 with v-parameterization; without it the name is given to epsilon and to others alike."""
+    return _VELOCITY if text in ("sd_v2_v", "sd_2_v") else None
+
+
+_LINES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "modelspec.prediction_type": (PREDICTION, _PREDICTIONS.get),
+    "modelspec.predict_key": (PREDICTION, _PREDICTIONS.get),
+    "modelspec.architecture": (PREDICTION, _of_architecture),
+    "ss_v_parameterization": (PREDICTION, _velocity_flag),
+    "ss_v_prediction": (PREDICTION, _velocity_flag),
+    "ss_base_model_version": (PREDICTION, _of_base),
+    "prediction_type": (PREDICTION, _PREDICTIONS.get),
+    "ss_zero_terminal_snr": (ZERO_SNR, _FLAGS.get),
+    "modelspec.zero_terminal_snr": (ZERO_SNR, _FLAGS.get),
+}
+"""What each line of a header speaks of, and how it is read."""
