@@ -46,6 +46,8 @@ def build_scheduler(
     given = {key: value for key, value in config.items() if key in known or key == "_use_default_values"}
     options = {key: value for key, value in spec.options.items() if key in known}
     overrides = _fixed_timesteps(kind, timesteps) | (_fixed_eta(kind, tcd_eta) if sampler == "tcd" else {})
+    if sampler == "dpmpp_2m_karras" and not overrides:
+        overrides = _begun_at_the_first(kind)
     if overrides:
         kind = type(kind.__name__, (kind,), {"__module__": kind.__module__, **overrides})
     try:
@@ -80,6 +82,21 @@ def _fixed_timesteps(kind: Any, timesteps: Sequence[int] | None) -> dict[str, An
         if num_inference_steps != len(timesteps):
             raise ValueError(f"there are timesteps for {len(timesteps)} steps")
         kind.set_timesteps(self, timesteps=list(timesteps), device=device)
+
+    return {"set_timesteps": set_timesteps}
+
+
+def _begun_at_the_first(kind: Any) -> dict[str, Any]:
+    """The layout of a run that begins with its first sigma, also where two sigmas round to one timestep.
+
+    Diffusers looks a run's first timestep up, takes the second of two that are alike, and steps past the end. Karras'
+    sigmas come so close where many steps meet a schedule that is steep at its end, as with zero terminal SNR.
+    """
+
+    def set_timesteps(self: Any, num_inference_steps: int | None = None, *rest: Any, **options: Any) -> None:
+        kind.set_timesteps(self, num_inference_steps, *rest, **options)
+        if len(self.timesteps) > 1 and self.timesteps[0] == self.timesteps[1]:
+            self.set_begin_index(0)
 
     return {"set_timesteps": set_timesteps}
 

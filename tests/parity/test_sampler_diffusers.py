@@ -29,9 +29,10 @@ FEW_STEPS = (1, 2, 5, 20, 30)
 BOUND = 1e-5
 """Largest difference over the largest value at the end of a run: float32 rounding alone, measured 3e-6 at most."""
 
-FLOAT32_SPACING = 2.0**-23
-"""Of numbers near 1. With zero terminal SNR Euler's samples begin at a sigma of 4096, and diffusers' step is float32's
-whatever it is given: what it takes off a sample to come to a picture is known to 4096 times this."""
+ROUNDED_SAMPLE = 4 * 2.0**-24
+"""What float32 leaves of a picture of about 1 in noise of up to four sigmas, beside sigma: half the spacing of such
+numbers. It counts where a run begins at a large sigma, 120 of EDM's or 4096 with zero terminal SNR, since diffusers'
+step is float32's whatever it is given."""
 
 ITS_OWN_ROUNDING = {("heun", 2)}
 """Where float32 leaves diffusers itself no 1e-5: with linspace spacing Heun's second evaluation takes the difference of
@@ -105,7 +106,7 @@ def test_every_sampler_runs_as_its_scheduler_does(sampler: str, config: str) -> 
     for steps in table.steps.tolist():
         dtype = torch.float64 if (sampler, steps) in ITS_OWN_ROUNDING else torch.float32
         expected = run_diffusers(scheduler, steps, seed=steps, dtype=dtype)
-        bound = max(BOUND, float(scheduler.init_noise_sigma) * FLOAT32_SPACING)
+        bound = max(BOUND, float(scheduler.init_noise_sigma) * ROUNDED_SAMPLE)
         assert difference(run_table(table, steps, seed=steps), expected) < bound, (steps, dtype)
 
 
@@ -209,6 +210,23 @@ def test_another_seed_or_configuration_is_noticed() -> None:
     expected = run_diffusers(scheduler, 10, 1)
     assert difference(run_table(tabulate("euler_ancestral", "sdxl"), 10, 2), expected) > 0.01
     assert difference(run_table(probe("euler_ancestral", CONFIGS["sdxl-turbo"], [10]), 10, 1), expected) > 0.01
+
+
+def test_karras_sigmas_that_share_a_timestep_begin_at_the_first() -> None:
+    """Diffusers steps past the end there, unless it is told where the run begins, as its image pipelines do."""
+    own = diffusers.DPMSolverMultistepScheduler.from_config(CONFIGS["sdxl-zero-snr"], use_karras_sigmas=True)
+    own.set_timesteps(30)
+    assert own.timesteps[0] == own.timesteps[1]
+    with pytest.raises(IndexError):
+        run_diffusers(own, 30, 1)
+    own.set_timesteps = functools.partial(_told_its_first, own)
+    expected = run_diffusers(own, 30, 1)
+    assert difference(run_table(tabulate("dpmpp_2m_karras", "sdxl-zero-snr", FEW_STEPS), 30, 1), expected) < BOUND
+
+
+def _told_its_first(scheduler: Any, steps: int) -> None:
+    type(scheduler).set_timesteps(scheduler, steps)
+    scheduler.set_begin_index(0)
 
 
 OWN_TIMESTEPS = (999, 845, 730, 587, 443, 310, 193, 116, 53, 13)
