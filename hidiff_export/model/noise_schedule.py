@@ -216,7 +216,7 @@ def _check_class(recipe: Recipe, config: Mapping[str, Any]) -> None:
     if config.get("use_flow_sigmas") or config.get(PREDICTION) == "flow_prediction" or "Flow" in str(name):
         raise _undrawable(recipe, f"{name}, which is flow matching")
     keys = config if kind is None else inspect.signature(kind.__init__).parameters
-    if name is not None and name not in EDM_SCHEDULERS and not {"beta_start", "trained_betas"} & set(keys):
+    if name is not None and name not in EDM_SCHEDULERS and "beta_start" not in keys and not config.get("trained_betas"):
         raise _undrawable(recipe, str(name))
 
 
