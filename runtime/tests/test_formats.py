@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import ExifTags, Image
 
 from hidiff_runtime.pictures.formats import LARGEST_EXIF, FileFormat, FormatName
 from hidiff_runtime.pictures.png import HIDIFF, PARAMETERS, encoded
+from hidiff_runtime.serving.limits import Limits
 
 TEXTS = {
     PARAMETERS: "a lighthouse 🗼, dusk\nSteps: 4, Seed: 3",
@@ -74,6 +76,13 @@ def test_a_jpeg_file_of_high_quality_keeps_the_color_of_each_pixel() -> None:
 
     assert sampling(90) == {(1, 1)}
     assert sampling(89) == {(2, 2), (1, 1)}
+
+
+def test_a_jpeg_file_keeps_prompts_of_the_usual_limits_whatever_their_characters() -> None:
+    prompts = "🗼" * 2 * Limits().prompt_characters
+    texts = {PARAMETERS: prompts, HIDIFF: json.dumps({"prompts": prompts, "cut": prompts}, ensure_ascii=False)}
+    _, _, exif = read(FileFormat("jpeg").encode(picture(texts)))
+    assert exif[ExifTags.Base.MakerNote].decode() == texts[HIDIFF]
 
 
 @pytest.mark.parametrize(("prompt", "kept"), [(12_000, {"comment", "note"}), (25_000, {"comment"}), (40_000, set())])

@@ -292,6 +292,12 @@ def test_refuses_other_ways(server: Server, method: str, path: str, status: int)
     assert "POST /v1/images/generations" in message
 
 
+def test_describes_the_body_for_programs(server: Server) -> None:
+    operation = server.get("/openapi.json").json["paths"][GENERATIONS]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert {"n", "size", "output_format", "output_compression"} <= schema["properties"].keys()
+
+
 def test_says_where_variations_are(server: Server) -> None:
     message = refused(server.ask("POST", "/v1/images/variations", b"", content_type="multipart/form-data"), 404)
     assert "/v1/images/edits" in message

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -14,6 +16,10 @@ import toy_pictures
 from http_server import PROMPT, Server, proven, serving
 from openai.types import image_edit_params, image_generate_params
 from PIL import Image
+
+from hidiff_runtime.serving.fields import BY_NAME
+from hidiff_runtime.serving.http.generation import Generation
+from hidiff_runtime.serving.http.openai_fields import CHOICES, UNSUPPORTED
 
 SIZE = (toy_pictures.WIDTH, toy_pictures.HEIGHT)
 ASKED: dict[str, Any] = {"prompt": PROMPT, "extra_body": {"seed": 3, "steps": 4}}
@@ -174,3 +180,11 @@ def test_a_stream_tells_the_format_that_it_sends(client: openai.OpenAI, name: st
         assert type(event).model_validate(event.to_dict(), strict=True)
     assert picture.size == SIZE
     assert np.asarray(picture).std() > 10
+
+
+def test_the_page_of_the_server_has_every_field() -> None:
+    text = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
+    rows = text.partition("## A request")[2].partition("### Edits")[0]
+    named = {name for row in rows.splitlines() if row.startswith("|") for name in re.findall(r"`(\w+)`", row)}
+    assert {*GENERATION, *EDIT, *BY_NAME} <= named
+    assert {*Generation.model_fields, *UNSUPPORTED, *CHOICES, *BY_NAME} <= named

@@ -49,14 +49,14 @@ def split_hole(image: Image, manifest: Manifest) -> tuple[Image, Image | None]:
         raise InputError(
             "The image is transparent everywhere.",
             given="no pixel that is at least half opaque",
-            advice="Keep a part of it opaque, or ask for a picture without an image by /v1/images/generations.",
+            advice="Keep a part of it opaque, or ask for a new picture without an image.",
         )
     bundle = mask_array(mask, (manifest.width, manifest.height), resize=True)
     if not latent_mask(bundle, manifest.latent).any():
         raise InputError(
             "The image is transparent in places, but has no hole that is large enough to paint in.",
             given=f"alpha from {least}",
-            advice="Erase at least 8 x 8 pixels (alpha 0), give a mask, or save the image without transparency.",
+            advice="Erase at least 8 x 8 pixels (alpha 0), or save the image without transparency.",
         )
     return picture, mask
 
