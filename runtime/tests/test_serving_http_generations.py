@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,10 @@ from hidiff_runtime.serving.http.worker import previewed
 
 ASKED = {"prompt": PROMPT, "steps": 4}
 SIZE = f"{toy_pictures.WIDTH}x{toy_pictures.HEIGHT}"
+
+
+def opened(text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(text)))
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,52 @@ def test_a_seed_that_is_left_out_is_drawn_and_told(server: Server) -> None:
     assert not np.array_equal(again.picture, second.picture)
 
 
+def test_a_seed_of_minus_one_is_a_random_one(server: Server, pipe: Pipeline) -> None:
+    data = [server.post({**ASKED, "seed": -1, "n": 2}).json["data"] for _ in range(2)]
+    seeds = [[picture["seed"] for picture in pictures] for pictures in data]
+    assert seeds[0] != seeds[1]
+    for pictures, (first, second) in zip(data, seeds, strict=True):
+        assert 0 <= first < 2**32
+        assert second == first + 1
+        assert [picture["parameters"]["seed"] for picture in pictures] == [first, second]
+        assert np.array_equal(decoded(pictures[1]["b64_json"]), pipe(PROMPT, seed=second, steps=4))
+        assert not np.array_equal(decoded(pictures[1]["b64_json"]), pipe(PROMPT, seed=-1, steps=4))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
+def test_a_picture_comes_in_the_format_that_was_asked_for(server: Server, pipe: Pipeline, name: str, kind: str) -> None:
+    wanted, other = (np.asarray(pipe(PROMPT, seed=seed, steps=4), np.float32) for seed in (3, 4))
+    answer = server.post({**ASKED, "seed": 3, "output_format": name}).json
+    picture = opened(answer["data"][0]["b64_json"])
+    assert (picture.format, answer["output_format"]) == (kind, name)
+    errors = [np.abs(np.asarray(picture, np.float32) - each).mean() for each in (wanted, other)]
+    assert errors[0] <= {"png": 0, "jpeg": 4, "webp": 12}[name]  # squares of 8 pixels: WebP halves the size of colors
+    assert errors[1] > 40
+    stream = {**ASKED, "seed": 3, "output_format": name, "stream": True, "partial_images": 1}
+    found = [data for name, data in events(server.post(stream).body) if not name.startswith(":")]
+    assert [opened(data["b64_json"]).format for data in found] == [kind] * 2
+    assert [data["output_format"] for data in found] == [name] * 2
+    assert [(data["size"], data["background"], data["quality"]) for data in found] == [(SIZE, "opaque", "auto")] * 2
+    assert found[1]["b64_json"] == answer["data"][0]["b64_json"]
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp"])
+def test_more_compression_is_a_smaller_file_that_is_less_like_the_picture(
+    server: Server, pipe: Pipeline, name: str
+) -> None:
+    wanted = np.asarray(pipe(PROMPT, seed=3, steps=4), np.float32)
+    files = []
+    for quality in (100, 50, 0):
+        asked = {**ASKED, "seed": 3, "output_format": name, "output_compression": quality}
+        files.append(server.post(asked).json["data"][0]["b64_json"])
+    assert files[0] == server.post({**ASKED, "seed": 3, "output_format": name}).json["data"][0]["b64_json"]
+    sizes = [len(file) for file in files]
+    errors = [np.abs(decoded(file).astype(np.float32) - wanted).mean() for file in files]
+    assert sizes == sorted(sizes, reverse=True)
+    assert errors == sorted(errors)
+    assert errors[0] < errors[2]
+
+
 def test_several_pictures_have_seeds_that_follow_each_other(server: Server, pipe: Pipeline) -> None:
     data = server.post({**ASKED, "seed": 7, "n": 3}).json["data"]
     assert [picture["parameters"]["seed"] for picture in data] == [7, 8, 9]
@@ -86,6 +138,8 @@ def test_a_bundle_with_a_batch_makes_that_many_a_run(tmp_path: Path) -> None:
         {"size": SIZE},
         {"response_format": "b64_json", "output_format": "png"},
         {"background": "opaque", "quality": "auto", "moderation": "low", "user": "someone", "n": 1},
+        {"background": "auto", "quality": "standard", "moderation": "auto", "safety_identifier": "someone"},
+        {"output_format": "png", "output_compression": 100},
         {"n": None, "size": None, "stream": None, "seed": None, "image": None, "model": None},
         {"stream": False, "partial_images": 2},
     ],
@@ -109,7 +163,7 @@ def test_a_stream_tells_every_step_and_ends_with_the_picture(server: Server, pip
     name, last = found[-1]
     assert name == last["type"] == "image_generation.completed"
     assert np.array_equal(decoded(last["b64_json"]), pipe(PROMPT, seed=5, steps=4))
-    assert last["parameters"]["seed"] == 5
+    assert last["parameters"]["seed"] == last["seed"] == 5
 
 
 def test_a_stream_of_several_pictures_has_each_as_it_is_done(server: Server) -> None:

@@ -17,6 +17,7 @@ from toy_reference import record
 
 from hidiff_runtime import BundleError, Cancelled, EngineError, Expired, InputError, ParityError, Pipeline
 from hidiff_runtime.pipeline import PictureStep
+from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.serving.limits import Limits
 from hidiff_runtime.serving.metrics import Meter
 from hidiff_runtime.serving.service import Service, used
@@ -198,3 +199,22 @@ def test_a_cut_prompt_is_told_in_the_result_alone(service: Service) -> None:
         result = service.generate(service.request({"prompt": "b" * 200, "steps": 4}))
     assert result.cut
     assert used(result)["cut"] == list(result.cut)
+
+
+def test_a_seed_of_minus_one_is_drawn_anew_for_each_request(service: Service) -> None:
+    values = {"prompt": PROMPT, "seed": -1, "steps": 4}
+    seeds = [service.request(values).settings.seed for _ in range(3)]
+    assert len(set(seeds)) == 3
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert values["seed"] == -1
+    assert service.request({"prompt": PROMPT, "seed": 2**64 - 1}).settings.seed == 2**64 - 1
+
+
+@pytest.mark.parametrize("seed", [-2, -(2**63), -(2**70), 2**64])
+def test_a_seed_that_is_none_is_refused_and_says_how_to_ask_for_a_random_one(service: Service, seed: int) -> None:
+    with pytest.raises(InputError, match=r"-1 for a random one") as refused:
+        service.request({"prompt": PROMPT, "seed": seed})
+    same = seed % 2**64
+    assert (str(same) in refused.value.advice) == (-(2**63) <= seed < 0)
+    if -(2**63) <= seed < 0:
+        assert np.array_equal(TorchGenerator(seed).randn((4,)), TorchGenerator(same).randn((4,)))

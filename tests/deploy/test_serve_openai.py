@@ -22,7 +22,7 @@ from openai.types import (
     ImageGenCompletedEvent,
     ImageGenPartialImageEvent,
 )
-from PIL import Image
+from PIL import ExifTags, Image
 
 from hidiff_runtime import Pipeline
 from hidiff_runtime.safetensors import SafetensorsFile, write
@@ -104,6 +104,48 @@ def test_edits(client: openai.OpenAI, pipe: Pipeline) -> None:
     assert np.array_equal(pixels(found[-1].b64_json), expected)
 
 
+def test_a_hole_in_the_image_is_where_to_paint(client: openai.OpenAI, pipe: Pipeline) -> None:
+    start, white = Image.new("RGB", (128, 128), (40, 80, 160)), Image.new("L", (128, 128), 0)
+    white.paste(255, (0, 0, 64, 128))
+    holed = start.copy()
+    holed.putalpha(white.point(lambda value: 255 - value))
+    given: dict[str, Any] = {"prompt": PROMPT, "extra_body": {"seed": 2, "strength": 0.9}}
+    for image in (png(holed), [png(holed)]):
+        response = client.images.edit(image=image, **given)
+        assert response.data is not None
+        expected = pipe(PROMPT, image=start, mask=white, seed=2, strength=0.9)
+        assert np.array_equal(pixels(response.data[0].b64_json), expected)
+    assert not np.array_equal(expected, pipe(PROMPT, image=start, seed=2, strength=0.9))
+
+
+def test_a_seed_of_minus_one_is_random_and_told(client: openai.OpenAI, pipe: Pipeline) -> None:
+    pictures: list[Any] = []
+    for _ in range(2):
+        response = client.images.generate(prompt=PROMPT, extra_body={"seed": -1})
+        assert response.data is not None
+        pictures.append(response.data[0])
+    first, second = pictures
+    assert first.seed == first.parameters["seed"] != second.seed
+    assert np.array_equal(pixels(first.b64_json), pipe(PROMPT, seed=first.seed))
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp"])
+def test_other_formats_tell_how_the_picture_was_made_too(client: openai.OpenAI, pipe: Pipeline, name: Any) -> None:
+    asked: dict[str, Any] = {"prompt": PROMPT, "output_format": name, "extra_body": {"seed": 3}}
+    response = client.images.generate(**asked)
+    smaller = client.images.generate(**asked, output_compression=40)
+    assert response.data is not None
+    assert smaller.data is not None
+    assert (response.output_format, smaller.output_format) == (name, name)
+    content, less = (base64.b64decode(each.data[0].b64_json or "") for each in (response, smaller))
+    assert len(less) < len(content)
+    picture, wanted = Image.open(io.BytesIO(content)), pipe(PROMPT, seed=3)
+    exif = picture.getexif().get_ifd(ExifTags.IFD.Exif)
+    assert exif[ExifTags.Base.UserComment][8:].decode("utf-16-be") == wanted.info["parameters"]
+    assert exif[ExifTags.Base.MakerNote].decode() == wanted.info["hidiff"]
+    assert np.abs(np.asarray(picture, float) - np.asarray(wanted, float)).mean() < 12
+
+
 def test_lists_the_model(client: openai.OpenAI) -> None:
     (model,) = client.models.list()
     assert model.id == "tiny"
@@ -113,13 +155,15 @@ def test_lists_the_model(client: openai.OpenAI) -> None:
 
 
 def test_errors_are_the_clients(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="style") as style:
+    with pytest.raises(openai.BadRequestError, match="style is OpenAI's") as style:
         client.images.generate(prompt=PROMPT, style="vivid")
     assert (style.value.param, style.value.code, style.value.type) == (
         "style",
-        "unknown_parameter",
+        "unsupported_parameter",
         "invalid_request_error",
     )
+    with pytest.raises(openai.BadRequestError, match="no parameter 'colour'"):
+        client.images.generate(prompt=PROMPT, extra_body={"colour": "red"})
     with pytest.raises(openai.BadRequestError, match="128x128"):
         client.images.generate(prompt=PROMPT, size="1024x1024")
     with pytest.raises(openai.BadRequestError, match="sampler"):

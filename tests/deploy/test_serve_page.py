@@ -123,6 +123,18 @@ def test_an_error_is_shown_and_the_next_picture_is_made(page: sync_api.Page) -> 
     assert page.get_by_role("alert").is_hidden()
 
 
+def test_a_seed_of_minus_one_is_random_and_shown(page: sync_api.Page) -> None:
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_label("Seed").fill("-2")
+    page.get_by_role("button", name="Generate").click()
+    assert not page.get_by_label("Seed").evaluate("(input) => input.validity.valid")
+    assert page.locator("#result").is_hidden()
+    page.get_by_label("Seed").fill("-1")
+    page.get_by_role("button", name="Generate").click()
+    page.wait_for_selector("#result:not([hidden])")
+    assert re.search(r"seed\n\d", page.locator("#parameters").inner_text())
+
+
 def test_pictures_are_kept_and_their_settings_used_again(page: sync_api.Page) -> None:
     for seed in ("1", "2"):
         page.get_by_label("Prompt", exact=True).fill(PROMPT)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.pictures.images import decode_picture
+from hidiff_runtime.pictures.images import decode_picture, pillow
 from hidiff_runtime.request import Settings
 from hidiff_runtime.serving.limits import Limits
 
@@ -66,7 +66,8 @@ def read_request(pipeline: Pipeline, values: Mapping[str, object], limits: Limit
     """The request that plain values ask for, within the limits, checked against the bundle. Opens no engine.
 
     Args:
-        values: by the names of `FIELDS`: str, int, float, bool, and bytes for pictures. None stands for left out.
+        values: by the names of `FIELDS`: str, int, float, bool, and for pictures bytes, or what `read_picture` gives.
+            None stands for left out.
 
     Raises:
         InputError: an unknown name, a value of the wrong type, beyond a limit, or not one the bundle takes.
@@ -79,7 +80,10 @@ def read_request(pipeline: Pipeline, values: Mapping[str, object], limits: Limit
     if "prompt" not in given:
         raise InputError("The prompt is missing.", advice="Say what the picture is to show.")
     pictures = {name: value for name, value in given.items() if BY_NAME[name].kind == "picture"}
-    settings: dict[str, Any] = {**given, **{name: _picture(name, value, limits) for name, value in pictures.items()}}
+    settings: dict[str, Any] = {
+        **given,
+        **{name: read_picture(name, value, limits) for name, value in pictures.items()},
+    }
     prompt = settings.pop("prompt")
     request = pipeline.request(prompt, Settings(**settings))
     if request.settings.steps is not None:  # the number that is usual where none is given
@@ -97,7 +101,7 @@ def _check(field: Field, value: object, limits: Limits) -> None:
         "picture": (str, bytes),
     }
     fits = isinstance(value, types[field.kind]) and (field.kind == "flag" or not isinstance(value, bool))
-    if not fits:
+    if not fits and not (field.kind == "picture" and isinstance(value, pillow().Image)):
         wanted = _CALLED.get(field.kind, "the bytes of a picture file, or a data: URL of one")
         raise InputError(f"{field.name} must be {wanted}.", given=type(value).__name__)
     if isinstance(value, str) and field.kind == "text" and len(value) > limits.prompt_characters:
@@ -115,8 +119,15 @@ def _check_steps(steps: int, limits: Limits) -> None:
         raise InputError("These are too many steps.", given=steps, advice=f"This server takes up to {limits.steps}.")
 
 
-def _picture(name: str, value: Any, limits: Limits) -> Image:
-    """The picture in a file's bytes or in a ``data:`` URL."""
+def read_picture(name: str, value: Any, limits: Limits) -> Image:
+    """The picture in a file's bytes or in a ``data:`` URL; Pillow's own as it is.
+
+    Raises:
+        InputError: it is too large, broken, or not a picture.
+    """
+    if isinstance(value, pillow().Image):
+        found: Image = value
+        return found
     content = value.encode("ascii", "replace") if isinstance(value, str) else value  # "?" is not base64 either
     encoded = content.startswith(_DATA.encode())
     if isinstance(value, str) and not encoded:

@@ -23,6 +23,7 @@ from hidiff_runtime.serving.fields import read_request
 from hidiff_runtime.serving.limits import Limits
 from hidiff_runtime.serving.messages import kind_of
 from hidiff_runtime.serving.metrics import Meter, Nowhere
+from hidiff_runtime.serving.seeds import with_seed
 from hidiff_runtime.text.encoding import TruncationWarning
 
 Observer = Callable[[PictureStep], object]
@@ -83,11 +84,13 @@ class Service:
     def request(self, values: Mapping[str, object]) -> Request:
         """The request that plain values ask for; see `hidiff_runtime.serving.fields.read_request`.
 
+        A seed of -1 is drawn.
+
         Raises:
             InputError: a value is not one this server takes.
         """
         with _counted(self._meter):
-            return read_request(self.pipeline, values, self.limits)
+            return read_request(self.pipeline, with_seed(values), self.limits)
 
     def generate(
         self,

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
@@ -22,6 +21,27 @@ REQUEST, SERVER, KEY, BUSY = "invalid_request_error", "server_error", "authentic
 
 NO_RETRY = {"x-should-retry": "false"}
 """Keeps OpenAI's clients from asking again for what took long and failed."""
+
+ADDRESSES = (
+    "POST /v1/images/generations and /v1/images/edits make pictures, GET /v1/models lists the model; "
+    "a client's base URL ends in /v1"
+)
+"""What a client is told that asked for something else."""
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "{le} or less",
+}
+"""What a value must be, by pydantic's names of what it is not."""
 
 
 class ApiError(Exception):
@@ -71,6 +91,12 @@ def api_error(error: BaseException) -> ApiError:
     return ApiError(500, message, kind=SERVER, code=code, headers=NO_RETRY)
 
 
+def unknown_model(asked: str, name: str) -> ApiError:
+    """The error for a model that is not the one there is."""
+    told = f"There is no model {asked[:60]!r} here: give {name!r}, which is all there is."
+    return ApiError(404, told, code="model_not_found", param="model")
+
+
 def log_fault(error: BaseException) -> None:
     """Tells the operator of what the client is told little of."""
     if not isinstance(error, (ApiError, Cancelled, InputError)):
@@ -82,21 +108,17 @@ def add_handlers(app: FastAPI, meter: Meter) -> None:
 
     def answer(_request: Request, error: Exception) -> JSONResponse:
         log_fault(error)
-        return api_error(error).response()
-
-    def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        meter.failed("input")
-        return validation_error(error.errors()[0]).response()
-
-    def http(_request: Request, error: HTTPException) -> JSONResponse:
-        codes = {404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "too_large"}
-        told = ApiError(error.status_code, str(error.detail), code=codes.get(error.status_code), headers=error.headers)
+        told = api_error(error)
+        if isinstance(error, ApiError) and told.status == 400:  # the service counts what it refuses itself
+            meter.failed("input")
         return told.response()
+
+    def http(request: Request, error: HTTPException) -> JSONResponse:
+        return answer(request, _of_http(error))
 
     handlers: dict[type[Exception], Any] = {
         ApiError: answer,
         HidiffError: answer,
-        RequestValidationError: invalid,
         HTTPException: http,
         Exception: lambda _request, error: api_error(error).response(),  # uvicorn logs it
     }
@@ -106,7 +128,20 @@ def add_handlers(app: FastAPI, meter: Meter) -> None:
 
 def validation_error(found: Mapping[str, Any]) -> ApiError:
     """What pydantic found, without the value."""
-    where = [str(part) for part in found["loc"] if part != "body" and not isinstance(part, int)]
-    param = ".".join(where) or None
-    told = InputError(f"{param or 'The body'}: {found['msg']}.")
-    return ApiError(400, public_message(told), code="invalid_value", param=param)
+    param = ".".join(str(part) for part in found["loc"])
+    wanted = _WANTED.get(found["type"])
+    told = (
+        f"{param}: {found['msg']}." if wanted is None else f"{param} must be {wanted.format(**found.get('ctx', {}))}."
+    )
+    return ApiError(400, public_message(InputError(told)), code="invalid_value", param=param)
+
+
+def _of_http(error: HTTPException) -> ApiError:
+    """What the framework found, with what to do where that is always the same."""
+    codes = {400: "invalid_value", 404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "too_large"}
+    told = str(error.detail)
+    if error.status_code == 404:
+        told = f"There is nothing at this address: {ADDRESSES}."
+    elif error.status_code == 405:
+        told = f"This address takes {(error.headers or {}).get('Allow', 'another method')} alone: {ADDRESSES}."
+    return ApiError(error.status_code, told, code=codes.get(error.status_code), headers=error.headers)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import secrets
+import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Request as HttpRequest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.pictures.formats import FORMAT_NAMES, FileFormat
 from hidiff_runtime.request import Request
-from hidiff_runtime.rng import TorchGenerator
+from hidiff_runtime.rng import SEED_MAX
 from hidiff_runtime.serving.fields import BY_NAME
-from hidiff_runtime.serving.http.errors import ApiError
-from hidiff_runtime.serving.limits import Limits
+from hidiff_runtime.serving.http.errors import ApiError, unknown_model, validation_error
+from hidiff_runtime.serving.http.openai_fields import UNSUPPORTED, refuse_unsupported
+from hidiff_runtime.serving.seeds import RANDOM
 from hidiff_runtime.serving.service import Service
-
-SEEDS = 2**32
-"""Seeds that are drawn where none is given are below this; a page's JavaScript holds them exactly."""
 
 
 class Generation(BaseModel):
@@ -32,19 +32,30 @@ class Generation(BaseModel):
     model: str | None = None
     n: int | None = Field(None, ge=1)
     size: str | None = None
-    response_format: Literal["b64_json"] | None = None
-    output_format: Literal["png"] | None = None
-    background: Literal["auto", "opaque"] | None = None
-    quality: Literal["auto"] | None = None
-    moderation: Literal["auto", "low"] | None = None
+    response_format: str | None = None
+    output_format: str | None = None
+    output_compression: int | None = Field(None, ge=0, le=100)
+    background: str | None = None
+    quality: str | None = None
+    moderation: str | None = None
     stream: bool | None = None
     partial_images: int | None = Field(None, ge=0, le=1000)
     user: str | None = None
     safety_identifier: str | None = None
 
-    def given(self, limits: Limits) -> dict[str, object]:  # noqa: ARG002 - what reads a form needs them
+    @property
+    def file_format(self) -> FileFormat:
+        """How the pictures are sent. Raises ApiError for a PNG file that is to be compressed with losses."""
+        name = next((each for each in FORMAT_NAMES if each == self.output_format), FORMAT_NAMES[0])
+        quality = 100 if self.output_compression is None else self.output_compression
+        if name == "png" and quality < 100:
+            told = "output_compression is for jpeg and webp, a PNG file is whole: leave it out, or give output_format."
+            raise ApiError(400, told, code="unsupported_value", param="output_compression")
+        return FileFormat(name, quality)
+
+    def given(self, service: Service) -> dict[str, object]:  # noqa: ARG002 - what reads a form needs it
         """What is not OpenAI's, but ours. Raises ApiError for a name that is neither."""
-        found = dict(self.model_extra or {})
+        found = {name: value for name, value in (self.model_extra or {}).items() if name not in UNSUPPORTED}
         for name in found:
             if name not in BY_NAME:
                 told = f"There is no parameter {name[:30]!r} here. Beside OpenAI's there are {', '.join(BY_NAME)}."
@@ -63,18 +74,21 @@ class Generation(BaseModel):
             InputError: a value is not one this server takes.
         """
         if self.model not in (None, name):
-            raise ApiError(404, f"There is no model {self.model[:60]!r} here.", code="model_not_found", param="model")
+            raise unknown_model(self.model, name)
         manifest = service.pipeline.bundle.manifest
         size = f"{manifest.width}x{manifest.height}"
         if self.size not in (None, "auto", size):
-            raise ApiError(400, f"This bundle makes pictures of {size} alone.", code="invalid_value", param="size")
+            told = f"This bundle makes pictures of {size} alone: give that, or leave size out."
+            raise ApiError(400, told, code="invalid_value", param="size")
         count = self._count(manifest, service.limits.pictures)
-        given = self.given(service.limits)
+        given = self.given(service)
         if given.get("seed") is None:
-            given["seed"] = secrets.randbelow(SEEDS)
+            given["seed"] = RANDOM
         first = service.request(given)
         seed = first.settings.seed
-        TorchGenerator(seed + count - 1)  # refuses one beyond the last there is
+        if seed + count - 1 > SEED_MAX:
+            told = f"The seeds of {count} pictures follow each other, to at most 2**64 - 1: give a smaller seed."
+            raise ApiError(400, told, code="invalid_value", param="seed")
         return [replace(first, settings=replace(first.settings, seed=seed + number)) for number in range(count)]
 
     def _count(self, manifest: Manifest, most: int) -> int:
@@ -82,7 +96,46 @@ class Generation(BaseModel):
         batch = manifest.batch
         runs, rest = divmod(batch if self.n is None else self.n, batch)
         if rest:
-            raise ApiError(400, f"This bundle makes {batch} pictures a run: n must be a multiple.", param="n")
+            told = f"This bundle makes {batch} pictures a run: give a multiple of that as n."
+            raise ApiError(400, told, code="invalid_value", param="n")
         if runs > most:
-            raise ApiError(400, f"This server makes up to {most * batch} pictures a request.", param="n")
+            told = f"This server makes up to {most * batch} pictures a request: give n up to that."
+            raise ApiError(400, told, code="invalid_value", param="n")
         return runs
+
+
+async def read_json(request: HttpRequest) -> Generation:
+    """The request that a body of JSON stands for.
+
+    Raises:
+        ApiError: it is not JSON, no object, or a value is not what it has to be.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        told = (
+            "The body must be JSON, with the header 'Content-Type: application/json': "
+            "send that, or a form with an image to /v1/images/edits."
+        )
+        raise ApiError(400, told, code="invalid_content_type")
+    values = _object(await request.body())
+    refuse_unsupported(values)
+    try:
+        return Generation.model_validate(values)
+    except ValidationError as error:
+        raise validation_error(error.errors()[0]) from error
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    example = 'send an object such as {"prompt": "a lighthouse"}.'
+    try:
+        found = json.loads(content)
+    except json.JSONDecodeError as error:
+        told = f"The body is not JSON ({error.msg}, character {error.pos}): {example}"
+        raise ApiError(400, told, code="invalid_json") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, or too deep
+        raise ApiError(400, f"The body is not JSON that can be read: {example}", code="invalid_json") from error
+    if not isinstance(found, dict):
+        names = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
+        told = f"The body must be a JSON object, not {names.get(type(found), 'a number')}: {example}"
+        raise ApiError(400, told, code="invalid_json")
+    return found

@@ -10,17 +10,20 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from hidiff_runtime.pictures.formats import FileFormat
 from hidiff_runtime.serving.http.edits import read_form
-from hidiff_runtime.serving.http.errors import api_error, log_fault
-from hidiff_runtime.serving.http.generation import Generation
+from hidiff_runtime.serving.http.errors import ApiError, api_error, log_fault
+from hidiff_runtime.serving.http.generation import Generation, read_json
 from hidiff_runtime.serving.http.host import Host
 from hidiff_runtime.serving.http.models import model_name
 from hidiff_runtime.serving.http.stream import EventStream, comment, event, while_connected
 from hidiff_runtime.serving.http.worker import Event, Picture, Step
 from hidiff_runtime.serving.service import Service
 
-FORM_FIELDS, FORM_FILES = 40, 3
-"""Parts that a form may have."""
+VARIATIONS = (
+    "There are no variations here, and OpenAI has retired its own: "
+    "send the image to /v1/images/edits, with a prompt and a strength."
+)
 
 _USAGE = {
     "input_tokens": 0,
@@ -29,6 +32,9 @@ _USAGE = {
     "total_tokens": 0,
 }
 """Nothing is billed by tokens, but some clients want to read of them."""
+
+_SCHEMA = {"content": {"application/json": {"schema": Generation.model_json_schema()}}, "required": True}
+"""Of a request in JSON, for ``/openapi.json``."""
 
 
 def images_router(host: Host, seconds: float) -> APIRouter:
@@ -40,43 +46,62 @@ def images_router(host: Host, seconds: float) -> APIRouter:
     """
     router = APIRouter(prefix="/v1/images")
 
-    @router.post("/generations", response_model=None)
-    async def generate(request: Request, body: Generation) -> Response:
+    @router.post("/generations", response_model=None, openapi_extra={"requestBody": _SCHEMA})
+    async def generate(request: Request) -> Response:
         """Pictures from a prompt, and from pictures as ``data:`` URLs."""
-        return await _answer(request, body, host, seconds, "image_generation")
+        _refuse_query(request)
+        return await _answer(request, await read_json(request), host, seconds, "image_generation")
 
     @router.post("/edits", response_model=None)
     async def edit(request: Request) -> Response:
         """Pictures from a form with an image, and with a mask where a part of it alone is to change."""
-        async with request.form(max_files=FORM_FILES, max_fields=FORM_FIELDS) as form:
-            body = await read_form(form)
-        return await _answer(request, body, host, seconds, "image_edit")
+        _refuse_query(request)
+        return await _answer(request, await read_form(request), host, seconds, "image_edit")
+
+    @router.post("/variations", include_in_schema=False)
+    async def vary() -> None:
+        """Says where to go instead."""
+        raise ApiError(404, VARIATIONS, code="not_found")
 
     return router
 
 
 async def _answer(request: Request, body: Generation, host: Host, seconds: float, name: str) -> Response:
-    worker = host.worker
+    worker, file_format = host.worker, body.file_format
     job = await worker.submit(
         partial(body.runs, name=model_name(worker.service)),
         previews=(body.partial_images or 0) if body.stream else 0,
         deadline=time.monotonic() + seconds,
+        encode=file_format.encode,
     )
-    about = _about(worker.service)
+    about = _about(worker.service, file_format)
     if body.stream:
         return EventStream(_lines(job.events(), name, about), job.end)
     try:
         pictures = await while_connected(request, _pictures(job.events()))
     finally:
         job.end()
-    data = [{"b64_json": picture.png, "parameters": picture.parameters} for picture in pictures]
+    data = [_told(picture) for picture in pictures]
     return JSONResponse({"created": int(time.time()), **about, "data": data})
 
 
-def _about(service: Service) -> dict[str, Any]:
-    """What all pictures of the bundle have in common, as OpenAI tells it."""
+def _refuse_query(request: Request) -> None:
+    """Refuses parameters where nobody reads them."""
+    for name in request.query_params:
+        told = f"{name[:30]!r} stands behind the address: send it in the body, where parameters are."
+        raise ApiError(400, told, code="unknown_parameter", param=name[:60])
+
+
+def _about(service: Service, file_format: FileFormat) -> dict[str, Any]:
+    """What all pictures of a request have in common, as OpenAI tells it."""
     manifest = service.pipeline.bundle.manifest
-    return {"background": "opaque", "output_format": "png", "size": f"{manifest.width}x{manifest.height}"}
+    size = f"{manifest.width}x{manifest.height}"
+    return {"background": "opaque", "output_format": file_format.name, "size": size}
+
+
+def _told(picture: Picture) -> dict[str, Any]:
+    """A picture, and what it was made with."""
+    return {"b64_json": picture.file, "seed": picture.parameters["seed"], "parameters": picture.parameters}
 
 
 async def _pictures(events: AsyncGenerator[Event, None]) -> list[Picture]:
@@ -91,8 +116,7 @@ async def _lines(events: AsyncGenerator[Event, None], name: str, about: dict[str
         async for news in events:
             told = {"created_at": int(time.time()), "quality": "auto", **about}
             if isinstance(news, Picture):
-                done = {"b64_json": news.png, "parameters": news.parameters, "usage": _USAGE}
-                yield event(f"{name}.completed", {**told, **done})
+                yield event(f"{name}.completed", {**told, **_told(news), "usage": _USAGE})
             elif isinstance(news, Step):
                 yield comment("progress", news.progress)
                 if news.preview is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from hidiff_runtime.conditioning import takes_channels
-from hidiff_runtime.serving.http.errors import ApiError
+from hidiff_runtime.serving.http.errors import unknown_model
 from hidiff_runtime.serving.http.host import Host
 from hidiff_runtime.serving.service import Service
 
@@ -24,17 +24,18 @@ def models_router(host: Host) -> APIRouter:
     router = APIRouter(prefix="/v1/models")
     created = int(time.time())
 
+    @router.get("/", include_in_schema=False)
     @router.get("")
     def every() -> dict[str, Any]:
         """OpenAI's list."""
         return {"object": "list", "data": [_card(host.worker.service, created)]}
 
-    @router.get("/{name}")
+    @router.get("/{name:path}")
     def one(name: str) -> dict[str, Any]:
         """One of the list."""
         card = _card(host.worker.service, created)
         if card["id"] != name:
-            raise ApiError(404, f"There is no model {name[:60]!r} here.", code="model_not_found", param="model")
+            raise unknown_model(name, card["id"])
         return card
 
     return router

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from anyio import to_thread
 
 from hidiff_runtime.errors import Expired
-from hidiff_runtime.pictures.png import encoded
 from hidiff_runtime.pipeline import PictureStep
 from hidiff_runtime.request import Request
 from hidiff_runtime.serving.http.errors import BUSY, ApiError
@@ -25,6 +24,9 @@ from hidiff_runtime.serving.service import Service, used
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Encoder = Callable[["Image"], bytes]
+"""Gives a picture's file."""
 
 QUIET = 10.0
 """Seconds without news after which `Job.events` says so, so that connections are not taken for dead."""
@@ -40,7 +42,7 @@ class Step:
         steps: of the run.
         phase: its name.
         seconds: that it took.
-        preview: a small PNG in base64; None where none was asked for.
+        preview: a small picture's file in base64; None where none was asked for.
     """
 
     run: int
@@ -61,11 +63,11 @@ class Picture:
     """A picture that is done.
 
     Args:
-        png: the file in base64.
+        file: the picture's file in base64.
         parameters: what it was made with.
     """
 
-    png: str
+    file: str
     parameters: dict[str, Any]
 
 
@@ -84,13 +86,22 @@ class Job:
         previews: at most so many a run.
         deadline: by `time.monotonic`.
         meter: told where the job ends before it begins.
+        encode: gives a picture's file.
     """
 
-    def __init__(self, requests: Sequence[Request], previews: int, deadline: float, meter: Meter) -> None:
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        previews: int,
+        deadline: float,
+        meter: Meter,
+        encode: Encoder,
+    ) -> None:
         self._requests = requests
         self._previews = previews
         self._deadline = deadline
         self._meter = meter
+        self._encode = encode
         self._cancelled = threading.Event()
         self._expired = False
         self._future: Future[None] | None = None
@@ -146,15 +157,18 @@ class Job:
                     deadline=self._deadline,
                 )
                 for index, image in enumerate(result.images):
-                    self._tell(Picture(_png(image), used(result, index)))
+                    self._tell(Picture(self._file(image), used(result, index)))
             self._tell(None)
         except Exception as error:
             self._tell(error)
 
     def _step(self, run: int, step: PictureStep) -> None:
         shown = step.step in previewed(step.steps, self._previews)
-        preview = _png(step.preview()) if shown else None
+        preview = self._file(step.preview()) if shown else None
         self._tell(Step(run, step.step, step.steps, step.phase.name, step.seconds, preview))
+
+    def _file(self, image: Image) -> str:
+        return base64.b64encode(self._encode(image)).decode()
 
     def _tell(self, news: Event | Exception | None) -> None:
         self._loop.call_soon_threadsafe(self._news.put_nowait, news)
@@ -176,13 +190,16 @@ class Worker:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hidiff-pictures")
         self._seconds = 1.0
 
-    async def submit(self, read: Callable[[Service], Sequence[Request]], *, previews: int, deadline: float) -> Job:
+    async def submit(
+        self, read: Callable[[Service], Sequence[Request]], *, previews: int, deadline: float, encode: Encoder
+    ) -> Job:
         """Takes a place, reads the request in a thread, and queues it.
 
         Args:
             read: gives the runs. It decodes pictures, which take memory, so it is called with a place alone.
             previews: at most so many a run.
             deadline: by `time.monotonic`.
+            encode: gives a picture's file.
 
         Raises:
             ApiError: the queue is full.
@@ -194,7 +211,7 @@ class Worker:
             raise ApiError(429, "The queue is full. Ask again later.", kind=BUSY, code="queue_full", headers=wait)
         try:
             requests = await to_thread.run_sync(read, self.service)
-            job = Job(requests, previews, deadline, self._meter)
+            job = Job(requests, previews, deadline, self._meter, encode)
             future = job.queue(self._pool, self._work)
         except BaseException:
             self._places.release()
@@ -218,7 +235,3 @@ def previewed(steps: int, previews: int) -> set[int]:
     if previews >= steps:
         return set(range(steps))
     return {round((place + 1) * steps / (previews + 1)) - 1 for place in range(previews)}
-
-
-def _png(image: Image) -> str:
-    return base64.b64encode(encoded(image)).decode()
