@@ -26,8 +26,8 @@ Examples:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(directory: Path, as_json: bool) -> None:
-    """Show the phases, files, sizes and parity figures of the bundle in DIRECTORY. Reads the
-    manifest and the records of plans alone.
+    """Show the phases, files, sizes, noise schedule and parity figures of the bundle in DIRECTORY. Reads
+    the manifest, the records of plans and the scheduler's configuration alone.
     """
     print_bundle(bundle_summary(directory), as_json=as_json)
 
@@ -57,6 +57,7 @@ def bundle_summary(directory: Path) -> dict[str, Any]:
             {**lora, "sha256": manifest.fingerprints.get(f"lora.{index}", "")}
             for index, lora in enumerate(manifest.recipe.get("lora", ()))
         ],
+        "noise_schedule": _noise_schedule(directory, manifest),
         "samplers": sorted(manifest.samplers),
         "default_sampler": manifest.default_sampler,
         "steps": [manifest.steps[0], manifest.steps[-1]],
@@ -117,6 +118,36 @@ def _plan(path: Path) -> dict[str, Any]:
     record = PlanRecord.read(path)
     costs = {key: record.options[key] for key in ("seconds", "peak_bytes") if key in record.options}
     return {"version": record.version, "targets": list(record.targets), "device": record.device, **costs}
+
+
+_SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+
+
+def _noise_schedule(directory: Path, manifest: Manifest) -> dict[str, Any]:
+    """What runs are laid out by, in the words of recipes; empty for a bundle that does not say."""
+    if _SCHEDULER_CONFIG not in manifest.files:
+        return {}
+    config = json.loads((directory / _SCHEDULER_CONFIG).read_text(encoding="utf-8"))
+    return {
+        "prediction": config.get("prediction_type", "epsilon"),
+        "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),
+        "timestep_spacing": config.get("timestep_spacing"),
+        "timesteps": manifest.recipe.get("timesteps"),
+        "edm": "sigma_data" in config,
+    }
+
+
+def _schedule_line(schedule: dict[str, Any]) -> str:
+    words = [f"predicts {schedule['prediction']}"]
+    if schedule["edm"]:
+        words.append("EDM")
+    if schedule["rescale_betas_zero_snr"]:
+        words.append("zero terminal SNR")
+    if schedule["timesteps"]:
+        words.append(f"timesteps {', '.join(map(str, schedule['timesteps']))}")
+    elif schedule["timestep_spacing"]:
+        words.append(f"{schedule['timestep_spacing']} timesteps")
+    return f"noise schedule: {', '.join(words)}"
 
 
 def _left_out(manifest: Manifest) -> list[int | str]:
@@ -212,6 +243,8 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
     _print_pictures(summary, console)
     for lora in summary["lora"]:
         console.print(f"LoRA in the weights: {lora['path']} at {lora['scale']:g}, SHA-256 {lora['sha256'][:16]}…")
+    if summary["noise_schedule"]:
+        console.print(_schedule_line(summary["noise_schedule"]))
     first, last = summary["steps"]
     steps = f"{first} to {last}" if first != last else str(first)
     console.print(f"samplers: {', '.join(summary['samplers'])} (default {summary['default_sampler']}), {steps} steps")

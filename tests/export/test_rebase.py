@@ -12,15 +12,17 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import hidiff_runtime
 from hidiff_export.cli import main
 from hidiff_export.errors import BundleError, CheckpointError, InputError
 from hidiff_export.graph import portable
 from hidiff_export.graph.portable import write_graph
 from hidiff_export.graph.weights import WeightStore
 from hidiff_export.model.component import Component
+from hidiff_export.model.noise_schedule import resolve_noise_schedule
 from hidiff_export.rebase import check_checkpoint, rebase, rebased_recipe
 from hidiff_export.recipe import Recipe
-from hidiff_export.recipe.values import Precision
+from hidiff_export.recipe.values import Precision, Prediction
 from hidiff_export.stages import StageContext
 from hidiff_export.stages.graphs import _modules
 from hidiff_export.stages.records import phase_record
@@ -36,11 +38,8 @@ from tests.loras import factors, kohya
 def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every export fail."""
 
-    def refuse(*_: object) -> None:
-        raise AssertionError("a graph was traced")
-
-    monkeypatch.setattr(portable, "capture", refuse)
-    monkeypatch.setattr(Samplers, "run", refuse)
+    monkeypatch.setattr(portable, "capture", _refuse)
+    monkeypatch.setattr(Samplers, "run", _refuse)
 
 
 def recipe_of(bundle: Path) -> Recipe:
@@ -241,3 +240,70 @@ def test_a_damaged_graph_is_not_taken_and_a_whole_bundle_may_be_replaced(sd15_bu
     assert (summary["lora"][0]["scale"], len(summary["lora"][0]["sha256"])) == (0.5, 64)
     assert summary["parity"]
     assert Manifest.read(folder).recipe["lora"] == [{"path": str(path), "scale": 0.5}]
+
+
+def test_the_new_sources_own_schedule_goes_before_the_old_recipes(sd15_bundle: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(sd15_bundle)
+    words = {"prediction": "v_prediction", "timestep_spacing": "trailing"}
+    told = _with(manifest, recipe={**manifest.recipe, **words})
+    (tmp_path / "a/scheduler").mkdir(parents=True)
+    own = {"_class_name": "DDIMScheduler", "prediction_type": "epsilon", "timestep_spacing": "leading"}
+    (tmp_path / "a/scheduler/scheduler_config.json").write_text(json.dumps(own))
+    changes = {"source": str(tmp_path / "a"), "unet_width": "full"}
+    full = _with(told, recipe={**told.recipe, "unet_width": "full"})
+    recipe, notices = rebased_recipe(full, changes)
+    assert (recipe.prediction, recipe.timestep_spacing) == (None, None)
+    assert resolve_noise_schedule(recipe).config["prediction_type"] == "epsilon"
+    assert [notice.split(" of the old")[0] for notice in notices] == [
+        "prediction v_prediction",
+        "timestep_spacing trailing",
+    ]
+    kept, notices = rebased_recipe(full, changes, ["prediction=v_prediction"])
+    assert (kept.prediction, kept.timestep_spacing) == (Prediction.VELOCITY, None)
+    assert len(notices) == 1
+
+
+def test_a_source_that_says_nothing_keeps_the_old_recipes_words(sd15_bundle: Path) -> None:
+    manifest = Manifest.read(sd15_bundle)
+    told = _with(manifest, recipe={**manifest.recipe, "prediction": "v_prediction"})
+    recipe, notices = rebased_recipe(told, {"source": "random:4"})
+    assert (recipe.prediction, notices) == (Prediction.VELOCITY, ())
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("width=256", "width"),
+        ("guidance=false", "guidance"),
+        ("precision=float16", "precision"),
+        ("vae_tile=64", "vae_tile"),
+        ("hidiffusion.windows=false", "hidiffusion"),
+        ("hidiffusion.thresholds={strided: 40%, pooled: 20%}", "hidiffusion"),
+        ("text=false", "text"),
+    ],
+)
+def test_what_graphs_are_traced_with_is_not_set_anew(sd15_bundle: Path, tmp_path: Path, setting: str, key: str) -> None:
+    done = run(sd15_bundle, "--set", setting, "-o", tmp_path / "new")
+    assert (done.exit_code, f"traced for another {key}." in done.stderr) == (2, True), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_runs_are_tabulated_anew_under_the_same_graphs(
+    sd15_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(portable, "capture", _refuse)
+    changes = ["--set", "timesteps=[999, 599, 199]", "--set", "sampler=[euler, tcd]", "--set", "tcd_eta=0.1"]
+    done = run(sd15_bundle, *changes, "-o", tmp_path / "new", "--no-verify", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["noise_schedule"]["timesteps"] == [999, 599, 199]
+    new = hidiff_runtime.open(tmp_path / "new")
+    for sampler in ("euler", "tcd"):
+        schedule = new.sampler(sampler).schedule(3)
+        assert [evaluation.timestep for evaluation in schedule.evaluations] == [999, 599, 199]
+    assert check(tmp_path / "new").ok
+    graph = "unet/windowed.onnx"
+    assert (tmp_path / "new" / graph).read_bytes() == (sd15_bundle / graph).read_bytes()
+
+
+def _refuse(*_: object) -> None:
+    raise AssertionError("a graph was traced")

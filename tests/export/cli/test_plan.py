@@ -23,7 +23,8 @@ def test_every_shipped_recipe_fits_a_terminal_of_100_columns(name: str) -> None:
     assert result.exit_code == 0, result.output
     assert "…" not in result.output
     assert max(map(len, result.output.splitlines())) <= 100
-    for phase in RunPlan(Recipe.load(name), 50).phases:
+    recipe = Recipe.load(name)
+    for phase in RunPlan(recipe, 50 if 50 in recipe.steps else recipe.steps[-1]).phases:
         assert phase.span.phase.kind.value in result.output
 
 

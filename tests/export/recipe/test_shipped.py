@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hidiff_export.families import Width
+from hidiff_export.families import Width, default_scheduler
 from hidiff_export.recipe import Recipe, find_recipe, shipped_recipes
+from hidiff_export.recipe.values import TimestepSpacing
+from hidiff_export.sampler.schedulers import build_scheduler
 
 SHIPPED = shipped_recipes()
 
@@ -31,6 +33,10 @@ def test_the_promised_recipes_ship() -> None:
         "sd21-controlnet-1024",
         "sdxl-controlnet-2048",
         "sdxl-controlnet-img2img-2048",
+        "sdxl-hyper-4step-2048",
+        "sdxl-hyper-8step-2048",
+        "sdxl-lightning-4step-2048",
+        "sdxl-lightning-8step-2048",
     }
 
 
@@ -57,3 +63,18 @@ def test_a_recipe_is_found_by_name_or_by_path(tmp_path: Path) -> None:
     path = tmp_path / "demo"
     path.write_text(SHIPPED["demo"].read_text())
     assert find_recipe(path) == path
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if "step" in name])
+def test_a_recipe_for_few_steps_begins_at_the_end_and_names_its_lora(name: str) -> None:
+    recipe = Recipe.load(name)
+    (steps,) = recipe.steps
+    assert f"-{steps}step-" in name
+    assert f"{steps}step" in recipe.lora[0].path
+    assert (recipe.guidance, recipe.timestep_spacing) == (False, TimestepSpacing.TRAILING)
+    scheduler = build_scheduler(recipe.sampler[0].value, {**default_scheduler(recipe.family)[1], **TRAILING})
+    scheduler.set_timesteps(steps)
+    assert scheduler.timesteps[0] == 999
+
+
+TRAILING = {"timestep_spacing": "trailing"}
