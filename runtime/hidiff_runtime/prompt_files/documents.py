@@ -18,7 +18,7 @@ _LIST = f'Write a list of texts and objects: ["a boat", {EXAMPLE}], or an object
 _PLAIN = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "int": (r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    "float": (r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    "float": (r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)", "-+.0123456789"),
     "null": (r"~|null|Null|NULL|", "~nN\0"),
     "merge": (r"<<", "<"),
 }
@@ -56,11 +56,11 @@ def read_yaml(name: str, text: str) -> list[Raw]:
     try:
         found = yaml.load(text, Loader=_loader())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        told = " ".join(str(error).split())
+        told = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
         raise InputError(
             "The prompts are not YAML.",
             given=f"{name}: {printable(told[:300])}",
-            advice="Put text that has a colon, or begins with a sign, into quotes.",
+            advice="Give each name once, and put text that has a colon or begins with a sign into quotes.",
         ) from error
     return [_hinted(raw) for raw in _rows(name, found)]
 
@@ -110,10 +110,11 @@ def _loader() -> Any:
     class Loader(base):  # type: ignore[misc]
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
-            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and names.count(key.value) > 1:
+            found = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in found:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                found.add(key.value)
             return node
 
     Loader.yaml_implicit_resolvers = {}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.plain_text import json_text
 from hidiff_runtime.prompt_files import strict_json
 from hidiff_runtime.prompt_files.looks import line_ends, looks_like
 from hidiff_runtime.prompt_files.raw import EXAMPLE, Raw, row_values
@@ -62,9 +64,9 @@ def json_line(line: str) -> dict[str, Any] | InputError:
         told = str(error)
         if isinstance(error, json.JSONDecodeError):
             told = f"{error.msg} at position {error.pos + 1}"
-        advice = f'Such as {EXAMPLE}; a prompt that begins with "{{" goes into quotes there.'
-        if not line.startswith(("{", "[", '"')):
-            advice = f'Write text as "…" or as {EXAMPLE}, or call the file .txt.'
+        advice = f"Such as {EXAMPLE}."
+        if not re.match(r'\{\s*"|\{\s*\}|["\[]', line):  # a prompt, though one that may begin as JSON does
+            advice = f"Write a prompt as {json_text({'prompt': line[:200]})}."
         return InputError("The line is not JSON.", given=f"{told} of {line[:60]!r}", advice=advice)
 
 

@@ -62,5 +62,5 @@ def row_values(item: object) -> dict[str, Any] | InputError:
 
 def kind_name(value: object) -> str:
     """Returns what JSON calls a value of this type."""
-    names = {bool: "true or false", int: "a number", float: "a number", type(None): "null", list: "a list"}
-    return names.get(type(value), "an object" if isinstance(value, dict) else type(value).__name__)
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

@@ -142,5 +142,5 @@ def _picture(known: Field, given: Any) -> str:
     if not isinstance(given, str) or not given:
         raise wrong_type(known, given)
     if not given.startswith(DATA):
-        check_text(f"{known.name.replace('_', ' ')}'s path", given)
+        check_text(f"path ({known.name})", given)
     return given

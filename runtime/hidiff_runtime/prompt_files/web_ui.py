@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shlex
 from collections.abc import Callable
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.plain_text import encodable
+from hidiff_runtime.plain_text import json_text
 
 _SAMPLERS = {
     "ddim": "ddim",
@@ -81,6 +80,7 @@ _WITHOUT = frozenset(
 """Options that have none."""
 
 _OPTION = re.compile(r"--([A-Za-z][\w-]*)")
+_PAIR = re.compile(r"([A-Z][\w ]*): ([^,]*)")
 _INFOTEXT = re.compile(r"(Negative prompt:\s*(?P<negative>.*)|Steps: [0-9]+, (Sampler|Seed|CFG scale|Size|Model).*)")
 
 
@@ -92,21 +92,22 @@ def refuse_web_ui(line: str) -> None:
     """
     written = _INFOTEXT.fullmatch(line)
     if written:
-        negative = written["negative"]
-        example = _json({"prompt": "…", "negative_prompt": negative} if negative else {"prompt": "…", "steps": 30})
+        negative = [("negative_prompt", written["negative"])] if written["negative"] is not None else []
+        pairs = [(name.lower().replace(" ", "_"), value) for name, value in _PAIR.findall(line)]
+        found, _ = _translated([("prompt", "…"), *(negative or pairs)])
         raise InputError(
             "The line is a part of the text that a web UI writes into a picture, and would be drawn as words.",
             given=repr(line[:80]),
-            advice=f"Write each prompt as one line of JSON: {example}",
+            advice=f"Write each prompt as one line of JSON: {json_text(found)}",
         )
     if not _has_options(line):
         return
-    found, left = _translated(_words(line))
+    found, left = _translated(_options(line))
     rest = f" There is no equal here for {', '.join(left)}." if left else ""
     raise InputError(
         "The line has options of a web UI, which would be drawn as words.",
         given=repr(line[:80]),
-        advice=f"Write it as JSON: {_json(found)}{rest}",
+        advice=f"Write it as JSON: {json_text(found)}{rest}",
     )
 
 
@@ -118,15 +119,12 @@ def _has_options(line: str) -> bool:
     return any(name[1].replace("-", "_") in (*_EQUALS, *_WITHOUT) for name in names if name)
 
 
-def _words(line: str) -> list[str]:
+def _options(line: str) -> list[tuple[str, str]]:
+    """Returns options with their values, each all up to the next option; what stands before them is the prompt."""
     try:
-        return shlex.split(line)
+        words = shlex.split(line)
     except ValueError:  # an apostrophe, which opens no quotation
-        return line.split()
-
-
-def _translated(words: list[str]) -> tuple[dict[str, str | int | float], list[str]]:
-    """Returns fields by name, and the options that have no equal. A value is all up to the next option."""
+        words = line.split()
     given: list[tuple[str, list[str]]] = [("prompt", [])]
     for word in words:
         name, equals, value = word.partition("=")
@@ -134,10 +132,14 @@ def _translated(words: list[str]) -> tuple[dict[str, str | int | float], list[st
             given.append((name[2:].replace("-", "_"), [value] if equals else []))
         else:
             given[-1][1].append(word)
+    return [(name, " ".join(parts)) for name, parts in given[0 if given[0][1] else 1 :]]
+
+
+def _translated(options: list[tuple[str, str]]) -> tuple[dict[str, str | int | float], list[str]]:
+    """Returns fields by name, and the options that have no equal."""
     found: dict[str, str | int | float] = {"prompt": "…"}
     left = []
-    for name, parts in given[0 if given[0][1] else 1 :]:
-        value = " ".join(parts)
+    for name, value in options:
         field, read = _EQUALS.get(name, ("", _text))
         try:
             found |= {field: read(value)} if field else {}
@@ -146,7 +148,3 @@ def _translated(words: list[str]) -> tuple[dict[str, str | int | float], list[st
         if not field:
             left.append(f"--{name} {value}".rstrip())
     return found, left
-
-
-def _json(values: dict[str, str | int | float]) -> str:
-    return encodable(json.dumps(values, ensure_ascii=False))
