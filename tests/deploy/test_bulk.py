@@ -37,9 +37,9 @@ BAD = [
     {"id": "steps", "prompt": "a tree", "steps": 99},
     {"id": "empty", "prompt": " "},
     {"id": "image", "prompt": "a tree", "image": "none.png"},
+    {"id": "row-1", "prompt": "twice"},
     {"id": "half", "prompt": "a \ud800 tree"},
     {"id": "separator", "prompt": "a\u2028tree", "steps": 99},
-    {"id": "row-1", "prompt": "twice"},
 ]
 
 
@@ -362,7 +362,7 @@ def test_a_dry_run_checks_every_row_and_writes_nothing(
     assert (code, told["would_make"], [row["id"] for row in told["failed"]]) == (
         7,
         GOOD,
-        ["half", "row-1", "steps", "empty", "image", "separator"],
+        ["row-1", "half", "steps", "empty", "image", "separator"],
     )
     assert not output.exists()
     assert "line 14, id row-1" in err
