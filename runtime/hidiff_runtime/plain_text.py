@@ -13,7 +13,7 @@ def encodable(text: str) -> str:
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """Returns a value as JSON that can be encoded and is read back as the same value."""
-    return encodable(json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False))
+    return encodable(json.dumps(value, ensure_ascii=False, indent=indent))
 
 
 def printable(text: str) -> str:

@@ -243,6 +243,7 @@ BAD: dict[str, tuple[str, list[str], int, str]] = {
     "empty prompt": ("sd", ["-p", " "], 2, "prompt is empty"),
     "control characters": ("sd", ["-p", "a\x07b"], 2, "control character"),
     "bytes that are no text": ("sd", ["-p", "a\udcff"], 2, "surrogate"),
+    "controls in a name": ("sd", ["-p", "x", "--sampler", "a\x1b[31mb\udcff"], 2, "a\\x1b[31mb\\udcff"),
     "negative control characters": ("sd", ["-p", "a", "-n", "\x1b[31m"], 2, "control character"),
     "no image for the mask": ("sd", ["-p", "x", "--mask", "mask.png"], 2, "mask needs an image"),
     "wrong size": ("sd", ["-p", "x", "--image", "small.png"], 2, "--resize"),

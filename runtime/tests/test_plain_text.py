@@ -27,11 +27,6 @@ def test_json_is_read_back_as_it_was_from_a_file(tmp_path: Path) -> None:
     assert "é" in path.read_text(encoding="utf-8")  # readable, where it can be
 
 
-def test_what_is_no_json_is_not_written() -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        json_text({"a": float("inf")})
-
-
 def test_a_line_for_a_terminal_has_no_controls() -> None:
     assert printable("a é b") == "a é b"
     assert printable("a\x1b[31m\nb\u2028\ud800") == "a\\x1b[31m\\nb\\u2028\\ud800"

@@ -53,10 +53,6 @@ def test_what_a_font_does_not_have_becomes_a_question_mark(monkeypatch: pytest.M
     assert not np.array_equal(found, other)
 
 
-def test_a_caption_that_cannot_be_encoded_is_drawn_all_the_same() -> None:
-    assert contact_sheet([Cell(cell.image, "a \ud800 boat") for cell in cells()]).size == contact_sheet(cells()).size
-
-
 def test_nothing_is_no_sheet() -> None:
     for nothing in ([], [None]):
         with pytest.raises(InputError, match="needs pictures"):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.pictures.images import pillow
-from hidiff_runtime.plain_text import encodable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,7 +105,7 @@ def _drawable(text: str, font: Any) -> str:
 def _wrapped(caption: str, width: int, font: Any) -> list[str]:
     """The caption in lines that fit; what has no place becomes an ellipsis."""
     lines: list[str] = []
-    rest = _drawable(encodable(" ".join(caption.split())), font)
+    rest = _drawable(" ".join(caption.split()), font)
     while rest and len(lines) < _LINES:
         last = len(lines) == _LINES - 1
         cut = _fitting(rest, width, font)
