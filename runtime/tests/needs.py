@@ -156,6 +156,7 @@ KNOWN: Mapping[str, Callable[[], str]] = {
     "torch-cuda": _torch_cuda,
     "clip-vocabulary": _clip_vocabulary,
     "pyarrow": _module("pyarrow"),
+    "yaml": _module("yaml"),
     "ray": _installed("ray"),
     "moto": _installed("moto"),
     "chromium": _chromium,

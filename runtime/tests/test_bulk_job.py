@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -154,6 +155,56 @@ def test_the_line_tells_where_a_job_stands(monkeypatch: pytest.MonkeyPatch) -> N
     assert shown.line() == "5/20 rows done, 2 failed, 20 pictures/min, 1:18 left, 3 of 4 workers alive"
 
 
+ODD = [
+    {"id": "good", "prompt": "a boat\u2028at sea"},
+    {"id": "half", "prompt": "a \ud800 boat"},
+    {"id": "\udfff", "prompt": "x"},
+    {"id": "sampler", "prompt": "x", "sampler": "\ud800"},
+    {"id": "path", "prompt": "x", "image": "\ud800.png"},
+    {"id": "name", "prompt": "x", "\ud800": 1},
+    {"id": "lines\u2028\u0085", "prompt": "a\u2028\u0085", "steps": "\u2028"},
+    {"id": "fails", "prompt": "a\u2028b"},
+]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", pytest.param("yaml", marks=pytest.mark.needs("yaml"))])
+def test_text_that_cannot_be_encoded_is_its_rows_fault_now_and_at_every_rerun(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    path = Path(job.prompts.url).with_name(f"odd.{ending}")
+    path.write_text("\n".join(map(json.dumps, ODD)) if ending == "jsonl" else json.dumps(ODD))
+    command = ["bulk", str(job.folder), "--prompts", str(path), "-o", job.output.url, "--seed", "3"]
+    play(monkeypatch, MADE, FAILED)
+    real = bundle_module.open
+    monkeypatch.setattr(
+        bundle_module, "open", lambda folder, **options: real(folder, **{**options, "backend": toy_pictures.Backend()})
+    )
+    assert cli.main([*command, "--dry-run"]) == 7
+    assert "line 3, id \\udfff" in capsys.readouterr().err.replace("item", "line")
+    letters = Path(job.output.url) / "dead-letters.jsonl"
+    for _ in range(3):
+        assert cli.main(command) == 7
+        out, err = capsys.readouterr()
+        assert "1 of 8 rows done" in out
+        assert "7 of 8 rows failed" in err
+        told = [json.loads(line) for line in letters.read_bytes().split(b"\n") if line]
+        assert [letter["id"] for letter in told] == [row["id"] for row in ODD[1:]]
+        assert [letter["row"] for letter in told] == list(range(1, 8))
+        assert told[0]["given"] == "U+D800 at position 3 of 'a \\ud800 boat'"
+        assert told[0]["values"]["prompt"] == "a \ud800 boat"
+    path.write_text("\n".join(map(json.dumps, ODD[:1])) if ending == "jsonl" else json.dumps(ODD[:1]))  # mended
+    assert cli.main(command) == 0
+    assert letters.read_bytes() == b""
+
+
+def test_options_that_cannot_be_encoded_are_refused(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bulk", str(job.folder), "--prompts", job.prompts.url, "-o"]
+    assert cli.main([*command, job.output.url, "--set", "sampler=\udcff"]) == 2
+    assert "A sampler has a half of a surrogate pair" in capsys.readouterr().err
+    assert cli.main([*command, f"{job.output.url}\udcff"]) == 2
+    assert "bytes that are no text" in capsys.readouterr().err
+
+
 def test_gpus_are_for_engines_that_need_them(job: Job) -> None:
     options = argparse.Namespace(folder=job.folder, backend="tensorrt-rtx")
     assert _default_gpus(options) == 1
@@ -206,8 +257,21 @@ def test_a_dry_run_tells_what_it_found(
     command = ["bulk", str(job.folder), "--prompts", job.prompts.url, "-o", job.output.url, "--dry-run"]
     assert cli.main(command) == 7
     out, err = capsys.readouterr()
-    assert out == "would make 1 rows, 0 are finished, 1 would fail; nothing was run\n"
+    first = (
+        "line 1, id 000000:\nprompt    'a boat', 5 tokens\n  run     seed 1397146690, 12 steps of plain, guidance 7.5\n"
+    )
+    assert out.startswith(first)
+    assert out.endswith("would make 1 rows, 0 are finished, 1 would fail; nothing was run\n")
     assert "line 2, id 000001" in err
-    Path(job.prompts.url).write_text("a boat\n")
+    assert cli.main([*command, "--json"]) == 7
+    told = json.loads(capsys.readouterr().out)
+    assert [(row["id"], row["where"], row["seed"], row["sampler"]) for row in told["first"]] == [
+        ("000000", "line 1", 1397146690, "plain")
+    ]
+    assert told["first"][0]["prompts"] == [{"text": "a boat", "tokens": 5, "cut": ""}]
+    Path(job.prompts.url).write_text("a boat\n" * 7)
     assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert out.count("prompt    'a boat'") == 5
+    assert "and 2 more rows\nwould make 7 rows" in out
     assert not Path(job.output.url).exists()

@@ -11,9 +11,10 @@ import pytest
 
 from hidiff_runtime.bulk.output import DEAD, INDEX, PARTS, RUN, Output, Picture
 from hidiff_runtime.bulk.plan import CHANGED, MISSING, SPOILT, Plan, make_plan
-from hidiff_runtime.bulk.rows import DeadLetter, Raw, Row, find_rows
+from hidiff_runtime.bulk.rows import DeadLetter, Row, find_rows
 from hidiff_runtime.bulk.storage import Place, Store
 from hidiff_runtime.errors import InputError, StorageError
+from hidiff_runtime.prompt_files.raw import Raw
 
 pytestmark = pytest.mark.needs("pyarrow")
 
@@ -157,15 +158,55 @@ def test_a_folder_of_something_else_is_left_alone(place: Place) -> None:
     assert [path.name for path in folder.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("name", [RUN, INDEX, DEAD])
-def test_a_broken_file_of_an_earlier_job_is_named(place: Place, name: str) -> None:
+def test_dead_letters_are_read_back_whatever_text_they_hold(place: Place) -> None:
     output = opened(place)
-    output.add([made(output, rows("x")[0])])
-    output.finish({})
-    (Path(place.url) / name).write_text("no\n")
+    texts = ["a\u2028b\u2029c\u0085d\x0be\x1cf", "a \ud800 boat", "\r\n\t\x00\x1b", "é \U0001f600", "]"]
+    letters = [
+        DeadLetter(text, n, "line 1", text, text, text, "input", text, {text: text, "seed": 2**64, "eta": 0.5})
+        for n, text in enumerate(texts)
+    ]
+    for letter in letters:
+        output.bury(letter)
+    output.finish({"output": "\udcff"})
+    again = opened(place)
+    assert again.dead == letters
+    again.keep(again.dead)
+    before = (Path(place.url) / DEAD).read_bytes()
+    again.flush(now=True)
+    assert (Path(place.url) / DEAD).read_bytes() == before
+    assert len(before.split(b"\n")) == len(texts) + 1
+    for line in before.decode().split("\n")[:-1]:
+        json.loads(line, parse_constant=pytest.fail)
+
+
+def test_facts_that_cannot_be_encoded_are_noted_all_the_same(place: Place) -> None:
+    Output(Store(place)).begin(HASH, SETTINGS, {"prompts": "\udcff.txt"})
+    assert json.loads((Path(place.url) / RUN).read_bytes())["prompts"] == "\udcff.txt"
+
+
+BROKEN = {
+    "no JSON": (RUN, b"no\n", "Choose another output"),
+    "an empty run": (RUN, b"", "Choose another output"),
+    "an index that is none": (INDEX, b"no\n", "found again"),
+    "a part that is none": (f"{PARTS}/part-x.parquet", b"no\n", "found again"),
+    "letters that are none": (DEAD, b"no\n", "Remove it: rows that failed are tried again"),
+    "letters that are no text": (DEAD, b"\xff\n", "Remove it: rows that failed are tried again"),
+    "letters of another version": (DEAD, b'{"id": "a"}\n', "Remove it: rows that failed are tried again"),
+    "letters that are lists": (DEAD, b"[]\n", "Remove it: rows that failed are tried again"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_of_an_earlier_job_is_named_with_what_to_do(place: Place, case: str) -> None:
+    name, content, advice = BROKEN[case]
+    opened(place).finish({})
+    path = Path(place.url) / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
     with pytest.raises(StorageError) as caught:
         opened(place)
-    assert name in str(caught.value)
+    assert str(caught.value.given).startswith(f"{name}: ")
+    assert advice in caught.value.advice
 
 
 def test_two_jobs_do_not_write_into_one_folder(place: Place) -> None:

@@ -78,7 +78,11 @@ def test_a_csv_row_with_too_few_values_is_refused_alone(tmp_path: Path) -> None:
         ("a.csv", 'prompt\n"x\n', "no CSV file"),
         ("a.csv", "prompt\n", "no prompts in the file"),
         ("a.txt", " \n\n", "no prompts in the file"),
-        ("a.txt", b"\xff\xfe\x00", "cannot be read"),
+        ("a.txt", b"\xff\xfe\x00", "UTF-16"),
+        ("a.txt", b"\xff", "not UTF-8"),
+        ("a.prompts", "a boat\n", "ending of the prompts' file"),
+        ("none", None, "ending of the prompts' file"),
+        ("a.txt", "prompt,seed\nx,1\n", "a table with a header row"),
         ("a.parquet", "no table", "no Parquet file"),
     ],
 )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Any
 
 import pytest
 
-from hidiff_runtime.bulk.rows import Raw, Row, derived_seed, find_rows, parse_value, picture_name
+from hidiff_runtime.bulk.rows import DeadLetter, Row, derived_seed, find_rows, picture_name
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.plain_text import json_text
+from hidiff_runtime.prompt_files.raw import Raw
+from hidiff_runtime.prompt_files.values import parse_value
 
 HASH = "b" * 64
 
@@ -55,7 +60,7 @@ def test_defaults_hold_where_a_row_says_nothing() -> None:
 
 
 def test_values_come_as_tables_have_them() -> None:
-    (row,) = rows({"prompt": "x", "steps": 3.0, "seed": float("nan"), "image": b"png", "mask": None, "resize": True})
+    (row,) = rows({"prompt": "x", "steps": 3.0, "seed": 4.0, "image": b"png", "mask": None, "resize": True})
     assert row.values["steps"] == 3
     assert type(row.values["steps"]) is int
     assert row.values["image"] == "data:;base64,cG5n"
@@ -81,6 +86,17 @@ def test_a_row_travels_as_json() -> None:
         ({"prompt": "x", "sead": 3}, "no such field"),
         ({"prompt": "x", "id": ""}, "An id must be"),
         ({"prompt": "x", "id": ["a"]}, "An id must be"),
+        ({"prompt": "x", "seed": float("nan")}, "seed must be a whole number"),
+        ({"prompt": "x", "seed": 2.0**60}, "seed has lost its last digits"),
+        ({"prompt": "x", "eta": float("inf")}, "eta must be a number"),
+        ({"prompt": "x", "eta": 10**400}, "eta must be a number"),
+        ({"prompt": "a \ud800 boat"}, "A prompt has a half of a surrogate pair"),
+        ({"prompt": "x", "negative_prompt": "\udfff"}, "A negative prompt has a half of a surrogate pair"),
+        ({"prompt": "x", "sampler": "\ud800"}, "A sampler has a half of a surrogate pair"),
+        ({"prompt": "x", "image": "\ud800.png"}, "A path (image) has a half of a surrogate pair"),
+        ({"prompt": "x", "image": "a\x00.png"}, "A path (image) has a control character"),
+        ({"prompt": "x", "id": "\ud800"}, "The id has half of a surrogate pair"),
+        ({"prompt": "x", "\ud800": 1}, "no such field"),
         ({"prompt": "x", "id": "A"}, "Another row has this id"),
         (InputError("It is not JSON."), "It is not JSON"),
     ],
@@ -92,6 +108,7 @@ def test_what_is_no_row_is_refused_and_the_rest_stands(values: Any, reason: str)
     assert [row.id for row in found] == ["a", "b"]
     assert reason in refused[0].reason
     assert (refused[0].row, refused[0].where, refused[0].kind) == (1, "line 2", "input")
+    assert DeadLetter(**json.loads(json_text(dataclasses.asdict(refused[0])).encode())) == refused[0]
 
 
 def test_columns_may_be_left_out() -> None:
@@ -110,6 +127,36 @@ def test_csv_has_text_alone() -> None:
     assert "whole number" in refused[0].reason
     with pytest.raises(InputError, match="no such field"):
         parse_value("sead", "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("seed", " 7 ", 7),
+        ("seed", "-7", -7),
+        ("seed", "3.0", 3),
+        ("seed", "18446744073709551615", 2**64 - 1),
+        ("eta", "1e-1", 0.1),
+        ("eta", ".5", 0.5),
+        ("resize", " FALSE", False),
+    ],
+)
+def test_numbers_written_as_text(name: str, text: str, value: object) -> None:
+    assert parse_value(name, text) == value
+    assert type(parse_value(name, text)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("seed", text) for text in ("1_0", "3.5", "٣", "true", "1" * 5000, "")),
+        *(("eta", text) for text in ("nan", "inf", "1e999", "1_0.5")),
+        ("resize", "yes"),
+    ],
+)
+def test_what_is_no_number_is_refused(name: str, text: str) -> None:
+    with pytest.raises(InputError, match=f"{name} must be"):
+        parse_value(name, text)
 
 
 def test_names_are_file_names_and_all_different() -> None:

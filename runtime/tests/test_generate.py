@@ -61,9 +61,15 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     content = Path("image.png").read_bytes()
     Path("cut.png").write_bytes(content[: len(content) // 2])
     Path("empty.txt").write_text("\n \n")
-    Path("bad.jsonl").write_text('a boat\n{"prompt": "a tree", "seed": }\n')
+    Path("bad.jsonl").write_text('"a boat"\n{"prompt": "a tree", "seed": }\n')
     Path("unknown.jsonl").write_text('{"prompt": "a tree", "sead": 3}\n')
-    Path("untabulated.jsonl").write_text('a boat\n\n{"prompt": "a tree", "steps": 99}\n')
+    Path("text.jsonl").write_text("a boat\n")
+    Path("half.jsonl").write_text('"a boat"\n{"prompt": "a \\ud800 tree"}\n')
+    Path("options.txt").write_text("a boat\n--prompt tree --seed 5\n")
+    Path("header.txt").write_text("prompt,seed\na boat,3\n")
+    Path("array.txt").write_text('["a boat"]\n')
+    Path("prompts").write_text("a boat\n")
+    Path("untabulated.jsonl").write_text('"a boat"\n\n{"prompt": "a tree", "steps": 99}\n')
     Path("there.png").write_text("mine")
     Path("folder").mkdir()
     return tmp_path
@@ -190,6 +196,26 @@ def test_a_dry_run_checks_and_tells_and_does_nothing(
     assert backend.events == []
 
 
+def test_a_dry_run_shows_the_first_prompts_as_they_would_be_drawn(
+    generate: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ['{"prompt": "a tree", "negative_prompt": "fog", "seed": 7, "sampler": "noisy", "steps": 3}', "# more"]
+    Path("many.txt").write_text("\n".join([*lines, *(f"picture {number}" for number in range(6))]))
+    assert generate("--prompts", "many.txt", "--dry-run", "-o", "new/") == 0
+    out = capsys.readouterr().out
+    assert out.startswith(
+        "line 1:\nprompt    'a tree', 5 tokens\nnegative  'fog', 3 tokens\n  run     seed 7, 3 steps of noisy"
+    )
+    assert "line 6:\nprompt    'picture 3'" in out
+    assert "picture 4" not in out
+    assert "and 2 more runs, which --json shows\nwould write 7 files" in out
+    assert generate("--prompts", "many.txt", "--dry-run", "-o", "new/", "--json") == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [run["where"] for run in runs] == ["line 1", *(f"line {number}" for number in range(3, 9))]
+    assert runs[0]["negative_prompts"] == ["fog"]
+    assert runs[-1]["prompts"][0]["text"] == "picture 5"
+
+
 def test_a_dry_run_reads_the_tokenizer_once(generate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     real = Tokenizer.open
@@ -217,6 +243,7 @@ BAD: dict[str, tuple[str, list[str], int, str]] = {
     "empty prompt": ("sd", ["-p", " "], 2, "prompt is empty"),
     "control characters": ("sd", ["-p", "a\x07b"], 2, "control character"),
     "bytes that are no text": ("sd", ["-p", "a\udcff"], 2, "surrogate"),
+    "controls in a name": ("sd", ["-p", "x", "--sampler", "a\x1b[31mb\udcff"], 2, "a\\x1b[31mb\\udcff"),
     "negative control characters": ("sd", ["-p", "a", "-n", "\x1b[31m"], 2, "control character"),
     "no image for the mask": ("sd", ["-p", "x", "--mask", "mask.png"], 2, "mask needs an image"),
     "wrong size": ("sd", ["-p", "x", "--image", "small.png"], 2, "--resize"),
@@ -244,9 +271,20 @@ BAD: dict[str, tuple[str, list[str], int, str]] = {
     "no VAE": ("no vae", ["-p", "x"], 4, "no VAE"),
     "no prompts": ("sd", ["--prompts", "empty.txt"], 2, "no prompts in the file"),
     "no prompt file": ("sd", ["--prompts", "none.txt"], 2, "none.txt: No such file"),
-    "prompt file that is no text": ("sd", ["--prompts", "image.png"], 2, "UTF-8"),
-    "bad JSON": ("sd", ["--prompts", "bad.jsonl"], 2, "bad.jsonl, line 2: it is not JSON"),
-    "unknown setting": ("sd", ["--prompts", "unknown.jsonl"], 2, "line 1: it has 'sead'"),
+    "prompt file that is no text": (
+        "sd",
+        ["--prompts", "image.png"],
+        2,
+        "Expected one of .txt, .jsonl, .ndjson, .json",
+    ),
+    "prompt file without an ending": ("sd", ["--prompts", "prompts"], 2, "Expected one of .txt, .jsonl"),
+    "bad JSON": ("sd", ["--prompts", "bad.jsonl"], 2, "bad.jsonl, line 2: Expecting value"),
+    "text as JSON": ("sd", ["--prompts", "text.jsonl"], 2, '{"prompt": "a boat"}'),
+    "JSON as text": ("sd", ["--prompts", "array.txt"], 2, "Call it array.json"),
+    "a table as text": ("sd", ["--prompts", "header.txt"], 2, "Call it header.csv"),
+    "a web UI's options": ("sd", ["--prompts", "options.txt"], 2, 'Write it as JSON: {"prompt": "tree", "seed": 5}'),
+    "a line's half of a pair": ("sd", ["--prompts", "half.jsonl", "-o", "new/"], 2, "line 2: U+D800 at position 3"),
+    "unknown setting": ("sd", ["--prompts", "unknown.jsonl"], 2, "unknown.jsonl, line 1: sead"),
     "a line's steps": ("sd", ["--prompts", "untabulated.jsonl", "-o", "new/"], 2, "untabulated.jsonl, line 3: 99"),
     "folder": ("sd", ["-p", "x", "-o", "folder"], 2, "is a folder"),
     "nowhere": ("sd", ["-p", "x", "-o", "no/where.png"], 2, "folder does not exist"),

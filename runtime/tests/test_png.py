@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,14 @@ def test_text_is_read_back_from_the_file(tmp_path: Path, prompt: str) -> None:
         assert np.array_equal(np.asarray(read), np.asarray(made))
     assert encoded(made) == content
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_text_that_cannot_be_encoded_is_written_out() -> None:
+    content = encoded(picture(**{PARAMETERS: "a\ud800", HIDIFF: '{"model": "a\ud800"}'}))
+    with Image.open(io.BytesIO(content)) as read:
+        read.load()
+        assert read.info[PARAMETERS] == "a\\ud800"
+        assert json.loads(read.info[HIDIFF]) == {"model": "a\ud800"}
 
 
 def test_what_a_bundle_was_built_from_is_named_without_its_folder(tmp_path: Path) -> None:

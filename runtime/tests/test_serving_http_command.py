@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hidiff_runtime.serving.http.command import listen, main
+from hidiff_runtime.serving.http.command import _keys, listen, main
 
 PROGRAM = "import sys; from hidiff_runtime.serving.http.command import main; sys.exit(main())"
 
@@ -57,6 +57,13 @@ def test_refuses_a_file_without_keys(tmp_path: Path, capsys: pytest.CaptureFixtu
     keys.write_text("\n \n")
     assert main([str(tmp_path), "--api-key-file", str(keys)]) == 2
     assert "no key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["a\u2028b\n\nc\u0085d\n", "\ufeffa\u2028b\r\nc\u0085d\r\n"])
+def test_keys_end_where_their_lines_do(tmp_path: Path, content: str) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_bytes(content.encode())
+    assert _keys(keys) == ["a\u2028b", "c\u0085d"]
 
 
 def test_refuses_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

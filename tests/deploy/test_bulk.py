@@ -38,6 +38,8 @@ BAD = [
     {"id": "empty", "prompt": " "},
     {"id": "image", "prompt": "a tree", "image": "none.png"},
     {"id": "row-1", "prompt": "twice"},
+    {"id": "half", "prompt": "a \ud800 tree"},
+    {"id": "separator", "prompt": "a\u2028tree", "steps": 99},
 ]
 
 
@@ -218,7 +220,7 @@ def check_whole(output: Path, bundle: Path, summary: dict[str, Any]) -> None:
             seed = row.get("seed", derived_seed(0, row["id"]))
             assert np.array_equal(pixels(output / f"pictures/{row['id']}.png"), pipe(row["prompt"], seed=seed))
     assert len({row["seed"] for row in told}) == GOOD - 1  # two say 7
-    letters = [json.loads(line) for line in (output / "dead-letters.jsonl").read_text().splitlines()]
+    letters = [json.loads(line) for line in (output / "dead-letters.jsonl").read_text().split("\n")[:-1]]
     assert [letter["id"] for letter in letters] == [row["id"] for row in BAD]
     assert all(letter["reason"] and letter["advice"] for letter in letters)
     assert not list((output / "rows").glob("*"))
@@ -360,7 +362,7 @@ def test_a_dry_run_checks_every_row_and_writes_nothing(
     assert (code, told["would_make"], [row["id"] for row in told["failed"]]) == (
         7,
         GOOD,
-        ["row-1", "steps", "empty", "image"],
+        ["row-1", "half", "steps", "empty", "image", "separator"],
     )
     assert not output.exists()
     assert "line 14, id row-1" in err

@@ -17,11 +17,13 @@ from hidiff_runtime.bulk.output import DEAD, Output
 from hidiff_runtime.bulk.plan import Plan, make_plan
 from hidiff_runtime.bulk.progress import Progress
 from hidiff_runtime.bulk.reading import read_prompts
-from hidiff_runtime.bulk.rows import DeadLetter, Row, Value, find_rows
+from hidiff_runtime.bulk.rows import DeadLetter, Row, find_rows
 from hidiff_runtime.bulk.storage import Place, Store
 from hidiff_runtime.errors import EngineError, InputError, StorageError
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.pipeline import Pipeline, check_whole
+from hidiff_runtime.preview import FIRST, describe_request
+from hidiff_runtime.prompt_files.values import Value
 from hidiff_runtime.serving.fields import read_request
 from hidiff_runtime.text.encoding import TokenCounter
 
@@ -110,10 +112,12 @@ class Checked:
     Args:
         plan: with the rows that passed the check.
         refused: dead letters of the rows that did not.
+        first: rows that passed, as they will be drawn: id, where, and what `describe_request` says.
     """
 
     plan: Plan
     refused: tuple[DeadLetter, ...]
+    first: tuple[dict[str, Any], ...]
 
 
 def run_job(job: Job) -> Summary:
@@ -164,17 +168,19 @@ def check_job(job: Job) -> Checked:
     output = Output(Store(job.output))
     output.look(manifest.digest, job.settings)
     plan = _plan(job, manifest, rows, refused, output)
-    found = []
+    found: list[DeadLetter] = []
+    first: list[dict[str, Any]] = []
     with Pipeline.open(job.folder, **{**job.opening, "verify": "size"}) as pipeline:
         counter = TokenCounter(pipeline.bundle)
         for row in plan.todo:
             try:
                 request = read_request(pipeline, request_values(row, job.prompts.parent), LIMITS)
-                for text in (*request.prompts, *(request.negative_prompts or ())):
-                    counter.count(text, long_prompt=request.settings.long_prompt)
+                facts = describe_request(manifest, counter, request)
             except InputError as error:
                 found.append(DeadLetter.of(row, error, manifest.digest))
-    return Checked(plan, tuple(found))
+            else:
+                first += [{"id": row.id, "where": row.where, **facts}] if len(first) < FIRST else []
+    return Checked(plan, tuple(found), tuple(first))
 
 
 def _manifest(job: Job) -> Manifest:

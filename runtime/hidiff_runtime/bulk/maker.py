@@ -17,6 +17,7 @@ from hidiff_runtime.errors import BundleError, EngineError, HidiffError, InputEr
 from hidiff_runtime.pictures.images import decode_picture
 from hidiff_runtime.pictures.png import HIDIFF, encoded
 from hidiff_runtime.pipeline import Result
+from hidiff_runtime.plain_text import json_text
 from hidiff_runtime.serving.fields import BY_NAME
 from hidiff_runtime.serving.limits import Limits
 from hidiff_runtime.serving.service import Service, used
@@ -222,7 +223,7 @@ class Maker:
         for index, (file, image) in enumerate(zip(self._files(row), result.images, strict=True)):
             facts = used(result, index)
             origin = {"id": row.id, "row": row.fingerprint(self.work.bundle), "pixels": _digest(image.tobytes())}
-            image.info[HIDIFF] = json.dumps({**facts, BULK: origin}, ensure_ascii=False)
+            image.info[HIDIFF] = json_text({**facts, BULK: origin})
             content = encoded(image)
             self._store.write(file, content)
             made.append(self._picture(row, index, file, content, facts, result.seconds))
@@ -252,7 +253,7 @@ class Maker:
             bytes=len(content),
             seed=seed - 2**64 if seed >= 2**63 else seed,
             seconds=seconds and round(seconds, 4),
-            parameters=json.dumps(facts, ensure_ascii=False),
+            parameters=json_text(facts),
             fingerprint=row.fingerprint(self.work.bundle),
             bundle=self.work.bundle,
             parity=None if seconds is None or self._service is None else self._service.parity_hash,

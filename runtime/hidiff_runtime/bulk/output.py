@@ -22,6 +22,7 @@ from typing import Any
 from hidiff_runtime.bulk.rows import DeadLetter
 from hidiff_runtime.bulk.storage import Store, arrow
 from hidiff_runtime.errors import InputError, StorageError
+from hidiff_runtime.plain_text import json_text
 
 PICTURES = "pictures"
 RUN, INDEX, PARTS, DEAD = "run.json", "rows.parquet", "rows", "dead-letters.jsonl"
@@ -137,8 +138,7 @@ class Output:
             self._fresh = []
         if self._dead_changed:
             letters = sorted(self.dead, key=lambda letter: letter.row)
-            lines = [json.dumps(asdict(letter), ensure_ascii=False) for letter in letters]
-            self.store.write(DEAD, "".join(f"{line}\n" for line in lines).encode())
+            self.store.write(DEAD, "".join(f"{json_text(asdict(letter))}\n" for letter in letters).encode())
             self._dead_changed = False
         self._written = time.monotonic()
 
@@ -156,19 +156,17 @@ class Output:
         self._note({"summary": dict(summary)})
 
     def _note(self, facts: Mapping[str, Any]) -> None:
-        self.store.write(RUN, (json.dumps({**self._bound, **facts}, indent=2, ensure_ascii=False) + "\n").encode())
+        self.store.write(RUN, f"{json_text({**self._bound, **facts}, indent=2)}\n".encode())
 
     def _read(self) -> None:
-        contents = [self.store.read(INDEX)]
-        contents += [self.store.read(f"{PARTS}/{name}") for name in sorted(self.store.sizes(PARTS))]
         rows: dict[tuple[str, str], dict[int, Picture]] = {}
-        for content in contents:
-            for picture in [] if content is None else _pictures(content):
+        for name in (INDEX, *(f"{PARTS}/{name}" for name in sorted(self.store.sizes(PARTS)))):
+            content = self.store.read(name)
+            for picture in [] if content is None else _pictures(name, content):
                 rows.setdefault((picture.id, picture.fingerprint), {})[picture.picture] = picture
         for (row_id, _), found in rows.items():  # a row that was changed and made anew comes later
             self.index[row_id] = [found[number] for number in sorted(found)]
-        lines = (self.store.read(DEAD) or b"").decode().splitlines()
-        self.dead = [DeadLetter(**_object(DEAD, line)) for line in lines]
+        self.dead = _letters(self.store.read(DEAD) or b"")
 
 
 def _table(pictures: list[Picture]) -> bytes:
@@ -185,31 +183,45 @@ def _table(pictures: list[Picture]) -> bytes:
     return content.getvalue()
 
 
-def _pictures(content: bytes) -> list[Picture]:
+def _letters(content: bytes) -> list[DeadLetter]:
+    """The dead letters of a file, one a line feed: their text may hold what other readers take for line ends."""
+    try:
+        return [DeadLetter(**_object(DEAD, line)) for line in content.split(b"\n") if line.strip()]
+    except TypeError as error:  # fields of another version
+        raise _broken(DEAD, error) from error
+
+
+def _pictures(name: str, content: bytes) -> list[Picture]:
     pyarrow = arrow()
     from pyarrow import parquet
 
     try:
         return [Picture(**row) for row in parquet.read_table(io.BytesIO(content)).to_pylist()]
     except (pyarrow.ArrowException, OSError, TypeError) as error:
-        raise _broken(INDEX, error) from error
+        raise _broken(name, error) from error
 
 
 def _object(name: str, content: bytes | str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(name, error) from error
     if not isinstance(found, dict):
         raise _broken(name, "not an object")
     return found
 
 
+_ADVICE = {
+    RUN: "Choose another output: without it nobody knows which bundle and settings the pictures here are from.",
+    DEAD: "Remove it: rows that failed are tried again.",
+}
+
+
 def _broken(name: str, reason: object) -> StorageError:
     return StorageError(
         "A file of an earlier job cannot be read.",
         given=f"{name}: {reason}",
-        advice="Remove it: pictures that are whole are found again by what they say of themselves.",
+        advice=_ADVICE.get(name, "Remove it: pictures that are whole are found again by what they say of themselves."),
     )
 
 

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import quote
 
 from hidiff_runtime.errors import HidiffError, InputError
-from hidiff_runtime.serving.fields import BY_NAME, Field
+from hidiff_runtime.plain_text import printable
+from hidiff_runtime.prompt_files.raw import Raw
+from hidiff_runtime.prompt_files.values import ID, Value, check_encodable, parse_value, plain_value, shown
+from hidiff_runtime.serving.fields import BY_NAME
 from hidiff_runtime.serving.messages import kind_of
 
-Value = str | int | float | bool
-ID = "id"
 LONGEST_NAME = 180
 """Bytes of a picture's name without its ending; most file systems take 255."""
 
-_TYPES: dict[str, tuple[type, ...]] = {"text": (str,), "whole": (int,), "number": (int, float), "flag": (bool,)}
-_DATA = "data:"
 _SHOWN = 200
-
-
-@dataclass(frozen=True)
-class Raw:
-    """A row as it was read.
-
-    Args:
-        number: from 0, counted over all rows of the file.
-        where: it stands, for messages.
-        values: by column; or why there are none.
-        text: whether all values are text, as CSV has them.
-    """
-
-    number: int
-    where: str
-    values: Mapping[str, Any] | InputError
-    text: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,11 +89,11 @@ class DeadLetter:
             row=row.number,
             where=row.where,
             reason=error.summary if isinstance(error, HidiffError) else f"{type(error).__name__}: {error}"[:_SHOWN],
-            given=_short(error.given) if isinstance(error, HidiffError) and error.given is not None else "",
+            given=shown(error.given) if isinstance(error, HidiffError) and error.given is not None else "",
             advice=error.advice if isinstance(error, HidiffError) else "This is a fault of hidiff-runtime: report it.",
             kind=kind_of(error) if known else "internal",
             fingerprint=row.fingerprint(bundle),
-            values={name: _short(value) for name, value in row.values.items()},
+            values={name: shown(value) for name, value in row.values.items()},
         )
 
 
@@ -166,25 +146,6 @@ def find_rows(
     return rows, refused
 
 
-def parse_value(name: str, text: str) -> Value:
-    """A value written as text, as on the command line and in CSV.
-
-    Raises:
-        InputError: there is no such field, or it is not of its kind.
-    """
-    known = _field(name)
-    try:
-        if known.kind == "whole":
-            return int(text)
-        if known.kind == "number":
-            return float(text)
-        if known.kind == "flag":
-            return {"true": True, "false": False}[text.strip().lower()]
-    except (ValueError, KeyError) as error:
-        raise _wrong_type(known, text) from error
-    return text
-
-
 def _row(raw: Raw, seed: int, defaults: Mapping[str, Value], ignored: frozenset[str]) -> Row:
     if isinstance(raw.values, InputError):
         raise raw.values
@@ -196,7 +157,9 @@ def _row(raw: Raw, seed: int, defaults: Mapping[str, Value], ignored: frozenset[
         if name == ID:
             row_id = _id(given)
             continue
-        values[name] = parse_value(name, given) if raw.text else _plain(_field(name), given)
+        if name not in BY_NAME:
+            raise _unknown(name)
+        values[name] = parse_value(name, given) if raw.text else plain_value(name, given)
     values.setdefault("seed", derived_seed(seed, row_id))
     return Row(raw.number, raw.where, row_id, values)
 
@@ -214,78 +177,33 @@ def _check_id(row: Row, taken: dict[str, str]) -> None:
 
 
 def _is_nothing(given: object, text: bool) -> bool:
-    return given is None or (isinstance(given, float) and math.isnan(given)) or (text and given == "")
+    return given is None or (text and given == "")
 
 
 def _id(given: object) -> str:
     if isinstance(given, float) and given.is_integer():
         given = int(given)
     if not isinstance(given, (str, int)) or isinstance(given, bool) or given == "":
-        raise InputError("An id must be text or a whole number.", given=_short(given), advice="Or leave it out.")
+        raise InputError("An id must be text or a whole number.", given=shown(given), advice="Or leave it out.")
+    check_encodable(ID, str(given))
     return str(given)
 
 
-def _field(name: str) -> Field:
-    if name not in BY_NAME:
-        raise InputError(
-            "There is no such field.", given=name, advice=f"There are {ID}, {', '.join(BY_NAME)}; or --ignore {name}."
-        )
-    return BY_NAME[name]
-
-
-def _plain(known: Field, given: Any) -> Value:
-    """A value of a table or of JSON. Whole numbers may come as floats, as tables with gaps have them."""
-    if known.kind == "picture":
-        return _picture(known, given)
-    if known.kind == "whole" and isinstance(given, float) and given.is_integer():
-        return int(given)
-    value: Value = given
-    if not isinstance(value, _TYPES[known.kind]) or (isinstance(value, bool) and known.kind != "flag"):
-        raise _wrong_type(known, value)
-    return value
-
-
-def _picture(known: Field, given: Any) -> str:
-    """A path or URL as it is, bytes as a ``data:`` URL; a table of datasets has both in one value."""
-    if isinstance(given, Mapping):
-        given = given.get("bytes") or given.get("path")
-    if isinstance(given, bytes):
-        return f"{_DATA};base64,{base64.b64encode(given).decode()}"
-    if not isinstance(given, str) or not given:
-        raise _wrong_type(known, given)
-    return given
-
-
-def _wrong_type(known: Field, given: object) -> InputError:
-    wanted = {
-        "text": "text",
-        "whole": "a whole number",
-        "number": "a number",
-        "flag": "true or false",
-        "picture": "a path, a URL or bytes",
-    }[known.kind]
-    return InputError(f"{known.name} must be {wanted}.", given=_short(given), advice="Mend the row.")
+def _unknown(name: str) -> InputError:
+    given = printable(name[:60])
+    fields = ", ".join((ID, *BY_NAME))
+    return InputError("There is no such field.", given=given, advice=f"There are {fields}; or --ignore {given}.")
 
 
 def _refused(raw: Raw, values: Mapping[str, Any], error: InputError) -> DeadLetter:
     given = values.get(ID)
     return DeadLetter(
-        id=f"{raw.number:06}" if given is None else str(given),
+        id=f"{raw.number:06}" if given in (None, "") else str(shown(given)),
         row=raw.number,
         where=raw.where,
         reason=error.summary,
-        given="" if error.given is None else str(error.given),
+        given="" if error.given is None else str(shown(error.given)),
         advice=error.advice,
         kind="input",
-        values={name: _short(value) for name, value in values.items() if value is not None},
+        values={name: shown(value) for name, value in values.items() if value is not None},
     )
-
-
-def _short(value: object) -> Any:
-    """What is shown of a value."""
-    if isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, (bytes, Mapping)):
-        return f"({type(value).__name__})"
-    text = str(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from hidiff_runtime.errors import EngineError, InputError, StorageError
 from hidiff_runtime.pictures.png import write_whole
+from hidiff_runtime.plain_text import encodable
 
 SCHEME = "s3://"
 LOCK = ".lock"
@@ -54,6 +55,10 @@ class Place:
         Raises:
             InputError: it is another kind of URL, or names no bucket.
         """
+        if encodable(text) != text:
+            raise InputError(
+                "A path or URL has bytes that are no text.", given=ascii(text), advice="Bulk jobs take names in UTF-8."
+            )
         if not text.startswith(SCHEME):
             if "://" in text:
                 raise InputError("Only s3:// URLs and paths are taken.", given=text, advice="Give s3://bucket/prefix.")

@@ -13,7 +13,8 @@ from hidiff_runtime.errors import RowsFailed
 
 if TYPE_CHECKING:
     from hidiff_runtime.bulk.job import Checked, Job, Summary
-    from hidiff_runtime.bulk.rows import DeadLetter, Value
+    from hidiff_runtime.bulk.rows import DeadLetter
+    from hidiff_runtime.prompt_files.values import Value
 
 SUMMARY = "make the pictures of a table of prompts, by workers on one machine or on a Ray cluster"
 EXAMPLE = "bulk bundle --prompts prompts.parquet -o s3://bucket/pictures --actors 4"
@@ -36,7 +37,8 @@ def _add_rows(command: argparse.ArgumentParser) -> None:
         "--prompts",
         metavar="FILE",
         required=True,
-        help=".parquet, .csv, or lines of text or JSON; a path or s3://. Columns: id, prompt, seed, steps, ...",
+        help=".parquet, .csv, .tsv, .jsonl, .json, .yaml, or .txt (one prompt a line); a path or s3://. Columns: id, "
+        "prompt, seed, steps, ...",
     )
     group.add_argument(
         "--seed", type=int, default=0, help="what the seeds of rows without one are derived from (default: 0)"
@@ -87,7 +89,9 @@ def _add_results(command: argparse.ArgumentParser) -> None:
         default="hash",
         help="how to look at pictures that are there: read them all, or list them (default: hash)",
     )
-    group.add_argument("--dry-run", action="store_true", help="check all rows, say what would run, write nothing")
+    group.add_argument(
+        "--dry-run", action="store_true", help="check all rows, show the first as they would be drawn, write nothing"
+    )
     group.add_argument("--json", action="store_true", help="print what came of it as JSON")
 
 
@@ -152,8 +156,8 @@ def _job(options: argparse.Namespace) -> Job:
 
 def _defaults(given: list[str]) -> dict[str, Value]:
     """The values of --set."""
-    from hidiff_runtime.bulk.rows import parse_value
     from hidiff_runtime.errors import InputError
+    from hidiff_runtime.prompt_files.values import parse_value
 
     found: dict[str, Value] = {}
     for text in given:
@@ -194,19 +198,32 @@ def _told_check(checked: Checked, options: argparse.Namespace) -> str:
         facts: dict[str, Any] = {
             "would_make": would_make,
             "finished": plan.finished,
+            "first": list(checked.first),
             "failed": [{"id": letter.id, "where": letter.where, "reason": letter.reason} for letter in letters],
             "again": dict(plan.again),
         }
         return json.dumps(facts, indent=2) + "\n"
+    first = "".join(f"{line}\n" for facts in checked.first for line in _told_row(facts))
+    if would_make > len(checked.first):
+        first += f"and {would_make - len(checked.first)} more rows\n"
     again = "".join(f"would make again: {count} rows, since {reason}\n" for reason, count in plan.again.items())
     counts = f"would make {would_make} rows, {plan.finished} are finished, {len(letters)} would fail; nothing was run\n"
-    return again + counts
+    return first + again + counts
+
+
+def _told_row(facts: dict[str, Any]) -> list[str]:
+    from hidiff_runtime.plain_text import printable
+    from hidiff_runtime.preview import request_lines
+
+    return [f"{facts['where']}, id {printable(facts['id'])}:", *request_lines(facts)]
 
 
 def _tell_dead(letters: list[DeadLetter]) -> None:
+    from hidiff_runtime.plain_text import printable
+
     for letter in letters[:SHOWN]:
         given = f" ({letter.given})" if letter.given else ""
-        write(f"{letter.where}, id {letter.id}: {letter.reason}{given}\n", sys.stderr)
+        write(printable(f"{letter.where}, id {letter.id}: {letter.reason}{given} {letter.advice}") + "\n", sys.stderr)
     if len(letters) > SHOWN:
         write(f"and {len(letters) - SHOWN} more\n", sys.stderr)
 

@@ -7,15 +7,13 @@ import functools
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime.cli.opening import add_opening, open_bundle
 from hidiff_runtime.cli.output import write
-from hidiff_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,7 +48,8 @@ def _add_prompts(command: argparse.ArgumentParser) -> None:
         "--prompts",
         metavar="FILE",
         type=Path,
-        help='one prompt a line, as text or as JSON with settings: {"prompt": "a lighthouse", "seed": 3}',
+        help='prompts, by the ending: .txt (one a line), .jsonl ({"prompt": "a lighthouse", "seed": 3}), .json, '
+        ".csv, .tsv, .yaml, .parquet",
     )
     group.add_argument("-n", "--negative-prompt", metavar="TEXT", help="what the picture must not show")
     group.add_argument("--clip-skip", type=int, default=0, metavar="N", help="text encoder layers to skip (default: 0)")
@@ -103,7 +102,11 @@ def _add_results(command: argparse.ArgumentParser) -> None:
     group.add_argument("--sheet", metavar="FILE", type=Path, help="also write all pictures on one, with their prompts")
     group.add_argument("--previews", metavar="FILE", type=Path, help="also write how each run went, a row a run")
     group.add_argument("--force", action="store_true", help="replace files that are there")
-    group.add_argument("--dry-run", action="store_true", help="check everything, say what would run, write nothing")
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, show the first prompts as they would be drawn, write nothing",
+    )
     group.add_argument("--json", action="store_true", help="print what was made (or would be) as JSON")
 
 
@@ -124,18 +127,20 @@ def run(options: argparse.Namespace) -> int:
         extra = (options.sheet, options.previews)
         outputs = find_outputs(options.output, seeds, many=many, extra=extra, force=options.force)
         if options.dry_run:
-            write(describe_runs(bundle, requests, outputs, as_json=options.json) + "\n", sys.stdout)
+            write(describe_runs(bundle, asked, requests, outputs, as_json=options.json) + "\n", sys.stdout)
             return 0
         _generate(pipeline, requests, outputs, options)
     return 0
 
 
 def _requests(pipeline: Pipeline, options: argparse.Namespace, asked: Sequence[Prompt]) -> list[Request]:
-    """Every prompt with its settings, checked; the line at fault is named."""
+    """Every prompt with its settings, checked; the row at fault is named."""
+    from hidiff_runtime.cli.prompts import located
+
     shared = _settings(options)
     found, read = [], _reader()
     for prompt in asked:
-        with _line(options.prompts, prompt.line):
+        with located(options.prompts, prompt.where):
             found.append(pipeline.request(prompt.text, _merged(shared, prompt, read)))
     return found
 
@@ -214,18 +219,6 @@ def _tell(path: Path, facts: dict[str, Any]) -> None:
     write(text, sys.stdout)
     for cut in facts.get("cut", ()):
         write(f"cut from the prompt, which is over 75 tokens: {cut!r}\n", sys.stderr)
-
-
-@contextmanager
-def _line(path: Path | None, line: int) -> Iterator[None]:
-    """Names the line of a prompt that is refused."""
-    try:
-        yield
-    except InputError as error:
-        if path is None:
-            raise
-        given = f"{path}, line {line}" + (f": {error.given}" if error.given is not None else "")
-        raise InputError(error.summary, given=given, advice=error.advice) from error
 
 
 def _size(text: str) -> tuple[int, int]:

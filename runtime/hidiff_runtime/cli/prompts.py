@@ -1,39 +1,30 @@
-"""Prompts from a file: one a line, as text or as JSON with settings of its own."""
+"""Prompts for `generate`, from a file, with what each settles for itself."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.plain_text import printable
+from hidiff_runtime.prompt_files.raw import Columns, Raw, kind_name
+from hidiff_runtime.prompt_files.reading import check_ending, read_rows
+from hidiff_runtime.prompt_files.values import DATA, parse_value, plain_value
+from hidiff_runtime.serving.fields import BY_NAME
 
-_NUMBER = (int, float)
-KINDS: dict[str, tuple[type, ...]] = {
-    "negative_prompt": (str, list),
-    "seed": (int,),
-    "steps": (int,),
-    "guidance_scale": _NUMBER,
-    "sampler": (str,),
-    "eta": _NUMBER,
-    "strength": _NUMBER,
-    "conditioning_scale": _NUMBER,
-    "clip_skip": (int,),
-    "long_prompt": (str,),
-    "original_size": (list,),
-    "crops": (list,),
-    "target_size": (list,),
-    "negative_original_size": (list,),
-    "negative_crops": (list,),
-    "negative_target_size": (list,),
-    "image": (str,),
-    "mask": (str,),
-    "control_image": (str,),
-}
-"""What a JSON line may set beside ``prompt``, and of which type; pictures are paths from the file's folder."""
+PAIRS = (
+    *("original_size", "crops", "target_size"),
+    *("negative_original_size", "negative_crops", "negative_target_size"),
+)
+"""What SDXL is conditioned on beside the fields of a request: two whole numbers each, height or top first."""
 
-PICTURES = ("image", "mask", "control_image")
+_LISTS = ("prompt", "negative_prompt")
+"""Fields that may have a text for each picture of the batch."""
+
+_COLUMNS = Columns((*BY_NAME, *PAIRS), unknown="Take {name} out: hidiff-run bulk has ids, and --ignore for others.")
 
 
 @dataclass(frozen=True)
@@ -42,59 +33,84 @@ class Prompt:
 
     Args:
         text: the prompt; several for a batch.
-        settings: by the names of `KINDS`.
-        line: of the file, from 1; 0 where it comes from the command line.
+        settings: by the names of `hidiff_runtime.request.Settings`; pictures are paths.
+        where: it stands in the file; empty where it comes from the command line.
     """
 
     text: str | tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
-    line: int = 0
+    where: str = ""
 
 
 def read_prompts(path: Path) -> tuple[Prompt, ...]:
-    """The prompts in a UTF-8 file; a line that begins with ``{`` is JSON, blank lines are passed over.
+    """Reads the prompts of a file, by its ending.
 
     Raises:
-        InputError: it cannot be read, has no prompt, or a line is not one; the line is named.
+        InputError: it cannot be read, has no prompt, or a row is not one; the row is named.
+        EngineError: a library for files of its ending is not installed.
     """
+    check_ending(str(path))
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        told = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        content = path.read_bytes()
+    except OSError as error:
         raise InputError(
-            "The prompts cannot be read.", given=f"{path}: {told}", advice="Give a text file in UTF-8."
+            "The prompts cannot be read.", given=f"{path}: {error.strerror}", advice="Mend the name."
         ) from error
-    lines = enumerate(text.split("\n"), 1)
-    found = tuple(_prompt(path, number, line.strip()) for number, line in lines if line.strip())
-    if not found:
-        raise InputError("There are no prompts in the file.", given=path, advice="Write one prompt a line.")
-    return found
+    return tuple(_prompt(path, raw) for raw in read_rows(str(path), content, _COLUMNS))
 
 
-def _prompt(path: Path, number: int, line: str) -> Prompt:
-    if not line.startswith("{"):
-        return Prompt(line, line=number)
+@contextmanager
+def located(path: Path | None, where: str) -> Iterator[None]:
+    """Names the row of a file in the error of a prompt that is refused."""
     try:
-        given: dict[str, Any] = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _wrong(path, number, f"is not JSON: {error}") from error
-    text = given.pop("prompt", None)
-    many = isinstance(text, list) and all(isinstance(part, str) for part in text)
-    if not isinstance(text, str) and not many:
-        raise _wrong(path, number, f"has no prompt that is text: {text!r}")
-    settings: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in KINDS:
-            raise _wrong(path, number, f"has {name!r}, which is none of prompt, {', '.join(KINDS)}")
-        if not isinstance(value, KINDS[name]) or isinstance(value, bool):
-            raise _wrong(path, number, f"has {name}: {value!r}, of the wrong type")
-        settings[name] = path.parent / str(value) if name in PICTURES else value
-    return Prompt(text if isinstance(text, str) else tuple(text), settings, number)
+        yield
+    except InputError as error:
+        if path is None:
+            raise
+        given = f"{path}, {where}" + (f": {error.given}" if error.given is not None else "")
+        raise InputError(error.summary, given=given, advice=error.advice) from error
 
 
-def _wrong(path: Path, number: int, reason: str) -> InputError:
-    return InputError(
-        "A line of the prompts is wrong.",
-        given=f"{path}, line {number}: it {reason}",
-        advice='Write a prompt, or JSON such as {"prompt": "a lighthouse", "seed": 3}.',
-    )
+def _prompt(path: Path, raw: Raw) -> Prompt:
+    with located(path, raw.where):
+        if isinstance(raw.values, InputError):
+            raise raw.values
+        present = {name: value for name, value in raw.values.items() if value is not None}
+        if raw.text:
+            present = {name: text for name, text in present.items() if text != ""}
+        settings = {name: _value(path, name, value, text=raw.text) for name, value in present.items()}
+        if "prompt" not in settings:
+            raise InputError("The prompt is missing.", advice="Say what the picture is to show.")
+        return Prompt(settings.pop("prompt"), settings, raw.where)
+
+
+def _value(path: Path, name: str, given: Any, *, text: bool) -> Any:
+    if name in PAIRS:
+        return _pair(name, given.split(",") if text else given)
+    if name not in BY_NAME:
+        raise InputError(
+            "There is no such field.",
+            given=printable(name[:60]),
+            advice=f"Expected one of {', '.join(_COLUMNS.names)}. {_COLUMNS.unknown.format(name='it')}",
+        )
+    if name in _LISTS and isinstance(given, list):
+        return tuple(plain_value(name, part) for part in given)
+    value = parse_value(name, given) if text else plain_value(name, given)
+    if BY_NAME[name].kind != "picture":
+        return value
+    if str(value).startswith(DATA):
+        raise InputError(
+            f"The {name} must be the path of a file.",
+            given="bytes",
+            advice="Give a path from the file's folder on; hidiff-run bulk takes bytes.",
+        )
+    return path.parent / str(value)
+
+
+def _pair(name: str, given: Any) -> list[int]:
+    order = "top and left" if "crops" in name else "height and width"
+    words = [str(part).strip() for part in given] if isinstance(given, (list, tuple)) else []
+    if len(words) != 2 or not all(word.isascii() and word.isdigit() and len(word) < 10 for word in words):
+        told = repr(given) if isinstance(given, (str, int, float)) else kind_name(given)
+        raise InputError(f"{name} must be {order}, two whole numbers.", given=told, advice="Such as [1024, 1024].")
+    return [int(word) for word in words]

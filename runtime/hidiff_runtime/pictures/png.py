@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hidiff_runtime import __version__
 from hidiff_runtime.errors import InputError, StorageError
 from hidiff_runtime.pictures.images import pillow
+from hidiff_runtime.plain_text import encodable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,7 +82,7 @@ def encoded(image: Image) -> bytes:
     chunks = PngInfo()
     for key in (PARAMETERS, HIDIFF):
         if key in image.info:
-            chunks.add_text(key, image.info[key])  # becomes iTXt by itself where it is not Latin-1
+            chunks.add_text(key, encodable(image.info[key]))  # becomes iTXt by itself where it is not Latin-1
     content = io.BytesIO()
     image.save(content, "PNG", pnginfo=chunks)
     return content.getvalue()

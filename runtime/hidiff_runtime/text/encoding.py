@@ -276,6 +276,8 @@ def check_text(name: str, text: object) -> None:
     """
     if not isinstance(text, str):
         raise InputError(f"A {name} must be text.", given=type(text).__name__, advice="Give a str.")
+    if text.isprintable():  # what follows is slow for many
+        return
     for position, character in enumerate(text, 1):
         if character not in _WHITESPACE and unicodedata.category(character) in ("Cc", "Cs"):
             kind = "control character" if unicodedata.category(character) == "Cc" else "half of a surrogate pair"

@@ -186,7 +186,7 @@ def _rules(options: argparse.Namespace, limits: Limits) -> Rules:
 
 def _keys(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         told = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise InputError("The keys cannot be read.", given=f"{path}: {told}", advice="Give one key a line.") from error

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.pictures.png import encoded
+from hidiff_runtime.plain_text import encodable
 from hidiff_runtime.serving.fields import BY_NAME, Kind
 from hidiff_runtime.serving.limits import Limits
 from hidiff_runtime.serving.service import used
@@ -155,4 +156,4 @@ def _picture(image: Image, output: str) -> bytes:
 
 def _texts(*values: str | bytes) -> NDArray[Any]:
     """One row of texts."""
-    return np.array([[value.encode() if isinstance(value, str) else value for value in values]], np.object_)
+    return np.array([[encodable(value).encode() if isinstance(value, str) else value for value in values]], np.object_)

@@ -1,0 +1,66 @@
+"""A row of a file of prompts as it was read, before anybody knows what its values mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hidiff_runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A row as it was read.
+
+    Args:
+        number: from 0, counted over all rows of the file.
+        where: it stands, for messages.
+        values: by column; or why there are none.
+        text: whether all values are text, as CSV has them.
+    """
+
+    number: int
+    where: str
+    values: Mapping[str, Any] | InputError
+    text: bool = False
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a table's columns may be called.
+
+    Args:
+        names: of fields.
+        ignored: others that may be there.
+        unknown: what to do about a column that is neither, with ``{name}`` for it.
+    """
+
+    names: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+    unknown: str = "Take the column out."
+
+
+EXAMPLE = '{"prompt": "a lighthouse", "seed": 3}'
+
+
+def row_values(item: object) -> dict[str, Any] | InputError:
+    """Returns the values of one element of JSON or YAML: text is the prompt alone, an object has fields."""
+    if isinstance(item, str):
+        return {"prompt": item}
+    if isinstance(item, InputError):
+        return item
+    if not isinstance(item, dict):
+        return InputError(
+            "A row must be text, or an object with a prompt.", given=kind_name(item), advice=f"Such as {EXAMPLE}."
+        )
+    odd = next((name for name in item if not isinstance(name, str)), None)
+    if odd is not None:
+        return InputError("A field's name must be text.", given=repr(odd), advice=f"Such as {EXAMPLE}.")
+    return next((value for value in item.values() if isinstance(value, InputError)), item)
+
+
+def kind_name(value: object) -> str:
+    """Returns what JSON calls a value of this type."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
