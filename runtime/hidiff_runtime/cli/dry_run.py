@@ -12,8 +12,13 @@ from hidiff_runtime.request import Request
 from hidiff_runtime.text.encoding import TokenCounter
 
 
-def describe_runs(bundle: Bundle, requests: Sequence[Request], outputs: Outputs, *, as_json: bool) -> str:
+def describe_runs(
+    bundle: Bundle, requests: Sequence[Request], outputs: Outputs, *, as_json: bool, warned: Sequence[str] = ()
+) -> str:
     """Every run with its prompts' tokens, its phases and its files.
+
+    Args:
+        warned: what was said before on standard error; JSON has it too.
 
     Raises:
         InputError: a prompt does not fit the bundle.
@@ -27,7 +32,7 @@ def describe_runs(bundle: Bundle, requests: Sequence[Request], outputs: Outputs,
     ]
     extra = [str(path) for path in outputs.extra]
     if as_json:
-        return json.dumps({"backend": bundle.backend, "runs": runs, "sheets": extra}, indent=2)
+        return json.dumps({"backend": bundle.backend, "runs": runs, "sheets": extra, "warnings": warned}, indent=2)
     lines = [line for facts in runs for line in _lines(facts)]
     count = len(outputs.pictures) + len(extra)
     tail = [f"would write {count} file{'s' * (count > 1)}, running on {bundle.backend}; nothing was run"]
