@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.phases import PhasePlan
 from hidiff_runtime.pictures.infotext import Infotext, from_web_clip_skip
-from hidiff_runtime.pictures.png import fused_loras, model_name
+from hidiff_runtime.pictures.png import fused_loras, model_name, other_weights
 from hidiff_runtime.pictures.reading import PictureParameters, web_number
 from hidiff_runtime.pictures.web_names import follows, sampler_name, schedule_name, split_name
 from hidiff_runtime.request import PICTURES, takes_sizes
@@ -113,9 +113,16 @@ def _other_facts(manifest: Manifest, facts: Mapping[str, Any], asked: Mapping[st
     found = _other_size(manifest, facts.get("width"), facts.get("height"))
     sha = manifest.files[manifest.weights["unet"]].sha256
     if facts.get("model_sha256") != sha:
-        theirs = _model(facts.get("model"), facts.get("lora", []), str(facts.get("model_sha256")))
-        ours = _model(model_name(manifest), fused_loras(manifest), sha)
-        found.append(f"the picture was drawn with the weights of {theirs}, this bundle has those of {ours}")
+        drew = _model(facts.get("model"), facts.get("lora", []), str(facts.get("model_sha256")))
+        here = _model(model_name(manifest), fused_loras(manifest), sha)
+        found.append(f"the picture was drawn with the weights of {drew}, this bundle has those of {here}")
+    held = other_weights(manifest)
+    theirs = facts.get("weights", held)
+    others = [name for name in held if theirs.get(name, held[name]) != held[name]]
+    if others:
+        found.append(f"other weights than this bundle's drew the picture: {', '.join(others)}")
+    if facts.get("family", manifest.family) != manifest.family:
+        found.append(f"the picture is of {facts['family']}, this bundle of {manifest.family}")
     if facts.get("precision", manifest.precision) != manifest.precision:
         found.append(f"the picture was computed in {facts['precision']}, this bundle computes in {manifest.precision}")
     batch, index = facts.get("batch", 1), facts.get("index", 0)

@@ -133,6 +133,7 @@ def _facts(manifest: Manifest, table: SamplerTable, request: Request, index: int
         "model": model_name(manifest),
         "lora": fused_loras(manifest) or None,
         "model_sha256": manifest.files[manifest.weights["unet"]].sha256,
+        "weights": other_weights(manifest) or None,
         "version": f"{VERSION} {__version__}",
     }
     return {name: value for name, value in facts.items() if value is not None}
@@ -148,6 +149,11 @@ def fused_loras(manifest: Manifest) -> list[dict[str, Any]]:
     given = manifest.recipe.get("lora") or []
     known = [lora for lora in given if isinstance(lora, Mapping)] if isinstance(given, list) else []
     return [{"name": _name(str(lora.get("path", ""))), "scale": lora.get("scale")} for lora in known]
+
+
+def other_weights(manifest: Manifest) -> dict[str, str]:
+    """The beginning of the SHA-256 of each network's weights but the UNet's."""
+    return {name: manifest.files[path].sha256[:10] for name, path in manifest.weights.items() if name != "unet"}
 
 
 def _name(source: str) -> str:

@@ -112,7 +112,7 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
     for name in ("width", "height", "batch", "index"):
         if name in facts:
             _typed(facts, name, int)
-    for name, kind in (("given", list), ("lora", list), ("phases", dict)):
+    for name, kind in (("given", list), ("lora", list), ("phases", dict), ("weights", dict)):
         if not isinstance(facts.get(name, kind()), kind):
             raise _malformed(f"{name} is {facts[name]!r}")
 
