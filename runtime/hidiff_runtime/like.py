@@ -16,7 +16,7 @@ from hidiff_runtime.phases import PhasePlan
 from hidiff_runtime.pictures.infotext import Infotext, from_web_clip_skip
 from hidiff_runtime.pictures.png import fused_loras, model_name, other_weights
 from hidiff_runtime.pictures.reading import PictureParameters, web_number
-from hidiff_runtime.pictures.web_names import follows, sampler_name, schedule_name, split_name
+from hidiff_runtime.pictures.web_names import NAMES, follows, sampler_name, schedule_name, split_name
 from hidiff_runtime.request import PICTURES, takes_sizes
 from hidiff_runtime.text.encoding import chunks_of
 
@@ -71,12 +71,15 @@ class Likeness:
     warnings: tuple[str, ...]
 
 
-def settings_like(bundle: Bundle, parameters: PictureParameters, given: Mapping[str, Any] | None = None) -> Likeness:
+def settings_like(
+    bundle: Bundle, parameters: PictureParameters, given: Mapping[str, Any] | None = None, *, with_prompt: bool = True
+) -> Likeness:
     """Settings with which a bundle draws a picture again.
 
     Args:
         parameters: what the picture says, from `read_parameters`.
         given: settings that are asked for whatever the picture says, by the names of `Settings`.
+        with_prompt: whether its prompt is to be drawn, so that what is read in another way there is told.
 
     Raises:
         InputError: the bundle lacks the sampler or the number of steps, or the picture was drawn from another that is
@@ -94,10 +97,10 @@ def settings_like(bundle: Bundle, parameters: PictureParameters, given: Mapping[
         warnings += _other_program(manifest, infotext, settings)
         if not infotext.ours:
             prompt, found = _plain(manifest, prompt, "prompt")
-            warnings += found
-            if "negative_prompt" in settings:
-                settings["negative_prompt"], found = _plain(manifest, settings["negative_prompt"], "negative prompt")
-                warnings += found
+            warnings += found if with_prompt else []
+            negative, found = _plain(manifest, infotext.negative_prompt or "", "negative prompt")
+            warnings += [] if "negative_prompt" in asked else found
+            settings = {**settings, "negative_prompt": negative or None}
     _check_sources(manifest, parameters, asked)
     warnings += _fit_guidance(manifest, settings, bool(parameters.facts))
     warnings += _fit_sampler(bundle, settings, named, asked)
@@ -141,9 +144,9 @@ def _other_facts(manifest: Manifest, facts: Mapping[str, Any], asked: Mapping[st
 def _other_program(manifest: Manifest, infotext: Infotext, taken: Mapping[str, Any]) -> list[str]:
     """What a web UI's picture was drawn with that is not here; ``taken`` are the settings taken from it."""
     settings, found = infotext.settings, []
-    program = settings.get("Version") or "a web UI"
     if not infotext.ours:
-        found.append(f"the picture was made by {program}, whose noise is another: expect one that is alike at most")
+        version = f" ({settings['Version']})" if settings.get("Version") else ""
+        found.append(f"the picture was made by a web UI{version}, whose noise is another: expect one alike at most")
     width, _, height = settings.get("Size", "").partition("x")
     if width.isdecimal() and height.isdecimal():
         found += _other_size(manifest, int(width), int(height))
@@ -290,6 +293,8 @@ def _fit_sampler(
         if schedule is not None and steps in table.steps.tolist() and not follows(table, steps, schedule):
             here = schedule_name(table, steps) or "one that web UIs have no name for"
             found.append(f"the picture's schedule was {schedule}, that of this bundle's {table.sampler} is {here}")
+    if "steps" not in asked:
+        _check_steps(table, settings.get("steps"))
     if table.eta is None and "eta" not in asked:
         settings.pop("eta", None)
     return found
@@ -300,32 +305,38 @@ def _table(
 ) -> SamplerTable:
     """The table whose sampler and schedule are nearest to the picture's."""
     name, (plain, schedule) = named["sampler"], split_name(str(named["sampler"]), named.get("schedule"))
-    tables = [bundle.sampler(each) for each in bundle.manifest.samplers]
+    tables = [bundle.sampler(each) for each in sorted(bundle.manifest.samplers)]
     alike = [table for table in tables if table.sampler == name]
     alike = alike or [table for table in tables if sampler_name(table).casefold() == plain.casefold()]
     if not alike:
-        names = {sampler_name(table): table.sampler for table in tables}
-        near = difflib.get_close_matches(plain, names, 1, 0.5)
-        advice = f"Give --sampler {names[near[0]]}, the nearest there is" if near else "Give --sampler NAME"
+        near = difflib.get_close_matches(plain, [sampler_name(table) for table in tables], 1, 0.5)
+        nearest = [table for table in tables if sampler_name(table) in near]
+        advice = f"Give --sampler {_first(nearest, schedule).sampler}, the nearest there is" if near else ""
+        makes = next((ours for ours, web in NAMES.items() if web == plain), None)
+        build = "" if makes is None else f"; or build the bundle with {makes}"
         raise InputError(
             "This bundle does not have the picture's sampler.",
-            given=f"{name}, which is none of {', '.join(sorted(names.values()))}",
-            advice=f"{advice}, for a picture that differs; or build the bundle with the sampler.",
+            given=f"{name}, which is none of {', '.join(table.sampler for table in tables)}",
+            advice=f"{advice or 'Give --sampler NAME'}, for a picture that differs{build}.",
         )
     steps = asked.get("steps", settings.get("steps"))
     able = [table for table in alike if steps is None or steps in table.steps.tolist()]
-    if not able:
-        if "steps" in asked:
-            return alike[0]  # which says so itself
-        raise _no_steps(alike[0], steps)
-    followed = [table for table in able if steps is not None and schedule and follows(table, steps, schedule)]
-    plainer = [table for table in able if not table.sampler.endswith("_karras")]
-    return (followed or plainer or able)[0]
+    return _first(able or alike, schedule, steps if able else None)
 
 
-def _no_steps(table: SamplerTable, steps: int) -> InputError:
+def _first(tables: Sequence[SamplerTable], schedule: str | None, steps: int | None = None) -> SamplerTable:
+    """The first table of this schedule, else one whose name names none."""
+    followed = [table for table in tables if schedule and follows(table, steps or int(table.steps[-1]), schedule)]
+    plainer = [table for table in tables if not table.sampler.endswith("_karras")]
+    return (followed or plainer or list(tables))[0]
+
+
+def _check_steps(table: SamplerTable, steps: object) -> None:
+    """Refuses the picture's number of steps where there is no table for it, with the nearest."""
+    if not isinstance(steps, int) or steps in table.steps.tolist():
+        return
     nearest = min(table.steps.tolist(), key=lambda count: abs(count - steps))
-    return InputError(
+    raise InputError(
         "This bundle has no table for the picture's number of steps.",
         given=f"{steps} steps of {table.sampler}",
         advice=f"Give --steps {nearest}, the nearest there is, or build the bundle with {steps}.",

@@ -1,276 +1,56 @@
-"""Pictures drawn again from what they say of themselves: ours to the same pixels, others as near as the bundle can."""
+"""A web UI's picture for a bundle: the sampler and settings that are nearest, and what will not be the same."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import toy
 import toy_pictures
+import web_ui
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from hidiff_runtime import bundle as bundle_module
-from hidiff_runtime import cli
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.like import Likeness, settings_like
-from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.pictures.reading import read_parameters
-from hidiff_runtime.safetensors import write
 
-KARRAS = {"config": json.dumps({"use_karras_sigmas": True, "num_train_timesteps": 1000})}
-Run = Callable[..., int]
 Like = Callable[..., Likeness]
-
-
-def add_samplers(folder: Path, **recipe: Any) -> Path:
-    """Adds samplers that web UIs know; toy tables have the timesteps of ``Uniform``."""
-    manifest = Manifest.read(folder)
-    tables = {name: toy.table(name) for name in ("euler", "dpmpp_2m", "dpmpp_2m_karras")}
-    tables["dpmpp_2m_karras"] = dataclasses.replace(tables["dpmpp_2m_karras"], origin=KARRAS)
-    for name, table in tables.items():
-        table.write(folder / f"samplers/{name}.safetensors")
-    samplers = {**manifest.samplers, **{name: f"samplers/{name}.safetensors" for name in tables}}
-    toy.seal(folder, dataclasses.replace(manifest, samplers=samplers, recipe={**manifest.recipe, **recipe}))
-    return folder
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("bundles")
-    kinds = {
-        "sd": toy.Toy(),
-        "sdxl": toy.Toy(sdxl=True),
-        "batch": toy.Toy(batch=2),
-        "control": toy.Toy(control=True),
-        "unguided": toy.Toy(guidance=False),
-    }
-    made = {name: add_samplers(toy_pictures.make(home / name, kind)) for name, kind in kinds.items()}
+    kinds = {"sd": toy.Toy(), "sdxl": toy.Toy(sdxl=True), "unguided": toy.Toy(guidance=False)}
+    made = {name: toy_pictures.add_samplers(toy_pictures.make(home / name, kind)) for name, kind in kinds.items()}
     lora = [{"path": "loras/ink.safetensors", "scale": 0.5}]
-    made["lora"] = add_samplers(toy_pictures.make(home / "lora"), source="models/mine.safetensors", lora=lora)
-    made["chunks"] = add_samplers(toy_pictures.make(home / "chunks", chunks=2))
-    other = add_samplers(toy_pictures.make(home / "other"), source="org/other")
-    write(
-        other / "unet/weights.safetensors", {name: array * 2 for name, array in toy.stored_weights(toy.Toy()).items()}
+    made["lora"] = toy_pictures.add_samplers(
+        toy_pictures.make(home / "lora"), source="models/mine.safetensors", lora=lora
     )
-    toy.seal(other)
-    made["other"] = other
+    made["chunks"] = toy_pictures.add_samplers(toy_pictures.make(home / "chunks", chunks=2))
     return made
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    size = (toy_pictures.HEIGHT, toy_pictures.WIDTH, 3)
-    Image.fromarray(np.random.RandomState(0).randint(0, 256, size).astype(np.uint8)).save("image.png")
-    Image.new("L", size[1::-1], 255).save("mask.png")
-    return tmp_path
-
-
-@pytest.fixture
-def generate(folders: dict[str, Path], work: Path, monkeypatch: pytest.MonkeyPatch) -> Run:  # noqa: ARG001 - made ready
-    real = bundle_module.open
-
-    def opened(folder: Path, *, backend: str | None, **options: Any) -> Bundle:
-        assert backend is None
-        return real(folder, backend=toy_pictures.Backend(), **options)
-
-    monkeypatch.setattr(bundle_module, "open", opened)
-
-    def run(*arguments: str, bundle: str = "sd") -> int:
-        return cli.main(["generate", str(folders[bundle]), *arguments])
-
-    return run
-
-
-@pytest.fixture
-def like(folders: dict[str, Path], work: Path) -> Iterator[Like]:
+def like(folders: dict[str, Path], tmp_path: Path) -> Iterator[Like]:
     """What a bundle is asked for a web UI's text."""
     opened: list[Bundle] = []
 
-    def ask(text: str, bundle: str = "sd", **given: Any) -> Likeness:
-        chunks = PngInfo()
-        chunks.add_text("parameters", text)
-        Image.new("RGB", (8, 8)).save(work / "web.png", pnginfo=chunks)
+    def ask(text: str, bundle: str = "sd", *, with_prompt: bool = True, **given: Any) -> Likeness:
         opened.append(bundle_module.open(folders[bundle], backend=toy_pictures.Backend()))
-        return settings_like(opened[-1], read_parameters(work / "web.png"), given)
+        read = read_parameters(web_ui.png(tmp_path / "web.png", parameters=text))
+        return settings_like(opened[-1], read, given, with_prompt=with_prompt)
 
     yield ask
     for bundle in opened:
         bundle.close()
 
 
-def pixels(path: str) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
-
-
-def facts(path: str) -> dict[str, Any]:
-    with Image.open(path) as picture:
-        return dict(json.loads(picture.info["hidiff"]))
-
-
-def web(prompt: str = "a boat", **settings: str) -> str:
-    told = {
-        "Steps": "4",
-        "Sampler": "Euler",
-        "CFG scale": "7",
-        "Seed": "5",
-        "Size": "64x48",
-        "Model": "toy",
-        **settings,
-    }
-    return f"{prompt}\n" + ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in told.items())
-
-
-EXACT: dict[str, tuple[str, list[str], list[str]]] = {
-    "everything": (
-        "sd",
-        ["-n", "fog", "--steps", "5", "--sampler", "dpmpp_2m_karras", "--guidance", "3", "--clip-skip", "2"],
-        [],
-    ),
-    "an image": ("sd", ["--steps", "6", "--strength", "0.6", "--sampler", "noisy"], ["--image", "image.png"]),
-    "a mask": ("sd", ["--steps", "6", "--strength", "0.8"], ["--image", "image.png", "--mask", "mask.png"]),
-    "sizes": ("sdxl", ["--steps", "3", "--original-size", "200x100", "--crop", "4,3", "--target-size", "60x50"], []),
-    "sizes with an image": ("sdxl", ["--steps", "8", "--crop", "4,3"], ["--image", "image.png"]),
-    "an empty negative prompt": ("sdxl", ["--steps", "3", "-n", ""], []),
-    "a control image": ("control", ["--steps", "3", "--conditioning-scale", "0.5"], ["--control", "image.png"]),
-    "no guidance": ("unguided", ["--steps", "3"], []),
-    "chunks": ("chunks", ["--steps", "3", "--long-prompt", "chunk"], []),
-}
-
-
-@pytest.mark.parametrize("case", EXACT)
-def test_our_own_picture_is_drawn_again_to_the_same_pixels(
-    generate: Run, capsys: pytest.CaptureFixture[str], case: str
-) -> None:
-    bundle, options, pictures = EXACT[case]
-    prompt = "a boat\nNegative prompt: x\nSteps: 1, Sampler: y, Seed: 2"  # nothing of it is taken for settings
-    assert generate("-p", prompt, "--seed", "7", *options, *pictures, "-o", "first.png", bundle=bundle) == 0
-    capsys.readouterr()
-    assert generate("--like", "first.png", *pictures, "-o", "again.png", bundle=bundle) == 0
-    assert "warning" not in capsys.readouterr().err
-    assert np.array_equal(pixels("first.png"), pixels("again.png"))
-    assert facts("first.png") == facts("again.png")
-    assert generate("--like", "first.png", *pictures, "--seed", "8", "-o", "other.png", bundle=bundle) == 0
-    assert not np.array_equal(pixels("first.png"), pixels("other.png"))
-
-
-def test_options_win_and_the_rest_is_the_pictures(generate: Run) -> None:
-    run = ["-p", "a boat", "-n", "fog", "--seed", "7", "--steps", "5", "--sampler", "noisy", "--clip-skip", "2"]
-    assert generate(*run, "--guidance", "3", "-o", "first.png") == 0
-    changed = ["-p", "a tree", "--seed", "0", "--clip-skip", "0", "--sampler", "euler"]
-    assert generate("--like", "first.png", *changed, "-o", "other.png") == 0
-    found = facts("other.png")
-    wanted = {"prompt": "a tree", "seed": 0, "sampler": "euler", "steps": 5, "guidance_scale": 3.0}
-    assert {name: found[name] for name in wanted} == wanted
-    assert found["negative_prompt"] == "fog"
-    assert "clip_skip" not in found
-
-
-def test_prompts_of_a_file_take_a_pictures_settings(generate: Run, work: Path) -> None:
-    assert generate("-p", "a boat", "--seed", "7", "--steps", "5", "-o", "first.png") == 0
-    (work / "prompts.txt").write_text('a tree\n{"prompt": "a cat", "seed": 1}\n')
-    assert generate("--like", "first.png", "--prompts", "prompts.txt", "-o", "made/") == 0
-    found = [facts(f"made/00{index}.png") for index in (0, 1)]
-    assert [(each["prompt"], each["seed"], each["steps"]) for each in found] == [("a tree", 7, 5), ("a cat", 1, 5)]
-
-
-def test_a_picture_without_its_exact_text_is_drawn_from_the_other(
-    generate: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = [
-        "-p",
-        "a boat",
-        "-n",
-        "fog",
-        "--seed",
-        "7",
-        "--steps",
-        "5",
-        "--sampler",
-        "dpmpp_2m_karras",
-        "--clip-skip",
-        "2",
-    ]
-    for bundle in ("sd", "sdxl"):
-        assert generate(*run, "-o", f"{bundle}.png", bundle=bundle) == 0
-        with Image.open(f"{bundle}.png") as picture:
-            chunks = PngInfo()
-            chunks.add_text("parameters", picture.info["parameters"])
-            assert f"Clip skip: {4 if bundle == 'sdxl' else 3}" in picture.info["parameters"]
-            picture.save("stripped.png", pnginfo=chunks)
-        capsys.readouterr()
-        assert generate("--like", "stripped.png", "-o", f"{bundle}-again.png", bundle=bundle) == 0
-        assert "warning" not in capsys.readouterr().err
-        assert np.array_equal(pixels(f"{bundle}.png"), pixels(f"{bundle}-again.png"))
-
-
-def test_warnings_are_lines_and_in_json(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate("-p", "a boat", "--steps", "3", "-o", "first.png") == 0
-    capsys.readouterr()
-    assert generate("--like", "first.png", "--json", "-o", "other.png", bundle="other") == 0
-    out, err = capsys.readouterr()
-    told = json.loads(out)["warnings"]
-    assert len(told) == 1
-    assert told[0].startswith("the picture was drawn with the weights of sd15 (")
-    assert "this bundle has those of other (" in told[0]
-    assert f"warning: {told[0]}\n" in err
-    assert generate("--like", "first.png", "--dry-run", "--json", "-o", "dry.png", bundle="other") == 0
-    assert json.loads(capsys.readouterr().out)["warnings"] == told
-    assert generate("-p", "x", "--steps", "1", "--json", "-o", "plain.png") == 0
-    assert json.loads(capsys.readouterr().out)["warnings"] == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "warning"),
-    [
-        ({"width": 512}, "the picture is 512x48, this bundle draws 64x48"),
-        ({"precision": "float16"}, "computed in float16, this bundle computes in float32"),
-        ({"batch": 2, "index": 1}, "number 2 of a batch of 2, this bundle draws 1 at once"),
-        ({"phases": {"windowed": [0, 3]}}, "other phases of HiDiffusion"),
-        ({"phases": {"windowed": [0, 10**12]}}, "other phases of HiDiffusion"),
-        ({"phases": {"windowed": "all"}}, "other phases of HiDiffusion"),
-        (
-            {"model_sha256": "f" * 64, "model": "x", "lora": [{"name": "ink", "scale": 0.5}]},
-            "the weights of x with ink at 0.5 (ffffffffff), this bundle has those of sd15 (",
-        ),
-        (
-            {"schedule": "SGM Uniform", "sampler": "euler"},
-            "schedule was SGM Uniform, that of this bundle's euler is Uniform",
-        ),
-    ],
-)
-def test_what_another_bundle_drew_is_drawn_with_a_warning(
-    generate: Run, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], warning: str
-) -> None:
-    assert generate("-p", "a boat", "--steps", "4", "-o", "first.png") == 0
-    chunks = PngInfo()
-    chunks.add_text("hidiff", json.dumps({**facts("first.png"), **changes}))
-    Image.new("RGB", (8, 8)).save("changed.png", pnginfo=chunks)
-    capsys.readouterr()
-    assert generate("--like", "changed.png", "-o", "again.png") == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert len(told) == 1
-    assert warning in told[0]
-
-
-def test_all_pictures_of_a_batch_are_drawn_again(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate("-p", "a boat", "--steps", "3", "--seed", "7", "-o", "{seed}-{index}.png", bundle="batch") == 0
-    capsys.readouterr()
-    assert generate("--like", "7-001.png", "-o", "again-{index}.png", bundle="batch") == 0
-    assert "number 2 of a batch of 2; all of them are drawn" in capsys.readouterr().err
-    assert np.array_equal(pixels("7-001.png"), pixels("again-001.png"))
-
-
 def test_a_web_uis_picture_is_drawn_as_near_as_can_be(like: Like) -> None:
-    text = web(Sampler="DPM++ 2M", Schedule_type="Karras", Clip_skip="2", Version="v1.10.1")
+    text = web_ui.text(Sampler="DPM++ 2M", Schedule_type="Karras", Clip_skip="2", Version="v1.10.1")
     found = like(text.replace("\nSteps", "\nNegative prompt: fog\nSteps"))
     assert found.prompt == "a boat"
     assert found.settings == {
@@ -282,7 +62,7 @@ def test_a_web_uis_picture_is_drawn_as_near_as_can_be(like: Like) -> None:
         "clip_skip": 1,
     }
     assert found.warnings == (
-        "the picture was made by v1.10.1, whose noise is another: expect one that is alike at most",
+        "the picture was made by a web UI (v1.10.1), whose noise is another: expect one alike at most",
         "the picture was drawn with toy, this bundle was built from sd15",
         "Clip skip is for the prompt alone here, web UIs skip layers in the negative prompt too",
     )
@@ -307,19 +87,19 @@ def test_a_web_uis_picture_is_drawn_as_near_as_can_be(like: Like) -> None:
 def test_the_sampler_is_the_one_of_the_same_schedule(
     like: Like, sampler: str, schedule: str | None, expected: str, warned: bool
 ) -> None:
-    found = like(web(Sampler=sampler, **({} if schedule is None else {"Schedule_type": schedule})))
+    found = like(web_ui.text(Sampler=sampler, **({} if schedule is None else {"Schedule_type": schedule})))
     assert found.settings["sampler"] == expected
     assert any("schedule" in warning for warning in found.warnings) is warned
 
 
 @pytest.mark.parametrize(("bundle", "layer", "skipped"), [("sd", 2, 1), ("sd", 1, 0), ("sdxl", 2, 0), ("sdxl", 3, 1)])
 def test_clip_skip_is_counted_by_the_bundles_family(like: Like, bundle: str, layer: int, skipped: int) -> None:
-    assert like(web(Clip_skip=str(layer)), bundle).settings["clip_skip"] == skipped
+    assert like(web_ui.text(Clip_skip=str(layer)), bundle).settings["clip_skip"] == skipped
 
 
 def test_networks_in_the_prompt_are_no_words(like: Like) -> None:
     text = "a boat, <lora:ink:0.5>, (red:1.2), <lora:oil:0.80:0.4>, <hypernet:old>"
-    found = like(web(text), "lora")
+    found = like(web_ui.text(text), "lora")
     assert found.prompt == "a boat, , (red:1.2)"
     told = "\n".join(found.warnings)
     assert "ink" not in told  # which the bundle was built with, at this scale
@@ -327,92 +107,46 @@ def test_networks_in_the_prompt_are_no_words(like: Like) -> None:
     assert "the prompt adds old at 1, which" in told
     assert "read as words here, such as '(red:1.2)'" in told
     assert "adds ink at 1.0, this bundle was built with it at 0.5" in "\n".join(
-        like(web("x <lora:ink:1.0>"), "lora").warnings
+        like(web_ui.text("x <lora:ink:1.0>"), "lora").warnings
     )
-    assert not any("words" in warning for warning in like(web("a boat (small), [red], 16:9")).warnings)
+    assert not any("words" in warning for warning in like(web_ui.text("a boat (small), [red], 16:9")).warnings)
 
 
 def test_what_bundles_have_nothing_like_is_left_out_by_name(like: Like) -> None:
     extras = {"Denoising_strength": "0.4", "Hires_upscale": "2", "Hires_steps": "10", "ADetailer_model": "face"}
-    found = like(web(**extras))
+    found = like(web_ui.text(**extras))
     assert "left out, as bundles have nothing like it: Hires upscale, Hires steps, ADetailer model" in found.warnings
     assert "strength" not in found.settings  # it is of the second pass
-    assert "the picture is 512x768, this bundle draws 64x48" in like(web(Size="512x768")).warnings
-    told = like(web(), "unguided", guidance_scale=None)
+    assert "the picture is 512x768, this bundle draws 64x48" in like(web_ui.text(Size="512x768")).warnings
+    told = like(web_ui.text(), "unguided", guidance_scale=None)
     assert "left out, as this bundle was built without guidance: guidance 7" in told.warnings
-    assert like(web(), "chunks").settings["long_prompt"] == "chunk"
+    assert like(web_ui.text(), "chunks").settings["long_prompt"] == "chunk"
+    assert like(web_ui.text("a boat\nNegative prompt: <lora:x:1>")).settings["negative_prompt"] is None
     bare = like("a boat\nSteps: 4, Seed: 5, Size: 64x48")
     assert "the picture does not name its sampler; this bundle's plain is taken" in bare.warnings
 
 
 def test_a_picture_from_an_image_takes_its_strength(like: Like) -> None:
     image = Image.new("RGB", (64, 48))
-    assert like(web(Denoising_strength="0.4"), image=image).settings["strength"] == 0.4
-    assert like(web(Eta_DDIM="0.5")).settings.get("eta") is None  # toy samplers take none
+    assert like(web_ui.text(Denoising_strength="0.4"), image=image).settings["strength"] == 0.4
 
 
-BAD: dict[str, tuple[str, dict[str, str], list[str], list[str]]] = {
-    "no such sampler": (
-        "sd",
-        {"Sampler": "DPM++ SDE"},
-        [],
-        ["DPM++ SDE, which is none of dpmpp_2m", "--sampler dpmpp_2m", "differs"],
-    ),
-    "no sampler like it": ("sd", {"Sampler": "Restart"}, [], ["Restart, which is none of", "Give --sampler NAME,"]),
-    "no such steps": ("sd", {"Steps": "30"}, [], ["30 steps of euler", "Give --steps 12, the nearest there is"]),
-    "an image that is not given": ("sd", {"Denoising strength": "0.5"}, [], ["with an image", "--image FILE"]),
-    "a mask that is not given": (
-        "sd",
-        {"Denoising strength": "0.5", "Mask blur": "4"},
-        ["--image", "image.png"],
-        ["with a mask", "--mask FILE"],
-    ),
-    "no number": ("sd", {"Clip skip": "two"}, [], ["Clip skip is not a whole number", "Clip skip: two"]),
-    "too many layers": ("sd", {"Clip skip": "9"}, [], ["clip_skip must be a whole number from 0 to 4"]),
-    "steps asked for": ("sd", {}, ["--steps", "99"], ["no table for this number of steps"]),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_drawn_is_refused_with_the_nearest_there_is(
-    generate: Run, work: Path, capsys: pytest.CaptureFixture[str], case: str
-) -> None:
-    bundle, changes, options, messages = BAD[case]
-    chunks = PngInfo()
-    chunks.add_text("parameters", web(**changes))
-    Image.new("RGB", (8, 8)).save(work / "web.png", pnginfo=chunks)
-    assert generate("--like", "web.png", *options, "-o", "out.png", bundle=bundle) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    for message in messages:
-        assert message in err
-    assert not (work / "out.png").exists()
-
-
-def test_options_make_drawable_what_a_picture_asks_in_vain(generate: Run, work: Path) -> None:
-    chunks = PngInfo()
-    chunks.add_text("parameters", web(Steps="30", Sampler="DPM++ SDE"))
-    Image.new("RGB", (8, 8)).save(work / "web.png", pnginfo=chunks)
-    assert generate("--like", "web.png", "--steps", "12", "--sampler", "dpmpp_2m", "-o", "out.png") == 0
-    assert (facts("out.png")["steps"], facts("out.png")["sampler"]) == (12, "dpmpp_2m")
-
-
-def test_a_picture_of_a_controlnet_needs_a_bundle_with_one(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate("-p", "x", "--steps", "2", "--control", "image.png", "-o", "first.png", bundle="control") == 0
-    assert generate("--like", "first.png", "-o", "a.png", bundle="control") == 2
-    assert "with a control image, which is not in its file" in capsys.readouterr().err
-    assert generate("--like", "first.png", "-o", "a.png") == 2
-    assert "drawn with a ControlNet, which this bundle does not have" in capsys.readouterr().err
-
-
-def test_sizes_of_sdxl_do_not_stop_another_family(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate("-p", "x", "--steps", "2", "--crop", "4,3", "-o", "first.png", bundle="sdxl") == 0
-    assert generate("--like", "first.png", "-o", "other.png") == 0
-    assert "the picture is of sdxl, this bundle of sd15" in capsys.readouterr().err
+def test_eta_is_ddims(like: Like) -> None:
+    assert like(web_ui.text(Sampler="DDIM", Eta_DDIM="0.5")).settings["eta"] == 0.5
+    assert "eta" not in like(web_ui.text(Sampler="Euler", Eta_DDIM="0.5")).settings
+    assert "eta" not in like(web_ui.text(Sampler="DDIM", Eta_DDIM="0.5"), sampler="euler").settings
 
 
 def test_a_sampler_by_our_name_is_found_by_the_web_uis(folders: dict[str, Path], like: Like) -> None:
     assert folders["sd"].is_dir()
-    assert like(web(Sampler="dpmpp_2m_karras")).settings["sampler"] == "dpmpp_2m_karras"
+    assert like(web_ui.text(Sampler="dpmpp_2m_karras")).settings["sampler"] == "dpmpp_2m_karras"
     with pytest.raises(InputError, match="does not have the picture's sampler"):
-        like(web(Sampler="heun"))
+        like(web_ui.text(Sampler="heun"))
+
+
+def test_markup_of_a_prompt_that_is_not_drawn_is_not_told(like: Like) -> None:
+    text = web_ui.text("(red:1.2)\nNegative prompt: (fog:1.3)")
+    told = [warning for warning in like(text).warnings if "words" in warning]
+    assert [text.split(" in the ")[1].split(" are")[0] for text in told] == ["prompt", "negative prompt"]
+    told = like(text, negative_prompt="x", with_prompt=False).warnings
+    assert not any("words" in warning for warning in told)

@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("There is no prompt.", advice="Give -p TEXT, --prompts FILE or --like PICTURE.")
     with open_bundle(options, **({"verify": "size"} if options.dry_run else {})) as bundle:
         pipeline = Pipeline(bundle)
-        like = likeness(bundle, told, _settings(options))
+        like = likeness(bundle, told, _settings(options), with_prompt=not asked)
         requests = _requests(pipeline, options, asked or [Prompt(like.prompt)], like.settings)
         batch = bundle.manifest.batch
         seeds = [request.settings.seed for request in requests for _ in range(batch)]

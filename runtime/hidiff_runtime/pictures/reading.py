@@ -21,8 +21,8 @@ _UTF16, _ASCII, _UNDEFINED = b"UNICODE\0", b"ASCII\0\0\0", b"\0" * 8
 """What an EXIF comment begins with, by its encoding."""
 
 _OTHERS = {
-    "workflow": ("ComfyUI", "its workflow is a graph of nodes, which names no settings"),
-    "prompt": ("ComfyUI", "its workflow is a graph of nodes, which names no settings"),
+    "workflow": ("ComfyUI", "its workflow is a graph of nodes, not a list of settings"),
+    "prompt": ("ComfyUI", "its workflow is a graph of nodes, not a list of settings"),
     "invokeai_metadata": ("InvokeAI", "its settings are JSON of its own"),
     "invokeai_graph": ("InvokeAI", "its settings are JSON of its own"),
     "sd-metadata": ("InvokeAI", "its settings are JSON of its own"),
@@ -56,13 +56,6 @@ class PictureParameters:
     settings: Mapping[str, Any]
     facts: Mapping[str, Any]
     infotext: Infotext | None
-
-    @property
-    def program(self) -> str:
-        """What made it."""
-        if self.facts or self.infotext is None:
-            return str(self.facts.get("version", "hidiff-runtime"))
-        return self.infotext.settings.get("Version") or "a web UI"
 
 
 def read_parameters(path: str | Path) -> PictureParameters:
@@ -159,7 +152,7 @@ def _of_web_ui(texts: Mapping[str, str], comment: str | None) -> PictureParamete
         name = (
             "SwarmUI" if "sui_image_params" in text else "Fooocus" if "fooocus_scheme" in texts else "another program"
         )
-        raise _not_read(name, "its settings are JSON of its own", text)
+        raise _not_read(name, "its settings are JSON of its own", PARAMETERS)
     infotext = read_infotext(text)
     return PictureParameters(infotext.prompt, _web_settings(infotext), {}, infotext)
 
@@ -209,10 +202,10 @@ def _decoded(found: object) -> str | None:
 def _foreign(texts: Mapping[str, str]) -> InputError:
     """What a picture without the text is: another program's, or one that says nothing."""
     if texts.get("Software") == "NovelAI":
-        return _not_read("NovelAI", "its settings are JSON of its own", texts.get("Comment", ""))
+        return _not_read("NovelAI", "its settings are JSON of its own", "Comment")
     for key, (program, reason) in _OTHERS.items():
         if key in texts:
-            return _not_read(program, reason, texts[key])
+            return _not_read(program, reason, key)
     kept = f"its text is {', '.join(sorted(texts))}" if texts else "it has no text at all"
     return InputError(
         "The picture does not say how it was made.",
@@ -221,10 +214,10 @@ def _foreign(texts: Mapping[str, str]) -> InputError:
     )
 
 
-def _not_read(program: str, reason: str, text: str) -> InputError:
+def _not_read(program: str, reason: str, chunk: str) -> InputError:
     return InputError(
         f"The picture was made by {program}: {reason}.",
-        given=repr(text[:60]),
+        given=f"its text {chunk}",
         advice="Give the prompt and the settings as options.",
     )
 
