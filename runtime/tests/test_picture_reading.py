@@ -126,6 +126,7 @@ FOREIGN: dict[str, tuple[dict[str, str], str]] = {
     "a seed of text": ({"hidiff": json.dumps({**OURS, "seed": "3"})}, "seed is '3', expected a whole number"),
     "a list of samplers": ({"hidiff": json.dumps({**OURS, "sampler": []})}, "sampler is [], expected text"),
     "a width of text": ({"hidiff": json.dumps({**OURS, "width": "64"})}, "width is '64'"),
+    "a schedule that is no text": ({"hidiff": json.dumps({**OURS, "schedule": 1})}, "schedule is 1, expected text"),
     "five sizes": ({"hidiff": json.dumps({**OURS, "time_ids": [1] * 5})}, "time_ids is [1, 1, 1, 1, 1], expected 6"),
     "sizes that are no numbers": ({"hidiff": json.dumps({**OURS, "time_ids": [float("nan")] * 6})}, "time_ids is [nan"),
     "phases as a list": ({"hidiff": json.dumps({**OURS, "phases": []})}, "phases is []"),

@@ -102,9 +102,13 @@ def _ours(text: str, infotext: str | None) -> PictureParameters:
 
 def _check_facts(facts: Mapping[str, Any]) -> None:
     """Refuses facts beside the settings that a bundle cannot be compared with."""
-    for name in ("width", "height", "batch", "index"):
-        if name in facts:
-            _typed(facts, name, int)
+    kinds = {
+        str: ("schedule", "model", "model_sha256", "family", "precision"),
+        int: ("width", "height", "batch", "index"),
+    }
+    for kind, names in kinds.items():
+        for name in facts.keys() & set(names):
+            _typed(facts, name, kind)
     for name, kind in (("given", list), ("lora", list), ("phases", dict), ("weights", dict)):
         if not isinstance(facts.get(name, kind()), kind):
             raise _malformed(f"{name} is {facts[name]!r}")
