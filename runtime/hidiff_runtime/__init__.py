@@ -22,9 +22,11 @@ if TYPE_CHECKING:
         ParityError,
         StorageError,
     )
+    from hidiff_runtime.like import Likeness, settings_like
     from hidiff_runtime.manifest import Manifest
     from hidiff_runtime.phases import Phase, PhaseKind, PhasePlan
     from hidiff_runtime.pictures.png import save_png
+    from hidiff_runtime.pictures.reading import PictureParameters, read_parameters
     from hidiff_runtime.pipeline import PictureStep, Pipeline, Result
     from hidiff_runtime.proof.replay import CheckReport, check
     from hidiff_runtime.proof.verdict import Bound, Verdict
@@ -46,11 +48,13 @@ __all__ = [
     "Expired",
     "HidiffError",
     "InputError",
+    "Likeness",
     "Manifest",
     "ParityError",
     "Phase",
     "PhaseKind",
     "PhasePlan",
+    "PictureParameters",
     "PictureStep",
     "Pipeline",
     "Request",
@@ -64,7 +68,9 @@ __all__ = [
     "__version__",
     "check",
     "open",
+    "read_parameters",
     "save_png",
+    "settings_like",
 ]
 
 _HOMES = {
@@ -80,10 +86,12 @@ _HOMES = {
         "ParityError",
         "StorageError",
     ),
+    "like": ("Likeness", "settings_like"),
     "manifest": ("Manifest",),
     "phases": ("Phase", "PhaseKind", "PhasePlan"),
     "pipeline": ("PictureStep", "Pipeline", "Result"),
     "pictures.png": ("save_png",),
+    "pictures.reading": ("PictureParameters", "read_parameters"),
     "proof.replay": ("CheckReport", "check"),
     "request": ("Request", "Settings"),
     "rng": ("TorchGenerator",),

@@ -206,8 +206,9 @@ class Pipeline:
             started = time.perf_counter()
             latents = self._denoise(request, embeds, callback)
             images = to_pictures(vae.decode(self.bundle, latents, progress=progress))
+            table = self.bundle.sampler(request.settings.sampler)
             for index, image in enumerate(images):
-                image.info.update(describe(self.bundle.manifest, request, index, cut))
+                image.info.update(describe(self.bundle.manifest, table, request, index, cut))
             yield Result(request, images, cut, time.perf_counter() - started)
 
     def close(self) -> None:

@@ -257,7 +257,7 @@ def _check_text_options(manifest: Manifest, settings: Settings) -> None:
 def _guidance(manifest: Manifest, settings: Settings) -> float:
     """Defaults of diffusers' pipelines: 5 for SDXL, except for inpainting without a ControlNet, and 7.5 for others."""
     inpainting = settings.mask is not None and settings.control_image is None
-    return 5.0 if _is_sdxl(manifest) and not inpainting else 7.5
+    return 5.0 if takes_sizes(manifest) and not inpainting else 7.5
 
 
 def _strength(manifest: Manifest, settings: Settings) -> float:
@@ -265,8 +265,8 @@ def _strength(manifest: Manifest, settings: Settings) -> float:
     if settings.strength is not None:
         return float(settings.strength) if is_finite(settings.strength) else settings.strength
     if settings.mask is not None:
-        return 0.9999 if _is_sdxl(manifest) else 1.0
-    return 0.3 if _is_sdxl(manifest) and settings.control_image is None else 0.8
+        return 0.9999 if takes_sizes(manifest) else 1.0
+    return 0.3 if takes_sizes(manifest) and settings.control_image is None else 0.8
 
 
 def _steps_taken(bundle: Bundle, settings: Settings) -> int:
@@ -280,7 +280,7 @@ def _time_ids(manifest: Manifest, settings: Settings) -> tuple[Array | None, Arr
     """SDXL's conditioning on sizes (height, width) and crop (top, left), for prompts and negative prompts."""
     own = (settings.original_size, settings.target_size)
     negative = (settings.negative_original_size, settings.negative_crops, settings.negative_target_size)
-    if not _is_sdxl(manifest):
+    if not takes_sizes(manifest):
         if any(value is not None for value in (*own, *negative)) or _pair("crops", settings.crops, (0, 0)) != (0, 0):
             raise InputError(
                 "Sizes and crops condition SDXL alone.",
@@ -322,5 +322,6 @@ def _pair(name: str, given: Any, default: Size) -> Size:
     return pair
 
 
-def _is_sdxl(manifest: Manifest) -> bool:
+def takes_sizes(manifest: Manifest) -> bool:
+    """Whether the UNet is SDXL's, which is conditioned on sizes and crops."""
     return manifest.phases[0].input("time_ids") is not None

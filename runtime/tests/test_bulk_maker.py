@@ -166,7 +166,7 @@ def test_a_batch_has_a_file_for_each_picture(worker: MakeMaker, tmp_path: Path) 
         ({"image": "data:;base64,AAAA"}, "no picture that can be read"),
         ({"image": "small.png"}, "not of the bundle's size"),
         ({"control_image": "small.png"}, "no ControlNet"),
-        ({"seed": 2**64}, "not a seed"),
+        ({"seed": 2**64}, "seed must be a whole number from 0"),
     ],
 )
 def test_a_row_that_is_wrong_has_a_dead_letter(

@@ -35,6 +35,7 @@ def test_a_row_without_a_seed_has_one_that_its_id_and_the_base_alone_decide() ->
     assert [row.values["seed"] for row in first] == [seeds["a"], seeds["b"]]
     assert rows({"id": "a", "prompt": "x"}, seed=1)[0].values["seed"] != seeds["a"]
     assert rows({"id": "a", "prompt": "x", "seed": 5})[0].values["seed"] == 5
+    assert rows({"id": "a", "prompt": "x", "seed": -1})[0].values["seed"] == seeds["a"]
 
 
 SEEDS = [1397146690, 3850745400, 94549754]

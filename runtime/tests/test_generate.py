@@ -357,8 +357,9 @@ def test_without_a_library_the_command_that_installs_it_is_named(
     assert not (work / "out.png").exists()
 
 
-def test_prompts_are_needed_and_come_from_one_place(generate: Run) -> None:
-    for wrong in ([], ["-p", "x", "--prompts", "empty.txt"]):
-        with pytest.raises(SystemExit) as caught:
-            generate(*wrong, "-o", "out.png")
-        assert caught.value.code == 2
+def test_prompts_are_needed_and_come_from_one_place(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("-o", "out.png") == 2
+    assert "-p TEXT, --prompts FILE or --like PICTURE" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        generate("-p", "x", "--prompts", "empty.txt", "-o", "out.png")
+    assert caught.value.code == 2

@@ -4,48 +4,21 @@ import dataclasses
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import toy_pictures
 from PIL import Image
 
-from hidiff_runtime import Pipeline, Settings, __version__
+from hidiff_runtime import Pipeline, Settings
 from hidiff_runtime.errors import InputError, StorageError
-from hidiff_runtime.pictures.png import HIDIFF, PARAMETERS, describe, encoded, parameters, save_png
-
-FACTS: dict[str, Any] = {
-    "prompt": "a lighthouse",
-    "negative_prompt": "fog",
-    "steps": 20,
-    "sampler": "euler",
-    "guidance_scale": 7.5,
-    "seed": 3,
-    "width": 64,
-    "height": 48,
-    "model": "sdxl: mine",
-    "model_sha256": "0123456789abcdef",
-}
+from hidiff_runtime.pictures.png import HIDIFF, PARAMETERS, describe, encoded, save_png
 
 
 def picture(**info: str) -> Image.Image:
     made = Image.fromarray(np.random.RandomState(0).randint(0, 256, (48, 64, 3)).astype(np.uint8))
     made.info.update(info)
     return made
-
-
-def test_parameters_are_in_the_web_uis_form() -> None:
-    assert parameters(FACTS).split("\n") == [
-        "a lighthouse",
-        "Negative prompt: fog",
-        'Steps: 20, Sampler: euler, CFG scale: 7.5, Seed: 3, Size: 64x48, Model: "sdxl: mine", '
-        f"Model hash: 0123456789, Version: hidiff-runtime {__version__}",
-    ]
-    more = parameters({**FACTS, "negative_prompt": None, "strength": 0.6, "clip_skip": 1, "guidance_scale": None})
-    assert "Negative prompt" not in more
-    assert "CFG scale" not in more
-    assert "Denoising strength: 0.6, Clip skip: 2, Version" in more
 
 
 @pytest.mark.parametrize("prompt", ["a lighthouse", "ein Leuchtturm, größer", "灯台 at dusk 🌅"])
@@ -73,18 +46,19 @@ def test_text_that_cannot_be_encoded_is_written_out() -> None:
 
 def test_what_a_bundle_was_built_from_is_named_without_its_folder(tmp_path: Path) -> None:
     with Pipeline.open(toy_pictures.make(tmp_path / "bundle"), backend=toy_pictures.Backend()) as pipe:
-        manifest, request = pipe.bundle.manifest, pipe.request("a boat", Settings(steps=4))
+        manifest, table = pipe.bundle.manifest, pipe.bundle.sampler("plain")
+        request = pipe.request("a boat", Settings(steps=4))
     recipe = {
         "source": "/home/me/models/mine.safetensors",
         "lora": [{"path": "C:\\loras\\ink.safetensors", "scale": 0.5}],
     }
-    text = describe(dataclasses.replace(manifest, recipe=recipe), request, 0, ("the end",))
+    text = describe(dataclasses.replace(manifest, recipe=recipe), table, request, 0, ("the end",))
     facts = json.loads(text[HIDIFF])
     assert (facts["model"], facts["lora"], facts["cut"]) == ("mine", [{"name": "ink", "scale": 0.5}], ["the end"])
     assert "Model: mine, " in text[PARAMETERS]
     assert "home" not in "".join(text.values())
     for lora in ("ink", ["ink"], {"path": "ink"}):  # of no recipe there is, but not the picture's end
-        text = describe(dataclasses.replace(manifest, recipe={"lora": lora}), request, 0, ())
+        text = describe(dataclasses.replace(manifest, recipe={"lora": lora}), table, request, 0, ())
         assert "lora" not in json.loads(text[HIDIFF])
 
 

@@ -17,6 +17,7 @@ import toy
 from hidiff_runtime.manifest import GraphRecord, Manifest, TensorSpec
 from hidiff_runtime.records import TextEncoderRecord, VaeRecord
 from hidiff_runtime.safetensors import write
+from hidiff_runtime.sampler import EtaTerms
 
 TOKENS = 77
 WIDTH, HEIGHT = toy.WIDTH * 8, toy.HEIGHT * 8
@@ -24,6 +25,9 @@ SCALING_FACTOR = 0.5
 CLIP_SKIP = 4
 START, END = "<|startoftext|>", "<|endoftext|>"
 PREVIEW = ((0.5, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 0.5), (0.1, 0.1, 0.1), (0.0, 0.1, 0.0))
+
+
+KARRAS = {"config": json.dumps({"use_karras_sigmas": True, "num_train_timesteps": 1000})}
 
 
 def encode_text(record: TextEncoderRecord, inputs: toy.Arrays) -> dict[str, np.ndarray]:
@@ -202,4 +206,19 @@ def make(
     for encoder in encoders:
         tokenizer(folder / encoder.tokenizer)
     toy.seal(folder, dataclasses.replace(manifest, weights=weights))
+    return folder
+
+
+def add_samplers(folder: Path, **recipe: Any) -> Path:
+    """Adds samplers that web UIs know, and words to the recipe; toy tables have the timesteps of ``Uniform``."""
+    manifest = Manifest.read(folder)
+    tables = {name: toy.table(name) for name in ("euler", "dpmpp_2m", "dpmpp_2m_karras", "ddim")}
+    tables["dpmpp_2m_karras"] = dataclasses.replace(tables["dpmpp_2m_karras"], origin=KARRAS)
+    total = len(tables["ddim"].timesteps)
+    eta = EtaTerms(np.full((total, 2), 0.1), np.full(total, 0.5), np.full(total, 0.3))
+    tables["ddim"] = dataclasses.replace(tables["ddim"], eta=eta)
+    for name, table in tables.items():
+        table.write(folder / f"samplers/{name}.safetensors")
+    samplers = {**manifest.samplers, **{name: f"samplers/{name}.safetensors" for name in tables}}
+    toy.seal(folder, dataclasses.replace(manifest, samplers=samplers, recipe={**manifest.recipe, **recipe}))
     return folder

@@ -15,6 +15,7 @@ from hidiff_runtime.prompt_files.raw import Raw
 from hidiff_runtime.prompt_files.values import ID, Value, check_encodable, parse_value, plain_value, shown
 from hidiff_runtime.serving.fields import BY_NAME
 from hidiff_runtime.serving.messages import kind_of
+from hidiff_runtime.serving.seeds import RANDOM
 
 LONGEST_NAME = 180
 """Bytes of a picture's name without its ending; most file systems take 255."""
@@ -160,7 +161,8 @@ def _row(raw: Raw, seed: int, defaults: Mapping[str, Value], ignored: frozenset[
         if name not in BY_NAME:
             raise _unknown(name)
         values[name] = parse_value(name, given) if raw.text else plain_value(name, given)
-    values.setdefault("seed", derived_seed(seed, row_id))
+    if values.get("seed", RANDOM) == RANDOM:  # which asks for another each time, and a job has to be repeatable
+        values["seed"] = derived_seed(seed, row_id)
     return Row(raw.number, raw.where, row_id, values)
 
 

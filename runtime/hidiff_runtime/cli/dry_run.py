@@ -15,9 +15,18 @@ from hidiff_runtime.text.encoding import TokenCounter
 
 
 def describe_runs(
-    bundle: Bundle, asked: Sequence[Prompt], requests: Sequence[Request], outputs: Outputs, *, as_json: bool
+    bundle: Bundle,
+    asked: Sequence[Prompt],
+    requests: Sequence[Request],
+    outputs: Outputs,
+    *,
+    as_json: bool,
+    warned: Sequence[str] = (),
 ) -> str:
     """Every run with its prompts' tokens, its phases and its files; in words the first runs alone.
+
+    Args:
+        warned: what was said before on standard error; JSON has it too.
 
     Raises:
         InputError: a prompt does not fit the bundle.
@@ -35,7 +44,7 @@ def describe_runs(
     ]
     extra = [str(path) for path in outputs.extra]
     if as_json:
-        return json.dumps({"backend": bundle.backend, "runs": runs, "sheets": extra}, indent=2)
+        return json.dumps({"backend": bundle.backend, "runs": runs, "sheets": extra, "warnings": warned}, indent=2)
     lines = [line for facts in runs[:FIRST] for line in _lines(facts)]
     if len(runs) > FIRST:
         lines.append(f"and {len(runs) - FIRST} more runs, which --json shows")

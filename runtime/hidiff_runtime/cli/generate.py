@@ -7,13 +7,14 @@ import functools
 import json
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime.cli.opening import add_opening, open_bundle
 from hidiff_runtime.cli.output import write
+from hidiff_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +41,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def _add_prompts(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("prompts")
-    source = group.add_mutually_exclusive_group(required=True)
+    source = group.add_mutually_exclusive_group()
     source.add_argument(
         "-p", "--prompt", metavar="TEXT", action="append", help="what the picture shows; may be given again"
     )
@@ -51,19 +52,24 @@ def _add_prompts(command: argparse.ArgumentParser) -> None:
         help='prompts, by the ending: .txt (one a line), .jsonl ({"prompt": "a lighthouse", "seed": 3}), .json, '
         ".csv, .tsv, .yaml, .parquet",
     )
+    group.add_argument(
+        "--like",
+        metavar="FILE",
+        type=Path,
+        help="draw with the prompt and the settings that this picture tells of itself; options given beside it win",
+    )
     group.add_argument("-n", "--negative-prompt", metavar="TEXT", help="what the picture must not show")
-    group.add_argument("--clip-skip", type=int, default=0, metavar="N", help="text encoder layers to skip (default: 0)")
+    group.add_argument("--clip-skip", type=int, metavar="N", help="text encoder layers to skip (default: 0)")
     group.add_argument(
         "--long-prompt",
         choices=("truncate", "chunk"),
-        default="truncate",
         help="cut what is over 75 tokens, or spread it over the bundle's chunks (default: truncate)",
     )
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("run")
-    group.add_argument("--seed", type=int, default=0, help="of everything random, for each prompt (default: 0)")
+    group.add_argument("--seed", type=int, help="of everything random, for each prompt (default: 0)")
     group.add_argument("--steps", type=int, help="denoising steps (default: 50, or the nearest the bundle has)")
     group.add_argument(
         "--guidance",
@@ -72,9 +78,9 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         help="guidance scale (default: 7.5, or 5 for SDXL)",
     )
     group.add_argument("--sampler", metavar="NAME", help="one of the bundle's (default: its own)")
-    group.add_argument("--eta", type=float, default=0.0, help="of DDIM (default: 0)")
+    group.add_argument("--eta", type=float, help="of DDIM (default: 0)")
     group.add_argument("--original-size", type=_size, metavar="WxH", help="SDXL's (default: the picture's)")
-    group.add_argument("--crop", type=_place, metavar="LEFT,TOP", default=(0, 0), help="SDXL's (default: 0,0)")
+    group.add_argument("--crop", type=_place, metavar="LEFT,TOP", help="SDXL's (default: 0,0)")
     group.add_argument("--target-size", type=_size, metavar="WxH", help="SDXL's (default: the picture's)")
 
 
@@ -84,9 +90,7 @@ def _add_pictures(command: argparse.ArgumentParser) -> None:
     group.add_argument("--mask", metavar="FILE", type=Path, help="paint where this is white; needs --image")
     group.add_argument("--control", metavar="FILE", type=Path, help="what the bundle's ControlNet sees")
     group.add_argument("--strength", type=float, help="how much of the image is replaced, above 0 to 1")
-    group.add_argument(
-        "--conditioning-scale", type=float, default=1.0, metavar="SCALE", help="of the ControlNet (default: 1)"
-    )
+    group.add_argument("--conditioning-scale", type=float, metavar="SCALE", help="of the ControlNet (default: 1)")
     group.add_argument("--resize", action="store_true", help="resize pictures that are not of the bundle's size")
 
 
@@ -113,31 +117,42 @@ def _add_results(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Makes the pictures, or says what would be made."""
     from hidiff_runtime.cli.dry_run import describe_runs
+    from hidiff_runtime.cli.like import likeness
     from hidiff_runtime.cli.outputs import find_outputs
     from hidiff_runtime.cli.prompts import Prompt, read_prompts
+    from hidiff_runtime.pictures.reading import read_parameters
     from hidiff_runtime.pipeline import Pipeline
 
-    asked = read_prompts(options.prompts) if options.prompts is not None else [Prompt(text) for text in options.prompt]
+    asked: Sequence[Prompt] = (
+        [Prompt(text) for text in options.prompt or ()] if options.prompts is None else read_prompts(options.prompts)
+    )
+    told = None if options.like is None else read_parameters(options.like)
+    if told is None and not asked:
+        raise InputError("There is no prompt.", advice="Give -p TEXT, --prompts FILE or --like PICTURE.")
     with open_bundle(options, **({"verify": "size"} if options.dry_run else {})) as bundle:
         pipeline = Pipeline(bundle)
-        requests = _requests(pipeline, options, asked)
+        like = likeness(bundle, told, _settings(options), with_prompt=not asked)
+        asked = asked or [Prompt(like.prompt)]
+        requests = _requests(pipeline, options, asked, like.settings)
         batch = bundle.manifest.batch
         seeds = [request.settings.seed for request in requests for _ in range(batch)]
         many = options.prompts is not None or len(seeds) > 1
         extra = (options.sheet, options.previews)
         outputs = find_outputs(options.output, seeds, many=many, extra=extra, force=options.force)
         if options.dry_run:
-            write(describe_runs(bundle, asked, requests, outputs, as_json=options.json) + "\n", sys.stdout)
+            described = describe_runs(bundle, asked, requests, outputs, as_json=options.json, warned=like.warnings)
+            write(f"{described}\n", sys.stdout)
             return 0
-        _generate(pipeline, requests, outputs, options)
+        _generate(pipeline, requests, outputs, options, like.warnings)
     return 0
 
 
-def _requests(pipeline: Pipeline, options: argparse.Namespace, asked: Sequence[Prompt]) -> list[Request]:
+def _requests(
+    pipeline: Pipeline, options: argparse.Namespace, asked: Sequence[Prompt], shared: Mapping[str, Any]
+) -> list[Request]:
     """Every prompt with its settings, checked; the row at fault is named."""
     from hidiff_runtime.cli.prompts import located
 
-    shared = _settings(options)
     found, read = [], _reader()
     for prompt in asked:
         with located(options.prompts, prompt.where):
@@ -153,25 +168,32 @@ def _reader() -> Callable[[Path, str], Image]:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What the command line asks for all prompts, pictures as paths."""
+    """What the command line asks for all prompts, pictures as paths; what it leaves out is not there."""
     from hidiff_runtime.request import Settings
 
     named = {"guidance_scale": options.guidance, "control_image": options.control, "crops": options.crop}
     names = {field.name for field in fields(Settings)} & vars(options).keys()
-    return {**{name: getattr(options, name) for name in names}, **named}
+    given = {**{name: getattr(options, name) for name in names}, **named}
+    return {name: value for name, value in given.items() if value is not None}
 
 
-def _merged(shared: dict[str, Any], prompt: Prompt, read: Callable[[Path, str], Image]) -> Settings:
+def _merged(shared: Mapping[str, Any], prompt: Prompt, read: Callable[[Path, str], Image]) -> Settings:
     from hidiff_runtime.request import Settings
 
     given = {**shared, **prompt.settings}
     for name, called in _PICTURES.items():
-        if given[name] is not None:
+        if given.get(name) is not None:
             given[name] = read(given[name], called)
     return Settings(**given)
 
 
-def _generate(pipeline: Pipeline, requests: Sequence[Request], outputs: Outputs, options: argparse.Namespace) -> None:
+def _generate(
+    pipeline: Pipeline,
+    requests: Sequence[Request],
+    outputs: Outputs,
+    options: argparse.Namespace,
+    warned: Sequence[str],
+) -> None:
     """Makes and writes each run's pictures as they are done."""
     from hidiff_runtime.cli.steps import Progress
     from hidiff_runtime.pictures.png import save_png
@@ -202,13 +224,15 @@ def _generate(pipeline: Pipeline, requests: Sequence[Request], outputs: Outputs,
         save_png(contact_sheet(cells), options.sheet)
     if options.previews is not None:
         save_png(shown.sheet(), options.previews)
-    _tell_rest(told, outputs, as_json=options.json)
+    _tell_rest(told, outputs, warned, as_json=options.json)
 
 
-def _tell_rest(told: list[dict[str, Any]], outputs: Outputs, *, as_json: bool) -> None:
+def _tell_rest(told: list[dict[str, Any]], outputs: Outputs, warned: Sequence[str], *, as_json: bool) -> None:
     """The files beside the pictures; everything where it is to be JSON."""
     files = [str(path) for path in outputs.extra]
-    text = json.dumps({"pictures": told, "sheets": files}, indent=2) if as_json else "\n".join(files)
+    text = (
+        json.dumps({"pictures": told, "sheets": files, "warnings": warned}, indent=2) if as_json else "\n".join(files)
+    )
     if text:
         write(f"{text}\n", sys.stdout)
 

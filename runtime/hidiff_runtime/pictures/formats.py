@@ -10,7 +10,7 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hidiff_runtime.pictures.images import pillow
+from hidiff_runtime.pictures.images import EXIF_IFD, MAKER_NOTE, USER_COMMENT, pillow
 from hidiff_runtime.pictures.png import HIDIFF, PARAMETERS, encoded
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ LARGEST_EXIF = 65533
 
 FULL_COLOR = 90
 """From this quality on a JPEG file keeps a color for each pixel, not for each 2 x 2 of them."""
-
-_EXIF_IFD, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,13 @@ class FileFormat:
 def _exif_of(comment: str | None, note: str | None) -> bytes:
     tags: dict[int, bytes] = {}
     if comment is not None:
-        tags[_USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
+        tags[USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
     if note is not None:
-        tags[_MAKER_NOTE] = note.encode()
+        tags[MAKER_NOTE] = note.encode()
     if not tags:
         return b""
     exif = pillow().Exif()
     exif.endian = ">"  # a comment's UTF-16 has the byte order of the whole
-    exif.get_ifd(_EXIF_IFD).update(tags)
+    exif.get_ifd(EXIF_IFD).update(tags)
     content: bytes = exif.tobytes()
     return content

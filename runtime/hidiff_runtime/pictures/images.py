@@ -9,7 +9,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +31,9 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 
 MODES = ("RGB", "L", "RGBA")
 """Pillow's modes that are taken; RGBA only where every pixel is opaque."""
+
+EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
+"""EXIF's tags: of its own directory, and of the comment in it."""
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 """What Pillow raises for broken files, whatever their format."""
@@ -64,11 +67,7 @@ def read_picture(path: str | Path, name: str = "image") -> Image:
         EngineError: Pillow is not installed.
     """
     pillow()
-    try:
-        content = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise InputError(f"The {name} cannot be read.", given=_reason(path, error), advice="Give a file.") from error
-    return decode_picture(content, name, where=path)
+    return decode_picture(_content(path, name), name, where=path)
 
 
 def decode_picture(content: bytes, name: str = "image", *, where: object = None, pixels: int | None = None) -> Image:
@@ -99,6 +98,29 @@ def decode_picture(content: bytes, name: str = "image", *, where: object = None,
         with image_module.open(io.BytesIO(content), formats=FORMATS) as opened:
             opened.load()
             return ImageOps.exif_transpose(opened)
+
+
+def picture_texts(path: str | Path, sought: Collection[str]) -> tuple[dict[str, str], object, object]:
+    """What a PNG, JPEG or WebP file says beside its pixels: texts by their keys, EXIF's ``UserComment`` and
+    ``MakerNote`` as they are.
+
+    Args:
+        sought: keys that end the search where one of them comes before the pixels; else all of the file is read.
+
+    Raises:
+        InputError: as `read_picture`.
+        EngineError: Pillow is not installed.
+    """
+    image_module = pillow()
+    content = _content(path, "picture")
+    with _picture_errors("picture", path), warnings.catch_warnings():
+        warnings.simplefilter("error", image_module.DecompressionBombWarning)
+        with image_module.open(io.BytesIO(content), formats=FORMATS) as opened:
+            if not opened.info.keys() & set(sought):
+                opened.load()
+            texts = {key: str(value) for key, value in opened.info.items() if isinstance(value, str)}
+            exif = opened.getexif().get_ifd(EXIF_IFD)
+            return texts, exif.get(USER_COMMENT), exif.get(MAKER_NOTE)
 
 
 def fitted_pictures(images: Any, size: tuple[int, int], name: str, *, batch: int, resize: bool) -> list[Image]:
@@ -229,6 +251,13 @@ def _picture_errors(name: str, path: object) -> Iterator[None]:
         raise InputError(
             f"The {name} is broken or cut short.", given=_reason(path, error), advice="Export or download it again."
         ) from error
+
+
+def _content(path: str | Path, name: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError(f"The {name} cannot be read.", given=_reason(path, error), advice="Give a file.") from error
 
 
 def _reason(path: object, error: Exception) -> str:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from hidiff_runtime import __version__
 from hidiff_runtime.errors import InputError, StorageError
 from hidiff_runtime.pictures.images import pillow
+from hidiff_runtime.pictures.infotext import VERSION, write_infotext
+from hidiff_runtime.pictures.web_names import sampler_name, schedule_name
 from hidiff_runtime.plain_text import encodable
 
 if TYPE_CHECKING:
@@ -23,43 +25,25 @@ if TYPE_CHECKING:
 
     from hidiff_runtime.manifest import Manifest
     from hidiff_runtime.request import Request
+    from hidiff_runtime.sampler import SamplerTable
 
 PARAMETERS, HIDIFF = "parameters", "hidiff"
 """Keys of the chunks, and of a picture's ``info`` until it is saved."""
 
 
-def describe(manifest: Manifest, request: Request, index: int, cut: tuple[str, ...]) -> dict[str, str]:
+def describe(
+    manifest: Manifest, table: SamplerTable, request: Request, index: int, cut: tuple[str, ...]
+) -> dict[str, str]:
     """The chunks of a picture by key.
 
     Args:
+        table: of the request's sampler.
         index: of the picture in its batch.
         cut: what was cut from its prompts.
     """
-    facts = _facts(manifest, request, index)
+    facts = _facts(manifest, table, request, index)
     exact = {**facts, "cut": list(cut)} if cut else facts
-    return {PARAMETERS: parameters(facts), HIDIFF: json.dumps(exact, ensure_ascii=False)}
-
-
-def parameters(facts: Mapping[str, Any]) -> str:
-    """The web UIs' text: prompt, negative prompt, and a line of settings."""
-    settings = {
-        "Steps": facts["steps"],
-        "Sampler": facts["sampler"],
-        "CFG scale": facts.get("guidance_scale"),
-        "Seed": facts["seed"],
-        "Size": f"{facts['width']}x{facts['height']}",
-        "Model": facts["model"],
-        "Model hash": facts["model_sha256"][:10],
-        "Denoising strength": facts.get("strength"),
-        "Clip skip": facts["clip_skip"] + 1 if facts.get("clip_skip") else None,  # they count the layer, from the last
-        "Eta": facts.get("eta"),
-        "Version": f"hidiff-runtime {__version__}",
-    }
-    lines = [facts["prompt"]]
-    if facts.get("negative_prompt"):
-        lines.append(f"Negative prompt: {facts['negative_prompt']}")
-    told = [f"{name}: {_quoted(value)}" for name, value in settings.items() if value is not None]
-    return "\n".join([*lines, ", ".join(told)])
+    return {PARAMETERS: write_infotext(facts, sampler_name(table)), HIDIFF: json.dumps(exact, ensure_ascii=False)}
 
 
 def save_png(image: Image, path: str | Path) -> None:
@@ -118,9 +102,10 @@ def write_whole(path: Path, content: bytes) -> None:
         ) from error
 
 
-def _facts(manifest: Manifest, request: Request, index: int) -> dict[str, Any]:
+def _facts(manifest: Manifest, table: SamplerTable, request: Request, index: int) -> dict[str, Any]:
     """What the picture was made from, what was not asked for left out."""
     settings = request.settings
+    assert settings.steps is not None
     phases = {span.phase.name: [span.first, span.last] for span in request.phases(manifest).spans}
     facts: dict[str, Any] = {
         "prompt": request.prompts[index],
@@ -129,6 +114,7 @@ def _facts(manifest: Manifest, request: Request, index: int) -> dict[str, Any]:
         "steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
         "sampler": settings.sampler,
+        "schedule": schedule_name(table, settings.steps),
         "eta": settings.eta or None,
         "strength": settings.strength,
         "conditioning_scale": settings.conditioning_scale if "control_image" in request.given else None,
@@ -145,27 +131,32 @@ def _facts(manifest: Manifest, request: Request, index: int) -> dict[str, Any]:
         "task": manifest.task,
         "precision": manifest.precision,
         "phases": phases,
-        "model": _name(str(manifest.recipe.get("source", manifest.family))),
-        "lora": _loras(manifest) or None,
+        "model": model_name(manifest),
+        "lora": fused_loras(manifest) or None,
         "model_sha256": manifest.files[manifest.weights["unet"]].sha256,
-        "version": f"hidiff-runtime {__version__}",
+        "weights": other_weights(manifest) or None,
+        "version": f"{VERSION} {__version__}",
     }
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _loras(manifest: Manifest) -> list[dict[str, Any]]:
+def model_name(manifest: Manifest) -> str:
+    """What the bundle was built from, by its name; its family where it does not say."""
+    return _name(str(manifest.recipe.get("source", manifest.family)))
+
+
+def fused_loras(manifest: Manifest) -> list[dict[str, Any]]:
     """Names and scales of the LoRA files that were fused into the weights; not where they lay."""
     given = manifest.recipe.get("lora") or []
     known = [lora for lora in given if isinstance(lora, Mapping)] if isinstance(given, list) else []
     return [{"name": _name(str(lora.get("path", ""))), "scale": lora.get("scale")} for lora in known]
 
 
+def other_weights(manifest: Manifest) -> dict[str, str]:
+    """The beginning of the SHA-256 of each network's weights but the UNet's."""
+    return {name: manifest.files[path].sha256[:10] for name, path in manifest.weights.items() if name != "unet"}
+
+
 def _name(source: str) -> str:
     """The last part of a path or of a hub's id."""
     return source.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].removesuffix(".safetensors")
-
-
-def _quoted(value: Any) -> str:
-    """As the web UIs write a value: in JSON's quotes where it would end early."""
-    text = str(value)
-    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text

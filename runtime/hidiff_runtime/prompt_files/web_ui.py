@@ -8,23 +8,13 @@ import shlex
 from collections.abc import Callable
 
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.pictures.web_names import NAMES
 from hidiff_runtime.plain_text import json_text
 
-_SAMPLERS = {
-    "ddim": "ddim",
-    "ddpm": "ddpm",
-    "deis": "deis",
-    "dpm++ 2m": "dpmpp_2m",
-    "dpm++ 2m karras": "dpmpp_2m_karras",
-    "dpm++ 2m sde": "dpmpp_2m_sde",
-    "euler": "euler",
-    "euler a": "euler_ancestral",
-    "heun": "heun",
-    "lcm": "lcm",
-    "plms": "pndm",
-    "unipc": "unipc",
+_SAMPLERS = {name.lower(): sampler for sampler, name in NAMES.items() if sampler != "dpmpp_2m_karras"} | {
+    "dpm++ 2m karras": "dpmpp_2m_karras"
 }
-"""Samplers by the names of web UIs, in lower case."""
+"""Samplers by the names of web UIs, in lower case; the schedule at a name's end."""
 
 
 def _text(value: str) -> str:

@@ -123,7 +123,7 @@ class TokenCounter:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self._chunks = _chunks_of(bundle)
+        self._chunks = chunks_of(bundle)
         records = bundle.manifest.text_encoders
         self._tokenizers = [Tokenizer.open(inside(bundle.root, record.tokenizer)) for record in records]
 
@@ -150,7 +150,7 @@ def _stacked(encodings: Sequence[TextEncoding]) -> dict[str, Array]:
 def _encode(bundle: Bundle, asked: dict[_Asked, None], *, chunked: bool) -> dict[_Asked, TextEncoding]:
     """Every text encoder in turn, so that one is open at a time."""
     texts = dict.fromkeys(prompt for prompt, _ in asked)
-    chunks = _chunks_of(bundle)
+    chunks = chunks_of(bundle)
     parts: dict[_Asked, list[TextEncoding]] = {key: [] for key in asked}
     tokens = {}
     for record in bundle.manifest.text_encoders:
@@ -171,8 +171,8 @@ def _joined(encodings: Sequence[TextEncoding]) -> TextEncoding:
     return TextEncoding(embeds, encodings[-1].text_embeds, longest)
 
 
-def _chunks_of(bundle: Bundle) -> int:
-    """How many times the text encoder's tokens the phases take."""
+def chunks_of(bundle: Bundle) -> int:
+    """How many chunks of the text encoder's tokens the bundle was built for."""
     taken = bundle.manifest.phases[0].input("prompt_embeds")
     given = bundle.manifest.text_encoders[0].input("input_ids")
     assert taken is not None  # by the manifest's own checks
