@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from hidiff_runtime import bundle as bundles
 from hidiff_runtime.conditioning import takes_channels
 from hidiff_runtime.errors import BundleError
+from hidiff_runtime.late_start import LateStartWarning, late_start
 from hidiff_runtime.pictures import vae
 from hidiff_runtime.pictures.images import from_bytes, latent_mask, pillow, to_pictures
 from hidiff_runtime.pictures.png import describe
@@ -165,6 +167,10 @@ class Pipeline:
             A Pillow image, RGB; a list of them for a list of prompts, or where the bundle's batch is more than one.
             ``image.info`` tells how it was made, and `save_png` writes that into the file.
 
+        Warns:
+            LateStartWarning: so few steps begin where the UNet expects a picture, and give noise.
+            TruncationWarning: the end of a prompt was cut.
+
         Raises:
             InputError: a value is not one this bundle takes; nothing was run.
             Cancelled: the callback ended the run.
@@ -173,6 +179,8 @@ class Pipeline:
         given = locals()
         settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
         request = self.request(prompt, settings)
+        if told := late_start(self.bundle, request):
+            warnings.warn(told, LateStartWarning, stacklevel=2)
         images = next(self.run([request], callback=callback)).images
         return images[0] if isinstance(prompt, str) and len(images) == 1 else images
 

@@ -213,7 +213,7 @@ def table(name: str, *, order: int = 1, noise: float = 0.0) -> SamplerTable:
         timesteps=np.concatenate([np.linspace(999, 0, count) for count in evaluations]).astype(np.float32),
         input_scale=np.full(total, 0.8),
         draws_noise=np.full(total, noise != 0),
-        noising=np.stack([np.linspace(0.5, 1, total), np.linspace(1, 0.1, total)], axis=1),
+        noising=np.concatenate([np.stack([np.linspace(0.1, 1, n), np.linspace(1, 0.1, n)], 1) for n in evaluations]),
         rows=rows,
         early=np.concatenate([rows[None], rows[None]]) * [[1.0, 1.0, 1.0, 2.0]],
     )

@@ -120,6 +120,7 @@ def run(options: argparse.Namespace) -> int:
     from hidiff_runtime.cli.like import likeness
     from hidiff_runtime.cli.outputs import find_outputs
     from hidiff_runtime.cli.prompts import Prompt, read_prompts
+    from hidiff_runtime.late_start import late_starts
     from hidiff_runtime.pictures.reading import read_parameters
     from hidiff_runtime.pipeline import Pipeline
 
@@ -134,16 +135,20 @@ def run(options: argparse.Namespace) -> int:
         like = likeness(bundle, told, _settings(options), with_prompt=not asked)
         asked = asked or [Prompt(like.prompt)]
         requests = _requests(pipeline, options, asked, like.settings)
+        late = late_starts(bundle, requests)
+        for warning in late:
+            write(f"warning: {warning}\n", sys.stderr)
+        warned = (*like.warnings, *late)
         batch = bundle.manifest.batch
         seeds = [request.settings.seed for request in requests for _ in range(batch)]
         many = options.prompts is not None or len(seeds) > 1
         extra = (options.sheet, options.previews)
         outputs = find_outputs(options.output, seeds, many=many, extra=extra, force=options.force)
         if options.dry_run:
-            described = describe_runs(bundle, asked, requests, outputs, as_json=options.json, warned=like.warnings)
+            described = describe_runs(bundle, asked, requests, outputs, as_json=options.json, warned=warned)
             write(f"{described}\n", sys.stdout)
             return 0
-        _generate(pipeline, requests, outputs, options, like.warnings)
+        _generate(pipeline, requests, outputs, options, warned)
     return 0
 
 
