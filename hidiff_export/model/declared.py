@@ -73,8 +73,12 @@ class Declarations:
         return tuple(statement for statement in self.statements if statement.key == key)
 
 
-def read_declarations(path: Path) -> Declarations:
+def read_declarations(path: Path, what: str = "checkpoint") -> Declarations:
     """What a ``.safetensors`` file says of its noise schedule; reads the header and tensors of a few bytes.
+
+    Args:
+        path: of the file.
+        what: it is, in messages.
 
     Raises:
         CheckpointError: it is missing or damaged, or says that its latents are normalized as EDM checkpoints' of
@@ -98,7 +102,14 @@ def read_declarations(path: Path) -> Declarations:
                 {key: text for key, text in file.metadata.items() if key in _TEXTS},
             )
     except BundleError as error:
-        raise CheckpointError(error.summary, given=error.given, advice=error.advice) from error
+        if path.exists():
+            raise CheckpointError(error.summary, given=error.given, advice=error.advice) from error
+        raise CheckpointError(
+            f"There is no {what} at this path.",
+            given=path,
+            advice="Check the path: it is looked up from the folder that you are in. Get the file first, if it is not "
+            "there yet.",
+        ) from error
 
 
 _TEXTS = (

@@ -144,7 +144,7 @@ def _with_loras(recipe: Recipe, schedule: NoiseSchedule) -> NoiseSchedule:
     config, notices = dict(schedule.config), list(schedule.notices)
     for lora in recipe.lora:
         path = Path(lora.path)
-        found = read_declarations(path)
+        found = read_declarations(path, "LoRA file")
         few = recognize(path.name, found.texts)
         if few is not None:
             spacing, told = _few_steps(recipe, few, path.name, config)

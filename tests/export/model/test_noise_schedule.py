@@ -281,6 +281,14 @@ def test_runs_that_begin_late_are_told(values: dict[str, Any], words: str | None
     assert [words in notice for notice in told] == ([] if words is None else [True])
 
 
+def test_a_file_that_is_not_there_is_named_as_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="There is no checkpoint at this path"):
+        resolved(tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match="There is no LoRA file at this path") as refused:
+        resolved("random:0", lora=[{"path": str(tmp_path / "none.safetensors"), "scale": 1.0}])
+    assert "none.safetensors" in str(refused.value.given)
+
+
 def test_a_damaged_file_is_the_checkpoints_fault(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError):
