@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 
 from hidiff_export.errors import CheckpointError, ExportError, RecipeError
-from hidiff_export.families import default_scheduler
+from hidiff_export.families import Family, default_scheduler
 from hidiff_export.model.declared import PREDICTION, ZERO_SNR, Declarations, Statement, read_declarations
 from hidiff_export.model.few_step import FewStep, recognize
 from hidiff_export.model.sources import find_scheduler_config
@@ -117,6 +117,11 @@ def _of_file(recipe: Recipe, family: Mapping[str, Any], found: Declarations) -> 
     if settled:
         said = "; ".join(f"{key} {_shown(one.value)} ({one.where})" for key, one in settled.items())
         notices.append(f"{name} says of itself: {said}.")
+    elif recipe.family is Family.SD21 and recipe.prediction is None:
+        notices.append(
+            f"{name} does not say what its UNet predicts, and epsilon is taken, as SD2.1's model for 512 pixels does: "
+            "the model for 768 pixels wants --set prediction=v_prediction."
+        )
     config |= {key: statement.value for key, statement in settled.items()}
     declared = frozenset(settled if found.sigmas is None else config)
     few = recognize(name, found.texts)

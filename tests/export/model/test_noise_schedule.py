@@ -93,6 +93,16 @@ def test_a_file_that_says_nothing_is_its_familys(tmp_path: Path) -> None:
     assert (found.config, found.declared, found.notices) == (FAMILY, frozenset(), ())
 
 
+def test_a_file_of_sd21_that_says_nothing_is_asked_about(tmp_path: Path) -> None:
+    """The family has models of both kinds, alike in every tensor's shape."""
+    path = checkpoint(tmp_path / "v2-1.safetensors")
+    words = {"family": "sd21", "sampler": "ddim"}
+    (told,) = resolved(path, **words).notices
+    assert "--set prediction=v_prediction" in told
+    assert resolved(path, prediction="epsilon", **words).notices == ()
+    assert not any("does not say" in told for told in resolved("random:0", **words).notices)
+
+
 def test_a_file_that_contradicts_itself_is_refused_unless_the_recipe_settles_it(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "a.safetensors", "v_pred", modelspec_prediction_type="epsilon")
     with pytest.raises(CheckpointError, match="contradicts itself about prediction_type") as refused:
