@@ -124,6 +124,17 @@ def test_weights_with_another_noise_schedule_are_not_reused(
     assert stage_key(Weights(), StageContext(own, tmp_path), {}) == before
 
 
+def test_what_is_doubted_of_a_checkpoint_is_told_once_a_build_and_again_when_it_goes_on(tmp_path: Path) -> None:
+    asked = Recipe.load("demo", (*SMALL, "steps=1", "sampler=[ddim, euler]"))
+    for _ in range(2):
+        display = Interrupting("sampler tables")
+        with pytest.raises(Cancelled):
+            build(asked, tmp_path / "bundle", display)
+        (told,) = display.notices
+        assert "begins at timestep 1 of 999 and gives noise" in told
+    assert display.reused == ["weights"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
