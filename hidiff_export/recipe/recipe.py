@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import (
     Field,
     StrictBool,
+    StrictFloat,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -138,6 +139,14 @@ class Recipe(Frozen):
         default=True,
         description="Whether the negative prompt is evaluated too, which doubles the batch: true or false.",
     )
+    guidance_rescale: StrictFloat | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="How strongly guided noise is rescaled against overexposure in runs that do not say, 0 to 1: 0.7, "
+        "say, for models of zero terminal SNR; by default 0, not at all.",
+        json_schema_extra=without_default,
+    )
     precision: Precision = Field(
         default=Precision.FLOAT32, description=f"Type of the weights and the arithmetic: {choices(Precision)}."
     )
@@ -198,6 +207,16 @@ class Recipe(Frozen):
                 f"takes no ControlNet in the family {self.family.value}",
                 key=("task",),
                 advice=f"ControlNet tasks have {_named(_CONTROL_FAMILIES)}.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_is_there(self) -> Recipe:
+        if self.guidance_rescale and not self.guidance:
+            raise refusal(
+                "rescales guidance, which is off",
+                key=("guidance_rescale",),
+                advice="Set guidance: true, or leave guidance_rescale out.",
             )
         return self
 

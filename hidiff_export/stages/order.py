@@ -65,6 +65,7 @@ def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) ->
         height=recipe.height,
         batch=recipe.batch,
         guidance=recipe.guidance,
+        guidance_rescale=recipe.guidance_rescale or 0.0,
         precision=recipe.precision.value,
         rule=context.rule,
         latent=recipe.latent_shape,

@@ -42,6 +42,8 @@ def test_parameters_are_in_the_web_uis_form() -> None:
         f"Model hash: 0123456789, Version: hidiff-runtime {__version__}",
     ]
     more = parameters({**FACTS, "negative_prompt": None, "strength": 0.6, "clip_skip": 1, "guidance_scale": None})
+    rescaled = parameters({**FACTS, "guidance_rescale": 0.7})
+    assert "CFG scale: 7.5, CFG rescale: 0.7, Seed: 3" in rescaled
     assert "Negative prompt" not in more
     assert "CFG scale" not in more
     assert "Denoising strength: 0.6, Clip skip: 2, Version" in more

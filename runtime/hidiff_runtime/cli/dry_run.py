@@ -48,6 +48,7 @@ def _facts(bundle: Bundle, counter: TokenCounter, request: Request, files: list[
         "steps": settings.steps,
         "strength": settings.strength,
         "guidance_scale": settings.guidance_scale,
+        "guidance_rescale": settings.guidance_rescale,
         "phases": [{"phase": span.phase.name, "first": span.first, "last": span.last} for span in spans],
         "given": list(request.given),
         "files": files,
@@ -60,6 +61,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         cut = f", of which is cut: {prompt['cut']!r}" if prompt["cut"] else ""
         lines.append(f"prompt    {prompt['text']!r}, {prompt['tokens']} tokens{cut}")
     guidance = "none" if facts["guidance_scale"] is None else f"{facts['guidance_scale']:g}"
+    guidance += f" rescaled by {facts['guidance_rescale']:g}" if facts["guidance_rescale"] else ""
     strength = "" if facts["strength"] is None else f", strength {facts['strength']:g}"
     lines.append(
         f"  run     seed {facts['seed']}, {facts['steps']} steps of {facts['sampler']}, guidance {guidance}{strength}"

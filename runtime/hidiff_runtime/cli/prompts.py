@@ -15,6 +15,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "steps": (int,),
     "guidance_scale": _NUMBER,
+    "guidance_rescale": _NUMBER,
     "sampler": (str,),
     "eta": _NUMBER,
     "strength": _NUMBER,
