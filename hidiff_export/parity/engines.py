@@ -174,7 +174,6 @@ class Judge:
                 steps=course.steps,
                 seed=given.seed,
                 guidance_scale=given.guidance_scale,
-                guidance_rescale=given.guidance_rescale,
                 sampler=run.sampler,
                 control=(lambda _request: residuals) if residuals else None,
                 callback=next_step,
