@@ -14,6 +14,16 @@ from hidiff_export.model.state_dict import Shapes
 
 _SHOWN = 4
 
+_OBEYED_BY_PIPELINES = {
+    "vae": {
+        "latents_mean": "has latents with a mean of their own in each channel",
+        "latents_std": "has latents with a deviation of their own in each channel",
+    },
+    "text_encoder": {"use_attention_mask": "looks away from padding"},
+    "controlnet": {"global_pool_conditions": "gives one value for each channel, and to prompts alone"},
+}
+"""Settings that change what diffusers' pipelines do with a network, by its folder: key and what it means."""
+
 
 @dataclass(frozen=True)
 class _Traits:
@@ -92,6 +102,13 @@ def check_config(component: Component, expected: Mapping[str, Any], given: Mappi
             given=class_name,
             advice="Give the folder that holds the pipeline, or the network itself.",
         )
+    for key, meaning in _OBEYED_BY_PIPELINES.get(component.value, {}).items():
+        if given.get(key):
+            raise CheckpointError(
+                f"The checkpoint's {component.value} {meaning}, which bundles do not do.",
+                given=f"{key} {given[key]}",
+                advice="Give a checkpoint with the family's own; without this setting it would draw other pictures.",
+            )
     wanted, found = (_plain(component.full_config(config)) for config in (expected, given))
     differing = [key for key in wanted if found[key] != wanted[key] and key not in component.free_keys]
     if differing:

@@ -15,9 +15,11 @@ from hidiff_export.graph.weights import WeightStore
 from hidiff_export.model.component import Component
 from hidiff_export.model.load import Checkpoint, load
 from hidiff_export.model.lora import fuse, lora_fingerprint, read_lora
+from hidiff_export.model.model_index import ModelIndex, read_model_index
 from hidiff_export.model.sources import find_scheduler_config, source_fingerprint
 from hidiff_export.model.tokenizer import tokenizer_json
 from hidiff_export.recipe import Recipe
+from hidiff_export.sampler.corrections import corrected
 from hidiff_export.stages import Report, StageContext
 
 CONFIG = "config.json"
@@ -40,6 +42,7 @@ class Weights:
             "lora": [[lora_fingerprint(Path(lora.path)), lora.scale] for lora in recipe.lora],
             "tokenizers": [sha256(text.encode()).hexdigest() for text in tokenizers(recipe).values()],
             "scheduler": _noise_schedule(recipe),
+            "zeros": model_index(recipe).force_zeros_for_empty_prompt,
             "family": recipe.family.value,
             "task": recipe.task.value,
             "width": recipe.unet_width.value,
@@ -73,8 +76,10 @@ def checkpoints(recipe: Recipe) -> dict[Component, Checkpoint]:
     """The networks of a bundle, with the recipe's LoRA files in their weights; nothing is read but names and shapes.
 
     Raises:
-        CheckpointError: a checkpoint lacks a network, or it or a LoRA is broken or another family's.
+        CheckpointError: a checkpoint lacks a network, is of another pipeline, or it or a LoRA is broken or another
+            family's.
     """
+    model_index(recipe)
     kind = (recipe.family, recipe.task, recipe.unet_width)
     loras = [read_lora(Path(lora.path), lora.scale, *kind) for lora in recipe.lora]
     sources = dict(_sources(recipe))
@@ -88,8 +93,13 @@ def checkpoints(recipe: Recipe) -> dict[Component, Checkpoint]:
     return {network: fuse(network, load(network, source, *kind), loras) for network, source in sources.items()}
 
 
+def model_index(recipe: Recipe) -> ModelIndex:
+    """What the recipe's checkpoint says of its pipeline. Raises CheckpointError where that is no bundle's."""
+    return read_model_index(recipe.source, recipe.family, [network for network, _ in _sources(recipe)])
+
+
 def _noise_schedule(recipe: Recipe) -> dict[str, Any]:
-    config = find_scheduler_config(recipe.source, recipe.family)
+    config = corrected(find_scheduler_config(recipe.source, recipe.family), recipe.family, recipe.task)
     return config if recipe.prediction is None else {**config, "prediction_type": recipe.prediction.value}
 
 

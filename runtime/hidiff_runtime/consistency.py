@@ -40,9 +40,7 @@ def check_whole(manifest: Manifest, fields: Fields) -> None:
         raise fields.wrong("steps", "must be rising step counts", manifest.steps)
     if "unet" not in manifest.weights:
         raise fields.wrong("weights", "must name the UNet's store", sorted(manifest.weights))
-    if not 0 <= manifest.guidance_rescale <= 1 or (manifest.guidance_rescale and not manifest.guidance):
-        rule = "must be from 0 to 1, and 0 without guidance"
-        raise fields.wrong("guidance_rescale", rule, manifest.guidance_rescale)
+    _check_rescale(manifest, fields)
     if manifest.controlnet is not None:
         _check_controlnet(manifest, manifest.controlnet, fields)
     if manifest.step is not None:
@@ -50,6 +48,13 @@ def check_whole(manifest: Manifest, fields: Fields) -> None:
     _check_text_encoders(manifest, fields)
     if manifest.vae is not None:
         _check_vae(manifest, manifest.vae, fields)
+
+
+def _check_rescale(manifest: Manifest, fields: Fields) -> None:
+    """Guidance is rescaled by a part of it, where there is some."""
+    rescale = manifest.guidance_rescale
+    if not 0 <= rescale <= 1 or (rescale and not manifest.guidance):
+        raise fields.wrong("guidance_rescale", "must be from 0 to 1, and 0 without guidance", rescale)
 
 
 def _check_controlnet(manifest: Manifest, controlnet: GraphRecord, fields: Fields) -> None:

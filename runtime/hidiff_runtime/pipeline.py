@@ -140,7 +140,7 @@ class Pipeline:
             seed: of the one stream that everything random of the run comes from.
             steps: one of the tabulated counts; 50, or the nearest there is, if left out.
             guidance_scale: 7.5 for SD and SDXL inpainting, 5 for SDXL, if left out. Only with guidance.
-            guidance_rescale: 0 to 1, against overexposure by guidance; the bundle's own if left out. Only with guidance.
+            guidance_rescale: 0 to 1, against overexposure by guidance; the bundle's own if left out.
             sampler: one of the bundle's; its default if left out.
             eta: of DDIM, 0 to 1.
             image: a Pillow image to start from, or to paint in; of the bundle's size. A list for a batch, as with

@@ -75,5 +75,3 @@ def test_with_guidance_off_it_does_nothing(bundle: Folders) -> None:
     due = reference(recipe, "ddim", RESCALE, guidance_scale=1.0)
     with opened(bundle("sdxl"), recipe) as pipe:
         assert_alike(due, generated(pipe, **asked(recipe, guidance_scale=1.0), sampler="ddim"))
-
-

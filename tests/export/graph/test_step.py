@@ -30,9 +30,7 @@ KEPT = ("next_sample", "next_state", "latents", "next_unsound")
 UNSOUND = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 
 
-def record(
-    *, guidance: bool = True, inpainting: bool = False, slots: int = SLOTS, rescale: bool = True
-) -> GraphRecord:
+def record(*, guidance: bool = True, inpainting: bool = False, slots: int = SLOTS, rescale: bool = True) -> GraphRecord:
     rows = SHAPE[0] * (1 + guidance)
     noise_pred = TensorSpec("noise_pred", (rows, 4, *SIZE), "float32")
     latents = TensorSpec("latents", (rows, 9 if inpainting else 4, *SIZE), "float32")

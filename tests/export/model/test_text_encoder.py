@@ -216,8 +216,9 @@ def test_how_others_run_it_makes_no_difference(tmp_path: Path, changed: dict[str
         ({"num_attention_heads": 0}, "cannot build a CLIPTextModel"),
         ({"layer_norm_eps": 1e-6}, "not its family's"),
         ({"architectures": 5}, "not of a CLIPTextModel"),
+        ({"use_attention_mask": True}, "text_encoder looks away from padding, which bundles do not do"),
     ],
-    ids=["text for a number", "heads that do not divide the width", "no heads", "another epsilon", "no class"],
+    ids=["text for a number", "heads that do not divide the width", "no heads", "another epsilon", "no class", "mask"],
 )
 def test_a_configuration_that_is_no_familys_is_told(tmp_path: Path, changed: dict[str, Any], match: str) -> None:
     encoder(Family.SD15, Component.TEXT_ENCODER).save_pretrained(tmp_path / "text_encoder")
