@@ -14,13 +14,14 @@ from hidiff_export.model.state_dict import Shapes
 
 _SHOWN = 4
 
+_MASKED = "use_attention_mask"
 _OBEYED_BY_PIPELINES = {
     "vae": {
         "latents_mean": "has latents with a mean of their own in each channel",
         "latents_std": "has latents with a deviation of their own in each channel",
     },
-    "text_encoder": {"use_attention_mask": "looks away from padding"},
-    "controlnet": {"global_pool_conditions": "gives one value for each channel, and to prompts alone"},
+    "text_encoder": {_MASKED: "masks the padding of prompts"},
+    "controlnet": {"global_pool_conditions": "pools its residuals over the picture"},
 }
 """Settings that change what diffusers' pipelines do with a network, by its folder: key and what it means."""
 
@@ -102,13 +103,6 @@ def check_config(component: Component, expected: Mapping[str, Any], given: Mappi
             given=class_name,
             advice="Give the folder that holds the pipeline, or the network itself.",
         )
-    for key, meaning in _OBEYED_BY_PIPELINES.get(component.value, {}).items():
-        if given.get(key):
-            raise CheckpointError(
-                f"The checkpoint's {component.value} {meaning}, which bundles do not do.",
-                given=f"{key} {given[key]}",
-                advice="Give a checkpoint with the family's own; without this setting it would draw other pictures.",
-            )
     wanted, found = (_plain(component.full_config(config)) for config in (expected, given))
     differing = [key for key in wanted if found[key] != wanted[key] and key not in component.free_keys]
     if differing:
@@ -118,6 +112,17 @@ def check_config(component: Component, expected: Mapping[str, Any], given: Mappi
             advice="Only checkpoints with their family's published architecture can be built.",
         )
     return {**expected, **{key: given[key] for key in component.free_keys if given.get(key) is not None}}
+
+
+def check_pipeline_settings(component: Component, family: Family, given: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for a configuration that has diffusers' pipelines do what bundles do not."""
+    for key, meaning in _OBEYED_BY_PIPELINES.get(component.value, {}).items():
+        if given.get(key) and not (family.is_sdxl and key == _MASKED):  # SDXL's do not look at it
+            raise CheckpointError(
+                f"The checkpoint's {component.value} {meaning}, which bundles do not do.",
+                given=f"{key} {given[key]}",
+                advice="Give a checkpoint with the family's own; without this setting it would draw other pictures.",
+            )
 
 
 def check_shapes(component: Component, config: Mapping[str, Any], shapes: Shapes) -> None:

@@ -6,6 +6,7 @@ Bundles stand for the pipelines of Stable Diffusion 1.5, 2 and XL; whatever woul
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +87,7 @@ def read_model_index(source: str, family: Family, taken: Collection[Component]) 
     if not isinstance(zeros, bool):
         raise CheckpointError(
             f"{_ZEROS} must be true or false.",
-            given=f"{where} has {zeros!r}",
+            given=f"{where} has {_ZEROS} {_json(zeros)}",
             advice="Take the model_index.json that the checkpoint was published with.",
         )
     return ModelIndex(zeros, _notices(index, family, taken))
@@ -102,7 +103,7 @@ def _check_pipeline(given: Any, where: str) -> None:
         meaning = "whose code comes with the checkpoint"
     raise CheckpointError(
         f"The checkpoint is of another pipeline, {name}{', ' * bool(meaning)}{meaning}.",
-        given=f"{where} has _class_name {given!r}",
+        given=f"{where} has _class_name {_json(given)}",
         advice="HiDiffusion is for Stable Diffusion 1.5, 2 and XL: give a checkpoint of one of them. If only the class "
         "is another and the networks are theirs, write StableDiffusionPipeline or StableDiffusionXLPipeline there.",
     )
@@ -128,18 +129,18 @@ def _check_component(name: str, value: Any, component: Component, where: str) ->
         if component is not Component.UNET:
             advice = f"Give a checkpoint that has one, or set {key}: false for a bundle without."
         raise CheckpointError(
-            f"The checkpoint's pipeline has no {name}.", given=f"{where} has {name} {value!r}", advice=advice
+            f"The checkpoint's pipeline has no {name}.", given=f"{where} has {name} {_json(value)}", advice=advice
         )
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(part, str) for part in value):
         raise CheckpointError(
             f"{MODEL_INDEX} does not say what its {name} is.",
-            given=f"{where} has {name} {value!r}, expected a library and a class",
+            given=f"{where} has {name} {_json(value)}, expected a library and a class",
             advice="Take the model_index.json that the checkpoint was published with.",
         )
     if value[1] not in _CLASSES[name]:
         raise CheckpointError(
-            f"The checkpoint's {name} is a {value[1]}, expected {' or '.join(sorted(_CLASSES[name]))}.",
-            given=f"{where} has {name} {value!r}",
+            f"The checkpoint's {name} is of the class {value[1]}, expected {' or '.join(sorted(_CLASSES[name]))}.",
+            given=f"{where} has {name} {_json(value)}",
             advice=f"Give a checkpoint with the {name} of its family; another one draws other pictures.",
         )
 
@@ -170,3 +171,8 @@ def _notices(index: Mapping[str, Any], family: Family, taken: Collection[Compone
 
 def _is_absent(value: Any) -> bool:
     return value is None or value == [None, None]
+
+
+def _json(value: Any) -> str:
+    """A value as it stands in the file."""
+    return json.dumps(value, ensure_ascii=False)

@@ -240,6 +240,6 @@ def test_a_controlnet_that_pools_its_residuals_is_refused(tmp_path: Path) -> Non
     config = Component.CONTROLNET.config(Family.SD15, Task.CONTROLNET, Width.TINY)
     pooling = {**config, "global_pool_conditions": True}
     write_folder(tmp_path / "control", arrays(Component.CONTROLNET, config), pooling, "ControlNetModel")
-    with pytest.raises(CheckpointError, match="gives one value for each channel, and to prompts alone") as caught:
+    with pytest.raises(CheckpointError, match="controlnet pools its residuals over the picture") as caught:
         load_controlnet(str(tmp_path / "control"), Family.SD15, Width.TINY)
     assert "global_pool_conditions True" in str(caught.value)
