@@ -143,8 +143,7 @@ class Recipe(Frozen):
         default=None,
         ge=0,
         le=1,
-        description="How strongly guided noise is rescaled against overexposure in runs that do not say, 0 to 1: 0.7, "
-        "say, for models of zero terminal SNR; by default 0, not at all.",
+        description="How strongly guidance is rescaled in runs that do not say, 0 to 1: 0.7 for zero terminal SNR.",
         json_schema_extra=without_default,
     )
     precision: Precision = Field(
