@@ -1,7 +1,8 @@
 """The step graph: guidance, the sampler's step and the UNet's next input, for a device that keeps the latents.
 
-`hidiff_runtime.step_graph` says what goes in and out. Every operator works element by element in float32. A matrix
-product would say the same in one line, and round the coefficients to the 10 bits of TF32 where a backend likes to.
+`hidiff_runtime.step_graph` says what goes in and out. Every operator works element by element in float32, or adds up
+over a picture. A matrix product would say the same in one line, and round the coefficients to the 10 bits of TF32 where
+a backend likes to.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hidiff_export.graph.portable import save
 from hidiff_runtime.records import GraphRecord, TensorSpec
 from hidiff_runtime.step_graph import (
     CHANNELS,
+    GUIDANCE_RESCALE,
     GUIDANCE_SCALE,
     INPUT_SCALE,
     LATENTS,
@@ -102,7 +104,24 @@ class _StepGraph:
         scale = self._given[GUIDANCE_SCALE]
         extra = self._op("Mul", scale, self._op("Sub", positive, negative))
         one = self._constant("one", np.ones(1, np.float32))
-        return self._op("Where", self._op("Greater", scale, one), self._op("Add", negative, extra), positive)
+        combined = self._op("Add", negative, extra)
+        if GUIDANCE_RESCALE in self._given:
+            combined = self._rescaled(combined, positive, self._given[GUIDANCE_RESCALE], one)
+        return self._op("Where", self._op("Greater", scale, one), combined, positive)
+
+    def _rescaled(self, combined: ir.Value, positive: ir.Value, rescale: ir.Value, one: ir.Value) -> ir.Value:
+        """As `hidiff_runtime.conditioning.guided`: by the ratio of the deviations; at 0 what it was, to the bit."""
+        ratio = self._op("Sqrt", self._op("Div", self._spread(positive), self._spread(combined)))
+        share = self._op("Mul", rescale, self._op("Mul", combined, ratio))
+        mixed = self._op("Add", share, self._op("Mul", self._op("Sub", one, rescale), combined))
+        none = self._constant("none", np.zeros(1, np.float32))
+        return self._op("Where", self._op("Greater", rescale, none), mixed, combined)
+
+    def _spread(self, value: ir.Value) -> ir.Value:
+        """The sum of squared differences from the mean, for each picture: a variance without its divisor."""
+        axes = self._constant("all_but_batch", np.array([1, 2, 3], np.int64))
+        apart = self._op("Sub", value, self._op("ReduceMean", value, axes, keepdims=1))
+        return self._op("ReduceSum", self._op("Mul", apart, apart), axes, keepdims=1)
 
     def _combined(self, row: list[ir.Value], vector: list[ir.Value]) -> ir.Value:
         total, *terms = (self._op("Mul", coefficient, value) for coefficient, value in zip(row, vector, strict=True))

@@ -14,6 +14,17 @@ from hidiff_export.model.state_dict import Shapes
 
 _SHOWN = 4
 
+_MASKED = "use_attention_mask"
+_OBEYED_BY_PIPELINES = {
+    "vae": {
+        "latents_mean": "has latents with a mean of their own in each channel",
+        "latents_std": "has latents with a deviation of their own in each channel",
+    },
+    "text_encoder": {_MASKED: "masks the padding of prompts"},
+    "controlnet": {"global_pool_conditions": "pools its residuals over the picture"},
+}
+"""Settings that change what diffusers' pipelines do with a network, by its folder: key and what it means."""
+
 
 @dataclass(frozen=True)
 class _Traits:
@@ -101,6 +112,17 @@ def check_config(component: Component, expected: Mapping[str, Any], given: Mappi
             advice="Only checkpoints with their family's published architecture can be built.",
         )
     return {**expected, **{key: given[key] for key in component.free_keys if given.get(key) is not None}}
+
+
+def check_pipeline_settings(component: Component, family: Family, given: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for a configuration that has diffusers' pipelines do what bundles do not."""
+    for key, meaning in _OBEYED_BY_PIPELINES.get(component.value, {}).items():
+        if given.get(key) and not (family.is_sdxl and key == _MASKED):  # SDXL's do not look at it
+            raise CheckpointError(
+                f"The checkpoint's {component.value} {meaning}, which bundles do not do.",
+                given=f"{key} {given[key]}",
+                advice="Give a checkpoint with the family's own; without this setting it would draw other pictures.",
+            )
 
 
 def check_shapes(component: Component, config: Mapping[str, Any], shapes: Shapes) -> None:

@@ -12,7 +12,7 @@ from hidiff_export.errors import BundleError, CheckpointError, InputError
 from hidiff_export.families import Family, Task, Width
 from hidiff_export.model.component import Component
 from hidiff_export.model.fabricate import fabricate
-from hidiff_export.model.identify import check_config, check_family, check_shapes
+from hidiff_export.model.identify import check_config, check_family, check_pipeline_settings, check_shapes
 from hidiff_export.model.original import own_names, under_library_names, without_prefix
 from hidiff_export.model.sources import find_checkpoint
 from hidiff_export.model.state_dict import map_tensors, shapes_of
@@ -59,7 +59,10 @@ def load(component: Component, source: str, family: Family, task: Task, width: W
     tensors = _read(files.weights, component)
     if component in (Component.UNET, Component.CONTROLNET):
         check_family(component, family, task, width, shapes_of(tensors))
-    config = expected if files.config is None else check_config(component, expected, files.config)
+    config = expected
+    if files.config is not None:
+        check_pipeline_settings(component, family, files.config)
+        config = check_config(component, expected, files.config)
     tensors = under_library_names(component, config, tensors)
     check_shapes(component, config, shapes_of(tensors))
     return Checkpoint(config, tensors)

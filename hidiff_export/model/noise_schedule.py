@@ -19,6 +19,7 @@ from hidiff_export.families import Family, default_scheduler
 from hidiff_export.model.declared import PREDICTION, ZERO_SNR, Declarations, Statement, read_declarations
 from hidiff_export.model.few_step import FewStep, recognize
 from hidiff_export.model.sources import find_scheduler_config
+from hidiff_export.sampler.corrections import corrected
 from hidiff_export.sampler.names import EDM_SCHEDULERS, has_edm_schedule
 from hidiff_export.sampler.schedulers import build_scheduler
 
@@ -87,7 +88,7 @@ def checkpoint_schedule(recipe: Recipe) -> NoiseSchedule:
     """
     own = find_scheduler_config(recipe.source)
     if own is not None:
-        config = {**_class_defaults(own), **own}
+        config = corrected({**_class_defaults(own), **own}, recipe.family, recipe.task)
         return NoiseSchedule(config, frozenset(config), ())
     config = dict(default_scheduler(recipe.family)[1])
     path = Path(recipe.source).expanduser()

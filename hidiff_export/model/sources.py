@@ -35,6 +35,8 @@ def _stem(component: Component) -> str:
 
 
 _SCHEDULER = "scheduler/scheduler_config.json"
+MODEL_INDEX = "model_index.json"
+"""Where a diffusers folder says what its pipeline is."""
 
 _TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -113,18 +115,31 @@ def find_scheduler_config(source: str) -> dict[str, Any] | None:
         CheckpointError: it is damaged, or the hub that may have one cannot be reached.
         StorageError: when a download cannot be written.
     """
+    return _find_json(source, _SCHEDULER, "noise schedule")
+
+
+def find_model_index(source: str) -> dict[str, Any] | None:
+    """What a checkpoint's ``model_index.json`` holds; None where there is none, as with single files.
+
+    Raises what `find_scheduler_config` raises.
+    """
+    return _find_json(source, MODEL_INDEX, MODEL_INDEX)
+
+
+def _find_json(source: str, name: str, called: str) -> dict[str, Any] | None:
+    """A file of a folder or of the hub, its cache first; None where the checkpoint has no such file."""
     path = Path(source).expanduser()
     found: Path | None = None
     if path.is_dir():
-        found = path / _SCHEDULER if (path / _SCHEDULER).is_file() else None
+        found = path / name if (path / name).is_file() else None
     elif not source.startswith(RANDOM) and path.suffix != ".safetensors":
         hub = _HubFolder(source, connect=True)
         with _hub_errors(source):
-            found = _HubFolder(source, connect=False)(_SCHEDULER) or hub(_SCHEDULER)
+            found = _HubFolder(source, connect=False)(name) or hub(name)
         if found is None and not hub.connect:
             raise CheckpointError(
-                "The checkpoint's noise schedule is not in the local cache, and the hub cannot be reached.",
-                given=f"{source}: {_SCHEDULER}",
+                f"The checkpoint's {called} is not in the local cache, and the hub cannot be reached.",
+                given=f"{source}: {name}",
                 advice=f"Go online, or run `hf download {source}` elsewhere and give the folder.",
             )
     return None if found is None else _read_json(found)

@@ -67,13 +67,34 @@ def _read(source: str, component: Component, family: Family) -> Any:
         for name, path in files.items():
             shutil.copyfile(path, Path(folder, name))
         try:
-            return CLIPTokenizer.from_pretrained(folder, local_files_only=True, **own)
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **own)
         except Exception as error:  # the library raises bare Exception for a file that it cannot parse
             raise CheckpointError(
                 "The checkpoint's tokenizer cannot be read.",
                 given=f"{', '.join(map(str, files.values()))}: {error}",
                 advice="Copy or download the checkpoint again.",
             ) from error
+    _check_settings(tokenizer, source, component)
+    return tokenizer
+
+
+def _check_settings(tokenizer: Any, source: str, component: Component) -> None:
+    """Refuses what diffusers obeys and a bundle's tokenizer does not do: fewer tokens, and work from the left.
+
+    A length above the text encoder's, as files without one come to, is no setting: its positions end at 77.
+    """
+    given = []
+    if tokenizer.model_max_length < PROMPT_TOKENS:
+        given.append(f"model_max_length {tokenizer.model_max_length}, expected {PROMPT_TOKENS}")
+    for side in ("padding_side", "truncation_side"):
+        if getattr(tokenizer, side) != "right":
+            given.append(f"{side} {getattr(tokenizer, side)}, expected right")
+    if given:
+        raise CheckpointError(
+            f"The settings of the {_FOLDERS[component]} are not CLIP's.",
+            given=f"{source}: {'; '.join(given)}",
+            advice="Take the tokenizer_config.json that the family's base model was published with.",
+        )
 
 
 def _clip_tokenizer(**arguments: Any) -> Any:

@@ -7,13 +7,17 @@ of its own, one stands in that gives the same residuals at every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from numpy.typing import NDArray
 from torch import nn
 
@@ -70,6 +74,7 @@ class RunInputs:
             recipe has a ControlNet.
         control: where it has none, the residuals by graph input name, at a ControlNet's sizes, the same at every step.
         prompt: what the embeddings are of; None where they are random.
+        guidance_rescale: the recipe's.
     """
 
     seed: int
@@ -77,6 +82,7 @@ class RunInputs:
     arrays: Mapping[str, Given]
     control: Mapping[str, Drawn]
     prompt: PromptInputs | None = None
+    guidance_rescale: float = 0.0
 
     @classmethod
     def of(
@@ -109,7 +115,8 @@ class RunInputs:
         elif recipe.task.has_control:
             residuals = control_residuals(config, recipe.unet_layout, *size, recipe.model_batch)
         control = {spec.name: drawn(spec.name, spec.shape, seed) for spec in residuals}
-        return cls(seed, GUIDANCE_SCALE if recipe.guidance else None, given, control, prompt)
+        scale = GUIDANCE_SCALE if recipe.guidance else None
+        return cls(seed, scale, given, control, prompt, recipe.guidance_rescale or 0.0)
 
 
 @dataclass(frozen=True)
@@ -158,15 +165,42 @@ def run_pipeline(
         family=recipe.family,
         task=recipe.task,
     )
-    with patch, watch:
+    call = _arguments(recipe, given)
+    if "guidance_rescale" in inspect.signature(pipe.__call__).parameters:
+        call["guidance_rescale"] = given.guidance_rescale
+        rescaling: AbstractContextManager[None] = nullcontext()
+    else:
+        rescaling = _rescaling(scheduler, watch, given.guidance_rescale)
+    with patch, watch, rescaling:
         pipe(
-            **_arguments(recipe, given),
+            **call,
             num_inference_steps=course.steps,
             generator=torch.Generator("cpu").manual_seed(given.seed),
             output_type="latent",
             callback_on_step_end=keep,
         )
     return PipelineRun(tuple(watch.evaluations), tuple(latents))
+
+
+@contextmanager
+def _rescaling(scheduler: Any, watch: UNetWatch, guidance_rescale: float) -> Iterator[None]:
+    """Rescales guided noise by diffusers' own function in the pipelines that do not take ``guidance_rescale``.
+
+    Before each step of the scheduler, which is given the guided noise; the half for the prompt is what the UNet gave.
+    """
+    step = scheduler.step
+
+    @functools.wraps(step)  # pipelines look at its parameters
+    def rescaled(noise_pred: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        positive = torch.from_numpy(watch.evaluations[-1].noise_pred).chunk(2)[1]
+        return step(rescale_noise_cfg(noise_pred, positive, guidance_rescale), *args, **kwargs)
+
+    if guidance_rescale:
+        scheduler.step = rescaled
+    try:
+        yield
+    finally:
+        scheduler.__dict__.pop("step", None)
 
 
 def _windows(unet: Any, recipe: Recipe, course: Course) -> list[tuple[WindowShape, ...]]:

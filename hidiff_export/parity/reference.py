@@ -233,6 +233,7 @@ def _record_run(recorder: SampleRecorder, run: Run) -> None:
         sampler=run.sampler,
         seed=run.given.seed,
         guidance_scale=run.given.guidance_scale,
+        guidance_rescale=run.given.guidance_rescale,
         inputs=run.given.arrays,
         control=run.given.control,
         latents=run.latents[-1],

@@ -15,11 +15,14 @@ from hidiff_export.graph.weights import PRECISIONS, WeightStore
 from hidiff_export.model.component import Component
 from hidiff_export.model.load import Checkpoint, build_controlnet, build_unet, load
 from hidiff_export.model.lora import fuse, read_lora
+from hidiff_export.model.model_index import read_model_index
+from hidiff_export.model.sources import MODEL_INDEX
 from hidiff_export.model.state_dict import LazyStateDict, shapes_of
 from hidiff_export.parity.networks import PictureNetworks
 from hidiff_export.parity.pipeline import Networks
 from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
+from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.proof.verdict import Metrics, Verdict
 
 _NAMED = 5
@@ -90,6 +93,16 @@ def judge_weights(network: str, expected: Mapping[str, torch.Tensor], stored: Pa
     metrics = Metrics(ratio, largest, cosine)
     bound = bound_for(Boundary.WEIGHTS, recipe)
     return Verdict(Boundary.WEIGHTS.value, bound, metrics, network, fault=_fault(differing))
+
+
+def judge_index(source: str, manifest: Manifest, recipe: Recipe) -> Verdict:
+    """Compares what a missing negative prompt stands for with what the source's ``model_index.json`` says."""
+    taken = [component for component in Component if component.value in manifest.weights]
+    due = read_model_index(source, recipe.family, taken).force_zeros_for_empty_prompt
+    found = manifest.force_zeros_for_empty_prompt
+    fault = "" if found == due else f"force_zeros_for_empty_prompt is {due}, in the bundle {found}"
+    bound = bound_for(Boundary.WEIGHTS, recipe)
+    return Verdict(Boundary.WEIGHTS.value, bound, Metrics(math.inf, 0.0, 1.0), MODEL_INDEX, fault=fault)
 
 
 def _dot(one: torch.Tensor, other: torch.Tensor) -> float:

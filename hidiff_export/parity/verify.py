@@ -34,7 +34,7 @@ from hidiff_export.parity.reference import (
     run_reference,
 )
 from hidiff_export.parity.report import Check, Report
-from hidiff_export.parity.source import judge_weights, networks_of_store, unet_of_source, weights_of_source
+from hidiff_export.parity.source import judge_index, judge_weights, networks_of_store, unet_of_source, weights_of_source
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.bundle import Bundle
@@ -183,6 +183,8 @@ def _weights(task: _Task, source: str) -> Iterator[Verdict]:
             _, expected = weights_of_source(component, source, task.recipe)
             store = inside(task.bundle.root, stores[component.value])
             yield judge_weights(component.value, expected, store, task.recipe)
+    if task.recipe.family.is_sdxl and task.bundle.manifest.text_encoders:
+        yield judge_index(source, task.bundle.manifest, task.recipe)
 
 
 def _verdicts(judge: Judge, reference: _Reference) -> Iterator[Verdict]:

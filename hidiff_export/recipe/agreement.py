@@ -25,6 +25,7 @@ def check_agreement(recipe: Recipe) -> None:
     """Raises the error of `refusal` for the first two values that contradict each other."""
     for check in (
         _checkpoint_exists,
+        _guidance_is_there,
         _targets_are_served,
         _targets_compute,
         _control_fits,
@@ -52,6 +53,15 @@ def _checkpoint_exists(recipe: Recipe) -> None:
             f"takes no ControlNet in the family {recipe.family.value}",
             key=("task",),
             advice=f"ControlNet tasks have {_named(_CONTROL_FAMILIES)}.",
+        )
+
+
+def _guidance_is_there(recipe: Recipe) -> None:
+    if recipe.guidance_rescale and not recipe.guidance:
+        raise refusal(
+            "rescales guidance, which is off",
+            key=("guidance_rescale",),
+            advice="Set guidance: true, or leave guidance_rescale out.",
         )
 
 

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     StrictBool,
+    StrictFloat,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -172,6 +173,13 @@ class Recipe(Frozen):
     guidance: StrictBool = Field(
         default=True,
         description="Whether the negative prompt is evaluated too, which doubles the batch: true or false.",
+    )
+    guidance_rescale: StrictFloat | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="How strongly guidance is rescaled in runs that do not say, 0 to 1: 0.7 for zero terminal SNR.",
+        json_schema_extra=without_default,
     )
     precision: Precision = Field(
         default=Precision.FLOAT32, description=f"Type of the weights and the arithmetic: {choices(Precision)}."

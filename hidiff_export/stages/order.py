@@ -21,7 +21,7 @@ from hidiff_export.stages.records import (
 )
 from hidiff_export.stages.reference import Reference
 from hidiff_export.stages.samplers import FOLDER, Samplers
-from hidiff_export.stages.weights import WEIGHTS, Weights
+from hidiff_export.stages.weights import WEIGHTS, Weights, model_index
 from hidiff_export.versions import tool_versions
 from hidiff_runtime.manifest import FileRecord, Manifest
 from hidiff_runtime.sampler import SamplerTable
@@ -65,6 +65,8 @@ def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) ->
         height=recipe.height,
         batch=recipe.batch,
         guidance=recipe.guidance,
+        guidance_rescale=recipe.guidance_rescale or 0.0,
+        force_zeros_for_empty_prompt=model_index(recipe).force_zeros_for_empty_prompt,
         precision=recipe.precision.value,
         rule=context.rule,
         latent=recipe.latent_shape,

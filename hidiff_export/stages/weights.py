@@ -15,6 +15,7 @@ from hidiff_export.graph.weights import WeightStore
 from hidiff_export.model.component import Component
 from hidiff_export.model.load import Checkpoint, load
 from hidiff_export.model.lora import fuse, lora_fingerprint, read_lora
+from hidiff_export.model.model_index import ModelIndex, read_model_index
 from hidiff_export.model.noise_schedule import resolve_noise_schedule
 from hidiff_export.model.sources import source_fingerprint
 from hidiff_export.model.tokenizer import tokenizer_json
@@ -36,14 +37,15 @@ class Weights:
     def inputs(self, context: StageContext) -> Any:
         """The checkpoint by its content, not its path, noise schedule included, and the precision it is rounded to."""
         recipe = context.recipe
-        schedule = resolve_noise_schedule(recipe)
-        for notice in schedule.notices:
+        schedule, index = resolve_noise_schedule(recipe), model_index(recipe)
+        for notice in (*index.notices, *schedule.notices):
             context.notice(notice)
         return {
             "sources": {network.value: source_fingerprint(source, network) for network, source in _sources(recipe)},
             "lora": [[lora_fingerprint(Path(lora.path)), lora.scale] for lora in recipe.lora],
             "tokenizers": [sha256(text.encode()).hexdigest() for text in tokenizers(recipe).values()],
             "scheduler": schedule.config,
+            "zeros": index.force_zeros_for_empty_prompt,
             "family": recipe.family.value,
             "task": recipe.task.value,
             "width": recipe.unet_width.value,
@@ -77,8 +79,10 @@ def checkpoints(recipe: Recipe) -> dict[Component, Checkpoint]:
     """The networks of a bundle, with the recipe's LoRA files in their weights; nothing is read but names and shapes.
 
     Raises:
-        CheckpointError: a checkpoint lacks a network, or it or a LoRA is broken or another family's.
+        CheckpointError: a checkpoint lacks a network, is of another pipeline, or it or a LoRA is broken or another
+            family's.
     """
+    model_index(recipe)
     kind = (recipe.family, recipe.task, recipe.unet_width)
     loras = [read_lora(Path(lora.path), lora.scale, *kind) for lora in recipe.lora]
     sources = dict(_sources(recipe))
@@ -90,6 +94,11 @@ def checkpoints(recipe: Recipe) -> dict[Component, Checkpoint]:
                 advice="Set text: true in the recipe, or leave the LoRA out.",
             )
     return {network: fuse(network, load(network, source, *kind), loras) for network, source in sources.items()}
+
+
+def model_index(recipe: Recipe) -> ModelIndex:
+    """What the recipe's checkpoint says of its pipeline. Raises CheckpointError where that is no bundle's."""
+    return read_model_index(recipe.source, recipe.family, [network for network, _ in _sources(recipe)])
 
 
 def _sources(recipe: Recipe) -> Iterator[tuple[Component, str]]:

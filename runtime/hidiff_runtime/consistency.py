@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hidiff_runtime.fields import Fields
-from hidiff_runtime.step_graph import STATE, step_inputs, step_outputs
+from hidiff_runtime.step_graph import GUIDANCE_RESCALE, STATE, step_inputs, step_outputs
 
 if TYPE_CHECKING:
     from hidiff_runtime.manifest import GraphRecord, Manifest, TensorSpec
@@ -40,6 +40,7 @@ def check_whole(manifest: Manifest, fields: Fields) -> None:
         raise fields.wrong("steps", "must be rising step counts", manifest.steps)
     if "unet" not in manifest.weights:
         raise fields.wrong("weights", "must name the UNet's store", sorted(manifest.weights))
+    _check_rescale(manifest, fields)
     if manifest.controlnet is not None:
         _check_controlnet(manifest, manifest.controlnet, fields)
     if manifest.step is not None:
@@ -47,6 +48,13 @@ def check_whole(manifest: Manifest, fields: Fields) -> None:
     _check_text_encoders(manifest, fields)
     if manifest.vae is not None:
         _check_vae(manifest, manifest.vae, fields)
+
+
+def _check_rescale(manifest: Manifest, fields: Fields) -> None:
+    """Guidance is rescaled by a part of it, where there is some."""
+    rescale = manifest.guidance_rescale
+    if not 0 <= rescale <= 1 or (rescale and not manifest.guidance):
+        raise fields.wrong("guidance_rescale", "must be from 0 to 1, and 0 without guidance", rescale)
 
 
 def _check_controlnet(manifest: Manifest, controlnet: GraphRecord, fields: Fields) -> None:
@@ -76,14 +84,14 @@ def _check_controlnet(manifest: Manifest, controlnet: GraphRecord, fields: Field
 
 def _check_step(manifest: Manifest, step: GraphRecord, fields: Fields) -> None:
     """The step graph takes what every phase gives, and gives what every phase takes."""
-    state = step.input(STATE)
+    state, rescale = step.input(STATE), step.input(GUIDANCE_RESCALE) is not None
     for record in manifest.phases:
         latents = record.input("latents")
         if state is None or latents is None or len(latents.shape) != 4 or len(record.outputs[0].shape) != 4:
             raise fields.wrong("step.inputs", f"must hold a state, and {record.phase.name} latents", str(state))
         due = (manifest.batch, record.outputs[0], latents, state.shape[0])
         for key, found, expected in (
-            ("step.inputs", step.inputs, step_inputs(*due)),
+            ("step.inputs", step.inputs, step_inputs(*due, rescale=rescale)),
             ("step.outputs", step.outputs, step_outputs(*due)),
         ):
             if sorted(found, key=str) != sorted(expected, key=str):

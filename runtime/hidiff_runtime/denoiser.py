@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.conditioning import Conditioning, check_array, check_guidance
+from hidiff_runtime.conditioning import Conditioning, check_array, check_guidance, check_rescale
 from hidiff_runtime.controlnet import ControlNet, check_scale
 from hidiff_runtime.device_loop import finish_on_device
 from hidiff_runtime.errors import InputError
@@ -16,6 +16,7 @@ from hidiff_runtime.phases import PhasePlan
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.run import Callback, Control, ControlRequest, Run, StepInfo
 from hidiff_runtime.source_image import SourceImage
+from hidiff_runtime.step_graph import GUIDANCE_RESCALE
 from hidiff_runtime.step_graph import NOISE_PRED as OUTPUT
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Denoiser:
         steps: int,
         seed: int | TorchGenerator,
         guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
         sampler: str | None = None,
         eta: float = 0.0,
         latents: Array | None = None,
@@ -68,6 +70,8 @@ class Denoiser:
             steps: one of the bundle's tabulated step counts.
             seed: of the random stream, as torch takes it; or the stream, to go on from where it is.
             guidance_scale: needed with guidance; else left out.
+            guidance_rescale: 0 to 1, how far the guided noise is brought back to the standard deviation of the noise
+                for the prompt alone; the bundle's own if left out. Only with guidance.
             sampler: one of the bundle's; its default if left out.
             eta: of DDIM: 0 is deterministic, 1 is DDPM's noise.
             latents: the run's noise, ``[batch, channels, height, width]``, standard normal, instead of drawing it.
@@ -108,7 +112,7 @@ class Denoiser:
         }
         source = SourceImage.of(manifest, image_latents, strength, embeddings)
         conditioning = Conditioning.of(manifest, embeddings)
-        scale = check_guidance(manifest, guidance_scale)
+        scale, rescale = check_guidance(manifest, guidance_scale), check_rescale(manifest, guidance_rescale)
         schedule = self._bundle.sampler(sampler).schedule(steps, strength=strength, eta=eta)
         plan = PhasePlan(manifest.rule, schedule.steps)
         control = self._control(plan, control, control_image, conditioning_scale)
@@ -118,11 +122,12 @@ class Denoiser:
         state = schedule.start(noise) if source is None else source.start(schedule, noise)
         blend = None if source is None else source.blend(schedule, noise)
         with self._bundle.lock:
-            run = Run(self._bundle, plan, conditioning, scale, generator, control, callback)
+            run = Run(self._bundle, plan, conditioning, scale, rescale, generator, control, callback)
             tensors, step = self._bundle.tensors(), manifest.step
+            older = step is not None and rescale > 0 and step.input(GUIDANCE_RESCALE) is None
             # The blend is the host's: two small copies an evaluation cost nothing beside it, and the step graph stays
             # what every run needs.
-            if tensors is None or step is None or blend is not None:
+            if tensors is None or step is None or older or blend is not None:
                 return finish_on_host(run, state, blend)
             return finish_on_device(run, schedule, state, tensors, step)
 

@@ -22,6 +22,7 @@ from hidiff_runtime.run import Run, engine_errors
 from hidiff_runtime.schedule import Evaluation, SamplerState, Schedule
 from hidiff_runtime.step_graph import (
     CHANNELS,
+    GUIDANCE_RESCALE,
     GUIDANCE_SCALE,
     INPUT_SCALE,
     LATENTS,
@@ -130,6 +131,7 @@ class _DeviceLoop:
         }
         if run.guidance_scale is not None:
             arrays[GUIDANCE_SCALE] = np.array([run.guidance_scale], np.float32)
+            arrays[GUIDANCE_RESCALE] = np.array([run.guidance_rescale], np.float32)
         if run.conditioning.channels is not None:
             arrays[CHANNELS] = run.conditioning.channels
         self._tensors.put((*run.bundle.manifest.phases[0].inputs, *self._record.inputs), arrays)

@@ -23,7 +23,7 @@ def finish_on_host(run: Run, state: SamplerState, blend: Blend | None = None) ->
     started = time.perf_counter()
     while not state.done:
         step, timestep = state.step, state.timestep
-        noise = guided(_evaluate(run, state), run.guidance_scale)
+        noise = guided(_evaluate(run, state), run.guidance_scale, run.guidance_rescale)
         shape = state.latents.shape
         state.advance(noise, run.generator.randn(shape) if state.draws_noise else None)
         if blend is not None:

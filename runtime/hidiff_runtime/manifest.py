@@ -36,6 +36,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 """The manifest's name in a bundle's folder."""
 
+_ZEROS = "force_zeros_for_empty_prompt"
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -64,6 +66,9 @@ class Manifest:
         step: what follows an evaluation, for a device to do: see `hidiff_runtime.step_graph`; without it the host does.
         text_encoders: in the order in which their embeddings are joined; none where prompts come as embeddings.
         vae: left out where latents come out.
+        guidance_rescale: 0 to 1, of runs that do not say; see `hidiff_runtime.conditioning.guided`.
+        force_zeros_for_empty_prompt: whether SDXL's prompts without a negative one have zeros in the place of its
+            embeddings, and not the empty prompt's.
         reference: path of the reference samples' index, if they were recorded.
         report: path of the parity report, if there is one.
         fingerprints: content fingerprints of what the bundle was built from.
@@ -93,6 +98,8 @@ class Manifest:
     step: GraphRecord | None = None
     text_encoders: tuple[TextEncoderRecord, ...] = ()
     vae: VaeRecord | None = None
+    guidance_rescale: float = 0.0
+    force_zeros_for_empty_prompt: bool = True
     reference: str | None = None
     report: str | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
@@ -219,7 +226,14 @@ def _check_format(data: Mapping[str, Any]) -> None:
 
 
 def _content(manifest: Manifest) -> dict[str, Any]:
+    # What is as it always was stays unwritten, so that an older bundle keeps its digest.
+    later: dict[str, Any] = {}
+    if manifest.guidance_rescale:
+        later["guidance_rescale"] = manifest.guidance_rescale
+    if not manifest.force_zeros_for_empty_prompt:
+        later[_ZEROS] = False
     return {
+        **later,
         "format": manifest.format,
         "tools": dict(manifest.tools),
         "recipe": dict(manifest.recipe),
@@ -314,6 +328,8 @@ def _manifest(fields: Fields) -> Manifest:
         default_sampler=fields.text("default_sampler"),
         steps=fields.wholes("steps", 1),
         weights=fields.named("weights", _path),
+        guidance_rescale=fields.number("guidance_rescale") if "guidance_rescale" in fields else 0.0,
+        force_zeros_for_empty_prompt=fields.flag(_ZEROS) if _ZEROS in fields else True,
         reference=fields.optional("reference", lambda key: _path(fields, key)),
         report=fields.optional("report", lambda key: _path(fields, key)),
         fingerprints=fields.named("fingerprints", Fields.text),

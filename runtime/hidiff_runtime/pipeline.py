@@ -115,6 +115,7 @@ class Pipeline:
         seed: int = 0,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
         sampler: str | None = None,
         eta: float = 0.0,
         image: Any = None,
@@ -141,6 +142,7 @@ class Pipeline:
             seed: of the one stream that everything random of the run comes from.
             steps: one of the tabulated counts; 50, or the nearest there is, if left out.
             guidance_scale: 7.5 for SD and SDXL inpainting, 5 for SDXL, if left out. Only with guidance.
+            guidance_rescale: 0 to 1, against overexposure by guidance; the bundle's own if left out.
             sampler: one of the bundle's; its default if left out.
             eta: of DDIM, 0 to 1.
             image: a Pillow image to start from, or to paint in; of the bundle's size. A list for a batch, as with
@@ -264,6 +266,7 @@ class Pipeline:
             steps=settings.steps,
             seed=generator,
             guidance_scale=settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
             sampler=settings.sampler,
             eta=settings.eta,
             control_image=request.control_image,

@@ -32,6 +32,7 @@ def describe_request(manifest: Manifest, counter: TokenCounter, request: Request
         "steps": settings.steps,
         "strength": settings.strength,
         "guidance_scale": settings.guidance_scale,
+        "guidance_rescale": settings.guidance_rescale,
         "phases": [{"phase": span.phase.name, "first": span.first, "last": span.last} for span in spans],
         "given": list(request.given),
     }
@@ -46,6 +47,7 @@ def request_lines(facts: dict[str, Any]) -> list[str]:
         label = "prompt   " if number < negative else "negative "
         lines.append(f"{label} {prompt['text']!r}, {prompt['tokens']} tokens{cut}")
     guidance = "none" if facts["guidance_scale"] is None else f"{facts['guidance_scale']:g}"
+    guidance += f" rescaled by {facts['guidance_rescale']:g}" if facts["guidance_rescale"] else ""
     strength = "" if facts["strength"] is None else f", strength {facts['strength']:g}"
     lines.append(
         f"  run     seed {facts['seed']}, {facts['steps']} steps of {facts['sampler']}, guidance {guidance}{strength}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.conditioning import check_guidance, is_finite, takes_channels
+from hidiff_runtime.conditioning import check_guidance, check_rescale, is_finite, takes_channels
 from hidiff_runtime.controlnet import check_scale
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.phases import PhasePlan
@@ -43,6 +43,7 @@ class Settings:
     seed: int = 0
     steps: int | None = None
     guidance_scale: float | None = None
+    guidance_rescale: float | None = None
     sampler: str | None = None
     eta: float = 0.0
     image: Any = None
@@ -196,6 +197,7 @@ def _filled(bundle: Bundle, settings: Settings) -> Settings:
         steps=int(steps),
         eta=float(settings.eta),
         guidance_scale=check_guidance(manifest, guidance),
+        guidance_rescale=check_rescale(manifest, settings.guidance_rescale),
         sampler=table.sampler if settings.sampler is None else settings.sampler,
         strength=None if settings.image is None else _strength(manifest, settings),
         conditioning_scale=check_scale(settings.conditioning_scale),

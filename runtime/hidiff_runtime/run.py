@@ -82,6 +82,7 @@ class Run:
         plan: which phase each step is in.
         conditioning: what every evaluation is given.
         guidance_scale: None where the bundle has no guidance.
+        guidance_rescale: 0 to 1; 0 leaves guidance as it is.
         generator: of everything random.
         control: gives the residuals; None where no step takes any.
         callback: called after each step.
@@ -91,6 +92,7 @@ class Run:
     plan: PhasePlan
     conditioning: Conditioning
     guidance_scale: float | None
+    guidance_rescale: float
     generator: TorchGenerator
     control: Control | None
     callback: Callback | None

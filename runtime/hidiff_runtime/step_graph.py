@@ -3,7 +3,8 @@
 From what the UNet gave it computes, in float32, as the host does in `conditioning` and `sampler`: guidance, the
 sampler's step, and what the UNet takes next.
 
-- ``noise_pred`` as the UNet gave it, negative half first; ``guidance_scale``, only where the bundle has guidance.
+- ``noise_pred`` as the UNet gave it, negative half first; ``guidance_scale`` and ``guidance_rescale``, only where the
+  bundle has guidance. Step graphs of older bundles have no ``guidance_rescale``: what asks for some runs on the host.
 - ``sample``, ``noise`` and ``state`` as :mod:`hidiff_runtime.sampler` has them; ``rows``, the evaluation's
   coefficients, zero where the sampler has fewer states than the graph.
 - ``input_scale`` of the evaluation to come; ``channels``, only for inpainting, which go behind the latents.
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
 
 NOISE_PRED = "noise_pred"
 SAMPLE, NOISE, STATE, ROWS = "sample", "noise", "state", "rows"
-GUIDANCE_SCALE, INPUT_SCALE, CHANNELS = "guidance_scale", "input_scale", "channels"
+GUIDANCE_SCALE, GUIDANCE_RESCALE = "guidance_scale", "guidance_rescale"
+INPUT_SCALE, CHANNELS = "input_scale", "channels"
 UNSOUND, LATENTS = "unsound", "latents"
 NEXT_SAMPLE, NEXT_STATE, NEXT_UNSOUND = "next_sample", "next_state", "next_unsound"
 
 
-def step_inputs(batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots: int) -> tuple[TensorSpec, ...]:
+def step_inputs(
+    batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots: int, *, rescale: bool = True
+) -> tuple[TensorSpec, ...]:
     """The graph's inputs.
 
     Args:
@@ -39,6 +43,7 @@ def step_inputs(batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots: 
         noise_pred: what the UNet gives, ``[batch or 2 * batch, channels, height, width]``.
         latents: what the UNet takes, with as many channels, or inpainting's behind them.
         slots: states of the sampler that keeps most, at least 1.
+        rescale: whether guidance can be rescaled, which it can not in older bundles.
     """
     rows, channels, *size = noise_pred.shape
     sample = (batch, channels, *size)
@@ -52,7 +57,8 @@ def step_inputs(batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots: 
         TensorSpec(UNSOUND, (3,), "int32"),
     ]
     if rows != batch:
-        specs.append(TensorSpec(GUIDANCE_SCALE, (1,), "float32"))
+        scales = (GUIDANCE_SCALE, GUIDANCE_RESCALE) if rescale else (GUIDANCE_SCALE,)
+        specs += [TensorSpec(name, (1,), "float32") for name in scales]
     if latents.shape[1] != channels:
         specs.append(TensorSpec(CHANNELS, (rows, latents.shape[1] - channels, *size), "float32"))
     return tuple(specs)

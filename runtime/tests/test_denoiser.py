@@ -297,6 +297,10 @@ MASK = (TorchGenerator(9).rand((1, 1, toy.HEIGHT, toy.WIDTH)) > 0.5).astype(np.f
         ({"guidance_scale": None}, "needs a guidance_scale"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
         ({"guidance_scale": "7"}, "guidance_scale must be a finite number"),
+        *(
+            ({"guidance_rescale": value}, "must be a number from 0 to 1")
+            for value in (-0.1, 1.1, float("nan"), "1", True)
+        ),
         ({"eta": 0.5}, "takes no eta"),
         ({"control": lambda _: {}}, "takes no ControlNet"),
     ],

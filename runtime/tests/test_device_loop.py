@@ -101,6 +101,32 @@ def test_any_guidance_scale(folder: Path, scale: float) -> None:
     assert not close(found, run(folder, toy.ToyBackend(), guidance_scale=scale + 1.5))
 
 
+@pytest.mark.parametrize("kind", [toy.Toy(), toy.Toy(batch=2, sdxl=True)], ids=["one", "batch of 2"])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 7.5])
+def test_rescaled_guidance_is_the_hosts(tmp_path: Path, kind: toy.Toy, scale: float) -> None:
+    folder = toy.make(tmp_path / "bundle", dataclasses.replace(kind, reference=False))
+    device = toy_device.Backend()
+    given = {"guidance_scale": scale, "guidance_rescale": 0.7}
+    found, due = (run(folder, backend, kind, **given) for backend in (device, toy.ToyBackend()))
+    assert device.memory.events.count("step") == 8
+    assert close(found, due)
+    assert close(found, run(folder, toy.ToyBackend(), kind, guidance_scale=scale)) == (scale <= 1)
+
+
+def test_an_older_step_graph_leaves_rescaled_guidance_to_the_host(tmp_path: Path) -> None:
+    folder = toy.make(tmp_path / "bundle", toy.Toy(reference=False))
+    manifest = Manifest.read(folder)
+    assert manifest.step is not None
+    inputs = tuple(spec for spec in manifest.step.inputs if spec.name != "guidance_rescale")
+    assert len(inputs) == len(manifest.step.inputs) - 1
+    toy.seal(folder, dataclasses.replace(manifest, step=dataclasses.replace(manifest.step, inputs=inputs)))
+    for rescale, steps in ((0.0, 8), (0.7, 0)):
+        device = toy_device.Backend()
+        found, due = (run(folder, backend, guidance_rescale=rescale) for backend in (device, toy.ToyBackend()))
+        assert close(found, due)
+        assert device.memory.events.count("step") == steps
+
+
 def test_rows_of_a_neighbouring_step_show(
     folder: Path, backend: toy_device.Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,12 +146,13 @@ def test_what_is_uploaded_once_too_seldom_shows(
     folder: Path, backend: toy_device.Backend, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     uploads: dict[str, int] = {}
+    which = 7 if lost == "timestep" else 6  # guidance has two numbers, then each step a timestep and an input scale
     put = toy_device.Memory.upload
 
     def upload(memory: toy_device.Memory, array: np.ndarray, into: toy_device.Tensor) -> None:
         kind = {"window_shifts": (3,), "timestep": (1,), "noise": (1, 4, toy.HEIGHT, toy.WIDTH)}[lost]
         uploads[str(array.shape)] = uploads.get(str(array.shape), 0) + 1
-        if array.shape != kind or uploads[str(array.shape)] != 6:
+        if array.shape != kind or uploads[str(array.shape)] != which:
             put(memory, array, into)
 
     monkeypatch.setattr(toy_device.Memory, "upload", upload)

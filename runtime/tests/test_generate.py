@@ -105,10 +105,12 @@ def test_a_prompt_becomes_a_file(generate: Run, capsys: pytest.CaptureFixture[st
 
 
 def test_options_reach_the_run(generate: Run) -> None:
-    run = ["-p", "a lighthouse", "--steps", "5", "--sampler", "noisy", "--guidance", "3", "--clip-skip", "1"]
+    run = ["-p", "a lighthouse", "--steps", "5", "--sampler", "noisy", "--guidance", "3"]
+    run += ["--clip-skip", "1", "--guidance-rescale", "0.7"]
     assert generate(*run, "--image", "image.png", "--mask", "mask.png", "--strength", "0.5", "-o", "out.png") == 0
     facts = info("out.png")
     wanted = {"steps": 5, "sampler": "noisy", "guidance_scale": 3.0, "clip_skip": 1, "strength": 0.5}
+    wanted |= {"guidance_rescale": 0.7}
     assert {name: facts[name] for name in wanted} == wanted
     assert facts["given"] == ["image", "mask"]
 

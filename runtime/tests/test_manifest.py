@@ -69,6 +69,26 @@ def test_a_manifest_survives_json_in_any_order_of_keys() -> None:
     assert Manifest.from_json(json.loads(text)) == sample()
 
 
+LATER = {"guidance_rescale": 0.7, "force_zeros_for_empty_prompt": False}
+
+
+def test_what_older_bundles_do_not_say_is_as_it_was() -> None:
+    older = sample()
+    assert not older.to_json().keys() & LATER.keys()
+    assert (older.guidance_rescale, older.force_zeros_for_empty_prompt) == (0.0, True)
+    newer = dataclasses.replace(older, **LATER)
+    assert LATER.items() <= newer.to_json().items()
+    assert Manifest.from_json(newer.to_json()) == newer
+    assert newer.digest != older.digest
+
+
+@pytest.mark.parametrize(("rescale", "guidance"), [(1.5, True), (-0.1, True), (0.7, False)])
+def test_a_rescale_is_a_part_of_guidance(rescale: float, guidance: bool) -> None:
+    odd = dataclasses.replace(sample(), guidance_rescale=rescale, guidance=guidance)
+    with pytest.raises(BundleError, match="guidance_rescale must be from 0 to 1, and 0 without guidance"):
+        Manifest.from_json(odd.to_json())
+
+
 def test_it_is_read_from_the_file_or_its_folder(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps(sample().to_json()))
     assert Manifest.read(tmp_path) == Manifest.read(tmp_path / MANIFEST) == sample()
@@ -115,6 +135,8 @@ def test_a_file_record_is_size_and_sha256(tmp_path: Path) -> None:
         ("steps", [], "steps must be rising"),
         ("files|unet/strided.onnx|size", -1, "files.unet/strided.onnx.size must be a whole number"),
         ("files|unet/strided.onnx|sha256", "xyz", "sha256 must be 64 hexadecimal digits"),
+        ("guidance_rescale", "0.7", "guidance_rescale must be a number"),
+        ("force_zeros_for_empty_prompt", 0, "force_zeros_for_empty_prompt must be true or false"),
         ("surprise", 1, "surprise is not a field of this format"),
         ("width", 200, "digest does not match the content"),
     ],

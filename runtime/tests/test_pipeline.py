@@ -289,6 +289,15 @@ def test_a_picture_tells_how_it_was_made(opened: Open) -> None:
     assert "time_ids" not in facts
 
 
+def test_rescaled_guidance_is_told_where_there_is_some(opened: Open) -> None:
+    pipe = opened("sd")
+    plain, rescaled = pipe(PROMPT, steps=4), pipe(PROMPT, steps=4, guidance_rescale=0.7)
+    assert not same(plain, rescaled)
+    assert "guidance_rescale" not in json.loads(plain.info["hidiff"])
+    assert json.loads(rescaled.info["hidiff"])["guidance_rescale"] == 0.7
+    assert "CFG scale: 7.5, CFG rescale: 0.7, " in rescaled.info["parameters"]
+
+
 def test_numbers_may_be_those_of_numpy(opened: Open) -> None:
     given = {"seed": np.int64(3), "steps": np.int32(4), "eta": np.float32(0), "guidance_scale": np.int64(3)}
     image = opened("sd")(PROMPT, image=picture(), strength=np.float32(0.5), **given)
@@ -323,6 +332,8 @@ def test_numbers_may_be_those_of_numpy(opened: Open) -> None:
         ("sd", {"steps": [4]}, "no table"),
         ("sd", {"guidance_scale": float("inf")}, "finite"),
         ("sd", {"guidance_scale": 10**400}, "finite"),
+        ("sd", {"guidance_rescale": 1.5}, "guidance_rescale must be a number from 0 to 1"),
+        ("turbo", {"guidance_rescale": 0.7}, "nothing to rescale"),
         ("sd", {"eta": 10**400}, "eta"),
         ("sd", {"crops": 3}, "top and left"),
         ("sdxl", {"target_size": (10**400, 8)}, "height and width"),

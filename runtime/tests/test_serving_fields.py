@@ -50,6 +50,7 @@ def test_reads_everything(pipeline: Pipeline) -> None:
         "seed": 2**63,
         "steps": 4,
         "guidance_scale": 3,
+        "guidance_rescale": 1,
         "sampler": None,
         "strength": 0.5,
         "image": png(),
@@ -60,6 +61,7 @@ def test_reads_everything(pipeline: Pipeline) -> None:
     settings = request.settings
     assert (request.prompts, request.negative_prompts) == (("a lighthouse",), ("fog",))
     assert (settings.seed, settings.steps, settings.guidance_scale, settings.strength) == (2**63, 4, 3.0, 0.5)
+    assert settings.guidance_rescale == 1.0
     assert request.image is not None
     assert np.isclose(request.image[0, 0, 0, 0], 200 / 127.5 - 1)
     assert request.mask is not None
@@ -82,6 +84,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no steps": ({"steps": 0}, "steps"),
     "a seed as text": ({"seed": "1"}, "whole number"),
     "a guidance scale that is none": ({"guidance_scale": float("nan")}, "guidance"),
+    "a guidance rescale that is text": ({"guidance_rescale": "0.7"}, "must be a number"),
+    "a guidance rescale above 1": ({"guidance_rescale": 1.5}, "from 0 to 1"),
     "a sampler there is not": ({"sampler": "nope"}, "sampler"),
     "resize as a number": ({"resize": 1}, "true or false"),
     "an image of bytes too many": ({"image": b"x" * 2001}, "too large"),

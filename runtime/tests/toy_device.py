@@ -99,6 +99,9 @@ def step(inputs: toy.Arrays, outputs: int) -> dict[str, np.ndarray]:
         negative, positive = np.split(noise, 2)
         scale = inputs["guidance_scale"]
         noise = positive if scale[0] <= 1 else negative + scale * (positive - negative)
+        if scale[0] > 1 and (share := inputs.get("guidance_rescale", np.zeros(1, np.float32))) > 0:
+            deviations = [half.std(axis=(1, 2, 3), keepdims=True) for half in (positive, noise)]
+            noise = share * noise * deviations[0] / deviations[1] + (1 - share) * noise
     vector = np.stack([inputs["sample"], noise, inputs["noise"], *inputs["state"]])
     sample, *state = np.einsum("rv,v...->r...", inputs["rows"].astype(np.float64), vector).astype(np.float32)
     latents = np.concatenate([sample * inputs["input_scale"]] * (outputs // len(sample)))

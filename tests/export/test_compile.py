@@ -135,6 +135,17 @@ def test_what_is_doubted_of_a_checkpoint_is_told_once_a_build_and_again_when_it_
     assert display.reused == ["weights"]
 
 
+def test_weights_of_another_pipeline_are_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sdxl = {"family": "sdxl", "source": "random:0", "unet_width": "tiny", "width": 128, "height": 128}
+    context = StageContext(Recipe.from_dict(sdxl), tmp_path)
+    before = stage_key(Weights(), context, {})
+    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": False}
+    monkeypatch.setattr("hidiff_export.model.model_index.find_model_index", lambda _source: index)
+    assert stage_key(Weights(), context, {}) != before
+    index["force_zeros_for_empty_prompt"] = True
+    assert stage_key(Weights(), context, {}) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

@@ -148,6 +148,14 @@ def test_guidance_scales(bundles: Folders, scale: float) -> None:
     assert distance(found, due) < ROUNDING
 
 
+@pytest.mark.parametrize("kind", ["plain", "batch of 2"])
+def test_rescaled_guidance(bundles: Folders, kind: str) -> None:
+    given: dict[str, Any] = {"guidance_scale": 7.5, "guidance_rescale": 0.7}
+    found, due = (denoise(bundles(kind), kind, loop, **given) for loop in ("device", "host"))
+    assert distance(found, due) < ROUNDING
+    assert distance(denoise(bundles(kind), kind, "device", **{**given, "guidance_rescale": 0.0}), due) > 1e-2
+
+
 def test_a_step_behind_is_seen(bundles: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     due = denoise(bundles("plain"), "plain", "host", sampler="pndm")
     kept = [np.zeros((5, 7), np.float32)]

@@ -131,11 +131,17 @@ INSIDE = {**IN_PICTURE, "mask": MASK, "strength": 0.8}
 OUTSIDE = {"mask": ImageOps.invert(MASK)}
 CONTROLLED = {"control_image": EDGES, "conditioning_scale": 0.8}
 OTHER_EDGES, WEAKER = {"control_image": ImageOps.invert(EDGES)}, {"conditioning_scale": 0.7}
+RESCALED, NOT_RESCALED = {"guidance_rescale": 0.7}, ({"guidance_rescale": None}, {"guidance_rescale": 0.6})
 CASES = {
     "sd15": Case("sd15", SD, wrong=(OTHER_SEED, OTHER_PROMPT, {"negative_prompt": None}, {"guidance_scale": 5.1})),
     "sd15 clip skip": Case("sd15", SD, {"clip_skip": 1}, ({"clip_skip": 0},)),
     "sd15 guidance scale 1": Case("sd15", SD, {"guidance_scale": 1.0}, ({"guidance_scale": 1.1},)),
     "sd15 no negative prompt": Case("sd15", SD, {"negative_prompt": None}, ({"negative_prompt": NEGATIVE},)),
+    "sd15 rescaled": Case("sd15", SD, RESCALED, NOT_RESCALED),
+    "sdxl rescaled": Case("sdxl", XL, RESCALED, NOT_RESCALED),
+    "sdxl image-to-image, rescaled": Case("sdxl", XL_I2I, {**IN_PICTURE, **RESCALED}, NOT_RESCALED),
+    "sdxl mask blend, rescaled": Case("sdxl", XL_INPAINT, {**INSIDE, **RESCALED}, NOT_RESCALED),
+    "sdxl inpainting, rescaled": Case("sdxl inpainting", XL_INPAINT, {**INSIDE, **RESCALED}, NOT_RESCALED),
     "sd15 image-to-image": Case("sd15", SD_I2I, IN_PICTURE, (ONE_STEP_LESS, OTHER_SEED)),
     "sd15 mask blend": Case("sd15", SD_INPAINT, INSIDE, (OUTSIDE, {"strength": 0.6})),
     "sd15 mask blend from noise": Case("sd15", SD_INPAINT, {**INSIDE, "strength": 1.0}, (OUTSIDE,)),

@@ -91,7 +91,9 @@ def as_onnx(record: PhaseRecord, weights: Path) -> onnx.ModelProto:
     noise = graph.op("Add", noise, graph.op("Mul", "timestep", graph.constant(np.float32(1e-4))))
     for name in ("prompt_embeds", "text_embeds", "time_ids"):
         if record.input(name) is not None:
-            noise = graph.op("Add", noise, graph.mean(graph.op("Tanh", name), [batch, -1]))
+            told = graph.mean(graph.op("Tanh", name), [batch, -1])
+            gain = graph.op("Add", graph.constant(np.float32(1)), graph.first("latents", 1))
+            noise = graph.op("Add", noise, graph.op("Mul", told, gain))
     for spec in record.residuals:
         noise = graph.op("Add", noise, graph.mean(spec.name, [1, -1]))
     graph.nodes.append(helper.make_node("Identity", [noise], ["noise_pred"]))

@@ -30,6 +30,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     source.add_argument("--random-embeds", metavar="SEED", type=int, help="random embeddings, to try a bundle out")
     command.add_argument("--steps", type=int, required=True, help="denoising steps")
     command.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale; needed with guidance")
+    command.add_argument(
+        "--guidance-rescale", type=float, metavar="SHARE", help="of guidance, 0 to 1 (default: the bundle's own)"
+    )
     command.add_argument("--seed", type=int, default=0, help="of latents, window shifts and noise (default: 0)")
     command.add_argument("--sampler", metavar="NAME", help="one of the bundle's (default: its own)")
     command.add_argument("--eta", type=float, default=0.0, help="of DDIM (default: 0)")
@@ -65,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
             **arguments,
             steps=options.steps,
             guidance_scale=options.guidance,
+            guidance_rescale=options.guidance_rescale,
             seed=options.seed,
             sampler=options.sampler,
             eta=options.eta,

@@ -77,6 +77,12 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         metavar="SCALE",
         help="guidance scale (default: 7.5, or 5 for SDXL)",
     )
+    group.add_argument(
+        "--guidance-rescale",
+        type=float,
+        metavar="SHARE",
+        help="against overexposure by guidance, 0 to 1 (default: the bundle's own)",
+    )
     group.add_argument("--sampler", metavar="NAME", help="one of the bundle's (default: its own)")
     group.add_argument("--eta", type=float, help="of DDIM (default: 0)")
     group.add_argument("--original-size", type=_size, metavar="WxH", help="SDXL's (default: the picture's)")

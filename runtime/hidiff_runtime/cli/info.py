@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     total = sum(file.size for file in manifest.files.values())
     lines = [
         f"{manifest.family} {manifest.task}, {manifest.width}x{manifest.height} pixels, batch {manifest.batch}, "
-        f"{manifest.precision}, guidance {'on' if manifest.guidance else 'off'}",
+        f"{manifest.precision}, guidance {_guidance(manifest)}",
         f"  files     {len(manifest.files)}, {total / 2**20:.1f} MiB",
         f"  samplers  {', '.join(sorted(manifest.samplers))} (default {manifest.default_sampler})",
         f"  steps     {manifest.steps[0]} to {manifest.steps[-1]} ({len(manifest.steps)} tabulated)",
@@ -49,6 +49,12 @@ def run(options: argparse.Namespace) -> int:
         lines += [f"      -> {spec}" for spec in record.outputs]
     write("\n".join(lines) + "\n", sys.stdout)
     return 0
+
+
+def _guidance(manifest: Manifest) -> str:
+    if manifest.guidance_rescale:
+        return f"on, rescaled by {manifest.guidance_rescale:g}"
+    return "on" if manifest.guidance else "off"
 
 
 def _text(manifest: Manifest) -> str:

@@ -64,6 +64,7 @@ def write_infotext(facts: Mapping[str, Any], sampler: str | None = None) -> str:
         "Sampler": sampler or NAMES.get(facts["sampler"], facts["sampler"]),
         "Schedule type": facts.get("schedule"),
         "CFG scale": facts.get("guidance_scale"),
+        "CFG rescale": facts.get("guidance_rescale"),
         "Seed": facts["seed"],
         "Size": size,
         "Model hash": facts["model_sha256"][:10],

@@ -113,6 +113,7 @@ def _facts(manifest: Manifest, table: SamplerTable, request: Request, index: int
         "seed": settings.seed,
         "steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
+        "guidance_rescale": settings.guidance_rescale or None,
         "sampler": settings.sampler,
         "schedule": schedule_name(table, settings.steps),
         "eta": settings.eta or None,

@@ -87,6 +87,7 @@ class SampleRecorder:
         trajectory: Sequence[Array] = (),
         control: Mapping[str, Array | Drawn] | None = None,
         eta: float = 0.0,
+        guidance_rescale: float = 0.0,
     ) -> None:
         """Adds a whole run: what the denoiser is given by keyword, and the latents it must come to."""
         self._runs.append(
@@ -100,6 +101,7 @@ class SampleRecorder:
                 control=self._sources(control or {}),
                 expected=self._expected(latents),
                 trajectory=tuple(self._expected(after) for after in trajectory),
+                guidance_rescale=guidance_rescale,
             )
         )
 

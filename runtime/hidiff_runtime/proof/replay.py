@@ -157,6 +157,7 @@ def _replay_run(
             steps=run.steps,
             seed=run.seed,
             guidance_scale=run.guidance_scale,
+            guidance_rescale=run.guidance_rescale,
             sampler=run.sampler,
             eta=run.eta,
             conditioning_scale=1.0,

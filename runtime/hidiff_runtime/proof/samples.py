@@ -104,6 +104,7 @@ class RunSample:
         seed: of the run's random stream.
         guidance_scale: as given to the denoiser; ``None`` for a bundle without guidance.
         eta: as given to the denoiser.
+        guidance_rescale: as given to the denoiser; 0 in samples of older bundles, which do not say.
         inputs: arrays given to the denoiser by keyword: ``prompt_embeds``, ``latents``, …
         control: ControlNet residuals by input name, the same at each step that takes them.
         expected: the final latents.
@@ -119,6 +120,7 @@ class RunSample:
     control: Mapping[str, Source]
     expected: Expected
     trajectory: tuple[Expected, ...] = ()
+    guidance_rescale: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,7 @@ def _run_content(run: RunSample) -> dict[str, Any]:
         "sampler": run.sampler,
         "seed": run.seed,
         "guidance_scale": run.guidance_scale,
+        "guidance_rescale": run.guidance_rescale,
         "eta": run.eta,
         "inputs": {name: _source_content(source) for name, source in run.inputs.items()},
         "control": {name: _source_content(source) for name, source in run.control.items()},
@@ -356,6 +359,7 @@ def _run(fields: Fields) -> RunSample:
         control=fields.named("control", _source),
         expected=fields.nested("expected", _expected),
         trajectory=fields.each("trajectory", _expected),
+        guidance_rescale=fields.number("guidance_rescale") if "guidance_rescale" in fields else 0.0,
     )
 
 

@@ -43,6 +43,7 @@ FIELDS = (
     Field("seed", "whole", "of everything random"),
     Field("steps", "whole", "denoising steps, one of the bundle's"),
     Field("guidance_scale", "number", "how strongly the prompt is followed"),
+    Field("guidance_rescale", "number", "against overexposure by guidance, 0 to 1"),
     Field("sampler", "text", "one of the bundle's"),
     Field("eta", "number", "of DDIM, 0 to 1"),
     Field("image", "picture", "to start from, or to paint in"),

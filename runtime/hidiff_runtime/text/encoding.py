@@ -64,7 +64,7 @@ def encode_prompts(
     """Encodes prompts, each different one once, and closes the text encoders again.
 
     As in diffusers, ``clip_skip`` is for the prompts alone; without negative prompts SDXL takes zeros for their
-    embeddings, and the others those of the empty prompt.
+    embeddings where its checkpoint says ``force_zeros_for_empty_prompt``, and all others those of the empty prompt.
 
     Args:
         bundle: with text encoders.
@@ -93,7 +93,8 @@ def encode_prompts(
         )
     _check_options(clip_skip, min(record.clip_skip for record in records), long_prompt)
     _check_prompts(prompts, negative, guidance=bundle.manifest.guidance)
-    zeros = negative is None and any(record.output("text_embeds") is not None for record in records)
+    sdxl = any(record.output("text_embeds") is not None for record in records)
+    zeros = negative is None and sdxl and bundle.manifest.force_zeros_for_empty_prompt
     opposite = (negative or [""] * len(prompts)) if bundle.manifest.guidance and not zeros else []
     asked = [(prompt, clip_skip) for prompt in prompts]
     unasked = [(prompt, 0) for prompt in opposite]

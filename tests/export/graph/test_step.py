@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from hidiff_export.families import Family, default_scheduler
 from hidiff_export.graph.step import write_step_graph
@@ -28,12 +30,12 @@ KEPT = ("next_sample", "next_state", "latents", "next_unsound")
 UNSOUND = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 
 
-def record(*, guidance: bool = True, inpainting: bool = False, slots: int = SLOTS) -> GraphRecord:
+def record(*, guidance: bool = True, inpainting: bool = False, slots: int = SLOTS, rescale: bool = True) -> GraphRecord:
     rows = SHAPE[0] * (1 + guidance)
     noise_pred = TensorSpec("noise_pred", (rows, 4, *SIZE), "float32")
     latents = TensorSpec("latents", (rows, 9 if inpainting else 4, *SIZE), "float32")
     due = (SHAPE[0], noise_pred, latents, slots)
-    return GraphRecord("step/step.onnx", {}, step_inputs(*due), step_outputs(*due))
+    return GraphRecord("step/step.onnx", {}, step_inputs(*due, rescale=rescale), step_outputs(*due))
 
 
 class Step:
@@ -64,8 +66,20 @@ def network(latents: np.ndarray) -> np.ndarray:
     return np.concatenate([np.tanh(latents[:2] * (1 + half) + 0.1) for half in range(halves)]).astype(np.float32)
 
 
-def runs(step: Step, table: SamplerTable, scale: float | None, *, late: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
-    """Sample of the host and of the graph after each evaluation; ``late`` shifts the graph's rows by evaluations."""
+def runs(
+    step: Step,
+    table: SamplerTable,
+    scale: float | None,
+    *,
+    rescale: tuple[float, float] = (0.0, 0.0),
+    late: int = 0,
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Sample of the host and of the graph after each evaluation.
+
+    Args:
+        rescale: of guidance, the host's and the graph's.
+        late: shifts the graph's rows by evaluations.
+    """
     schedule = table.schedule(STEPS, eta=0.7 if table.eta else 0.0)
     generator = TorchGenerator(3)
     state = schedule.start(generator.randn(SHAPE))
@@ -74,7 +88,7 @@ def runs(step: Step, table: SamplerTable, scale: float | None, *, late: int = 0)
     latents = np.concatenate([state.model_input()] * repeat)
     for index, evaluation in enumerate(schedule.evaluations):
         drawn = generator.randn(SHAPE) if state.draws_noise else None
-        host = guided(network(np.concatenate([state.model_input()] * repeat)), scale)
+        host = guided(network(np.concatenate([state.model_input()] * repeat)), scale, rescale[0])
         state.advance(host, drawn)
         following = schedule.evaluations[min(index + 1, len(schedule) - 1)]
         rows = schedule.evaluations[max(index - late, 0)].rows
@@ -86,7 +100,7 @@ def runs(step: Step, table: SamplerTable, scale: float | None, *, late: int = 0)
             rows=padded_rows(rows, SLOTS),
             input_scale=number(following.input_scale),
             unsound=unsound,
-            **({} if scale is None else {"guidance_scale": number(scale)}),
+            **({} if scale is None else {"guidance_scale": number(scale), "guidance_rescale": number(rescale[1])}),
         )
         assert evaluation.draws_noise == (drawn is not None)
         sample, states, latents, unsound = (found[name] for name in KEPT)
@@ -111,6 +125,50 @@ def test_whole_runs_are_the_hosts(step: Step, sampler: SamplerName) -> None:
     assert furthest(runs(step, table, 3.0, late=1)) > 0.1
 
 
+@pytest.mark.parametrize("rescale", [0.25, 0.7, 1.0])
+def test_whole_runs_with_rescaled_guidance_are_the_hosts(step: Step, rescale: float) -> None:
+    table = probe("dpmpp_2m", CONFIG, (STEPS,))
+    assert furthest(runs(step, table, 3.0, rescale=(rescale, rescale))) < 5e-6
+    assert furthest(runs(step, table, 3.0, rescale=(rescale, 0.0))) > 1e-2
+    assert furthest(runs(step, table, 0.9, rescale=(rescale, 0.0))) < 5e-6
+
+
+def once(**changes: np.ndarray) -> dict[str, np.ndarray]:
+    """Inputs of a step that adds the guided noise to the sample."""
+    random = np.random.default_rng(0)
+    noise_pred, sample = (random.standard_normal((4, *SHAPE[1:])).astype(np.float32) for _ in range(2))
+    given = {
+        "noise_pred": noise_pred * np.array([1, 2, 3, 5], np.float32)[:, None, None, None],
+        "sample": sample[:2],
+        "noise": np.zeros(SHAPE, np.float32),
+        "state": np.zeros((SLOTS, *SHAPE), np.float32),
+        "rows": padded_rows(np.array([[1.0, 1.0, 0.0]]), SLOTS),
+        "input_scale": number(0.5),
+        "unsound": np.zeros(3, np.int32),
+        "guidance_scale": number(4.0),
+    }
+    return {**given, **changes}
+
+
+@pytest.mark.parametrize("rescale", [0.3, 1.0])
+def test_guidance_is_rescaled_as_diffusers_does_it(step: Step, rescale: float) -> None:
+    given = once(guidance_rescale=number(rescale))
+    negative, positive = torch.from_numpy(given["noise_pred"]).chunk(2)
+    due = rescale_noise_cfg(negative + 4.0 * (positive - negative), positive, rescale).numpy()
+    found = step(**given)["next_sample"] - given["sample"]
+    assert np.abs(found - due).max() < 2e-6 * np.abs(due).max()
+    together = negative + 4.0 * (positive - negative)  # one deviation for all pictures is another result
+    wrong = (rescale * together * (positive.std() / together.std()) + (1 - rescale) * together).numpy()
+    assert np.abs(wrong - due).max() > 1e-3 * np.abs(due).max()
+
+
+def test_a_rescale_of_0_is_to_the_bit_what_it_is_without(step: Step, tmp_path: Path) -> None:
+    older = Step(record(rescale=False), tmp_path / "older.onnx")
+    due, found = older(**once()), step(**once(guidance_rescale=number(0)))
+    assert all(np.array_equal(found[name], due[name]) for name in KEPT)
+    assert not np.array_equal(step(**once(guidance_rescale=number(0.1)))["next_sample"], due["next_sample"])
+
+
 def test_without_guidance(tmp_path: Path) -> None:
     table = probe("euler", CONFIG, (STEPS,))
     assert furthest(runs(Step(record(guidance=False), tmp_path / "step.onnx"), table, None)) < 5e-6
@@ -128,6 +186,7 @@ def test_up_to_a_scale_of_one_the_positive_half_counts_alone(step: Step, scale: 
         "input_scale": number(0.5),
         "unsound": np.zeros(3, np.int32),
         "guidance_scale": number(scale),
+        "guidance_rescale": number(0.7),
     }
     first = step(noise_pred=noise_pred, **given)
     assert np.array_equal(first["next_sample"], sample[:2] + noise_pred[2:])

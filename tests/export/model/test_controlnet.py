@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -11,13 +12,15 @@ import torch
 from torch.nn import functional
 
 from hidiff_export import apply_hidiffusion
-from hidiff_export.errors import InputError
+from hidiff_export.errors import CheckpointError, InputError
 from hidiff_export.families import Family, Layout, Task, Width, controlnet_config, unet_config
 from hidiff_export.geometry import UNetGeometry
 from hidiff_export.model.component import Component
 from hidiff_export.model.controlnet import ControlNetModule, control_image_size, fit_residuals, nearest
+from hidiff_export.model.load import load_controlnet
 from hidiff_export.signature import control_residuals
 from hidiff_runtime.phases import Phase, PhaseKind
+from tests.export.model.checkpoints import arrays, write_folder
 from tests.parity.pipelines import SD15_NAME, Case, arguments, build, network, trajectory
 
 FAMILIES = [Family.SD15, Family.SD21, Family.SDXL]
@@ -231,3 +234,12 @@ def test_an_idle_controlnet_gives_its_output_class_to_whoever_wants_it() -> None
         given = (torch.ones(1, 4, 8, 8), 1, torch.ones(1, 5, 32), torch.ones(1, 3, 64, 64))
         assert pipe.controlnet(*given).down_block_res_samples == ()
         assert pipe.controlnet(*given, return_dict=False)[0] == ()
+
+
+def test_a_controlnet_that_pools_its_residuals_is_refused(tmp_path: Path) -> None:
+    config = Component.CONTROLNET.config(Family.SD15, Task.CONTROLNET, Width.TINY)
+    pooling = {**config, "global_pool_conditions": True}
+    write_folder(tmp_path / "control", arrays(Component.CONTROLNET, config), pooling, "ControlNetModel")
+    with pytest.raises(CheckpointError, match="controlnet pools its residuals over the picture") as caught:
+        load_controlnet(str(tmp_path / "control"), Family.SD15, Width.TINY)
+    assert "global_pool_conditions True" in str(caught.value)

@@ -198,7 +198,12 @@ def test_another_familys_text_encoder_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"_attn_implementation": "flash_attention_2"}, {"torch_dtype": "float7"}, {"architectures": "CLIPTextModel"}],
+    [
+        {"_attn_implementation": "flash_attention_2"},
+        {"torch_dtype": "float7"},
+        {"architectures": "CLIPTextModel"},
+        {"use_attention_mask": False},
+    ],
     ids=lambda changed: next(iter(changed)),
 )
 def test_how_others_run_it_makes_no_difference(tmp_path: Path, changed: dict[str, Any]) -> None:
@@ -206,6 +211,12 @@ def test_how_others_run_it_makes_no_difference(tmp_path: Path, changed: dict[str
     write_into(tmp_path / "text_encoder" / "config.json", changed)
     config = load(Component.TEXT_ENCODER, str(tmp_path), Family.SD15, Task.TEXT_TO_IMAGE, Width.TINY).config
     assert config == fabricated(Family.SD15, Component.TEXT_ENCODER).config
+
+
+def test_sdxls_pipelines_do_not_look_at_the_attention_mask(tmp_path: Path) -> None:
+    encoder(Family.SDXL, Component.TEXT_ENCODER).save_pretrained(tmp_path / "text_encoder")
+    write_into(tmp_path / "text_encoder" / "config.json", {"use_attention_mask": True})
+    assert load(Component.TEXT_ENCODER, str(tmp_path), Family.SDXL, Task.TEXT_TO_IMAGE, Width.TINY).config
 
 
 @pytest.mark.parametrize(
@@ -216,8 +227,9 @@ def test_how_others_run_it_makes_no_difference(tmp_path: Path, changed: dict[str
         ({"num_attention_heads": 0}, "cannot build a CLIPTextModel"),
         ({"layer_norm_eps": 1e-6}, "not its family's"),
         ({"architectures": 5}, "not of a CLIPTextModel"),
+        ({"use_attention_mask": True}, "text_encoder masks the padding of prompts, which bundles do not do"),
     ],
-    ids=["text for a number", "heads that do not divide the width", "no heads", "another epsilon", "no class"],
+    ids=["text for a number", "heads that do not divide the width", "no heads", "another epsilon", "no class", "mask"],
 )
 def test_a_configuration_that_is_no_familys_is_told(tmp_path: Path, changed: dict[str, Any], match: str) -> None:
     encoder(Family.SD15, Component.TEXT_ENCODER).save_pretrained(tmp_path / "text_encoder")

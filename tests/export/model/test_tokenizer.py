@@ -58,6 +58,33 @@ def test_a_folder_keeps_its_own_padding(tmp_path: Path, settings: dict[str, str]
     assert found.encode("a a").ids == (2, 1, 1, 3, *[pad] * 73)
 
 
+@pytest.mark.parametrize("length", [77, 512, int(1e30)])
+def test_a_length_that_ends_with_the_text_encoders_is_none(tmp_path: Path, length: int) -> None:
+    source = str(folder_of(tmp_path, model_max_length=length))
+    content = tokenizer_json(source, Component.TEXT_ENCODER, Family.SDXL, Width.TINY)
+    assert len(opened(content, tmp_path).encode("a a").ids) == 77
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"model_max_length": 64}, "model_max_length 64, expected 77"),
+        ({"padding_side": "left"}, "padding_side left, expected right"),
+        ({"truncation_side": "left"}, "truncation_side left, expected right"),
+    ],
+)
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+def test_settings_that_a_bundle_does_not_obey_are_refused(
+    tmp_path: Path, settings: dict[str, Any], told: str, name: str
+) -> None:
+    source = str(folder_of(tmp_path, name, **settings))
+    component = Component.TEXT_ENCODER if name == "tokenizer" else Component.TEXT_ENCODER_2
+    with pytest.raises(CheckpointError, match=f"settings of the {name} are not CLIP's") as caught:
+        tokenizer_json(source, component, Family.SDXL, Width.TINY)
+    assert told in str(caught.value)
+    assert "tokenizer_config.json" in caught.value.advice
+
+
 def test_a_folder_with_a_whole_tokenizer(tmp_path: Path) -> None:
     source = folder_of(tmp_path)
     asked = (str(source), Component.TEXT_ENCODER, Family.SD15, Width.TINY)

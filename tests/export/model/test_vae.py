@@ -193,11 +193,30 @@ def test_what_a_fine_tune_may_set_is_kept(tmp_path: Path, tensors: Arrays) -> No
     assert loaded(tmp_path).config == changed
 
 
-def test_latents_that_are_normalised_by_channel_are_refused(tmp_path: Path, tensors: Arrays) -> None:
-    write_folder(tmp_path / "vae", tensors, {**CONFIG, "latents_mean": [0.0, 1.0, 2.0, 3.0]}, "AutoencoderKL")
-    with pytest.raises(CheckpointError, match="not its family's") as caught:
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("latents_mean", [0.0, 1.0, 2.0, 3.0], "vae has latents with a mean of their own in each channel"),
+        ("latents_std", [1.0, 1.0, 2.0, 3.0], "vae has latents with a deviation of their own in each channel"),
+        ("shift_factor", 0.1, "not its family's"),
+        ("use_quant_conv", False, "not its family's"),
+        ("use_post_quant_conv", False, "not its family's"),
+        ("mid_block_add_attention", False, "not its family's"),
+    ],
+)
+def test_what_other_vaes_do_is_refused_by_name(
+    tmp_path: Path, tensors: Arrays, key: str, value: Any, match: str
+) -> None:
+    write_folder(tmp_path / "vae", tensors, {**CONFIG, key: value}, "AutoencoderKL")
+    with pytest.raises(CheckpointError, match=match) as caught:
         loaded(tmp_path)
-    assert "latents_mean" in str(caught.value)
+    assert f"{key} {value}" in str(caught.value)
+
+
+def test_what_a_vae_may_say_of_itself_without_effect(tmp_path: Path, tensors: Arrays) -> None:
+    said = {"latents_mean": None, "latents_std": None, "shift_factor": None, "use_quant_conv": True}
+    write_folder(tmp_path / "vae", tensors, {**CONFIG, **said}, "AutoencoderKL")
+    assert loaded(tmp_path).config == CONFIG
 
 
 def test_a_checkpoint_without_a_vae_is_told(tmp_path: Path, tensors: Arrays) -> None:

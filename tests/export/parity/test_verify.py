@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hidiff_runtime.files import verify_files
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.safetensors import SafetensorsFile
 from hidiff_runtime.safetensors import write as write_tensors
-from tests.export.parity.torch_bundle import TorchBackend, build, refresh, use
+from tests.export.parity.torch_bundle import TorchBackend, build, refresh, use, write_manifest
 
 COMMON = {"source": "random:0", "unet_width": "tiny", "width": 128, "height": 128, "steps": [3]}
 SD15 = Recipe.from_dict({**COMMON, "family": "sd15", "sampler": "euler_ancestral"})
@@ -100,6 +101,39 @@ def test_every_task_is_proven_by_its_own_pipeline(case: str, tmp_path: Path, mon
     assert phases == {None, *(phase.name for phase in recipe.phase_rule().phases())}
     boundaries = {verdict.boundary for verdict in report.verdicts}
     assert (Boundary.CONTROLNET.value in boundaries) == (recipe.controlnet is not None)
+
+
+RESCALED = {
+    "sd15": {"family": "sd15"},
+    "sdxl, two pictures": {"family": "sdxl", "batch": 2},
+    "sd15 inpainting": {"family": "sd15", "task": "inpainting"},
+    "sd15 with a controlnet": TASKS["sd15 with a controlnet"],
+    "second order": {"family": "sd21", "sampler": "heun", "steps": [2]},
+}
+"""Pipelines that take a rescale of guidance, and those that do not."""
+
+
+@pytest.mark.parametrize("case", RESCALED)
+def test_a_bundles_own_rescale_is_the_references_too(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.from_dict({**COMMON, **RESCALED[case], "guidance_rescale": 0.7})
+    use(TorchBackend(recipe), monkeypatch)
+    folder = build(recipe, tmp_path / "bundle")
+
+    report = verify(folder)
+    assert report.ok, report.to_markdown()
+
+    manifest = Manifest.read(folder)
+    write_manifest(folder, replace(manifest, guidance_rescale=0.0))
+    assert failing(verify(folder)) == {Boundary.RUN.value}
+    index = folder / "reference/samples.json"
+    samples = json.loads(index.read_text(encoding="utf-8"))
+    assert samples["runs"][0]["guidance_rescale"] == 0.7
+    samples["runs"][0]["guidance_rescale"] = 0.0
+    index.write_text(json.dumps(samples), encoding="utf-8")
+    write_manifest(folder, manifest)
+    assert failing(verify(folder)) == {Boundary.RECORDED_STEP.value, Boundary.RECORDED_RUN.value}
 
 
 def test_the_source_a_bundle_was_built_from_holds_and_another_seed_fails_everywhere(bundle: Path) -> None:

@@ -148,6 +148,7 @@ def build(recipe: Recipe, folder: Path, *, reference: bool = True) -> Path:
         height=recipe.height,
         batch=recipe.batch,
         guidance=recipe.guidance,
+        guidance_rescale=recipe.guidance_rescale or 0.0,
         precision=recipe.precision.value,
         rule=recipe.phase_rule(),
         latent=recipe.latent_shape,

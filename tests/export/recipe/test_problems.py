@@ -90,6 +90,23 @@ BAD = {
         '"fp8"',
         "targets from sm89 on",
     ),
+    "rescale above 1": Bad(
+        _with("guidance_rescale: 1.5"), 5, "`guidance_rescale` should be less than or equal to 1", "1.5", "0 to 1"
+    ),
+    "rescale as text": Bad(
+        _with("guidance_rescale: some"),
+        5,
+        "`guidance_rescale` should be a number",
+        '"some"',
+        "0.7 for zero terminal SNR",
+    ),
+    "rescale without guidance": Bad(
+        _with("guidance: false\nguidance_rescale: 0.7"),
+        6,
+        "`guidance_rescale` rescales guidance, which is off",
+        "0.7",
+        "Set guidance: true, or leave guidance_rescale out",
+    ),
     "unknown backend": Bad(
         _with("backend: onnx"), 5, "`backend.0` should be", '"onnx"', "What builds and runs the engines, one or a list"
     ),

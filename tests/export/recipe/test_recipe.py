@@ -188,3 +188,12 @@ def test_overrides_replace_values() -> None:
 def test_an_override_opens_what_was_a_word() -> None:
     recipe = Recipe.load("sdxl-2048", ["hidiffusion.thresholds=published", "hidiffusion.thresholds.pooled=50%"])
     assert recipe.phase_rule() == PhaseRule(pooled=StepRange(0, 0.5))
+
+
+def test_a_rescale_that_is_left_out_leaves_recipes_as_they_were() -> None:
+    plain = _recipe()
+    assert "guidance_rescale" not in plain.to_dict()
+    rescaled = _recipe(guidance_rescale=0.7)
+    assert rescaled.to_dict()["guidance_rescale"] == 0.7
+    assert rescaled.fingerprint() != plain.fingerprint()
+    assert _recipe(guidance_rescale=0.0, guidance=False).guidance_rescale == 0.0

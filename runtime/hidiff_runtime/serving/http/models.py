@@ -51,6 +51,7 @@ def _card(service: Service, created: int) -> dict[str, Any]:
         "family": manifest.family,
         "task": manifest.task,
         "guidance": manifest.guidance,
+        "guidance_rescale": manifest.guidance_rescale,
         "steps": [count for count in manifest.steps if count <= limits.steps],
         "samplers": sorted(manifest.samplers),
         "sampler": manifest.default_sampler,
