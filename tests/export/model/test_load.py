@@ -26,7 +26,7 @@ from tests.export.model.loading import CONFIG, TEXT, UNET, edit, holds, load, re
 
 def test_a_pipeline_and_a_unet_folder(pipeline: Path, tensors: Arrays) -> None:
     for folder in (pipeline, pipeline / "unet"):
-        config, found = load(folder)
+        config, found, _ = load(folder)
         assert config == CONFIG
         assert holds(found, tensors)
 
@@ -72,7 +72,7 @@ def test_a_network_computes_what_diffusers_own_loading_computes(pipeline: Path) 
     generator = torch.Generator().manual_seed(0)
     call = (torch.randn((1, 4, 16, 16), generator=generator), 500, torch.randn((1, 77, 32), generator=generator))
     theirs = UNet2DConditionModel.from_pretrained(pipeline, subfolder="unet").eval()
-    ours = build_unet(*load(pipeline))
+    ours = build_unet(*load(pipeline)[:2])
     with torch.no_grad():
         assert torch.equal(ours(*call).sample, theirs(*call).sample)
 
@@ -83,7 +83,7 @@ def test_a_network_in_another_dtype() -> None:
 
 
 def test_a_random_source() -> None:
-    config, found = load("random:7")
+    config, found, _ = load("random:7")
     assert config == CONFIG
     assert torch.equal(found["conv_in.weight"], fabricate(Component.UNET, CONFIG, 7)["conv_in.weight"])
 
@@ -102,7 +102,7 @@ def test_a_controlnet_folder(tmp_path: Path) -> None:
         found = load_controlnet(str(tmp_path / folder.split("/")[0]), Family.SDXL, Width.TINY)
         assert found.config == config
         assert holds(found.state_dict, expected)
-        build_controlnet(*found)
+        build_controlnet(*found[:2])
 
 
 def test_what_a_fine_tune_may_set_is_kept(pipeline: Path) -> None:
