@@ -20,6 +20,11 @@ class Kind(NamedTuple):
     what: str
     advice: str
 
+    @property
+    def is_control(self) -> bool:
+        """Whether it is a form of ControlNet, or stands in the place of one."""
+        return self.advice == _FULL_CONTROLNET
+
 
 _SUPPORTED = "Give a checkpoint of one of the families that `hidiff-export recipes` lists."
 _WHOLE = "Give a whole checkpoint or the pipeline's diffusers folder as the source."

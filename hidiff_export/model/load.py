@@ -62,6 +62,8 @@ def load(component: Component, source: str, family: Family, task: Task, width: W
             raise InputError("A fabricated checkpoint needs a seed.", given=source, advice="Write random:0.")
         return Checkpoint(expected, fabricate(component, expected, int(seed)))
     files = find_checkpoint(source, component)
+    if component is Component.CONTROLNET and files.config is None:
+        _refuse_pooling(files.weights[0])
     tensors, notices = _read(files.weights, component, expected)
     if component in (Component.UNET, Component.CONTROLNET):
         check_family(component, family, task, width, shapes_of(tensors))
@@ -148,12 +150,24 @@ def _read(
     return without_prefix(component, tensors), left_out_notices(component, names)
 
 
+def _refuse_pooling(path: Path) -> None:
+    """Raises CheckpointError for a single file of a ControlNet that only its name tells from others."""
+    if "shuffle" in path.stem.lower():
+        raise CheckpointError(
+            "A shuffle ControlNet averages its residuals over the picture, which is not built.",
+            given=path,
+            advice="Give another ControlNet; if this one is none of that kind, rename the file.",
+        )
+
+
 def _refuse_adapters(component: Component, names: SortedNames) -> None:
     """Raises CheckpointError when a whole checkpoint has an adapter beside its networks, which would be left out."""
     kind = changing_kind(names.stray)
-    if kind is not None and names.own:
-        raise CheckpointError(
-            f"Beside its {component.class_name} the checkpoint has {kind.what}, which would be left out.",
-            given=listed(sorted(names.stray)),
-            advice="Give a checkpoint that has it in its weights, or one without; a LoRA can be given as --lora.",
-        )
+    if kind is None or not names.own:
+        return
+    if component is Component.CONTROLNET and kind.is_control:
+        summary, advice = f"The checkpoint is no whole {component.class_name}: it is {kind.what}.", kind.advice
+    else:
+        summary = f"Beside its {component.class_name} the checkpoint has {kind.what}, which would be left out."
+        advice = "Give a checkpoint that has it in its weights, or one without; a LoRA can be given as --lora."
+    raise CheckpointError(summary, given=listed(sorted(names.stray)), advice=advice)

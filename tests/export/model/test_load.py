@@ -127,7 +127,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert "no UNet2DConditionModel in this checkpoint" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("keep", [0, 5, 100, 5000, -1])
+@pytest.mark.parametrize("keep", [5, 100, 5000, -1])
 def test_a_truncated_file_is_refused(pipeline: Path, keep: int) -> None:
     path = pipeline / "unet" / f"{STEM}.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
@@ -299,7 +299,9 @@ def test_an_original_checkpoint_without_a_tensor_is_told(tmp_path: Path) -> None
 
 def test_quantised_weights_are_refused(tmp_path: Path, tensors: Arrays) -> None:
     write_folder(tmp_path / "a", {**tensors, "conv_in.weight": np.zeros((32, 4, 3, 3), np.int8)}, CONFIG, UNET)
-    assert "not a floating-point number" in refused(tmp_path / "a")
+    message = refused(tmp_path / "a")
+    assert "quantized, to integers of 8 bits" in message
+    assert "conv_in.weight is I8" in message
 
 
 def test_weights_that_are_not_numbers_are_found_when_they_are_stored(tmp_path: Path, tensors: Arrays) -> None:
@@ -310,10 +312,3 @@ def test_weights_that_are_not_numbers_are_found_when_they_are_stored(tmp_path: P
         WeightStore.write(load(tmp_path / "a").state_dict, tmp_path / "weights", Precision.FLOAT32)
     assert "conv_out.bias: 1 of 4" in str(caught.value)
     assert not (tmp_path / "weights").exists()
-
-
-def test_an_original_controlnet_is_refused(tmp_path: Path, tensors: Arrays) -> None:
-    ldm = checkpoints.to_ldm(tensors, CONFIG)
-    write(tmp_path / "a.safetensors", ldm)
-    with pytest.raises(CheckpointError, match="ControlNet in the original layout"):
-        load_controlnet(str(tmp_path / "a.safetensors"), Family.SD15, Width.TINY)
