@@ -89,7 +89,6 @@ _OTHER_MODELS: _Rows = (
     (re.compile(r"^(encoder|decoder)\.layers\.\d|^taesd"), Kind("a tiny VAE (TAESD)", _WHOLE)),
     (re.compile(r"(^|\.)(post_)?quant_conv\.|^(encoder|decoder)\.(conv_in|mid)"), VAE),
     (re.compile(r"\.rdb\d\.|RRDB_trunk|\.RDB\d\."), Kind("an upscaler of pictures (ESRGAN)", _SUPPORTED)),
-    (re.compile(r"^model_ema\."), Kind("only EMA copies of weights", "Give the file that has the weights too.")),
 )
 
 _FIRST = ("conv_in.weight", "input_blocks.0.0.weight")

@@ -161,7 +161,13 @@ def _refuse_pooling(path: Path) -> None:
 
 
 def _refuse_adapters(component: Component, names: SortedNames) -> None:
-    """Raises CheckpointError when a whole checkpoint has an adapter beside its networks, which would be left out."""
+    """Raises CheckpointError when an adapter beside a network would be left out, or the network itself."""
+    if not names.own and any(name.startswith("model_ema.") for name in names.left_out):
+        raise CheckpointError(
+            f"The checkpoint holds only EMA copies of a {component.class_name}'s weights.",
+            given=listed(sorted(names.left_out)),
+            advice="Give the file that has the weights too, or one with the EMA weights under the weights' names.",
+        )
     kind = changing_kind(names.stray)
     if kind is None or not names.own:
         return

@@ -70,7 +70,6 @@ def test_a_model_of_another_class_is_named(tmp_path: Path, name: str) -> None:
         (["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"], "a text encoder", "whole"),
         (["body.0.rdb1.conv1.weight", "conv_first.weight"], "an upscaler of pictures", "recipes"),
         (["encoder.block.0.layer.0.SelfAttention.q.weight", "shared.weight"], "a T5 text encoder", "recipes"),
-        (["model_ema.diffusion_modelinput_blocks00weight"], "only EMA copies", "weights too"),
         (["control_model.zero_convs.0.0.weight"], "a ControlNet", "the recipe's controlnet"),
     ],
 )
@@ -79,6 +78,11 @@ def test_a_file_of_something_else_is_named(tmp_path: Path, names: list[str], wha
     assert f"no Stable Diffusion UNet2DConditionModel: it is {what}" in message
     assert advice in message
     assert "again" not in message
+
+
+def test_a_file_of_ema_copies_alone_is_told(tmp_path: Path) -> None:
+    path = write_header(tmp_path / "ema.safetensors", {"model_ema.diffusion_modelinput_blocks00weight": (2, 2)})
+    assert "holds only EMA copies of a UNet2DConditionModel's weights" in refused(path)
 
 
 def test_what_is_not_known_is_called_nothing(tmp_path: Path) -> None:

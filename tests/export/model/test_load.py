@@ -304,6 +304,11 @@ def test_quantised_weights_are_refused(tmp_path: Path, tensors: Arrays) -> None:
     assert "conv_in.weight is I8" in message
 
 
+def test_integers_in_the_place_of_a_bias_are_refused(tmp_path: Path, tensors: Arrays) -> None:
+    write_folder(tmp_path / "a", {**tensors, "conv_in.bias": np.zeros(32, np.int32)}, CONFIG, UNET)
+    assert "not a floating-point number" in refused(tmp_path / "a")
+
+
 def test_weights_that_are_not_numbers_are_found_when_they_are_stored(tmp_path: Path, tensors: Arrays) -> None:
     broken = tensors["conv_out.bias"].copy()
     broken[1] = np.nan
