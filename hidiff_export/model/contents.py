@@ -30,6 +30,7 @@ _SUPPORTED = "Give a checkpoint of one of the families that `hidiff-export recip
 _WHOLE = "Give a whole checkpoint or the pipeline's diffusers folder as the source."
 _FULL_CONTROLNET = "Give a whole ControlNet, as diffusers' ControlNetModel or in the layout of ControlNet's own code."
 _PLAIN = "Take it out, or give the checkpoint from before it was put in."
+_LCM = "A UNet that takes its guidance as an input is not built: give the base model, and LCM's LoRA as --lora."
 
 LORA = Kind("a LoRA", "Give it as --lora, beside a checkpoint.")
 UNET = Kind("a UNet", "Give it as the recipe's source, and a ControlNet as its controlnet.")
@@ -44,6 +45,7 @@ _DIFFERENCE = Kind(
 )
 _UNION = Kind("a union ControlNet, which takes several kinds of control", _FULL_CONTROLNET)
 _XS = Kind("a ControlNet-XS", _FULL_CONTROLNET)
+_HALF = Kind("the down half of a UNet, without the layers that a ControlNet adds", _FULL_CONTROLNET)
 _T2I = Kind("a T2I-Adapter", _FULL_CONTROLNET)
 _TRANSFORMER_CONTROLNET = Kind("a ControlNet for a transformer such as Flux or SD3", _FULL_CONTROLNET)
 
@@ -57,7 +59,7 @@ _ADDED: _Rows = (
     (re.compile(r"(^|[._])lora[._]|lora_(A|B|up|down)\b|hada_w\d|lokr_w\d|dora_scale|\.oft_"), LORA),
     (re.compile(r"motion_modules?\.|temporal_transformer\."), Kind("an AnimateDiff motion module", _PLAIN)),
     (re.compile(r"^position_net\.|\.fuser\."), Kind("GLIGEN's layers", _PLAIN)),
-    (re.compile(r"^time_embedding\.cond_proj\.|^time_embed\.cond_proj\."), Kind("an LCM's guidance embedding", _PLAIN)),
+    (re.compile(r"^time_embed(ding)?\.cond_proj\."), Kind("an LCM's guidance embedding", _LCM)),
     (
         re.compile(r"^emb_params$|^string_to_param|^clip_[lg]$|^<[^>]+>$|^bundle_emb\."),
         Kind("a textual inversion", "Write the words into the prompt; embeddings are not taken."),
@@ -92,6 +94,7 @@ _OTHER_MODELS: _Rows = (
 )
 
 _FIRST = ("conv_in.weight", "input_blocks.0.0.weight")
+_DOWNWARD = ("down_blocks.", "input_blocks.1.")
 _UPWARD = ("up_blocks.", "output_blocks.")
 
 
@@ -101,13 +104,15 @@ def kind_of(names: Collection[str]) -> Kind | None:
     A UNet is one whatever else was put into it; so is a ControlNet, unless it is of a kind with a name of its own.
     """
     names = {name.removeprefix(UNET_PREFIX).removeprefix(CONTROL_PREFIX) for name in names}
-    if any(first in names for first in _FIRST) and any(name.startswith(_UPWARD) for name in names):
+    begins = any(first in names for first in _FIRST)
+    if begins and any(name.startswith(_UPWARD) for name in names):
         return UNET
     controls = _first_match(_CONTROLS, names)
     added = _first_match(_ADDED, names)
-    if added in (_CONTROL_LORA, _DIFFERENCE) or controls is None:
-        return added or _first_match(_OTHER_MODELS, names)
-    return controls
+    if controls is not None and added not in (_CONTROL_LORA, _DIFFERENCE):
+        return controls
+    half = _HALF if begins and any(name.startswith(_DOWNWARD) for name in names) else None
+    return added or _first_match(_OTHER_MODELS, names) or half
 
 
 def changing_kind(names: Collection[str]) -> Kind | None:

@@ -30,7 +30,7 @@ _TASK = "Set the recipe's task to the checkpoint's, or give another checkpoint."
 _ARCHITECTURE = "Only checkpoints with their family's published architecture can be built."
 _INCOMPLETE = (
     "If this is one file of several, give the folder; a distilled model with fewer layers cannot be built. "
-    "Else save or download the checkpoint again."
+    "Else the file was saved without them: give the checkpoint as it was published."
 )
 _FUSED = "Give the LoRA in a file of its own as --lora, and a checkpoint without it."
 

@@ -131,7 +131,7 @@ def test_what_a_unet_takes_beside_the_latents_is_named(tmp_path: Path, channels:
         ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k_ip.weight", "1 of an IP-Adapter", "put in"),
         ("down_blocks.0.attentions.0.proj_in.lora_A.weight", "1 of a LoRA", "--lora"),
         ("down_blocks.0.motion_modules.0.proj_in.weight", "1 of an AnimateDiff motion module", "put in"),
-        ("time_embedding.cond_proj.weight", "1 of an LCM's guidance embedding", "put in"),
+        ("time_embedding.cond_proj.weight", "1 of an LCM's guidance embedding", "LCM's LoRA"),
         ("surprise.weight", "1 unknown", "published architecture"),
     ],
 )

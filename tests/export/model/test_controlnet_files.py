@@ -141,6 +141,14 @@ def test_a_controlnet_file_that_lacks_a_tensor_is_told(tmp_path: Path) -> None:
     assert "1 missing: controlnet_down_blocks.3.weight" in refusal(tmp_path / "control.safetensors")
 
 
+@pytest.mark.parametrize("prefix", ["control_model.", ""])
+def test_the_half_of_a_unet_is_no_controlnet(tmp_path: Path, prefix: str) -> None:
+    config, tensors = network(Family.SD15)
+    kept = {name: array for name, array in tensors.items() if not name.startswith("controlnet_")}
+    write(tmp_path / "half.safetensors", to_original_controlnet(kept, config, prefix))
+    assert "it is the down half of a UNet" in refusal(tmp_path / "half.safetensors")
+
+
 def test_what_diffusers_drops_in_silence_is_told(tmp_path: Path) -> None:
     config, tensors = network(Family.SD15)
     extra = {"control_model.surprise.weight": np.ones(3, np.float32)}
