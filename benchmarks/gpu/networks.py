@@ -25,7 +25,7 @@ EAGER, COMPILED, PUBLISHED, STOCK = "eager PhaseUNet", "compiled PhaseUNet", "ea
 
 def unet_of(recipe: Recipe, device: str, dtype: torch.dtype | None = None) -> Any:
     """The recipe's UNet on a device, its weights rounded to the recipe's precision and then of ``dtype``, if given."""
-    config, tensors = load_unet(recipe.source, recipe.family, recipe.task, recipe.unet_width)
+    config, tensors, _ = load_unet(recipe.source, recipe.family, recipe.task, recipe.unet_width)
     _, stored = PRECISIONS[recipe.precision]
     dtype = dtype or stored
     rounded = LazyStateDict(shapes_of(tensors), lambda name: tensors[name].to(stored).to(device, dtype))

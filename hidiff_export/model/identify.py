@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,9 +10,54 @@ from typing import Any
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families import Family, Task, Width
 from hidiff_export.model.component import Component
+from hidiff_export.model.contents import (
+    CONTROLNET,
+    LORA,
+    UNET,
+    Kind,
+    added_kind,
+    describe_extras,
+    input_channels,
+    kind_of,
+    listed,
+    other_unet,
+)
 from hidiff_export.model.state_dict import Shapes
 
-_SHOWN = 4
+_SUPPORTED = "Give a checkpoint of one of the families that `hidiff-export recipes` lists."
+_FAMILY = "Set the recipe's family to the checkpoint's, or give another checkpoint."
+_TASK = "Set the recipe's task to the checkpoint's, or give another checkpoint."
+_ARCHITECTURE = "Only checkpoints with their family's published architecture can be built."
+_INCOMPLETE = (
+    "If this is one file of several, give the folder; a distilled model with fewer layers cannot be built. "
+    "Else the file was saved without them: give the checkpoint as it was published."
+)
+_FUSED = "Give the LoRA in a file of its own as --lora, and a checkpoint without it."
+
+_ALSO = {
+    Component.TEXT_ENCODER: ("CLIPTextModelWithProjection", "CLIPModel"),
+    Component.TEXT_ENCODER_2: ("CLIPModel",),
+}
+"""Classes of transformers that hold the network's own tensors, beside others that are left out."""
+
+_CLASSES = {
+    "ControlNetUnionModel": "a union ControlNet",
+    "ControlNetXSAdapter": "a ControlNet-XS",
+    "UNetControlNetXSModel": "a UNet with a ControlNet-XS inside",
+    "T2IAdapter": "a T2I-Adapter",
+    "SparseControlNetModel": "a ControlNet for video",
+    "FluxControlNetModel": "a ControlNet for Flux",
+    "SD3ControlNetModel": "a ControlNet for Stable Diffusion 3",
+    "UNetMotionModel": "a video UNet (AnimateDiff)",
+    "UNetSpatioTemporalConditionModel": "a video UNet (Stable Video Diffusion)",
+    "StableCascadeUNet": "Stable Cascade's UNet",
+    "AutoencoderTiny": "a tiny VAE (TAESD)",
+    "AsymmetricAutoencoderKL": "a VAE with another decoder",
+    "ConsistencyDecoderVAE": "a VAE with another decoder",
+    "T5EncoderModel": "a T5 text encoder, as Flux and SD3 have",
+    "BertModel": "a BERT text encoder",
+}
+"""What classes of diffusers and transformers are that lie where a network is looked for."""
 
 _MASKED = "use_attention_mask"
 _OBEYED_BY_PIPELINES = {
@@ -65,28 +110,58 @@ def check_family(component: Component, family: Family, task: Task, width: Width,
         width: wanted.
         shapes: under diffusers' or the original LDM names.
     """
-    found = _Traits.of(shapes)
-    if found is None:
-        raise CheckpointError(
-            f"The checkpoint is no Stable Diffusion {component.class_name}.",
-            given=f"{len(shapes)} tensors, {_some(sorted(shapes))}",
-            advice="Give a checkpoint that has one; a LoRA file goes to --lora, beside it.",
-        )
-    if found != _published(component, family, task, width):
-        likely = _families_like(component, task, found)
-        looks = f"looks like {likely}" if likely else "is of no family known here"
-        raise CheckpointError(
-            f"The checkpoint is not {family.value} at {width.value} width: it {looks}.",
-            given=str(found),
-            advice="Set the recipe's family to the checkpoint's, or give another checkpoint.",
-        )
+    found, kind = _Traits.of(shapes), kind_of(shapes)
+    if kind is not (CONTROLNET if component is Component.CONTROLNET else UNET):
+        raise _another_kind(component, kind, shapes)
+    if found is None or found != _published(component, family, task, width):
+        raise _another_family(component, family, task, width, shapes)
     first, wanted = _conv_in(shapes), component.config(family, task, width)["in_channels"]
     if first is not None and first[1] != wanted:
-        purpose = "is an inpainting one" if first[1] == 9 else "is not an inpainting one"
         raise CheckpointError(
             f"The checkpoint does not serve the task {task.value}.",
-            given=f"{first[1]} input channels, {wanted} wanted: it {purpose}",
-            advice="Set the recipe's task to the checkpoint's, or give another checkpoint.",
+            given=f"{first[1]} input channels, {wanted} wanted: it is {input_channels(first[1])}",
+            advice=_TASK if first[1] in (4, 9) else _SUPPORTED,
+        )
+
+
+def _another_kind(component: Component, kind: Kind | None, shapes: Shapes) -> CheckpointError:
+    what = f": it is {kind.what}" if kind else ""
+    return CheckpointError(
+        f"The checkpoint is no Stable Diffusion {component.class_name}{what}.",
+        given=f"{len(shapes)} tensors, {listed(sorted(shapes))}" if shapes else "no tensors",
+        advice=kind.advice if kind else _SUPPORTED,
+    )
+
+
+def _another_family(component: Component, family: Family, task: Task, width: Width, shapes: Shapes) -> CheckpointError:
+    found = _Traits.of(shapes)
+    likely = found and _families_like(component, task, found)
+    other = other_unet(shapes) if component is Component.UNET else None
+    what = f"is {other.what}" if other else f"looks like {likely}" if likely else "is of no family known here"
+    smaller = " and fewer attention blocks than the published ones" if found is None else ""
+    return CheckpointError(
+        f"The checkpoint is not {family.value} at {width.value} width: it {what}.",
+        given=str(found) if found else f"{len(shapes)} tensors{smaller}",
+        advice=other.advice if other else _FAMILY,
+    )
+
+
+def check_class(component: Component, config: Mapping[str, Any]) -> None:
+    """Raises CheckpointError when a configuration is of another class than the network's, or of a quantized one."""
+    quantized = config.get("quantization_config")
+    if isinstance(quantized, Mapping):
+        raise CheckpointError(
+            "The checkpoint is quantized, and cannot be read as weights.",
+            given=f"config.json says quantization_config: {quantized.get('quant_method', 'of no method')}",
+            advice="Take the checkpoint that it was made from.",
+        )
+    class_name = _class_of(component, config)
+    if class_name not in (component.class_name, *_ALSO.get(component, ())):
+        what = _CLASSES.get(class_name) if isinstance(class_name, str) else None
+        raise CheckpointError(
+            f"The checkpoint's configuration is not of a {component.class_name}.",
+            given=f"{class_name}{f': {what}' if what else ''}",
+            advice=_SUPPORTED if what else "Give the folder that holds the pipeline, or the network itself.",
         )
 
 
@@ -95,20 +170,14 @@ def check_config(component: Component, expected: Mapping[str, Any], given: Mappi
 
     Raises CheckpointError when the checkpoint's own configuration is another architecture.
     """
-    listed = given.get("architectures") or component.class_name
-    class_name = given.get("_class_name", listed[0] if isinstance(listed, list) else listed)
-    if class_name != component.class_name:
-        raise CheckpointError(
-            f"The checkpoint's configuration is not of a {component.class_name}.",
-            given=class_name,
-            advice="Give the folder that holds the pipeline, or the network itself.",
-        )
+    check_class(component, given)
+    given = _text_half(component, given)
     wanted, found = (_plain(component.full_config(config)) for config in (expected, given))
     differing = [key for key in wanted if found[key] != wanted[key] and key not in component.free_keys]
     if differing:
         raise CheckpointError(
             "The checkpoint's configuration is not its family's.",
-            given=_some([f"{key} {found[key]} for {wanted[key]}" for key in differing]),
+            given=listed([f"{key} {found[key]} for {wanted[key]}" for key in differing]),
             advice="Only checkpoints with their family's published architecture can be built.",
         )
     return {**expected, **{key: given[key] for key in component.free_keys if given.get(key) is not None}}
@@ -133,18 +202,40 @@ def check_shapes(component: Component, config: Mapping[str, Any], shapes: Shapes
     differing = [name for name in sorted(wanted.keys() & shapes.keys()) if wanted[name] != shapes[name]]
     problems = []
     if missing:
-        problems.append(f"{len(missing)} missing: {_some(missing)}")
+        problems.append(f"{len(missing)} missing: {listed(missing)}")
     if extra:
-        problems.append(f"{len(extra)} unknown: {_some(extra)}")
+        problems.append(describe_extras(extra))
     if differing:
         detail = [f"{name} {list(shapes[name])} for {list(wanted[name])}" for name in differing]
-        problems.append(f"{len(differing)} of another shape: {_some(detail)}")
-    if problems:
-        raise CheckpointError(
-            f"The checkpoint's tensors are not those of its {component.class_name}.",
-            given="; ".join(problems),
-            advice="Get the checkpoint again; a LoRA file is not a checkpoint, give it as --lora.",
-        )
+        problems.append(f"{len(differing)} of another shape: {listed(detail)}")
+    if not problems:
+        return
+    added = [kind for name in extra if (kind := added_kind(name)) is not None]
+    if added and not missing and not differing:
+        advice = added[0].advice if added[0] is not LORA else _FUSED
+    elif missing and not extra and not differing:
+        advice = _INCOMPLETE
+    else:
+        advice = _ARCHITECTURE
+    raise CheckpointError(
+        f"The checkpoint's tensors are not those of its {component.class_name}.",
+        given="; ".join(problems),
+        advice=advice,
+    )
+
+
+def _class_of(component: Component, config: Mapping[str, Any]) -> Any:
+    architectures = config.get("architectures") or component.class_name
+    return config.get("_class_name", architectures[0] if isinstance(architectures, list) else architectures)
+
+
+def _text_half(component: Component, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the configuration of a whole CLIP, that of its text encoder."""
+    inner = config.get("text_config")
+    if not component.is_text or not isinstance(inner, Mapping):
+        return config
+    own = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
+    return {**inner, **own}
 
 
 def _conv_in(shapes: Shapes) -> tuple[int, ...] | None:
@@ -176,9 +267,3 @@ def _uniform(value: Any) -> Any:
         values = tuple(_uniform(item) for item in value)
         return values[0] if values and all(item == values[0] for item in values) else values
     return value
-
-
-def _some(items: Iterable[str]) -> str:
-    shown = list(items)
-    rest = len(shown) - _SHOWN
-    return ", ".join(shown[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

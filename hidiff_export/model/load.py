@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from hidiff_export.errors import BundleError, CheckpointError, InputError
+from hidiff_export.errors import CheckpointError, InputError
 from hidiff_export.families import Family, Task, Width
+from hidiff_export.model.checkpoint_file import open_weights, refuse_quantized
 from hidiff_export.model.component import Component
+from hidiff_export.model.contents import changing_kind, listed
 from hidiff_export.model.fabricate import fabricate
 from hidiff_export.model.identify import check_config, check_family, check_pipeline_settings, check_shapes
-from hidiff_export.model.original import own_names, under_library_names, without_prefix
+from hidiff_export.model.original import under_library_names, without_prefix
 from hidiff_export.model.sources import find_checkpoint
+from hidiff_export.model.spare_tensors import SortedNames, left_out_notices, sort_names
 from hidiff_export.model.state_dict import map_tensors, shapes_of
 from hidiff_runtime.safetensors import SafetensorsFile
 
@@ -26,10 +30,12 @@ class Checkpoint(NamedTuple):
         config: arguments of the network's diffusers class.
         state_dict: tensors under diffusers' names in whatever precision the source has them, read or computed when
             they are looked up; nothing is held in memory.
+        notices: what its user has to be told, a line each: which variant was taken, which tensors are left out.
     """
 
     config: dict[str, Any]
     state_dict: Mapping[str, torch.Tensor]
+    notices: tuple[str, ...] = ()
 
 
 def load(component: Component, source: str, family: Family, task: Task, width: Width = Width.FULL) -> Checkpoint:
@@ -56,7 +62,9 @@ def load(component: Component, source: str, family: Family, task: Task, width: W
             raise InputError("A fabricated checkpoint needs a seed.", given=source, advice="Write random:0.")
         return Checkpoint(expected, fabricate(component, expected, int(seed)))
     files = find_checkpoint(source, component)
-    tensors = _read(files.weights, component)
+    if component is Component.CONTROLNET and files.config is None:
+        _refuse_pooling(files.weights[0])
+    tensors, notices = _read(files.weights, component, expected)
     if component in (Component.UNET, Component.CONTROLNET):
         check_family(component, family, task, width, shapes_of(tensors))
     config = expected
@@ -65,7 +73,7 @@ def load(component: Component, source: str, family: Family, task: Task, width: W
         config = check_config(component, expected, files.config)
     tensors = under_library_names(component, config, tensors)
     check_shapes(component, config, shapes_of(tensors))
-    return Checkpoint(config, tensors)
+    return Checkpoint(config, tensors, (*files.notices, *notices))
 
 
 def load_unet(source: str, family: Family, task: Task, width: Width = Width.FULL) -> Checkpoint:
@@ -74,7 +82,7 @@ def load_unet(source: str, family: Family, task: Task, width: Width = Width.FULL
 
 
 def load_controlnet(source: str, family: Family, width: Width = Width.FULL) -> Checkpoint:
-    """The ControlNet of a checkpoint; see `load`. Single files are under diffusers' names."""
+    """The ControlNet of a checkpoint; see `load`."""
     return load(Component.CONTROLNET, source, family, Task.CONTROLNET, width)
 
 
@@ -116,21 +124,59 @@ def build(
     return network
 
 
-def _read(paths: Sequence[Path], component: Component) -> dict[str, torch.Tensor]:
-    """The tensors of one or more files, mapped; of a whole original checkpoint, those of the network alone."""
-    tensors: dict[str, torch.Tensor] = {}
-    for path in paths:
-        try:
-            file = SafetensorsFile.open(path)
-        except BundleError as error:
-            raise CheckpointError(error.summary, given=error.given, advice=error.advice) from error
-        with file:
-            found = map_tensors(file, own_names(component, file.names()))
-        if repeated := tensors.keys() & found.keys():
-            raise CheckpointError(
-                "A tensor is in two shards of the checkpoint.",
-                given=f"{min(repeated)}, again in {path}",
-                advice="Copy or download the checkpoint again.",
-            )
-        tensors.update(found)
-    return without_prefix(component, tensors)
+def _read(
+    paths: Sequence[Path], component: Component, config: Mapping[str, Any]
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """The tensors of one or more files, mapped; of a whole original checkpoint, those of the network alone.
+
+    Beside them the lines that say what is left out.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_weights(path)) for path in paths]
+        holders: dict[str, SafetensorsFile] = {}
+        for file in files:
+            if repeated := holders.keys() & set(file.names()):
+                raise CheckpointError(
+                    "A tensor is in two shards of the checkpoint.",
+                    given=f"{min(repeated)}, again in {file.path}",
+                    advice="Keep the shards of one checkpoint alone in the folder.",
+                )
+            holders.update(dict.fromkeys(file.names(), file))
+        names = sort_names(component, tuple(holders), config)
+        _refuse_adapters(component, names)
+        types = {name: holders[name].info(name).dtype for name in names.own}
+        refuse_quantized(names.own, types, str(paths[0]))
+        own = set(names.own)
+        tensors: dict[str, torch.Tensor] = {}
+        for file in files:
+            tensors.update(map_tensors(file, (name for name in file.names() if name in own)))
+    return without_prefix(component, tensors), left_out_notices(component, names)
+
+
+def _refuse_pooling(path: Path) -> None:
+    """Raises CheckpointError for a single file of a ControlNet that only its name tells from others."""
+    if "shuffle" in path.stem.lower():
+        raise CheckpointError(
+            "A shuffle ControlNet averages its residuals over the picture, which is not built.",
+            given=path,
+            advice="Give another ControlNet; if this one is none of that kind, rename the file.",
+        )
+
+
+def _refuse_adapters(component: Component, names: SortedNames) -> None:
+    """Raises CheckpointError when an adapter beside a network would be left out, or the network itself."""
+    if not names.own and any(name.startswith("model_ema.") for name in names.left_out):
+        raise CheckpointError(
+            f"The checkpoint holds only EMA copies of a {component.class_name}'s weights.",
+            given=listed(sorted(names.left_out)),
+            advice="Give the file that has the weights too, or one with the EMA weights under the weights' names.",
+        )
+    kind = changing_kind(names.stray)
+    if kind is None or not names.own:
+        return
+    if component is Component.CONTROLNET and kind.is_control:
+        summary, advice = f"The checkpoint is no whole {component.class_name}: it is {kind.what}.", kind.advice
+    else:
+        summary = f"Beside its {component.class_name} the checkpoint has {kind.what}, which would be left out."
+        advice = "Give a checkpoint that has it in its weights, or one without; a LoRA can be given as --lora."
+    raise CheckpointError(summary, given=listed(sorted(names.stray)), advice=advice)

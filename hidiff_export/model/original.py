@@ -1,8 +1,8 @@
-"""Checkpoints in the layout of their training code: which tensors are a network's, and their names in its library."""
+"""Checkpoints in the layout of their training code: the names of their tensors in diffusers and transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,18 +10,28 @@ import torch
 
 from hidiff_export.errors import CheckpointError
 from hidiff_export.model.component import Component
+from hidiff_export.model.contents import CONTROL_PREFIX, UNET_PREFIX
+from hidiff_export.model.spare_tensors import VAE_PARTS, VAE_PREFIXES
 
-_UNET_PREFIX = "model.diffusion_model."
 _UNET_FIRST = "input_blocks.0.0.weight"
-_VAE_PREFIXES = ("first_stage_model.", "vae.")
-_VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _VAE_FIRST = "encoder.down.0.block.0.conv1.weight"
 _VAE_ATTENTION = ".mid_block.attentions.0."
 _EARLIER = {"query.": "to_q.", "key.": "to_k.", "value.": "to_v.", "proj_attn.": "to_out.0."}
 """What diffusers called parts of the VAE's attention until 2023, as the files of published checkpoints still do."""
 
+_SIZES = {
+    f"add_embedding.linear_{1 + place // 2}.{kind}": f"label_emb.0.{place}.{kind}"
+    for place in (0, 2)
+    for kind in ("weight", "bias")
+}
+"""SDXL's embedding of sizes, which diffusers' conversion of a ControlNet leaves out."""
+
+_PREFIXES = {
+    Component.UNET: (UNET_PREFIX,),
+    Component.CONTROLNET: (CONTROL_PREFIX,),
+    Component.VAE: VAE_PREFIXES,
+}
 _CLIP = "text_model."
-_POSITIONS = "position_ids"
 _CLIP_PREFIXES = {
     Component.TEXT_ENCODER: ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer."),
     Component.TEXT_ENCODER_2: (),
@@ -35,24 +45,12 @@ _OPEN_CLIP_PREFIXES = {
 """What they put before the names of OpenCLIP's, which are others."""
 
 
-def own_names(component: Component, names: Sequence[str]) -> Sequence[str]:
-    """Those of a file's tensors that are the network's: of a whole original checkpoint a part, else all of them."""
-    if component.is_text:
-        prefixes = (*_CLIP_PREFIXES[component], *_OPEN_CLIP_PREFIXES[component])
-        weights = [name for name in names if not name.endswith(_POSITIONS)]  # a buffer of integers
-        return [name for name in weights if name.startswith(prefixes)] or weights
-    if component is Component.VAE:
-        within = [name for name in names if name.startswith(_VAE_PREFIXES)]
-        return within or [name for name in names if name.startswith(_VAE_PARTS)]
-    return [name for name in names if name.startswith(_UNET_PREFIX)] or names
-
-
 def without_prefix(component: Component, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors under the network's own names, without what a whole checkpoint puts before them."""
     if component.is_text:
         return dict(tensors)
     found = dict(tensors)
-    for prefix in _VAE_PREFIXES if component is Component.VAE else (_UNET_PREFIX,):
+    for prefix in _PREFIXES[component]:
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     return found
 
@@ -76,21 +74,41 @@ def under_library_names(
         return _vae(config, tensors)
     if _UNET_FIRST not in tensors:
         return dict(tensors)
-    if component is not Component.UNET:
-        raise CheckpointError(
-            "A ControlNet in the original layout is not taken.",
-            given=_UNET_FIRST,
-            advice="Convert it with diffusers' ControlNetModel.from_single_file, then save_pretrained.",
-        )
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-
+    convert = _convert_controlnet if component is Component.CONTROLNET else _convert_unet
     try:
-        converted = convert_ldm_unet_checkpoint({_UNET_PREFIX + name: value for name, value in tensors.items()}, config)
+        converted = convert(config, tensors)
     except KeyError as error:
         raise CheckpointError(
-            "The checkpoint lacks a tensor.", given=str(error.args[0]), advice="Copy or download the checkpoint again."
+            "The checkpoint lacks a tensor.",
+            given=str(error.args[0]),
+            advice="Give the checkpoint as it was published.",
         ) from error
-    return {name: tensor for name, tensor in converted.items() if tensor is not None}
+    return _with_unknown({name: tensor for name, tensor in converted.items() if tensor is not None}, tensors)
+
+
+def _convert_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    whole = {UNET_PREFIX + name: tensor for name, tensor in tensors.items()}
+    return dict(convert_ldm_unet_checkpoint(whole, config))
+
+
+def _convert_controlnet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+
+    sizes = {ours: tensors[theirs] for ours, theirs in _SIZES.items() if theirs in tensors}
+    return {**convert_controlnet_checkpoint(dict(tensors), config), **sizes}
+
+
+def _with_unknown(
+    converted: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Beside what diffusers converted, what it dropped without a word, under its own names.
+
+    diffusers hands on the very tensors, or views of them.
+    """
+    kept = {tensor.data_ptr() for tensor in converted.values()}
+    return {**converted, **{name: tensor for name, tensor in tensors.items() if tensor.data_ptr() not in kept}}
 
 
 def _vae(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -98,13 +116,13 @@ def _vae(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict
     if not tensors:
         raise CheckpointError(
             "There is no VAE in this checkpoint.",
-            given=f"no tensor that begins with {', '.join((*_VAE_PREFIXES, *_VAE_PARTS))}",
+            given=f"no tensor that begins with {', '.join((*VAE_PREFIXES, *VAE_PARTS))}",
             advice="Give a checkpoint with its VAE, or set vae: false for a bundle without.",
         )
     if _VAE_FIRST in tensors:
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-        return dict(convert_ldm_vae_checkpoint(dict(tensors), config))
+        return _with_unknown(convert_ldm_vae_checkpoint(dict(tensors), config), tensors)
     found = {}
     for name, tensor in tensors.items():
         block, within, part = name.partition(_VAE_ATTENTION)
@@ -143,4 +161,11 @@ def _from_open_clip(
     from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
     like = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
-    return dict(convert_open_clip_checkpoint(like, dict(tensors), prefix))
+    converted = convert_open_clip_checkpoint(like, dict(tensors), prefix)
+    unknown = {name: tensor for name, tensor in tensors.items() if not name.startswith(_open_clip_names(prefix))}
+    return {**converted, **unknown}
+
+
+def _open_clip_names(prefix: str) -> tuple[str, ...]:
+    parts = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+    return tuple(prefix + part for part in parts)

@@ -6,33 +6,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from hidiff_export.errors import CheckpointError, StorageError
+from hidiff_export.model.checkpoint_file import PICKLES, looks_like_safetensors, no_checkpoint
 from hidiff_export.model.component import Component
+from hidiff_export.model.contents import listed
+from hidiff_export.model.identify import check_class
+from hidiff_export.model.weight_files import Folder, find_weights, read_json
 from hidiff_runtime.manifest import FileRecord
-
-
-def _names(component: Component) -> tuple[str, ...]:
-    """Where diffusers and transformers put a network's weights, the most precise first."""
-    stem = _stem(component)
-    if component.is_text:
-        return (f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{stem}.fp16.safetensors")
-    return (
-        f"{stem}.safetensors",
-        f"{stem}.safetensors.index.json",
-        f"{stem}.fp16.safetensors",
-        f"{stem}.safetensors.index.fp16.json",
-    )
-
-
-def _stem(component: Component) -> str:
-    return "model" if component.is_text else "diffusion_pytorch_model"
-
 
 _SCHEDULER = "scheduler/scheduler_config.json"
 MODEL_INDEX = "model_index.json"
@@ -46,20 +32,30 @@ _CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 RANDOM = "random:"
 """How the source of a fabricated checkpoint begins."""
 
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-_AGAIN = "Copy or download the checkpoint again."
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
-Fetch = Callable[[str], "Path | None"]
-"""Gives the local path of a checkpoint's file by its path inside the checkpoint, None when it has no such file."""
+_SINGLE = ".safetensors"
 
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """What was found: the safetensors files, and the network's configuration where one lies beside them."""
+    """What was found: the safetensors files, and the network's configuration where one lies beside them.
+
+    Args:
+        weights: the files.
+        config: the configuration.
+        notices: what has to be told about the choice of the files, a line each.
+    """
 
     weights: tuple[Path, ...]
     config: dict[str, Any] | None
+    notices: tuple[str, ...] = ()
+
+
+def is_single_file(source: str) -> bool:
+    """Whether a source is the path of a safetensors file, and no folder or hub id."""
+    path = Path(source).expanduser()
+    return path.suffix.lower() == _SINGLE and not path.is_dir()
 
 
 def find_checkpoint(source: str, component: Component) -> CheckpointFiles:
@@ -70,17 +66,19 @@ def find_checkpoint(source: str, component: Component) -> CheckpointFiles:
         component: the network wanted.
 
     Raises:
-        CheckpointError: when there is nothing there, it is incomplete, or it is a pickle.
+        CheckpointError: when there is nothing there, it is incomplete, or it is a pickle or of another format.
         StorageError: when a download cannot be written.
     """
     path = Path(source).expanduser()
-    if path.suffix.lower() in _PICKLES:
-        raise _pickle(path)
     if source and path.is_dir():
-        return _in_folder(lambda name: path / name if (path / name).is_file() else None, source, component)
-    if path.suffix == ".safetensors":
+        return _in_folder(_LocalFolder(path), source, component)
+    if path.suffix.lower() in PICKLES:
+        raise _pickle(path, component)
+    if is_single_file(source):
         return CheckpointFiles((path,), config=None)
-    if path.exists() or not _HUB_ID.fullmatch(source):
+    if source and path.exists():
+        raise no_checkpoint(path)
+    if not _HUB_ID.fullmatch(source):
         raise CheckpointError(
             "There is no checkpoint at this path.",
             given=source,
@@ -103,7 +101,9 @@ def source_fingerprint(source: str, component: Component) -> str:
             sha.update(FileRecord.of(path).sha256.encode())
         except OSError as error:
             raise CheckpointError(
-                "A file of the checkpoint cannot be read.", given=f"{path}: {error.strerror}", advice=_AGAIN
+                "A file of the checkpoint cannot be read.",
+                given=f"{path}: {error.strerror}",
+                advice="Check the path and its permissions.",
             ) from error
     return sha.hexdigest()
 
@@ -132,7 +132,7 @@ def _find_json(source: str, name: str, called: str) -> dict[str, Any] | None:
     found: Path | None = None
     if path.is_dir():
         found = path / name if (path / name).is_file() else None
-    elif not source.startswith(RANDOM) and path.suffix != ".safetensors":
+    elif not source.startswith(RANDOM) and not is_single_file(source):
         hub = _HubFolder(source, connect=True)
         with _hub_errors(source):
             found = _HubFolder(source, connect=False)(name) or hub(name)
@@ -142,7 +142,7 @@ def _find_json(source: str, name: str, called: str) -> dict[str, Any] | None:
                 given=f"{source}: {name}",
                 advice=f"Go online, or run `hf download {source}` elsewhere and give the folder.",
             )
-    return None if found is None else _read_json(found)
+    return None if found is None else read_json(found)
 
 
 def find_tokenizer(source: str, folder: str) -> dict[str, Path]:
@@ -158,8 +158,8 @@ def find_tokenizer(source: str, folder: str) -> dict[str, Path]:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        found = _tokenizer_files(lambda name: path / name if (path / name).is_file() else None, f"{folder}/")
-    elif path.suffix == ".safetensors":
+        found = _tokenizer_files(_LocalFolder(path), f"{folder}/")
+    elif is_single_file(source):
         found = _tokenizer_on_hub(_CLIP_TOKENIZER, "")
     else:
         found = _tokenizer_on_hub(source, f"{folder}/")
@@ -172,7 +172,7 @@ def find_tokenizer(source: str, folder: str) -> dict[str, Path]:
     return found
 
 
-def _tokenizer_files(fetch: Fetch, prefix: str) -> dict[str, Path]:
+def _tokenizer_files(fetch: Folder, prefix: str) -> dict[str, Path]:
     whole = {name: path for name in _TOKENIZER if (path := fetch(prefix + name)) is not None}
     if "tokenizer.json" not in whole and len(whole) < 2:
         return {}
@@ -196,13 +196,16 @@ def _tokenizer_on_hub(repository: str, prefix: str) -> dict[str, Path]:
     return found
 
 
-def _in_folder(fetch: Fetch, source: str, component: Component) -> CheckpointFiles:
+def _in_folder(fetch: Folder, source: str, component: Component) -> CheckpointFiles:
     # A folder of the network itself is taken for the two that recipes name by themselves.
     alone = ("",) if component in (Component.UNET, Component.CONTROLNET) else ()
     for prefix in (f"{component.value}/", *alone):
         found = fetch(f"{prefix}config.json")
         if found is not None:
-            return CheckpointFiles(_weights(fetch, prefix, source, component), _read_json(found))
+            config = read_json(found)
+            check_class(component, config)
+            weights = find_weights(fetch, prefix, source, component)
+            return CheckpointFiles(weights.paths, config, weights.notices)
     if not alone:
         key = "text" if component.is_text else "vae"
         raise CheckpointError(
@@ -210,72 +213,49 @@ def _in_folder(fetch: Fetch, source: str, component: Component) -> CheckpointFil
             given=f"{source} has no {component.value}/config.json",
             advice=f"Give the whole pipeline's folder, or set {key}: false for a bundle without.",
         )
-    raise CheckpointError(
+    raise _no_network(fetch, source, component)
+
+
+def _no_network(fetch: Folder, source: str, component: Component) -> CheckpointError:
+    """What is said of a folder without the configuration of a UNet or ControlNet: what is there instead."""
+    what, index = "", fetch("model_index.json")
+    if index is not None:
+        what = f"; model_index.json says {read_json(index).get('_class_name')}"
+    advice = "Give a folder as diffusers' save_pretrained writes it."
+    files = [] if index is not None else sorted(name for name in fetch.names("") if name.endswith((_SINGLE, *PICKLES)))
+    if files:
+        advice = f"Give a file of this folder as the source ({listed(files)}), or a diffusers folder."
+    return CheckpointError(
         f"There is no {component.class_name} in this checkpoint.",
-        given=f"{source} has neither {component.value}/config.json nor config.json",
-        advice="Give a folder as diffusers' save_pretrained writes it.",
+        given=f"{source} has neither {component.value}/config.json nor config.json{what}",
+        advice=advice,
     )
 
 
-def _weights(fetch: Fetch, prefix: str, source: str, component: Component) -> tuple[Path, ...]:
-    for name in _names(component):
-        found = fetch(prefix + name)
-        if found is not None:
-            return _shards(fetch, prefix, found) if name.endswith(".json") else (found,)
-    pickled = fetch(f"{prefix}{'pytorch_model' if component.is_text else _stem(component)}.bin")
-    if pickled is not None:
-        raise _pickle(pickled)
-    raise CheckpointError(
-        "The checkpoint's folder has a configuration but no weights.",
-        given=f"{source}: no {prefix}{_names(component)[0]}",
-        advice=_AGAIN,
-    )
+class _LocalFolder:
+    """A folder on this machine."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
-def _shards(fetch: Fetch, prefix: str, index: Path) -> tuple[Path, ...]:
-    entries = _read_json(index).get("weight_map")
-    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries.values()):
-        raise CheckpointError(
-            "The index of a sharded checkpoint is damaged.",
-            given=index,
-            advice=_AGAIN,
-        )
-    paths = []
-    for name in sorted(set(entries.values())):
-        found = fetch(prefix + name) if PurePosixPath(name).name == name else None
-        if found is None:
-            raise CheckpointError(
-                "A shard of the checkpoint is missing.",
-                given=f"{name}, named in {index}",
-                advice=_AGAIN,
-            )
-        paths.append(found)
-    return tuple(paths)
+    def __call__(self, name: str) -> Path | None:
+        path = self._path / name
+        return path if path.is_file() else None
 
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(
-            "A file of the checkpoint cannot be read.",
-            given=f"{path}: {error}",
-            advice=_AGAIN,
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            "A file of the checkpoint is not a JSON object.",
-            given=path,
-            advice=_AGAIN,
-        )
-    return content
+    def names(self, prefix: str) -> list[str]:
+        """The files of a folder in it."""
+        folder = self._path / prefix
+        return sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
 
 
 def _on_hub(repository: str, component: Component) -> CheckpointFiles:
     """The files of a hub checkpoint, from the cache when all are there: no connection, no newer version."""
     with _hub_errors(repository):
-        with suppress(CheckpointError):
-            return _in_folder(_HubFolder(repository, connect=False), repository, component)
+        cached = _HubFolder(repository, connect=False)
+        try:
+            return _in_folder(cached, repository, component)
+        except CheckpointError as error:
+            why = f"; of what is there: {error.summary}" if cached(f"{component.value}/config.json") else ""
         folder = _HubFolder(repository, connect=True)
         try:
             return _in_folder(folder, repository, component)
@@ -284,7 +264,7 @@ def _on_hub(repository: str, component: Component) -> CheckpointFiles:
                 raise
             raise CheckpointError(
                 "The checkpoint is not in the local cache, and the hub cannot be reached.",
-                given=repository,
+                given=f"{repository}{why}",
                 advice=f"Go online, or run `hf download {repository}` elsewhere and give the folder.",
             ) from error
 
@@ -306,6 +286,23 @@ class _HubFolder:
             return None
         except errors.EntryNotFoundError:
             return None
+
+    def names(self, prefix: str) -> list[str]:
+        """The files of a folder of the repository: those in the cache, or all of them when connected."""
+        from huggingface_hub import list_repo_files
+
+        if not self.connect:
+            cached = self(f"{prefix}config.json")
+            return sorted(path.name for path in cached.parent.iterdir() if path.is_file()) if cached else []
+        try:
+            found = list_repo_files(self.repository)
+        except OSError:
+            raise
+        except Exception:  # the HTTP library's own errors of connection have no class in common with others
+            self.connect = False
+            return []
+        inside = [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
+        return sorted(name for name in inside if "/" not in name)
 
 
 @contextmanager
@@ -332,10 +329,18 @@ def _hub_errors(repository: str) -> Iterator[None]:
         ) from error
 
 
-def _pickle(path: Path) -> CheckpointError:
+def _pickle(path: Path, component: Component) -> CheckpointError:
+    if looks_like_safetensors(path):
+        return CheckpointError(
+            "The checkpoint is a safetensors file under the name of a pickle.",
+            given=path,
+            advice=f"Rename it to {path.stem}{_SINGLE}.",
+        )
+    loader = "ControlNetModel" if component is Component.CONTROLNET else "StableDiffusionPipeline"
+    other = "" if component is Component.CONTROLNET else " (StableDiffusionXLPipeline for SDXL)"
     return CheckpointError(
         "The checkpoint is a pickle, which can run code when it is opened.",
         given=path,
-        advice="If you trust it, convert it: diffusers' StableDiffusionPipeline.from_single_file(FILE) "
-        "or from_pretrained(FOLDER, use_safetensors=False), then save_pretrained(NEW_FOLDER).",
+        advice=f"Take its .safetensors file where there is one. If you trust it, convert it with diffusers: "
+        f"{loader}.from_single_file({str(path)!r}).save_pretrained('NEW_FOLDER'){other}, and give NEW_FOLDER.",
     )

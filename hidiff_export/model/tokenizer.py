@@ -13,8 +13,9 @@ from typing import Any
 
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families import Family, Task, Width
+from hidiff_export.model.checkpoint_file import is_lfs_pointer, lfs_pointer
 from hidiff_export.model.component import Component
-from hidiff_export.model.sources import RANDOM, find_tokenizer
+from hidiff_export.model.sources import RANDOM, find_tokenizer, is_single_file
 from hidiff_export.signature import PROMPT_TOKENS
 
 START = "<|startoftext|>"
@@ -61,8 +62,10 @@ def _read(source: str, component: Component, family: Family) -> Any:
     from transformers import CLIPTokenizer
 
     files = find_tokenizer(source, _FOLDERS[component])
-    single = Path(source).suffix == ".safetensors"
-    own = {"pad_token": _padding(component, family)} if single else {}
+    for path in files.values():
+        if is_lfs_pointer(path):
+            raise lfs_pointer(path)
+    own = {"pad_token": _padding(component, family)} if is_single_file(source) else {}
     with tempfile.TemporaryDirectory() as folder:
         for name, path in files.items():
             shutil.copyfile(path, Path(folder, name))
@@ -72,7 +75,7 @@ def _read(source: str, component: Component, family: Family) -> Any:
             raise CheckpointError(
                 "The checkpoint's tokenizer cannot be read.",
                 given=f"{', '.join(map(str, files.values()))}: {error}",
-                advice="Copy or download the checkpoint again.",
+                advice="Take these files from where the checkpoint or its base model was published.",
             ) from error
     _check_settings(tokenizer, source, component)
     return tokenizer

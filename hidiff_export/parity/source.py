@@ -46,7 +46,7 @@ def _stored(folder: Path, build: Callable[..., Any]) -> Any:
 
 def unet_of_source(source: str, recipe: Recipe) -> Any:
     """A float32 UNet with a checkpoint's weights, as `weights_of_source` gives them, and with its errors."""
-    return build_unet(*weights_of_source(Component.UNET, source, recipe), torch.float32)
+    return build_unet(*weights_of_source(Component.UNET, source, recipe)[:2], torch.float32)
 
 
 def weights_of_source(component: Component, source: str, recipe: Recipe) -> Checkpoint:
@@ -60,7 +60,7 @@ def weights_of_source(component: Component, source: str, recipe: Recipe) -> Chec
     _, dtype = PRECISIONS[precision_of(component.value, recipe.precision)]
     kind = (recipe.family, recipe.task, recipe.unet_width)
     loras = [read_lora(Path(lora.path), lora.scale, *kind) for lora in recipe.lora]
-    config, tensors = fuse(component, load(component, source, *kind), loras)
+    config, tensors, _ = fuse(component, load(component, source, *kind), loras)
     rounded = LazyStateDict(shapes_of(tensors), lambda name: tensors[name].to(dtype).to(torch.float32))
     return Checkpoint(config, rounded)
 

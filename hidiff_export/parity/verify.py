@@ -180,7 +180,7 @@ def _weights(task: _Task, source: str) -> Iterator[Verdict]:
     stores = task.bundle.manifest.weights
     for component in Component:
         if component.value in stores and component is not Component.CONTROLNET:
-            _, expected = weights_of_source(component, source, task.recipe)
+            expected = weights_of_source(component, source, task.recipe).state_dict
             store = inside(task.bundle.root, stores[component.value])
             yield judge_weights(component.value, expected, store, task.recipe)
     if task.recipe.family.is_sdxl and task.bundle.manifest.text_encoders:

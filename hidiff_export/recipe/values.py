@@ -287,7 +287,8 @@ def _source(value: str) -> str:
     if PurePath(text).suffix.lower() in _PICKLES:
         raise refusal(
             "is a pickle, which can run code when it is opened",
-            advice="Convert the checkpoint to .safetensors, or give its diffusers folder.",
+            advice="Give its .safetensors file or its diffusers folder. If you trust it, convert it with diffusers: "
+            "from_single_file(FILE) of its pipeline's class, or of ControlNetModel, then save_pretrained(NEW_FOLDER).",
         )
     return text
 

@@ -133,7 +133,7 @@ def checkpoint(folder: Path, recipe: Recipe, *components: Component) -> Recipe:
     from hidiff_export.model.load import build, load
 
     for component in components:
-        network = build(component, *load(component, "random:3", recipe.family, recipe.task, recipe.unet_width))
+        network = build(component, *load(component, "random:3", recipe.family, recipe.task, recipe.unet_width)[:2])
         network.save_pretrained(folder / component.value)
     return recipe.model_copy(update={"source": str(folder)})
 

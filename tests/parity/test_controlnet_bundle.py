@@ -120,8 +120,8 @@ def tensors(seed: int = 3) -> dict[str, torch.Tensor]:
 def stored_networks() -> tuple[Any, Any]:
     """UNet and ControlNet from the recipe's sources, not from the bundle."""
     assert RECIPE.controlnet is not None
-    unet = build_unet(*load_unet(RECIPE.source, RECIPE.family, RECIPE.task, RECIPE.unet_width))
-    return unet, build_controlnet(*load_controlnet(RECIPE.controlnet, RECIPE.family, RECIPE.unet_width))
+    unet = build_unet(*load_unet(RECIPE.source, RECIPE.family, RECIPE.task, RECIPE.unet_width)[:2])
+    return unet, build_controlnet(*load_controlnet(RECIPE.controlnet, RECIPE.family, RECIPE.unet_width)[:2])
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def _checkpoints(family: Family) -> dict[Component, Any]:
 
 
 def _pipeline(family: Family) -> Any:
-    parts = {part.value: build(part, *checkpoint) for part, checkpoint in _checkpoints(family).items()}
+    parts = {part.value: build(part, *checkpoint[:2]) for part, checkpoint in _checkpoints(family).items()}
     for part in parts.values():
         part.load_state_dict({name: value.clone() for name, value in part.state_dict().items()}, assign=True)
     none = dict.fromkeys(("vae", "tokenizer"))

@@ -64,7 +64,7 @@ class TextBundle:
     def _add(self, component: Component) -> None:
         folder, penultimate = self.root / component.value, self.family.is_sdxl
         folder.mkdir(parents=True)
-        config, tensors = load(component, "random:0", self.family, Task.TEXT_TO_IMAGE, Width.TINY)
+        config, tensors, _ = load(component, "random:0", self.family, Task.TEXT_TO_IMAGE, Width.TINY)
         store = WeightStore.write(tensors, folder / "weights.safetensors", Precision.FLOAT32)
         model = build(component, config, store.state_dict())
         write_graph(TextEncoderModule(model, penultimate=penultimate), 1, store, folder / "graph.onnx")

@@ -120,3 +120,24 @@ def to_ldm(tensors: Arrays, config: Mapping[str, Any]) -> Arrays:
     """A UNet's tensors as a whole original checkpoint has them, beside something of its text encoder."""
     named = {f"model.diffusion_model.{ldm_name(name, config)}": array for name, array in tensors.items()}
     return {**named, "cond_stage_model.transformer.position_ids": np.arange(77, dtype=np.int64)[None]}
+
+
+_CONTROL = {
+    "controlnet_mid_block.": "middle_block_out.0.",
+    "controlnet_cond_embedding.conv_in.": "input_hint_block.0.",
+    "controlnet_cond_embedding.conv_out.": "input_hint_block.14.",
+}
+
+
+def to_original_controlnet(tensors: Arrays, config: Mapping[str, Any], prefix: str = "control_model.") -> Arrays:
+    """A ControlNet's tensors under the names of the code that ControlNets were published with."""
+    found = {}
+    for name, array in tensors.items():
+        for ours, theirs in _CONTROL.items():
+            name = theirs + name.removeprefix(ours) if name.startswith(ours) else name
+        name = re.sub(r"^controlnet_down_blocks\.(\d+)\.", r"zero_convs.\1.0.", name)
+        block = re.match(r"controlnet_cond_embedding\.blocks\.(\d+)\.", name)
+        if block:
+            name = f"input_hint_block.{2 * int(block[1]) + 2}.{name[block.end() :]}"
+        found[prefix + ldm_name(name, {**config, "up_block_types": []})] = array
+    return found

@@ -130,7 +130,10 @@ def test_a_repository_of_the_hub_without_a_unet_is_told(monkeypatch: pytest.Monk
         raise EntryNotFoundError("no such file")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert "no UNet2DConditionModel in this checkpoint" in refused("someone/something")
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda _: ["README.md", "dream.safetensors"])
+    message = refused("someone/something")
+    assert "no UNet2DConditionModel in this checkpoint" in message
+    assert "Give a file of this folder as the source (dream.safetensors)" in message
 
 
 def test_an_incomplete_cache_is_completed_from_the_hub(

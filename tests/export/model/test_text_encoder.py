@@ -173,7 +173,7 @@ def test_a_diffusers_folder(tmp_path: Path, family: Family, component: Component
     model.save_pretrained(folder)
     if old:
         save_file(published(dict(model.state_dict())), folder / "model.safetensors", {"format": "pt"})
-    config, tensors = load(component, str(tmp_path), family, Task.TEXT_TO_IMAGE, Width.TINY)
+    config, tensors, _ = load(component, str(tmp_path), family, Task.TEXT_TO_IMAGE, Width.TINY)
     assert config["eos_token_id"] == END
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in tensors.items())
     again = type(model).from_pretrained(folder)

@@ -131,3 +131,13 @@ def test_a_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch, s
         tokenizer_json(source, Component.TEXT_ENCODER, Family.SD15, Width.FULL)
     assert set(asked) == {"org/name" if "." not in source else "openai/clip-vit-large-patch14"}
     assert "text: false" in caught.value.advice
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_git_lfs_pointer_is_told(tmp_path: Path, name: str) -> None:
+    source = folder_of(tmp_path)
+    (source / "tokenizer" / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(CheckpointError, match="Git LFS pointer") as caught:
+        tokenizer_json(str(source), Component.TEXT_ENCODER, Family.SDXL, Width.TINY)
+    assert name in str(caught.value)
+    assert "git lfs pull" in caught.value.advice

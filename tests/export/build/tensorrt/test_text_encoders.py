@@ -37,7 +37,7 @@ class Encoder:
     """A fabricated text encoder, its portable graph and what TensorRT is given."""
 
     def __init__(self, folder: Path, family: Family, component: Component, precision: Precision) -> None:
-        config, tensors = load(component, "random:0", family, Task.TEXT_TO_IMAGE, Width.TINY)
+        config, tensors, _ = load(component, "random:0", family, Task.TEXT_TO_IMAGE, Width.TINY)
         store = WeightStore.write(tensors, folder / "weights.safetensors", precision)
         model = build(component, config, store.state_dict(), PRECISIONS[precision][1])
         self.precision = precision
