@@ -14,7 +14,7 @@ from hidiff_export.graph.islands import precision_of
 from hidiff_export.graph.weights import WeightStore
 from hidiff_export.model.component import Component
 from hidiff_export.model.load import Checkpoint, load
-from hidiff_export.model.lora import fuse, lora_fingerprint, read_lora
+from hidiff_export.model.lora import fuse, lora_fingerprint, read_lora, settings_fingerprint
 from hidiff_export.model.sources import find_scheduler_config, source_fingerprint
 from hidiff_export.model.tokenizer import tokenizer_json
 from hidiff_export.recipe import Recipe
@@ -37,7 +37,10 @@ class Weights:
         recipe = context.recipe
         return {
             "sources": {network.value: source_fingerprint(source, network) for network, source in _sources(recipe)},
-            "lora": [[lora_fingerprint(Path(lora.path)), lora.scale] for lora in recipe.lora],
+            "lora": [
+                [lora_fingerprint(Path(lora.path)), settings_fingerprint(Path(lora.path)), lora.scale]
+                for lora in recipe.lora
+            ],
             "tokenizers": [sha256(text.encode()).hexdigest() for text in tokenizers(recipe).values()],
             "scheduler": _noise_schedule(recipe),
             "family": recipe.family.value,
