@@ -48,14 +48,13 @@ def fit_of(contents: Contents, shapes: Shapes, layers: Layers) -> Fit:
     return Fit(places, tuple(problems))
 
 
-def families_like(contents: Contents, shapes: Shapes, task: Task) -> str:
-    """The families that a file fits, else those that most of its layers fit; empty when there are none."""
+def families_like(contents: Contents, shapes: Shapes, task: Task) -> tuple[str, bool]:
+    """The families that fit more of a file's layers than others and no less than half, and whether they fit all."""
     wrong = {kind: len(fit_of(contents, shapes, layers).problems) for kind, layers in _every_family(task)}
     least = min(wrong.values())
     if 2 * least >= len(contents.layers):
-        return ""
-    best = _listed(kind for kind, count in wrong.items() if count == least)
-    return f"{best} for the most part" if least else best
+        return "", False
+    return _listed(kind for kind, count in wrong.items() if count == least), not least
 
 
 def families_with_layers(stems: tuple[str, ...], task: Task) -> str:

@@ -88,12 +88,21 @@ def wrong_family(file: LoraFile, family: Family, task: Task, width: Width, probl
         problems: of its layers, from `fit_of`.
     """
     layers = file.contents.layers
-    likely = other_architecture(layer.stem for layer in layers) or families_like(file.contents, file.shapes, task)
-    looks = f"looks like {likely}" if likely else "fits no family known here"
+    wanted = f"{family.value} at {width.value} width"
+    owner = other_architecture(layer.stem for layer in layers)
+    likely, fits = (owner, True) if owner else families_like(file.contents, file.shapes, task)
+    advice = "Give a LoRA that was trained on the recipe's family, or set the recipe's family to the LoRA's."
+    if 2 * len(problems) < len(layers) and not fits:
+        summary = f"Most layers of the LoRA fit {wanted}, but not all."
+        advice = "Give a LoRA for this very UNet; one for inpainting, say, may have another conv_in."
+    elif likely:
+        summary = f"The LoRA is not for {wanted}: it looks like {likely}{'' if fits else ' for the most part'}."
+    else:
+        summary = f"The LoRA is not for {wanted}: it fits no family known here."
     return CheckpointError(
-        f"The LoRA is not for {family.value} at {width.value} width: it {looks}.",
+        summary,
         given=f"{file.described}: {len(problems)} of {len(layers)} layers do not fit: {_some(problems)}",
-        advice="Give a LoRA that was trained on the recipe's family, or set the recipe's family to the LoRA's.",
+        advice=advice,
     )
 
 

@@ -260,7 +260,11 @@ def test_settings_that_cannot_be_read_are_told(settings: str, reason: str, tmp_p
 
 @pytest.mark.parametrize(
     ("alpha", "reason"),
-    [(torch.ones(2), "only one element"), (torch.tensor(float("nan")), "is nan"), (torch.tensor(float("inf")), "is inf")],
+    [
+        (torch.ones(2), "only one element"),
+        (torch.tensor(float("nan")), "is nan"),
+        (torch.tensor(float("inf")), "is inf"),
+    ],
 )
 def test_an_alpha_that_is_no_number_is_told(alpha: torch.Tensor, reason: str, tmp_path: Path) -> None:
     path = kohya(_some(), tmp_path / "lora.safetensors", alpha=1.0)
