@@ -23,7 +23,7 @@ lora_option = click.option(
     "loras",
     multiple=True,
     metavar="PATH[:SCALE]",
-    help="Fuse this LoRA into the weights (kohya, diffusers or PEFT .safetensors); scale 1 where none is given. "
+    help="Fuse this LoRA into the weights (kohya, LyCORIS, OneTrainer, diffusers or PEFT .safetensors); scale 1 where none is given. "
     "Repeatable; in place of those that the recipe names.",
 )
 

@@ -17,7 +17,7 @@ from hidiff_export.model.load import Checkpoint
 from hidiff_export.model.lora_fit import fit_of
 from hidiff_export.model.lora_layers import layers_of
 from hidiff_export.model.lora_names import Factors, contents_of, embedded_inversions
-from hidiff_export.model.lora_refusals import LoraFile, require_low_rank, wrong_family
+from hidiff_export.model.lora_refusals import LoraFile, changed_twice, require_low_rank, wrong_family
 from hidiff_export.model.lora_settings import factor_of, lacks_settings, read_settings, settings_beside
 from hidiff_export.model.state_dict import LazyStateDict, map_tensors, shapes_of
 from hidiff_runtime.manifest import FileRecord
@@ -99,6 +99,8 @@ def read_lora(path: Path, scale: float, family: Family, task: Task, width: Width
         fit = fit_of(contents, shapes, layers_of(family, task, width))
         if fit.problems:
             raise wrong_family(read, family, task, width, fit.problems)
+        if fit.twice:
+            raise changed_twice(read, fit.twice)
         pairs = _pairs(file, read, fit.places)
     return Lora(path, scale, pairs, _notices(read))
 

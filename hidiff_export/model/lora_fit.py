@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from hidiff_export.families import Family, Task, Width
@@ -18,10 +18,12 @@ class Fit(NamedTuple):
     Args:
         places: the layers that fit, by network and by the weight's name.
         problems: what keeps each of the others from fitting.
+        twice: layers that fit, but change a weight that one of `places` changes.
     """
 
     places: Mapping[tuple[Component, str], Factors]
     problems: tuple[str, ...]
+    twice: tuple[str, ...]
 
 
 def fit_of(contents: Contents, shapes: Shapes, layers: Layers) -> Fit:
@@ -33,19 +35,19 @@ def fit_of(contents: Contents, shapes: Shapes, layers: Layers) -> Fit:
         layers: of the family.
     """
     places: dict[tuple[Component, str], Factors] = {}
-    problems = []
+    problems, twice = [], []
     for factors in contents.layers:
         place = layers.find(factors.stem)
         if place is None:
             unclear = layers.is_ambiguous(factors.stem)
             problems.append(f"{factors.down} ({'of which text encoder?' if unclear else 'there is no such layer'})")
-        elif place in places:
-            problems.append(f"{factors.down} (changes the same weight as {places[place].down})")
         elif fault := _fault(shapes[factors.down], shapes[factors.up], layers.shapes[place[0]][place[1]]):
             problems.append(f"{factors.down} ({fault})")
+        elif place in places:
+            twice.append(f"{factors.down} (as {places[place].down})")
         else:
             places[place] = factors
-    return Fit(places, tuple(problems))
+    return Fit(places, tuple(problems), tuple(twice))
 
 
 def families_like(contents: Contents, shapes: Shapes, task: Task) -> tuple[str, bool]:
@@ -60,7 +62,7 @@ def families_like(contents: Contents, shapes: Shapes, task: Task) -> tuple[str, 
 def families_with_layers(stems: tuple[str, ...], task: Task) -> str:
     """The families that have all of these layers by name, whatever their shapes; empty when there are none."""
     found = (kind for kind, layers in _every_family(task) if all(layers.find(stem) for stem in stems))
-    return " or ".join(dict.fromkeys(family.value for family, _ in found)) if stems else ""
+    return _any_of(list(dict.fromkeys(family.value for family, _ in found)))
 
 
 def _every_family(task: Task) -> Iterator[tuple[tuple[Family, Width], Layers]]:
@@ -73,7 +75,11 @@ def _listed(kinds: Iterator[tuple[Family, Width]]) -> str:
     by_width: dict[Width, list[str]] = {}
     for family, width in kinds:
         by_width.setdefault(width, []).append(family.value)
-    return "; ".join(f"{' or '.join(names)} at {width.value} width" for width, names in by_width.items())
+    return "; ".join(f"{_any_of(names)} at {width.value} width" for width, names in by_width.items())
+
+
+def _any_of(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _fault(down: tuple[int, ...], up: tuple[int, ...], wanted: tuple[int, ...]) -> str:

@@ -21,6 +21,7 @@ from hidiff_export.model.lora_names import Contents
 from hidiff_export.model.state_dict import Shapes
 
 _SHOWN = 4
+"""How many names of tensors a message has; of layers that do not fit half of that, as each comes with its reason."""
 
 
 class LoraFile(NamedTuple):
@@ -91,7 +92,11 @@ def wrong_family(file: LoraFile, family: Family, task: Task, width: Width, probl
     wanted = f"{family.value} at {width.value} width"
     owner = other_architecture(layer.stem for layer in layers)
     likely, fits = (owner, True) if owner else families_like(file.contents, file.shapes, task)
-    advice = "Give a LoRA that was trained on the recipe's family, or set the recipe's family to the LoRA's."
+    advice = (
+        f"Give a LoRA that was trained on {family.value}: bundles are made of Stable Diffusion's UNets alone."
+        if owner
+        else "Give a LoRA that was trained on the recipe's family, or set the recipe's family to the LoRA's."
+    )
     if 2 * len(problems) < len(layers) and not fits:
         summary = f"Most layers of the LoRA fit {wanted}, but not all."
         advice = "Give a LoRA for this very UNet; one for inpainting, say, may have another conv_in."
@@ -101,8 +106,22 @@ def wrong_family(file: LoraFile, family: Family, task: Task, width: Width, probl
         summary = f"The LoRA is not for {wanted}: it fits no family known here."
     return CheckpointError(
         summary,
-        given=f"{file.described}: {len(problems)} of {len(layers)} layers do not fit: {_some(problems)}",
+        given=f"{file.described}: {len(problems)} of {len(layers)} layers do not fit: {_some(problems, _SHOWN // 2)}",
         advice=advice,
+    )
+
+
+def changed_twice(file: LoraFile, twice: Sequence[str]) -> CheckpointError:
+    """The refusal of a LoRA that holds the same layers twice.
+
+    Args:
+        file: of the LoRA.
+        twice: from `fit_of`.
+    """
+    return CheckpointError(
+        "The LoRA changes weights twice, under two names.",
+        given=f"{file.described}: {len(twice)} of {len(file.contents.layers)} layers: {_some(twice, _SHOWN // 2)}",
+        advice="It seems to be two files in one: give each by itself, with a --lora of its own.",
     )
 
 
@@ -120,9 +139,10 @@ def _of_another_method(file: LoraFile, task: Task, methods: Mapping[str, str]) -
 
 def _count(names: Iterable[str], of: int | None = None) -> str:
     every = list(names)
-    return f"{len(every)}{'' if of is None else f' of {of}'} tensors: {_some(every)}"
+    total = len(every) if of is None else of
+    return f"{len(every)}{'' if of is None else f' of {of}'} tensor{'s' * (total != 1)}: {_some(every)}"
 
 
-def _some(items: Sequence[str]) -> str:
-    rest = len(items) - _SHOWN
-    return ", ".join(items[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+def _some(items: Sequence[str], limit: int = _SHOWN) -> str:
+    rest = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -132,6 +132,19 @@ def test_the_comparison_with_the_definition_sees_what_is_wrong_with_one_layer(tm
         assert _furthest(ours, summed(base, changed, other_alphas, 0.7)) > 1e-2
 
 
+def test_names_of_several_writers_may_be_in_one_file(tmp_path: Path) -> None:
+    made = factors(Family.SD15, rank=(1, 2, 4), seed=0, only=ATTENTION)
+    alphas = _mixed(made)
+    tensors: dict[str, torch.Tensor] = {}
+    writers = (kohya, peft, loras.one_trainer, loras.old_diffusers, loras.later_diffusers)
+    for index, write in enumerate(writers):
+        part = dict(list(made.items())[index :: len(writers)])
+        tensors |= load_file(write(part, tmp_path / "part.safetensors", alpha=alphas))
+    ours = _fused(Family.SD15, read(save(tensors, tmp_path / "lora.safetensors"), scale=0.7))
+    assert _furthest(ours, summed(_base(Family.SD15), made, alphas, 0.7)) < ROUNDING
+    assert _furthest(ours, summed(_base(Family.SD15), made, None, 0.7)) > 1e-2
+
+
 def test_text_attention_without_its_output_layer_is_applied(tmp_path: Path) -> None:
     made = factors(Family.SDXL, rank=2, seed=0, only=r"layers\.\d\.(self_attn\.[qkv]_proj|mlp)")
     assert not any("out_proj" in module for _, module in made)

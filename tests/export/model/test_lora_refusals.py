@@ -40,6 +40,10 @@ def refusal(tensors: Tensors, folder: Path, metadata: dict[str, str] | None = No
     return refused.value
 
 
+def _tensors(count: int) -> str:
+    return "1 tensor" if count == 1 else f"{count} tensors"
+
+
 STEM = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 DOTTED = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -72,7 +76,7 @@ def test_another_method_is_named(names: list[str], method: str, tmp_path: Path) 
     for tensors, count in (({}, len(names)), (beside_lora, len(names) + len(beside_lora))):
         refused = refusal({**tensors, **{name: torch.zeros(2, 2) for name in others}}, tmp_path, LYCORIS)
         assert refused.summary == f"The file holds {method}, which cannot be fused: only plain LoRA and LoCon can."
-        assert f"{len(names)} of {count} tensors: {', '.join(sorted(names))}" in str(refused.given)
+        assert f"{len(names)} of {_tensors(count)}: {', '.join(sorted(names))}" in str(refused.given)
         assert "written by LyCORIS in kohya's trainer, for 'sd_v1' by its header" in str(refused.given)
         assert "merge it into the checkpoint" in str(refused.advice)
 
@@ -143,7 +147,7 @@ def test_the_family_of_another_method_is_named(tmp_path: Path) -> None:
 def test_what_is_no_lora_is_named(names: list[str], title: str, advice: str, tmp_path: Path) -> None:
     refused = refusal({name: torch.zeros(2, 2) for name in names}, tmp_path)
     assert refused.summary == f"The file is {title}, not a LoRA."
-    assert refused.given == f"style.safetensors: {len(names)} tensors: {', '.join(sorted(names))}"
+    assert refused.given == f"style.safetensors: {_tensors(len(names))}: {', '.join(sorted(names))}"
     assert advice in str(refused.advice)
 
 
@@ -189,8 +193,11 @@ def test_a_layer_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     first = load_file(kohya(some(), tmp_path / "a.safetensors", alpha=1.0))
     second = load_file(peft(some(), tmp_path / "b.safetensors"))
     refused = refusal({**first, **second}, tmp_path)
-    assert "changes the same weight as" in str(refused.given)
-    assert "8 of 16 layers do not fit" in str(refused.given)
+    assert refused.summary == "The LoRA changes weights twice, under two names."
+    key = "attentions.0.transformer_blocks.0.attn1.to_k"
+    twice = f"unet.mid_block.{key}.lora_A.weight (as lora_unet_mid_block_{key.replace('.', '_')}.lora_down.weight)"
+    assert f"8 of 16 layers: {twice}" in str(refused.given)
+    assert "a --lora of its own" in str(refused.advice)
 
 
 @pytest.mark.parametrize(("own", "wanted"), [(Family.SDXL, Family.SD15), (Family.SD15, Family.SDXL)])
@@ -211,7 +218,7 @@ def test_a_lora_of_which_most_fits_a_family_is_recognised(tmp_path: Path) -> Non
     tensors = load_file(kohya(made, tmp_path / "lora.safetensors", alpha=1.0, sgm=True))
     stranger = {f"lora_unet_stranger.lora_{half}.weight": torch.zeros(2, 2) for half in ("down", "up")}
     refused = refusal({**tensors, **stranger}, tmp_path)
-    assert "it looks like sdxl or sdxl-turbo or playground at tiny width for the most part" in refused.summary
+    assert "it looks like sdxl, sdxl-turbo or playground at tiny width for the most part" in refused.summary
 
 
 @pytest.mark.parametrize(
@@ -239,6 +246,7 @@ def test_another_architectures_lora_is_recognised(stem: str, owner: str, tmp_pat
     refused = refusal(tensors, tmp_path)
     assert refused.summary == f"The LoRA is not for sd15 at tiny width: it looks like {owner}."
     assert f"1 of 1 layers do not fit: {stem}.lora_A.weight (there is no such layer)" in str(refused.given)
+    assert refused.advice == "Give a LoRA that was trained on sd15: bundles are made of Stable Diffusion's UNets alone."
 
 
 def test_no_family_is_taken_for_another_architecture(tmp_path: Path) -> None:
