@@ -66,16 +66,16 @@ def require_low_rank(file: LoraFile, task: Task) -> None:
         )
     if file.contents.layers and not file.contents.rest:
         return
-    given = f"{file.described}: {_count(file.contents.rest, len(file.shapes))}"
+    rest = _count(file.contents.rest, len(file.shapes))
     if not file.contents.layers:
         raise CheckpointError(
             "The file holds no LoRA that is known here.",
-            given=given,
+            given=f"{file.path.name}: {rest}",
             advice="Give a .safetensors file as kohya's trainer, OneTrainer or diffusers' save_lora_weights writes it.",
         )
     raise CheckpointError(
         "The LoRA holds tensors that change no weight.",
-        given=given,
+        given=f"{file.described}: {rest}",
         advice="Get the file again, or have its trainer save it again: it may be cut short or merged from several.",
     )
 
