@@ -23,8 +23,8 @@ lora_option = click.option(
     "loras",
     multiple=True,
     metavar="PATH[:SCALE]",
-    help="Fuse this LoRA into the weights (kohya, diffusers or PEFT .safetensors); scale 1 where none is given. "
-    "Repeatable; in place of those that the recipe names.",
+    help="Fuse this LoRA into the weights (a .safetensors file of kohya's trainer, LyCORIS, OneTrainer, diffusers or "
+    "PEFT); scale 1 where none is given. Repeatable; in place of those that the recipe names.",
 )
 
 

@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hidiff_export.errors import BundleError, CheckpointError
+from hidiff_export.errors import CheckpointError
+from hidiff_export.model.checkpoint_file import open_weights
 from hidiff_runtime.safetensors import SafetensorsFile
 
 PREDICTION, ZERO_SNR = "prediction_type", "rescale_betas_zero_snr"
 """Keys of diffusers' scheduler configurations that files speak of."""
+
+_NO_PICTURE = 1e-5
+"""What a schedule of zero terminal SNR leaves of a picture's power at its end; Stable Diffusion's own leaves 0.0047."""
 
 _VELOCITY, _EPSILON = "v_prediction", "epsilon"
 _EDM_SIGMAS = {"edm_vpred.sigma_max": "sigma_max", "edm_vpred.sigma_min": "sigma_min"}
@@ -84,32 +88,29 @@ def read_declarations(path: Path, what: str = "checkpoint") -> Declarations:
         CheckpointError: it is missing or damaged, or says that its latents are normalized as EDM checkpoints' of
             Playground v2.5 are, which no family here has.
     """
-    try:
-        with SafetensorsFile.open(path) as file:
-            names = frozenset(file.names())
-            if any(name in names for name in _EDM_NORMALIZED):
-                raise CheckpointError(
-                    "The checkpoint is of the kind of Playground v2.5: its latents are normalized by a mean and a "
-                    "spread of their own.",
-                    given=f"{path.name}: tensors {' and '.join(name for name in _EDM_NORMALIZED if name in names)}",
-                    advice="Give a checkpoint of Stable Diffusion 1.5, 2.1, SDXL, SDXL-Turbo or Playground v2.",
-                )
-            sigmas = {key: float(file.array(name).reshape(-1)[0]) for name, key in _EDM_SIGMAS.items() if name in names}
-            return Declarations(
-                path,
-                (*_markers(names), *_header(file.metadata)),
-                sigmas if _EDM_SIGMAS.keys() & names else None,
-                {key: text for key, text in file.metadata.items() if key in _TEXTS},
-            )
-    except BundleError as error:
-        if path.exists():
-            raise CheckpointError(error.summary, given=error.given, advice=error.advice) from error
+    if not path.exists():
         raise CheckpointError(
             f"There is no {what} at this path.",
             given=path,
             advice="Check the path: it is looked up from the folder that you are in. Get the file first, if it is not "
             "there yet.",
-        ) from error
+        )
+    with open_weights(path) as file:
+        names = frozenset(file.names())
+        if any(name in names for name in _EDM_NORMALIZED):
+            raise CheckpointError(
+                "The checkpoint is of the kind of Playground v2.5: its latents are normalized by a mean and a "
+                "spread of their own.",
+                given=f"{path.name}: tensors {' and '.join(name for name in _EDM_NORMALIZED if name in names)}",
+                advice="Give a checkpoint of Stable Diffusion 1.5, 2.1, SDXL, SDXL-Turbo or Playground v2.",
+            )
+        sigmas = {key: _last(file, name) for name, key in _EDM_SIGMAS.items() if name in names}
+        return Declarations(
+            path,
+            (*_markers(names), *_buffers(file), *_header(file.metadata)),
+            {key: sigma for key, sigma in sigmas.items() if sigma is not None} if sigmas else None,
+            {key: text for key, text in file.metadata.items() if key in _TEXTS},
+        )
 
 
 _TEXTS = (
@@ -130,6 +131,21 @@ def _markers(names: Set[str]) -> list[Statement]:
     if _EDM_SIGMAS.keys() & names:
         found.append(Statement(PREDICTION, _VELOCITY, "the tensor edm_vpred.sigma_max"))
     return found
+
+
+def _buffers(file: SafetensorsFile) -> list[Statement]:
+    """The training schedule itself, which whole checkpoints hold as a buffer; it says no more than where it ends."""
+    name = "alphas_cumprod"
+    last = _last(file, name) if name in file.names() else None
+    if last is None or last >= _NO_PICTURE:
+        return []
+    return [Statement(ZERO_SNR, True, f"the tensor {name}, which ends at {last:.2g}")]
+
+
+def _last(file: SafetensorsFile, name: str) -> float | None:
+    """A tensor's last value; None where it has none, or is of a type that numpy has not."""
+    info = file.info(name)
+    return float(file.array(name).reshape(-1)[-1]) if info.nbytes and info.dtype in ("F64", "F32", "F16") else None
 
 
 def _header(metadata: Mapping[str, str]) -> list[Statement]:

@@ -18,7 +18,7 @@ from hidiff_export.errors import CheckpointError, ExportError, RecipeError
 from hidiff_export.families import Family, default_scheduler
 from hidiff_export.model.declared import PREDICTION, ZERO_SNR, Declarations, Statement, read_declarations
 from hidiff_export.model.few_step import FewStep, recognize
-from hidiff_export.model.sources import find_scheduler_config
+from hidiff_export.model.sources import find_scheduler_config, is_single_file
 from hidiff_export.sampler.corrections import corrected
 from hidiff_export.sampler.names import EDM_SCHEDULERS, has_edm_schedule
 from hidiff_export.sampler.schedulers import build_scheduler
@@ -91,10 +91,9 @@ def checkpoint_schedule(recipe: Recipe) -> NoiseSchedule:
         config = corrected({**_class_defaults(own), **own}, recipe.family, recipe.task)
         return NoiseSchedule(config, frozenset(config), ())
     config = dict(default_scheduler(recipe.family)[1])
-    path = Path(recipe.source).expanduser()
-    if path.suffix != ".safetensors":
+    if not is_single_file(recipe.source):
         return NoiseSchedule(config, frozenset(), ())
-    return _of_file(recipe, config, read_declarations(path))
+    return _of_file(recipe, config, read_declarations(Path(recipe.source).expanduser()))
 
 
 def _class_defaults(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,7 +131,9 @@ class HiDiffusion(Frozen):
 class LoraFile(Frozen):
     """A LoRA that is fused into the weights, and how strongly."""
 
-    path: LoraPath = Field(description="The .safetensors file: kohya's, diffusers' or PEFT's.")
+    path: LoraPath = Field(
+        description="The .safetensors file: of kohya's trainer, LyCORIS, OneTrainer, diffusers or PEFT."
+    )
     scale: StrictFloat = Field(
         default=1.0,
         ge=-100,

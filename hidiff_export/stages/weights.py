@@ -14,7 +14,7 @@ from hidiff_export.graph.islands import precision_of
 from hidiff_export.graph.weights import WeightStore
 from hidiff_export.model.component import Component
 from hidiff_export.model.load import Checkpoint, load
-from hidiff_export.model.lora import fuse, lora_fingerprint, read_lora
+from hidiff_export.model.lora import fuse, lora_fingerprint, read_lora, settings_fingerprint
 from hidiff_export.model.model_index import ModelIndex, read_model_index
 from hidiff_export.model.noise_schedule import resolve_noise_schedule
 from hidiff_export.model.sources import source_fingerprint
@@ -42,7 +42,10 @@ class Weights:
             context.notice(notice)
         return {
             "sources": {network.value: source_fingerprint(source, network) for network, source in _sources(recipe)},
-            "lora": [[lora_fingerprint(Path(lora.path)), lora.scale] for lora in recipe.lora],
+            "lora": [
+                [lora_fingerprint(Path(lora.path)), settings_fingerprint(Path(lora.path)), lora.scale]
+                for lora in recipe.lora
+            ],
             "tokenizers": [sha256(text.encode()).hexdigest() for text in tokenizers(recipe).values()],
             "scheduler": schedule.config,
             "zeros": index.force_zeros_for_empty_prompt,
@@ -62,6 +65,8 @@ class Weights:
         write_json(scheduler, resolve_noise_schedule(recipe).config)
         written = [scheduler]
         for network, checkpoint in networks.items():
+            for notice in checkpoint.notices:
+                context.notice(notice)
             folder = context.folder / network.value
             folder.mkdir(exist_ok=True)
             progress = partial(_show, report, network.value)
@@ -93,7 +98,10 @@ def checkpoints(recipe: Recipe) -> dict[Component, Checkpoint]:
                 given=lora.path,
                 advice="Set text: true in the recipe, or leave the LoRA out.",
             )
-    return {network: fuse(network, load(network, source, *kind), loras) for network, source in sources.items()}
+    found = {network: fuse(network, load(network, source, *kind), loras) for network, source in sources.items()}
+    unet = found[Component.UNET]
+    told = tuple(notice for lora in loras for notice in lora.notices)
+    return {**found, Component.UNET: unet._replace(notices=(*told, *unet.notices))}
 
 
 def model_index(recipe: Recipe) -> ModelIndex:

@@ -18,7 +18,7 @@ from hidiff_export.parity.source import judge_weights, unet_of_source
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import StageContext
 from hidiff_export.stages.weights import Weights, checkpoints
-from tests.loras import factors, kohya
+from tests.loras import bare_peft, factors, kohya
 
 SMALL = ("width=64", "height=64", "vae=false", "steps=3")
 SOME = r"mid_block.*attn1\.to_q|layers\.0\.mlp"
@@ -98,6 +98,16 @@ def test_the_key_of_the_weights_holds_content_and_scale(lora: Path, tmp_path: Pa
     assert first == key(recipe_with(f"{moved}:0.5"))
     kohya(factors(Family.SD15, rank=2, seed=1, only=SOME), moved, alpha=1.0)
     assert first != key(recipe_with(f"{moved}:0.5"))
+
+
+def test_the_key_of_the_weights_holds_the_settings_beside_a_lora(tmp_path: Path) -> None:
+    path = bare_peft(factors(Family.SD15, rank=2, seed=0, only=r"mid_block.*attn1"), tmp_path / "adapter.safetensors")
+    keys = set()
+    for alpha in (None, 4, 8):
+        if alpha is not None:
+            (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha, "r": 2}))
+        keys.add(json.dumps(Weights().inputs(StageContext(recipe_with(str(path)), tmp_path / "bundle"))))
+    assert len(keys) == 3
 
 
 def test_nothing_is_written_for_a_lora_that_does_not_fit(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""Fused weights beside those of diffusers: ``load_lora_weights`` and ``fuse_lora`` with PEFT on tiny pipelines."""
+"""Fused weights beside those of diffusers: ``load_lora_weights`` and ``fuse_lora`` with PEFT on tiny pipelines.
+
+Where diffusers makes something else of a file than its trainer defined, both are held here: that ours are the
+definition's, and that diffusers' are not.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,21 @@ from hidiff_export.families import Family, Task, Width
 from hidiff_export.model.component import Component
 from hidiff_export.model.load import build, load
 from hidiff_export.model.lora import Lora, fuse, read_lora
-from tests.loras import factors, kohya, networks, old_diffusers, peft
+from tests.loras import (
+    Alphas,
+    Factors,
+    bare_peft,
+    comfy,
+    factors,
+    kohya,
+    later_diffusers,
+    networks,
+    old_diffusers,
+    one_trainer,
+    original,
+    peft,
+    summed,
+)
 from tests.parity.pipelines import scheduler_of
 
 Weights = dict[tuple[Component, str], torch.Tensor]
@@ -165,3 +183,96 @@ def test_two_loras_add_up(family: Family, writers: tuple[Callable[[Path], Path],
     }
     for change, changed in wrong.items():
         assert largest_difference(our_weights(family, changed), theirs) > 1e-2, change
+
+
+EVERY_FORM = r"mid_block.*(transformer_blocks|proj_in|conv1)|layers\.0"
+
+
+def _base(family: Family) -> Weights:
+    return {(part, name): own.state_dict[name] for part, own in _checkpoints(family).items() for name in own.state_dict}
+
+
+def _further_apart(one: Weights, other: Weights) -> set[str]:
+    return {name for part, name in one if float((one[part, name] - other[part, name]).abs().max()) > 1e-3}
+
+
+def _is_definition(family: Family, path: Path, made: Factors, alphas: Alphas) -> bool:
+    definition = summed(_base(family), made, alphas, 0.7)
+    return largest_difference(our_weights(family, opened(family, [(path, 0.7)])), definition) < ROUNDING
+
+
+@pytest.mark.parametrize("family", [Family.SD15, Family.SDXL])
+def test_diffusers_loses_alphas_that_differ_by_layer(family: Family, tmp_path: Path) -> None:
+    made = factors(family, rank=4, seed=8, only=EVERY_FORM)
+    alphas = {layer: 1.0 + index % 3 for index, layer in enumerate(made)}
+    path = kohya(made, tmp_path / "lora.safetensors", alpha=alphas, sgm=family is Family.SDXL)
+    assert _is_definition(family, path, made, alphas)
+    with pytest.warns(RuntimeWarning, match="alpha_pattern keys did not match"):
+        theirs = diffusers_weights(family, [(path, 0.7)])
+    lost = _further_apart(theirs, our_weights(family, opened(family, [(path, 0.7)])))
+    assert any(".to_q." in name for name in lost)
+    assert any("layers.0" in name for name in lost)
+    assert all(".attn" in name or "layers.0" in name for name in lost), "other layers keep theirs"
+
+
+def test_diffusers_gives_layers_without_alpha_that_of_others(tmp_path: Path) -> None:
+    made = factors(Family.SD15, rank=4, seed=9, only=EVERY_FORM)
+    alphas = {layer: 2.0 for index, layer in enumerate(made) if index % 2}
+    path = kohya(made, tmp_path / "lora.safetensors", alpha=alphas)
+    assert _is_definition(Family.SD15, path, made, alphas)
+    theirs = diffusers_weights(Family.SD15, [(path, 0.7)])
+    lost = _further_apart(theirs, our_weights(Family.SD15, opened(Family.SD15, [(path, 0.7)])))
+    without = {f"{module}.weight" for part, module in made.keys() - alphas.keys()}
+    assert lost
+    assert lost <= without
+
+
+def test_diffusers_skips_text_attention_without_its_output_layer(tmp_path: Path) -> None:
+    made = factors(Family.SD15, rank=4, seed=10, only=r"layers\.\d\.(self_attn\.[qkv]_proj|mlp)|mid_block.*attn1")
+    path = kohya(made, tmp_path / "lora.safetensors", alpha=2.0)
+    assert _is_definition(Family.SD15, path, made, 2.0)
+    theirs = diffusers_weights(Family.SD15, [(path, 0.7)])
+    lost = _further_apart(theirs, our_weights(Family.SD15, opened(Family.SD15, [(path, 0.7)])))
+    assert lost == {f"{module}.weight" for _, module in made if ".self_attn." in module}
+    base = _base(Family.SD15)
+    assert all(torch.equal(theirs[Component.TEXT_ENCODER, name], base[Component.TEXT_ENCODER, name]) for name in lost)
+
+
+UNET_ALONE = r"mid_block.*attn\d\.to_"
+
+PASSED_OVER: Mapping[str, Callable[[Factors, Path], Path]] = {
+    "OneTrainer's original format": lambda made, path: original(made, path, alpha=None, first_up=1),
+    "PEFT's own": lambda made, path: bare_peft(made, path),
+}
+
+
+@pytest.mark.parametrize("form", PASSED_OVER)
+def test_diffusers_passes_over_names_without_a_network(form: str, tmp_path: Path) -> None:
+    made = factors(Family.SD15, rank=4, seed=11, only=UNET_ALONE)
+    path = PASSED_OVER[form](made, tmp_path / "lora.safetensors")
+    assert _is_definition(Family.SD15, path, made, None)
+    assert largest_difference(diffusers_weights(Family.SD15, [(path, 0.7)]), _base(Family.SD15)) == 0
+
+
+REFUSED: Mapping[str, Callable[[Factors, Path], Path]] = {
+    "an alpha beside PEFT's factors": lambda made, path: peft(made, path, alpha=2.0),
+    "OneTrainer's own format": lambda made, path: one_trainer(made, path, alpha=2.0),
+    "OneTrainer's format for ComfyUI": lambda made, path: comfy(made, path, alpha=2.0, first_up=1),
+}
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_diffusers_refuses_an_alpha_behind_dotted_names(form: str, tmp_path: Path) -> None:
+    made = factors(Family.SD15, rank=4, seed=12, only=UNET_ALONE)
+    path = REFUSED[form](made, tmp_path / "lora.safetensors")
+    assert _is_definition(Family.SD15, path, made, 2.0)
+    with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
+        diffusers_weights(Family.SD15, [(path, 0.7)])
+
+
+def test_factors_in_the_unets_layers_are_those_of_diffusers(tmp_path: Path) -> None:
+    made = factors(Family.SD15, rank=4, seed=13, only=UNET_ALONE)
+    path = later_diffusers(made, tmp_path / "lora.safetensors")
+    ours = our_weights(Family.SD15, opened(Family.SD15, [(path, 0.7)]))
+    assert largest_difference(ours, diffusers_weights(Family.SD15, [(path, 0.7)])) < ROUNDING
+    assert largest_difference(ours, _base(Family.SD15)) > 1e-2

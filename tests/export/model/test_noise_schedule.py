@@ -127,6 +127,14 @@ def test_the_recipe_wins_over_the_file_and_says_so(tmp_path: Path) -> None:
     assert not any("takes the place" in notice for notice in same.notices)
 
 
+@pytest.mark.parametrize(("last", "zero"), [(0.0047, False), (0.0, True), (6e-8, True)])
+def test_a_training_schedule_that_ends_in_noise_says_so(tmp_path: Path, last: float, zero: bool) -> None:
+    save_file({"weight": torch.zeros(2), "alphas_cumprod": torch.tensor([0.9, 0.5, last])}, tmp_path / "a.safetensors")
+    found = resolved(tmp_path / "a.safetensors")
+    assert found.config.get("rescale_betas_zero_snr", False) is zero
+    assert any("the tensor alphas_cumprod" in notice for notice in found.notices) is zero
+
+
 def test_every_word_of_the_recipe_is_obeyed() -> None:
     words = {
         "prediction": "v_prediction",
