@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -25,6 +26,15 @@ lora_option = click.option(
     metavar="PATH[:SCALE]",
     help="Fuse this LoRA into the weights (kohya, diffusers or PEFT .safetensors); scale 1 where none is given. "
     "Repeatable; in place of those that the recipe names.",
+)
+
+allow_links_option = click.option(
+    "--allow-links",
+    multiple=True,
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="A folder that symbolic links in the bundle may lead into, besides the hub's cache, DVC's or git-annex's that "
+    "it lies in. Repeatable.",
 )
 
 

@@ -155,7 +155,7 @@ def test_the_line_tells_where_a_job_stands(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_gpus_are_for_engines_that_need_them(job: Job) -> None:
-    options = argparse.Namespace(folder=job.folder, backend="tensorrt-rtx")
+    options = argparse.Namespace(folder=job.folder, backend="tensorrt-rtx", allow_links=[])
     assert _default_gpus(options) == 1
     options.backend = None
     assert _default_gpus(options) == 0

@@ -17,6 +17,7 @@ from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.parity.verify import verify
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.files import verify_files
+from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.safetensors import SafetensorsFile
 from hidiff_runtime.safetensors import write as write_tensors
@@ -219,7 +220,7 @@ def test_the_command_prints_the_report_writes_junit_and_keeps_it_in_the_bundle(b
     manifest = Manifest.read(bundle)
     assert manifest.report is not None
     assert json.loads((bundle / manifest.report).read_text(encoding="utf-8")) == printed
-    verify_files(bundle, manifest.files)
+    verify_files(BundleFolder(bundle), manifest.files)
 
 
 def test_the_command_fails_with_1_when_a_comparison_does(bundle: Path) -> None:
