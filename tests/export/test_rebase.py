@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import linked
 import onnx
 import pytest
 import torch
@@ -190,6 +191,20 @@ def test_what_is_refused_leaves_nothing(
     done = run(sd15_bundle, *arguments, "-o", tmp_path / "new")
     assert (done.exit_code, word in done.stderr) == (code, True), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_tracing")
+def test_a_bundle_of_links_is_rebased_where_it_may(sd15_bundle: Path, tmp_path: Path) -> None:
+    folder = linked.elsewhere(sd15_bundle, tmp_path)
+    arguments = (folder, "--source", "random:0", "-o", tmp_path / "new", "--no-verify")
+    done = run(*arguments)
+    assert done.exit_code == 4
+    assert "consists of symbolic links that lead out" in done.stderr
+    assert not (tmp_path / "new").exists()
+    done = run(*arguments, "--allow-links", tmp_path / "store")
+    assert done.exit_code == 0, done.output
+    assert files(tmp_path / "new") == files(sd15_bundle)
+    assert not [path for path in (tmp_path / "new").rglob("*") if path.is_symlink()]
 
 
 def test_a_folder_that_is_no_bundle_and_the_bundle_itself_are_refused(sd15_bundle: Path, tmp_path: Path) -> None:
