@@ -33,8 +33,8 @@ allow_links_option = click.option(
     multiple=True,
     metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="A folder that symbolic links in the bundle may lead into, besides the hub's cache, DVC's or git-annex's that "
-    "it lies in. Repeatable.",
+    help="A folder that symbolic links in the bundle may lead into; the store of a Hugging Face cache, of DVC or of "
+    "git-annex that the bundle lies in needs none. Repeatable.",
 )
 
 

@@ -60,7 +60,9 @@ class BundleFolder:
             root = self.root.resolve()
             target = (root / name).resolve()
         except (OSError, RuntimeError) as error:  # Python before 3.13 raises the latter
-            raise BundleError(f"{name} is a symbolic link that leads round in a circle.", given=error) from error
+            raise BundleError(
+                f"{name} is a symbolic link that leads round in a circle.", given=error, advice=FETCH_LINKED
+            ) from error
         if not self._may_lead_to(root, target):
             raise refusal(root, name, target, lambda place: self._may_lead_to(root, place))
         return root / name

@@ -52,7 +52,7 @@ def refusal(root: Path, name: str, target: Path, allowed: Callable[[Path], bool]
     count, leaving = 0, []
     for path in _entries(root):
         count += 1
-        if path.is_symlink() and not allowed(place := path.resolve()):
+        if path.is_symlink() and (place := _target(path)) is not None and not allowed(place):
             leaving.append(place)
     copy = f"copy it whole: cp -rL {shlex.quote(str(root))} DST"
     if 2 * len(leaving) <= count:
@@ -86,6 +86,14 @@ def _entries(root: Path) -> Iterator[Path]:
         at = Path(folder)
         yield from (at / name for name in files)
         yield from (at / name for name in folders if (at / name).is_symlink())
+
+
+def _target(link: Path) -> Path | None:
+    """Where a link leads; None where that is round in a circle."""
+    try:
+        return link.resolve()
+    except (OSError, RuntimeError):
+        return None
 
 
 def _places(targets: Sequence[Path], root: Path) -> list[Path]:

@@ -240,6 +240,8 @@ def test_links_round_in_a_circle_are_an_error(pristine: Path, tmp_path: Path) ->
     folder = Path(shutil.copytree(pristine, tmp_path / "bundle"))
     linked.relink(folder / "unet/strided.toy", folder / "unet/strided.toy")
     assert "unet/strided.toy" in str(refused(folder))
+    linked.relink(folder / "unet/weights.safetensors", pristine / "unet/weights.safetensors")
+    assert "unet/" in str(refused(folder))
 
 
 @pytest.mark.parametrize("layout", ["hub", "dvc", "annex"])

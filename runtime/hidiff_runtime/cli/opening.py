@@ -50,8 +50,8 @@ def add_allow_links(command: argparse._ActionsContainer) -> None:
         type=_absolute,
         action="append",
         default=[],
-        help="a folder that symbolic links in the bundle may lead into, besides the hub's cache, DVC's or git-annex's "
-        "that it lies in; may be given again",
+        help="a folder that symbolic links in the bundle may lead into; the store of a Hugging Face cache, of DVC or "
+        "of git-annex that the bundle lies in needs none; may be given again",
     )
 
 
