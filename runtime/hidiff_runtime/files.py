@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.folder import FETCH_LINKED, BundleFolder
+from hidiff_runtime.links import is_dangling
 from hidiff_runtime.manifest import FileRecord
 
 MODES = ("hash", "size")
@@ -80,21 +81,23 @@ def verify_files(folder: BundleFolder, files: Mapping[str, FileRecord], mode: st
 
 def _advice(broken: list[Path]) -> str:
     """What to do about broken files: links that lead to nothing need no other bundle."""
-    dangling = all(path.is_symlink() and not path.exists() for path in broken)
-    return FETCH_LINKED if dangling else "Fetch the bundle again, or build it again."
+    return FETCH_LINKED if all(map(is_dangling, broken)) else "Fetch the bundle again, or build it again."
 
 
 def fault_of(path: Path, record: FileRecord, mode: str = "hash") -> str:
     """What is wrong with the file at ``path``; empty when it is as recorded."""
-    if path.is_symlink() and not path.exists():
-        return f"is missing: it is a symbolic link to {path.readlink()}, which is not there"
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != record.size:
-        return f"has {size} bytes instead of {record.size}"
-    if mode == "hash" and FileRecord.of(path).sha256 != record.sha256:
-        return "has changed: its SHA-256 is not the manifest's"
+    try:
+        if is_dangling(path):
+            return f"is missing: it is a symbolic link to {path.readlink()}, which is not there"
+        if not path.is_file():
+            return "is missing"
+        size = path.stat().st_size
+        if size != record.size:
+            return f"has {size} bytes instead of {record.size}"
+        if mode == "hash" and FileRecord.of(path).sha256 != record.sha256:
+            return "has changed: its SHA-256 is not the manifest's"
+    except OSError as error:  # a store may be another user's
+        return f"cannot be read: {error.strerror}"
     return ""
 
 

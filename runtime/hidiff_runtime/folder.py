@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hidiff_runtime.errors import BundleError, InputError
-from hidiff_runtime.links import refusal, stores_of
+from hidiff_runtime.links import is_dangling, refusal, stores_of
 from hidiff_runtime.manifest import MANIFEST, Manifest
 from hidiff_runtime.paths import fault_in
 
@@ -73,7 +73,7 @@ class BundleFolder:
         Raises:
             BundleError: one of them is; or there is no manifest, or it is broken, foreign or of a newer format.
         """
-        if self.root.is_dir() and (path := self.file(MANIFEST)).is_symlink() and not path.exists():
+        if self.root.is_dir() and is_dangling(path := self.file(MANIFEST)):
             raise BundleError(
                 "manifest.json is a symbolic link to a file that is not there.",
                 given=path.resolve(),

@@ -35,9 +35,28 @@ def stores_of(root: Path) -> tuple[Path, ...]:
         found = [folder / ".dvc" / "cache", folder / ".git" / "annex" / "objects"]
         if folder.parent.name == "snapshots":
             found.append(folder.parent.parent / "blobs")
-        if stores := tuple(store for store in found if store.is_dir() and store.resolve() == store):
+        if stores := tuple(store for store in found if _is_real(store)):
             return stores
     return ()
+
+
+def _is_real(store: Path) -> bool:
+    """Whether it is a folder at this very place; not where that may not be looked at."""
+    try:
+        return store.is_dir() and store.resolve() == store
+    except OSError:
+        return False
+
+
+def is_dangling(path: Path) -> bool:
+    """Whether it is a symbolic link to nothing."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return path.is_symlink()
+    except OSError:
+        pass
+    return False
 
 
 def refusal(root: Path, name: str, target: Path, allowed: Callable[[Path], bool]) -> BundleError:

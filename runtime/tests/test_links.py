@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from hidiff_runtime import bundle as bundle_module
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.links import refusal
-from hidiff_runtime.manifest import MANIFEST, Manifest
+from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
 from hidiff_runtime.text.encoding import encode_prompts
 
 STRIDED, WINDOWED = Phase(PhaseKind.STRIDED), Phase(PhaseKind.WINDOWED)
@@ -256,6 +257,19 @@ def test_links_to_what_was_not_fetched_say_so(pristine: Path, tmp_path: Path, la
     error = refused(folder)
     assert "manifest.json is a symbolic link to a file that is not there" in error.summary
     assert "git annex get" in error.advice
+
+
+def test_a_store_that_may_not_be_read_is_told(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = linked.hub(pristine, tmp_path / "home")
+    weights, of = folder / "unet/weights.safetensors", FileRecord.of
+
+    def closed(path: Path) -> FileRecord:
+        if path == weights:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return of(path)
+
+    monkeypatch.setattr(FileRecord, "of", closed)
+    assert refused(folder).given == "unet/weights.safetensors cannot be read: Permission denied"
 
 
 def test_a_broken_bundle_of_files_is_still_to_be_fetched_again(pristine: Path, tmp_path: Path) -> None:
