@@ -11,6 +11,7 @@ from typing import Any
 from hidiff_export.compile import BuildResult, Display, build
 from hidiff_export.errors import BundleError, CheckpointError, InputError
 from hidiff_export.recipe import Recipe
+from hidiff_runtime.folder import BundleFolder, LinksOption
 from hidiff_runtime.manifest import Manifest
 
 _GRAPH_DEPENDS_ON = {"text_encoder_2": ("eos_token_id",)}
@@ -116,6 +117,7 @@ def rebase(
     changes: Mapping[str, Any],
     overrides: Iterable[str] = (),
     force: bool = False,
+    allow_links: LinksOption = (),
 ) -> BuildResult:
     """Makes a bundle of other weights with the graphs of the one in ``folder``, which stays as it is.
 
@@ -130,12 +132,14 @@ def rebase(
         changes: values of the recipe: ``source``, ``controlnet``, ``lora``.
         overrides: ``KEY=VALUE`` texts that change others, of those that graphs are not traced with.
         force: start over, and replace a finished bundle at ``output``.
+        allow_links: folders that links in ``folder`` may lead into, as for :func:`hidiff_runtime.open`.
 
     Raises:
         HidiffError: of the class that says what failed; a bundle or checkpoint that does not fit is refused before
             anything is written.
     """
-    manifest = Manifest.read(folder)
+    before = BundleFolder(folder.absolute(), allow_links)
+    manifest = before.manifest()
     recipe, notices = rebased_recipe(manifest, changes, overrides)
     _refuse_itself(folder, output, force=force)
     # Here, because the stages bring in torch and onnx, which a refused bundle or recipe must not wait for.
@@ -145,17 +149,17 @@ def rebase(
     from hidiff_export.stages.samplers import Samplers
     from hidiff_export.stages.taken import Origin, TakenGraphs, TakenSamplers
 
-    check_checkpoint(folder, recipe)
+    check_checkpoint(before, recipe)
     for notice in notices:
         display.notice(notice)
-    origin = Origin(folder.absolute(), manifest)
+    origin = Origin(before, manifest)
     taken: dict[str, Stage] = {Graphs.name: TakenGraphs(origin), Samplers.name: TakenSamplers(origin)}
     stages = tuple(taken.get(stage.name, stage) for stage in stages_of(recipe))
     result = build(recipe, output, display, force=force, stages=stages)
     return replace(result, notices=(*notices, *result.notices))
 
 
-def check_checkpoint(folder: Path, recipe: Recipe) -> None:
+def check_checkpoint(folder: BundleFolder, recipe: Recipe) -> None:
     """Looks at everything a checkpoint has to have, without reading weights.
 
     Raises:
@@ -166,7 +170,7 @@ def check_checkpoint(folder: Path, recipe: Recipe) -> None:
     from hidiff_export.stages.weights import checkpoints, tokenizers
 
     for component, checkpoint in checkpoints(recipe).items():
-        before = _config(folder / component.value / "config.json")
+        before = _config(folder.file(f"{component.value}/config.json"))
         now = {**component.written_as, **checkpoint.config}
         free = component.free_keys - set(_GRAPH_DEPENDS_ON.get(component.value, ()))
         differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

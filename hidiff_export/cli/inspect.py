@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hidiff_export.cli.options import allow_links_option
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hidiff_runtime.folder import BundleFolder
     from hidiff_runtime.manifest import GraphRecord, Manifest
     from hidiff_runtime.records import TextEncoderRecord, VaeRecord
 
@@ -24,19 +28,21 @@ Examples:
 """,
 )
 @click.argument("directory", type=click.Path(path_type=Path))
+@allow_links_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(directory: Path, as_json: bool) -> None:
+def inspect(directory: Path, allow_links: tuple[Path, ...], as_json: bool) -> None:
     """Show the phases, files, sizes, noise schedule and parity figures of the bundle in DIRECTORY. Reads
     the manifest, the records of plans and the scheduler's configuration alone.
     """
-    print_bundle(bundle_summary(directory), as_json=as_json)
+    print_bundle(bundle_summary(directory, allow_links), as_json=as_json)
 
 
-def bundle_summary(directory: Path) -> dict[str, Any]:
+def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[str, Any]:
     """What people and machines want to know of a bundle: phases with steps and sizes, weights, samplers, parity."""
-    from hidiff_runtime.manifest import Manifest
+    from hidiff_runtime.folder import BundleFolder
 
-    manifest = Manifest.read(directory)
+    folder = BundleFolder(directory, allow_links)
+    manifest = folder.manifest()
     return {
         "folder": str(directory),
         "recipe": manifest.recipe.get("name", ""),
@@ -47,8 +53,8 @@ def bundle_summary(directory: Path) -> dict[str, Any]:
         "batch": manifest.batch,
         "guidance": manifest.guidance,
         "precision": manifest.precision,
-        "phases": [_phase(directory, manifest, index) for index in range(len(manifest.phases))],
-        "graphs": {name: _graph(directory, manifest, record) for name, record in manifest.others()},
+        "phases": [_phase(folder, manifest, index) for index in range(len(manifest.phases))],
+        "graphs": {name: _graph(folder, manifest, record) for name, record in manifest.others()},
         "text_encoders": [_text_encoder(record) for record in manifest.text_encoders],
         "vae": None if manifest.vae is None else _vae(manifest.vae),
         "weights": {name: manifest.files[path].size for name, path in manifest.weights.items()},
@@ -57,18 +63,18 @@ def bundle_summary(directory: Path) -> dict[str, Any]:
             {**lora, "sha256": manifest.fingerprints.get(f"lora.{index}", "")}
             for index, lora in enumerate(manifest.recipe.get("lora", ()))
         ],
-        "noise_schedule": _noise_schedule(directory, manifest),
+        "noise_schedule": _noise_schedule(folder, manifest),
         "samplers": sorted(manifest.samplers),
         "default_sampler": manifest.default_sampler,
         "steps": [manifest.steps[0], manifest.steps[-1]],
         "steps_left_out": _left_out(manifest),
         "bytes": sum(record.size for record in manifest.files.values()),
-        "parity": _parity(directory, manifest),
+        "parity": _parity(folder, manifest),
         "tools": dict(manifest.tools),
     }
 
 
-def _phase(directory: Path, manifest: Manifest, index: int) -> dict[str, Any]:
+def _phase(folder: BundleFolder, manifest: Manifest, index: int) -> dict[str, Any]:
     from hidiff_runtime.phases import PhasePlan
 
     record = manifest.phases[index]
@@ -77,17 +83,17 @@ def _phase(directory: Path, manifest: Manifest, index: int) -> dict[str, Any]:
     return {
         "phase": record.phase.name,
         "steps": {"of": steps, "ranges": [[span.first, span.last] for span in spans]},
-        **_graph(directory, manifest, record),
+        **_graph(folder, manifest, record),
     }
 
 
-def _graph(directory: Path, manifest: Manifest, record: GraphRecord) -> dict[str, Any]:
+def _graph(folder: BundleFolder, manifest: Manifest, record: GraphRecord) -> dict[str, Any]:
     from hidiff_runtime.backends.tensorrt.record import BACKENDS
 
     return {
         "graph_bytes": manifest.files[record.graph].size,
-        "engines": {name: _engine_bytes(directory, manifest, name, path) for name, path in record.engines.items()},
-        "plans": {name: _plan(directory / path) for name, path in record.engines.items() if name in BACKENDS},
+        "engines": {name: _engine_bytes(folder, manifest, name, path) for name, path in record.engines.items()},
+        "plans": {name: _plan(folder.file(path)) for name, path in record.engines.items() if name in BACKENDS},
         "inputs": [str(spec) for spec in record.inputs],
         "outputs": [str(spec) for spec in record.outputs],
     }
@@ -103,12 +109,14 @@ def _vae(record: VaeRecord) -> dict[str, Any]:
     return {"tile": [width, height], "overlap": record.overlap, "scaling_factor": record.scaling_factor}
 
 
-def _engine_bytes(directory: Path, manifest: Manifest, backend: str, path: str) -> int:
+def _engine_bytes(folder: BundleFolder, manifest: Manifest, backend: str, path: str) -> int:
     """An engine's size, with the files that it shares with others."""
     from hidiff_runtime import backends
 
-    files = backends.get(backend).files(directory / path)
-    return sum(manifest.files[file.relative_to(directory).as_posix()].size for file in files)
+    engine = folder.file(path)
+    root = engine.parents[path.count("/")]
+    files = backends.get(backend).files(engine)
+    return sum(manifest.files[file.relative_to(root).as_posix()].size for file in files)
 
 
 def _plan(path: Path) -> dict[str, Any]:
@@ -123,11 +131,11 @@ def _plan(path: Path) -> dict[str, Any]:
 _SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
-def _noise_schedule(directory: Path, manifest: Manifest) -> dict[str, Any]:
+def _noise_schedule(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
     """What runs are laid out by, in the words of recipes; empty for a bundle that does not say."""
     if _SCHEDULER_CONFIG not in manifest.files:
         return {}
-    config = json.loads((directory / _SCHEDULER_CONFIG).read_text(encoding="utf-8"))
+    config = json.loads(folder.file(_SCHEDULER_CONFIG).read_text(encoding="utf-8"))
     return {
         "prediction": config.get("prediction_type", "epsilon"),
         "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),
@@ -159,10 +167,10 @@ def _left_out(manifest: Manifest) -> list[int | str]:
     return ranges(steps for steps in recipe.steps if steps not in manifest.steps)
 
 
-def _parity(directory: Path, manifest: Manifest) -> list[dict[str, Any]]:
+def _parity(folder: BundleFolder, manifest: Manifest) -> list[dict[str, Any]]:
     if manifest.report is None:
         return []
-    verdicts = json.loads((directory / manifest.report).read_text(encoding="utf-8"))["verdicts"]
+    verdicts = json.loads(folder.file(manifest.report).read_text(encoding="utf-8"))["verdicts"]
     assert isinstance(verdicts, list)
     return verdicts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -25,6 +26,15 @@ lora_option = click.option(
     metavar="PATH[:SCALE]",
     help="Fuse this LoRA into the weights (a .safetensors file of kohya's trainer, LyCORIS, OneTrainer, diffusers or "
     "PEFT); scale 1 where none is given. Repeatable; in place of those that the recipe names.",
+)
+
+allow_links_option = click.option(
+    "--allow-links",
+    multiple=True,
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="A folder that symbolic links in the bundle may lead into; the store of a Hugging Face cache, of DVC or of "
+    "git-annex that the bundle lies in needs none. Repeatable.",
 )
 
 

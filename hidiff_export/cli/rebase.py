@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hidiff_export.cli.options import lora_option, lora_values, set_option
+from hidiff_export.cli.options import allow_links_option, lora_option, lora_values, set_option
 
 
 @click.command(
@@ -27,6 +27,7 @@ Examples:
 @click.option("--no-lora", is_flag=True, help="Leave out the LoRA files that the bundle was built with.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder the new bundle becomes.")
 @click.option("--force", is_flag=True, help="Start over, and replace a finished bundle at the output.")
+@allow_links_option
 @click.option("--no-verify", is_flag=True, help="Do not compare the new bundle with PyTorch at the end.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON and show no progress.")
 @click.pass_context
@@ -40,6 +41,7 @@ def rebase(
     no_lora: bool,
     output: Path,
     force: bool,
+    allow_links: tuple[Path, ...],
     no_verify: bool,
     as_json: bool,
 ) -> None:
@@ -67,7 +69,15 @@ def rebase(
     if not changes and not assignments:
         raise InputError("Nothing is to be changed.", advice="Give --source, --controlnet, --lora, --no-lora or --set.")
     with progress_display(quiet=as_json) as display:
-        result = rebase_bundle(directory, output, display, changes=changes, overrides=assignments, force=force)
+        result = rebase_bundle(
+            directory,
+            output,
+            display,
+            changes=changes,
+            overrides=assignments,
+            force=force,
+            allow_links=allow_links,
+        )
         report = None
         if not no_verify:
             checkpoint = str(Manifest.read(result.folder).recipe["source"])

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hidiff_export.cli.options import allow_links_option
+
 if TYPE_CHECKING:
     from hidiff_export.deploy.repository import Written
 
@@ -48,6 +50,7 @@ Examples:
 @click.option("--resident", type=click.Choice(["current", "all"]), default="current", help="Engines kept open.")
 @click.option("--prefetch", is_flag=True, help="Open the next phase's engine while the current one runs.")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the backend. Repeatable.")
+@allow_links_option
 @click.option("--queue-size", default=64, show_default=True, type=click.IntRange(1), help="Requests that may wait.")
 @click.option(
     "--queue-timeout", default=60.0, show_default=True, type=click.FloatRange(0.001), help="Seconds one may wait."
@@ -71,6 +74,7 @@ def triton(
     resident: str,
     prefetch: bool,
     options: tuple[str, ...],
+    allow_links: tuple[Path, ...],
     queue_size: int,
     queue_timeout: float,
     max_prompt: int | None,
@@ -100,6 +104,7 @@ def triton(
         limits=Limits(**{key: value for key, value in limits.items() if value is not None}),
         options={**opening, **({} if backend is None else {"backend": backend}), **_options(options)},
         environment=environment,
+        allow_links=tuple(str(folder.absolute()) for folder in allow_links),
     )
     if layout == "per-phase":
         from hidiff_export.cli.triton_layout import print_per_phase

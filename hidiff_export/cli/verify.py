@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hidiff_export.cli.options import allow_links_option
+
 if TYPE_CHECKING:
     from hidiff_export.parity.report import Report
 
@@ -28,11 +30,18 @@ Examples:
     help="Compare all weights with this checkpoint's, and take the UNet's for PyTorch from it.",
 )
 @click.option("--steps", type=int, metavar="N", help="Of the whole run; by default the fewest with every phase change.")
+@allow_links_option
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Also write a JUnit XML report here.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON and show no progress.")
 @click.pass_context
 def verify(
-    context: click.Context, directory: Path, against: str | None, steps: int | None, junit: Path | None, as_json: bool
+    context: click.Context,
+    directory: Path,
+    against: str | None,
+    steps: int | None,
+    allow_links: tuple[Path, ...],
+    junit: Path | None,
+    as_json: bool,
 ) -> None:
     """Compare the bundle in DIRECTORY with PyTorch: engines, graphs, text encoders, VAE, a whole run and its picture.
 
@@ -47,7 +56,7 @@ def verify(
         progress_display(quiet=as_json) as display,
         display.stage("verify", reused=False) as progress,
     ):
-        report = verify_bundle(directory, against=against, steps=steps, progress=progress)
+        report = verify_bundle(directory, against=against, steps=steps, allow_links=allow_links, progress=progress)
     _show(report, as_json=as_json)
     if junit is not None:
         with storage_errors(junit):

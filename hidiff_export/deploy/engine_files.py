@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,24 +30,32 @@ class EngineFiles:
     needs: str = ""
 
 
-def take_onnx(engine: Path, version: Path, *, link: bool) -> EngineFiles:
+def take_onnx(engine: Path, version: Path, *, link: bool, files: Container[Path] | None = None) -> EngineFiles:
     """A graph as ``model.onnx``, with the files that hold its weights where it looks for them: beside itself.
 
     Args:
         engine: the graph.
         version: the folder.
+        files: the bundle's; left out, whatever lies beside the graph is taken.
 
     Raises:
-        BundleError: the graph is not readable, or looks for weights outside its folder.
+        BundleError: the graph is not readable, or looks for weights outside its folder or that are not the bundle's.
     """
     places = _weights(engine)
     take_file(engine, version / "model.onnx", link=link)
     for location in sorted({location for location, _, _ in places}):
         if fault := fault_in(location):
             raise BundleError(f"The weights of {engine.name} lie elsewhere: the path {fault}.", given=location)
+        _refuse_foreign(engine, engine.parent / location, files)
         (version / location).parent.mkdir(parents=True, exist_ok=True)
         take_file(engine.parent / location, version / location, link=link)
     return EngineFiles(sum(length for _, _, length in places))
+
+
+def _refuse_foreign(engine: Path, part: Path, files: Container[Path] | None) -> None:
+    """Refuses a file that no manifest vouches for: it may be a link to anything on this machine."""
+    if files is not None and part not in files:
+        raise BundleError(f"{engine.name} names a file that is not the bundle's.", given=part, advice="Build it again.")
 
 
 def _weights(engine: Path) -> set[tuple[str, int, int]]:
@@ -60,15 +69,16 @@ def _weights(engine: Path) -> set[tuple[str, int, int]]:
     return {(Path(tensor.location).as_posix(), tensor.offset or 0, tensor.nbytes) for tensor in external}
 
 
-def take_plan(engine: Path, version: Path, *, link: bool) -> EngineFiles:
+def take_plan(engine: Path, version: Path, *, link: bool, files: Container[Path] | None = None) -> EngineFiles:
     """A plan as ``model.plan``, its parts put together again.
 
     Args:
         engine: the plan's record.
         version: the folder.
+        files: as for `take_onnx`.
 
     Raises:
-        BundleError: it is no plan record.
+        BundleError: it is no plan record, or a part is not the bundle's.
         InputError: the plan holds several phases.
     """
     record = PlanRecord.read(engine)
@@ -80,6 +90,8 @@ def take_plan(engine: Path, version: Path, *, link: bool) -> EngineFiles:
         )
     target = version / "model.plan"
     parts = record.paths(engine)
+    for part in parts:
+        _refuse_foreign(engine, part, files)
     if len(parts) == 1:
         take_file(parts[0], target, link=link)
     else:

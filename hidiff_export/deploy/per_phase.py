@@ -8,7 +8,7 @@ that have hard links, but in memory as a copy of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +31,8 @@ from hidiff_export.deploy.repository import (
 )
 from hidiff_export.errors import InputError
 from hidiff_runtime.files import verify_files
-from hidiff_runtime.manifest import GraphRecord, Manifest
+from hidiff_runtime.folder import BundleFolder
+from hidiff_runtime.manifest import GraphRecord
 from hidiff_runtime.serving.triton.layout import ENGINES, PREFIX, engine_models
 
 _OPTIONS = ("backend", "resident", "prefetch")
@@ -98,24 +99,24 @@ def write_per_phase(bundle: Path, output: Path, plan: Plan, *, force: bool = Fal
             else that cannot be.
         StorageError: the disk refuses.
     """
-    manifest = Manifest.read(bundle)
+    source = BundleFolder(bundle, plan.allow_links)
+    manifest = source.manifest()
     check(manifest, bundle, plan)
     _check(plan)
     models = engine_models(manifest, plan.name)
     backend = _backend(models, plan.options.get("backend"))
-    verify_files(bundle, manifest.files)  # the server cannot: the pipeline's hashes are not those of what Triton opens
+    verify_files(source, manifest.files)  # the server cannot: the pipeline's hashes are not those of what Triton opens
     start, link = f"{plan.name}_start", plan.bundle == "link"
     with replacing(output, force=force) as folder:
         found = {ENGINES: backend, PREFIX: plan.name}
         stream = write_pipeline(folder, manifest, _pipeline_plan(plan), "per_phase", found)
-        linked = take_bundle(bundle, manifest.thin_files(), stream / BUNDLE, link=link)
+        linked = take_bundle(source, manifest.thin_files(), stream / BUNDLE, link=link)
         write_model(folder, start_config(start, (plan.stream, plan.name), environment(plan)), "start")
-        engines = {
-            name: _write_engine(
-                folder, engine_config(name, record, backend, plan.places), bundle / record.engines[backend], link
-            )
-            for name, record in models.items()
-        }
+        files = {source.file(path) for path in manifest.files}
+        engines = {}
+        for name, record in models.items():
+            engine, config = source.file(record.engines[backend]), engine_config(name, record, backend, plan.places)
+            engines[name] = _write_engine(folder, config, engine, files, link)
         written = Written(output, (plan.name, plan.stream), manifest.digest, linked, own_bytes(folder))
     stores = sum(manifest.files[path].size for path in manifest.weights.values())
     return PerPhase(written, backend, engines, stores, start)
@@ -163,7 +164,7 @@ def _pipeline_plan(plan: Plan) -> Plan:
     return replace(plan, places=Places(count=plan.places.instances), options={})
 
 
-def _write_engine(folder: Path, config: SingleConfig, engine: Path, link: bool) -> EngineFiles:
-    """The model of one engine."""
+def _write_engine(folder: Path, config: SingleConfig, engine: Path, files: Container[Path], link: bool) -> EngineFiles:
+    """The model of one engine, whose parts are among the bundle's files."""
     take = take_plan if config.kind[1] == PLATFORMS["tensorrt"] else take_onnx
-    return take(engine, write_config(folder, config), link=link)
+    return take(engine, write_config(folder, config), link=link, files=files)

@@ -21,6 +21,7 @@ from hidiff_export.deploy.config import WARM_UP, ModelConfig, Places, Queue
 from hidiff_export.deploy.files import take_file
 from hidiff_export.errors import BundleError, InputError
 from hidiff_runtime.files import verify_files
+from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import MANIFEST, Manifest
 from hidiff_runtime.pipeline import check_whole
 from hidiff_runtime.serving.limits import Limits
@@ -70,6 +71,8 @@ class Plan:
         options: of opening the bundle.
         environment: folder of the Python environment that has hidiff-runtime, where the server runs; empty for the
             one that the server itself uses.
+        allow_links: folders that symbolic links in the bundle may lead into: here, and on the server where the bundle
+            stays there. A repository that holds the bundle has the files themselves.
 
     Raises:
         InputError: a value is not one it can be.
@@ -82,6 +85,7 @@ class Plan:
     limits: Limits = field(default_factory=Limits)
     options: Mapping[str, str | int | bool] = field(default_factory=dict)
     environment: str = ""
+    allow_links: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -131,14 +135,15 @@ def write(bundle: Path, output: Path, plan: Plan, *, force: bool = False) -> Wri
         InputError: the output is something else, or is there and not to be replaced, or no run is within the limits.
         StorageError: the disk refuses.
     """
-    manifest = Manifest.read(bundle)
+    source = BundleFolder(bundle, plan.allow_links)
+    manifest = source.manifest()
     check(manifest, bundle, plan)
-    verify_files(bundle, manifest.files, "size")  # the server compares hashes, each time it starts
+    verify_files(source, manifest.files, "size")  # the server compares hashes, each time it starts
     with replacing(output, force=force) as folder:
         version = write_pipeline(folder, manifest, plan, "stream")
         linked = None
         if plan.bundle in BUNDLES:
-            linked = take_bundle(bundle, manifest.files, version / BUNDLE, link=plan.bundle == "link")
+            linked = take_bundle(source, manifest.files, version / BUNDLE, link=plan.bundle == "link")
         size = own_bytes(folder)
     return Written(output, (plan.name, plan.stream), manifest.digest, linked, size)
 
@@ -185,7 +190,7 @@ def own_bytes(folder: Path) -> int:
     return sum(status.st_size for status in found if status.st_nlink == 1)
 
 
-def take_bundle(bundle: Path, files: Iterable[str], target: Path, *, link: bool) -> bool:
+def take_bundle(bundle: BundleFolder, files: Iterable[str], target: Path, *, link: bool) -> bool:
     """Puts a bundle's files into ``target``; whether all of them are hard links.
 
     Args:
@@ -195,7 +200,7 @@ def take_bundle(bundle: Path, files: Iterable[str], target: Path, *, link: bool)
     linked = []
     for path in (MANIFEST, *files):
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        linked.append(take_file(bundle / path, target / path, link=link))
+        linked.append(take_file(bundle.file(path), target / path, link=link))
     return all(linked)
 
 
@@ -263,7 +268,8 @@ def check(manifest: Manifest, bundle: Path, plan: Plan) -> None:
 def _stream(manifest: Manifest, plan: Plan, values: warm_up.Values, further: Mapping[str, str]) -> ModelConfig:
     """The model that holds the engines."""
     place = BUNDLE if plan.bundle in BUNDLES else plan.bundle
-    parameters = Parameters(place, manifest.digest, plan.limits, plan.options)
+    links = () if plan.bundle in BUNDLES else plan.allow_links
+    parameters = Parameters(place, manifest.digest, plan.limits, plan.options, links)
     return ModelConfig(
         name=plan.stream,
         inputs=INPUTS,

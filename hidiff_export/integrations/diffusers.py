@@ -256,7 +256,7 @@ class _WhileInPlace(Overrides):
 
 def _config(bundle: Bundle) -> FrozenDict:
     """The UNet's configuration with diffusers' defaults, since older checkpoints leave out what came later."""
-    stored = json.loads((bundle.root / "unet" / "config.json").read_text(encoding="utf-8"))
+    stored = json.loads(bundle.file("unet/config.json").read_text(encoding="utf-8"))
     parameters = signature(UNet2DConditionModel.__init__).parameters.values()
     defaults = {known.name: known.default for known in parameters if known.default is not Parameter.empty}
     _, height, width = bundle.manifest.latent

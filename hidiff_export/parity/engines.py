@@ -20,7 +20,6 @@ from hidiff_runtime.backends.protocol import Backend, Session
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.manifest import PhaseRecord
-from hidiff_runtime.paths import inside
 from hidiff_runtime.pictures.metrics import unit
 from hidiff_runtime.pictures.vae import decode
 from hidiff_runtime.proof.networks import PICTURE, TEXT, TOKENS, VAE, worst
@@ -100,7 +99,7 @@ class Judge:
         self._bundle.close()
         precision = self._recipe.precision
         for record in self._bundle.manifest.phases:
-            graph = inside(self._bundle.root, record.graph)
+            graph = self._bundle.file(record.graph)
             call = next((call for call in calls if call.point.phase == record.phase), None)
             if precision.quantised:
                 yield self._graph(Boundary.FLOAT16_GRAPH, traced_graph(graph, precision), record, call)
@@ -110,8 +109,7 @@ class Judge:
         if call is None:
             bound = bound_for(boundary, self._recipe)
             return Verdict(boundary.value, bound, None, record.phase.name, fault="no reference")
-        root = self._bundle.root
-        weights = {name: inside(root, path) for name, path in self._bundle.manifest.weights.items()}
+        weights = {name: self._bundle.file(path) for name, path in self._bundle.manifest.weights.items()}
         with self._portable.device({}) as device, device.open(graph, weights, record) as session:
             return self._call(boundary, call, session)
 

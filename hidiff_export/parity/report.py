@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hidiff_export.bundle import storage_errors, write_json
+from hidiff_export.errors import StorageError
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
 from hidiff_runtime.proof.verdict import Bound, Verdict, likeness
 
@@ -159,8 +160,9 @@ def store(report: Report, folder: Path) -> None:
     the bundle is whole, at worst without a report.
 
     Raises:
-        StorageError: the folder cannot be written to.
+        StorageError: the folder cannot be written to, or its files are symbolic links, which are not written through.
     """
+    _refuse_links(folder)
     manifest = Manifest.read(folder)
     bare = replace(manifest, report=None, files=_without(manifest.files, (REPORT, MARKDOWN, PICTURE)))
     with storage_errors(folder):
@@ -174,6 +176,18 @@ def store(report: Report, folder: Path) -> None:
         paths = (REPORT, MARKDOWN, *(() if report.panels is None else (PICTURE,)))
         written = {path: FileRecord.of(folder / path) for path in paths}
         write_json(folder / MANIFEST, replace(bare, report=REPORT, files={**bare.files, **written}).to_json())
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raises StorageError where writing would reach through a link, into a cache or over anybody's file."""
+    written = (MANIFEST, Path(REPORT).parent.as_posix(), REPORT, MARKDOWN, PICTURE)
+    for path in (*written, f"{MANIFEST}.tmp", f"{REPORT}.tmp"):
+        if (folder / path).is_symlink():
+            raise StorageError(
+                "What would be written over is a symbolic link, and what it leads to stays as it is:",
+                given=folder / path,
+                advice="To keep a report, copy the bundle whole (cp -rL) and verify the copy.",
+            )
 
 
 def _without(files: Mapping[str, FileRecord], paths: Iterable[str]) -> dict[str, FileRecord]:

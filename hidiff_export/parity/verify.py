@@ -38,7 +38,7 @@ from hidiff_export.parity.source import judge_index, judge_weights, networks_of_
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.bundle import Bundle
-from hidiff_runtime.paths import inside
+from hidiff_runtime.folder import LinksOption
 from hidiff_runtime.proof.replay import read_samples
 from hidiff_runtime.proof.verdict import Verdict
 
@@ -89,7 +89,12 @@ class _Reference:
 
 
 def verify(
-    folder: Path, *, against: str | None = None, steps: int | None = None, progress: Progress | None = None
+    folder: Path,
+    *,
+    against: str | None = None,
+    steps: int | None = None,
+    allow_links: LinksOption = (),
+    progress: Progress | None = None,
 ) -> Report:
     """Compares a bundle with PyTorch at every boundary.
 
@@ -109,6 +114,7 @@ def verify(
             PyTorch takes the UNet's from, in place of the bundle's own store.
             This finds a store whose weights are not that checkpoint's.
         steps: of the whole run; by default the fewest with the most phase changes.
+        allow_links: as for :func:`hidiff_runtime.open`.
         progress: told before each evaluation.
 
     Raises:
@@ -118,7 +124,7 @@ def verify(
         InputError: the bundle has no table for ``steps``.
     """
     portable = portable_backend()
-    with hidiff_runtime.open(folder) as bundle:
+    with hidiff_runtime.open(folder, allow_links=allow_links) as bundle:
         task = _Task.of(bundle, steps, against)
         meter = Meter(task.recipe, task.recipe.unet_config(), progress)
         _plan(task, meter)
@@ -181,7 +187,7 @@ def _weights(task: _Task, source: str) -> Iterator[Verdict]:
     for component in Component:
         if component.value in stores and component is not Component.CONTROLNET:
             expected = weights_of_source(component, source, task.recipe).state_dict
-            store = inside(task.bundle.root, stores[component.value])
+            store = task.bundle.file(stores[component.value])
             yield judge_weights(component.value, expected, store, task.recipe)
     if task.recipe.family.is_sdxl and task.bundle.manifest.text_encoders:
         yield judge_index(source, task.bundle.manifest, task.recipe)

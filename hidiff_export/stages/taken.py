@@ -21,6 +21,7 @@ from hidiff_export.stages.samplers import FOLDER, Samplers, tabulated
 from hidiff_export.stages.weights import SCHEDULER_CONFIG, WEIGHTS
 from hidiff_export.versions import EXPORTERS, tool_versions
 from hidiff_runtime.files import verify_files
+from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import FileRecord, GraphRecord, Manifest
 
 _TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.INT32: "int32"}
@@ -31,17 +32,17 @@ _STORED = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.Data
 class Origin:
     """The bundle that graphs and tables are taken from: its folder and its manifest."""
 
-    folder: Path
+    folder: BundleFolder
     manifest: Manifest
 
     def take(self, context: StageContext, path: Path) -> Path:
         """Copies a file to the same place in the new bundle. Raises BundleError when it is not as it was written."""
         name = path.relative_to(context.folder).as_posix()
         if name not in self.manifest.files:
-            raise _untakeable(f"{name} is not in {self.folder}")
+            raise _untakeable(f"{name} is not in {self.folder.root}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.folder / name, path)
-        verify_files(context.folder, {name: self.manifest.files[name]})
+        shutil.copyfile(self.folder.file(name), path)
+        verify_files(BundleFolder(context.folder), {name: self.manifest.files[name]})
         return path
 
 

@@ -16,9 +16,9 @@ from hidiff_runtime.denoiser import Denoiser
 from hidiff_runtime.device_loop import Tensors
 from hidiff_runtime.engines import CONTROLNET, STEP, EngineKey, EnginePool, Network
 from hidiff_runtime.errors import BundleError, EngineError, InputError
-from hidiff_runtime.files import State, fault_of, state_of, verify_files
+from hidiff_runtime.files import CheckedFiles, State, state_of, verify_files
+from hidiff_runtime.folder import BundleFolder, LinksOption
 from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.paths import inside
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.records import GraphRecord
 from hidiff_runtime.sampler import SamplerTable
@@ -75,8 +75,9 @@ class Bundle:
         lock: held by a run, since engines are shared by all runs on the bundle.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, backend: Backend, opening: Opening) -> None:
-        self.root = root
+    def __init__(self, folder: BundleFolder, manifest: Manifest, backend: Backend, opening: Opening) -> None:
+        self.root = folder.root
+        self._folder = folder
         self.manifest = manifest
         self.lock = threading.RLock()
         self._backend = backend
@@ -84,7 +85,7 @@ class Bundle:
         self._device = backend.device(opening.options)
         self._entered: Device | None = None
         self._tensors: Tensors | None = None
-        self._known = dict(opening.known)
+        self._files = CheckedFiles(folder, manifest.files, opening.known)
         self._engines = EnginePool(
             self._open_engine, opening.resident, prefetch=opening.prefetch, same_file=self._same_file
         )
@@ -125,8 +126,16 @@ class Bundle:
                 advice=f"Use one of {', '.join(sorted(self.manifest.samplers))}, or build the bundle with it.",
             )
         if chosen not in self._samplers:
-            self._samplers[chosen] = SamplerTable.read(inside(self.root, path))
+            self._samplers[chosen] = SamplerTable.read(self.file(path))
         return self._samplers[chosen]
+
+    def file(self, name: str) -> Path:
+        """A file of the bundle by its path in the manifest, as that says it is; see `CheckedFiles`.
+
+        Raises:
+            BundleError: another has taken its place since the bundle was opened, or it is no file of the bundle.
+        """
+        return self._files.file(name)
 
     def engine(self, phase: Phase, *, upcoming: Phase | None = None) -> Session:
         """The phase's session, opened if need be; valid until another phase's is asked for.
@@ -257,35 +266,24 @@ class Bundle:
         """
         record = self._record(key)
         relative = record.engines[self.backend]
-        path = inside(self.root, relative)
-        if not self._backend.remote:
-            self._check_engine(relative, path)
+        if self._backend.remote:
+            path = self._folder.file(relative)
+        else:
+            path = self._checked_engine(relative)
             if store := self.manifest.weights.get(Path(record.graph).parent.as_posix()):
-                self._check_hash(store)
-        weights = {name: inside(self.root, store) for name, store in self.manifest.weights.items()}
+                self.file(store)
+        weights = {name: self._folder.file(store) for name, store in self.manifest.weights.items()}
         return self._enter().open(path, weights, record)
 
-    def _check_engine(self, relative: str, path: Path) -> None:
-        """Compares all files of an engine with the manifest. Raises BundleError when one is not of the bundle."""
-        self._check_hash(relative)
+    def _checked_engine(self, relative: str) -> Path:
+        """An engine, all of whose files are the manifest's. Raises BundleError when one is not of the bundle."""
+        path = self.file(relative)
+        root = path.parents[relative.count("/")]
         for part in self._backend.files(path):
-            if not part.is_relative_to(self.root.resolve()):
+            if not part.is_relative_to(root):
                 raise BundleError(f"The engine {relative} names a file outside the bundle.", given=part)
-            self._check_hash(part.relative_to(self.root.resolve()).as_posix())
-
-    def _check_hash(self, relative: str) -> None:
-        """Compares a file with the manifest, once for each state: another bundle may have been put in its place."""
-        if relative not in self.manifest.files:
-            raise BundleError(f"An engine needs {relative}, which is no file of the bundle.", advice="Build it again.")
-        path = inside(self.root, relative)
-        state = state_of(path)
-        if state is not None and self._known.get(relative) == state:
-            return
-        fault = fault_of(path, self.manifest.files[relative])
-        if fault:
-            raise BundleError(f"The bundle's {relative} {fault}.", advice="Fetch the bundle again, or build it again.")
-        if state is not None:
-            self._known[relative] = state
+            self.file(part.relative_to(root).as_posix())
+        return path
 
 
 def open(
@@ -297,13 +295,14 @@ def open(
     prefetch: bool = False,
     loop: str = "auto",
     preload: bool = False,
+    allow_links: LinksOption = (),
     **options: Any,
 ) -> Bundle:
     """Opens the bundle in ``folder``.
 
     Args:
         verify: ``hash`` reads every file and compares SHA-256; ``size`` compares sizes, for fast starts, and hashes
-            an engine when it is first opened.
+            what is not a weight store when it is first used.
         backend: whose engines to run; the first that this machine has, if left out. With a remote one the folder may
             be *thin*, without graphs, engines and weights, and what it has of them is not looked at.
         resident: ``current`` keeps one phase's engine open, ``all`` keeps every one that was used.
@@ -312,6 +311,8 @@ def open(
         loop: where a run keeps latents, embeddings and the sampler's state. ``auto`` leaves them on the device from the
             first step to the last if that is not the host itself; ``device`` does so there too; ``host`` never does.
         preload: opens engines now instead of at their first step.
+        allow_links: folders that symbolic links in the bundle may lead into, besides the bundle itself and the cache or
+            store that it lies in, where `hidiff_runtime.links` knows that.
         options: of the backend.
 
     Raises:
@@ -319,17 +320,15 @@ def open(
         EngineError: the backend is not installed.
         InputError: an option is not one there is.
     """
-    root = Path(folder)
-    manifest = Manifest.read(root)
+    place = BundleFolder(folder, allow_links)
+    manifest = place.manifest()
     remote = backend is not None and not isinstance(backend, str) and backend.remote
     files = manifest.thin_files() if remote else manifest.files
-    states = (
-        (path, state_of(inside(root, path))) for path in (files if verify == "hash" else manifest.weights.values())
-    )
+    states = ((path, state_of(place.file(path))) for path in (files if verify == "hash" else manifest.weights.values()))
     known = {path: state for path, state in states if state is not None}
-    verify_files(root, files, verify)
+    verify_files(place, files, verify)
     opening = Opening(resident, prefetch, loop, known, options)
-    bundle = Bundle(root, manifest, _choose(manifest, backend), opening)
+    bundle = Bundle(place, manifest, _choose(manifest, backend), opening)
     if preload:
         with ExitStack() as closing:  # where one engine does not open, those before it are closed
             closing.push(bundle)

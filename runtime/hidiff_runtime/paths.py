@@ -1,12 +1,6 @@
-"""Paths inside a bundle: relative, written with slashes, and never leaving the folder."""
+"""Paths inside a bundle: relative, and written with slashes."""
 
 from __future__ import annotations
-
-from pathlib import Path
-
-from hidiff_runtime.errors import BundleError
-
-_ADVICE = "Do not use this bundle; fetch it again from a source you trust."
 
 
 def fault_in(path: str) -> str:
@@ -23,19 +17,3 @@ def fault_in(path: str) -> str:
     if any(part in ("", ".", "..") for part in path.split("/")):
         return "must not have '.', '..' or empty parts"
     return ""
-
-
-def inside(root: Path, path: str) -> Path:
-    """The file ``path`` of the bundle at ``root``, symbolic links followed.
-
-    Raises:
-        BundleError: the path, or a symbolic link on its way, leaves the bundle.
-    """
-    fault = fault_in(path)
-    if fault:
-        raise BundleError(f"The path {path!r} {fault}.", given=path, advice=_ADVICE)
-    folder = root.resolve()
-    target = (folder / path).resolve()
-    if not target.is_relative_to(folder):
-        raise BundleError(f"{path} leaves the bundle through a symbolic link.", given=target, advice=_ADVICE)
-    return folder / path

@@ -206,7 +206,7 @@ def test_options_that_cannot_be_encoded_are_refused(job: Job, capsys: pytest.Cap
 
 
 def test_gpus_are_for_engines_that_need_them(job: Job) -> None:
-    options = argparse.Namespace(folder=job.folder, backend="tensorrt-rtx")
+    options = argparse.Namespace(folder=job.folder, backend="tensorrt-rtx", allow_links=[])
     assert _default_gpus(options) == 1
     options.backend = None
     assert _default_gpus(options) == 0

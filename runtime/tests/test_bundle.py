@@ -12,6 +12,7 @@ import toy
 from hidiff_runtime import BundleError, EngineError, InputError, Phase, PhaseKind
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.files import verify_files
+from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
 
 STRIDED, WINDOWED = Phase(PhaseKind.STRIDED), Phase(PhaseKind.WINDOWED)
@@ -313,8 +314,8 @@ def test_samplers_are_read_once_and_by_name(folder: Path) -> None:
 
 def test_verification_compares_with_the_records(folder: Path) -> None:
     manifest = Manifest.read(folder)
-    verify_files(folder, manifest.files)
+    verify_files(BundleFolder(folder), manifest.files)
     record = dataclasses.replace(manifest.files["unet/strided.toy"], sha256="0" * 64)
-    verify_files(folder, {"unet/strided.toy": record}, "size")
+    verify_files(BundleFolder(folder), {"unet/strided.toy": record}, "size")
     with pytest.raises(BundleError, match="has changed"):
-        verify_files(folder, {"unet/strided.toy": record})
+        verify_files(BundleFolder(folder), {"unet/strided.toy": record})

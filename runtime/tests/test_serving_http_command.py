@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import linked
 import pytest
+import toy
 
 from hidiff_runtime.serving.http.command import _keys, listen, main
 
@@ -50,6 +52,15 @@ def test_refuses(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     arguments, told = REFUSED[name]
     assert main([str(tmp_path), *arguments]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_links_out_of_the_bundle_are_refused_unless_they_are_allowed(tmp_path: Path) -> None:
+    folder = linked.elsewhere(toy.make(tmp_path / "made"), tmp_path)
+    done = run(folder, "--port", "0")
+    assert done.returncode == 4
+    assert f"--allow-links {tmp_path / 'store'}" in done.stderr
+    done = run(folder, "--port", "0", "--allow-links", tmp_path / "store")
+    assert "no engines that this hidiff-runtime knows" in done.stderr
 
 
 def test_refuses_a_file_without_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

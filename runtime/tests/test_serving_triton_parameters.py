@@ -12,7 +12,9 @@ from hidiff_runtime import InputError
 from hidiff_runtime.serving.limits import Limits
 from hidiff_runtime.serving.triton.parameters import Parameters
 
-GIVEN = Parameters("bundle", "abc", Limits(1, 2, 3, 4, 5), {"threads": 2, "prefetch": True, "resident": "all"})
+GIVEN = Parameters(
+    "bundle", "abc", Limits(1, 2, 3, 4, 5), {"threads": 2, "prefetch": True, "resident": "all"}, ("/a", "/b c")
+)
 
 
 def config(parameters: dict[str, str]) -> dict[str, Any]:
@@ -39,6 +41,9 @@ def test_limits_and_options_may_be_left_out() -> None:
         ({"options": "{"}, "not JSON"),
         ({"options": "[]"}, "JSON object"),
         ({"options": '{"threads": [1]}'}, "JSON object"),
+        ({"allow_links": "/mnt/store"}, "allow_links is not JSON"),
+        ({"allow_links": '"/mnt/store"'}, "JSON array of paths"),
+        ({"allow_links": "[1]"}, "JSON array of paths"),
     ],
 )
 def test_what_cannot_be_is_refused(change: dict[str, str], words: str) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import linked
 import pytest
 import tritonclient.http
 from needs import triton_folder
@@ -44,6 +45,21 @@ def ends(triton: Start, repository: Path, **options: Any) -> str:
     server = triton(repository, wait=False, **options)
     assert server.wait_end() == 1
     return server.said()
+
+
+def test_a_server_follows_the_links_that_its_repository_allows(
+    sd15_bundle: Path, tmp_path: Path, triton: Start
+) -> None:
+    bundle, repository = linked.elsewhere(sd15_bundle, tmp_path), tmp_path / "models"
+    plan = Plan(bundle=str(bundle), options=OPTIONS, allow_links=(str(tmp_path / "store"),))
+    write(bundle, repository, plan)
+    server = triton(repository)
+    assert draws(server)
+    server.stop()
+    write(bundle, repository, plan, force=True)
+    config = repository / STREAM / "config.pbtxt"
+    config.write_text(config.read_text("utf-8").replace(str(tmp_path / "store"), str(repository)), "utf-8")
+    assert "consists of symbolic links that lead out" in ends(triton, repository)
 
 
 @pytest.mark.parametrize("mounted", [False, pytest.param(True, marks=pytest.mark.needs("private-mounts"))])

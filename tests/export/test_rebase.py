@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import linked
 import onnx
 import pytest
 import torch
@@ -29,6 +30,7 @@ from hidiff_export.stages.records import phase_record
 from hidiff_export.stages.samplers import Samplers
 from hidiff_export.stages.taken import check_graph
 from hidiff_runtime import check
+from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import MANIFEST, Manifest
 from tests.conftest import NoDisplay
 from tests.loras import factors, kohya
@@ -142,9 +144,9 @@ def test_a_checkpoint_that_lacks_a_network_is_refused(sd15_bundle: Path, tmp_pat
     recipe = recipe_of(sd15_bundle)
     partial = checkpoint(tmp_path / "unet-alone", recipe, Component.UNET)
     with pytest.raises(CheckpointError, match="There is no text_encoder"):
-        check_checkpoint(sd15_bundle, partial)
+        check_checkpoint(BundleFolder(sd15_bundle), partial)
     without = partial.model_copy(update={"text": False, "vae": False})
-    check_checkpoint(sd15_bundle, without)
+    check_checkpoint(BundleFolder(sd15_bundle), without)
 
 
 def test_another_familys_checkpoint_is_refused(sd15_bundle: Path, tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_another_familys_checkpoint_is_refused(sd15_bundle: Path, tmp_path: Path
     sdxl = Recipe.from_dict({**recipe.to_dict(), "family": "sdxl"})
     other = checkpoint(tmp_path / "sdxl", sdxl, Component.UNET)
     with pytest.raises(CheckpointError, match="not sd15 at tiny width: it looks like sdxl"):
-        check_checkpoint(sd15_bundle, recipe.model_copy(update={"source": other.source}))
+        check_checkpoint(BundleFolder(sd15_bundle), recipe.model_copy(update={"source": other.source}))
 
 
 def test_another_configuration_than_was_traced_is_refused(sd15_bundle: Path, tmp_path: Path) -> None:
@@ -160,10 +162,10 @@ def test_another_configuration_than_was_traced_is_refused(sd15_bundle: Path, tmp
     path = folder / "vae" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "norm_num_groups": 2}))
     with pytest.raises(CheckpointError, match="another configuration of the AutoencoderKL") as refused:
-        check_checkpoint(folder, recipe_of(sd15_bundle))
+        check_checkpoint(BundleFolder(folder), recipe_of(sd15_bundle))
     assert "norm_num_groups" in str(refused.value.given)
     path.write_text(json.dumps({**json.loads((sd15_bundle / "vae" / "config.json").read_text()), "sample_size": 64}))
-    check_checkpoint(folder, recipe_of(sd15_bundle))
+    check_checkpoint(BundleFolder(folder), recipe_of(sd15_bundle))
 
 
 def run(*arguments: object) -> Result:
@@ -188,6 +190,20 @@ def test_what_is_refused_leaves_nothing(
     done = run(sd15_bundle, *arguments, "-o", tmp_path / "new")
     assert (done.exit_code, word in done.stderr) == (code, True), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_tracing")
+def test_a_bundle_of_links_is_rebased_where_it_may(sd15_bundle: Path, tmp_path: Path) -> None:
+    folder = linked.elsewhere(sd15_bundle, tmp_path)
+    arguments = (folder, "--source", "random:0", "-o", tmp_path / "new", "--no-verify")
+    done = run(*arguments)
+    assert done.exit_code == 4
+    assert "consists of symbolic links that lead out" in done.stderr
+    assert not (tmp_path / "new").exists()
+    done = run(*arguments, "--allow-links", tmp_path / "store")
+    assert done.exit_code == 0, done.output
+    assert files(tmp_path / "new") == files(sd15_bundle)
+    assert not [path for path in (tmp_path / "new").rglob("*") if path.is_symlink()]
 
 
 def test_a_folder_that_is_no_bundle_and_the_bundle_itself_are_refused(sd15_bundle: Path, tmp_path: Path) -> None:

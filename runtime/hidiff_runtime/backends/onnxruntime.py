@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hidiff_runtime.backends.external_data import relinked
 from hidiff_runtime.backends.protocol import Availability, Backend, DeviceArray, WeightMap
 from hidiff_runtime.errors import EngineError, InputError
 from hidiff_runtime.manifest import GraphRecord, TensorSpec
@@ -23,6 +24,8 @@ NAME = "onnxruntime"
 _INSTALL = "pip install 'hidiff-runtime[cpu]', or 'hidiff-runtime[gpu]' for CUDA."
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _WEIGHTS = ("packed", "shared")
+_EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
+"""Where a graph that is given as bytes finds its weights."""
 
 Place = Literal["cuda", "cpu"]
 
@@ -154,7 +157,7 @@ class OnnxRuntimeDevice:
         for path in (engine, *weights.values()):
             if not path.is_file():
                 raise EngineError("A file of the engine is missing.", given=path, advice="Build the bundle again.")
-        return OnnxRuntimeSession(engine, record, self._options, self._memory.place)
+        return OnnxRuntimeSession(engine, tuple(weights.values()), record, self._options, self._memory.place)
 
 
 def _fault_of_cuda(gpu: int) -> str:
@@ -226,8 +229,11 @@ class OrtMemory:
 class OnnxRuntimeSession:
     """One engine; loaded on entering, freed on leaving."""
 
-    def __init__(self, engine: Path, record: GraphRecord, options: Options, place: Place) -> None:
+    def __init__(
+        self, engine: Path, weights: Sequence[Path], record: GraphRecord, options: Options, place: Place
+    ) -> None:
         self._engine = engine
+        self._weights = weights
         self._record = record
         self._options = options
         self._place = place
@@ -240,8 +246,13 @@ class OnnxRuntimeSession:
         providers: list[Any] = [_PROVIDERS["cpu"]]
         if self._place == "cuda":
             providers.insert(0, (_PROVIDERS["cuda"], {**CUDA_OPTIONS, "device_id": str(self._options.gpu)}))
+        settings = _session_options(self._options)
+        model: Path | bytes = self._engine
+        if found_behind_links := relinked(self._engine, self._weights):
+            model, folder = found_behind_links
+            settings.add_session_config_entry(_EXTERNAL_DATA, str(folder))
         try:
-            session = onnxruntime.InferenceSession(self._engine, _session_options(self._options), providers=providers)
+            session = onnxruntime.InferenceSession(model, settings, providers=providers)
         except Exception as error:  # as above
             raise _failure(
                 "ONNX Runtime cannot load an engine.",

@@ -133,8 +133,8 @@ class Device(Protocol):
         """A session of an engine file, which loads when it is entered.
 
         Args:
-            engine: the file.
-            weights: the stores it may point into.
+            engine: the file, which may be a symbolic link, as for `Backend.files`.
+            weights: the stores it may point into, which may be links too.
             record: of its graph: what goes in and out; a `PhaseRecord` where the engine is a phase's.
 
         Raises:
@@ -164,7 +164,8 @@ class Backend(Protocol):
         """Every file that the engine consists of, itself first; weight stores are not among them.
 
         Args:
-            engine: the file that the manifest names, its content already checked.
+            engine: the file that the manifest names, its content already checked. It may be a symbolic link into a
+                store where files have other names: what belongs to it lies beside the link.
 
         Raises:
             EngineError: the file does not say what others belong to it.

@@ -20,6 +20,7 @@ from hidiff_runtime.bulk.reading import read_prompts
 from hidiff_runtime.bulk.rows import DeadLetter, Row, find_rows
 from hidiff_runtime.bulk.storage import Place, Store
 from hidiff_runtime.errors import EngineError, InputError, StorageError
+from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.pipeline import Pipeline, check_whole
 from hidiff_runtime.preview import FIRST, describe_request
@@ -184,7 +185,7 @@ def check_job(job: Job) -> Checked:
 
 
 def _manifest(job: Job) -> Manifest:
-    manifest = Manifest.read(job.folder)
+    manifest = BundleFolder(job.folder, job.opening.get("allow_links", ())).manifest()
     check_whole(manifest, job.folder)
     return manifest
 

@@ -171,9 +171,9 @@ def _defaults(given: list[str]) -> dict[str, Value]:
 def _default_gpus(options: argparse.Namespace) -> float:
     """One for engines of TensorRT, since the workers' machines and not this one say what is there."""
     from hidiff_runtime import backends
-    from hidiff_runtime.manifest import Manifest
+    from hidiff_runtime.folder import BundleFolder
 
-    offered = Manifest.read(options.folder).phases[0].engines
+    offered = BundleFolder(options.folder, options.allow_links).manifest().phases[0].engines
     chosen = options.backend or next((name for name in backends.NAMES if name in offered), "")
     return 1.0 if chosen.startswith("tensorrt") else 0.0
 

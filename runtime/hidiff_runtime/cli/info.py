@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from hidiff_runtime.cli.opening import add_allow_links
 from hidiff_runtime.cli.output import write
 
 if TYPE_CHECKING:
@@ -19,13 +20,14 @@ EXAMPLE = "info bundle"
 def add_options(command: argparse.ArgumentParser) -> None:
     """Adds the command's own options."""
     command.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    add_allow_links(command)
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the manifest for people, or as it is."""
-    from hidiff_runtime.manifest import Manifest
+    from hidiff_runtime.folder import BundleFolder
 
-    manifest = Manifest.read(options.folder)
+    manifest = BundleFolder(options.folder, options.allow_links).manifest()
     if options.json:
         write(json.dumps(manifest.to_json(), indent=2) + "\n", sys.stdout)
         return 0

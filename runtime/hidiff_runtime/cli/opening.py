@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime.errors import InputError
@@ -10,7 +11,7 @@ from hidiff_runtime.errors import InputError
 if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle
 
-NAMES = ("verify", "backend", "resident", "prefetch", "loop")
+NAMES = ("verify", "backend", "resident", "prefetch", "loop", "allow_links")
 
 
 def add_opening(command: argparse.ArgumentParser) -> None:
@@ -38,6 +39,25 @@ def add_opening(command: argparse.ArgumentParser) -> None:
         default=[],
         help="an option of the backend, such as threads=8 or device=cpu; may be given again",
     )
+    add_allow_links(group)
+
+
+def add_allow_links(command: argparse._ActionsContainer) -> None:
+    """Adds where symbolic links in the bundle may lead, alone: for a command that opens no engine."""
+    command.add_argument(
+        "--allow-links",
+        metavar="FOLDER",
+        type=_absolute,
+        action="append",
+        default=[],
+        help="a folder that symbolic links in the bundle may lead into; the store of a Hugging Face cache, of DVC or "
+        "of git-annex that the bundle lies in needs none; may be given again",
+    )
+
+
+def _absolute(text: str) -> str:
+    """A path that means the same in a worker's process, which may have another current folder."""
+    return str(Path(text).absolute())
 
 
 def named_value(text: str) -> tuple[str, str | int | bool]:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.errors import BundleError, EngineError
-from hidiff_runtime.paths import inside
 from hidiff_runtime.pictures.metrics import unit
 from hidiff_runtime.pictures.vae import decode_tiles, vae_of
 from hidiff_runtime.proof.samples import NetworkSample, PictureSample, ReferenceSamples
@@ -81,7 +80,7 @@ def _boundary(network: str) -> str:
 def _tokens(bundle: Bundle, samples: ReferenceSamples, sample: NetworkSample, prompt: str) -> Verdict:
     record = next(record for record in bundle.manifest.text_encoders if record.name == sample.network)
     try:
-        tokens = Tokenizer.open(inside(bundle.root, record.tokenizer)).encode(prompt)
+        tokens = Tokenizer.open(bundle.file(record.tokenizer)).encode(prompt)
     except (BundleError, EngineError) as error:
         return Verdict(TOKENS, EXACT, None, sample.network, fault=error.summary)
     found = np.array([tokens.ids], dtype=np.int32)

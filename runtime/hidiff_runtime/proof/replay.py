@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,8 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.errors import BundleError, EngineError, ParityError
-from hidiff_runtime.paths import inside
 from hidiff_runtime.proof.networks import replay_networks, replay_picture, tokens_left_out
-from hidiff_runtime.proof.samples import CallSample, Expected, PictureSample, ReferenceSamples, RunSample
+from hidiff_runtime.proof.samples import TENSORS, CallSample, Expected, PictureSample, ReferenceSamples, RunSample
 from hidiff_runtime.proof.verdict import Verdict, judge, render
 
 CALL = "engine against PyTorch"
@@ -113,7 +112,9 @@ def read_samples(bundle: Bundle) -> ReferenceSamples:
         raise BundleError(
             "This bundle has no reference samples.", given=bundle.root, advice="Build it again with this version."
         )
-    return ReferenceSamples.read(inside(bundle.root, bundle.manifest.reference))
+    index = bundle.manifest.reference
+    bundle.file((PurePosixPath(index).parent / TENSORS).as_posix())
+    return ReferenceSamples.read(bundle.file(index))
 
 
 def _verdicts(bundle: Bundle, samples: ReferenceSamples, runs: bool) -> Iterator[Verdict]:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.errors import BundleError, EngineError, InputError
-from hidiff_runtime.paths import inside
 from hidiff_runtime.text.tokenizer import Tokenizer, Tokens
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ class TokenCounter:
     def __init__(self, bundle: Bundle) -> None:
         self._chunks = chunks_of(bundle)
         records = bundle.manifest.text_encoders
-        self._tokenizers = [Tokenizer.open(inside(bundle.root, record.tokenizer)) for record in records]
+        self._tokenizers = [Tokenizer.open(bundle.file(record.tokenizer)) for record in records]
 
     def count(self, prompt: str, *, long_prompt: str = "truncate") -> tuple[int, str]:
         """How many tokens a prompt has, and the end of it that would be cut.
@@ -155,7 +154,7 @@ def _encode(bundle: Bundle, asked: dict[_Asked, None], *, chunked: bool) -> dict
     parts: dict[_Asked, list[TextEncoding]] = {key: [] for key in asked}
     tokens = {}
     for record in bundle.manifest.text_encoders:
-        tokenizer = Tokenizer.kept(inside(bundle.root, record.tokenizer))
+        tokenizer = Tokenizer.kept(bundle.file(record.tokenizer))
         tokens[record.name] = {text: _rows(tokenizer, text, chunks, chunked=chunked) for text in texts}
     for record in bundle.manifest.text_encoders:
         with bundle.network(cast("Network", record.name)) as session:

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import linked
+import pytest
 from click.testing import CliRunner, Result
 
 from hidiff_export.cli import main
@@ -49,6 +51,21 @@ def test_it_says_which_steps_a_scheduler_refused(sd15_bundle: Path, tmp_path: Pa
 
     assert json.loads(_inspect(folder, "--json").stdout)["steps_left_out"] == [1, "4-5", 9]
     assert "left out: 1, 4-5, 9 steps, which a sampler" in " ".join(_inspect(folder).stdout.split())
+
+
+@pytest.mark.parametrize("layout", linked.KNOWN)
+def test_a_bundle_of_links_is_shown_as_the_bundle_it_is(sd15_bundle: Path, tmp_path: Path, layout: str) -> None:
+    folder = linked.KNOWN[layout](sd15_bundle, tmp_path / "home")
+    shown, own = (json.loads(_inspect(path, "--json").stdout) for path in (folder, sd15_bundle))
+    assert shown | {"folder": ""} == own | {"folder": ""}
+
+
+def test_links_out_of_the_bundle_are_refused_unless_they_are_allowed(sd15_bundle: Path, tmp_path: Path) -> None:
+    folder = linked.elsewhere(sd15_bundle, tmp_path)
+    done = _inspect(folder)
+    assert done.exit_code == 4
+    assert "consists of symbolic links that lead out" in done.stderr
+    assert _inspect(folder, "--allow-links", tmp_path / "store").exit_code == 0
 
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import linked
 import pytest
 import toy
 import toy_pictures
@@ -31,6 +32,18 @@ def triton(*arguments: object) -> Result:
 
 def config(repository: Path, model: str) -> ModelConfig:
     return text_format.Parse((repository / model / "config.pbtxt").read_text("utf-8"), ModelConfig())
+
+
+def test_a_bundle_of_links_opens_as_it_says(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = linked.elsewhere(bundle, tmp_path)
+    done = triton(source, "-o", tmp_path / "models")
+    assert done.exit_code == 4
+    assert "--allow-links" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = triton(source, "-o", tmp_path / "models", "--allow-links", "store", "--bundle", "/mnt/bundle")
+    assert done.exit_code == 0, done.output
+    found = config(tmp_path / "models", "hidiff_stream").parameters["allow_links"].string_value
+    assert json.loads(found) == [str(tmp_path / "store")]
 
 
 def test_options_reach_the_configuration(bundle: Path, tmp_path: Path) -> None:

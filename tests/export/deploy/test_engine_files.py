@@ -87,6 +87,25 @@ def test_weights_outside_the_graph_s_folder_are_refused(tmp_path: Path, version:
         take_onnx(engine, version, link=True)
 
 
+def test_files_that_no_manifest_vouches_for_are_not_taken(tmp_path: Path, version: Path) -> None:
+    """Beside a graph or a plan's record there may lie a link to anything on this machine."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(WEIGHTS.tobytes())
+    engine = graph(tmp_path / "bundle/strided.onnx")
+    weights = engine.with_name("weights.bin")
+    weights.unlink()
+    weights.symlink_to(secret)
+    with pytest.raises(BundleError, match="names a file that is not the bundle's"):
+        take_onnx(engine, version, link=True, files={engine})
+    assert list(version.glob("weights*")) == []
+    take_onnx(engine, tmp_path / "model", link=False, files={engine, weights})
+
+    record = plan(tmp_path, {"a.head": b"head", "a.tail": b"tail"})
+    with pytest.raises(BundleError, match="names a file that is not the bundle's"):
+        take_plan(record, version, link=True, files={record, record.with_name("a.head")})
+    assert list(version.glob("model.plan")) == []
+
+
 def test_what_is_no_graph_is_refused(tmp_path: Path, version: Path) -> None:
     engine = tmp_path / "strided.onnx"
     engine.write_bytes(b"no graph")

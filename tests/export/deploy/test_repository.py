@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
+import linked
 import pytest
 import toy
 import toy_pictures
@@ -14,6 +16,7 @@ from PIL import Image
 from toy_reference import record
 from tritonclient.grpc import model_config_pb2 as pb
 
+import hidiff_runtime
 from hidiff_export.deploy.config import Places, Queue
 from hidiff_export.deploy.repository import BUNDLE, Plan, replacing, write
 from hidiff_export.errors import BundleError, InputError
@@ -98,6 +101,32 @@ def test_queues_and_limits_are_what_the_plan_says(bundle: Path, tmp_path: Path) 
     as_triton_tells = {"parameters": {name: {"string_value": value} for name, value in given.items()}}
     assert Parameters.read(as_triton_tells) == Parameters(BUNDLE, Manifest.read(bundle).digest, limits, plan.options)
     assert {f"max_{field.name}" for field in fields(Limits)} < given.keys()
+
+
+@pytest.mark.parametrize("layout", linked.KNOWN)
+@pytest.mark.parametrize("way", ["link", "copy"])
+def test_a_repository_of_a_bundle_of_links_has_the_files_themselves(
+    bundle: Path, tmp_path: Path, layout: str, way: str
+) -> None:
+    source = linked.KNOWN[layout](bundle, tmp_path / "home")
+    written = write(source, tmp_path / "models", Plan(bundle=way))
+    own = tmp_path / "models" / STREAM / "1" / BUNDLE
+    assert written.linked == (way == "link")
+    assert not [path for path in own.rglob("*") if path.is_symlink()]
+    with hidiff_runtime.open(own, backend=toy_pictures.Backend()) as opened:
+        assert opened.manifest == Manifest.read(bundle)
+    assert (own / MANIFEST).samefile(source / MANIFEST) == (way == "link")
+
+
+def test_a_bundle_of_links_is_refused_unless_their_folder_is_allowed(bundle: Path, tmp_path: Path) -> None:
+    source = linked.elsewhere(bundle, tmp_path)
+    with pytest.raises(BundleError, match="consists of symbolic links that lead out"):
+        write(source, tmp_path / "models", Plan())
+    allowed = (str(tmp_path / "store"),)
+    write(source, tmp_path / "models", Plan(allow_links=allowed))
+    assert "allow_links" not in parameters(config(tmp_path / "models", STREAM))
+    write(source, tmp_path / "thin", Plan(allow_links=allowed, bundle="/mnt/bundle"))
+    assert json.loads(parameters(config(tmp_path / "thin", STREAM))["allow_links"]) == list(allowed)
 
 
 def test_instances_are_one_on_each_gpu_and_as_many_in_front(bundle: Path, tmp_path: Path) -> None:

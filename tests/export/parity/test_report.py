@@ -13,6 +13,7 @@ from hidiff_export.parity import report as report_module
 from hidiff_export.parity.panels import SideBySide
 from hidiff_export.parity.report import Check, Report, store
 from hidiff_runtime.files import verify_files
+from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.phases import PhaseRule
 from hidiff_runtime.proof.verdict import Bound, Verdict, judge, judge_picture
@@ -132,7 +133,7 @@ def test_the_picture_is_kept_with_the_report_and_goes_with_it(tmp_path: Path) ->
     store(picture_report(0.02), folder)
 
     manifest = Manifest.read(folder)
-    verify_files(folder, manifest.files)
+    verify_files(BundleFolder(folder), manifest.files)
     assert set(manifest.files) - set(before.files) == {
         *("parity/report.json", "parity/report.md", "parity/picture.png"),
     }
@@ -182,11 +183,41 @@ def test_a_stored_report_is_part_of_the_bundle_and_replaces_the_one_before(tmp_p
     store(report(VALUES), folder)
 
     manifest = Manifest.read(folder)
-    verify_files(folder, manifest.files)
+    verify_files(BundleFolder(folder), manifest.files)
     assert manifest.report == "parity/report.json"
     assert set(manifest.files) == {*before.files, "parity/report.json", "parity/report.md"}
     assert json.loads((folder / "parity/report.json").read_text(encoding="utf-8"))["ok"]
     assert replace(manifest, report=None, files=before.files) == before
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "parity/report.json", "parity/report.md", "parity/picture.png"])
+@pytest.mark.parametrize("ending", ["", ".tmp"])
+def test_no_report_is_written_through_a_link(tmp_path: Path, name: str, ending: str) -> None:
+    """Neither into the store that a bundle's files lie in, nor over a file that somebody let a link lead to."""
+    folder, victim = bundle(tmp_path / "bundle"), tmp_path / "victim"
+    link = folder / f"{name}{ending}"
+    link.parent.mkdir(exist_ok=True)
+    if link.exists():
+        link.rename(victim)
+    else:
+        victim.write_text("mine")
+    link.symlink_to(victim)
+    before = victim.read_bytes()
+    if ending and not name.endswith("json"):
+        store(picture_report(0.02), folder)  # nothing of that name is written
+    else:
+        with pytest.raises(StorageError, match="is a symbolic link"):
+            store(picture_report(0.02), folder)
+    assert victim.read_bytes() == before
+
+
+def test_no_report_is_written_into_a_linked_folder(tmp_path: Path) -> None:
+    folder = bundle(tmp_path / "bundle")
+    (tmp_path / "theirs").mkdir()
+    (folder / "parity").symlink_to(tmp_path / "theirs")
+    with pytest.raises(StorageError, match="is a symbolic link"):
+        store(report(VALUES), folder)
+    assert list((tmp_path / "theirs").iterdir()) == []
 
 
 @pytest.mark.parametrize("writes", [1, 2])
@@ -201,7 +232,7 @@ def test_whenever_storing_is_cut_short_the_bundle_is_whole(
         store(report(VALUES), folder)
 
     manifest = Manifest.read(folder)
-    verify_files(folder, manifest.files)
+    verify_files(BundleFolder(folder), manifest.files)
     assert manifest.report is None
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import linked
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -18,6 +19,7 @@ from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.parity.verify import verify
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.files import verify_files
+from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.safetensors import SafetensorsFile
 from hidiff_runtime.safetensors import write as write_tensors
@@ -253,7 +255,23 @@ def test_the_command_prints_the_report_writes_junit_and_keeps_it_in_the_bundle(b
     manifest = Manifest.read(bundle)
     assert manifest.report is not None
     assert json.loads((bundle / manifest.report).read_text(encoding="utf-8")) == printed
-    verify_files(bundle, manifest.files)
+    verify_files(BundleFolder(bundle), manifest.files)
+
+
+def test_a_bundle_of_links_is_verified_where_it_may_and_its_store_stays_as_it_is(bundle: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    folder = linked.elsewhere(bundle, home)
+    stored = {path: path.read_bytes() for path in (home / "store").rglob("*") if path.is_file()}
+    refused = CliRunner().invoke(main, ["verify", str(folder)])
+    assert refused.exit_code == 4
+    assert "consists of symbolic links that lead out" in refused.stderr
+
+    result = CliRunner().invoke(main, ["verify", str(folder), "--json", "--allow-links", str(home / "store")])
+
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["ok"]
+    assert "The report was not kept in the bundle: What would be written over is a symbolic link" in result.stderr
+    assert {path: path.read_bytes() for path in (home / "store").rglob("*") if path.is_file()} == stored
 
 
 def test_the_command_fails_with_1_when_a_comparison_does(bundle: Path) -> None:

@@ -26,18 +26,21 @@ class Parameters:
         bundle_hash: the manifest's digest when the repository was written; another bundle is refused.
         limits: of each request.
         options: those of :func:`hidiff_runtime.open`.
+        allow_links: another one of them: folders on the server that links in the bundle may lead into.
     """
 
     bundle: str
     bundle_hash: str
     limits: Limits = field(default_factory=Limits)
     options: Mapping[str, str | int | bool] = field(default_factory=dict)
+    allow_links: tuple[str, ...] = ()
 
     def to_config(self) -> dict[str, str]:
         """By the names in ``config.pbtxt``."""
         limits = {f"max_{name}": str(value) for name, value in asdict(self.limits).items()}
         options = json.dumps(dict(self.options), sort_keys=True)
-        return {"bundle": self.bundle, "bundle_hash": self.bundle_hash, "options": options, **limits}
+        links = {"allow_links": json.dumps(self.allow_links)} if self.allow_links else {}
+        return {"bundle": self.bundle, "bundle_hash": self.bundle_hash, "options": options, **links, **limits}
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Parameters:
@@ -55,7 +58,8 @@ class Parameters:
             for item in fields(Limits)
             if f"max_{item.name}" in given
         }
-        return cls(given["bundle"], given["bundle_hash"], Limits(**limits), _options(given.get("options", "{}")))
+        options, links = _options(given.get("options", "{}")), _links(given.get("allow_links", "[]"))
+        return cls(given["bundle"], given["bundle_hash"], Limits(**limits), options, links)
 
     def folder(self, version: Path) -> Path:
         """The bundle's folder.
@@ -75,10 +79,21 @@ def _whole(name: str, text: str) -> int:
 
 
 def _options(text: str) -> dict[str, str | int | bool]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise InputError("The parameter options is not JSON.", given=text[:200], advice=AGAIN) from error
+    found = _json("options", text)
     if not isinstance(found, dict) or not all(isinstance(value, (str, int)) for value in found.values()):
         raise InputError("The parameter options must be a JSON object of plain values.", given=text[:200], advice=AGAIN)
     return found
+
+
+def _links(text: str) -> tuple[str, ...]:
+    found = _json("allow_links", text)
+    if not isinstance(found, list) or not all(isinstance(value, str) for value in found):
+        raise InputError("The parameter allow_links must be a JSON array of paths.", given=text[:200], advice=AGAIN)
+    return tuple(found)
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"The parameter {name} is not JSON.", given=text[:200], advice=AGAIN) from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 from hidiff_runtime.errors import BundleError, InputError
+from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.serving.heartbeat import Heartbeat
 from hidiff_runtime.serving.messages import kind_of
@@ -48,11 +49,11 @@ class TritonPythonModel:
         """
         parameters = Parameters.read(json.loads(args["model_config"]))
         folder = parameters.folder(Path(args["model_repository"]) / args["model_version"])
-        manifest = _manifest(folder, parameters.bundle_hash)
+        manifest = _manifest(folder, parameters)
         self._aside = Aside(lambda error: pb_utils.Logger.log_error(f"beside a run: {error!r}"))
         self._meter = Meter(AsideSink(self._aside, TritonSink(args["model_name"], args["model_instance_name"])))
         self._tokens = Tokens(os.getppid())
-        options = self._opening(args, parameters, manifest)
+        options = {**self._opening(args, parameters, manifest), "allow_links": parameters.allow_links}
         self._service = Service.open(folder, limits=parameters.limits, meter=self._meter, **options)
         self._heartbeat = Heartbeat(self._meter)
         self._heartbeat.start()
@@ -140,13 +141,13 @@ def _token(request: Any) -> str | None:
     return found if Tokens.valid(found) else None
 
 
-def _manifest(folder: Path, expected: str) -> Manifest:
+def _manifest(folder: Path, parameters: Parameters) -> Manifest:
     """The manifest of the bundle that the repository was written for. Raises BundleError where it is another's."""
-    manifest = Manifest.read(folder)
-    if manifest.digest != expected:
+    manifest = BundleFolder(folder, parameters.allow_links).manifest()
+    if manifest.digest != parameters.bundle_hash:
         raise BundleError(
             "This is not the bundle that the model repository was written for.",
-            given=f"{folder} has {manifest.digest} instead of {expected}",
+            given=f"{folder} has {manifest.digest} instead of {parameters.bundle_hash}",
             advice=AGAIN,
         )
     return manifest

@@ -1,0 +1,138 @@
+"""ONNX graphs whose weights lie behind symbolic links.
+
+ONNX Runtime opens a graph's external data by its path beside the graph and refuses a link that leads out of that
+folder; which links it refuses differs from version to version. In a content-addressed store the graph and its weights
+lie in folders of their own, under names that no graph knows. So such a graph is given as bytes, with the path of the
+file behind the link in the place of its own, and the folder that these paths start from. ONNX Runtime then maps the
+file as it maps any other.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from hidiff_runtime.errors import EngineError
+from hidiff_runtime.fields import REBUILD
+
+_MESSAGES: Mapping[str, Mapping[int, str]] = {
+    "model": {7: "graph", 25: "function"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+"""Where in a ``ModelProto`` tensors are: for each message the fields that lead to them, by number."""
+
+_KEY, _VALUE = 1, 2
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+"""Wire types of protocol buffers."""
+
+
+def relinked(engine: Path, weights: Iterable[Path]) -> tuple[bytes, Path] | None:
+    """A graph that finds its weights where links lead to, and the folder that it looks for them from.
+
+    Args:
+        engine: the graph, not resolved: what it names lies beside it.
+        weights: files that it may name, not resolved either; others than those below its folder are passed over.
+
+    Returns:
+        None where no link is on the way from the graph's folder to the weights: then it opens as it is.
+
+    Raises:
+        EngineError: it is not a readable graph, or names other files.
+    """
+    beside = engine.parent
+    below = [path for path in weights if path.is_relative_to(beside)]
+    targets = {path.relative_to(beside).as_posix(): path.resolve() for path in below}
+    if all(target == beside.resolve() / name for name, target in targets.items()):
+        return None
+    folder = Path(os.path.commonpath([target.parent for target in targets.values()]))
+
+    def moved(location: str) -> str:
+        target = targets.get(posixpath.normpath(location))
+        if target is None:
+            raise EngineError(
+                "A graph names weights that are not the bundle's.", given=f"{engine}: {location}", advice=REBUILD
+            )
+        return target.relative_to(folder).as_posix()
+
+    try:
+        return _relocated(engine.read_bytes(), "model", moved), folder
+    except (OSError, ValueError, RecursionError) as error:
+        raise EngineError("A graph cannot be read.", given=f"{engine}: {error}", advice=REBUILD) from error
+
+
+def _relocated(message: bytes, kind: str, moved: Callable[[str], str]) -> bytes:
+    """The message with another location in each tensor below it whose data is external. Raises ValueError."""
+    if kind == "entry":
+        return _entry(message, moved)
+    below = _MESSAGES[kind]
+    parts = []
+    for number, start, content, end in _fields(message):
+        if number in below and content is not None:
+            parts.append(_field(number, _relocated(message[content:end], below[number], moved)))
+        else:
+            parts.append(message[start:end])
+    return b"".join(parts)
+
+
+def _entry(message: bytes, moved: Callable[[str], str]) -> bytes:
+    """A key and its value, another one where the key is the location."""
+    texts = {number: message[content:end] for number, _, content, end in _fields(message) if content is not None}
+    if texts.get(_KEY) != b"location":
+        return message
+    return _field(_KEY, texts[_KEY]) + _field(_VALUE, moved(texts.get(_VALUE, b"").decode()).encode())
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int, int | None, int]]:
+    """Each field's number, where it begins, where its bytes begin if it has such, and where it ends."""
+    at = 0
+    while at < len(message):
+        start = at
+        tag, at = _varint(message, at)
+        content = None
+        wire = tag & 7
+        if wire == _VARINT:
+            _, at = _varint(message, at)
+        elif wire == _BYTES:
+            size, content = _varint(message, at)
+            at = content + size
+        elif wire in (_FIXED64, _FIXED32):
+            at += 8 if wire == _FIXED64 else 4
+        else:
+            raise ValueError(f"byte {start} begins no field")
+        if at > len(message):
+            raise ValueError(f"the field at byte {start} ends behind the message")
+        yield tag >> 3, start, content, at
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(message):
+            raise ValueError("it ends in the middle of a number")
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError(f"the number before byte {at} has no end")
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of bytes."""
+    return _number(number << 3 | _BYTES) + _number(len(content)) + content
+
+
+def _number(value: int) -> bytes:
+    written = bytearray()
+    while value >= 0x80:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*written, value])
