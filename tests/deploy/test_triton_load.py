@@ -30,7 +30,7 @@ Asked = tuple[str, int]
 
 ASKED: Sequence[Asked] = [
     (f"{what} {where}", seed)
-    for what, seed in (("a lighthouse", 1), ("a lighthouse", 2**40), ("a harbour", 1), ("a harbour", -7))
+    for what, seed in (("a lighthouse", 1), ("a lighthouse", 2**40), ("a harbour", 1), ("a harbour", 7))
     for where in ("at dusk", "at dawn", "in fog", "in snow", "from above", "far away")
 ]
 

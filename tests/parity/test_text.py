@@ -90,7 +90,15 @@ class TextBundle:
     def manifest(self) -> Any:
         embeds = TensorSpec("prompt_embeds", (2, 77 * self.chunks, 32), "float32")
         phase = SimpleNamespace(input=lambda name: embeds if name == "prompt_embeds" else None)
-        return SimpleNamespace(text_encoders=tuple(self.records), guidance=self.guidance, phases=(phase,))
+        return SimpleNamespace(
+            text_encoders=tuple(self.records),
+            guidance=self.guidance,
+            phases=(phase,),
+            force_zeros_for_empty_prompt=True,
+        )
+
+    def file(self, name: str) -> Path:
+        return self.root / name
 
     @contextmanager
     def network(self, name: str) -> Iterator[Session]:
