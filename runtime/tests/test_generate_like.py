@@ -111,6 +111,14 @@ def test_our_own_picture_is_drawn_again_to_the_same_pixels(
     assert not np.array_equal(pixels("first.png"), pixels("other.png"))
 
 
+def test_a_picture_without_guidance_is_drawn_without_where_there_is_some(generate: Run) -> None:
+    """A bundle's own guidance would make it another."""
+    assert generate("-p", "a boat", "--seed", "7", "--steps", "3", "-o", "first.png", bundle="unguided") == 0
+    assert "guidance_scale" not in facts("first.png")
+    assert generate("--like", "first.png", "-o", "again.png") == 0
+    assert facts("again.png")["guidance_scale"] == 1.0
+
+
 def test_options_win_and_the_rest_is_the_pictures(generate: Run) -> None:
     run = ["-p", "a boat", "-n", "fog", "--seed", "7", "--steps", "5", "--sampler", "noisy", "--clip-skip", "2"]
     assert generate(*run, "--guidance", "3", "-o", "first.png") == 0

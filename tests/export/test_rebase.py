@@ -296,6 +296,9 @@ def test_a_source_that_says_nothing_keeps_the_old_recipes_words(sd15_bundle: Pat
         ("hidiffusion.windows=false", "hidiffusion"),
         ("hidiffusion.thresholds={strided: 40%, pooled: 20%}", "hidiffusion"),
         ("text=false", "text"),
+        ("vae=false", "vae"),
+        ("batch=2", "batch"),
+        ("prompt_chunks=2", "prompt_chunks"),
     ],
 )
 def test_what_graphs_are_traced_with_is_not_set_anew(sd15_bundle: Path, tmp_path: Path, setting: str, key: str) -> None:
