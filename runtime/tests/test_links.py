@@ -263,7 +263,7 @@ def test_a_manifest_is_not_read_where_a_link_leaves_the_bundle(pristine: Path, t
 
 @pytest.mark.parametrize("name", ["../other/unet", "/etc/hostname", "unet/../strided.toy", "unet\\strided.toy"])
 def test_a_path_that_no_bundle_s_file_has_is_refused_by_what_is_wrong(pristine: Path, name: str) -> None:
-    with pytest.raises(BundleError, match="The path .* must ") as caught:
+    with pytest.raises(BundleError, match=r"The path .* must ") as caught:
         BundleFolder(pristine).file(name)
     assert caught.value.given == name
 

@@ -307,6 +307,13 @@ def test_what_graphs_are_traced_with_is_not_set_anew(sd15_bundle: Path, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_controlnet_is_not_left_out(sd15_bundle: Path) -> None:
+    manifest = Manifest.read(sd15_bundle)
+    held = _with(manifest, recipe={**manifest.recipe, "task": "controlnet", "controlnet": "random:1"})
+    with pytest.raises(InputError, match="traced for another controlnet"):
+        rebased_recipe(held, {}, ["controlnet=null"])
+
+
 def test_other_runs_are_tabulated_anew_under_the_same_graphs(
     sd15_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
