@@ -244,6 +244,15 @@ def test_blobs_that_are_beside_no_snapshots_are_no_store(pristine: Path, tmp_pat
     assert CONSISTS in refused(tmp_path / "home/revisions" / linked.REVISION).summary
 
 
+def test_a_store_further_up_than_the_nearest_is_another_s(pristine: Path, tmp_path: Path) -> None:
+    folder = linked.dvc(pristine, tmp_path / "home")
+    outer = tmp_path / ".dvc/cache/strided"
+    outer.parent.mkdir(parents=True)
+    shutil.copyfile(pristine / "unet/strided.toy", outer)
+    linked.relink(folder / "unet/strided.toy", outer)
+    assert LEAVES in refused(folder).summary
+
+
 def test_a_folder_whose_name_begins_as_the_bundle_s_is_outside(pristine: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pristine, tmp_path / "bundle"))
     other = Path(shutil.copytree(pristine, tmp_path / "bundle of others"))

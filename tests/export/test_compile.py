@@ -146,6 +146,16 @@ def test_weights_of_another_pipeline_are_not_reused(tmp_path: Path, monkeypatch:
     assert stage_key(Weights(), context, {}) == before
 
 
+def test_a_build_tells_what_it_leaves_out_of_a_pipeline_whether_weights_are_made_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = {"_class_name": "StableDiffusionPipeline", "safety_checker": ["stable_diffusion", "SafetyChecker"]}
+    monkeypatch.setattr("hidiff_export.model.model_index.find_model_index", lambda _source: index)
+    told: list[str] = []
+    Weights().inputs(StageContext(Recipe.load("demo"), tmp_path, notice=told.append))
+    assert [text for text in told if text == "model_index.json: left out safety_checker (no picture is checked)"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
