@@ -259,11 +259,16 @@ def _sources(parameters: PictureParameters) -> list[str]:
 
 
 def _fit_guidance(manifest: Manifest, settings: dict[str, Any], exact: bool) -> list[str]:
-    """Takes guidance out where the bundle has none, and says so; sets it where our picture had none."""
+    """Takes guidance out where the bundle has none, and says so; sets it where our picture had none.
+
+    A picture that says nothing of a rescale had none, whatever the bundle's own is.
+    """
     if manifest.guidance:
         if exact:
             settings.setdefault("guidance_scale", 1.0)  # the same as a run without
+        settings.setdefault("guidance_rescale", 0.0)
         return []
+    settings.pop("guidance_rescale", None)
     scale, negative = settings.pop("guidance_scale", 1), settings.pop("negative_prompt", None)
     if scale <= 1:
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from hidiff_runtime import bundle as bundle_module
 from hidiff_runtime import cli
 from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.safetensors import write
 
 Run = Callable[..., int]
@@ -39,6 +41,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     stored = toy.stored_weights(toy.Toy())
     write(other / "unet/weights.safetensors", {name: array * 2 for name, array in stored.items()})
     toy.seal(other)
+    made["rescaled"] = toy_pictures.make(home / "rescaled")
+    toy.seal(made["rescaled"], dataclasses.replace(Manifest.read(made["rescaled"]), guidance_rescale=0.7))
     return {**made, "other": other}
 
 
@@ -109,6 +113,34 @@ def test_our_own_picture_is_drawn_again_to_the_same_pixels(
     assert facts("first.png") == facts("again.png")
     assert generate("--like", "first.png", *pictures, "--seed", "8", "-o", "other.png", bundle=bundle) == 0
     assert not np.array_equal(pixels("first.png"), pixels("other.png"))
+
+
+def test_a_picture_without_guidance_is_drawn_without_where_there_is_some(generate: Run) -> None:
+    """A bundle's own guidance would make it another."""
+    assert generate("-p", "a boat", "--seed", "7", "--steps", "3", "-o", "first.png", bundle="unguided") == 0
+    assert "guidance_scale" not in facts("first.png")
+    assert generate("--like", "first.png", "-o", "again.png") == 0
+    assert facts("again.png")["guidance_scale"] == 1.0
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(("rescale", "bundle"), [("0.7", "sd"), ("0", "rescaled")])
+def test_a_pictures_rescale_is_drawn_again_whatever_the_bundles_own_is(
+    generate: Run, capsys: pytest.CaptureFixture[str], rescale: str, bundle: str, *, exact: bool
+) -> None:
+    assert generate("-p", "a boat", "--steps", "3", "--guidance-rescale", rescale, "-o", "a.png", bundle=bundle) == 0
+    if not exact:
+        with Image.open("a.png") as picture:
+            chunks = PngInfo()
+            chunks.add_text("parameters", picture.info["parameters"])
+            picture.save("a.png", pnginfo=chunks)
+    assert generate("--like", "a.png", "-o", "again.png", bundle=bundle) == 0
+    assert facts("again.png").get("guidance_rescale", 0) == float(rescale)
+    assert generate("--like", "a.png", "--guidance-rescale", "0.5", "-o", "other.png", bundle=bundle) == 0
+    assert facts("other.png")["guidance_rescale"] == 0.5
+    capsys.readouterr()
+    assert generate("--like", "a.png", "-o", "unguided.png", bundle="unguided") == 0
+    assert "left out, as this bundle was built without guidance" in capsys.readouterr().err
 
 
 def test_options_win_and_the_rest_is_the_pictures(generate: Run) -> None:

@@ -26,10 +26,11 @@ TOLD = "1 step of late begin at timestep 1, where the UNet expects a picture, an
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A bundle with a sampler whose run of 1 step is laid out as Euler's with leading timesteps, sigma 0.04."""
+    """A bundle with a sampler whose runs of 1 and 2 steps begin as Euler's do with leading timesteps."""
     made = toy_pictures.make(tmp_path / "bundle")
     manifest, table = Manifest.read(made), toy.table("late")
-    table.timesteps[0], table.noising[0] = 1, (1, 0.04)
+    table.timesteps[0], table.noising[0] = 1, (1, 0.04)  # sigma 0.04
+    table.noising[1] = (0.53, 0.85)  # of 2 steps, which still draw
     table.write(made / "samplers/late.safetensors")
     samplers = {**manifest.samplers, "late": "samplers/late.safetensors"}
     toy.seal(made, dataclasses.replace(manifest, samplers=samplers))

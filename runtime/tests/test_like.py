@@ -57,6 +57,7 @@ def test_a_web_uis_picture_is_drawn_as_near_as_can_be(like: Like) -> None:
         "negative_prompt": "fog",
         "steps": 4,
         "guidance_scale": 7.0,
+        "guidance_rescale": 0.0,
         "seed": 5,
         "sampler": "dpmpp_2m_karras",
         "clip_skip": 1,

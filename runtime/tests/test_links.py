@@ -23,9 +23,10 @@ from hidiff_runtime import BundleError, InputError, Phase, PhaseKind, Pipeline, 
 from hidiff_runtime import bundle as bundle_module
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.links import refusal
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
-from hidiff_runtime.text.encoding import encode_prompts
+from hidiff_runtime.text.encoding import TokenCounter, encode_prompts
 
 STRIDED, WINDOWED = Phase(PhaseKind.STRIDED), Phase(PhaseKind.WINDOWED)
 LEAVES = "leaves the bundle through a symbolic link"
@@ -237,6 +238,45 @@ def test_a_blob_that_leads_on_is_refused(pristine: Path, tmp_path: Path) -> None
     assert LEAVES in refused(folder).summary
 
 
+def test_blobs_that_are_beside_no_snapshots_are_no_store(pristine: Path, tmp_path: Path) -> None:
+    cache = linked.hub(pristine, tmp_path / "home").parent
+    cache.rename(cache.with_name("revisions"))
+    assert CONSISTS in refused(tmp_path / "home/revisions" / linked.REVISION).summary
+
+
+def test_a_store_further_up_than_the_nearest_is_another_s(pristine: Path, tmp_path: Path) -> None:
+    folder = linked.dvc(pristine, tmp_path / "home")
+    outer = tmp_path / ".dvc/cache/strided"
+    outer.parent.mkdir(parents=True)
+    shutil.copyfile(pristine / "unet/strided.toy", outer)
+    linked.relink(folder / "unet/strided.toy", outer)
+    assert LEAVES in refused(folder).summary
+
+
+def test_a_folder_whose_name_begins_as_the_bundle_s_is_outside(pristine: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pristine, tmp_path / "bundle"))
+    other = Path(shutil.copytree(pristine, tmp_path / "bundle of others"))
+    linked.relink(folder / "unet/strided.toy", other / "unet/strided.toy")
+    assert LEAVES in refused(folder).summary
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "unet/strided.toy"])
+def test_a_manifest_is_not_read_where_a_link_leaves_the_bundle(pristine: Path, tmp_path: Path, name: str) -> None:
+    """Also by what asks for no file after it, as ``info`` does."""
+    folder = Path(shutil.copytree(pristine, tmp_path / "bundle"))
+    linked.relink(folder / name, pristine / name)
+    with pytest.raises(BundleError) as caught:
+        BundleFolder(folder).manifest()
+    assert caught.value.summary == f"{name} {LEAVES}."
+
+
+@pytest.mark.parametrize("name", ["../other/unet", "/etc/hostname", "unet/../strided.toy", "unet\\strided.toy"])
+def test_a_path_that_no_bundle_s_file_has_is_refused_by_what_is_wrong(pristine: Path, name: str) -> None:
+    with pytest.raises(BundleError, match=r"The path .* must ") as caught:
+        BundleFolder(pristine).file(name)
+    assert caught.value.given == name
+
+
 def test_links_round_in_a_circle_are_an_error(pristine: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pristine, tmp_path / "bundle"))
     linked.relink(folder / "unet/strided.toy", folder / "unet/strided.toy")
@@ -315,6 +355,8 @@ def test_a_tokenizer_that_is_led_elsewhere_after_the_opening_is_noticed(pictured
         linked.relink(folder / name, other)
         with pytest.raises(BundleError, match=f"{name} has"):
             encode_prompts(bundle, ["a lighthouse"], ["blurry"])
+        with pytest.raises(BundleError, match=f"{name} has"):
+            TokenCounter(bundle)
 
 
 def test_a_config_map_of_another_content_is_noticed(pristine: Path, tmp_path: Path) -> None:

@@ -107,6 +107,13 @@ def test_a_web_uis_picture_is_read(tmp_path: Path, make: Any) -> None:
     assert read.facts == {}
 
 
+def test_a_cameras_maker_note_is_not_taken_for_ours(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({0x927C: b"Nikon\0{}", 0x9286: b"ASCII\0\0\0" + WEB.encode()})
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_parameters(tmp_path / "a.jpg").settings["seed"] == 5
+
+
 def test_text_after_the_pixels_is_found(tmp_path: Path) -> None:
     chunk = png(tmp_path / "with.png", parameters="a boat\nSteps: 4, Sampler: Euler, Seed: 5").read_bytes()
     start = chunk.index(b"tEXt") - 4
@@ -135,6 +142,7 @@ FOREIGN: dict[str, tuple[dict[str, str], str]] = {
     "no object": ({"hidiff": "[1]"}, "it is no object: '[1]'"),
     "no prompt": ({"hidiff": "{}"}, "prompt is None, expected text"),
     "a seed of text": ({"hidiff": json.dumps({**OURS, "seed": "3"})}, "seed is '3', expected a whole number"),
+    "a seed that is true": ({"hidiff": json.dumps({**OURS, "seed": True})}, "seed is True, expected a whole number"),
     "a list of samplers": ({"hidiff": json.dumps({**OURS, "sampler": []})}, "sampler is [], expected text"),
     "a width of text": ({"hidiff": json.dumps({**OURS, "width": "64"})}, "width is '64'"),
     "a schedule that is no text": ({"hidiff": json.dumps({**OURS, "schedule": 1})}, "schedule is 1, expected text"),

@@ -50,7 +50,7 @@ LINES: dict[str, tuple[str, dict[str, Any], str]] = {
     "another seed each time": ("--prompt x --seed -1", {"prompt": "x"}, "--seed -1"),
     "a sampler that is none": ("--prompt x --sampler_name Brush", {"prompt": "x"}, "--sampler_name Brush"),
     "no number": ("--prompt x --steps many --cfg_scale nan", {"prompt": "x"}, "--steps many, --cfg_scale nan"),
-    "layers": ("--prompt x --clip_skip 2", {"prompt": "x", "clip_skip": 1}, ""),
+    "no layer": ("--prompt x --clip_skip 1", {"prompt": "x", "clip_skip": 0}, ""),
     "half a pair": ("--prompt \ud800", {"prompt": "\ud800"}, ""),
     "a line of a picture's text": ("Negative prompt: fog, rain", {"prompt": "…", "negative_prompt": "fog, rain"}, ""),
     "settings of a picture's text": (
@@ -65,6 +65,12 @@ LINES: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_a_line_is_said_as_json(case: str) -> None:
     line, values, left = LINES[case]
     assert refused(line) == (values, f"There is no equal here for {left}." if left else "")
+
+
+@pytest.mark.parametrize(("layer", "skipped"), [(2, 1), (3, 2), (-2, 1)])
+def test_layers_are_counted_from_the_last_and_otherwise_by_sdxl(layer: int, skipped: int) -> None:
+    note = "This clip_skip is for SD: for SDXL give one less."
+    assert refused(f"--prompt x --clip_skip {layer}") == ({"prompt": "x", "clip_skip": skipped}, note)
 
 
 @pytest.mark.parametrize("line", ["a boat", "a boat -- at sea", "a--seed pod", "-s 5", "--", "---", "well--known"])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -19,6 +20,7 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.values import Prediction
 from hidiff_export.stages import Report, StageContext
 from hidiff_export.stages.order import STAGES
+from hidiff_export.stages.samplers import tabulated
 from hidiff_export.stages.weights import Weights
 from hidiff_runtime import check
 from hidiff_runtime.manifest import Manifest
@@ -144,6 +146,23 @@ def test_weights_of_another_pipeline_are_not_reused(tmp_path: Path, monkeypatch:
     assert stage_key(Weights(), context, {}) != before
     index["force_zeros_for_empty_prompt"] = True
     assert stage_key(Weights(), context, {}) == before
+
+
+@pytest.mark.parametrize("changed", [{"timesteps": [999, 599, 100]}, {"tcd_eta": 0.1}, {"sampler": ["euler"]}])
+def test_tables_of_other_runs_are_not_reused(changed: dict[str, Any]) -> None:
+    given = {**Recipe.load("demo").to_dict(), "sampler": ["euler", "tcd"], "steps": [3], "timesteps": [999, 599, 199]}
+    assert tabulated(Recipe.from_dict(given)) == tabulated(Recipe.from_dict({**given, "source": "random:1"}))
+    assert tabulated(Recipe.from_dict(given)) != tabulated(Recipe.from_dict({**given, **changed}))
+
+
+def test_a_build_tells_what_it_leaves_out_of_a_pipeline_whether_weights_are_made_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = {"_class_name": "StableDiffusionPipeline", "safety_checker": ["stable_diffusion", "SafetyChecker"]}
+    monkeypatch.setattr("hidiff_export.model.model_index.find_model_index", lambda _source: index)
+    told: list[str] = []
+    Weights().inputs(StageContext(Recipe.load("demo"), tmp_path, notice=told.append))
+    assert [text for text in told if text == "model_index.json: left out safety_checker (no picture is checked)"]
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,14 @@ def test_the_key_of_the_weights_holds_the_settings_beside_a_lora(tmp_path: Path)
     assert len(keys) == 3
 
 
+def test_a_build_tells_what_a_lora_is_taken_for(tmp_path: Path) -> None:
+    """Whose settings are not beside it, and so are not obeyed."""
+    path = bare_peft(factors(Family.SD15, rank=2, seed=0, only=r"mid_block.*attn1"), tmp_path / "adapter.safetensors")
+    told: list[str] = []
+    Weights().run(StageContext(recipe_with(str(path)), tmp_path / "bundle", notice=told.append), ignore)
+    assert [text for text in told if "adapter_config.json is not beside it" in text]
+
+
 def test_nothing_is_written_for_a_lora_that_does_not_fit(tmp_path: Path) -> None:
     given = factors(Family.SDXL, rank=2, seed=0, only=r"(down|mid)_block.*attn1\.to_q")
     other = kohya(given, tmp_path / "other.safetensors", alpha=1.0, sgm=True)

@@ -296,12 +296,22 @@ def test_a_source_that_says_nothing_keeps_the_old_recipes_words(sd15_bundle: Pat
         ("hidiffusion.windows=false", "hidiffusion"),
         ("hidiffusion.thresholds={strided: 40%, pooled: 20%}", "hidiffusion"),
         ("text=false", "text"),
+        ("vae=false", "vae"),
+        ("batch=2", "batch"),
+        ("prompt_chunks=2", "prompt_chunks"),
     ],
 )
 def test_what_graphs_are_traced_with_is_not_set_anew(sd15_bundle: Path, tmp_path: Path, setting: str, key: str) -> None:
     done = run(sd15_bundle, "--set", setting, "-o", tmp_path / "new")
     assert (done.exit_code, f"traced for another {key}." in done.stderr) == (2, True), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_controlnet_is_not_left_out(sd15_bundle: Path) -> None:
+    manifest = Manifest.read(sd15_bundle)
+    held = _with(manifest, recipe={**manifest.recipe, "task": "controlnet", "controlnet": "random:1"})
+    with pytest.raises(InputError, match="traced for another controlnet"):
+        rebased_recipe(held, {}, ["controlnet=null"])
 
 
 def test_other_runs_are_tabulated_anew_under_the_same_graphs(

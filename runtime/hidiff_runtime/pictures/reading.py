@@ -165,7 +165,13 @@ def _of_web_ui(texts: Mapping[str, str], comment: str | None) -> PictureParamete
 
 def _web_settings(infotext: Infotext) -> dict[str, Any]:
     """The settings that are the same everywhere."""
-    names = {"Steps": "steps", "CFG scale": "guidance_scale", "Seed": "seed", "Denoising strength": "strength"}
+    names = {
+        "Steps": "steps",
+        "CFG scale": "guidance_scale",
+        "CFG rescale": "guidance_rescale",
+        "Seed": "seed",
+        "Denoising strength": "strength",
+    }
     found: dict[str, Any] = {} if infotext.negative_prompt is None else {"negative_prompt": infotext.negative_prompt}
     for web, name in names.items():
         if web in infotext.settings:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable
 
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.pictures.infotext import from_web_clip_skip
 from hidiff_runtime.pictures.web_names import NAMES
 from hidiff_runtime.plain_text import json_text
 
@@ -40,7 +41,7 @@ def _sampler(value: str) -> str:
 
 
 def _skip(value: str) -> int:
-    return int(value) - 1  # they count the layer from the last, as 1
+    return from_web_clip_skip(int(value), sdxl=False)
 
 
 _EQUALS: dict[str, tuple[str, Callable[[str], str | int | float]]] = {
@@ -94,6 +95,8 @@ def refuse_web_ui(line: str) -> None:
         return
     found, left = _translated(_options(line))
     rest = f" There is no equal here for {', '.join(left)}." if left else ""
+    if found.get("clip_skip"):
+        rest = f" This clip_skip is for SD: for SDXL give one less.{rest}"
     raise InputError(
         "The line has options of a web UI, which would be drawn as words.",
         given=repr(line[:80]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from diffusers.utils.state_dict_utils import DIFFUSERS_OLD_TO_PEFT
 
 from hidiff_export.families import Family, Task, Width
 from hidiff_export.model.component import Component
@@ -49,6 +50,17 @@ def test_a_name_that_both_text_encoders_have_is_neithers() -> None:
     assert sd15.find(name) == (Component.TEXT_ENCODER, "encoder.layers.0.mlp.fc1.weight")
     assert sdxl.find(f"text_encoder_2.{name}") == (Component.TEXT_ENCODER_2, f"{name}.weight")
     assert sdxl.find("lora_te2_text_projection") == (Component.TEXT_ENCODER_2, "text_projection.weight")
+
+
+def test_a_text_encoders_projections_are_those_that_diffusers_renames() -> None:
+    """Before PEFT they had the UNet's names."""
+    layers = layers_of(Family.SD15, Task.TEXT_TO_IMAGE, Width.TINY)
+    renamed = {old: new for old, new in DIFFUSERS_OLD_TO_PEFT.items() if old.endswith("_lora.down")}
+    assert len(renamed) == 4
+    for old, new in renamed.items():
+        stem = f"text_model.encoder.layers.0.self_attn{old.removesuffix('_lora.down')}"
+        name = f"encoder.layers.0.self_attn{new.removesuffix('.lora_A')}.weight"
+        assert layers.find(f"text_encoder.{stem}") == (Component.TEXT_ENCODER, name)
 
 
 def test_a_name_of_no_module_of_a_unet_is_told() -> None:

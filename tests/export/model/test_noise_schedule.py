@@ -195,10 +195,9 @@ def test_edm_markers_of_a_file_are_its_sigmas(tmp_path: Path) -> None:
     path = tmp_path / "cosxl.safetensors"
     sigmas = {"edm_vpred.sigma_max": torch.tensor(80.0), "edm_vpred.sigma_min": torch.tensor(0.25)}
     save_file({"weight": torch.zeros(2), **sigmas}, path)
-    config = resolved(path).config
-    assert config["_class_name"] == "EDMEulerScheduler"
-    assert (config["sigma_max"], config["sigma_min"]) == (80.0, 0.25)
-    assert (config["sigma_data"], config["prediction_type"]) == (1.0, "v_prediction")
+    found = resolved(path)
+    assert found.config == {**EDM, "sigma_max": 80.0, "sigma_min": 0.25, "num_train_timesteps": 1000}
+    assert found.declared == found.config.keys()
     save_file({"edm_mean": torch.zeros(4), "edm_std": torch.ones(4)}, path)
     with pytest.raises(CheckpointError, match=r"the kind of Playground v2\.5"):
         resolved(path)
@@ -233,6 +232,10 @@ def test_a_lora_that_says_it_is_for_few_steps_begins_at_the_end(tmp_path: Path, 
     assert "timestep_spacing trailing is taken" in found.notices[0]
     kept = resolved("random:0", lora=lora, timestep_spacing="leading", **FEW)
     assert kept.config["timestep_spacing"] == "leading"
+    own = resolved("random:0", lora=lora, timesteps=[999, 749, 499, 249], guidance=False)
+    assert own.config == FAMILY
+    for found in (kept, own):
+        assert not any("is taken" in notice for notice in found.notices)
 
 
 def test_a_file_that_only_may_be_for_few_steps_is_asked_about(tmp_path: Path) -> None:
@@ -244,6 +247,7 @@ def test_a_file_that_only_may_be_for_few_steps_is_asked_about(tmp_path: Path) ->
     said = checkpoint(tmp_path / "b.safetensors", modelspec_title="Dream XL Lightning, 8 steps")
     found = resolved(said, steps=[4])
     assert found.config["timestep_spacing"] == "trailing"
+    assert found.declared == {"timestep_spacing"}
     told = " ".join(found.notices)
     for words in ("for 8 steps by modelspec.title", "--set steps=8", "--set guidance=false"):
         assert words in told
@@ -259,8 +263,11 @@ def test_a_file_that_only_may_be_for_few_steps_is_asked_about(tmp_path: Path) ->
         ("TCD-SDXL-LoRA", "TCD", None),
         ("sd_xl_turbo_1.0", "Turbo", None),
         ("juggernautXL_v9", None, None),
+        ("sdxl_lightning_12steps", "SDXL-Lightning", 12),
+        ("lcm_1000steps", "LCM", None),
         ("hyperrealism_12steps", None, None),
         ("admd", None, None),
+        ("calcmix", None, None),
     ],
 )
 def test_ways_of_distilling_are_known_by_their_names(name: str, kind: str | None, steps: int | None) -> None:
