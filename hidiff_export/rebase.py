@@ -95,10 +95,10 @@ def _with_own_schedule(values: Mapping[str, Any], overrides: tuple[str, ...]) ->
 def _check_graphs_stay(manifest: Manifest, before: Recipe, after: Recipe) -> None:
     """Refuses values that graphs are traced with. Raises InputError."""
     changed = [key for key in _TRACED_WITH if getattr(before, key) != getattr(after, key)]
-    if not {record.phase for record in manifest.phases} >= set(after.phase_rule().phases()):
-        changed.append("hidiffusion")
     if (before.controlnet is None) != (after.controlnet is None):
         changed.append("controlnet")
+    if not {record.phase for record in manifest.phases} >= set(after.phase_rule().phases()):
+        changed.append("hidiffusion")
     if changed:
         key = {"tiles": "vae_tile", "unet_layout": "hidiffusion"}.get(changed[0], changed[0])
         old, new = (recipe.to_dict().get(key) for recipe in (before, after))
