@@ -22,6 +22,9 @@ PREDICTION, ZERO_SNR = "prediction_type", "rescale_betas_zero_snr"
 _NO_PICTURE = 1e-5
 """What a schedule of zero terminal SNR leaves of a picture's power at its end; Stable Diffusion's own leaves 0.0047."""
 
+FLOW = "flow_prediction"
+"""What diffusers calls the prediction of models of flow matching."""
+
 _VELOCITY, _EPSILON = "v_prediction", "epsilon"
 _EDM_SIGMAS = {"edm_vpred.sigma_max": "sigma_max", "edm_vpred.sigma_min": "sigma_min"}
 _EDM_NORMALIZED = ("edm_mean", "edm_std")
@@ -36,6 +39,7 @@ _PREDICTIONS = {
     "epsilon": _EPSILON,
     "sample": "sample",
     "x0": "sample",
+    **dict.fromkeys(("flow", "flow_matching", "flow-matching", "rectified_flow", "rectified flow"), FLOW),
 }
 _FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 

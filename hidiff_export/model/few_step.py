@@ -63,7 +63,7 @@ def recognize(name: str, texts: Mapping[str, str]) -> FewStep | None:
         name: of the file, or the hub's id.
         texts: of the header, by key, as `hidiff_export.model.declared.Declarations` has them.
     """
-    lines = {f"its name, {name}": name, **{f"{key}: {text[:60]}": text for key, text in texts.items()}}
+    lines = {"its name": name, **{f"{key}: {text[:60]}": text for key, text in texts.items()}}
     for where, text in lines.items():
         lowered = text.lower()
         for distillation in DISTILLATIONS:

@@ -16,7 +16,7 @@ import diffusers
 
 from hidiff_export.errors import CheckpointError, ExportError, RecipeError
 from hidiff_export.families import Family, default_scheduler
-from hidiff_export.model.declared import PREDICTION, ZERO_SNR, Declarations, Statement, read_declarations
+from hidiff_export.model.declared import FLOW, PREDICTION, ZERO_SNR, Declarations, Statement, read_declarations
 from hidiff_export.model.few_step import FewStep, recognize
 from hidiff_export.model.sources import find_scheduler_config, is_single_file
 from hidiff_export.sampler.corrections import corrected
@@ -56,11 +56,13 @@ class NoiseSchedule:
         config: of diffusers' scheduler, as its ``from_config`` takes it.
         declared: keys of ``config`` that the checkpoint itself settled, not its family or the recipe.
         notices: one line each for the user.
+        distilled: whether the checkpoint or a LoRA was recognized as one for few steps, and the notices say so.
     """
 
     config: dict[str, Any]
     declared: frozenset[str]
     notices: tuple[str, ...]
+    distilled: bool = False
 
 
 def resolve_noise_schedule(recipe: Recipe) -> NoiseSchedule:
@@ -76,7 +78,7 @@ def resolve_noise_schedule(recipe: Recipe) -> NoiseSchedule:
     schedule = _with_loras(recipe, schedule)
     schedule = _with_recipe(recipe, schedule)
     _check_samplers(recipe, schedule.config)
-    return replace(schedule, notices=(*schedule.notices, *_hints(recipe, schedule.config)))
+    return replace(schedule, notices=(*schedule.notices, *_hints(recipe, schedule)))
 
 
 def checkpoint_schedule(recipe: Recipe) -> NoiseSchedule:
@@ -114,6 +116,14 @@ def _of_file(recipe: Recipe, family: Mapping[str, Any], found: Declarations) -> 
         if statements := found.of(key):
             _check_agreement(recipe, recipe_key, found, statements)
             settled[key] = statements[0]
+    if PREDICTION in settled and settled[PREDICTION].value == FLOW and recipe.prediction is None:
+        raise recipe.refused(
+            "source",
+            "is a checkpoint of flow matching, and cannot be drawn",
+            given=f"{recipe.source}: {settled[PREDICTION].where}",
+            advice="Give one that predicts epsilon or v_prediction; if this one does, --set prediction=epsilon or "
+            "v_prediction says so.",
+        )
     if settled:
         said = "; ".join(f"{key} {_shown(one.value)} ({one.where})" for key, one in settled.items())
         notices.append(f"{name} says of itself: {said}.")
@@ -130,23 +140,24 @@ def _of_file(recipe: Recipe, family: Mapping[str, Any], found: Declarations) -> 
         config |= spacing
         declared |= spacing.keys()
         notices += told
-    return NoiseSchedule(config, declared, tuple(notices))
+    return NoiseSchedule(config, declared, tuple(notices), few is not None)
 
 
 def _check_agreement(recipe: Recipe, key: str, found: Declarations, statements: Sequence[Statement]) -> None:
     """Refuses a file that says two things, unless the recipe says which holds."""
     if len({statement.value for statement in statements}) == 1 or getattr(recipe, key) is not None:
         return
+    drawable = next(one.value for one in statements if one.value != FLOW)
     raise CheckpointError(
         f"The checkpoint contradicts itself about {RECIPE_KEYS[key]}.",
         given=f"{found.path.name}: " + "; ".join(f"{_shown(one.value)} by {one.where}" for one in statements),
-        advice=f"Say which holds: --set {key}={_shown(statements[0].value)}, or {key} in the recipe.",
+        advice=f"Say which holds: --set {key}={_shown(drawable)}, or {key} in the recipe.",
     )
 
 
 def _with_loras(recipe: Recipe, schedule: NoiseSchedule) -> NoiseSchedule:
     """What LoRA files were trained for, beside what the checkpoint is."""
-    config, notices = dict(schedule.config), list(schedule.notices)
+    config, notices, distilled = dict(schedule.config), list(schedule.notices), schedule.distilled
     for lora in recipe.lora:
         path = Path(lora.path)
         found = read_declarations(path, "LoRA file")
@@ -155,16 +166,23 @@ def _with_loras(recipe: Recipe, schedule: NoiseSchedule) -> NoiseSchedule:
             spacing, told = _few_steps(recipe, few, path.name, config)
             config |= spacing
             notices += told
+            distilled = True
         for recipe_key, key in RECIPE_KEYS.items():
             wanted = getattr(recipe, recipe_key)
             here = config.get(key) if wanted is None else getattr(wanted, "value", wanted)
             notices += [
                 f"{path.name} was trained for {key} {_shown(one.value)} ({one.where}), and the bundle has "
-                f"{_shown(here or False)}: if the checkpoint is such a one, --set {recipe_key}={_shown(one.value)}."
+                f"{_shown(here or False)}: {_remedy(recipe_key, one)}."
                 for one in found.of(key)[:1]
                 if one.value != (here or False)
             ]
-    return replace(schedule, config=config, notices=tuple(notices))
+    return replace(schedule, config=config, notices=tuple(notices), distilled=distilled)
+
+
+def _remedy(recipe_key: str, trained_for: Statement) -> str:
+    if trained_for.value == FLOW:
+        return "models of flow matching cannot be drawn; leave the LoRA out if it is one's"
+    return f"if the checkpoint is such a one, --set {recipe_key}={_shown(trained_for.value)}"
 
 
 def _few_steps(
@@ -194,7 +212,9 @@ def _few_step_notices(recipe: Recipe, few: FewStep, name: str, unsaid: bool, tak
         yield f"{name} is for {few.steps} steps, which the recipe does not tabulate: --set steps={few.steps}."
     if few.steps is not None and recipe.guidance:
         yield f"{name} is drawn without guidance: --set guidance=false, or ask for guidance_scale 1."
-    if few.steps is not None and not {name.value for name in recipe.sampler} & set(kind.samplers):
+    # The kinds that have timesteps of their own have them from their sampler, whatever the number of steps.
+    own_sampler = few.steps is not None or kind.spacing is None
+    if own_sampler and not {sampler.value for sampler in recipe.sampler} & set(kind.samplers):
         yield f"{name} is drawn with {' or '.join(kind.samplers)}: --set sampler={kind.samplers[0]}."
 
 
@@ -218,7 +238,11 @@ def _check_class(recipe: Recipe, config: Mapping[str, Any]) -> None:
     """Refuses noise schedules that no sampler here draws. Diffusers would fill in its own defaults for them."""
     name = config.get("_class_name")
     kind = getattr(diffusers, str(name), None)
-    if config.get("use_flow_sigmas") or config.get(PREDICTION) == "flow_prediction" or "Flow" in str(name):
+    if (
+        config.get("use_flow_sigmas")
+        or (config.get(PREDICTION) == FLOW and recipe.prediction is None)
+        or "Flow" in str(name)
+    ):
         raise _undrawable(recipe, f"{name}, which is flow matching")
     keys = config if kind is None else inspect.signature(kind.__init__).parameters
     if name is not None and name not in EDM_SCHEDULERS and "beta_start" not in keys and not config.get("trained_betas"):
@@ -248,8 +272,9 @@ def _check_samplers(recipe: Recipe, config: Mapping[str, Any]) -> None:
             ) from error
 
 
-def _hints(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[str]:
+def _hints(recipe: Recipe, schedule: NoiseSchedule) -> Iterator[str]:
     """What a person would want to know who did not mean it."""
+    config = schedule.config
     own = _DISTILLED_CLASSES.get(str(config.get("_class_name")))
     if own is not None and own not in {sampler.value for sampler in recipe.sampler}:
         yield (
@@ -257,11 +282,15 @@ def _hints(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[str]:
             f"--set sampler={own}."
         )
     if recipe.timesteps is None and not has_edm_schedule(config):
-        yield from _late_starts(recipe, config)
+        yield from _late_starts(recipe, config, asked_about=schedule.distilled)
 
 
-def _late_starts(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[str]:
-    """Runs of the default sampler that begin far from the timestep that is nearest to noise."""
+def _late_starts(recipe: Recipe, config: Mapping[str, Any], *, asked_about: bool) -> Iterator[str]:
+    """Runs of the default sampler that begin far from the timestep that is nearest to noise.
+
+    Args:
+        asked_about: whether it was said already what a distilled file wants, which need not be another spacing.
+    """
     scheduler = build_scheduler(recipe.sampler[0].value, config)
     last = scheduler.config.num_train_timesteps - 1
     few = [steps for steps in recipe.steps if steps <= _FEW]
@@ -271,7 +300,7 @@ def _late_starts(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[str]:
             f"A run of {few[0]} step{'s' * (few[0] > 1)} begins at timestep {begins[few[0]]:g} of {last} and gives "
             "noise: --set timestep_spacing=trailing lets it begin at the last."
         )
-    elif few and not recipe.guidance and begins[few[-1]] < last * 0.95:
+    elif few and not recipe.guidance and not asked_about and begins[few[-1]] < last * 0.95:
         yield (
             f"Runs of few steps begin before the last timestep, {few[-1]} steps at {begins[few[-1]]:g} of {last}: "
             "checkpoints distilled for few steps (Lightning, Hyper-SD, DMD2, Turbo) want "

@@ -183,6 +183,23 @@ def test_flow_matching_and_classes_of_others_are_refused_by_name(tmp_path: Path,
         resolved(folder(tmp_path / "a", **{"_class_name": "UniPCMultistepScheduler", **config}))
 
 
+def test_a_file_of_flow_matching_is_refused_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "flow.safetensors", modelspec_prediction_type="flow")
+    with pytest.raises(RecipeError, match="`source` is a checkpoint of flow matching, and cannot be drawn") as refused:
+        resolved(path)
+    assert str(refused.value.given).endswith("flow.safetensors: modelspec.prediction_type: flow")
+    assert "--set prediction=epsilon or v_prediction" in refused.value.advice
+    found = resolved(path, prediction="v_prediction")
+    assert found.config["prediction_type"] == "v_prediction"
+    assert any("takes the place of flow_prediction" in notice for notice in found.notices)
+    both = checkpoint(tmp_path / "b.safetensors", modelspec_prediction_type="flow", modelspec_predict_key="v")
+    with pytest.raises(CheckpointError) as contradiction:
+        resolved(both)
+    assert contradiction.value.advice == "Say which holds: --set prediction=v_prediction, or prediction in the recipe."
+    told = resolved("random:0", lora=[{"path": str(path), "scale": 1.0}]).notices
+    assert "leave the LoRA out" in told[0]
+
+
 def test_edm_schedules_are_drawn_by_the_samplers_that_can(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", **EDM)
     assert resolved(source, sampler=["euler", "dpmpp_2m"]).config["sigma_max"] == 120.0
@@ -230,17 +247,27 @@ def test_a_lora_that_says_it_is_for_few_steps_begins_at_the_end(tmp_path: Path, 
     lora = [{"path": str(checkpoint(tmp_path / name)), "scale": 1.0}]
     found = resolved("random:0", lora=lora, **FEW, sampler=["euler", "ddim"])
     assert found.config == {**FAMILY, "timestep_spacing": "trailing"}
-    assert "timestep_spacing trailing is taken" in found.notices[0]
+    assert "for 4 steps by its name: timestep_spacing trailing is taken" in found.notices[0]
     kept = resolved("random:0", lora=lora, timestep_spacing="leading", **FEW)
     assert kept.config["timestep_spacing"] == "leading"
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
+def test_a_lora_that_a_sampler_was_made_for_is_told_its_sampler_and_no_spacing(tmp_path: Path, sampler: str) -> None:
+    name = f"{sampler}-lora-sdxl.safetensors"
+    lora = [{"path": str(checkpoint(tmp_path / name)), "scale": 1.0}]
+    found = resolved("random:0", lora=lora, **FEW)
+    assert found.config == FAMILY
+    assert found.notices == (f"{name} is drawn with {sampler}: --set sampler={sampler}.",)
+    assert resolved("random:0", lora=lora, **FEW, sampler=["euler", sampler]).notices == ()
 
 
 def test_a_file_that_only_may_be_for_few_steps_is_asked_about(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "DreamXL_Lightning.safetensors")
     found = resolved(source, **FEW)
     assert found.config == FAMILY
-    assert "looks like SDXL-Lightning's by its name" in found.notices[0]
-    assert "--set timestep_spacing=trailing" in found.notices[0]
+    assert [notice.count("--set timestep_spacing=trailing") for notice in found.notices] == [1]
+    assert "looks like SDXL-Lightning's by its name: " in found.notices[0]
     said = checkpoint(tmp_path / "b.safetensors", modelspec_title="Dream XL Lightning, 8 steps")
     found = resolved(said, steps=[4])
     assert found.config["timestep_spacing"] == "trailing"
