@@ -89,6 +89,22 @@ def info(path: str | Path) -> dict[str, Any]:
         return dict(json.loads(picture.info["hidiff"]))
 
 
+def test_a_seed_of_minus_one_is_a_random_one_that_the_picture_tells(generate: Run, work: Path) -> None:
+    for name in ("a.png", "b.png"):
+        assert generate("-p", "a boat", "--seed", "-1", "--steps", "3", "-o", name) == 0
+    seeds = [info(name)["seed"] for name in ("a.png", "b.png")]
+    assert seeds[0] != seeds[1]
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert generate("-p", "a boat", "--seed", str(seeds[0]), "--steps", "3", "-o", "again.png") == 0
+    assert Path("again.png").read_bytes() == Path("a.png").read_bytes()
+    (work / "rows.jsonl").write_text('{"prompt": "a boat", "seed": -1}\n{"prompt": "a boat", "seed": 4}\n' * 2)
+    assert generate("--prompts", "rows.jsonl", "--steps", "3", "-o", "{index}.png") == 0
+    drawn = [info(f"{index:03}.png")["seed"] for index in range(4)]
+    assert drawn[1] == drawn[3] == 4
+    assert drawn[0] != drawn[2]
+    assert -1 not in drawn
+
+
 def test_a_prompt_becomes_a_file(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate("-p", "a lighthouse", "-n", "fog", "--seed", "3", "--steps", "4", "-o", "out.png") == 0
     out, err = capsys.readouterr()

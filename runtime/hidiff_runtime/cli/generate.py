@@ -69,7 +69,11 @@ def _add_prompts(command: argparse.ArgumentParser) -> None:
 
 def _add_run(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("run")
-    group.add_argument("--seed", type=int, help="of everything random, for each prompt (default: 0)")
+    group.add_argument(
+        "--seed",
+        type=int,
+        help="of everything random, for each prompt; -1 is a random one, told with the picture (default: 0)",
+    )
     group.add_argument("--steps", type=int, help="denoising steps (default: 50, or the nearest the bundle has)")
     group.add_argument(
         "--guidance",
@@ -162,12 +166,17 @@ def _requests(
     pipeline: Pipeline, options: argparse.Namespace, asked: Sequence[Prompt], shared: Mapping[str, Any]
 ) -> list[Request]:
     """Every prompt with its settings, checked; the row at fault is named."""
+    from secrets import randbelow
+
     from hidiff_runtime.cli.prompts import located
+    from hidiff_runtime.serving.seeds import DRAWN, RANDOM
 
     found, read = [], _reader()
     for prompt in asked:
         with located(options.prompts, prompt.where):
-            found.append(pipeline.request(prompt.text, _merged(shared, prompt, read)))
+            # Not the seed of a picture to draw like: -1 was its very seed.
+            drawn = {"seed": randbelow(DRAWN)} if prompt.settings.get("seed", options.seed) == RANDOM else {}
+            found.append(pipeline.request(prompt.text, _merged({**shared, **prompt.settings, **drawn}, read)))
     return found
 
 
@@ -188,10 +197,10 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _merged(shared: Mapping[str, Any], prompt: Prompt, read: Callable[[Path, str], Image]) -> Settings:
+def _merged(asked: Mapping[str, Any], read: Callable[[Path, str], Image]) -> Settings:
     from hidiff_runtime.request import Settings
 
-    given = {**shared, **prompt.settings}
+    given = dict(asked)
     for name, called in _PICTURES.items():
         if given.get(name) is not None:
             given[name] = read(given[name], called)
