@@ -52,6 +52,7 @@ def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[st
         "height": manifest.height,
         "batch": manifest.batch,
         "guidance": manifest.guidance,
+        "guidance_rescale": manifest.guidance_rescale,
         "precision": manifest.precision,
         "phases": [_phase(folder, manifest, index) for index in range(len(manifest.phases))],
         "graphs": {name: _graph(folder, manifest, record) for name, record in manifest.others()},
@@ -233,6 +234,8 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
 
     console = terminal()
     guidance = "with guidance" if summary["guidance"] else "without guidance"
+    if summary["guidance_rescale"]:
+        guidance += f" rescaled by {summary['guidance_rescale']:g}"
     console.print(
         f"[bold]{summary['folder']}[/bold]: {summary['family']} {summary['task']}, "
         f"{summary['width']}x{summary['height']}, batch {summary['batch']} {guidance}, {summary['precision']}"
