@@ -53,6 +53,16 @@ def test_it_says_which_steps_a_scheduler_refused(sd15_bundle: Path, tmp_path: Pa
     assert "left out: 1, 4-5, 9 steps, which a sampler" in " ".join(_inspect(folder).stdout.split())
 
 
+def test_rescaled_guidance_is_shown(sd15_bundle: Path, tmp_path: Path) -> None:
+    assert json.loads(_inspect(sd15_bundle, "--json").stdout)["guidance_rescale"] == 0
+    assert "rescaled" not in _inspect(sd15_bundle).stdout
+    folder = Path(shutil.copytree(sd15_bundle, tmp_path / "bundle"))
+    manifest = replace(Manifest.read(sd15_bundle), guidance_rescale=0.7)
+    (folder / MANIFEST).write_text(json.dumps(manifest.to_json()), encoding="utf-8")
+    assert json.loads(_inspect(folder, "--json").stdout)["guidance_rescale"] == 0.7
+    assert "with guidance rescaled by 0.7" in " ".join(_inspect(folder).stdout.split())
+
+
 @pytest.mark.parametrize("layout", linked.KNOWN)
 def test_a_bundle_of_links_is_shown_as_the_bundle_it_is(sd15_bundle: Path, tmp_path: Path, layout: str) -> None:
     folder = linked.KNOWN[layout](sd15_bundle, tmp_path / "home")
