@@ -15,11 +15,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from peft.utils.other import get_pattern_key
 
 from hidiff_export.families import Family, Task, Width
 from hidiff_export.model.component import Component
 from hidiff_export.model.load import build, load
 from hidiff_export.model.lora import Lora, fuse, read_lora
+from hidiff_export.model.lora_settings import factor_of
 from tests.loras import (
     Alphas,
     Factors,
@@ -276,3 +278,13 @@ def test_factors_in_the_unets_layers_are_those_of_diffusers(tmp_path: Path) -> N
     ours = our_weights(Family.SD15, opened(Family.SD15, [(path, 0.7)]))
     assert largest_difference(ours, diffusers_weights(Family.SD15, [(path, 0.7)])) < ROUNDING
     assert largest_difference(ours, _base(Family.SD15)) > 1e-2
+
+
+@pytest.mark.parametrize("pattern", ["to_q", "attn1.to_q", r".*\.to_[qv]", "q", "o_q", "attn1", "to_k"])
+def test_a_pattern_of_alphas_is_for_the_layers_that_it_is_for_in_peft(pattern: str) -> None:
+    module = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    alphas = {pattern: 8}
+    theirs = alphas.get(get_pattern_key(list(alphas), module), 2)
+    assert (
+        factor_of(None, 2, {"unet.lora_alpha": 2, "unet.alpha_pattern": alphas}, Component.UNET, module) == theirs / 2
+    )

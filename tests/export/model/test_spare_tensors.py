@@ -81,6 +81,14 @@ def test_what_training_left_in_a_whole_file_is_told_once(tmp_path: Path, family:
     assert loaded(Component.VAE, tmp_path / "a.safetensors", family).notices == ()
 
 
+@pytest.mark.parametrize("prefix", ["model_ema.", "ema_model.", "ema."])
+def test_averaged_weights_are_a_second_copy(tmp_path: Path, prefix: str) -> None:
+    save_file({**tensors_of(Component.UNET), f"{prefix}conv_in.weight": one()}, tmp_path / "a.safetensors")
+    found = loaded(Component.UNET, tmp_path / "a.safetensors")
+    assert same(found.state_dict, tensors_of(Component.UNET))
+    assert found.notices == (f"unet: 1 tensor that changes no result is left out: {prefix}conv_in.weight",)
+
+
 def test_tensors_of_no_network_are_told_apart(tmp_path: Path) -> None:
     save_file({**single(Family.SD15), "somebody.extra": one()}, tmp_path / "a.safetensors")
     assert loaded(Component.UNET, tmp_path / "a.safetensors").notices == (
@@ -115,6 +123,20 @@ def test_a_single_files_text_encoder(tmp_path: Path, family: Family, component: 
     assert notice.startswith(f"{component.value}: ")
     counted = len(extras) + (2 if family is Family.SD21 else 1)  # logit_scale, position_ids, text_projection
     assert f" {counted} tensors that change no result are left out: " in notice
+
+
+@pytest.mark.parametrize(("family", "component"), TEXT)
+def test_what_no_text_encoder_of_a_single_file_has_is_refused(
+    tmp_path: Path, family: Family, component: Component
+) -> None:
+    """Also where diffusers' conversion takes what it knows and drops the rest."""
+    root = "cond_stage_model."
+    if family.is_sdxl:
+        root = f"conditioner.embedders.{int(component is Component.TEXT_ENCODER_2)}."
+    inner = "model." if family is Family.SD21 or component is Component.TEXT_ENCODER_2 else "transformer."
+    save_file({**single(family), f"{root}{inner}surprise": one()}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 unknown: .*surprise"):
+        loaded(component, tmp_path / "a.safetensors", family)
 
 
 def test_the_layer_that_sd21_does_not_use_is_left_out(tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ NEW_INDEX, OLD_INDEX = f"{STEM}.safetensors.index.fp16.json", f"{STEM}.fp16.safe
 PLAIN = f"{STEM}-0000{{}}-of-00002.safetensors"
 
 
+@pytest.mark.parametrize("named", [f"../{PLAIN}", f"../unet/{PLAIN}", f"/{PLAIN}"])
+def test_an_index_leads_to_no_file_of_another_folder(pipeline: Path, tensors: Arrays, named: str) -> None:
+    folder = emptied(pipeline)
+    write_shards(folder, halved(tensors), PLAIN, f"{STEM}.safetensors.index.json", named)
+    write_shards(pipeline, halved(tensors), PLAIN, "")
+    assert "A shard of the checkpoint is missing." in refused(pipeline)
+
+
 @pytest.mark.parametrize("shard", [NEW, OLD])
 @pytest.mark.parametrize("index", [NEW_INDEX, OLD_INDEX, ""])
 @pytest.mark.parametrize("named", ["", NEW, OLD, PLAIN])

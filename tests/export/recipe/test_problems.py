@@ -47,6 +47,9 @@ THRESHOLDS = "hidiffusion:\n  thresholds:\n    "
 
 BAD = {
     "unknown key": Bad(_with("hieght: 9"), 5, "`hieght` is not a recipe key", "9", "Did you mean height?"),
+    "steps of other timesteps": Bad(
+        _with("timesteps: [999, 499]\nsteps: 4\n"), 6, "`steps` is not the number of timesteps", "4", "set steps: 2"
+    ),
     "unknown nested key": Bad(
         _with("hidiffusion:\n  window: false"),
         6,
