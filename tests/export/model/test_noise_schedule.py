@@ -265,16 +265,6 @@ def test_a_lora_that_a_sampler_was_made_for_is_told_its_sampler_and_no_spacing(t
     assert resolved("random:0", lora=lora, **FEW, sampler=["euler", sampler]).notices == ()
 
 
-@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
-def test_a_lora_that_a_sampler_was_made_for_is_told_its_sampler_and_no_spacing(tmp_path: Path, sampler: str) -> None:
-    name = f"{sampler}-lora-sdxl.safetensors"
-    lora = [{"path": str(checkpoint(tmp_path / name)), "scale": 1.0}]
-    found = resolved("random:0", lora=lora, **FEW)
-    assert found.config == FAMILY
-    assert found.notices == (f"{name} is drawn with {sampler}: --set sampler={sampler}.",)
-    assert resolved("random:0", lora=lora, **FEW, sampler=["euler", sampler]).notices == ()
-
-
 def test_a_file_that_only_may_be_for_few_steps_is_asked_about(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "DreamXL_Lightning.safetensors")
     found = resolved(source, **FEW)
