@@ -68,12 +68,14 @@ class Declarations:
         statements: what it says, several of one key where it says it in several places.
         sigmas: of an EDM noise schedule: ``sigma_max`` and ``sigma_min`` where the file has them; None where its
             schedule is not EDM's.
+        unread: lines of the header about the prediction whose word is none that is known.
         texts: what the header says in words, by key: titles, descriptions, base models.
     """
 
     path: Path
     statements: tuple[Statement, ...] = ()
     sigmas: Mapping[str, float] | None = None
+    unread: tuple[str, ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, key: str) -> tuple[Statement, ...]:
@@ -113,6 +115,7 @@ def read_declarations(path: Path, what: str = "checkpoint") -> Declarations:
             path,
             (*_markers(names), *_buffers(file), *_header(file.metadata)),
             {key: sigma for key, sigma in sigmas.items() if sigma is not None} if sigmas else None,
+            _unread(file.metadata),
             {key: text for key, text in file.metadata.items() if key in _TEXTS},
         )
 
@@ -160,6 +163,16 @@ def _header(metadata: Mapping[str, str]) -> list[Statement]:
         if value is not None:
             found.append(Statement(says, value, f"{key}: {metadata[key]}"))
     return found
+
+
+def _unread(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Lines that name a prediction which is none that is known; trainers write empty ones and "None"."""
+    words = {
+        key: metadata[key].strip() for key, line in _LINES.items() if line[1] == _PREDICTIONS.get if key in metadata
+    }
+    return tuple(
+        f"{key}: {word[:60]}" for key, word in words.items() if word.lower() not in ("", "none", "null", *_PREDICTIONS)
+    )
 
 
 def _velocity_flag(text: str) -> str | None:

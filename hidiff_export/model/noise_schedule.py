@@ -124,6 +124,12 @@ def _of_file(recipe: Recipe, family: Mapping[str, Any], found: Declarations) -> 
             advice="Give one that predicts epsilon or v_prediction; if this one does, --set prediction=epsilon or "
             "v_prediction says so.",
         )
+    notices += [
+        f"{name} says {line}, which is no word known here, and it is passed over: --set prediction=epsilon or "
+        "v_prediction says what holds."
+        for line in found.unread
+        if recipe.prediction is None
+    ]
     if settled:
         said = "; ".join(f"{key} {_shown(one.value)} ({one.where})" for key, one in settled.items())
         notices.append(f"{name} says of itself: {said}.")

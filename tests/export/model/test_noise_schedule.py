@@ -93,6 +93,15 @@ def test_a_file_that_says_nothing_is_its_familys(tmp_path: Path) -> None:
     assert (found.config, found.declared, found.notices) == (FAMILY, frozenset(), ())
 
 
+@pytest.mark.parametrize(("word", "told"), [("x-pred2", 1), ("None", 0), ("", 0), ("v", 0)])
+def test_a_prediction_that_is_not_known_is_told(tmp_path: Path, word: str, told: int) -> None:
+    path = checkpoint(tmp_path / "a.safetensors", modelspec_prediction_type=word)
+    notices = [notice for notice in resolved(path).notices if "no word known here" in notice]
+    assert len(notices) == told
+    assert all("modelspec.prediction_type: x-pred2" in notice for notice in notices)
+    assert not any("no word" in notice for notice in resolved(path, prediction="epsilon").notices)
+
+
 def test_a_file_of_sd21_that_says_nothing_is_asked_about(tmp_path: Path) -> None:
     """The family has models of both kinds, alike in every tensor's shape."""
     path = checkpoint(tmp_path / "v2-1.safetensors")
