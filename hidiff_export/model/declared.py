@@ -41,6 +41,9 @@ _PREDICTIONS = {
     "x0": "sample",
     **dict.fromkeys(("flow", "flow_matching", "flow-matching", "rectified_flow", "rectified flow"), FLOW),
 }
+_PREDICTION_LINES = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type")
+"""Lines of a header that name the prediction."""
+
 _FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -167,12 +170,9 @@ def _header(metadata: Mapping[str, str]) -> list[Statement]:
 
 def _unread(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """Lines that name a prediction which is none that is known; trainers write empty ones and "None"."""
-    words = {
-        key: metadata[key].strip() for key, line in _LINES.items() if line[1] == _PREDICTIONS.get if key in metadata
-    }
-    return tuple(
-        f"{key}: {word[:60]}" for key, word in words.items() if word.lower() not in ("", "none", "null", *_PREDICTIONS)
-    )
+    words = {key: metadata[key].strip() for key in _PREDICTION_LINES if key in metadata}
+    known = ("", "none", "null", *_PREDICTIONS)
+    return tuple(f"{key}: {word[:60]}" for key, word in words.items() if word.lower() not in known)
 
 
 def _velocity_flag(text: str) -> str | None:
@@ -191,13 +191,11 @@ def _of_base(text: str) -> str | None:
 
 
 _LINES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
-    "modelspec.prediction_type": (PREDICTION, _PREDICTIONS.get),
-    "modelspec.predict_key": (PREDICTION, _PREDICTIONS.get),
+    **dict.fromkeys(_PREDICTION_LINES, (PREDICTION, _PREDICTIONS.get)),
     "modelspec.architecture": (PREDICTION, _of_architecture),
     "ss_v_parameterization": (PREDICTION, _velocity_flag),
     "ss_v_prediction": (PREDICTION, _velocity_flag),
     "ss_base_model_version": (PREDICTION, _of_base),
-    "prediction_type": (PREDICTION, _PREDICTIONS.get),
     "ss_zero_terminal_snr": (ZERO_SNR, _FLAGS.get),
     "modelspec.zero_terminal_snr": (ZERO_SNR, _FLAGS.get),
 }
