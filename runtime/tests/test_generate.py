@@ -105,6 +105,13 @@ def test_a_seed_of_minus_one_is_a_random_one_that_the_picture_tells(generate: Ru
     assert -1 not in drawn
 
 
+def test_a_dry_run_says_that_a_random_seed_is_not_drawn_yet(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, told in (("-1", 1), ("3", 0)):
+        assert generate("-p", "a", "--seed", seed, "--steps", "3", "--dry-run", "--json", "-o", "a.png") == 0
+        out, err = capsys.readouterr()
+        assert len(json.loads(out)["warnings"]) == err.count("is drawn anew when pictures are made") == told
+
+
 def test_a_prompt_becomes_a_file(generate: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate("-p", "a lighthouse", "-n", "fog", "--seed", "3", "--steps", "4", "-o", "out.png") == 0
     out, err = capsys.readouterr()

@@ -145,10 +145,10 @@ def run(options: argparse.Namespace) -> int:
         like = likeness(bundle, told, _settings(options), with_prompt=not asked)
         asked = asked or [Prompt(like.prompt)]
         requests = _requests(pipeline, options, asked, like.settings)
-        late = late_starts(bundle, requests)
-        for warning in late:
+        told_now = (*late_starts(bundle, requests), *_drawn_later(options, asked))
+        for warning in told_now:
             write(f"warning: {warning}\n", sys.stderr)
-        warned = (*like.warnings, *late)
+        warned = (*like.warnings, *told_now)
         batch = bundle.manifest.batch
         seeds = [request.settings.seed for request in requests for _ in range(batch)]
         many = options.prompts is not None or len(seeds) > 1
@@ -178,6 +178,15 @@ def _requests(
             drawn = {"seed": randbelow(DRAWN)} if prompt.settings.get("seed", options.seed) == RANDOM else {}
             found.append(pipeline.request(prompt.text, _merged({**shared, **prompt.settings, **drawn}, read)))
     return found
+
+
+def _drawn_later(options: argparse.Namespace, asked: Sequence[Prompt]) -> tuple[str, ...]:
+    """What a dry run has to say of random seeds, which it cannot know."""
+    from hidiff_runtime.serving.seeds import RANDOM
+
+    if not options.dry_run or all(prompt.settings.get("seed", options.seed) != RANDOM for prompt in asked):
+        return ()
+    return ("seed -1 is drawn anew when pictures are made: the seed shown in its place is an example",)
 
 
 def _reader() -> Callable[[Path, str], Image]:
