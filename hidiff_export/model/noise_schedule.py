@@ -153,7 +153,7 @@ def _check_agreement(recipe: Recipe, key: str, found: Declarations, statements: 
     """Refuses a file that says two things, unless the recipe says which holds."""
     if len({statement.value for statement in statements}) == 1 or getattr(recipe, key) is not None:
         return
-    drawable = next(one.value for one in statements if one.value != FLOW)
+    drawable = next((one.value for one in statements if one.value not in (FLOW, "sample")), "epsilon")
     raise CheckpointError(
         f"The checkpoint contradicts itself about {RECIPE_KEYS[key]}.",
         given=f"{found.path.name}: " + "; ".join(f"{_shown(one.value)} by {one.where}" for one in statements),
@@ -188,6 +188,8 @@ def _with_loras(recipe: Recipe, schedule: NoiseSchedule) -> NoiseSchedule:
 def _remedy(recipe_key: str, trained_for: Statement) -> str:
     if trained_for.value == FLOW:
         return "models of flow matching cannot be drawn; leave the LoRA out if it is one's"
+    if trained_for.value == "sample":
+        return "a checkpoint that predicts the sample has to say so in its scheduler's configuration"
     return f"if the checkpoint is such a one, --set {recipe_key}={_shown(trained_for.value)}"
 
 

@@ -209,6 +209,16 @@ def test_a_file_of_flow_matching_is_refused_unless_the_recipe_says_otherwise(tmp
     assert "leave the LoRA out" in told[0]
 
 
+def test_no_advice_names_a_prediction_that_recipes_have_no_word_for(tmp_path: Path) -> None:
+    both = checkpoint(tmp_path / "a.safetensors", modelspec_prediction_type="sample", modelspec_predict_key="v")
+    with pytest.raises(CheckpointError) as refused:
+        resolved(both)
+    assert "--set prediction=v_prediction" in refused.value.advice
+    lora = checkpoint(tmp_path / "b.safetensors", modelspec_prediction_type="sample")
+    (told,) = resolved("random:0", lora=[{"path": str(lora), "scale": 1.0}]).notices
+    assert "prediction=sample" not in told
+
+
 def test_edm_schedules_are_drawn_by_the_samplers_that_can(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", **EDM)
     assert resolved(source, sampler=["euler", "dpmpp_2m"]).config["sigma_max"] == 120.0
