@@ -50,7 +50,7 @@ def test_files_are_there() -> None:
 def test_values_are_the_charts() -> None:
     values = keys(yaml.safe_load((CHART / "values.yaml").read_text()))
     named = set(re.findall(r"--set ([a-z][\w.]+)=\S", PAGE.read_text())) - {"backend"}
-    assert {"image.tag", "storage.repository"} <= named <= values
+    assert {"image.digest", "storage.repository"} <= named <= values
 
 
 def test_options_are_the_commands() -> None:

@@ -22,7 +22,11 @@ ALERTS = DEPLOY / "helm/hidiff/files/alerts.yaml"
 DASHBOARD = DEPLOY / "helm/hidiff/files/dashboard.json"
 ADDED = {"instance", "job", "namespace", "pod", "model", "worker", "version", "reason", "gpu_uuid", "le"}
 """Labels of Prometheus, of Triton and of its sink."""
-ENVIRONMENT = {"REPOSITORY": "/srv/model_repository", "GRAFANA_PASSWORD": "secret"}
+ENVIRONMENT = {
+    "REPOSITORY": "/srv/model_repository",
+    "GRAFANA_PASSWORD": "secret",
+    "TRITON_DIGEST": "sha256:" + "a" * 64,
+}
 
 
 class Reset(yaml.YAMLObject):
@@ -146,6 +150,7 @@ def test_containers_may_write_nothing_but_their_own() -> None:
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
         assert "mem_limit" in service, name
     assert all(volume["read_only"] for volume in services["triton"]["volumes"])
     assert not any(port.endswith(":8002") for port in services["triton"]["ports"])

@@ -54,9 +54,18 @@ containers:
   - {{- include "hidiff.container" . | nindent 4 }}
 {{- end }}
 
+{{/* An image by its digest, and by its tag alone where there is none. */}}
+{{- define "hidiff.image" -}}
+{{- $image := .Values.image }}
+{{- if contains "@" $image.repository }}{{ $image.repository }}
+{{- else if $image.digest }}{{ $image.repository }}@{{ $image.digest }}
+{{- else }}{{ $image.repository }}:{{ $image.tag | default .Chart.AppVersion }}
+{{- end }}
+{{- end }}
+
 {{- define "hidiff.container" -}}
 name: {{ if eq .Values.mode "kserve" }}kserve-container{{ else }}triton{{ end }}
-image: {{ .Values.image.repository }}{{ if not (contains "@" .Values.image.repository) }}:{{ .Values.image.tag }}{{ end }}
+image: {{ include "hidiff.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args:
   - /usr/local/bin/hidiff-triton
