@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.conditioning import check_guidance, check_rescale, is_finite, takes_channels
-from hidiff_runtime.controlnet import check_scale
+from hidiff_runtime.controlnet import check_conditioning_scale
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.phases import PhasePlan
 from hidiff_runtime.pictures.images import control_array, fitted_pictures, image_array, mask_array
@@ -200,7 +200,7 @@ def _filled(bundle: Bundle, settings: Settings) -> Settings:
         guidance_rescale=check_rescale(manifest, settings.guidance_rescale),
         sampler=table.sampler if settings.sampler is None else settings.sampler,
         strength=None if settings.image is None else _strength(manifest, settings),
-        conditioning_scale=check_scale(settings.conditioning_scale),
+        conditioning_scale=check_conditioning_scale(settings.conditioning_scale),
     )
 
 
@@ -232,7 +232,7 @@ def _check_pictures(manifest: Manifest, settings: Settings) -> None:
             given="none",
             advice="Give control_image (--control on the command line).",
         )
-    if manifest.controlnet is None and check_scale(settings.conditioning_scale) != 1:
+    if manifest.controlnet is None and check_conditioning_scale(settings.conditioning_scale) != 1:
         raise InputError(
             "conditioning_scale is for a ControlNet, which this bundle does not have.",
             given=settings.conditioning_scale,

@@ -110,6 +110,10 @@ FIELDS: dict[str, dict[str, Any]] = {
     "a seed that is a fraction": {"seed": 0.5},
     "a guidance scale that is no number": {"guidance_scale": float("nan")},
     "a guidance scale without an end": {"guidance_scale": float("inf")},
+    "a guidance scale beyond float32": {"guidance_scale": 1e39},
+    "a conditioning scale beyond float32": {"conditioning_scale": 1e39},
+    "eta beyond float32": {"eta": 1e39},
+    "a strength beyond float32": {"strength": 1e39, "image": data_url(png())},
     "a guidance scale that is text": {"guidance_scale": "7"},
     "a sampler there is not": {"sampler": "nope"},
     "a sampler that is a path": {"sampler": "../../etc/passwd"},
@@ -234,6 +238,10 @@ TOLD: dict[str, tuple[dict[str, Any], str]] = {
     "seeds": (
         {"seed": 2**64 - 1, "n": 2},
         "The seeds of 2 pictures follow each other, to at most 2**64 - 1: give a smaller seed.",
+    ),
+    "a guidance scale": (
+        {"guidance_scale": 1e39},
+        "guidance_scale must be a number from -1000 to 1000. Given: 1e+39. Give 7.5, say.",
     ),
     "a model": ({"model": "dall-e-3"}, "There is no model 'dall-e-3' here: give 'sd15', which is all there is."),
 }
