@@ -68,14 +68,17 @@ def images_router(host: Host, seconds: float) -> APIRouter:
 
 async def _answer(request: Request, body: Generation, host: Host, seconds: float, name: str) -> Response:
     worker, file_format = host.worker, body.file_format
+    streams = bool(body.stream)
     job = await worker.submit(
         partial(body.runs, name=model_name(worker.service)),
-        previews=(body.partial_images or 0) if body.stream else 0,
+        pictures=body.has_pictures,
+        previews=(body.partial_images or 0) if streams else 0,
         deadline=time.monotonic() + seconds,
         encode=file_format.encode,
     )
+    del body  # which holds the pictures' files
     about = _about(worker.service, file_format)
-    if body.stream:
+    if streams:
         return EventStream(_lines(job.events(), name, about), job.end)
     try:
         pictures = await while_connected(request, _pictures(job.events()))
