@@ -67,6 +67,21 @@ def test_reads_everything(pipeline: Pipeline) -> None:
     assert request.mask is not None
 
 
+@pytest.mark.parametrize("resize", [False, True])
+def test_keeps_pictures_of_the_bundles_size_alone(pipeline: Pipeline, resize: bool) -> None:
+    size = (300, 200) if resize else SIZE
+    content = {"image": png(size), "mask": data_url(png(size))}
+    request = read_request(pipeline, {"prompt": "a", "strength": 0.5, "resize": resize, **content}, Limits())
+    pictures = [request.settings.image, request.settings.mask]
+    assert [(picture.size, picture.info) for picture in pictures] == [(SIZE, {})] * 2
+    assert sum(request.held.values()) == 2 * SIZE[0] * SIZE[1] * 3
+    given = Image.open(io.BytesIO(png(size)))
+    again = pipeline.request("a", Settings(image=given, strength=0.5, resize=resize))
+    assert np.array_equal(again.image, request.image)
+    assert again.settings.image.size == SIZE
+    assert pipeline.request("a").held == {}
+
+
 LIMITS = Limits(prompt_characters=20, image_bytes=2000, image_pixels=5000, steps=8)
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -125,9 +125,7 @@ def test_pictures_that_wait_are_bounded_together(folder: Path, monkeypatch: pyte
         server.gate.open()
 
 
-def test_one_request_is_taken_however_large_its_pictures_are(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_request_is_taken_however_large_its_pictures_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module.Worker.__init__, "__defaults__", (1,))
     with serving(folder) as server:
         for _ in range(2):

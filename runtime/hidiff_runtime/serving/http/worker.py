@@ -20,6 +20,7 @@ from hidiff_runtime.errors import Expired
 from hidiff_runtime.pipeline import PictureStep
 from hidiff_runtime.request import Request
 from hidiff_runtime.serving.http.errors import BUSY, ApiError
+from hidiff_runtime.serving.memory import give_back
 from hidiff_runtime.serving.metrics import Meter
 from hidiff_runtime.serving.service import Service, used
 
@@ -233,7 +234,7 @@ class Worker:
         held = 0
         try:
             async with self._decoding if pictures else nullcontext():
-                requests = await to_thread.run_sync(read, self.service)
+                requests = await to_thread.run_sync(self._read, read, pictures)
                 held = self._hold(requests)
             job = Job(requests, previews, deadline, self._meter, encode)
             future = job.queue(self._pool, partial(self._work, held=held))
@@ -247,6 +248,13 @@ class Worker:
         """Waits for the job that runs, drops those that wait, and closes the service."""
         self._pool.shutdown(cancel_futures=True)
         self.service.close()
+
+    def _read(self, read: Callable[[Service], Sequence[Request]], pictures: bool) -> Sequence[Request]:
+        try:
+            return read(self.service)
+        finally:
+            if pictures:
+                give_back()
 
     def _hold(self, requests: Sequence[Request]) -> int:
         """Counts the bytes of the requests' pictures, which several runs share. Raises ApiError where they are too many."""
