@@ -191,7 +191,7 @@ def _drawn_later(options: argparse.Namespace, asked: Sequence[Prompt]) -> tuple[
 
 
 def _reader(size: tuple[int, int]) -> Callable[[Path, str, bool], Image]:
-    """Reads pictures, each file once, and keeps those that are resized at the bundle's size: each prompt may have its own."""
+    """Reads pictures, each file once; those that are resized are kept at the bundle's size, since there may be many."""
     from hidiff_runtime.pictures.images import fitted_pictures, read_picture
 
     def read(path: Path, called: str, resize: bool) -> Image:

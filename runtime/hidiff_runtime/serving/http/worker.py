@@ -257,7 +257,7 @@ class Worker:
                 give_back()
 
     def _hold(self, requests: Sequence[Request]) -> int:
-        """Counts the bytes of the requests' pictures, which several runs share. Raises ApiError where they are too many."""
+        """Counts the bytes of pictures, which a request's runs share. Raises ApiError where they are too many."""
         found: dict[int, int] = {}
         for request in requests:
             found |= request.held
