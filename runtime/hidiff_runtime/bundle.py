@@ -16,12 +16,13 @@ from hidiff_runtime.denoiser import Denoiser
 from hidiff_runtime.device_loop import Tensors
 from hidiff_runtime.engines import CONTROLNET, STEP, EngineKey, EnginePool, Network
 from hidiff_runtime.errors import BundleError, EngineError, InputError
-from hidiff_runtime.files import CheckedFiles, State, state_of, verify_files
+from hidiff_runtime.files import CheckedFiles, State, fault_of, state_of, verify_files
 from hidiff_runtime.folder import BundleFolder, LinksOption
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.records import GraphRecord
 from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.text.tokenizer import Tokenizer
 
 LOOPS = ("auto", "host", "device")
 
@@ -90,6 +91,7 @@ class Bundle:
             self._open_engine, opening.resident, prefetch=opening.prefetch, same_file=self._same_file
         )
         self._samplers: dict[str, SamplerTable] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
         if opening.loop == "device" and not self._has_step_engine():
             raise BundleError(
                 "The bundle has no step engine of this backend, which loop='device' needs.",
@@ -128,6 +130,39 @@ class Bundle:
         if chosen not in self._samplers:
             self._samplers[chosen] = SamplerTable.read(self.file(path))
         return self._samplers[chosen]
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        """A text encoder's tokenizer by its path; one that was read stays where every engine does.
+
+        Raises:
+            BundleError: the file is missing, has changed, or is no tokenizer.
+            EngineError: the `tokenizers` library is missing.
+        """
+        known = self._tokenizers.get(name)
+        if known is None:
+            known = Tokenizer.kept(self.file(name))
+            if self._opening.resident == "all":
+                self._tokenizers[name] = known
+        return known
+
+    def lost_files(self) -> tuple[str, ...]:
+        """The files that the next run reads anew and that are not there, or not of their size; reads none of them.
+
+        None where every engine stays open: those files are read no more.
+        """
+        if self._opening.resident == "all" or self._backend.remote:
+            return ()
+        graphs = [*self.manifest.phases, *(record for _, record in self.manifest.others())]
+        engines = [record.engines[self.backend] for record in graphs if self.backend in record.engines]
+        tokenizers = [record.tokenizer for record in self.manifest.text_encoders]
+        names = dict.fromkeys((*engines, *self.manifest.weights.values(), *tokenizers))
+        return tuple(name for name in names if self._is_lost(name))
+
+    def _is_lost(self, name: str) -> bool:
+        try:
+            return fault_of(self._folder.file(name), self.manifest.files[name], "size") != ""
+        except BundleError:  # a link that leads elsewhere now
+            return True
 
     def file(self, name: str) -> Path:
         """A file of the bundle by its path in the manifest, as that says it is; see `CheckedFiles`.
@@ -221,6 +256,7 @@ class Bundle:
         """
         with self.lock, ExitStack() as closing:
             self._tensors = None
+            self._tokenizers = {}
             if self._entered is not None:
                 closing.push(self._entered)
                 self._entered, self._device = None, self._backend.device(self._opening.options)

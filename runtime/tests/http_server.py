@@ -187,6 +187,7 @@ def serving(
     limits: Limits | None = None,
     before: Callable[[], object] = lambda: None,
     ready: bool = True,
+    resident: str = "current",
 ) -> Iterator[Server]:
     """A server of the bundle, ready unless that is left to the test.
 
@@ -198,7 +199,9 @@ def serving(
 
     def open_service() -> Service:
         before()
-        return Service.open(folder, backend=toy_pictures.Backend(spoil=gate), meter=meter, limits=limits)
+        return Service.open(
+            folder, backend=toy_pictures.Backend(spoil=gate), meter=meter, limits=limits, resident=resident
+        )
 
     def failed(error: BaseException) -> None:
         failures.append(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import math
 import threading
 import time
@@ -19,16 +20,22 @@ from anyio import to_thread
 from hidiff_runtime.errors import Expired
 from hidiff_runtime.pipeline import PictureStep
 from hidiff_runtime.request import Request
-from hidiff_runtime.serving.http.errors import BUSY, ApiError
+from hidiff_runtime.serving.http.errors import BUSY, SERVER, ApiError
 from hidiff_runtime.serving.memory import give_back
+from hidiff_runtime.serving.messages import kind_of
 from hidiff_runtime.serving.metrics import Meter
 from hidiff_runtime.serving.service import Service, used
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+log = logging.getLogger(__name__)
+
 PICTURE_BYTES = 2**28
 """Of the pixels that all requests hold that wait or run: more than 80 pictures of 1024 x 1024."""
+
+AGAIN = 10.0
+"""Seconds after which a service that failed is tried out anew, when somebody asks whether it is ready."""
 
 Encoder = Callable[["Image"], bytes]
 """Gives a picture's file."""
@@ -186,6 +193,44 @@ class Job:
         self._loop.call_soon_threadsafe(self._news.put_nowait, news)
 
 
+class Trial:
+    """Tells a service that fails from requests that do.
+
+    Args:
+        service: to try out.
+
+    Attributes:
+        failed: whether the service failed when it was tried out last, and has made no picture since.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.failed = False
+        self._service = service
+        self._lock = threading.Lock()
+        self._due = 0.0
+
+    def is_due(self) -> bool:
+        """Whether it is time to try again; whoever is told so does."""
+        with self._lock:
+            due = time.monotonic() >= self._due
+            if due:
+                self._due = math.inf  # until it has been tried
+        return due
+
+    def run(self) -> None:
+        """Draws the warm-up picture, in the worker's thread."""
+        try:
+            self._service.try_out()
+            self.failed = False
+        except Exception as error:
+            if not self.failed:
+                log.error("The server is not ready any more: %s", error)
+            self.failed = True
+        finally:
+            with self._lock:
+                self._due = time.monotonic() + AGAIN
+
+
 class Worker:
     """Takes jobs while there is a place, and does one at a time.
 
@@ -206,6 +251,7 @@ class Worker:
         self._places = threading.BoundedSemaphore(waiting + 1)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hidiff-pictures")
         self._seconds = 1.0
+        self._trial = Trial(service)
 
     async def submit(
         self,
@@ -243,6 +289,19 @@ class Worker:
             raise
         future.add_done_callback(lambda done: self._leave(held) if done.cancelled() else None)
         return job
+
+    def check_ready(self) -> None:
+        """Looks whether requests can be served, as far as is known; a service that failed is tried out behind them.
+
+        Raises:
+            ApiError: files of the bundle are gone, or a request failed and the warm-up picture does too.
+        """
+        if self.service.pipeline.bundle.lost_files():
+            raise _not_ready("files of its bundle are gone")
+        if self._trial.failed:
+            if self._trial.is_due():
+                self._pool.submit(self._trial.run)
+            raise _not_ready("a request failed, and the picture that it is tried out with does too")
 
     def close(self) -> None:
         """Waits for the job that runs, drops those that wait, and closes the service."""
@@ -287,6 +346,15 @@ class Worker:
             self._seconds = time.monotonic() - started
             self._leave(held)  # before the client is told, who may ask again at once
         job.tell_end(error)
+        if error is None:
+            self._trial.failed = False
+        elif kind_of(error) in ("engine", "internal") and not self._trial.failed:
+            self._trial.run()  # the request may be at fault, or all that follow will fail too
+
+
+def _not_ready(why: str) -> ApiError:
+    told = f"The server is not ready: {why}. Its log says more."
+    return ApiError(503, told, kind=SERVER, code="not_ready", headers={"Retry-After": str(math.ceil(AGAIN))})
 
 
 def previewed(steps: int, previews: int) -> set[int]:
