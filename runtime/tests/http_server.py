@@ -188,11 +188,13 @@ def serving(
     before: Callable[[], object] = lambda: None,
     ready: bool = True,
     resident: str = "current",
+    grace: int = round(PATIENCE),
 ) -> Iterator[Server]:
     """A server of the bundle, ready unless that is left to the test.
 
     Args:
         before: called before the bundle is opened, in the thread that opens it.
+        grace: seconds for what runs when the server is told to stop.
     """
     gate, prometheus, failures = Gate(), Prometheus(), list[BaseException]()
     meter, opened = Meter(prometheus), threading.Event()
@@ -210,7 +212,9 @@ def serving(
     host = Host(open_service, meter, waiting=waiting, failed=failed, ready=lambda _: opened.set())
     rules = rules or Rules(keys=(), hosts=None, largest=LARGEST)
     app = create_app(host, meter, prometheus.registry, rules=rules, seconds=seconds)
-    config = uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, http="h11", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=grace
+    )
     server = uvicorn.Server(config)
     listening = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from http_server import GENERATIONS, LARGEST, PROMPT, Answer, Server, data_url, png, proven, serving, until
+from http_server import GENERATIONS, LARGEST, PATIENCE, PROMPT, Answer, Server, data_url, png, proven, serving, until
 
 from hidiff_runtime.serving.http import guard
 from hidiff_runtime.serving.http.guard import LOOPBACK, Rules, hashed
@@ -327,7 +327,7 @@ def test_refuses_a_body_that_no_page_needs_leave_to_send(server: Server) -> None
 
 
 def test_refuses_a_body_that_is_too_large_before_it_comes(server: Server) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
         head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {LARGEST + 1}\r\n\r\n".encode())
         assert until(connection, b"\r\n").startswith(b"HTTP/1.1 413")
@@ -338,7 +338,7 @@ def test_refuses_a_body_that_is_too_large_before_it_comes(server: Server) -> Non
 
 def test_refuses_a_body_that_grows_too_large(server: Server) -> None:
     chunk = b"10000\r\n" + b"a" * 0x10000 + b"\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
         head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
         for _ in range(LARGEST // 0x10000 + 1):
@@ -349,7 +349,7 @@ def test_refuses_a_body_that_grows_too_large(server: Server) -> None:
 
 def test_refuses_a_body_that_does_not_come(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
         head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         answer = until(connection, b'"too_slow"')
