@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -105,6 +106,19 @@ def test_values_that_are_no_time_are_not_alive(value: str) -> None:
 
 def test_a_clock_that_was_set_back_is_no_death() -> None:
     assert judge(page("hidiff_heartbeat_seconds 1003"), 1000, 30)[0] == 0
+
+
+def test_a_label_that_the_terminal_cannot_show_is_no_death() -> None:
+    text = page(f'hidiff_heartbeat_seconds{{model="\u00e9"}} {time.time() - 3600}')
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with served(text) as url:
+        command = [sys.executable, "-m", "hidiff_runtime.serving.probe", url, "--older-than", "1e9"]
+        alive = subprocess.run(command, capture_output=True, text=True, env=environment)
+        command[-1] = "30"
+        dead = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (alive.returncode, alive.stderr) == (0, "")
+    assert (dead.returncode, dead.stderr) == (1, "")
+    assert '{model="\\xe9"}' in dead.stdout
 
 
 @pytest.mark.parametrize("status", [404, 503])

@@ -77,6 +77,13 @@ def test_keys_end_where_their_lines_do(tmp_path: Path, content: str) -> None:
     assert _keys(keys) == ["a\u2028b", "c\u0085d"]
 
 
+def test_an_error_has_nothing_that_terminals_obey(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "--limit", "\x1b[2Jsteps\udcff=3"]) == 2
+    shown = capsys.readouterr().err
+    assert "given: \\x1b[2Jsteps\\udcff" in shown
+    assert "\n  next:  There are" in shown
+
+
 def test_refuses_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main([str(tmp_path), "--port", str(taken.getsockname()[1])]) == 2

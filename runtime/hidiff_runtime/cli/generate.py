@@ -133,6 +133,7 @@ def run(options: argparse.Namespace) -> int:
     from hidiff_runtime.late_start import late_starts
     from hidiff_runtime.pictures.reading import read_parameters
     from hidiff_runtime.pipeline import Pipeline
+    from hidiff_runtime.plain_text import printable
 
     asked: Sequence[Prompt] = (
         [Prompt(text) for text in options.prompt or ()] if options.prompts is None else read_prompts(options.prompts)
@@ -147,7 +148,7 @@ def run(options: argparse.Namespace) -> int:
         requests = _requests(pipeline, options, asked, like.settings)
         told_now = (*late_starts(bundle, requests), *_drawn_later(options, asked))
         for warning in told_now:
-            write(f"warning: {warning}\n", sys.stderr)
+            write(f"warning: {printable(warning)}\n", sys.stderr)  # a picture's text may hold what terminals obey
         warned = (*like.warnings, *told_now)
         batch = bundle.manifest.batch
         seeds = [request.settings.seed for request in requests for _ in range(batch)]

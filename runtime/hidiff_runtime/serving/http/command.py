@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from hidiff_runtime import __version__
 from hidiff_runtime.cli import EXIT_CODES
 from hidiff_runtime.cli.opening import add_opening, named_value, opening
-from hidiff_runtime.cli.output import write
+from hidiff_runtime.cli.output import tell_error, write
 from hidiff_runtime.errors import Cancelled, EngineError, HidiffError, InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _serve(options)
     except HidiffError as error:
-        write(f"error: {error}\n", sys.stderr)
+        tell_error(error)
         return error.exit_code
 
 

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from hidiff_runtime.pictures.formats import FileFormat
 from hidiff_runtime.serving.http.edits import read_form
-from hidiff_runtime.serving.http.errors import ApiError, api_error, log_fault
+from hidiff_runtime.serving.http.errors import ApiError, PlainJson, api_error, log_fault
 from hidiff_runtime.serving.http.generation import Generation, read_json
 from hidiff_runtime.serving.http.host import Host
 from hidiff_runtime.serving.http.models import model_name
@@ -85,7 +85,7 @@ async def _answer(request: Request, body: Generation, host: Host, seconds: float
     finally:
         job.end()
     data = [_told(picture) for picture in pictures]
-    return JSONResponse({"created": int(time.time()), **about, "data": data})
+    return PlainJson({"created": int(time.time()), **about, "data": data})
 
 
 def _refuse_query(request: Request) -> None:
