@@ -6,6 +6,7 @@ import base64
 import http.client
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -131,6 +132,21 @@ class Server:
         while (found := self.count(name, **labels)) != value:
             assert time.monotonic() < end, f"{name} is {found}, not {value}"
             time.sleep(0.01)
+
+
+def refused(answer: Answer, status: int, code: str | None = None) -> str:
+    """The message of an error that tells nothing of the server."""
+    assert answer.status == status, answer.body
+    assert answer.json.keys() == {"error"}
+    error = answer.json["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert 0 < len(error["message"]) <= 300
+    shown = answer.body.decode()
+    assert not re.search(r"Traceback|\.py\b|File \"|/tmp|/root|/home|/usr|site-packages|0x[0-9a-f]{6}", shown)
+    if code is not None:
+        assert error["code"] == code
+    message: str = error["message"]
+    return message
 
 
 def until(connection: socket.socket, end: bytes, received: bytes = b"") -> bytes:
