@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hidiff_runtime import backends
+from hidiff_runtime.backends.choice import choose
 from hidiff_runtime.backends.protocol import Backend, Device, Session
 from hidiff_runtime.denoiser import Denoiser
 from hidiff_runtime.device_loop import Tensors
@@ -18,10 +18,12 @@ from hidiff_runtime.engines import CONTROLNET, STEP, EngineKey, EnginePool, Netw
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.files import CheckedFiles, State, state_of, verify_files
 from hidiff_runtime.folder import BundleFolder, LinksOption
+from hidiff_runtime.forks import left_behind, on_fork
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.records import GraphRecord
 from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.text.tokenizer import Tokenizer
 
 LOOPS = ("auto", "host", "device")
 
@@ -86,10 +88,10 @@ class Bundle:
         self._entered: Device | None = None
         self._tensors: Tensors | None = None
         self._files = CheckedFiles(folder, manifest.files, opening.known)
-        self._engines = EnginePool(
-            self._open_engine, opening.resident, prefetch=opening.prefetch, same_file=self._same_file
-        )
+        self._engines = self._pool()
+        on_fork(self)
         self._samplers: dict[str, SamplerTable] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
         if opening.loop == "device" and not self._has_step_engine():
             raise BundleError(
                 "The bundle has no step engine of this backend, which loop='device' needs.",
@@ -128,6 +130,32 @@ class Bundle:
         if chosen not in self._samplers:
             self._samplers[chosen] = SamplerTable.read(self.file(path))
         return self._samplers[chosen]
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        """A text encoder's tokenizer by its path; one that was read stays where every engine does.
+
+        Raises:
+            BundleError: the file is missing, has changed, or is no tokenizer.
+            EngineError: the `tokenizers` library is missing.
+        """
+        known = self._tokenizers.get(name)
+        if known is None:
+            known = Tokenizer.kept(self.file(name))
+            if self._opening.resident == "all":
+                self._tokenizers[name] = known
+        return known
+
+    def lost_files(self) -> tuple[str, ...]:
+        """The files that the next run reads anew and that are not there, or not of their size; reads none of them.
+
+        None where every engine stays open: those files are read no more.
+        """
+        if self._opening.resident == "all" or self._backend.remote:
+            return ()
+        graphs = [*self.manifest.phases, *(record for _, record in self.manifest.others())]
+        engines = [record.engines[self.backend] for record in graphs if self.backend in record.engines]
+        tokenizers = [record.tokenizer for record in self.manifest.text_encoders]
+        return self._files.lost((*engines, *self.manifest.weights.values(), *tokenizers))
 
     def file(self, name: str) -> Path:
         """A file of the bundle by its path in the manifest, as that says it is; see `CheckedFiles`.
@@ -221,10 +249,24 @@ class Bundle:
         """
         with self.lock, ExitStack() as closing:
             self._tensors = None
+            self._tokenizers = {}
             if self._entered is not None:
                 closing.push(self._entered)
                 self._entered, self._device = None, self._backend.device(self._opening.options)
             closing.callback(self._engines.close)
+
+    def forked(self) -> None:
+        """Makes the bundle this process's own, where the parent was in the middle of a run: nobody here ends that.
+
+        Engines that were open are left as they are: closing them may wait for threads that stayed behind.
+        """
+        if self.lock.acquire(blocking=False):
+            self.lock.release()
+            return
+        left_behind.append((self._engines, self._entered, self._tensors))
+        self.lock = threading.RLock()
+        self._entered, self._device, self._tensors = None, self._backend.device(self._opening.options), None
+        self._engines = self._pool()
 
     def __enter__(self) -> Bundle:
         return self
@@ -237,6 +279,10 @@ class Bundle:
         except EngineError:
             if kind is None:  # else it was told already: after a failure a GPU refuses everything
                 raise
+
+    def _pool(self) -> EnginePool:
+        opening = self._opening
+        return EnginePool(self._open_engine, opening.resident, prefetch=opening.prefetch, same_file=self._same_file)
 
     def _has_step_engine(self) -> bool:
         return self.manifest.step is not None and self.backend in self.manifest.step.engines
@@ -328,37 +374,10 @@ def open(
     known = {path: state for path, state in states if state is not None}
     verify_files(place, files, verify)
     opening = Opening(resident, prefetch, loop, known, options)
-    bundle = Bundle(place, manifest, _choose(manifest, backend), opening)
+    bundle = Bundle(place, manifest, choose(manifest, backend), opening)
     if preload:
         with ExitStack() as closing:  # where one engine does not open, those before it are closed
             closing.push(bundle)
             bundle.preload()
             closing.pop_all()
     return bundle
-
-
-def _choose(manifest: Manifest, wanted: str | Backend | None) -> Backend:
-    """The backend to use: it has an engine for every graph, and it can run here."""
-    graphs = [*manifest.phases, *(record for name, record in manifest.others() if name != STEP)]
-    offered = [name for name in graphs[0].engines if all(name in graph.engines for graph in graphs)]
-    if wanted is None:
-        known = [backends.get(name) for name in backends.NAMES if name in offered]
-        if not known:
-            raise BundleError(
-                "The bundle has no engines that this hidiff-runtime knows.",
-                given=", ".join(offered) or "no backend with an engine for every graph",
-                advice=f"Build it for one of {', '.join(backends.NAMES)}, or upgrade hidiff-runtime.",
-            )
-        chosen = next((backend for backend in known if backend.available().usable), known[0])
-    else:
-        chosen = backends.get(wanted) if isinstance(wanted, str) else wanted
-        if chosen.name not in offered:
-            raise InputError(
-                "The bundle has no engines of this backend.", given=chosen.name, advice=f"It has {', '.join(offered)}."
-            )
-    availability = chosen.available()
-    if not availability.usable:
-        raise EngineError(
-            f"The backend {chosen.name} cannot run here.", given=availability.detail, advice=availability.advice
-        )
-    return chosen

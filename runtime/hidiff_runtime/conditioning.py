@@ -21,6 +21,12 @@ EMBEDDINGS = ("prompt_embeds", "text_embeds", "time_ids")
 INPAINTING = ("mask", "masked_image_latents")
 """Channels that an inpainting UNet takes behind the latents, in this order."""
 
+MOST_SCALE = 1000.0
+"""The largest magnitude of a scale: pictures are noise long before it, and float32 sums still hold what it multiplies.
+
+A number that a Python float holds may be beyond float32, and gives NaN that no engine is to blame for.
+"""
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -103,6 +109,28 @@ def is_finite(value: Any) -> bool:
         return False
 
 
+def check_scale(name: str, scale: Any, example: str) -> float:
+    """Returns a scale that outputs of networks are multiplied by.
+
+    Args:
+        name: of the field, for messages.
+        scale: what was given.
+        example: a value that is usual.
+
+    Raises:
+        InputError: it is no finite number, or beyond what float32 sums can take.
+    """
+    if not is_finite(scale):
+        raise InputError(f"{name} must be a finite number.", given=repr(scale), advice=f"Give {example}, say.")
+    if abs(scale) > MOST_SCALE:
+        raise InputError(
+            f"{name} must be a number from {-MOST_SCALE:g} to {MOST_SCALE:g}.",
+            given=f"{float(scale):g}",
+            advice=f"Give {example}, say.",
+        )
+    return float(scale)
+
+
 def guided(noise: Array, guidance_scale: float | None, guidance_rescale: float = 0.0) -> Array:
     """The noise to step with, from a graph's output.
 
@@ -137,14 +165,14 @@ def check_guidance(manifest: Manifest, guidance_scale: float | None) -> float | 
     """The scale for :func:`guided`; a bundle without guidance takes none (or, as in diffusers, at most 1).
 
     Raises:
-        InputError: the scale is missing, not a number, or asks a bundle without guidance for some.
+        InputError: the scale is missing, not a number or beyond bounds, or asks a bundle without guidance for some.
     """
-    if guidance_scale is not None and not is_finite(guidance_scale):
-        raise InputError("guidance_scale must be a finite number.", given=repr(guidance_scale), advice="Give 7.5, say.")
+    if guidance_scale is not None:
+        guidance_scale = check_scale("guidance_scale", guidance_scale, "7.5")
     if manifest.guidance:
         if guidance_scale is None:
             raise InputError("This bundle was built with guidance and needs a guidance_scale.", advice="Give 7.5, say.")
-        return float(guidance_scale)
+        return guidance_scale
     if guidance_scale is not None and guidance_scale > 1:
         raise InputError(
             "This bundle was built without guidance.",

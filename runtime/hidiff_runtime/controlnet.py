@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.conditioning import check_array, is_finite
+from hidiff_runtime.conditioning import check_array, check_scale
 from hidiff_runtime.consistency import CONDITIONING_SCALE, CONTROL_IMAGE
 from hidiff_runtime.errors import EngineError, InputError
 from hidiff_runtime.records import GraphRecord, TensorSpec
@@ -54,7 +54,7 @@ class ControlNet:
         self.own: dict[str, Array] = {
             spec.name: _fitted(image, spec.shape)
             if spec.name == CONTROL_IMAGE
-            else np.array([check_scale(conditioning_scale)], dtype=np.float32)
+            else np.array([check_conditioning_scale(conditioning_scale)], dtype=np.float32)
             for spec in record.inputs
             if spec.name in (CONTROL_IMAGE, CONDITIONING_SCALE)
         }
@@ -106,13 +106,9 @@ def _where(step: int, steps: int) -> str:
     return f"ControlNet, step {step + 1} of {steps}"
 
 
-def check_scale(conditioning_scale: Any) -> float:
-    """The scale if it is a finite number. Raises InputError if it is not."""
-    if not is_finite(conditioning_scale):
-        raise InputError(
-            f"{CONDITIONING_SCALE} must be a finite number.", given=repr(conditioning_scale), advice="Give 1.0, say."
-        )
-    return float(conditioning_scale)
+def check_conditioning_scale(conditioning_scale: Any) -> float:
+    """Returns the scale of a ControlNet's residuals. Raises InputError where `check_scale` does."""
+    return check_scale(CONDITIONING_SCALE, conditioning_scale, "1.0")
 
 
 def nearest(image: Array, height: int, width: int) -> Array:

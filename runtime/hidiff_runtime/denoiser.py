@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.conditioning import Conditioning, check_array, check_guidance, check_rescale
-from hidiff_runtime.controlnet import ControlNet, check_scale
+from hidiff_runtime.controlnet import ControlNet, check_conditioning_scale
 from hidiff_runtime.device_loop import finish_on_device
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.host_loop import finish_on_host
@@ -154,7 +154,7 @@ class Denoiser:
                 advice = "Give control=, a function that returns its residuals." if takes else "Leave it out."
                 raise InputError("This bundle has no ControlNet.", given="control_image", advice=advice)
             return ControlNet(self._bundle, manifest.controlnet, image, conditioning_scale)
-        if check_scale(conditioning_scale) != 1:
+        if check_conditioning_scale(conditioning_scale) != 1:
             raise InputError(
                 "conditioning_scale is for the bundle's ControlNet, which does not run.",
                 given=f"{conditioning_scale}, and no control_image",

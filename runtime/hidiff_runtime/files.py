@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,6 +50,16 @@ class CheckedFiles:
             if state is not None:
                 self._known[name] = state
         return path
+
+    def lost(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of these files that are not there, or not of their size."""
+        return tuple(name for name in dict.fromkeys(names) if self._is_lost(name))
+
+    def _is_lost(self, name: str) -> bool:
+        try:
+            return fault_of(self._folder.file(name), self._files[name], "size") != ""
+        except BundleError:  # a link that leads elsewhere now
+            return True
 
 
 def verify_files(folder: BundleFolder, files: Mapping[str, FileRecord], mode: str = "hash") -> None:

@@ -141,7 +141,7 @@ class Pipeline:
             negative_prompt: what it must not show; one for all, or a list. Only with guidance.
             seed: of the one stream that everything random of the run comes from.
             steps: one of the tabulated counts; 50, or the nearest there is, if left out.
-            guidance_scale: 7.5 for SD and SDXL inpainting, 5 for SDXL, if left out. Only with guidance.
+            guidance_scale: 7.5 for SD and SDXL inpainting, 5 for SDXL, if left out; up to 1000. Only with guidance.
             guidance_rescale: 0 to 1, against overexposure by guidance; the bundle's own if left out.
             sampler: one of the bundle's; its default if left out.
             eta: of DDIM, 0 to 1.

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.conditioning import check_guidance, check_rescale, is_finite, takes_channels
-from hidiff_runtime.controlnet import check_scale
+from hidiff_runtime.controlnet import check_conditioning_scale
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.phases import PhasePlan
-from hidiff_runtime.pictures.images import control_array, fitted_pictures, image_array, mask_array
+from hidiff_runtime.pictures.images import control_array, fitted_pictures, image_array, mask_array, picture_bytes
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.text.encoding import LONG_PROMPTS, check_text
 
@@ -69,7 +69,8 @@ class Request:
     Args:
         prompts: one for each picture of the batch.
         negative_prompts: as many; None where none were given.
-        settings: as they were asked for, all that were left out filled in but the pictures'.
+        settings: as they were asked for, all that were left out filled in but the pictures', which are of the bundle's
+            size.
         steps: that the run takes: fewer than ``settings.steps`` where it starts from an image.
         size: width and height of the pictures.
         time_ids: SDXL's sizes and crop, float32 ``[batch, 6]``; None where the UNet takes none.
@@ -108,14 +109,20 @@ class Request:
             time_ids=times[0],
             negative_time_ids=times[1] if manifest.guidance else None,
         )
-        for name in request.given:
-            request._fitted(fitted_pictures, name)
-        return request
+        # Fitted pictures alone are kept: those that were given may be larger by far, and requests may wait.
+        fitted = {name: _alone(request._fitted(fitted_pictures, name)) for name in request.given}
+        return replace(request, settings=replace(filled, **fitted))
 
     @property
     def given(self) -> tuple[str, ...]:
         """Which of ``image``, ``mask`` and ``control_image`` there are."""
         return tuple(name for name in PICTURES if getattr(self.settings, name) is not None)
+
+    @property
+    def held(self) -> dict[int, int]:
+        """The bytes of the pictures that the request holds, by what tells the pictures of several requests apart."""
+        pictures = [getattr(self.settings, name) for name in self.given]
+        return {id(picture): picture_bytes(picture) for picture in pictures}
 
     @property
     def image(self) -> Array | None:
@@ -143,6 +150,11 @@ class Request:
     def phases(self, manifest: Manifest) -> PhasePlan:
         """Which phase each step of the run is in."""
         return PhasePlan(manifest.rule, self.steps)
+
+
+def _alone(pictures: list[Any] | None) -> Any:
+    """One picture for all instead of a list of it."""
+    return pictures[0] if pictures is not None and len(pictures) == 1 else pictures
 
 
 def repeated(array: Array, batch: int) -> Array:
@@ -200,7 +212,7 @@ def _filled(bundle: Bundle, settings: Settings) -> Settings:
         guidance_rescale=check_rescale(manifest, settings.guidance_rescale),
         sampler=table.sampler if settings.sampler is None else settings.sampler,
         strength=None if settings.image is None else _strength(manifest, settings),
-        conditioning_scale=check_scale(settings.conditioning_scale),
+        conditioning_scale=check_conditioning_scale(settings.conditioning_scale),
     )
 
 
@@ -232,7 +244,7 @@ def _check_pictures(manifest: Manifest, settings: Settings) -> None:
             given="none",
             advice="Give control_image (--control on the command line).",
         )
-    if manifest.controlnet is None and check_scale(settings.conditioning_scale) != 1:
+    if manifest.controlnet is None and check_conditioning_scale(settings.conditioning_scale) != 1:
         raise InputError(
             "conditioning_scale is for a ControlNet, which this bundle does not have.",
             given=settings.conditioning_scale,

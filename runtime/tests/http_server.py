@@ -6,6 +6,7 @@ import base64
 import http.client
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -34,7 +35,8 @@ from hidiff_runtime.serving.service import Service
 PROMPT = "a lighthouse"
 GENERATIONS = "/v1/images/generations"
 LARGEST = 200_000
-PATIENCE = 30.0
+PATIENCE = 120.0
+"""Seconds for what takes none on an idle machine; no test is about time."""
 
 
 class Gate:
@@ -132,6 +134,21 @@ class Server:
             time.sleep(0.01)
 
 
+def refused(answer: Answer, status: int, code: str | None = None) -> str:
+    """The message of an error that tells nothing of the server."""
+    assert answer.status == status, answer.body
+    assert answer.json.keys() == {"error"}
+    error = answer.json["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert 0 < len(error["message"]) <= 300
+    shown = answer.body.decode()
+    assert not re.search(r"Traceback|\.py\b|File \"|/tmp|/root|/home|/usr|site-packages|0x[0-9a-f]{6}", shown)
+    if code is not None:
+        assert error["code"] == code
+    message: str = error["message"]
+    return message
+
+
 def until(connection: socket.socket, end: bytes, received: bytes = b"") -> bytes:
     """What comes until this does; it may come in any pieces."""
     while end not in received:
@@ -186,18 +203,23 @@ def serving(
     limits: Limits | None = None,
     before: Callable[[], object] = lambda: None,
     ready: bool = True,
+    resident: str = "current",
+    grace: int = round(PATIENCE),
 ) -> Iterator[Server]:
     """A server of the bundle, ready unless that is left to the test.
 
     Args:
         before: called before the bundle is opened, in the thread that opens it.
+        grace: seconds for what runs when the server is told to stop.
     """
     gate, prometheus, failures = Gate(), Prometheus(), list[BaseException]()
     meter, opened = Meter(prometheus), threading.Event()
 
     def open_service() -> Service:
         before()
-        return Service.open(folder, backend=toy_pictures.Backend(spoil=gate), meter=meter, limits=limits)
+        return Service.open(
+            folder, backend=toy_pictures.Backend(spoil=gate), meter=meter, limits=limits, resident=resident
+        )
 
     def failed(error: BaseException) -> None:
         failures.append(error)
@@ -206,7 +228,9 @@ def serving(
     host = Host(open_service, meter, waiting=waiting, failed=failed, ready=lambda _: opened.set())
     rules = rules or Rules(keys=(), hosts=None, largest=LARGEST)
     app = create_app(host, meter, prometheus.registry, rules=rules, seconds=seconds)
-    config = uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, http="h11", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=grace
+    )
     server = uvicorn.Server(config)
     listening = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -167,6 +167,9 @@ def test_a_batch_has_a_file_for_each_picture(worker: MakeMaker, tmp_path: Path) 
         ({"image": "small.png"}, "not of the bundle's size"),
         ({"control_image": "small.png"}, "no ControlNet"),
         ({"seed": 2**64}, "seed must be a whole number from 0"),
+        ({"guidance_scale": 1e39}, "guidance_scale must be a number from -1000 to 1000"),
+        ({"conditioning_scale": -1e39}, "conditioning_scale must be a number from -1000 to 1000"),
+        ({"image": "small.png\0"}, "image cannot be read"),
     ],
 )
 def test_a_row_that_is_wrong_has_a_dead_letter(
@@ -175,11 +178,15 @@ def test_a_row_that_is_wrong_has_a_dead_letter(
     (tmp_path / "broken.png").write_text("none")
     Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
     made = worker()
+    assert made.make(row("first")).pictures
+    opened = made._service
+    (tmp_path / "out/pictures/first.png").unlink()
     outcome = made.make(row(**values))
+    assert made._service is opened  # which a failing engine is not
     assert outcome.letter is not None
     assert reason in outcome.letter.reason
     assert outcome.letter.kind == "input"
-    assert not (tmp_path / "out/pictures").exists()
+    assert not list((tmp_path / "out/pictures").iterdir())
     assert Outcome.from_json(outcome.to_json()) == outcome
     assert made.make(row()).pictures  # the next one is made
 

@@ -184,6 +184,8 @@ def test_facts_that_cannot_be_encoded_are_noted_all_the_same(place: Place) -> No
     assert json.loads((Path(place.url) / RUN).read_bytes())["prompts"] == "\udcff.txt"
 
 
+LETTER = dataclasses.asdict(DeadLetter("a", 0, "line 1", "No.", "x", "Mend it.", "input"))
+
 BROKEN = {
     "no JSON": (RUN, b"no\n", "Choose another output"),
     "an empty run": (RUN, b"", "Choose another output"),
@@ -192,6 +194,13 @@ BROKEN = {
     "letters that are none": (DEAD, b"no\n", "Remove it: rows that failed are tried again"),
     "letters that are no text": (DEAD, b"\xff\n", "Remove it: rows that failed are tried again"),
     "letters of another version": (DEAD, b'{"id": "a"}\n', "Remove it: rows that failed are tried again"),
+    "letters with other types": (
+        DEAD,
+        json.dumps({**LETTER, "row": None}).encode(),
+        "rows that failed are tried again",
+    ),
+    "letters with other keys": (DEAD, json.dumps({**LETTER, "fingerprint": []}).encode(), "are tried again"),
+    "letters with a number that is no text": (DEAD, json.dumps({**LETTER, "id": 1}).encode(), "are tried again"),
     "letters that are lists": (DEAD, b"[]\n", "Remove it: rows that failed are tried again"),
 }
 
@@ -207,6 +216,61 @@ def test_a_broken_file_of_an_earlier_job_is_named_with_what_to_do(place: Place, 
         opened(place)
     assert str(caught.value.given).startswith(f"{name}: ")
     assert advice in caught.value.advice
+
+
+def test_an_index_of_other_types_is_named(place: Place) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    output = opened(place)
+    (row,) = rows("x")
+    found = dataclasses.asdict(made(output, row))
+    for changes in ({"row": "first"}, {"id": None}, {"picture": 0.5}, {"more": 1}):
+        path = Path(place.url) / PARTS / "part-x.parquet"
+        path.parent.mkdir(exist_ok=True)
+        parquet.write_table(pyarrow.Table.from_pylist([{**found, **changes}]), path)
+        with pytest.raises(StorageError) as caught:
+            opened(place)
+        assert str(caught.value.given).startswith(f"{PARTS}/part-x.parquet: ")
+        assert next(iter(changes)) in str(caught.value.given)
+        parquet.write_table(pyarrow.Table.from_pylist([found]), path)
+        assert list(opened(place).index) == [row.id]
+
+
+def test_what_is_no_part_of_the_index_is_left_alone(place: Place) -> None:
+    output = opened(place)
+    (row,) = rows("x")
+    output.add([made(output, row)])
+    output.flush(now=True)
+    notes = Path(place.url) / PARTS / "notes.txt"
+    notes.write_text("mine")
+    again = opened(place)
+    assert again.index == output.index
+    again.finish({})
+    assert [path.name for path in notes.parent.iterdir()] == ["notes.txt"]
+    assert notes.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [float("inf"), float("-inf"), float("nan"), 1e308, 10**400, 10**5000],
+    ids=["inf", "-inf", "nan", "large", "whole", "long"],
+)
+def test_dead_letters_are_json_whatever_number_was_given(place: Place, value: float) -> None:
+    output = opened(place)
+    _, (letter,) = find_rows([Raw(0, "line 1", {"prompt": "x", "steps": value, "eta": value})], seed=0, defaults={})
+    output.bury(letter)
+    output.bury(DeadLetter.of(rows("y")[0], InputError("No.", given=value), HASH))
+    output.finish({})
+    for line in (Path(place.url) / DEAD).read_text().split("\n")[:-1]:
+        json.loads(line, parse_constant=pytest.fail)
+    assert opened(place).dead == output.dead
+
+
+def test_letters_of_earlier_versions_may_give_numbers(place: Place) -> None:
+    opened(place).finish({})
+    (Path(place.url) / DEAD).write_text(json.dumps({**LETTER, "given": 2**64}) + "\n")
+    assert opened(place).dead == [DeadLetter("a", 0, "line 1", "No.", str(2**64), "Mend it.", "input")]
 
 
 def test_two_jobs_do_not_write_into_one_folder(place: Place) -> None:

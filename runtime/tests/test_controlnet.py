@@ -202,6 +202,7 @@ PLAIN = picture()
         ({"control_image": PLAIN * 255}, "control_image must lie between 0 and 1"),
         ({"control_image": PLAIN * np.float32(np.nan)}, "control_image holds NaN"),
         ({"conditioning_scale": float("inf")}, "conditioning_scale must be a finite number"),
+        ({"conditioning_scale": 1e39}, "conditioning_scale must be a number from -1000 to 1000"),
         ({"conditioning_scale": "1"}, "conditioning_scale must be a finite number"),
         ({"control": lambda _: {}}, "come from one place"),
         ({"control": lambda _: {}, "control_image": None, "conditioning_scale": 0.5}, "conditioning_scale is for"),

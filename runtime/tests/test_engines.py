@@ -16,6 +16,8 @@ from hidiff_runtime import Cancelled, EngineError, Phase, PhaseKind, StepInfo
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.engines import EngineKey, EnginePool
 
+PATIENCE = 120
+
 STRIDED, POOLED, WINDOWED = (Phase(kind) for kind in (PhaseKind.STRIDED, PhaseKind.POOLED, PhaseKind.WINDOWED))
 CONTROLLED = Phase(PhaseKind.STRIDED, control=True)
 
@@ -49,7 +51,7 @@ class Session:
 
     def __enter__(self) -> Session:
         if self.key in self.sessions.hold:
-            assert self.sessions.hold[self.key].wait(10)
+            assert self.sessions.hold[self.key].wait(PATIENCE)
         if self.key in self.sessions.broken:
             raise self.sessions.broken.pop(self.key)
         self.sessions.threads[name(self.key)] = threading.current_thread().name
@@ -68,11 +70,10 @@ class Session:
 
 def until(events: list[str], event: str, first: int = 0) -> None:
     """Waits for what a thread does, after the first so many events."""
-    for _ in range(1000):
-        if event in events[first:]:
-            return
+    end = time.monotonic() + PATIENCE
+    while event not in events[first:]:
+        assert time.monotonic() < end, f"{event} did not come: {events}"
         time.sleep(0.01)
-    raise AssertionError(f"{event} did not come: {events}")
 
 
 @pytest.fixture

@@ -282,6 +282,7 @@ BAD: dict[str, tuple[str, list[str], int, str]] = {
     "strength NaN": ("sd", ["-p", "x", "--image", "image.png", "--strength", "nan"], 2, "strength"),
     "strength 0": ("sd", ["-p", "x", "--image", "image.png", "--strength", "0"], 2, "strength"),
     "strength alone": ("sd", ["-p", "x", "--strength", "0.5"], 2, "start from an image"),
+    "guidance beyond float32": ("sd", ["-p", "x", "--guidance", "1e39"], 2, "from -1000 to 1000"),
     "guidance NaN": ("sd", ["-p", "x", "--guidance", "nan"], 2, "finite"),
     "unknown sampler": ("sd", ["-p", "x", "--sampler", "brush"], 2, "no such sampler"),
     "untabulated steps": ("sd", ["-p", "x", "--steps", "99"], 2, "no table"),

@@ -13,7 +13,7 @@ import toy
 
 from hidiff_runtime import Bundle, InputError, TorchGenerator
 from hidiff_runtime import open as open_bundle
-from hidiff_runtime.conditioning import guided
+from hidiff_runtime.conditioning import MOST_SCALE, guided
 from hidiff_runtime.manifest import Manifest
 
 
@@ -40,6 +40,18 @@ def test_guidance_is_rescaled_picture_by_picture(bundle: Bundle) -> None:
     assert np.array_equal(guided(noise, 1.0, 0.7), noise[2:])
     assert not np.array_equal(run(bundle, guidance_rescale=0.7), run(bundle))
     assert np.array_equal(run(bundle, guidance_rescale=0), run(bundle))
+
+
+@pytest.mark.parametrize("scale", [1e39, -1e39, 1000.1, 10**30, np.float64(1e300)])
+def test_scales_that_float32_sums_cannot_take_are_refused(bundle: Bundle, scale: Any) -> None:
+    with pytest.raises(InputError, match="guidance_scale must be a number from -1000 to 1000") as caught:
+        run(bundle, guidance_scale=scale)
+    assert f"{float(scale):g}" in str(caught.value)
+
+
+@pytest.mark.parametrize("scale", [MOST_SCALE, -MOST_SCALE, np.float32(MOST_SCALE), 1000])
+def test_the_largest_scales_give_pictures(bundle: Bundle, scale: Any) -> None:
+    assert np.isfinite(run(bundle, guidance_scale=scale)).all()
 
 
 def test_a_bundles_own_rescale_is_that_of_runs_that_do_not_say(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from hidiff_runtime.errors import EngineError, InputError
 from hidiff_runtime.pictures.images import (
     control_array,
+    decode_picture,
     from_bytes,
     image_array,
     latent_mask,
@@ -28,6 +30,26 @@ SIZE = (16, 8)
 def noise(size: tuple[int, int] = SIZE, seed: int = 0) -> Image.Image:
     colours = np.random.RandomState(seed).randint(0, 256, (size[1], size[0], 3)).astype(np.uint8)
     return Image.fromarray(colours)
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
+@pytest.mark.parametrize("resize", [False, True])
+def test_a_picture_without_pixels_is_refused(size: tuple[int, int], resize: bool) -> None:
+    for read in (image_array, mask_array, control_array):
+        with pytest.raises(InputError, match="has no pixels") as caught:
+            read(Image.new("RGB", size), (64, 48), "image", resize=resize)
+        assert caught.value.given == f"{size[0]}x{size[1]}"
+
+
+def test_a_picture_is_read_without_its_files_texts_unless_they_are_wanted() -> None:
+    content, texts = io.BytesIO(), PngInfo()
+    texts.add_text("comment", "a" * 500_000, zip=True)
+    picture = Image.new("P", (4, 4))
+    picture.save(content, "PNG", pnginfo=texts, transparency=0)
+    assert decode_picture(content.getvalue(), texts=True).info["comment"] == "a" * 500_000
+    found = decode_picture(content.getvalue())
+    assert found.info == {"transparency": 0}
+    assert found.has_transparency_data
 
 
 def test_colours_become_numbers_and_back() -> None:

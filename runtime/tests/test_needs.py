@@ -47,7 +47,7 @@ def run(folder: Path, require: str | None = None, tests: str = TESTS) -> tuple[i
     if require is not None:
         environment[needs.REQUIRE] = require
     command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "--strict-markers", str(folder)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import threading
@@ -54,13 +56,15 @@ def served(body: str, status: int = 200) -> Iterator[str]:
 
 def test_command_reads_a_served_page() -> None:
     command = [sys.executable, "-m", "hidiff_runtime.serving.probe"]
-    with served(page(f"hidiff_heartbeat_seconds {time.time()}")) as url:
+    with served(
+        page(f"hidiff_heartbeat_seconds {time.time() + 600}")
+    ) as url:  # how long the command takes is not the matter
         young = subprocess.run([*command, url, "--older-than", "30"], capture_output=True, text=True)
-    with served(page(f"hidiff_heartbeat_seconds {time.time() - 31}")) as url:
+    with served(page(f"hidiff_heartbeat_seconds {time.time() - 3600}")) as url:
         old = subprocess.run([*command, url, "--older-than", "30"], capture_output=True, text=True)
     assert (young.returncode, young.stderr, old.returncode, old.stderr) == (0, "", 1, "")
     assert young.stdout.startswith("alive: ")
-    assert old.stdout.startswith("not alive: hidiff_heartbeat_seconds is 31 s old")
+    assert re.match(r"not alive: hidiff_heartbeat_seconds is 3[67]\d\d s old, more than 30 s", old.stdout)
 
 
 def test_one_dead_model_is_not_hidden_by_another() -> None:
@@ -102,6 +106,19 @@ def test_values_that_are_no_time_are_not_alive(value: str) -> None:
 
 def test_a_clock_that_was_set_back_is_no_death() -> None:
     assert judge(page("hidiff_heartbeat_seconds 1003"), 1000, 30)[0] == 0
+
+
+def test_a_label_that_the_terminal_cannot_show_is_no_death() -> None:
+    text = page(f'hidiff_heartbeat_seconds{{model="\u00e9"}} {time.time() - 3600}')
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with served(text) as url:
+        command = [sys.executable, "-m", "hidiff_runtime.serving.probe", url, "--older-than", "1e9"]
+        alive = subprocess.run(command, capture_output=True, text=True, env=environment)
+        command[-1] = "30"
+        dead = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (alive.returncode, alive.stderr) == (0, "")
+    assert (dead.returncode, dead.stderr) == (1, "")
+    assert '{model="\\xe9"}' in dead.stdout
 
 
 @pytest.mark.parametrize("status", [404, 503])

@@ -67,6 +67,21 @@ def test_reads_everything(pipeline: Pipeline) -> None:
     assert request.mask is not None
 
 
+@pytest.mark.parametrize("resize", [False, True])
+def test_keeps_pictures_of_the_bundles_size_alone(pipeline: Pipeline, resize: bool) -> None:
+    size = (300, 200) if resize else SIZE
+    content = {"image": png(size), "mask": data_url(png(size))}
+    request = read_request(pipeline, {"prompt": "a", "strength": 0.5, "resize": resize, **content}, Limits())
+    pictures = [request.settings.image, request.settings.mask]
+    assert [(picture.size, picture.info) for picture in pictures] == [(SIZE, {})] * 2
+    assert sum(request.held.values()) == 2 * SIZE[0] * SIZE[1] * 3
+    given = Image.open(io.BytesIO(png(size)))
+    again = pipeline.request("a", Settings(image=given, strength=0.5, resize=resize))
+    assert np.array_equal(again.image, request.image)
+    assert again.settings.image.size == SIZE
+    assert pipeline.request("a").held == {}
+
+
 LIMITS = Limits(prompt_characters=20, image_bytes=2000, image_pixels=5000, steps=8)
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -84,6 +99,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no steps": ({"steps": 0}, "steps"),
     "a seed as text": ({"seed": "1"}, "whole number"),
     "a guidance scale that is none": ({"guidance_scale": float("nan")}, "guidance"),
+    "a guidance scale beyond float32": ({"guidance_scale": 1e39}, "guidance_scale must be a number from -1000 to 1000"),
+    "a guidance scale beyond float32, below 0": ({"guidance_scale": -1e39}, "from -1000 to 1000"),
+    "a guidance scale beyond pictures": ({"guidance_scale": 1001}, "from -1000 to 1000"),
+    "a guidance scale beyond every float": ({"guidance_scale": 10**400}, "guidance_scale must be a finite number"),
+    "a conditioning scale beyond float32": ({"conditioning_scale": 1e39}, "conditioning_scale must be a number from"),
+    "eta beyond float32": ({"eta": 1e39}, "takes no eta"),
+    "a guidance rescale beyond float32": ({"guidance_rescale": 1e39}, "from 0 to 1"),
+    "a strength beyond float32": ({"strength": 1e39, "image": png()}, "strength must be a number above 0, up to 1"),
     "a guidance rescale that is text": ({"guidance_rescale": "0.7"}, "must be a number"),
     "a guidance rescale above 1": ({"guidance_rescale": 1.5}, "from 0 to 1"),
     "a sampler there is not": ({"sampler": "nope"}, "sampler"),

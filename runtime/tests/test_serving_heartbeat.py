@@ -29,11 +29,11 @@ def test_beats_until_it_is_stopped() -> None:
     heart = Heartbeat(Meter(beats), seconds=0.01)
     before = time.time()
     heart.start()
-    assert beats.enough.wait(30)
+    assert beats.enough.wait(120)
     heart.stop()
     told = [value for _, value in beats.gauges["hidiff_heartbeat_seconds"]]
     assert before <= told[0] <= told[-1] <= time.time()
-    time.sleep(0.05)
+    assert not heart._thread.is_alive()
     assert len(beats.gauges["hidiff_heartbeat_seconds"]) == len(told)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from http_server import PROMPT, Server, decoded, events, proven, serving, until
+from http_server import PATIENCE, PROMPT, Server, decoded, events, proven, serving, until
+
+from hidiff_runtime.serving import service
+from hidiff_runtime.serving.http import worker
 
 ASKED = {"prompt": PROMPT, "steps": 4, "seed": 1}
 STREAMED = {**ASKED, "stream": True}
@@ -118,33 +122,57 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(folder: Path) 
         assert (running.result().status, taken.result().status) == (200, 200)
 
 
+class Clock:
+    """The time as the server's runs see it, which a test lets pass."""
+
+    def __init__(self) -> None:
+        self.passed = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.passed
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    for module in (worker, service):
+        monkeypatch.setattr(module, "time", made)
+    monkeypatch.setattr(worker, "QUIET", 0.02)  # how often who waits looks at the time
+    return made
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_deadline_ends_a_run(folder: Path, stream: bool) -> None:
-    with serving(folder, seconds=0.3) as server:
-        server.gate.close()
-        answer = server.post({**ASKED, "stream": stream})
-        if stream:
-            name, data = events(answer.body)[-1]
-            assert (answer.status, name, data["error"]["code"]) == (200, "error", "timeout")
-        else:
-            assert (answer.status, answer.json["error"]["code"]) == (504, "timeout")
-            assert answer.headers["x-should-retry"] == "false"
+def test_a_deadline_ends_a_run(server: Server, clock: Clock, stream: bool) -> None:
+    server.gate.close()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.post, {**ASKED, "stream": stream})
+        server.gate.wait()
+        clock.passed = 2 * PATIENCE
+        answer = running.result()
+    if stream:
+        name, data = events(answer.body)[-1]
+        assert (answer.status, name, data["error"]["code"]) == (200, "error", "timeout")
+    else:
+        assert (answer.status, answer.json["error"]["code"]) == (504, "timeout")
+        assert answer.headers["x-should-retry"] == "false"
+    server.gate.open()
+    server.eventually(FAILED, 1, kind="expired")
+    assert (server.count(CANCELLED), server.count(PICTURES)) == (0, 0)
+
+
+def test_a_deadline_ends_waiting(server: Server, clock: Clock) -> None:
+    server.gate.close()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.post, ASKED)
+        server.gate.wait()
+        with server.begin(STREAMED) as waiting:
+            received = until(waiting, b": accepted")
+            clock.passed = 2 * PATIENCE
+            assert b'"timeout"' in until(waiting, b'"timeout"', received)
+        server.eventually(FAILED, 1, kind="expired")  # the one that waited; the other stands before the gate
         server.gate.open()
-        server.eventually(FAILED, 1, kind="expired")
-        assert (server.count(CANCELLED), server.count(PICTURES)) == (0, 0)
-
-
-def test_a_deadline_ends_waiting(folder: Path) -> None:
-    with serving(folder, seconds=0.3) as server:
-        server.gate.close()
-        with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(server.post, ASKED)
-            server.gate.wait()
-            assert server.post(ASKED).status == 504
-            server.eventually(FAILED, 1, kind="expired")  # the one that waited; the other stands before the gate
-            server.gate.open()
-            assert running.result().status == 504
-        server.eventually(FAILED, 2, kind="expired")
+        assert running.result().status == 504
+    server.eventually(FAILED, 2, kind="expired")
 
 
 def test_an_engine_that_fails_is_told_and_the_next_request_is_unharmed(server: Server) -> None:
@@ -193,22 +221,27 @@ def test_a_server_that_stops_finishes_what_runs_and_takes_no_more(server: Server
         stopping.result()
 
 
-def test_a_server_that_stops_cancels_what_takes_longer_than_its_grace(server: Server) -> None:
-    server.gate.close()
-    connection = server.begin(STREAMED)
-    server.gate.wait()
-    stopping = threading.Thread(target=server.stop)
-    stopping.start()
-    received = b""
-    while chunk := connection.recv(4096):  # until the server gives up on it
-        received += chunk
-    connection.close()
-    server.gate.open()
-    stopping.join()
+def test_a_server_that_stops_cancels_what_takes_longer_than_its_grace(folder: Path) -> None:
+    with serving(folder, grace=1) as server:
+        server.gate.close()
+        connection = server.begin(STREAMED)
+        server.gate.wait()
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        received = b""
+        while chunk := connection.recv(4096):  # until the server gives up on it
+            received += chunk
+        connection.close()
+        server.gate.open()
+        stopping.join()
     assert b"completed" not in received
 
 
 def until_refused(port: int) -> None:
-    with contextlib.suppress(ConnectionRefusedError):
+    """Until a server listens no more; one that just stops may cut off who has been let in already."""
+    end = time.monotonic() + PATIENCE
+    with contextlib.suppress(ConnectionError):
         while True:
-            socket.create_connection(("127.0.0.1", port), timeout=30).close()
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+            assert time.monotonic() < end
+            time.sleep(0.01)

@@ -18,7 +18,7 @@ PROGRAM = "import sys; from hidiff_runtime.serving.http.command import main; sys
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_help_has_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +75,13 @@ def test_keys_end_where_their_lines_do(tmp_path: Path, content: str) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_bytes(content.encode())
     assert _keys(keys) == ["a\u2028b", "c\u0085d"]
+
+
+def test_an_error_has_nothing_that_terminals_obey(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "--limit", "\x1b[2Jsteps\udcff=3"]) == 2
+    shown = capsys.readouterr().err
+    assert "given: \\x1b[2Jsteps\\udcff" in shown
+    assert "\n  next:  There are" in shown
 
 
 def test_refuses_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
-from http_server import PATIENCE, PROMPT, Server, proven, serving
+import toy
+from http_server import PATIENCE, PROMPT, Answer, Server, proven, serving
 
 from hidiff_runtime import BundleError
+from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.serving.http import worker as worker_module
 from hidiff_runtime.serving.metrics import METRICS
 
 
@@ -49,6 +56,118 @@ def test_a_service_that_does_not_open_is_never_ready(folder: Path) -> None:
     with serving(folder, before=fails) as server:
         assert [str(error) for error in server.failures] == ["The bundle is broken."]
         assert server.get("/health/ready").status == 503
+
+
+ASKED = {"prompt": PROMPT, "steps": 4, "seed": 1}
+
+
+def becomes(server: Server, status: int) -> Answer:
+    """What ready answers once it answers this status."""
+    end = time.monotonic() + PATIENCE
+    while (answer := server.get("/health/ready")).status != status:
+        assert time.monotonic() < end, answer
+        time.sleep(0.01)
+    return answer
+
+
+def moved(folder: Path) -> Path:
+    return folder.rename(folder.with_name("away"))
+
+
+def test_a_bundle_that_is_moved_away_is_not_ready_until_it_is_back(tmp_path: Path) -> None:
+    with serving(proven(tmp_path / "bundle")) as server:
+        away = moved(tmp_path / "bundle")
+        answer = server.get("/health/ready")  # before any request failed
+        assert (answer.status, answer.json["error"]["code"]) == (503, "not_ready")
+        assert "files of its bundle are gone" in answer.json["error"]["message"]
+        assert int(answer.headers["retry-after"]) > 0
+        assert server.post(ASKED).status == 500
+        away.rename(tmp_path / "bundle")
+        with tried_again_at_once():
+            becomes(server, 200)
+        assert server.post(ASKED).status == 200
+
+
+def test_what_stays_open_needs_no_bundle(tmp_path: Path) -> None:
+    with serving(proven(tmp_path / "bundle"), resident="all") as server:
+        expected = server.post(ASKED).picture
+        moved(tmp_path / "bundle")
+        assert np.array_equal(server.post(ASKED).picture, expected)
+        assert server.get("/health/ready").status == 200
+
+
+@contextmanager
+def tried_again_at_once() -> Iterator[None]:
+    """Tries out again at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_module, "AGAIN", 0.0)
+        yield
+
+
+def test_an_engine_that_fails_for_good_is_not_ready_until_it_works_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(proven(tmp_path / "bundle")) as server, tried_again_at_once():
+        backend = server.host.worker.service.pipeline.bundle._backend
+        backend.spoil = spoilt
+        assert server.post(ASKED).status == 500
+        assert "the picture that it is tried out with does too" in becomes(server, 503).json["error"]["message"]
+        pictures, failures = server.count("hidiff_pictures_total"), server.count("hidiff_failures_total", kind="engine")
+        for _ in range(3):
+            assert server.get("/health/ready").status == 503
+        assert server.get("/health/live").status == 200
+        assert caplog.text.count("The server is not ready any more") == 1
+        backend.spoil = server.gate
+        becomes(server, 200)
+        assert server.count("hidiff_pictures_total") == pictures
+        assert server.count("hidiff_failures_total", kind="engine") == failures == 1
+
+
+def test_a_picture_that_is_made_shows_that_a_server_is_ready(tmp_path: Path) -> None:
+    with serving(proven(tmp_path / "bundle")) as server:
+        backend = server.host.worker.service.pipeline.bundle._backend
+        backend.spoil = spoilt
+        assert server.post(ASKED).status == 500
+        becomes(server, 503)  # and is tried out in a while, but for a request
+        backend.spoil = server.gate
+        assert server.post(ASKED).status == 200
+        becomes(server, 200)
+
+
+def test_a_request_that_fails_alone_leaves_the_server_ready(tmp_path: Path) -> None:
+    tried = threading.Event()
+    with serving(proven(tmp_path / "bundle")) as server:
+        service = server.host.worker.service
+        backend, real = service.pipeline.bundle._backend, service.try_out
+
+        def once(outputs: dict[str, np.ndarray], call: int) -> dict[str, np.ndarray]:
+            backend.spoil = server.gate
+            return spoilt(outputs, call)
+
+        def try_out() -> None:
+            real()
+            tried.set()
+
+        service.try_out = try_out  # type: ignore[method-assign]
+        backend.spoil = once
+        assert server.post(ASKED).status == 500
+        assert tried.wait(PATIENCE)
+        assert server.get("/health/ready").status == 200
+
+
+def spoilt(outputs: dict[str, np.ndarray], _call: int) -> dict[str, np.ndarray]:
+    return {name: array * np.nan for name, array in outputs.items()}
+
+
+def test_a_bundle_whose_names_cannot_be_encoded_is_served_all_the_same(tmp_path: Path) -> None:
+    folder = proven(tmp_path / "bundle")
+    manifest = Manifest.read(folder)
+    toy.seal(folder, dataclasses.replace(manifest, recipe={**manifest.recipe, "name": "a \ud800"}))
+    with serving(folder) as server:
+        answer = server.get("/v1/models")
+        assert (answer.status, answer.json["data"][0]["id"]) == (200, "a \ud800")
+        assert server.get("/v1/models/other").status == 404
+        assert server.post(ASKED).status == 200
 
 
 def test_ready_tells_which_bundle(server: Server) -> None:

@@ -51,7 +51,7 @@ def inputs(module: Any, rows: int = 1, **values: Any) -> list[Any]:
 @contextmanager
 def http(server: TritonServer) -> Iterator[Any]:
     """A client over HTTP."""
-    client = tritonclient.http.InferenceServerClient(server.http, network_timeout=60, connection_timeout=60)
+    client = tritonclient.http.InferenceServerClient(server.http, network_timeout=300, connection_timeout=300)
     try:
         yield client
     finally:
@@ -82,7 +82,7 @@ def stream(client: Any, *, rows: int = 1, **values: Any) -> list[dict[str, NDArr
         client.async_stream_infer(STREAM, given, enable_empty_final_response=True)
         final = False
         while not final:
-            result, error = arrived.get(timeout=60)
+            result, error = arrived.get(timeout=300)
             if error is not None:
                 raise error
             response = result.get_response()
@@ -98,7 +98,7 @@ def post(server: TritonServer, path: str, body: dict[str, Any]) -> tuple[int, by
     """Status and content of a plain request with JSON, such as anybody may make without a client library."""
     request = urllib.request.Request(f"http://{server.http}/v2/models/{path}", json.dumps(body).encode())
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:

@@ -70,10 +70,10 @@ def _texts() -> dict[str, dict[str, Any]]:
 def _numbers() -> dict[str, dict[str, Any]]:
     wrong = {
         "steps": (0, -1, 2, 4, 151, 2**31, 2**63 - 1, -(2**63)),
-        "guidance_scale": (float("nan"), float("inf"), float("-inf")),
+        "guidance_scale": (float("nan"), float("inf"), float("-inf"), 1e39),
         "eta": (float("nan"), float("inf"), -0.5, 1.5, 0.5),  # the last is right, but not for this sampler
         "strength": (0.5, float("nan")),  # and no image
-        "conditioning_scale": (0.5, float("nan"), float("inf")),  # and no ControlNet
+        "conditioning_scale": (0.5, float("nan"), float("inf"), 1e39),  # and no ControlNet
         "clip_skip": (-1, 99, 2**62),
         "previews": (-1, -(2**63)),
     }

@@ -224,7 +224,7 @@ def triton(program: str, *options: str) -> Iterator[str]:
     )
     try:
         url = f"http://127.0.0.1:{port}/v2"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while asked(f"{url}/health/ready") != 200:
             assert process.poll() is None, process.communicate()[1][-2000:]
             assert time.monotonic() < deadline
@@ -232,7 +232,7 @@ def triton(program: str, *options: str) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 def asked(url: str, method: str = "GET") -> int:

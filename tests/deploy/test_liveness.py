@@ -19,6 +19,8 @@ from hidiff_export.deploy.repository import Plan
 from tests.deploy.clients import grpc, http, inputs
 from tests.deploy.server import TritonServer
 
+PATIENCE = 300.0
+
 SCRIPT = Path(__file__).parents[2] / "deploy/docker/hidiff-triton"
 
 
@@ -64,11 +66,14 @@ def test_a_killed_model_is_seen_by_the_probe_alone(
                 closed()
         with pytest.raises(InferenceServerException, match="restricted"):
             client.load_model("hidiff")
-    code, said = probe(server)
-    assert (code, said[:31]) == (0, "alive: the oldest of 2 heartbea")
+    deadline = time.monotonic() + PATIENCE
+    while (found := probe(server))[0] != 0:  # a beat may be late on a busy machine
+        assert time.monotonic() < deadline, found
+    code, said = found
+    assert said.startswith("alive: the oldest of 2 heartbea")
     (stub,) = server.stubs(model)
     os.kill(stub, signal.SIGKILL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while code == 0:
         assert time.monotonic() < deadline
         time.sleep(0.5)

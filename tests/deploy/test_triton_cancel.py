@@ -63,7 +63,7 @@ def steps(server: TritonServer) -> float:
 
 def until(true: Callable[[], bool]) -> None:
     """Waits for something that must come to be."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -77,8 +77,9 @@ def cut_short(server: TritonServer) -> Iterator[None]:
     until(lambda: count(server, "hidiff_cancellations_total") == before[1] + 1)
     made = steps(server) - before[0]
     assert made < STEPS
-    time.sleep(0.3)
-    assert steps(server) - before[0] == made
+    with grpc(server) as client:  # waits for whatever still runs
+        client.infer(MODEL, inputs(tritonclient.grpc, prompt=PROMPT))
+    assert steps(server) - before[0] == made + STEPS / ROWS
     assert count(server, "hidiff_failures_total") == before[2]
 
 
@@ -91,7 +92,7 @@ def test_a_cancelled_request_of_the_front_ends_at_the_next_step(served: TritonSe
         call = client.async_infer(MODEL, given, lambda result, error: told.put((result, error)))
         until(lambda: steps(served) > before)
         call.cancel()
-        result, error = told.get(timeout=60)
+        result, error = told.get(timeout=300)
     assert result is None
     assert error.status() == "StatusCode.CANCELLED"
 
@@ -102,7 +103,7 @@ def test_a_cancelled_stream_ends_at_the_next_step(served: TritonServer) -> None:
     with grpc(served) as client, cut_short(served):
         client.start_stream(lambda result, error: told.put((result, error)))
         client.async_stream_infer(STREAM, inputs(tritonclient.grpc, ROWS, prompt=PROMPT))
-        first, error = told.get(timeout=60)
+        first, error = told.get(timeout=300)
         client.stop_stream(cancel_requests=True)
     assert error is None
     assert first.as_numpy("event")[0, 0] == b"progress"
@@ -138,8 +139,8 @@ def test_what_is_cancelled_while_it_waits_makes_no_step(served: TritonServer, mo
             other.async_stream_infer(STREAM, given)
             time.sleep(0.05)
             other.stop_stream(cancel_requests=True)
-        first.result(60)
-        assert told.get(timeout=60)[0] is None
+        first.result(300)
+        assert told.get(timeout=300)[0] is None
         client.infer(MODEL, inputs(tritonclient.grpc, prompt=PROMPT))  # had to wait for both
     assert steps(served) - before == STEPS + STEPS / ROWS
 
@@ -148,7 +149,7 @@ def test_what_is_cancelled_while_it_waits_makes_no_step(served: TritonServer, mo
 def test_an_http_client_that_hangs_up_is_not_noticed(served: TritonServer) -> None:
     """Triton does not tell its models; whoever wants to cancel uses gRPC, or hidiff-serve."""
     before = steps(served), count(served, "hidiff_pictures_total")
-    connection = http.client.HTTPConnection(served.http, timeout=60)
+    connection = http.client.HTTPConnection(served.http, timeout=300)
     tensors = {"name": "prompt", "shape": [ROWS, 1], "datatype": "BYTES", "data": [[PROMPT]] * ROWS}
     connection.request("POST", f"/v2/models/{MODEL}/infer", json.dumps({"inputs": [tensors]}))
     until(lambda: steps(served) > before[0])
@@ -193,7 +194,7 @@ def test_what_waits_too_long_or_in_too_long_a_queue_is_refused(
         running: Future[Any] = pool.submit(ask, 3)
         until(lambda: steps(server) > before)
         told = list(pool.map(refused, [1] * 6))
-        assert running.result(60).shape == (3, 1)
+        assert running.result(300).shape == (3, 1)
     assert {status for status, _ in told} == {"503"}
     reasons = [reason for _, reason in told]
     assert len([reason for reason in reasons if "Exceeds maximum queue size" in reason]) >= 3

@@ -24,7 +24,7 @@ print(json.dumps({"code": result.exit_code, "output": result.output, "roots": so
 
 def _roots(*arguments: str) -> set[str]:
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True, timeout=600
     )
     answer = json.loads(run.stdout)
     assert answer["code"] == 0, answer["output"]

@@ -295,7 +295,7 @@ def request_values(row: Row, inputs: Place) -> dict[str, object]:
 def _facts(content: bytes, fingerprint: str) -> dict[str, Any] | None:
     """What a whole picture says it was made with; None where it is not whole, or not of the row."""
     try:
-        image = decode_picture(content, pixels=LIMITS.image_pixels)
+        image = decode_picture(content, pixels=LIMITS.image_pixels, texts=True)
         facts: dict[str, Any] = json.loads(image.info[HIDIFF])
         origin = facts.pop(BULK)
         same = origin["row"] == fingerprint and origin["pixels"] == _digest(image.tobytes())

@@ -17,12 +17,14 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from hidiff_runtime.bulk.rows import DeadLetter
 from hidiff_runtime.bulk.storage import Store, arrow
 from hidiff_runtime.errors import InputError, StorageError
 from hidiff_runtime.plain_text import json_text
+
+Found = TypeVar("Found")
 
 PICTURES = "pictures"
 RUN, INDEX, PARTS, DEAD = "run.json", "rows.parquet", "rows", "dead-letters.jsonl"
@@ -151,8 +153,8 @@ class Output:
         self.flush(now=True)
         rows = sorted(self.index.values(), key=lambda pictures: (pictures[0].row, pictures[0].id))
         self.store.write(INDEX, _table([picture for pictures in rows for picture in pictures]))
-        for name in self.store.sizes(PARTS):
-            self.store.delete(f"{PARTS}/{name}")
+        for name in self._parts():
+            self.store.delete(name)
         self._note({"summary": dict(summary)})
 
     def _note(self, facts: Mapping[str, Any]) -> None:
@@ -160,13 +162,18 @@ class Output:
 
     def _read(self) -> None:
         rows: dict[tuple[str, str], dict[int, Picture]] = {}
-        for name in (INDEX, *(f"{PARTS}/{name}" for name in sorted(self.store.sizes(PARTS)))):
+        for name in (INDEX, *self._parts()):
             content = self.store.read(name)
             for picture in [] if content is None else _pictures(name, content):
                 rows.setdefault((picture.id, picture.fingerprint), {})[picture.picture] = picture
         for (row_id, _), found in rows.items():  # a row that was changed and made anew comes later
             self.index[row_id] = [found[number] for number in sorted(found)]
         self.dead = _letters(self.store.read(DEAD) or b"")
+
+    def _parts(self) -> list[str]:
+        """The parts of the index; what else lies there is somebody else's, neither read nor removed."""
+        found = sorted(self.store.sizes(PARTS))
+        return [f"{PARTS}/{name}" for name in found if name.startswith("part-") and name.endswith(".parquet")]
 
 
 def _table(pictures: list[Picture]) -> bytes:
@@ -186,9 +193,16 @@ def _table(pictures: list[Picture]) -> bytes:
 def _letters(content: bytes) -> list[DeadLetter]:
     """The dead letters of a file, one a line feed: their text may hold what other readers take for line ends."""
     try:
-        return [DeadLetter(**_object(DEAD, line)) for line in content.split(b"\n") if line.strip()]
+        return [_letter(line) for line in content.split(b"\n") if line.strip()]
     except TypeError as error:  # fields of another version
         raise _broken(DEAD, error) from error
+
+
+def _letter(line: bytes) -> DeadLetter:
+    values = _object(DEAD, line)
+    if isinstance(values.get("given"), (int, float)):  # as earlier versions wrote numbers
+        values["given"] = str(values["given"])
+    return _record(DeadLetter, values)
 
 
 def _pictures(name: str, content: bytes) -> list[Picture]:
@@ -196,9 +210,19 @@ def _pictures(name: str, content: bytes) -> list[Picture]:
     from pyarrow import parquet
 
     try:
-        return [Picture(**row) for row in parquet.read_table(io.BytesIO(content)).to_pylist()]
-    except (pyarrow.ArrowException, OSError, TypeError) as error:
+        return [_record(Picture, row) for row in parquet.read_table(io.BytesIO(content)).to_pylist()]
+    except (pyarrow.ArrowException, OSError, TypeError, ValueError, OverflowError) as error:
         raise _broken(name, error) from error
+
+
+def _record(kind: type[Found], values: Mapping[str, Any]) -> Found:
+    """The record of these values. Raises TypeError where they are not its fields', or of other types."""
+    made = kind(**values)
+    for field in fields(kind):  # type: ignore[arg-type]  # a dataclass
+        value = getattr(made, field.name)
+        if not isinstance(value, _TYPES[str(field.type)]) or isinstance(value, bool):
+            raise TypeError(f"{field.name} is {type(value).__name__}, expected {field.type}")
+    return made
 
 
 def _object(name: str, content: bytes | str) -> dict[str, Any]:
@@ -210,6 +234,15 @@ def _object(name: str, content: bytes | str) -> dict[str, Any]:
         raise _broken(name, "not an object")
     return found
 
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float | None": (float, int, type(None)),
+    "str | None": (str, type(None)),
+    "Mapping[str, Any]": (dict,),
+}
+"""Of a record's fields, by how they are written."""
 
 _ADVICE = {
     RUN: "Choose another output: without it nobody knows which bundle and settings the pictures here are from.",

@@ -90,7 +90,7 @@ class DeadLetter:
             row=row.number,
             where=row.where,
             reason=error.summary if isinstance(error, HidiffError) else f"{type(error).__name__}: {error}"[:_SHOWN],
-            given=shown(error.given) if isinstance(error, HidiffError) and error.given is not None else "",
+            given=str(shown(error.given)) if isinstance(error, HidiffError) and error.given is not None else "",
             advice=error.advice if isinstance(error, HidiffError) else "This is a fault of hidiff-runtime: report it.",
             kind=kind_of(error) if known else "internal",
             fingerprint=row.fingerprint(bundle),

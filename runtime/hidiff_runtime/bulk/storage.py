@@ -208,11 +208,12 @@ class Store:
             yield
         except FileNotFoundError:
             raise
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter for names that no file can have
             where = self.place.joined(name).url if name else self.place.url
+            reason = error.strerror if isinstance(error, OSError) else ""
             raise StorageError(
                 f"The files of the job cannot be {action}.",
-                given=f"{where}: {error.strerror or error}",
+                given=f"{where}: {reason or error}",
                 advice="Look at the place, its permissions and credentials, and run the same command again.",
             ) from error
 

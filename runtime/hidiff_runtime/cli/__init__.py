@@ -9,9 +9,8 @@ from pathlib import Path
 
 from hidiff_runtime import __version__
 from hidiff_runtime.cli import bulk, check, denoise, generate, info
-from hidiff_runtime.cli.output import write
+from hidiff_runtime.cli.output import tell_error, write
 from hidiff_runtime.errors import Cancelled, HidiffError
-from hidiff_runtime.plain_text import printable
 
 EXIT_CODES = """exit codes:
   0 done        1 check failed       2 bad option or input   4 bundle broken
@@ -29,8 +28,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "hidiff-run")
     try:
         return command(options)
     except HidiffError as error:
-        lines = [printable(line) for line in str(error).split("\n")]  # what was given may hold what terminals obey
-        write("error: " + "\n".join(lines) + "\n", sys.stderr)
+        tell_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         write("\ninterrupted\n", sys.stderr)

@@ -133,6 +133,7 @@ def run(options: argparse.Namespace) -> int:
     from hidiff_runtime.late_start import late_starts
     from hidiff_runtime.pictures.reading import read_parameters
     from hidiff_runtime.pipeline import Pipeline
+    from hidiff_runtime.plain_text import printable
 
     asked: Sequence[Prompt] = (
         [Prompt(text) for text in options.prompt or ()] if options.prompts is None else read_prompts(options.prompts)
@@ -147,7 +148,7 @@ def run(options: argparse.Namespace) -> int:
         requests = _requests(pipeline, options, asked, like.settings)
         told_now = (*late_starts(bundle, requests), *_drawn_later(options, asked))
         for warning in told_now:
-            write(f"warning: {warning}\n", sys.stderr)
+            write(f"warning: {printable(warning)}\n", sys.stderr)  # a picture's text may hold what terminals obey
         warned = (*like.warnings, *told_now)
         batch = bundle.manifest.batch
         seeds = [request.settings.seed for request in requests for _ in range(batch)]
@@ -171,7 +172,8 @@ def _requests(
     from hidiff_runtime.cli.prompts import located
     from hidiff_runtime.serving.seeds import DRAWN, RANDOM
 
-    found, read = [], _reader()
+    manifest = pipeline.bundle.manifest
+    found, read = [], _reader((manifest.width, manifest.height))
     for prompt in asked:
         with located(options.prompts, prompt.where):
             # Not the seed of a picture to draw like: -1 was its very seed.
@@ -189,11 +191,15 @@ def _drawn_later(options: argparse.Namespace, asked: Sequence[Prompt]) -> tuple[
     return ("seed -1 is drawn anew when pictures are made: the seed shown in its place is an example",)
 
 
-def _reader() -> Callable[[Path, str], Image]:
-    """Reads pictures, each file once."""
-    from hidiff_runtime.pictures.images import read_picture
+def _reader(size: tuple[int, int]) -> Callable[[Path, str, bool], Image]:
+    """Reads pictures, each file once; those that are resized are kept at the bundle's size, since there may be many."""
+    from hidiff_runtime.pictures.images import fitted_pictures, read_picture
 
-    return functools.cache(read_picture)
+    def read(path: Path, called: str, resize: bool) -> Image:
+        found = read_picture(path, called)
+        return fitted_pictures(found, size, called, batch=1, resize=True)[0] if resize else found
+
+    return functools.cache(read)
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -206,13 +212,13 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _merged(asked: Mapping[str, Any], read: Callable[[Path, str], Image]) -> Settings:
+def _merged(asked: Mapping[str, Any], read: Callable[[Path, str, bool], Image]) -> Settings:
     from hidiff_runtime.request import Settings
 
     given = dict(asked)
     for name, called in _PICTURES.items():
         if given.get(name) is not None:
-            given[name] = read(given[name], called)
+            given[name] = read(given[name], called, bool(given.get("resize")))
     return Settings(**given)
 
 

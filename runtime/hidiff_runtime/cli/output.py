@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from hidiff_runtime.errors import StorageError
+from hidiff_runtime.errors import HidiffError, StorageError
+from hidiff_runtime.plain_text import printable
 
 
 def progress(text: str, end: str = "") -> None:
@@ -17,6 +18,12 @@ def progress(text: str, end: str = "") -> None:
         write(f"\r\x1b[K{text}{end}", sys.stderr)
     elif end:
         write(f"{text}{end}", sys.stderr)
+
+
+def tell_error(error: HidiffError) -> None:
+    """Writes an error to standard error; what was given may hold what terminals obey, which is escaped."""
+    lines = [printable(line) for line in str(error).split("\n")]
+    write("error: " + "\n".join(lines) + "\n", sys.stderr)
 
 
 def write(text: str, stream: TextIO) -> None:

@@ -35,6 +35,9 @@ MODES = ("RGB", "L", "RGBA")
 EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
 """EXIF's tags: of its own directory, and of the comment in it."""
 
+TRANSPARENCY = "transparency"
+"""Pillow's name for the color that is none, in pictures without an alpha channel."""
+
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 """What Pillow raises for broken files, whatever their format."""
 
@@ -70,13 +73,21 @@ def read_picture(path: str | Path, name: str = "image") -> Image:
     return decode_picture(_content(path, name), name, where=path)
 
 
-def decode_picture(content: bytes, name: str = "image", *, where: object = None, pixels: int | None = None) -> Image:
+def decode_picture(
+    content: bytes,
+    name: str = "image",
+    *,
+    where: object = None,
+    pixels: int | None = None,
+    texts: bool = False,
+) -> Image:
     """The picture in the bytes of a PNG, JPEG or WebP file, turned as its EXIF says.
 
     Args:
         name: what the picture is for, in messages.
         where: the bytes come from, in messages.
         pixels: the most it may have, looked at before it is decoded; Pillow's own limit holds besides.
+        texts: whether its ``info`` keeps what the file says beside its pixels, megabytes of text in a small file.
 
     Raises:
         InputError: the bytes are broken, cut short, of another format, or the picture is too large to be safe.
@@ -97,7 +108,10 @@ def decode_picture(content: bytes, name: str = "image", *, where: object = None,
             checked.verify()  # a PNG's checksums, which loading does not look at
         with image_module.open(io.BytesIO(content), formats=FORMATS) as opened:
             opened.load()
-            return ImageOps.exif_transpose(opened)
+            turned: Image = ImageOps.exif_transpose(opened)
+    if not texts:
+        turned.info = {name: value for name, value in turned.info.items() if name == TRANSPARENCY}
+    return turned
 
 
 def picture_texts(path: str | Path, sought: Collection[str]) -> tuple[dict[str, str], object, object]:
@@ -126,6 +140,14 @@ def picture_texts(path: str | Path, sought: Collection[str]) -> tuple[dict[str, 
 def fitted_pictures(images: Any, size: tuple[int, int], name: str, *, batch: int, resize: bool) -> list[Image]:
     """The pictures, checked and of this size; the arguments are those of `image_array`, and so are the errors."""
     return [_fitted(image, size, name, resize) for image in _listed(images, name, batch)]
+
+
+def picture_bytes(images: Any) -> int:
+    """Returns the bytes of a picture's pixels, or of several pictures'; 0 for None."""
+    if images is None:
+        return 0
+    several = images if isinstance(images, Sequence) else [images]
+    return sum(image.width * image.height * len(image.getbands()) for image in several)
 
 
 def image_array(
@@ -209,6 +231,10 @@ def _fitted(image: Image, size: tuple[int, int], name: str, resize: bool) -> Ima
             f"The {name} has a mode that is not taken.",
             given=f"mode {image.mode}",
             advice=f"Convert it to RGB or L (image.convert('RGB')); {', '.join(MODES)} are taken, RGBA where opaque.",
+        )
+    if 0 in image.size:  # which no file holds, and an array may
+        raise InputError(
+            f"The {name} has no pixels.", given=f"{image.width}x{image.height}", advice="Give a picture with some."
         )
     with _picture_errors(name, getattr(image, "filename", "") or name):
         image.load()

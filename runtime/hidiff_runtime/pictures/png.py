@@ -7,7 +7,6 @@ chunk ``hidiff`` is JSON with everything. Text beyond Latin-1 goes into iTXt chu
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from hidiff_runtime.errors import InputError, StorageError
 from hidiff_runtime.pictures.images import pillow
 from hidiff_runtime.pictures.infotext import VERSION, write_infotext
 from hidiff_runtime.pictures.web_names import sampler_name, schedule_name
-from hidiff_runtime.plain_text import encodable
+from hidiff_runtime.plain_text import encodable, json_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +42,7 @@ def describe(
     """
     facts = _facts(manifest, table, request, index)
     exact = {**facts, "cut": list(cut)} if cut else facts
-    return {PARAMETERS: write_infotext(facts, sampler_name(table)), HIDIFF: json.dumps(exact, ensure_ascii=False)}
+    return {PARAMETERS: encodable(write_infotext(facts, sampler_name(table))), HIDIFF: json_text(exact)}
 
 
 def save_png(image: Image, path: str | Path) -> None:

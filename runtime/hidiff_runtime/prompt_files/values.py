@@ -19,6 +19,7 @@ ID = "id"
 
 DATA = "data:"
 _SHOWN = 200
+_MOST_BITS = 256
 _EXACT = 2**53
 """Float64 holds every whole number up to it, and not every one beyond."""
 
@@ -111,6 +112,8 @@ def check_encodable(name: str, text: str) -> None:
 
 def shown(value: object) -> Any:
     """Returns what is shown of a value: one that JSON has, and not a long one."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:  # Python writes none of thousands of digits
+        return f"(a whole number of {value.bit_length()} bits)"
     if isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, (bytes, Mapping, list)):

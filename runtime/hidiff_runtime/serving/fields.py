@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.pictures.images import decode_picture, pillow
+from hidiff_runtime.pictures.images import decode_picture, fitted_pictures, pillow
 from hidiff_runtime.request import Settings
 from hidiff_runtime.serving.limits import Limits
 
@@ -81,10 +81,13 @@ def read_request(pipeline: Pipeline, values: Mapping[str, object], limits: Limit
     if "prompt" not in given:
         raise InputError("The prompt is missing.", advice="Say what the picture is to show.")
     pictures = {name: value for name, value in given.items() if BY_NAME[name].kind == "picture"}
-    settings: dict[str, Any] = {
-        **given,
-        **{name: read_picture(name, value, limits) for name, value in pictures.items()},
-    }
+    settings: dict[str, Any] = dict(given)
+    size = (pipeline.bundle.manifest.width, pipeline.bundle.manifest.height)
+    for name, value in pictures.items():
+        picture: Any = read_picture(name, value, limits)
+        if given.get("resize"):  # now: all of them, decoded, may be many times as large
+            picture = fitted_pictures(picture, size, name, batch=1, resize=True)
+        settings[name] = picture
     prompt = settings.pop("prompt")
     request = pipeline.request(prompt, Settings(**settings))
     if request.settings.steps is not None:  # the number that is usual where none is given

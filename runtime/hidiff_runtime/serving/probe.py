@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, line = LIVES_NOT, f"not alive: {options.url} does not answer ({error})"
     else:
         code, line = judge(text, time.time(), options.older_than)
-    sys.stdout.write(f"{line}\n")
+    encoding = sys.stdout.encoding or "utf-8"  # which may be ASCII, and a label's name need not be
+    sys.stdout.write(f"{line}\n".encode(encoding, "backslashreplace").decode(encoding))
     return code
 
 

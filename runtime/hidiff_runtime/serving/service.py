@@ -134,6 +134,15 @@ class Service:
         self._meter.pictures(len(result.images))
         return result
 
+    def try_out(self) -> None:
+        """Draws the warm-up picture once more: where that fails, every request would.
+
+        Raises:
+            BundleError: a file of the bundle has gone or is another.
+            EngineError: an engine is missing, failed, or gave NaN.
+        """
+        _warm_up(self.pipeline)
+
     def close(self) -> None:
         """Closes every engine; waits for a run in progress."""
         self.pipeline.close()

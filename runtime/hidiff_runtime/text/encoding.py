@@ -154,7 +154,7 @@ def _encode(bundle: Bundle, asked: dict[_Asked, None], *, chunked: bool) -> dict
     parts: dict[_Asked, list[TextEncoding]] = {key: [] for key in asked}
     tokens = {}
     for record in bundle.manifest.text_encoders:
-        tokenizer = Tokenizer.kept(bundle.file(record.tokenizer))
+        tokenizer = bundle.tokenizer(record.tokenizer)
         tokens[record.name] = {text: _rows(tokenizer, text, chunks, chunked=chunked) for text in texts}
     for record in bundle.manifest.text_encoders:
         with bundle.network(cast("Network", record.name)) as session:

@@ -80,6 +80,6 @@ def test_a_programming_error_keeps_its_traceback() -> None:
 
 def test_the_module_is_the_command() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "hidiff_export", "--version"], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-m", "hidiff_export", "--version"], capture_output=True, text=True, check=True, timeout=600
     )
     assert run.stdout == f"hidiff-export, version {__version__}\n"

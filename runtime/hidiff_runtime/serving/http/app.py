@@ -56,7 +56,9 @@ def create_app(host: Host, meter: Meter, registry: CollectorRegistry, *, rules: 
     @app.get("/health/ready")
     def ready() -> dict[str, str]:
         """Whether pictures can be asked for."""
-        return {"status": "ready", "bundle": host.worker.service.bundle_hash}
+        worker = host.worker
+        worker.check_ready()
+        return {"status": "ready", "bundle": worker.service.bundle_hash}
 
     @app.get("/metrics")
     def metrics() -> Response:

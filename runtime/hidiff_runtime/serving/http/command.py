@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from hidiff_runtime import __version__
 from hidiff_runtime.cli import EXIT_CODES
 from hidiff_runtime.cli.opening import add_opening, named_value, opening
-from hidiff_runtime.cli.output import write
+from hidiff_runtime.cli.output import tell_error, write
 from hidiff_runtime.errors import Cancelled, EngineError, HidiffError, InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _serve(options)
     except HidiffError as error:
-        write(f"error: {error}\n", sys.stderr)
+        tell_error(error)
         return error.exit_code
 
 
@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         action="append",
         default=[],
-        help="a name that the server is called by; while it listens on this machine alone, others are refused",
+        help="a name that the server is called by, or that its page has behind a proxy: while it listens on this "
+        "machine alone, other names are refused, and pages of other sites are in any case",
     )
     group = parser.add_argument_group("how much it takes on")
     group.add_argument("--queue", type=_positive, default=16, metavar="N", help="requests that may wait (default: 16)")
@@ -178,10 +179,11 @@ def _rules(options: argparse.Namespace, limits: Limits) -> Rules:
 
     keys = tuple(hashed(key) for key in _keys(options.api_key_file)) if options.api_key_file else ()
     own = options.host in LOOPBACK
-    hosts = (*LOOPBACK, *(name.lower() for name in options.allow_host)) if own and not keys else None
+    allowed = tuple(name.lower() for name in options.allow_host)
+    hosts = (*LOOPBACK, *allowed) if own and not keys else None
     if not own and not keys:
         write("warning: without --api-key-file, everyone who reaches this address may ask for pictures\n", sys.stderr)
-    return Rules(keys, hosts, largest=4 * limits.image_bytes + 2**20)
+    return Rules(keys, hosts, largest=4 * limits.image_bytes + 2**20, origins=allowed)
 
 
 def _keys(path: Path) -> list[str]:

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from hidiff_runtime.errors import Cancelled, Expired, HidiffError, InputError
+from hidiff_runtime.plain_text import json_text
 from hidiff_runtime.serving.messages import public_message
 from hidiff_runtime.serving.metrics import Meter
 
@@ -44,6 +45,14 @@ _WANTED = {
 """What a value must be, by pydantic's names of what it is not."""
 
 
+class PlainJson(JSONResponse):
+    """JSON of any text, half a surrogate pair among it, which UTF-8 has no bytes for."""
+
+    def render(self, content: Any) -> bytes:
+        """Returns the body."""
+        return json_text(content).encode()
+
+
 class ApiError(Exception):
     """A request that is answered with an error.
 
@@ -73,7 +82,7 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         """The answer."""
-        return JSONResponse(self.body, self.status, self.headers)
+        return PlainJson(self.body, self.status, self.headers)
 
 
 def api_error(error: BaseException) -> ApiError:

@@ -14,7 +14,7 @@ from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.pictures.formats import FORMAT_NAMES, FileFormat
 from hidiff_runtime.request import Request
 from hidiff_runtime.rng import SEED_MAX
-from hidiff_runtime.serving.fields import BY_NAME
+from hidiff_runtime.serving.fields import BY_NAME, FIELDS
 from hidiff_runtime.serving.http.errors import ApiError, unknown_model, validation_error
 from hidiff_runtime.serving.http.openai_fields import UNSUPPORTED, refuse_unsupported
 from hidiff_runtime.serving.seeds import RANDOM
@@ -52,6 +52,12 @@ class Generation(BaseModel):
             told = "output_compression is for jpeg and webp, a PNG file is whole: leave it out, or give output_format."
             raise ApiError(400, told, code="unsupported_value", param="output_compression")
         return FileFormat(name, quality)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether there are pictures to be decoded."""
+        given = self.model_extra or {}
+        return any(field.kind == "picture" and given.get(field.name) is not None for field in FIELDS)
 
     def given(self, service: Service) -> dict[str, object]:  # noqa: ARG002 - what reads a form needs it
         """What is not OpenAI's, but ours. Raises ApiError for a name that is neither."""

@@ -21,6 +21,9 @@ OPEN = ("/", "/health/live", "/health/ready")
 BODY_SECONDS = 60.0
 """In which a body must have come."""
 
+_SHOWN = 60
+"""Characters of a site that an error shows."""
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -33,11 +36,14 @@ class Rules:
         hosts: names by which the server may be called, None for any. Without it, another site's page could give its
             own name the address 127.0.0.1, and be the same site to a browser.
         largest: bytes of a body.
+        origins: names of sites whose pages may ask, besides the server's own: those of a proxy that does not pass its
+            own name on.
     """
 
     keys: tuple[bytes, ...]
     hosts: tuple[str, ...] | None
     largest: int
+    origins: tuple[str, ...] = ()
 
 
 def hashed(key: str) -> bytes:
@@ -71,8 +77,13 @@ class Guard:
     def _refused(self, path: str, method: str, headers: Headers) -> ApiError | None:
         if self._rules.hosts is not None and _name(headers.get("host", "")) not in self._rules.hosts:
             return ApiError(403, "This server is not called by that name.", code="wrong_host")
-        if method not in ("GET", "HEAD") and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return ApiError(403, "Pages of other sites may not ask this server.", code="cross_site")
+        site = None if method in ("GET", "HEAD") else _other_site(headers, self._rules.origins)
+        if site is not None:
+            told = (
+                f"Pages of other sites may not ask this server: this one is of {site!r}. "
+                "Open the server's own address, or start it with --allow-host and the page's name."
+            )
+            return ApiError(403, told, code="cross_site")
         if path not in OPEN and not _has_key(headers.get("authorization", ""), self._rules.keys):
             challenge = {"WWW-Authenticate": "Bearer"}
             return ApiError(
@@ -122,6 +133,37 @@ def _name(host: str) -> str:
     if name.startswith("["):
         return name[1:].partition("]")[0]
     return name.partition(":")[0]
+
+
+def _other_site(headers: Headers, allowed: Sequence[str]) -> str | None:
+    """The site of the page that asks; None where it is the server's own, is allowed, or no page asks.
+
+    Browsers let no page set these headers. Sec-Fetch-Site says it all, but browsers send it neither to plain http
+    beyond this machine nor if they are old, and then an Origin with every POST.
+    """
+    origins = headers.getlist("origin")
+    if origins and all(_names(origin, allowed) for origin in origins):
+        return None
+    site = headers.get("sec-fetch-site", "none")
+    if site not in ("none", "same-origin"):
+        return (origins or [f"another ({site})"])[0][:_SHOWN]
+    if site == "same-origin":  # also where a proxy calls the server by another name
+        return None
+    host = headers.get("host", "").lower()
+    return next((origin[:_SHOWN] for origin in origins if not _is_own(origin, host)), None)
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """Whether an Origin is what the Host header says; a port that is the scheme's own may be left out."""
+    scheme, _, name = origin.lower().partition("://")
+    port = {"http": ":80", "https": ":443"}.get(scheme)
+    return port is not None and name != "" and name.removesuffix(port) == host.removesuffix(port)
+
+
+def _names(origin: str, allowed: Sequence[str]) -> bool:
+    """Whether an Origin is a site of one of these names, at any port."""
+    scheme, _, name = origin.lower().partition("://")
+    return scheme in ("http", "https") and _name(name) in allowed
 
 
 def _too_large(largest: int) -> ApiError:

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from hidiff_runtime.pictures.formats import FileFormat
 from hidiff_runtime.serving.http.edits import read_form
-from hidiff_runtime.serving.http.errors import ApiError, api_error, log_fault
+from hidiff_runtime.serving.http.errors import ApiError, PlainJson, api_error, log_fault
 from hidiff_runtime.serving.http.generation import Generation, read_json
 from hidiff_runtime.serving.http.host import Host
 from hidiff_runtime.serving.http.models import model_name
@@ -68,21 +68,24 @@ def images_router(host: Host, seconds: float) -> APIRouter:
 
 async def _answer(request: Request, body: Generation, host: Host, seconds: float, name: str) -> Response:
     worker, file_format = host.worker, body.file_format
+    streams = bool(body.stream)
     job = await worker.submit(
         partial(body.runs, name=model_name(worker.service)),
-        previews=(body.partial_images or 0) if body.stream else 0,
+        pictures=body.has_pictures,
+        previews=(body.partial_images or 0) if streams else 0,
         deadline=time.monotonic() + seconds,
         encode=file_format.encode,
     )
+    del body  # which holds the pictures' files
     about = _about(worker.service, file_format)
-    if body.stream:
+    if streams:
         return EventStream(_lines(job.events(), name, about), job.end)
     try:
         pictures = await while_connected(request, _pictures(job.events()))
     finally:
         job.end()
     data = [_told(picture) for picture in pictures]
-    return JSONResponse({"created": int(time.time()), **about, "data": data})
+    return PlainJson({"created": int(time.time()), **about, "data": data})
 
 
 def _refuse_query(request: Request) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from hidiff_runtime.conditioning import takes_channels
-from hidiff_runtime.serving.http.errors import unknown_model
+from hidiff_runtime.serving.http.errors import PlainJson, unknown_model
 from hidiff_runtime.serving.http.host import Host
 from hidiff_runtime.serving.service import Service
 
@@ -24,19 +24,19 @@ def models_router(host: Host) -> APIRouter:
     router = APIRouter(prefix="/v1/models")
     created = int(time.time())
 
-    @router.get("/", include_in_schema=False)
-    @router.get("")
-    def every() -> dict[str, Any]:
+    @router.get("/", include_in_schema=False, response_model=None)
+    @router.get("", response_model=None)
+    def every() -> PlainJson:
         """OpenAI's list."""
-        return {"object": "list", "data": [_card(host.worker.service, created)]}
+        return PlainJson({"object": "list", "data": [_card(host.worker.service, created)]})
 
-    @router.get("/{name:path}")
-    def one(name: str) -> dict[str, Any]:
+    @router.get("/{name:path}", response_model=None)
+    def one(name: str) -> PlainJson:
         """One of the list."""
         card = _card(host.worker.service, created)
         if card["id"] != name:
             raise unknown_model(name, card["id"])
-        return card
+        return PlainJson(card)
 
     return router
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,12 +20,22 @@ from anyio import to_thread
 from hidiff_runtime.errors import Expired
 from hidiff_runtime.pipeline import PictureStep
 from hidiff_runtime.request import Request
-from hidiff_runtime.serving.http.errors import BUSY, ApiError
+from hidiff_runtime.serving.http.errors import BUSY, SERVER, ApiError
+from hidiff_runtime.serving.memory import give_back
+from hidiff_runtime.serving.messages import kind_of
 from hidiff_runtime.serving.metrics import Meter
 from hidiff_runtime.serving.service import Service, used
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+log = logging.getLogger(__name__)
+
+PICTURE_BYTES = 2**28
+"""Of the pixels that all requests hold that wait or run: more than 80 pictures of 1024 x 1024."""
+
+AGAIN = 10.0
+"""Seconds after which a service that failed is tried out anew, when somebody asks whether it is ready."""
 
 Encoder = Callable[["Image"], bytes]
 """Gives a picture's file."""
@@ -141,13 +153,14 @@ class Job:
         if not self._expired:  # else the run looks at its deadline itself
             self._cancelled.set()
         if self._future is not None and not self._future.cancelled() and self._future.cancel():
+            self._requests = ()  # the pool keeps the job until its turn comes, and its pictures with it
             if self._expired:
                 self._meter.failed("expired")
             else:
                 self._meter.cancelled()
 
-    def run(self, service: Service) -> None:
-        """Makes the pictures, in the worker's thread."""
+    def run(self, service: Service) -> Exception | None:
+        """Makes the pictures, in the worker's thread; returns what kept it from that. `tell_end` has to follow."""
         try:
             for number, request in enumerate(self._requests):
                 result = service.generate(
@@ -158,9 +171,15 @@ class Job:
                 )
                 for index, image in enumerate(result.images):
                     self._tell(Picture(self._file(image), used(result, index)))
-            self._tell(None)
         except Exception as error:
-            self._tell(error)
+            return error
+        finally:
+            self._requests = ()  # a client that reads slowly keeps the job, not its pictures
+        return None
+
+    def tell_end(self, error: Exception | None) -> None:
+        """Ends `events`, with an error if there is one."""
+        self._tell(error)
 
     def _step(self, run: int, step: PictureStep) -> None:
         shown = step.step in previewed(step.steps, self._previews)
@@ -174,6 +193,44 @@ class Job:
         self._loop.call_soon_threadsafe(self._news.put_nowait, news)
 
 
+class Trial:
+    """Tells a service that fails from requests that do.
+
+    Args:
+        service: to try out.
+
+    Attributes:
+        failed: whether the service failed when it was tried out last, and has made no picture since.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.failed = False
+        self._service = service
+        self._lock = threading.Lock()
+        self._due = 0.0
+
+    def is_due(self) -> bool:
+        """Whether it is time to try again; whoever is told so does."""
+        with self._lock:
+            due = time.monotonic() >= self._due
+            if due:
+                self._due = math.inf  # until it has been tried
+        return due
+
+    def run(self) -> None:
+        """Draws the warm-up picture, in the worker's thread."""
+        try:
+            self._service.try_out()
+            self.failed = False
+        except Exception as error:
+            if not self.failed:
+                log.error("The server is not ready any more: %s", error)
+            self.failed = True
+        finally:
+            with self._lock:
+                self._due = time.monotonic() + AGAIN
+
+
 class Worker:
     """Takes jobs while there is a place, and does one at a time.
 
@@ -181,53 +238,123 @@ class Worker:
         service: that makes the pictures; closed with the worker.
         meter: told of jobs that end before they begin.
         waiting: jobs that may wait while one runs.
+        picture_bytes: of the pixels that all jobs may hold together; one job alone may hold more.
     """
 
-    def __init__(self, service: Service, meter: Meter, waiting: int) -> None:
+    def __init__(self, service: Service, meter: Meter, waiting: int, picture_bytes: int = PICTURE_BYTES) -> None:
         self.service = service
         self._meter = meter
+        self._most = picture_bytes
+        self._held = 0
+        self._holding = threading.Lock()
+        self._decoding = asyncio.Lock()
         self._places = threading.BoundedSemaphore(waiting + 1)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hidiff-pictures")
         self._seconds = 1.0
+        self._trial = Trial(service)
 
     async def submit(
-        self, read: Callable[[Service], Sequence[Request]], *, previews: int, deadline: float, encode: Encoder
+        self,
+        read: Callable[[Service], Sequence[Request]],
+        *,
+        pictures: bool,
+        previews: int,
+        deadline: float,
+        encode: Encoder,
     ) -> Job:
         """Takes a place, reads the request in a thread, and queues it.
 
         Args:
             read: gives the runs. It decodes pictures, which take memory, so it is called with a place alone.
+            pictures: whether it does: then it waits until no other does.
             previews: at most so many a run.
             deadline: by `time.monotonic`.
             encode: gives a picture's file.
 
         Raises:
-            ApiError: the queue is full.
+            ApiError: the queue is full, by its places or by the pictures that wait in it.
             InputError: the request is refused.
         """
         if not self._places.acquire(blocking=False):
-            self._meter.failed("busy")
-            wait = {"Retry-After": str(math.ceil(self._seconds))}
-            raise ApiError(429, "The queue is full. Ask again later.", kind=BUSY, code="queue_full", headers=wait)
+            raise self._busy("The queue is full.")
+        held = 0
         try:
-            requests = await to_thread.run_sync(read, self.service)
+            async with self._decoding if pictures else nullcontext():
+                requests = await to_thread.run_sync(self._read, read, pictures)
+                held = self._hold(requests)
             job = Job(requests, previews, deadline, self._meter, encode)
-            future = job.queue(self._pool, self._work)
+            future = job.queue(self._pool, partial(self._work, held=held))
         except BaseException:
-            self._places.release()
+            self._leave(held)
             raise
-        future.add_done_callback(lambda _: self._places.release())
+        future.add_done_callback(lambda done: self._leave(held) if done.cancelled() else None)
         return job
+
+    def check_ready(self) -> None:
+        """Looks whether requests can be served, as far as is known; a service that failed is tried out behind them.
+
+        Raises:
+            ApiError: files of the bundle are gone, or a request failed and the warm-up picture does too.
+        """
+        if self.service.pipeline.bundle.lost_files():
+            raise _not_ready("files of its bundle are gone")
+        if self._trial.failed:
+            if self._trial.is_due():
+                self._pool.submit(self._trial.run)
+            raise _not_ready("a request failed, and the picture that it is tried out with does too")
 
     def close(self) -> None:
         """Waits for the job that runs, drops those that wait, and closes the service."""
         self._pool.shutdown(cancel_futures=True)
         self.service.close()
 
-    def _work(self, job: Job) -> None:
+    def _read(self, read: Callable[[Service], Sequence[Request]], pictures: bool) -> Sequence[Request]:
+        try:
+            return read(self.service)
+        finally:
+            if pictures:
+                give_back()
+
+    def _hold(self, requests: Sequence[Request]) -> int:
+        """Counts the bytes of pictures, which a request's runs share. Raises ApiError where they are too many."""
+        found: dict[int, int] = {}
+        for request in requests:
+            found |= request.held
+        size = sum(found.values())
+        with self._holding:
+            if size and self._held and self._held + size > self._most:
+                raise self._busy("The requests that wait hold as many pictures as there is room for.")
+            self._held += size
+        return size
+
+    def _leave(self, held: int) -> None:
+        """Gives back a place, and the bytes of the pictures that were held."""
+        with self._holding:
+            self._held -= held
+        self._places.release()
+
+    def _busy(self, told: str) -> ApiError:
+        self._meter.failed("busy")
+        wait = {"Retry-After": str(math.ceil(self._seconds))}
+        return ApiError(429, f"{told} Ask again later.", kind=BUSY, code="queue_full", headers=wait)
+
+    def _work(self, job: Job, held: int) -> None:
         started = time.monotonic()
-        job.run(self.service)
-        self._seconds = time.monotonic() - started
+        try:
+            error = job.run(self.service)
+        finally:
+            self._seconds = time.monotonic() - started
+            self._leave(held)  # before the client is told, who may ask again at once
+        job.tell_end(error)
+        if error is None:
+            self._trial.failed = False
+        elif kind_of(error) in ("engine", "internal") and not self._trial.failed:
+            self._trial.run()  # the request may be at fault, or all that follow will fail too
+
+
+def _not_ready(why: str) -> ApiError:
+    told = f"The server is not ready: {why}. Its log says more."
+    return ApiError(503, told, kind=SERVER, code="not_ready", headers={"Retry-After": str(math.ceil(AGAIN))})
 
 
 def previewed(steps: int, previews: int) -> set[int]:

@@ -10,6 +10,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
+from hidiff_runtime.plain_text import encodable
 from hidiff_runtime.serving.messages import kind_of, public_message
 
 _CODES = {"input": "INVALID_ARG", "cancelled": "CANCELLED", "expired": "UNAVAILABLE"}
@@ -45,5 +46,5 @@ def told(error: Exception) -> tuple[str, str]:
     """Message and kind of an error for the client; what is not the client's doing is logged whole."""
     kind = kind_of(error)
     if kind in ("engine", "internal"):
-        pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+        pb_utils.Logger.log_error(encodable("".join(traceback.format_exception(error))))
     return public_message(error), kind

@@ -110,7 +110,7 @@ def facts(model: ir.Model, folder: Path) -> dict[str, Any]:
     """What the library says when it builds the model."""
     save(model, folder / "model.onnx")
     command = [sys.executable, "-c", BUILD, str(folder / "model.onnx")]
-    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found
 

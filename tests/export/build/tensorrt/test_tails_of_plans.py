@@ -68,7 +68,7 @@ def build(model: onnx.ModelProto, plan: Path) -> bytes:
     """Builds a plan and returns its bytes."""
     graph = plan.with_suffix(".onnx")
     onnx.save(model, graph)
-    subprocess.run([sys.executable, "-c", BUILD, str(graph), str(plan)], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", BUILD, str(graph), str(plan)], check=True, timeout=600)
     return plan.read_bytes()
 
 
