@@ -47,7 +47,7 @@ class Float32Islands(RewritePass):
 def computes_in_float32(node: ir.Node) -> bool:
     """Whether a node of the table computes in float32 or more, by its types and attributes."""
     island = island_of(node.op_type)
-    if island is not None and island.means is Means.STASH_TYPE:
+    if island is not None and island.means is Means.KERNELS:
         stash_type = node.attributes.get(_STASH_TYPE)
         return stash_type is None or stash_type.as_int() == _FLOAT  # float32 is ONNX's default
     return all(value is None or value.dtype not in HALVES for value in node.inputs)
