@@ -96,7 +96,9 @@ class Network:
         model = onnx.load(self.fp8, load_external_data=False)
         nodes = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
         factors = {
-            node.input[1]: weights / WHOLE if any(kept.name == "axis" for kept in node.attribute) else activations / ROOM
+            node.input[1]: weights / WHOLE
+            if any(kept.name == "axis" for kept in node.attribute)
+            else activations / ROOM
             for node in nodes
         }
         for tensor in model.graph.initializer:
@@ -113,9 +115,7 @@ def snr_db(graph: Path, inputs: Sequence[Inputs], expected: Sequence[Any]) -> st
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    found = [
-        Metrics.of(due, session.run(None, given)[0]).snr_db for given, due in zip(inputs, expected, strict=True)
-    ]
+    found = [Metrics.of(due, session.run(None, given)[0]).snr_db for given, due in zip(inputs, expected, strict=True)]
     return f"{np.mean(found):.1f}"
 
 

@@ -17,8 +17,8 @@ class QuantiseTensors(ir.passes.InPlacePass):
     Weights are quantised in the graph, from the weight store's own bytes: no second copy of them is written. Backends
     fold that when they build.
 
-    Tensors are divided by their scales in float32: in float16, which is the default for float16 scales, quotients would be
-    rounded twice. ONNX Runtime does what the node states; TensorRT-RTX accepts it and builds the same plan without.
+    Tensors are divided by their scales in float32: in float16, the default for scales of that type, quotients would be
+    rounded twice. ONNX Runtime does what the node states; TensorRT-RTX accepts it, and builds the same plan without.
 
     Requires: nodes in topological order with distinct names; opset 23 or later.
     Ensures: one pair of nodes for each of ``tensors``, which ``uses`` read, and nothing else.
