@@ -131,8 +131,8 @@ def main() -> None:
     for width in given.widths:
         for gains in given.gains:
             network = Network(given.work / f"{width}-{gains:g}", wider=width == "wider", gains=gains)
-            new = [network.inputs(77 + index, timestep) for index, timestep in enumerate(range(200, 951, 150))]
-            loud = [network.inputs(87 + index, timestep, 1.5) for index, timestep in enumerate((350, 650, 950))]
+            new = [network.inputs(77 + index, timestep) for index, timestep in enumerate(range(950, 199, -150))]
+            loud = [network.inputs(77 + index, timestep, 1.5) for index, timestep in enumerate((950, 650, 350))]
             due = [[network.expected(inputs) for inputs in side] for side in (new, loud)]
 
             def cell(graph: Path, sides: Any = (new, loud), due: Any = due) -> str:

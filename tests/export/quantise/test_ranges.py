@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -69,3 +70,38 @@ def test_scales_come_of_the_largest_numbers_that_modelopt_sees(tmp_path: Path) -
     largest = np.abs(weight.astype(np.float64)).max(axis=1)
     np.testing.assert_allclose(scales[0], largest / FP8_LARGEST, rtol=5e-3)
     np.testing.assert_allclose(scales[None], SEEN / INT8_LARGEST, rtol=5e-3)
+
+
+def rounded_db(values: np.ndarray, scale: float, counted: slice = slice(None)) -> float:
+    """The signal-to-noise ratio of values in fp8, in decibels, over some of them."""
+    limited = np.clip(values / np.float32(scale), -FP8_LARGEST, FP8_LARGEST).astype(np.float32)
+    error = limited.astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * np.float32(scale) - values
+    return float(10 * np.log10((values[counted] ** 2).sum() / (error[counted] ** 2).sum()))
+
+
+def normal() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)
+
+
+WHOLE, ROOM = 1 / FP8_LARGEST, 1 / INT8_LARGEST
+"""Scales, as parts of the largest number: the whole range, and with room for larger ones."""
+
+
+@pytest.mark.parametrize(("grown", "whole", "room"), [(1.0, 31.6, 31.5), (2.0, 23.5, 31.5), (3.5, 11.7, 31.6)])
+def test_room_saves_activations_that_grow(grown: float, whole: float, room: float) -> None:
+    seen = normal()
+    largest = np.abs(seen).max()
+    found = [rounded_db(seen * np.float32(grown), largest * scale) for scale in (WHOLE, ROOM)]
+    assert found == pytest.approx([whole, room], abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("outlier", "whole", "room", "modelopt"), [(100, 31.5, 31.6, 31.5), (1000, 31.5, 31.5, 31.1), (10000, 31.3, 26.9, 16.1)]
+)
+def test_room_costs_other_numbers_nothing_until_one_is_a_thousand_times_as_large(
+    outlier: float, whole: float, room: float, modelopt: float
+) -> None:
+    values = normal()
+    values[0] = outlier
+    found = [rounded_db(values, outlier * scale, slice(1, None)) for scale in (WHOLE, ROOM, MODELOPT_FP8)]
+    assert found == pytest.approx([whole, room, modelopt], abs=0.2)
