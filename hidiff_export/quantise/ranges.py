@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+INT8_LARGEST, FP8_LARGEST = 127, 448
+"""The largest number of each type."""
+
+MODELOPT_FP8 = FP8_LARGEST / INT8_LARGEST**2
+"""What NVIDIA ModelOpt 0.47 multiplies the largest number that it saw by for an fp8 scale.
+
+It makes the scale from int8's, and multiplies by 448 / 127 where it should divide.
+"""
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,25 @@ class QuantisedTensor:
     scale: tuple[float, ...]
     axis: int | None
     uses: tuple[tuple[str, int], ...]
+
+
+def fp8_tensor(measured: QuantisedTensor) -> QuantisedTensor:
+    """The tensor with a scale that uses fp8's range, in place of ModelOpt's, which makes the largest number 36 of 448.
+
+    A weight is what it is: its largest number becomes fp8's largest. What a layer reads differs from run to run, and
+    what is out of range is cut off; so activations have room for 3.5 times the largest number that was measured.
+
+    Args:
+        measured: with one of ModelOpt's fp8 scales; a weight has an axis.
+    """
+    due = 1 / (INT8_LARGEST if measured.axis is None else FP8_LARGEST)
+    return replace(measured, scale=tuple(_rounded_up(scale / MODELOPT_FP8 * due) for scale in measured.scale))
+
+
+def _rounded_up(scale: float) -> float:
+    """As float16, never so that what should just fit is cut off, and never 0, which tensors cannot be divided by."""
+    nearest = np.float16(scale)
+    return float(nearest if float(nearest) >= scale else np.nextafter(nearest, np.float16(np.inf)))
 
 
 def to_json(tensors: Iterable[QuantisedTensor]) -> str:

@@ -20,7 +20,8 @@ import onnx
 from numpy.typing import NDArray
 
 from hidiff_export.quantise.layers import OPERATORS
-from hidiff_export.quantise.ranges import QuantisedTensor, to_json
+from hidiff_export.quantise.ranges import QuantisedTensor, fp8_tensor, to_json
+from hidiff_export.recipe.values import Precision
 from hidiff_runtime.safetensors import SafetensorsFile
 
 SEPARATOR = "|"
@@ -110,9 +111,12 @@ def _bytes(tensor: onnx.TensorProto) -> bytes:
 
 def main(arguments: Sequence[str]) -> None:
     """Answers one request."""
-    request, result = map(Path, arguments)
-    model = measure(json.loads(request.read_text(encoding="utf-8")))
-    result.write_text(to_json(places(model)), encoding="utf-8")
+    path, result = map(Path, arguments)
+    request = json.loads(path.read_text(encoding="utf-8"))
+    tensors = places(measure(request))
+    if request["precision"] == Precision.FP8.value:
+        tensors = tuple(map(fp8_tensor, tensors))
+    result.write_text(to_json(tensors), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from hidiff_export.parity.inputs import arrays, mixed_shifts, random_inputs
 from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.parity.verify import verify
 from hidiff_export.quantise import quantise, worker
-from hidiff_export.quantise.ranges import QuantisedTensor
+from hidiff_export.quantise.ranges import FP8_LARGEST, QuantisedTensor
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import StageContext
 from hidiff_export.stages.engines import Engines
@@ -158,8 +158,9 @@ def test_weights_stay_in_the_store_and_layers_have_their_type(built: tuple[Recip
     recipe, folder = built
     for name in _phases(recipe, folder):
         model = ir.load(folder / "unet" / f"{name}.onnx")
-        kinds = {node.outputs[0].dtype for node in model.graph if node.op_type == "QuantizeLinear"}
-        assert kinds == {quantise.KINDS[recipe.precision]}
+        quantising = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+        assert {node.outputs[0].dtype for node in quantising} == {quantise.KINDS[recipe.precision]}
+        assert {node.attributes["precision"].as_int() for node in quantising} == {ir.DataType.FLOAT}
         half = ir.load(folder / "unet" / f"{name}.float16.onnx")
         stored, before = (
             {k for k, v in m.graph.initializers.items() if isinstance(v.const_value, ir.ExternalTensor)}
@@ -171,6 +172,20 @@ def test_weights_stay_in_the_store_and_layers_have_their_type(built: tuple[Recip
         assert len(layers) > 100
         for layer in layers:
             assert [v.producer().op_type for v in layer.inputs[:2]] == ["DequantizeLinear"] * 2  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_fp8_weights_use_the_whole_range(fp8: Path) -> None:
+    model = ir.load(fp8 / "unet" / "strided.onnx")
+    values = model.graph.initializers
+    seen = 0
+    for place in worker.places(ir.to_proto(model)):
+        if place.axis is not None:
+            weight = np.abs(values[place.tensor].const_value.numpy().astype(np.float64))  # type: ignore[union-attr]
+            largest = weight.max(axis=tuple(axis for axis in range(weight.ndim) if axis != place.axis))
+            np.testing.assert_allclose(place.scale, largest / FP8_LARGEST, rtol=2e-2)
+            seen += 1
+    assert seen > 100
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from hidiff_export.recipe.values import Precision
 from hidiff_runtime.manifest import GraphRecord
 from hidiff_runtime.phases import Phase, PhaseKind
 from hidiff_runtime.proof.verdict import Metrics
+from tests.export.build.tensorrt.parsed import check_islands, parse
 
 pytestmark = pytest.mark.slow
 
@@ -124,11 +125,18 @@ def test_what_tensorrt_builds_is_float32_where_the_table_says(exported: Exported
         for name in ("phase.onnx", "phase.tensorrt.onnx")
     }
     half = exported.case.precision is not Precision.FLOAT32
-    assert left == {"phase.onnx": {"Attention"} if half else set(), "phase.tensorrt.onnx": set()}
+    strays = {"Attention", "LayerNormalization"} if half else set()
+    assert left == {"phase.onnx": strays, "phase.tensorrt.onnx": set()}
 
 
 def _strays(node: ir.Node) -> bool:
     return island_of(node.op_type) is not None and not computes_in_float32(node)
+
+
+@pytest.mark.needs("tensorrt-rtx")
+def test_tensorrt_rtx_parses_float32_where_the_table_says(exported: Exported) -> None:
+    network = parse(exported.folder / "phase.tensorrt.onnx")
+    check_islands(network, "FLOAT" if exported.case.precision is Precision.FLOAT32 else "HALF")
 
 
 @pytest.mark.needs("tensorrt-rtx")

@@ -31,7 +31,7 @@ class Float32Islands(RewritePass):
             return None
         island = island_of(node.op_type)
         assert island is not None  # by `operators`
-        return _between_casts(node) if island.means is Means.CASTS else None
+        return between_casts(node) if island.means is Means.CASTS else None
 
     def ensures(self, model: ir.Model) -> None:
         """Checks the graph against the table."""
@@ -47,13 +47,14 @@ class Float32Islands(RewritePass):
 def computes_in_float32(node: ir.Node) -> bool:
     """Whether a node of the table computes in float32 or more, by its types and attributes."""
     island = island_of(node.op_type)
-    if island is not None and island.means is Means.STASH_TYPE:
+    if island is not None and island.means is Means.KERNELS:
         stash_type = node.attributes.get(_STASH_TYPE)
         return stash_type is None or stash_type.as_int() == _FLOAT  # float32 is ONNX's default
     return all(value is None or value.dtype not in HALVES for value in node.inputs)
 
 
-def _between_casts(node: ir.Node) -> Replacement:
+def between_casts(node: ir.Node) -> Replacement:
+    """The node in float32: its 16-bit inputs cast, and its output cast back."""
     nodes, inputs = [], []
     wide = ir.TensorType(ir.DataType.FLOAT)
     for value in node.inputs:

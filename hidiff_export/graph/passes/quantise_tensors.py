@@ -17,7 +17,10 @@ class QuantiseTensors(ir.passes.InPlacePass):
     Weights are quantised in the graph, from the weight store's own bytes: no second copy of them is written. Backends
     fold that when they build.
 
-    Requires: nodes in topological order with distinct names; opset 21 or later.
+    Tensors are divided by their scales in float32: in float16, the default for scales of that type, quotients would be
+    rounded twice. ONNX Runtime does what the node states; TensorRT-RTX accepts it, and builds the same plan without.
+
+    Requires: nodes in topological order with distinct names; opset 23 or later.
     Ensures: one pair of nodes for each of ``tensors``, which ``uses`` read, and nothing else.
 
     Args:
@@ -56,7 +59,8 @@ class QuantiseTensors(ir.passes.InPlacePass):
         axis = {} if tensor.axis is None else {"axis": tensor.axis}
         parameters = [add_constant(graph, scale), add_constant(graph, np.zeros(scale.shape, self._kind.numpy()))]
         kind = ir.TensorType(self._kind)
-        few = make("QuantizeLinear", [value, *parameters], axis, shape=value.shape, type=kind)
+        division = {"precision": int(ir.DataType.FLOAT)}
+        few = make("QuantizeLinear", [value, *parameters], {**axis, **division}, shape=value.shape, type=kind)
         back = make("DequantizeLinear", [few.outputs[0], *parameters], axis, shape=value.shape, type=value.type)
         graph.insert_before(before, [few, back])
         return few, back

@@ -16,7 +16,12 @@ from hidiff_export.build.tensorrt.messages import BuildRequest, Initializer
 from hidiff_export.build.tensorrt.process import ask
 from hidiff_runtime.manifest import TensorSpec
 
-TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int32": TensorProto.INT32}
+TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int32": TensorProto.INT32,
+}
 
 Tensors = Sequence[tuple[str, str, Sequence[int]]]
 """Name, type and shape of inputs or outputs."""

@@ -15,17 +15,17 @@ import pytest
 from onnx import helper, numpy_helper
 
 from hidiff_export.build.tensorrt.lowering import lower
-from tests.export.build.tensorrt.small_engines import attention, build, model, request
+from tests.export.build.tensorrt import kernel_source
+from tests.export.build.tensorrt.kernel_source import group_sums, kernels, reductions
+from tests.export.build.tensorrt.small_engines import TYPES, attention, build, model, request
 
 pytestmark = pytest.mark.needs("tensorrt-rtx")
-
-SHAPE = [2, 64, 32, 32]
 
 
 def source(folder: Path, graph: onnx.ModelProto) -> str:
     made = request(folder, graph)
     build(made)
-    return Path(made.plan).read_bytes().decode("latin-1")
+    return kernel_source.source(Path(made.plan))
 
 
 def lowered(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -61,34 +61,70 @@ def test_as_it_stands_the_scale_is_rounded_to_float16(tmp_path: Path) -> None:
     assert scale(source(tmp_path, attention(64))) != pytest.approx(64**-0.5, rel=1e-4)
 
 
-def normalisation(*, cast: bool = False) -> onnx.ModelProto:
-    """Group normalisation and SiLU, in float16 or between casts."""
+def random(size: int, dtype: str) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(size).astype(helper.tensor_dtype_to_np_dtype(TYPES[dtype]))
+
+
+def normalisation(shape: list[int], groups: int, dtype: str = "float16", *, cast: bool = False) -> onnx.ModelProto:
+    """Group normalisation and SiLU, in 16 bits or between casts."""
     nodes, names, normal = [], ["x", "scale", "bias"], "n"
     if cast:
         nodes = [helper.make_node("Cast", [name], [f"{name}_wide"], to=onnx.TensorProto.FLOAT) for name in names]
         names = [f"{name}_wide" for name in names]
-    nodes.append(helper.make_node("GroupNormalization", names, [normal], num_groups=8))
+    nodes.append(helper.make_node("GroupNormalization", names, [normal], num_groups=groups))
     if cast:
         normal = "narrow"
-        nodes.append(helper.make_node("Cast", ["n"], [normal], to=onnx.TensorProto.FLOAT16))
+        nodes.append(helper.make_node("Cast", ["n"], [normal], to=TYPES[dtype]))
     nodes.append(helper.make_node("Sigmoid", [normal], ["s"]))
     nodes.append(helper.make_node("Mul", [normal, "s"], ["y"]))
-    random = np.random.default_rng(0)
-    weights = [
-        numpy_helper.from_array(random.standard_normal(SHAPE[1]).astype(np.float16), name) for name in ("scale", "bias")
-    ]
-    return model(nodes, [("x", "float16", SHAPE)], [("y", "float16", SHAPE)], *weights)
+    weights = [numpy_helper.from_array(random(shape[1], dtype), name) for name in ("scale", "bias")]
+    return model(nodes, [("x", dtype, shape)], [("y", dtype, shape)], *weights)
 
 
-def kernels(text: str) -> set[str]:
-    return set(re.findall(r"function=\{ name=(\w+)", text))
+def layer_normalisation(dtype: str, **attributes: int) -> onnx.ModelProto:
+    shape = [2, 64, 320]
+    node = helper.make_node("LayerNormalization", ["x", "scale"], ["y"], "norm", axis=-1, **attributes)
+    weight = numpy_helper.from_array(random(320, dtype), "scale")
+    return model([node], [("x", dtype, shape)], [("y", dtype, shape)], weight)
 
 
-def test_a_float16_normalisation_takes_means_in_float32(tmp_path: Path) -> None:
-    text = source(tmp_path, lowered(normalisation()))
-    assert set(re.findall(r"norm(?:_non_contiguous)?<(\w+),", text)) == {"__myln_float"}
-    assert kernels(text) == {"__myl_GnorSilu"}
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "groups"), [([2, 64, 4, 4], 8), ([2, 64, 32, 32], 8), ([2, 320, 128, 128], 32)], ids=str
+)
+def test_group_normalisations_take_means_in_float32(shape: list[int], groups: int, dtype: str, tmp_path: Path) -> None:
+    text = source(tmp_path, lowered(normalisation(shape, groups, dtype)))
+    assert group_sums(text) == {"float"}
+    assert set(kernels(text)) - {"__myl_Move"} <= {"__myl_GnorSilu", "__myl_SiluGnor"}
 
 
-def test_casts_would_cost_a_normalisation_its_fusion(tmp_path: Path) -> None:
-    assert len(kernels(source(tmp_path, normalisation(cast=True)))) > 1
+def test_casts_would_cost_a_group_normalisation_its_fusion(tmp_path: Path) -> None:
+    fused, split = (
+        len(kernels(source(tmp_path, normalisation([2, 64, 32, 32], 8, cast=cast)))) for cast in (False, True)
+    )
+    assert fused == 1 < split
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_layer_normalisations_add_up_in_float32_in_one_kernel_with_their_casts(dtype: str, tmp_path: Path) -> None:
+    text = source(tmp_path, lowered(layer_normalisation(dtype)))
+    assert reductions(text, "Add") == {"float"}
+    (kernel,) = kernels(text)
+    assert kernel.count("Cast") == 2
+
+
+@pytest.mark.parametrize("stash_type", [onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16])
+def test_stash_type_changes_nothing(stash_type: int, tmp_path: Path) -> None:
+    without, with_it = (
+        source(tmp_path, layer_normalisation("float16", **attributes))
+        for attributes in ({}, {"stash_type": stash_type})
+    )
+    assert with_it == without
+
+
+def test_a_reduction_that_needs_no_float32_is_in_float16(tmp_path: Path) -> None:
+    axis = numpy_helper.from_array(np.array([-1], np.int64), "axis")
+    shapes = [("x", "float16", [2, 32, 1024])], [("y", "float16", [2, 32, 1])]
+    text = source(tmp_path, model([helper.make_node("ReduceMax", ["x", "axis"], ["y"])], *shapes, axis))
+    assert reductions(text, "Max") == {"half"}
+    assert reductions(text, "Add") == set()

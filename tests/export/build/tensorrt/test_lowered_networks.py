@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -26,6 +26,8 @@ from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.recipe.values import Precision
 from hidiff_runtime.manifest import GraphRecord
 from hidiff_runtime.phases import Phase, PhaseKind
+from tests.export.build.tensorrt import kernel_source
+from tests.export.build.tensorrt.parsed import check_islands, parse
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +108,16 @@ def test_the_table_holds(lowered: Path) -> None:
 
 
 def test_it_would_not_without_the_lowering(portable: Path) -> None:
-    assert strays(portable) == {"Attention"}
+    assert strays(portable) == {"Attention", "LayerNormalization"}
+
+
+def check_sums(text: str) -> None:
+    """Holds a plan's kernels against the table: what adds up, and what normalises, does so in float32."""
+    assert kernel_source.reductions(text, "Add") == {"float"}
+    assert kernel_source.group_sums(text) == {"float"}
+    normalising = [name for name in kernel_source.kernels(text) if re.search("Gnor|Inor|Mean", name)]
+    prebuilt = normalising.count(kernel_source.PREBUILT_NORMALISATION)
+    assert prebuilt < len(normalising) / 10
 
 
 def test_nothing_else_is_float32(case: Case, lowered: Path) -> None:
@@ -143,36 +154,16 @@ def test_text_embeds_meet_the_time_projection_in_float32(case: Case, lowered: Pa
     assert (after.op_type, after.outputs[0].dtype) == ("Cast", case.half)
 
 
-def parsed(path: Path) -> tuple[Counter[tuple[str, str]], list[str]]:
-    """Layers of TensorRT-RTX's network by kind and type of output, and all that it warned of."""
-    trt = pytest.importorskip("tensorrt_rtx")
-    said: list[str] = []
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.WARNING and "differs from one already registered" not in message:
-                said.append(message)
-
-    log = Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    assert parser.parse_from_file(str(path)), parser.get_error(0).desc()
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    return Counter((layer.type.name, layer.get_output(0).dtype.name) for layer in layers), said
-
-
 @pytest.mark.needs("tensorrt-rtx")
 def test_tensorrt_parses_the_same_types_without_a_warning(case: Case, portable: Path, lowered: Path) -> None:
     half = {"float16": "HALF", "bfloat16": "BF16"}[case.precision.value]
-    types, said = parsed(lowered)
-    assert said == []
-    of = {kind: {made for (layer, made) in types if layer == kind} for kind, _ in types}
-    assert of["ATTENTION_OUTPUT"] == {"FLOAT"}
-    assert of["CONVOLUTION"] == of["NORMALIZATION"] == {half}
-    assert of.get("SOFTMAX", {"FLOAT"}) == {"FLOAT"}
-    before, _ = parsed(portable)
-    assert {made for (layer, made) in before if layer == "ATTENTION_OUTPUT"} == {half}
+    network = parse(lowered)
+    assert network.said == []
+    check_islands(network, half)
+    before = parse(portable)
+    assert before.types("ATTENTION_OUTPUT") == before.types("LAYER_NORMALIZATION") == {half}
+    with pytest.raises(AssertionError, match="ATTENTION_INPUT"):
+        check_islands(before, half)
 
 
 @pytest.mark.needs("tensorrt-rtx")
@@ -184,3 +175,12 @@ def test_it_becomes_an_engine(case: Case, portable: Path) -> None:
     builder = TensorRtBuilder(TENSORRT_RTX, ("sm89", "sm120"))
     written = builder.build([PortableGraph(portable, record)], lambda _done, _total, _note: None)
     assert {path.name for path in written} >= {"phase.tensorrt-rtx.json", "phase.tensorrt-rtx.plan"}
+    check_sums(kernel_source.source(portable.with_name("phase.tensorrt-rtx.plan")))
+
+
+@pytest.mark.needs("tensorrt-rtx")
+def test_the_kernels_of_a_bundle_add_up_in_float32(case: Case, request: pytest.FixtureRequest) -> None:
+    if case.family is not Family.SD15:
+        pytest.skip("looked at where it is built")
+    for record in (request.getfixturevalue("tensorrt_bundle") / "unet").glob("*.tensorrt-rtx.json"):
+        check_sums(kernel_source.source_of(record))

@@ -69,9 +69,23 @@ def test_a_softmax_by_itself_is_one_too(dtype: int) -> None:
     assert wrapped.graph[1].attributes["axis"].as_int() == -1
 
 
-@pytest.mark.parametrize("op_type", ["Attention", "Softmax"])
+@HALF
+def test_a_layer_normalisation_is_float32_between_casts_with_its_weights(dtype: int) -> None:
+    shapes = {"x": [2, 8], "w": [8], "b": [8]}
+    wrapped = model("LayerNormalization", shapes, dtype, axis=-1, epsilon=1e-3)
+    assert not computes_in_float32(wrapped.graph[0])
+    Float32Islands()(wrapped)
+    assert types(wrapped, "LayerNormalization") == {ir.DataType.FLOAT}
+    assert [node.op_type for node in wrapped.graph] == ["Cast"] * 3 + ["LayerNormalization", "Cast"]
+    assert wrapped.graph[3].attributes["epsilon"].as_float() == pytest.approx(1e-3)
+    assert wrapped.graph.outputs[0].dtype == ir.DataType(dtype)
+    onnx.checker.check_model(ir.to_proto(wrapped), full_check=True)
+
+
+@pytest.mark.parametrize("op_type", ["Attention", "Softmax", "LayerNormalization"])
 def test_a_float32_graph_is_left(op_type: str) -> None:
-    shapes = {name: [1, 2, 6, 64] for name in ("qkv" if op_type == "Attention" else "x")}
+    names = {"Attention": "qkv", "Softmax": "x", "LayerNormalization": "xw"}[op_type]
+    shapes = {name: [64] if name == "w" else [1, 2, 6, 64] for name in names}
     assert not Float32Islands()(model(op_type, shapes, TensorProto.FLOAT)).modified
 
 
@@ -79,17 +93,20 @@ def test_what_is_no_island_is_left() -> None:
     assert not Float32Islands()(model("MatMul", {"a": [2, 3], "b": [3, 2]}, TensorProto.FLOAT16)).modified
 
 
+GROUPS = {"x": [2, 8, 4], "w": [8], "b": [8]}
+
+
 @pytest.mark.parametrize("attributes", [{}, {"stash_type": 1}], ids=["default", "float32"])
-def test_a_normalisation_says_float32_by_its_stash_type(attributes: dict[str, Any]) -> None:
-    norm = model("LayerNormalization", {"x": [2, 8], "w": [8]}, TensorProto.FLOAT16, **attributes)
+def test_a_group_normalisation_is_left_to_the_kernels(attributes: dict[str, Any]) -> None:
+    norm = model("GroupNormalization", GROUPS, TensorProto.FLOAT16, num_groups=2, **attributes)
     assert computes_in_float32(norm.graph[0])
     assert not Float32Islands()(norm).modified
 
 
-def test_a_normalisation_in_float16_is_an_error() -> None:
-    shapes = {"x": [2, 8, 4], "w": [8], "b": [8]}
-    norm = model("GroupNormalization", shapes, TensorProto.FLOAT16, num_groups=2, stash_type=10)
-    with pytest.raises(ir.passes.PostconditionError, match="block/node is of FLOAT16, but in normalisation its attr"):
+@pytest.mark.parametrize("stash_type", [TensorProto.FLOAT16, TensorProto.BFLOAT16], ids=["float16", "bfloat16"])
+def test_a_group_normalisation_that_states_16_bit_sums_is_an_error(stash_type: int) -> None:
+    norm = model("GroupNormalization", GROUPS, TensorProto.FLOAT16, num_groups=2, stash_type=stash_type)
+    with pytest.raises(ir.passes.PostconditionError, match="block/node is of FLOAT16, but in group normalisation the"):
         Float32Islands()(norm)
 
 

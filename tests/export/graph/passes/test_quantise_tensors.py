@@ -68,6 +68,26 @@ def test_fp8_has_four_significant_bits() -> None:
     assert kinds == [ir.TensorType(ir.DataType.FLOAT8E4M3FN)]
 
 
+@pytest.mark.parametrize(("stated", "quotient"), [(True, 81), (False, 80)], ids=["as it is", "without"])
+def test_quotients_are_rounded_once_because_the_node_says_so(stated: bool, quotient: int) -> None:
+    scale = np.float16(0.04208)
+    x = np.full(X.shape, 3.389, np.float16)  # 80.522 times the scale, in float16 80.5
+    model = _model()
+    tensor = QuantisedTensor("x", (float(scale),), None, (("few/Gemm", 0),))
+    QuantiseTensors([tensor], ir.DataType.INT8)(model)
+    (node,) = (node for node in model.graph if node.op_type == "QuantizeLinear")
+    assert node.attributes["precision"].as_int() == ir.DataType.FLOAT
+    if not stated:
+        del node.attributes["precision"]
+    model.graph.outputs.append(node.outputs[0])
+    node.outputs[0].name = "quotient"
+    content = ir.to_proto(model).SerializeToString()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    assert np.all(session.run(["quotient"], {"x": x})[0] == quotient)
+
+
 def test_the_weight_stays_one_initialiser() -> None:
     model = _model()
     QuantiseTensors(_tensors(), ir.DataType.INT8)(model)
