@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hidiff_export.bundle import LOCK, STATE, Workspace, storage_errors, write_json
+from hidiff_export.bundle import STATE, Workspace, storage_errors, write_json
 from hidiff_export.errors import BundleError, InputError, StorageError
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule
@@ -44,9 +44,9 @@ def build(output: Path, content: bytes, *, force: bool = False) -> None:
         path = workspace.folder / "a.bin"
         path.write_bytes(content)
         workspace.finish("stage", "key", (path,))
-        (workspace.folder / "scratch").mkdir()
-        (workspace.folder / "scratch" / "left-over").write_bytes(b"x")
-        workspace.commit(manifest(workspace.files()))
+        (workspace.folder / "unet").mkdir()
+        (workspace.folder / "unet" / "left-over").write_bytes(b"x")
+        assert workspace.commit(manifest) == ("unet/left-over",)
 
 
 def test_a_committed_bundle_holds_exactly_what_its_manifest_lists(tmp_path: Path) -> None:
