@@ -37,7 +37,7 @@ def output_folder(output: Path, suffixes: tuple[str, ...]) -> Path:
         _check_name(folder, parent, suffixes)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise _too_long(output.name, "fewer") from error
+            raise _too_long(output.name, "Choose a shorter one") from error
         raise StorageError(
             "The output's folder cannot be looked into.",
             given=f"{output}: {error.strerror}",
@@ -143,14 +143,14 @@ def _check_name(folder: Path, parent: Path, suffixes: tuple[str, ...]) -> None:
     if hasattr(os, "pathconf"):
         most = os.pathconf(parent, "PC_NAME_MAX") - max(map(len, suffixes))
         if len(os.fsencode(folder.name)) > most:
-            raise _too_long(folder.name, f"at most {most}")
+            raise _too_long(folder.name, f"Use at most {most} bytes")
 
 
-def _too_long(name: str, most: str) -> InputError:
+def _too_long(name: str, what: str) -> InputError:
     return InputError(
         "The output's name is too long.",
         given=f"{len(os.fsencode(name))} bytes: {name[:40]}…",
-        advice=f"Use {most} bytes; folders of longer names are made beside it while the work goes on.",
+        advice=f"{what}; folders of longer names are made beside it while the work goes on.",
     )
 
 

@@ -20,9 +20,11 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from hidiff_runtime.manifest import MANIFEST, Manifest
+
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
 _SMALL = (
-    *("width=64", "height=64", "guidance=false", "sampler=[ddim, dpmpp_2m]", "steps=1-5"),
+    *("width=64", "height=64", "guidance=false", "sampler=[ddim, dpmpp_2m]", "steps=1-5", "text=false", "vae=false"),
     "hidiffusion.thresholds.strided=1.0",
 )
 
@@ -100,35 +102,41 @@ class _NoDisplay:
         sys.stderr.write(f"note: {text}\n")
 
 
-def kill_builds(folder: Path, kills: int, seed: int, *, events: bool) -> Iterator[dict[str, Any]]:
+def kill_builds(
+    folder: Path, kills: int, seed: int, *, events: int | None = None, like: Path | None = None
+) -> Iterator[dict[str, Any]]:
     """Kills builds in ``folder`` and lets them go on until they are done; a dictionary for each that came to its end.
 
     Args:
         kills: how many, of as many builds as it takes.
         seed: of the moments.
-        events: at a thing done to the disk, not at a time.
+        events: killed within so many things done to the disk, not at a time.
+        like: a bundle that nobody disturbed, whose recipe is built; None builds one of a small recipe first.
     """
     from hidiff_export.compile import build
     from hidiff_export.recipe import Recipe
     from hidiff_export.stages import order  # noqa: F401 - before the fork, for the time
 
-    recipe = Recipe.load("demo", _SMALL)
-    output, whole = folder / "killed", folder / "undisturbed"
+    recipe = Recipe.load("demo", _SMALL) if like is None else Recipe.from_dict(Manifest.read(like).recipe)
+    output, whole = folder / "killed", like or folder / "undisturbed"
     chance = random.Random(seed)
     began = time.monotonic()
-    assert not killed(lambda: _done(build(recipe, whole, _NoDisplay())))
+    if like is None:
+        assert not killed(lambda: _done(build(recipe, whole, _NoDisplay())))
     duration, left, moments = time.monotonic() - began, kills, []
     while left:
-        moment = chance.randrange(120) if events else chance.uniform(0, duration)
-        when = {"event": moment} if events else {"seconds": moment}
-        left -= (was := killed(lambda: _done(build(recipe, output, _NoDisplay())), **when))  # type: ignore[arg-type]
-        moments.append(round(moment, 2) if was else None)
+        event = None if events is None else chance.randrange(events)
+        seconds = None if events is not None else chance.uniform(0, duration)
+        was = killed(lambda: _done(build(recipe, output, _NoDisplay())), event=event, seconds=seconds)
+        left -= was
+        if was:
+            moments.append(event if seconds is None else round(seconds, 2))
         if not was or not left:
-            if was and not (output / "manifest.json").exists():
+            if not (output / MANIFEST).exists():
                 assert not killed(lambda: _done(build(recipe, output, _NoDisplay())))
             _bring_to_end(output)
-            strays = sorted(path.name for path in folder.iterdir())
-            yield {"killed_at": moments, "different": different(output, whole), "beside": strays}
+            beside = sorted(path.name for path in folder.iterdir())
+            yield {"killed_at": moments, "different": different(output, whole), "beside": beside}
             shutil.rmtree(output)
             moments = []
 
@@ -152,10 +160,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--events", action="store_true", help="at things done to the disk, not at times")
+    parser.add_argument("--events", type=int, help="within so many things done to the disk, not at times")
+    parser.add_argument("--like", type=Path, help="a bundle whose recipe is built, and that is to come out")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    for found in kill_builds(options.folder, options.kills, options.seed, events=options.events):
+    for found in kill_builds(**vars(options)):
         sys.stdout.write(json.dumps(found) + "\n")
         sys.stdout.flush()
 
