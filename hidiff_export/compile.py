@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from hidiff_export.bundle import FilesChanged, Workspace, storage_errors
 from hidiff_export.errors import BundleError, Cancelled, CheckpointError
@@ -18,6 +18,9 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.stages import Report, Stage, StageContext
 from hidiff_export.versions import EXPORTERS, tool_versions
 from hidiff_runtime import phases
+from hidiff_runtime.manifest import FileRecord, Manifest
+
+T = TypeVar("T")
 
 
 class Display(Protocol):
@@ -129,21 +132,28 @@ def _run_and_commit(
     """
     times = _Times()
     try:
-        _run_stages(stages, workspace, context, display, times)
-        _commit(workspace, context, display)
+        keys = _run_stages(stages, workspace, context, display, times)
+        _commit(stages, keys, workspace, context, display)
     except FilesChanged as changed:
         context.notice(f"{changed.summary} {changed.given}. The stages that need them run again.")
-        _run_stages(stages, workspace, context, display, times)
-        _commit(workspace, context, display)
+        keys = _run_stages(stages, workspace, context, display, times)
+        _commit(stages, keys, workspace, context, display)
     return tuple(times.values())
 
 
-def _commit(workspace: Workspace, context: StageContext, display: Display) -> None:
+def _commit(
+    stages: Sequence[Stage], keys: dict[str, str], workspace: Workspace, context: StageContext, display: Display
+) -> None:
     from hidiff_export.stages.order import assemble_manifest
+
+    def assemble(files: Mapping[str, FileRecord]) -> Manifest:
+        for stage in stages:  # the manifest says what the bundle was built from, by what is there now
+            _check_inputs_stayed(stage, keys[stage.name] == stage_key(stage, context, keys), workspace)
+        return assemble_manifest(context, files)
 
     title = "comparing files"
     with _interruptible(title), display.stage(title, reused=False) as report:
-        removed = workspace.commit(lambda files: assemble_manifest(context, files), report)
+        removed = workspace.commit(assemble, report)
     if removed:
         more = f" and {len(removed) - 3} more" if len(removed) > 3 else ""
         context.notice(f"Deleted what no stage of this build wrote: {', '.join(removed[:3])}{more}.")
@@ -176,12 +186,12 @@ class _Times(dict[str, StageTime]):
 
 def _run_stages(
     stages: Sequence[Stage], workspace: Workspace, context: StageContext, display: Display, times: _Times
-) -> None:
-    """Runs the stages that are not whole, and those that need one that was not."""
+) -> dict[str, str]:
+    """Runs the stages that are not whole, and those that need one that was not; the keys of all."""
     keys: dict[str, str] = {}
     run: set[str] = set()
     for stage in stages:
-        key = keys[stage.name] = stage_key(stage, context, keys)
+        key = keys[stage.name] = _or_changed(workspace, partial(stage_key, stage, context, keys))
         reused = run.isdisjoint(stage.needs) and workspace.whole(stage.name, key)
         started = time.monotonic()
         with (
@@ -192,20 +202,21 @@ def _run_stages(
             if not reused:
                 run.add(stage.name)
                 workspace.begin(stage.name)
-                written = _run_stage(stage, workspace, context, report)
+                written = _or_changed(workspace, partial(stage.run, context, report))
                 _check_inputs_stayed(stage, key == stage_key(stage, context, keys), workspace)
                 workspace.finish(stage.name, key, written)
         times.add(stage, None if reused else time.monotonic() - started)
+    return keys
 
 
-def _run_stage(stage: Stage, workspace: Workspace, context: StageContext, report: Report) -> tuple[Path, ...]:
-    """Runs a stage; returns what it wrote.
+def _or_changed(workspace: Workspace, work: Callable[[], T]) -> T:
+    """Does what reads files of finished stages.
 
     Raises:
-        FilesChanged: it failed where files that it may have read are gone or others.
+        FilesChanged: it failed where such files are gone or others.
     """
     try:
-        return stage.run(context, report)
+        return work()
     except (OSError, BundleError):
         workspace.compare()
         raise
@@ -215,7 +226,7 @@ def _check_inputs_stayed(stage: Stage, same: bool, workspace: Workspace) -> None
     """Refuses a result of which nobody can say what it was made from.
 
     Raises:
-        CheckpointError: a file that the stage reads was changed while it ran.
+        CheckpointError: a file that the stage reads was changed since it began.
         FilesChanged: it is a file of another stage.
     """
     if not same:

@@ -107,6 +107,18 @@ def test_a_stage_that_fails_for_a_file_that_is_gone_runs_again_with_it(recipe: R
     assert [stage.runs for stage in (first, between, last)] == [2, 1, 2]
 
 
+def test_inputs_that_cannot_be_read_for_a_file_that_is_gone_are_read_again_with_it(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    class Reading(Writing):
+        def inputs(self, context: StageContext) -> Any:
+            return (context.folder / "unet" / "a").read_text()
+
+    first, between = Writing("a"), Writing("b", meanwhile=once(Path.unlink, "a"))
+    build(recipe, tmp_path / "bundle", NoDisplay(), stages=(first, between, Reading("c")))
+    assert [first.runs, between.runs] == [2, 1]
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_files_that_change_again_end_the_build_and_the_bundle_before_stays(
     recipe: Recipe, tmp_path: Path, force: bool
@@ -148,6 +160,16 @@ def test_a_checkpoint_that_changes_while_it_is_read_gives_no_stage(recipe: Recip
     assert not (tmp_path / "bundle").exists()
     build(recipe, tmp_path / "bundle", NoDisplay(), stages=(made,))
     assert made.runs == 2
+
+
+def test_a_checkpoint_that_changes_after_it_was_read_gives_no_bundle(recipe: Recipe, tmp_path: Path) -> None:
+    made = Writing("a")
+    later = Writing("b", meanwhile=lambda _folder, run: made.source.append("more") if run == 1 else None)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        build(recipe, tmp_path / "bundle", NoDisplay(), stages=(made, later))
+    assert not (tmp_path / "bundle").exists()
+    build(recipe, tmp_path / "bundle", NoDisplay(), stages=(made, later))
+    assert [made.runs, later.runs] == [2, 1]
 
 
 def test_what_killed_builds_left_is_named_when_it_goes(recipe: Recipe, tmp_path: Path) -> None:
