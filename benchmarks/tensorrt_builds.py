@@ -23,6 +23,7 @@ from pathlib import Path
 
 from hidiff_export.build.protocol import PortableGraph
 from hidiff_export.build.tensorrt.builder import TensorRtBuilder
+from hidiff_export.build.tensorrt.built import Built
 from hidiff_export.build.tensorrt.examine import examine
 from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX
 from hidiff_export.recipe import Recipe
@@ -126,16 +127,17 @@ def measure(context: StageContext) -> Row:
     records = {path: PlanRecord.read(path) for path in builder.engines(graphs)}
     plans = []
     for path, record in records.items():
-        costs = record.options
+        built = Built.read(path)
+        assert built is not None
         size = sum(part.stat().st_size for part in record.paths(path))
         plans.append(
             Plan(
                 path.name.partition(".")[0],
-                costs["seconds"],
-                costs["peak_bytes"],
+                built.costs["seconds"],
+                int(built.costs["peak_bytes"]),
                 size,
-                costs["scratch_bytes"],
-                costs["weights_bytes"],
+                record.options["scratch_bytes"],
+                record.options["weights_bytes"],
             )
         )
     parts = {part for path, record in records.items() for part in record.paths(path)}

@@ -118,6 +118,7 @@ def tensorrt(folder: Path) -> None:
     """Prints a row for each half's plan."""
     from hidiff_export.build.protocol import PortableGraph
     from hidiff_export.build.tensorrt.builder import TensorRtBuilder
+    from hidiff_export.build.tensorrt.built import Built
     from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX
     from hidiff_runtime.backends.tensorrt.record import PlanRecord
 
@@ -128,10 +129,11 @@ def tensorrt(folder: Path) -> None:
         builder.build([graph], lambda _done, _total, _note: None)
         (path,) = builder.engines([graph])
         plan = PlanRecord.read(path)
-        costs = plan.options
+        built = Built.read(path)
+        assert built is not None
         size = sum(part.stat().st_size for part in plan.paths(path))
-        sizes = [costs["peak_bytes"], size, costs["weights_bytes"], costs["scratch_bytes"]]
-        figures = [f"{costs['seconds']:.0f}", *(f"{nbytes / 1e9:.2f}" for nbytes in sizes)]
+        sizes = [built.costs["peak_bytes"], size, plan.options["weights_bytes"], plan.options["scratch_bytes"]]
+        figures = [f"{built.costs['seconds']:.0f}", *(f"{nbytes / 1e9:.2f}" for nbytes in sizes)]
         print("| " + " | ".join([content["family"], half, f"{content['tile']} px", *figures]) + " |", flush=True)
 
 

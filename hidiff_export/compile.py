@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from hidiff_export.bundle import Workspace, storage_errors
-from hidiff_export.errors import Cancelled
+from hidiff_export.bundle import FilesChanged, Workspace, storage_errors
+from hidiff_export.errors import BundleError, Cancelled, CheckpointError
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import Report, Stage, StageContext
 from hidiff_export.versions import EXPORTERS, tool_versions
 from hidiff_runtime import phases
+from hidiff_runtime.manifest import FileRecord, Manifest
+
+T = TypeVar("T")
 
 
 class Display(Protocol):
@@ -95,57 +98,141 @@ def build(
     Raises:
         HidiffError: of the class that says what failed; finished stages stay in ``<output>.partial``.
     """
+    workspace = Workspace(output, force=force)
+    workspace.check()
     # Here, because the stages bring in torch and onnx, which a refused recipe or folder must not wait for.
     from hidiff_export.quantise.quantise import check_quantiser
     from hidiff_export.stages.engines import builders_for
-    from hidiff_export.stages.order import assemble_manifest, stages_of
+    from hidiff_export.stages.order import stages_of
 
     if recipe.precision.quantised:
         check_quantiser()
     for builder in builders_for(recipe):
         builder.check()
-    with Workspace(output, force=force) as workspace:
-        notices: list[str] = []
+    notices: list[str] = []
 
-        def notice(text: str) -> None:
-            if text not in notices:
-                notices.append(text)
-                display.notice(text)
+    def notice(text: str) -> None:
+        if text not in notices:
+            notices.append(text)
+            display.notice(text)
 
+    with workspace:
         context = StageContext(recipe, workspace.folder, notice)
-        times = _run_stages(stages or stages_of(recipe), workspace, context, display)
-        workspace.commit(assemble_manifest(context, workspace.files()))
-    return BuildResult(workspace.output, times, tuple(notices))
+        times = _run_and_commit(stages or stages_of(recipe), workspace, context, display)
+    return BuildResult(output.absolute(), times, tuple(notices))
+
+
+def _run_and_commit(
+    stages: Sequence[Stage], workspace: Workspace, context: StageContext, display: Display
+) -> tuple[StageTime, ...]:
+    """Runs the stages and publishes the bundle; what files of finished stages were changed for is done a second time.
+
+    Raises:
+        FilesChanged: they were changed again.
+    """
+    times = _Times()
+    try:
+        keys = _run_stages(stages, workspace, context, display, times)
+        _commit(stages, keys, workspace, context, display)
+    except FilesChanged as changed:
+        context.notice(f"{changed.summary} {changed.given}. The stages that need them run again.")
+        keys = _run_stages(stages, workspace, context, display, times)
+        _commit(stages, keys, workspace, context, display)
+    return tuple(times.values())
+
+
+def _commit(
+    stages: Sequence[Stage], keys: dict[str, str], workspace: Workspace, context: StageContext, display: Display
+) -> None:
+    from hidiff_export.stages.order import assemble_manifest
+
+    def assemble(files: Mapping[str, FileRecord]) -> Manifest:
+        for stage in stages:  # the manifest says what the bundle was built from, by what is there now
+            _check_inputs_stayed(stage, keys[stage.name] == stage_key(stage, context, keys), workspace)
+        return assemble_manifest(context, files)
+
+    title = "comparing files"
+    with _interruptible(title), display.stage(title, reused=False) as report:
+        removed = workspace.commit(assemble, report)
+    if removed:
+        more = f" and {len(removed) - 3} more" if len(removed) > 3 else ""
+        context.notice(f"Deleted what no stage of this build wrote: {', '.join(removed[:3])}{more}.")
 
 
 @contextmanager
-def _interruptible(stage: Stage) -> Iterator[None]:
+def _interruptible(title: str) -> Iterator[None]:
     """Ends the build with advice when Ctrl-C comes; what is half written is not recorded, so it is never read."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         raise Cancelled(
-            f"Interrupted while at: {stage.title}.",
+            f"Interrupted while at: {title}.",
             advice="Run the same command again to go on from the last finished stage.",
         ) from interrupt
 
 
+class _Times(dict[str, StageTime]):
+    """What each stage cost, by its name; a stage that ran is not said to be reused where it is later in the build."""
+
+    def add(self, stage: Stage, seconds: float | None) -> None:
+        """Notes that a stage ran, or (None) was reused."""
+        before = self.get(stage.name)
+        if seconds is not None:
+            spent = seconds + (0.0 if before is None else before.seconds)
+            self[stage.name] = StageTime(stage.title, spent, reused=False)
+        elif before is None:
+            self[stage.name] = StageTime(stage.title, 0.0, reused=True)
+
+
 def _run_stages(
-    stages: Sequence[Stage], workspace: Workspace, context: StageContext, display: Display
-) -> tuple[StageTime, ...]:
+    stages: Sequence[Stage], workspace: Workspace, context: StageContext, display: Display, times: _Times
+) -> dict[str, str]:
+    """Runs the stages that are not whole, and those that need one that was not; the keys of all."""
     keys: dict[str, str] = {}
-    times: list[StageTime] = []
+    run: set[str] = set()
     for stage in stages:
-        key = keys[stage.name] = stage_key(stage, context, keys)
-        reused = workspace.whole(stage.name, key)
+        key = keys[stage.name] = _or_changed(workspace, partial(stage_key, stage, context, keys))
+        reused = run.isdisjoint(stage.needs) and workspace.whole(stage.name, key)
         started = time.monotonic()
         with (
-            _interruptible(stage),
+            _interruptible(stage.title),
             display.stage(stage.title, reused=reused) as report,
             storage_errors(workspace.folder),
         ):
             if not reused:
+                run.add(stage.name)
                 workspace.begin(stage.name)
-                workspace.finish(stage.name, key, stage.run(context, report))
-        times.append(StageTime(stage.title, 0.0 if reused else time.monotonic() - started, reused))
-    return tuple(times)
+                written = _or_changed(workspace, partial(stage.run, context, report))
+                _check_inputs_stayed(stage, key == stage_key(stage, context, keys), workspace)
+                workspace.finish(stage.name, key, written)
+        times.add(stage, None if reused else time.monotonic() - started)
+    return keys
+
+
+def _or_changed(workspace: Workspace, work: Callable[[], T]) -> T:
+    """Does what reads files of finished stages.
+
+    Raises:
+        FilesChanged: it failed where such files are gone or others.
+    """
+    try:
+        return work()
+    except (OSError, BundleError):
+        workspace.compare()
+        raise
+
+
+def _check_inputs_stayed(stage: Stage, same: bool, workspace: Workspace) -> None:
+    """Refuses a result of which nobody can say what it was made from.
+
+    Raises:
+        CheckpointError: a file that the stage reads was changed since it began.
+        FilesChanged: it is a file of another stage.
+    """
+    if not same:
+        workspace.compare()
+        raise CheckpointError(
+            "What the bundle is built from was changed while it was read.",
+            given=f"while at: {stage.title}",
+            advice="Wait until the checkpoint is whole, then run the same command again.",
+        )

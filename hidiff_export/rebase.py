@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hidiff_export.bundle import Workspace
 from hidiff_export.compile import BuildResult, Display, build
 from hidiff_export.errors import BundleError, CheckpointError, InputError
 from hidiff_export.recipe import Recipe
@@ -140,8 +141,9 @@ def rebase(
     """
     before = BundleFolder(folder.absolute(), allow_links)
     manifest = before.manifest()
-    recipe, notices = rebased_recipe(manifest, changes, overrides)
     _refuse_itself(folder, output, force=force)
+    Workspace(output, force=force).check()
+    recipe, notices = rebased_recipe(manifest, changes, overrides)
     # Here, because the stages bring in torch and onnx, which a refused bundle or recipe must not wait for.
     from hidiff_export.stages import Stage
     from hidiff_export.stages.graphs import Graphs

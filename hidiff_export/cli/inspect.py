@@ -121,7 +121,7 @@ def _engine_bytes(folder: BundleFolder, manifest: Manifest, backend: str, path: 
 
 
 def _plan(path: Path) -> dict[str, Any]:
-    """What a plan was built with and for, and what building it took, in seconds and bytes of memory."""
+    """What a plan was built with and for; in bundles of older versions also what building it took."""
     from hidiff_runtime.backends.tensorrt.record import PlanRecord
 
     record = PlanRecord.read(path)

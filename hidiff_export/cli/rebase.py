@@ -56,7 +56,6 @@ def rebase(
     from hidiff_export.cli.progress import progress_display
     from hidiff_export.cli.verify import keep_report
     from hidiff_export.errors import InputError, ParityError
-    from hidiff_export.parity.verify import verify
     from hidiff_export.rebase import rebase as rebase_bundle
     from hidiff_runtime.manifest import Manifest
 
@@ -78,13 +77,15 @@ def rebase(
             force=force,
             allow_links=allow_links,
         )
-        report = None
+        report, manifest = None, Manifest.read(result.folder)
         if not no_verify:
-            checkpoint = str(Manifest.read(result.folder).recipe["source"])
+            from hidiff_export.parity.verify import verify  # brings in torch, for which a refusal must not wait
+
+            checkpoint = str(manifest.recipe["source"])
             with display.stage("verify", reused=False) as progress:
                 report = verify(result.folder, against=checkpoint, progress=progress)
     if report is not None:
-        keep_report(report, result.folder)
+        keep_report(report, result.folder, manifest.digest)
     print_result(result, as_json=as_json)
     if report is not None and not report.ok:
         context.exit(ParityError.exit_code)

@@ -51,7 +51,9 @@ def verify(
     from hidiff_export.cli.progress import progress_display
     from hidiff_export.errors import ParityError
     from hidiff_export.parity.verify import verify as verify_bundle
+    from hidiff_runtime.folder import BundleFolder
 
+    digest = BundleFolder(directory, allow_links).manifest().digest
     with (
         progress_display(quiet=as_json) as display,
         display.stage("verify", reused=False) as progress,
@@ -61,7 +63,7 @@ def verify(
     if junit is not None:
         with storage_errors(junit):
             junit.write_text(report.to_junit(), encoding="utf-8")
-    keep_report(report, directory)
+    keep_report(report, directory, digest)
     if not report.ok:
         context.exit(ParityError.exit_code)
 
@@ -79,12 +81,12 @@ def _show(report: Report, *, as_json: bool) -> None:
     console.print(f"{report.candidate} beside {report.reference}, weights of {report.against}: {outcome}[/]")
 
 
-def keep_report(report: Report, directory: Path) -> None:
-    """Stores the report in the bundle; a bundle on a read-only disk can be verified all the same."""
+def keep_report(report: Report, directory: Path, digest: str) -> None:
+    """Stores the report in the bundle of this digest; a bundle on a read-only disk can be verified all the same."""
     from hidiff_export.errors import StorageError
     from hidiff_export.parity.report import store
 
     try:
-        store(report, directory)
+        store(report, directory, verified=digest)
     except StorageError as error:
         click.echo(f"The report was not kept in the bundle: {error.summary} {error.given}", err=True)

@@ -30,7 +30,7 @@ from hidiff_export.deploy.repository import (
     write_pipeline,
 )
 from hidiff_export.errors import InputError
-from hidiff_runtime.files import verify_files
+from hidiff_runtime.files import CheckedFiles, state_of, verify_files
 from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import GraphRecord
 from hidiff_runtime.serving.triton.layout import ENGINES, PREFIX, engine_models
@@ -105,6 +105,7 @@ def write_per_phase(bundle: Path, output: Path, plan: Plan, *, force: bool = Fal
     _check(plan)
     models = engine_models(manifest, plan.name)
     backend = _backend(models, plan.options.get("backend"))
+    states = {name: state for name in manifest.files if (state := state_of(source.file(name))) is not None}
     verify_files(source, manifest.files)  # the server cannot: the pipeline's hashes are not those of what Triton opens
     start, link = f"{plan.name}_start", plan.bundle == "link"
     with replacing(output, force=force) as folder:
@@ -118,6 +119,11 @@ def write_per_phase(bundle: Path, output: Path, plan: Plan, *, force: bool = Fal
             engine, config = source.file(record.engines[backend]), engine_config(name, record, backend, plan.places)
             engines[name] = _write_engine(folder, config, engine, files, link)
         written = Written(output, (plan.name, plan.stream), manifest.digest, linked, own_bytes(folder))
+        checked = CheckedFiles(source, manifest.files, states)
+        for name in manifest.files:
+            checked.file(
+                name
+            )  # again where it is another than the one that was hashed, before the folder gets its name
     stores = sum(manifest.files[path].size for path in manifest.weights.values())
     return PerPhase(written, backend, engines, stores, start)
 

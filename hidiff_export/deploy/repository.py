@@ -20,6 +20,7 @@ from hidiff_export.deploy import warm_up
 from hidiff_export.deploy.config import WARM_UP, ModelConfig, Places, Queue
 from hidiff_export.deploy.files import take_file
 from hidiff_export.errors import BundleError, InputError
+from hidiff_export.output import output_folder, try_renaming
 from hidiff_runtime.files import verify_files
 from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import MANIFEST, Manifest
@@ -32,6 +33,10 @@ BUNDLES = ("link", "copy")
 """Ways in which the bundle's files come into the repository; anything else is where the server finds the bundle."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+_PARTIAL, _REPLACED = ".partial", ".replaced"
+_LONGEST = f".{'x' * 8}{_REPLACED}"
+"""As long as what follows the output's name in the names beside it."""
+
 VERSION = "1"
 BUNDLE = "bundle"
 """The bundle's folder inside a version's."""
@@ -209,26 +214,31 @@ def replacing(output: Path, *, force: bool) -> Iterator[Path]:
     """An empty folder that becomes ``output`` when all went well, and goes away otherwise.
 
     Raises:
-        InputError: ``output`` is there and is not a model repository, or is one and not to be replaced.
+        InputError: ``output`` is there and is not a model repository, or is one and not to be replaced; or it can never
+            become one, see `hidiff_export.output`.
         StorageError: the disk refuses.
     """
-    output = output.absolute()
+    output = output_folder(output, (_LONGEST,))
     with storage_errors(output):
         _refuse(output, force=force)
         output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{output.name}.", suffix=".partial", dir=output.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f"{output.name}.", suffix=_PARTIAL, dir=output.parent))
+        old = folder.with_suffix(_REPLACED)
         try:
             folder.chmod(0o755)
-            yield folder
             if output.exists():
-                old = Path(tempfile.mkdtemp(prefix=f"{output.name}.", suffix=".replaced", dir=output.parent))
+                try_renaming(output, old)
+            yield folder
+            _refuse(output, force=force)  # again: it may have been put there meanwhile
+            if output.exists():
                 output.rename(old)
-                folder.rename(output)
-                shutil.rmtree(old)
-            else:
-                folder.rename(output)
+            folder.rename(output)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if old.exists() and not output.exists():
+                old.rename(output)
+        if old.exists():
+            shutil.rmtree(old)
 
 
 def _refuse(output: Path, *, force: bool) -> None:

@@ -87,18 +87,26 @@ def find_checkpoint(source: str, component: Component) -> CheckpointFiles:
     return _on_hub(source, component)
 
 
-def source_fingerprint(source: str, component: Component) -> str:
+def source_fingerprint(source: str, component: Component, hashes: dict[Path, str] | None = None) -> str:
     """What a source holds, as SHA-256 over its configuration and weight files; a fabricated one is its own name.
+
+    Args:
+        source: as for `find_checkpoint`.
+        component: the network.
+        hashes: of files that were read already, which it adds to: the networks of a single file share it.
 
     Raises what `find_checkpoint` raises.
     """
     if source.startswith(RANDOM):
         return source
     files = find_checkpoint(source, component)
+    known = {} if hashes is None else hashes
     sha = hashlib.sha256(json.dumps(files.config, sort_keys=True).encode())
     for path in files.weights:
         try:
-            sha.update(FileRecord.of(path).sha256.encode())
+            if path not in known:
+                known[path] = FileRecord.of(path).sha256
+            sha.update(known[path].encode())
         except OSError as error:
             raise CheckpointError(
                 "A file of the checkpoint cannot be read.",

@@ -153,17 +153,29 @@ def reasons(verdicts: Iterable[Verdict]) -> tuple[str, ...]:
     return tuple(f"At least {bound} ({'; '.join(names)}): {bound.reason}" for bound, names in named.items())
 
 
-def store(report: Report, folder: Path) -> None:
+def store(report: Report, folder: Path, *, verified: str | None = None) -> None:
     """Writes the report into the bundle at ``folder`` and into its manifest.
 
     The manifest first lets go of the report that was there and lists the new one last, so whenever this is cut short
     the bundle is whole, at worst without a report.
 
+    Args:
+        report: to write.
+        folder: of the bundle.
+        verified: digest of the bundle that the report is about; None does not look whether it is still there.
+
     Raises:
-        StorageError: the folder cannot be written to, or its files are symbolic links, which are not written through.
+        StorageError: the folder cannot be written to, its files are symbolic links, which are not written through, or
+            another bundle has come in its place.
     """
     _refuse_links(folder)
     manifest = Manifest.read(folder)
+    if verified is not None and manifest.digest != verified:
+        raise StorageError(
+            "Another bundle came in the place of the one that was verified:",
+            given=f"{manifest.digest[:12]} for {verified[:12]}",
+            advice="Verify it again.",
+        )
     bare = replace(manifest, report=None, files=_without(manifest.files, (REPORT, MARKDOWN, PICTURE)))
     with storage_errors(folder):
         write_json(folder / MANIFEST, bare.to_json())

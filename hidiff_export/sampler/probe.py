@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ from hidiff_runtime.sampler import EtaTerms, SamplerTable
 from hidiff_runtime.schedule import NOISE, STATE
 
 DEFAULT_STEPS = range(1, 101)
+
+_DEFAULTED = "_use_default_values"
+"""Diffusers' list of what a configuration does not say."""
 
 _ETA = 0.5
 _ETA_CHECKS = (0.25, 0.75)
@@ -81,13 +85,41 @@ def probe(
         )
     origin = {
         "scheduler": type(pristine).__name__,
-        "config": json.dumps(dict(pristine.config), sort_keys=True, default=str),
+        "config": _config_text(pristine),
         "diffusers": diffusers.__version__,
         "left_out": json.dumps(left_out),
     }
     if sampler == "tcd":
         origin["eta"] = str(tcd_eta)
     return _assemble(sampler, pristine.order, runs, origin)
+
+
+def _config_text(scheduler: Any) -> str:
+    """A scheduler's configuration as JSON that is the same in every process.
+
+    Diffusers lists the names of default values in the order of a set. DPM-Solver's defaults have an infinity, which is
+    left out, since JSON has none and whoever builds the scheduler again gets it all the same.
+
+    Raises:
+        ExportError: another value is no finite number.
+    """
+    known = inspect.signature(type(scheduler).__init__).parameters
+    config = {
+        name: value
+        for name, value in dict(scheduler.config).items()
+        if not (isinstance(value, float) and math.isinf(value) and name in known and known[name].default == value)
+    }
+    if _DEFAULTED in config:
+        config[_DEFAULTED] = sorted(config[_DEFAULTED])
+    try:
+        return json.dumps(config, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        odd = [name for name, value in config.items() if isinstance(value, float) and not math.isfinite(value)]
+        raise ExportError(
+            f"{type(scheduler).__name__} is configured with a value that is no finite number.",
+            given=", ".join(odd) or error,
+            advice="Correct the checkpoint's scheduler configuration.",
+        ) from error
 
 
 def _probe_run(pristine: Any, steps: int) -> _Run:

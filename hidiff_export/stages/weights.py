@@ -40,8 +40,11 @@ class Weights:
         schedule, index = resolve_noise_schedule(recipe), model_index(recipe)
         for notice in (*index.notices, *schedule.notices):
             context.notice(notice)
+        hashes: dict[Path, str] = {}
         return {
-            "sources": {network.value: source_fingerprint(source, network) for network, source in _sources(recipe)},
+            "sources": {
+                network.value: source_fingerprint(source, network, hashes) for network, source in _sources(recipe)
+            },
             "lora": [
                 [lora_fingerprint(Path(lora.path)), settings_fingerprint(Path(lora.path)), lora.scale]
                 for lora in recipe.lora

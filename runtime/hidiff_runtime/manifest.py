@@ -229,7 +229,7 @@ def _content(manifest: Manifest) -> dict[str, Any]:
     # What is as it always was stays unwritten, so that an older bundle keeps its digest.
     later: dict[str, Any] = {}
     if manifest.guidance_rescale:
-        later["guidance_rescale"] = manifest.guidance_rescale
+        later["guidance_rescale"] = float(manifest.guidance_rescale)
     if not manifest.force_zeros_for_empty_prompt:
         later[_ZEROS] = False
     return {
@@ -264,10 +264,12 @@ def _content(manifest: Manifest) -> dict[str, Any]:
 
 
 def _rule_content(rule: PhaseRule) -> dict[str, Any]:
+    # Fractions are written as they are read, 0 as 0.0, or the digest would be another once the manifest was read.
     def span(steps: StepRange | None) -> list[float] | None:
-        return None if steps is None else [steps.start, steps.end]
+        return None if steps is None else [float(steps.start), float(steps.end)]
 
-    return {"strided": span(rule.strided), "pooled": span(rule.pooled), "control": rule.control}
+    control = None if rule.control is None else float(rule.control)
+    return {"strided": span(rule.strided), "pooled": span(rule.pooled), "control": control}
 
 
 def _phase_content(record: PhaseRecord) -> dict[str, Any]:
@@ -295,9 +297,9 @@ def _vae_content(record: VaeRecord) -> dict[str, Any]:
     return {
         "decoder": _graph_content(record.decoder),
         "encoder": _graph_content(record.encoder),
-        "scaling_factor": record.scaling_factor,
+        "scaling_factor": float(record.scaling_factor),
         "overlap": record.overlap,
-        "preview": [list(row) for row in record.preview],
+        "preview": [list(map(float, row)) for row in record.preview],
     }
 
 

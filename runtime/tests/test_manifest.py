@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -67,6 +68,23 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_a_manifest_survives_json_in_any_order_of_keys() -> None:
     text = json.dumps(sample().to_json(), sort_keys=True)
     assert Manifest.from_json(json.loads(text)) == sample()
+
+
+def test_a_manifest_has_the_same_digest_once_it_was_read() -> None:
+    given = dataclasses.replace(sample(), guidance_rescale=1)
+    content = given.to_json()
+    assert Manifest.from_json(json.loads(json.dumps(content))).digest == given.digest == content["digest"]
+    numbers = [*content["rule"]["strided"], content["guidance_rescale"]]
+    assert json.dumps(numbers) == "[0.0, 0.4, 1.0]"
+
+
+def test_a_manifest_with_fractions_written_as_whole_numbers_is_read() -> None:
+    content = {key: value for key, value in sample().to_json().items() if key != "digest"}
+    content["rule"] = {"strided": [0, 0.4], "pooled": None, "control": None}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert digest != sample().digest
+    assert Manifest.from_json({**content, "digest": digest}) == sample()
 
 
 LATER = {"guidance_rescale": 0.7, "force_zeros_for_empty_prompt": False}

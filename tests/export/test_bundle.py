@@ -4,39 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
-from dataclasses import replace
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from hidiff_export.bundle import LOCK, STATE, Workspace, storage_errors, write_json
+from hidiff_export.bundle import STATE, FilesChanged, Workspace, storage_errors, write_json
 from hidiff_export.errors import BundleError, InputError, StorageError
-from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
-from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule
-
-
-def manifest(files: dict[str, FileRecord]) -> Manifest:
-    spec = TensorSpec("latents", (1, 4, 8, 8), "float32")
-    return Manifest(
-        tools={"hidiff-runtime": "0.1.0"},
-        recipe={"name": "test"},
-        family="sd15",
-        task="text-to-image",
-        width=64,
-        height=64,
-        batch=1,
-        guidance=False,
-        precision="float32",
-        rule=PhaseRule(),
-        latent=(4, 8, 8),
-        windowed_blocks=(),
-        phases=(PhaseRecord("a.bin", {}, (spec,), (spec,), Phase(PhaseKind.WINDOWED)),),
-        samplers={"ddim": "a.bin"},
-        default_sampler="ddim",
-        steps=(1,),
-        weights={"unet": "a.bin"},
-        files=files,
-    )
+from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
+from tests.export.killed_commits import manifest
 
 
 def build(output: Path, content: bytes, *, force: bool = False) -> None:
@@ -44,9 +25,9 @@ def build(output: Path, content: bytes, *, force: bool = False) -> None:
         path = workspace.folder / "a.bin"
         path.write_bytes(content)
         workspace.finish("stage", "key", (path,))
-        (workspace.folder / "scratch").mkdir()
-        (workspace.folder / "scratch" / "left-over").write_bytes(b"x")
-        workspace.commit(manifest(workspace.files()))
+        (workspace.folder / "unet").mkdir()
+        (workspace.folder / "unet" / "left-over").write_bytes(b"x")
+        assert workspace.commit(manifest) == ("unet/left-over",)
 
 
 def test_a_committed_bundle_holds_exactly_what_its_manifest_lists(tmp_path: Path) -> None:
@@ -155,19 +136,197 @@ def test_a_damaged_record_of_an_interrupted_build_says_how_to_go_on(tmp_path: Pa
         pass
 
 
-def test_a_build_killed_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
-    build(tmp_path / "bundle", b"old")
-    (tmp_path / "bundle").rename(tmp_path / "bundle.replaced")
-    with pytest.raises(BundleError, match="finished bundle"):
-        Workspace(tmp_path / "bundle").__enter__()
-    assert (tmp_path / "bundle" / "a.bin").read_bytes() == b"old"
-
-
-def test_the_lock_is_no_stranger(tmp_path: Path) -> None:
+def test_the_lock_of_an_older_version_is_no_stranger(tmp_path: Path) -> None:
     (tmp_path / "bundle.partial").mkdir()
-    (tmp_path / "bundle.partial" / LOCK).touch()
+    (tmp_path / "bundle.partial" / ".lock").touch()
     with Workspace(tmp_path / "bundle"):
         pass
+
+
+def finished(workspace: Workspace, content: bytes = b"data") -> Path:
+    """The file of a finished stage."""
+    path = workspace.folder / "unet" / "a.bin"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    workspace.finish("stage", "key", (path,))
+    return path
+
+
+def changed(path: Path) -> None:
+    before = path.stat()
+    path.write_bytes(b"dat4")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def shortened(path: Path) -> None:
+    path.write_bytes(b"dat")
+
+
+def led_elsewhere(path: Path) -> None:
+    path.rename(path.parent.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("harm", "fault"),
+    [
+        (changed, "another content"),
+        (shortened, "3 bytes instead of 4"),
+        (Path.unlink, "missing"),
+        (led_elsewhere, "symbolic link"),
+    ],
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_a_bundle_with_a_changed_file_is_not_published(
+    tmp_path: Path, harm: Callable[[Path], object], fault: str, force: bool
+) -> None:
+    output = tmp_path / "bundle"
+    if force:
+        build(output, b"old")
+    with Workspace(output, force=force) as workspace:
+        harm(finished(workspace))
+        with pytest.raises(FilesChanged, match="changed while the build went on") as caught:
+            workspace.commit(manifest)
+    assert caught.value.exit_code == 6
+    assert fault in caught.value.given
+    assert "unet/a.bin" in caught.value.given
+    assert caught.value.stages == {"stage"}
+    assert output.exists() == force
+    if force:
+        assert (output / "a.bin").read_bytes() == b"old"
+
+
+def test_a_bundle_that_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    with Workspace(tmp_path / "bundle") as workspace:
+        finished(workspace)
+        build(tmp_path / "other", b"theirs")
+        (tmp_path / "other").rename(tmp_path / "bundle")
+        with pytest.raises(BundleError, match="already holds a finished bundle"):
+            workspace.commit(manifest)
+    assert (tmp_path / "bundle" / "a.bin").read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("path", ["../victim", "/victim", "unet/../../victim", "unet\\victim", ""])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_record_of_files_elsewhere_deletes_nothing(tmp_path: Path, path: str, force: bool) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    given = path.replace("/victim", str(victim)) if path.startswith("/") else path
+    partial = tmp_path / "bundle.partial"
+    partial.mkdir()
+    files = {given: asdict(FileRecord.of(victim))}
+    (partial / STATE).write_text(json.dumps({"stages": {"stage": {"key": "key", "files": files}}}))
+    expected = nullcontext() if force else pytest.raises(BundleError, match="record of the interrupted build")
+    with expected as caught, Workspace(tmp_path / "bundle", force=force) as workspace:
+        workspace.begin("stage")
+    assert victim.read_text() == "mine"
+    assert caught is None or "--force" in caught.value.advice
+
+
+def foreign_file(partial: Path) -> None:
+    (partial / "notes.txt").write_text("mine")
+
+
+def foreign_folder(partial: Path) -> None:
+    (partial / "photos").mkdir()
+    (partial / "photos" / "notes.txt").write_text("mine")
+
+
+def link_to_a_file(partial: Path) -> None:
+    (partial.parent / "notes.txt").write_text("mine")
+    (partial / "unet" / "notes.txt").symlink_to(partial.parent / "notes.txt")
+
+
+def link_to_a_folder(partial: Path) -> None:
+    (partial.parent / "photos").mkdir()
+    (partial.parent / "photos" / "notes.txt").write_text("mine")
+    (partial / "vae").symlink_to(partial.parent / "photos")
+
+
+def pipe(partial: Path) -> None:
+    (partial.parent / "notes.txt").write_text("mine")
+    os.mkfifo(partial / "unet" / "pipe")
+
+
+@pytest.mark.parametrize("stranger", [foreign_file, foreign_folder, link_to_a_file, link_to_a_folder, pipe])
+@pytest.mark.parametrize("force", [False, True])
+def test_strangers_in_the_folder_of_an_interrupted_build_are_left_alone(
+    tmp_path: Path, stranger: Callable[[Path], None], force: bool
+) -> None:
+    with Workspace(tmp_path / "bundle") as workspace:
+        finished(workspace)
+    stranger(workspace.folder)
+    with pytest.raises(BundleError, match="no build left there"):
+        Workspace(tmp_path / "bundle", force=force).__enter__()
+    assert next(tmp_path.rglob("notes.txt")).read_text() == "mine"
+    assert (workspace.folder / "unet" / "a.bin").read_bytes() == b"data"
+
+
+def test_a_stranger_that_came_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    with Workspace(tmp_path / "bundle") as workspace:
+        finished(workspace)
+        foreign_file(workspace.folder)
+        with pytest.raises(BundleError, match=r"notes\.txt"):
+            workspace.commit(manifest)
+    assert (workspace.folder / "notes.txt").read_text() == "mine"
+
+
+def test_half_written_files_of_killed_builds_do_not_pile_up(tmp_path: Path) -> None:
+    with Workspace(tmp_path / "bundle") as workspace:
+        finished(workspace)
+        (workspace.folder / "unet" / ".weights.safetensors.7.part").write_bytes(b"half")
+    with Workspace(tmp_path / "bundle") as workspace:
+        assert [path.name for path in (workspace.folder / "unet").iterdir()] == ["a.bin"]
+        assert workspace.commit(manifest) == ()
+
+
+@pytest.mark.parametrize("name", ["bundle.replaced", "bundle.partial", "bundle.partial.lock"])
+def test_names_that_are_taken_are_refused_before_any_work(tmp_path: Path, name: str) -> None:
+    build(tmp_path / "bundle", b"old")
+    if name == "bundle.replaced":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine")
+    else:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match="is taken") as caught:
+        Workspace(tmp_path / "bundle", force=True).__enter__()
+    assert caught.value.given == tmp_path / name
+    assert "delete it" in caught.value.advice
+    assert (tmp_path / "bundle" / "a.bin").read_bytes() == b"old"
+    assert "mine" in [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_whoever_builds_first_is_not_disturbed_at_its_end(tmp_path: Path) -> None:
+    """Another build begins at the very last moment before the folder gets its name."""
+    with Workspace(tmp_path / "bundle") as workspace:
+        finished(workspace)
+
+        def assemble(files: Mapping[str, FileRecord]) -> Manifest:
+            with pytest.raises(StorageError, match="Another build"):
+                Workspace(tmp_path / "bundle").__enter__()
+            return manifest(files)
+
+        workspace.commit(assemble)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_builds_that_are_killed_at_any_moment_lose_nothing(tmp_path: Path) -> None:
+    """Each line is one build, killed before the next of the things that it does to the disk."""
+    command = [sys.executable, "-m", "tests.export.killed_commits", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in done.stdout.split("\n")[:-1]]
+    for replacing in (False, True):
+        kills = [line for line in found if line["replacing"] == replacing]
+        assert [line["killed"] for line in kills] == [True] * (len(kills) - 1) + [False]
+        assert len(kills) > 20
+        assert all(line["last"] == ("newer" if replacing else "new") for line in kills)
+        assert all(set(line["beside"]) <= {"bundle", "bundle.partial.lock"} for line in kills)
+    assert all(line["then"] == (line["seen"] or "old") for line in found if line["replacing"])
+    assert {line["seen"] for line in found if line["replacing"]} == {None, "old", "new"}
+    # What was finished is not done again, from the first moment that it is to the end.
+    ran = [line.get("ran", []) for line in found if not line["replacing"]]
+    assert [len(stages) for stages in ran] == sorted((len(stages) for stages in ran), reverse=True)
+    assert {len(stages) for stages in ran} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES])

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from hidiff_export.build.protocol import PortableGraph, Report
+from hidiff_export.build.tensorrt.built import Built
 from hidiff_export.build.tensorrt.examine import THIS_MACHINE, Gpu, check_targets, examine
 from hidiff_export.build.tensorrt.libraries import TOOL, Library
 from hidiff_export.build.tensorrt.lowering import lower
@@ -20,7 +21,6 @@ from hidiff_export.build.tensorrt.messages import BuildRequest, Initializer
 from hidiff_export.build.tensorrt.process import Progress, ask
 from hidiff_export.build.tensorrt.tails import share_tails
 from hidiff_export.build.tensorrt.timings import timing_cache
-from hidiff_export.errors import BundleError
 from hidiff_export.graph.merge import selector_name
 from hidiff_export.graph.portable import save
 from hidiff_export.versions import tool_versions
@@ -30,9 +30,8 @@ from hidiff_runtime.manifest import FileRecord, PhaseRecord, TensorSpec
 OPTIONS = {"profiling_verbosity": "detailed", "tf32": False, "allocates_while_running": False}
 """What every engine is built with; TensorRT-RTX alone has to be asked for the last."""
 
-COSTS = ("seconds", "peak_bytes", "scratch_bytes", "weights_bytes")
-"""What the library says that a plan cost or will: time and memory of building it; scratch memory and weights on the
-device, None where it does not say."""
+SIZES = ("scratch_bytes", "weights_bytes")
+"""What the library says that a plan will take on the device; None where it does not say."""
 
 MERGED = "merged"
 """Begins the names of the files of a plan that runs all phases."""
@@ -180,6 +179,7 @@ class TensorRtBuilder:
                 path.unlink(missing_ok=True)
         record = self._record(plan, key, answer)
         record.write(plan.engine)
+        Built.of(key, (plan.plan, plan.layers, plan.engine), answer).write(plan.engine)
         return record
 
     def _request(self, plan: _Plan, lowered: Path, built: Path, layers: Path) -> BuildRequest:
@@ -229,19 +229,16 @@ class TensorRtBuilder:
             selectors=plan.selectors,
             inputs=plan.inputs,
             outputs=plan.outputs,
-            options={**OPTIONS, **{name: answer[name] for name in COSTS}, "key": key},
+            options={**OPTIONS, **{name: answer[name] for name in SIZES}, "key": key},
         )
 
 
 def _kept(plan: _Plan, key: str) -> PlanRecord | None:
     """The record of a whole plan of this key that an interrupted build left, if it did."""
-    if not (plan.engine.is_file() and plan.plan.is_file() and plan.layers.is_file()):
+    built = Built.read(plan.engine)
+    if built is None or not built.holds(key, (plan.plan, plan.layers, plan.engine)):
         return None
-    try:
-        record = PlanRecord.read(plan.engine)
-    except BundleError:
-        return None
-    return record if record.options.get("key") == key and record.parts == (plan.plan.name,) else None
+    return PlanRecord.read(plan.engine)
 
 
 def _share(plans: Sequence[_Plan], records: Mapping[Path, PlanRecord]) -> tuple[Path, ...]:

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +14,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from hidiff_export.cli import main
+from hidiff_export.deploy import per_phase
 from hidiff_export.deploy.config import Places
 from hidiff_export.deploy.per_phase import PerPhase, write_per_phase
 from hidiff_export.deploy.repository import Plan
@@ -173,6 +175,23 @@ def test_a_broken_engine_is_refused_here_since_the_server_has_no_hash_of_it(sd15
     engine.write_bytes(engine.read_bytes()[:-1] + b"?")
     with pytest.raises(BundleError, match="broken"):
         write_per_phase(tmp_path / "bundle", tmp_path / "models", Plan())
+
+
+def test_an_engine_that_changes_while_the_repository_is_written_is_found_at_the_end(
+    sd15_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = with_plans(sd15_bundle, tmp_path / "own", "tensorrt")
+    plan = next(own.rglob("*.plan"))
+    take = per_phase.take_bundle
+
+    def change_and_take(*rest: Any, **options: Any) -> bool:
+        plan.write_bytes(plan.read_bytes()[::-1])
+        return take(*rest, **options)
+
+    monkeypatch.setattr(per_phase, "take_bundle", change_and_take)
+    with pytest.raises(BundleError, match=f"{plan.name} has changed"):
+        write_per_phase(own, tmp_path / "models", Plan())
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(

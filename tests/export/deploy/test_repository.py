@@ -202,14 +202,36 @@ def test_a_repository_is_replaced_only_by_force(bundle: Path, tmp_path: Path) ->
 def test_a_folder_that_is_no_repository_is_never_replaced(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letters.txt").write_text("mine")
-    for output in (tmp_path / "home", tmp_path / "home" / "letters.txt"):
-        with pytest.raises(InputError, match="no model repository"):
-            write(bundle, output, Plan(), force=True)
+    refusals = {"home": "no model repository", "home/letters.txt": "is a file", "home/letters.txt/in": "below a file"}
+    for name, refusal in refusals.items():
+        with pytest.raises(InputError, match=refusal):
+            write(bundle, tmp_path / name, Plan(), force=True)
     assert (tmp_path / "home" / "letters.txt").read_text() == "mine"
     write(bundle, tmp_path / "models", Plan())  # a folder that is there and empty is as good as none
     (tmp_path / "empty").mkdir()
     write(bundle, tmp_path / "empty", Plan())
     assert entries(tmp_path / "empty") == [FRONT, STREAM]
+
+
+def test_a_repository_goes_where_a_link_leads(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "models").symlink_to(tmp_path / "disk" / "models")
+    for name in ("one", "two"):
+        write(bundle, tmp_path / "models", Plan(name=name), force=True)
+        assert entries(tmp_path / "disk" / "models") == [name, f"{name}_stream"]
+    assert (tmp_path / "models").is_symlink()
+    assert entries(tmp_path / "disk") == ["models"]
+
+
+def test_a_folder_that_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def put(folder: Path) -> None:
+        (folder / "models").mkdir()
+        (folder / "models" / "letters.txt").write_text("mine")
+
+    with pytest.raises(InputError, match="no model repository"), replacing(tmp_path / "models", force=True):
+        put(tmp_path)
+    assert (tmp_path / "models" / "letters.txt").read_text() == "mine"
+    assert entries(tmp_path) == ["models"]
 
 
 def test_nothing_is_left_of_a_repository_that_failed(bundle: Path, tmp_path: Path) -> None:

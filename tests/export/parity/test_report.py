@@ -211,6 +211,17 @@ def test_no_report_is_written_through_a_link(tmp_path: Path, name: str, ending: 
     assert victim.read_bytes() == before
 
 
+def test_a_report_is_not_written_into_another_bundle_than_the_one_it_is_about(tmp_path: Path) -> None:
+    folder = bundle(tmp_path)
+    verified = Manifest.read(folder).digest
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(StorageError, match="Another bundle came in the place"):
+        store(report(VALUES), folder, verified="0" * 64)
+    assert (folder / "manifest.json").read_bytes() == before
+    store(report(VALUES), folder, verified=verified)
+    assert Manifest.read(folder).report
+
+
 def test_no_report_is_written_into_a_linked_folder(tmp_path: Path) -> None:
     folder = bundle(tmp_path / "bundle")
     (tmp_path / "theirs").mkdir()

@@ -301,3 +301,26 @@ def test_tcds_eta_is_settled_in_its_table() -> None:
     with pytest.raises(InputError, match="was built with another eta") as refused:
         table.schedule(4, eta=0.3)
     assert "tcd_eta=0.3" in refused.value.advice
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_the_configuration_in_a_table_is_json_in_one_order_and_gives_the_scheduler_again(sampler: str) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    if sampler not in samplers_for(CONFIG):
+        pytest.skip("it takes another noise schedule")
+    origin = probe(sampler, CONFIG, [4]).origin
+    config = json.loads(origin["config"], parse_constant=refuse)
+    assert config["_use_default_values"] == sorted(config["_use_default_values"])
+    again, first = (dict(build_scheduler(sampler, given).config) for given in (config, CONFIG))
+    assert [again.pop("_use_default_values", None), first.pop("_use_default_values")][1]
+    assert again == first
+
+
+def test_an_infinity_that_a_scheduler_does_not_have_of_itself_is_refused() -> None:
+    saved = probe("dpmpp_2m", {**CONFIG, "lambda_min_clipped": float("-inf")}, [4])
+    assert "lambda_min_clipped" not in json.loads(saved.origin["config"])
+    with pytest.raises(ExportError, match="no finite number") as refused:
+        probe("dpmpp_2m", {**CONFIG, "sample_max_value": float("inf")}, [4])
+    assert refused.value.given == "sample_max_value"

@@ -14,6 +14,7 @@ import pytest
 from hidiff_export.build.protocol import PortableGraph
 from hidiff_export.build.tensorrt import builder as module
 from hidiff_export.build.tensorrt.builder import TensorRtBuilder
+from hidiff_export.build.tensorrt.built import COSTS, Built
 from hidiff_export.build.tensorrt.engine import set_flags
 from hidiff_export.build.tensorrt.examine import Examined, Gpu
 from hidiff_export.build.tensorrt.libraries import TENSORRT, TENSORRT_RTX
@@ -26,7 +27,13 @@ from tests.export.build.tensorrt.test_process import files_of_at_most
 
 pytestmark = pytest.mark.needs("tensorrt-rtx")
 
-FILES = ["first.onnx", "first.tensorrt-rtx.json", "first.tensorrt-rtx.layers.json", "first.tensorrt-rtx.plan"]
+FILES = [
+    "first.onnx",
+    "first.tensorrt-rtx.built",
+    "first.tensorrt-rtx.json",
+    "first.tensorrt-rtx.layers.json",
+    "first.tensorrt-rtx.plan",
+]
 
 
 def silent(_done: float, _total: float, _note: str) -> None:
@@ -73,13 +80,34 @@ def test_each_graph_has_a_record_a_plan_and_a_list_of_layers(builder: TensorRtBu
     phase = PhaseRecord(record.graph, {}, record.inputs, record.outputs, Phase(PhaseKind.STRIDED))
     written = builder.build([replace(graph, record=phase)], silent)
     assert names(tmp_path) == FILES
-    assert {path.name for path in written} == set(FILES[1:])
+    assert {path.name for path in written} == set(FILES[2:])
     plan = PlanRecord.read(builder.engines([graph])[0])
     assert plan.backend == builder.name == "tensorrt-rtx"
     assert (plan.targets, plan.device, plan.phases, plan.selectors) == (("sm89",), None, ("strided",), ())
     assert plan.parts == ("first.tensorrt-rtx.plan",)
     assert (plan.inputs, plan.outputs) == (record.inputs, record.outputs)
-    assert plan.options["peak_bytes"] > 50e6
+    assert not plan.options.keys() & set(COSTS)
+    built = Built.read(builder.engines([graph])[0])
+    assert built is not None
+    assert built.costs["peak_bytes"] > 50e6
+
+
+def test_the_same_graph_gives_the_same_bytes_whatever_building_it_costs(
+    builder: TensorRtBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = module.ask
+
+    def slower(*rest: Any) -> dict[str, Any]:
+        answer = ask(*rest)
+        return {**answer, "seconds": answer["seconds"] + 100, "peak_bytes": answer["peak_bytes"] * 2}
+
+    content = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        written = builder.build([portable(tmp_path / name / "first.onnx")], silent)
+        content.append({path.name: path.read_bytes() for path in written})
+        monkeypatch.setattr(module, "ask", slower)
+    assert content[0] == content[1]
 
 
 def test_float32_is_whole_and_no_memory_is_taken_while_an_engine_runs() -> None:
@@ -133,13 +161,26 @@ def lost_plan(folder: Path, _patch: pytest.MonkeyPatch) -> None:
     (folder / "first.tensorrt-rtx.plan").unlink()
 
 
+def changed_plan(folder: Path, _patch: pytest.MonkeyPatch) -> None:
+    plan = folder / "first.tensorrt-rtx.plan"
+    plan.write_bytes(plan.read_bytes()[:-1] + b"x")
+
+
 def nothing(_folder: Path, _patch: pytest.MonkeyPatch) -> None:
     """The control: what did not change is kept."""
 
 
 @pytest.mark.parametrize(
     ("change", "built"),
-    [(nothing, 1), (other_weights, 2), (other_graph, 2), (other_library, 2), (damaged_record, 2), (lost_plan, 2)],
+    [
+        (nothing, 1),
+        (other_weights, 2),
+        (other_graph, 2),
+        (other_library, 2),
+        (damaged_record, 2),
+        (lost_plan, 2),
+        (changed_plan, 2),
+    ],
 )
 def test_what_changed_is_built_again(
     change: Change,
