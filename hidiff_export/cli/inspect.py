@@ -195,7 +195,7 @@ def _print_magnitudes(summary: dict[str, Any], console: Console) -> None:
 
     if summary["magnitudes"] is not None:
         for line in Magnitudes.from_dict(summary["magnitudes"], _MAGNITUDES).lines:
-            console.print(line, highlight=False)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_parity(summary: dict[str, Any], console: Console) -> None:

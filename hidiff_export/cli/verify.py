@@ -75,6 +75,8 @@ def _show(report: Report, *, as_json: bool) -> None:
 
     console = Console()
     console.print(report.table())
+    for line in report.magnitudes.lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     failed, total = len(report.failures), len(report.checks)
     outcome = f"[bold red]{failed} of {total} FAILED" if failed else f"[bold green]all {total} within bounds"
     if report.magnitudes.beyond:

@@ -178,8 +178,8 @@ class Magnitudes:
             )
         wider = "float32" if Target.CPU in recipe.targets else "bfloat16 or float32"  # no kernels there for bfloat16
         raise CheckpointError(
-            f"The checkpoint computes values beyond float16's largest number, {figure(FLOAT16_MAX)}: they are infinite in "
-            "float16, and pictures black.",
+            f"The checkpoint computes values beyond float16's largest number, {figure(FLOAT16_MAX)}: infinities, and "
+            "black pictures.",
             given=_first(self.beyond),
             advice=f"Build with --set precision={wider}{lower}.",
         )

@@ -142,7 +142,7 @@ class Report:
         """The report as a table for the terminal."""
         from rich.table import Table
 
-        caption = "\n".join((*self._likenesses, *self.magnitudes.lines)) or None
+        caption = "\n".join(self._likenesses) or None
         table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
         for name in ("boundary", "phase"):
             table.add_column(name)
