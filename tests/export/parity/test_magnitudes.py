@@ -14,7 +14,6 @@ from torch import nn
 from hidiff_export.errors import BundleError, CheckpointError
 from hidiff_export.families import Family, Task, Width, default_scheduler
 from hidiff_export.model.component import Component
-from hidiff_export.model.controlnet import ControlNetModule
 from hidiff_export.model.fabricate import fabricate
 from hidiff_export.model.load import build, build_unet, load
 from hidiff_export.model.phase_unet import PhaseUNet
@@ -113,33 +112,52 @@ def test_attention_scores_are_float32_and_not_counted(tmp_path: Path) -> None:
     by = {(Component.UNET, f"{BLOCK}.attn1.to_{name}"): 1000.0 for name in "qk"}
     path, told = record(tmp_path, by)
     assert told == []
-    root = path.parents[1] / "unet"
-    config, weights = json.loads((root / "config.json").read_text()), root / "weights.safetensors"
-    assert largest_score(config, weights) > 10 * FLOAT16_MAX
+    assert largest_score(stored_unet(path.parents[1], torch.float32)) > 10 * FLOAT16_MAX
     assert max(one.value for one in Magnitudes.read(path).largest) < FLOAT16_MAX / 4
 
 
-def largest_score(config: dict[str, Any], weights: Path) -> float:
-    """Of the block's self-attention, on random inputs."""
+def stored_unet(bundle: Path, dtype: torch.dtype) -> Any:
+    """diffusers' UNet over the weights that a bundle stores."""
     from safetensors.torch import load_file
 
+    config = json.loads((bundle / "unet" / "config.json").read_text())
     config.pop("_class_name")
-    unet = build_unet(config, load_file(weights))
+    return build_unet(config, load_file(bundle / "unet" / "weights.safetensors"), dtype)
+
+
+def noise_of(unet: Any) -> torch.Tensor:
+    """What a UNet predicts of random latents."""
+    generator = torch.Generator().manual_seed(0)
+    latents, embeds = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 77, 32, generator=generator)
+    with torch.inference_mode():
+        noise: torch.Tensor = unet(latents.to(unet.dtype), 999, embeds.to(unet.dtype), return_dict=False)[0]
+    return noise
+
+
+def largest_score(unet: Any) -> float:
+    """Of the block's self-attention, on random latents."""
     kept: dict[str, torch.Tensor] = {}
     attention = unet.get_submodule(f"{BLOCK}.attn1")
     for name in ("to_q", "to_k"):
         attention.get_submodule(name).register_forward_hook(
             lambda _module, _args, output, name=name: kept.__setitem__(name, output)
         )
-    generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode():
-        unet(
-            torch.randn(1, 4, 8, 8, generator=generator),
-            999,
-            torch.randn(1, 77, config["cross_attention_dim"], generator=generator),
-        )
+    noise_of(unet)
     query, key = (kept[name].unflatten(-1, (attention.heads, -1)).transpose(1, 2) for name in ("to_q", "to_k"))
     return float((query @ key.transpose(-1, -2) * attention.scale).abs().max())
+
+
+@pytest.mark.parametrize(("factor", "holds"), [(1, True), (80, True), (200, False)])
+def test_pytorch_in_float16_fails_where_a_build_refuses(tmp_path: Path, factor: float, holds: bool) -> None:
+    try:
+        record(tmp_path, feed_forward(factor))
+        refused = False
+    except CheckpointError:
+        refused = True
+    half, full = (noise_of(stored_unet(tmp_path / "bundle", dtype)) for dtype in (torch.float16, torch.float32))
+    assert full.isfinite().all()
+    assert bool(half.isfinite().all()) is holds
+    assert refused is not holds
 
 
 def test_the_demo_has_nothing_to_tell(tmp_path: Path) -> None:
@@ -159,7 +177,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sd15": {"family": "sd15"},
     "sd21": {"family": "sd21"},
     "sdxl": {"family": "sdxl", "steps": [7]},
-    "control": {"family": "sd15", "task": "controlnet", "controlnet": "random:1"},
+    "control": {"family": "sd15", "width": 64, "height": 64, "task": "controlnet", "controlnet": "random:1"},
 }
 
 
@@ -266,20 +284,19 @@ def test_a_controlnet_is_told_by_its_own_step() -> None:
 
 
 def test_nothing_is_measured_without_float16_or_outside_the_context() -> None:
-    recipe = of("control")
-    module = ControlNetModule(network(recipe, Component.CONTROLNET), 16, 16)
-    inputs = random_inputs(module.input_specs(1), timestep=1.0, width=128, height=128, seed=0)
-    tensors = {name: torch.from_numpy(value) for name, value in arrays(inputs).items()}
-    recorder = MagnitudeRecorder(recipe)
+    recipe = of("sd15")
+    unet = network(recipe, Component.UNET)
     for precision, some in (("float16", True), ("bfloat16", False), ("float32", False)):
         values = {**recipe.to_dict(), "precision": precision, "parity": {}}
         recorder = MagnitudeRecorder(Recipe.from_dict(values))
-        with torch.inference_mode():
-            module(**tensors)
-            assert not recorder.tensors
-            with recorder.recording():
-                module(**tensors)
+        noise_of(unet)
+        assert not recorder.tensors
+        with recorder.recording():
+            noise_of(unet)
         assert bool(recorder.tensors) is some
+        found = recorder.tensors
+        noise_of(unet)
+        assert recorder.tensors == found
 
 
 def test_no_hook_stays_after_an_error() -> None:
