@@ -35,7 +35,7 @@ class RecipeError(InputError):
 
 
 class CheckpointError(HidiffError):
-    """A checkpoint is missing, truncated, of another family, or holds NaN."""
+    """A checkpoint is missing, truncated, of another family, holds NaN, or computes more than float16 holds."""
 
     exit_code = 3
 

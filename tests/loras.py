@@ -61,6 +61,16 @@ def factors(
     return made
 
 
+def scaling(weights: Mapping[Layer, torch.Tensor], by: Mapping[Layer, float]) -> Factors:
+    """Factors that multiply the weights of linear layers; the file has to come without alphas.
+
+    Args:
+        weights: of the layers, ``[out, in]``.
+        by: what each layer's are multiplied by.
+    """
+    return {layer: (torch.eye(weights[layer].shape[1]), (factor - 1) * weights[layer]) for layer, factor in by.items()}
+
+
 def summed(
     weights: Mapping[Layer, torch.Tensor], given: Factors, alphas: Alphas, scale: float
 ) -> dict[Layer, torch.Tensor]:

@@ -31,8 +31,8 @@ Examples:
 @allow_links_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(directory: Path, allow_links: tuple[Path, ...], as_json: bool) -> None:
-    """Show the phases, files, sizes, noise schedule and parity figures of the bundle in DIRECTORY. Reads
-    the manifest, the records of plans and the scheduler's configuration alone.
+    """Show the phases, files, sizes, noise schedule, parity figures and largest magnitudes of the bundle in DIRECTORY.
+    Reads the manifest, the records of plans, verification and reference, and the scheduler's configuration alone.
     """
     print_bundle(bundle_summary(directory, allow_links), as_json=as_json)
 
@@ -70,7 +70,8 @@ def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[st
         "steps": [manifest.steps[0], manifest.steps[-1]],
         "steps_left_out": _left_out(manifest),
         "bytes": sum(record.size for record in manifest.files.values()),
-        "parity": _parity(folder, manifest),
+        "parity": _report(folder, manifest).get("verdicts", []),
+        "magnitudes": _magnitudes(folder, manifest),
         "tools": dict(manifest.tools),
     }
 
@@ -168,12 +169,33 @@ def _left_out(manifest: Manifest) -> list[int | str]:
     return ranges(steps for steps in recipe.steps if steps not in manifest.steps)
 
 
-def _parity(folder: BundleFolder, manifest: Manifest) -> list[dict[str, Any]]:
+def _report(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
+    """The report of the last verification; empty where there was none."""
     if manifest.report is None:
-        return []
-    verdicts = json.loads(folder.file(manifest.report).read_text(encoding="utf-8"))["verdicts"]
-    assert isinstance(verdicts, list)
-    return verdicts
+        return {}
+    report: dict[str, Any] = json.loads(folder.file(manifest.report).read_text(encoding="utf-8"))
+    return report
+
+
+_MAGNITUDES = "reference/magnitudes.json"
+
+
+def _magnitudes(folder: BundleFolder, manifest: Manifest) -> dict[str, Any] | None:
+    """What was measured beside float16's range, by the last verification or else by the build; None where nothing."""
+    from hidiff_runtime.fields import parse_object
+
+    found = _report(folder, manifest).get("magnitudes")
+    if found is None and _MAGNITUDES in manifest.files:
+        found = parse_object(folder.file(_MAGNITUDES).read_text(encoding="utf-8"), _MAGNITUDES)
+    return found
+
+
+def _print_magnitudes(summary: dict[str, Any], console: Console) -> None:
+    from hidiff_export.parity.magnitudes import Magnitudes
+
+    if summary["magnitudes"] is not None:
+        for line in Magnitudes.from_dict(summary["magnitudes"], _MAGNITUDES).lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_parity(summary: dict[str, Any], console: Console) -> None:
@@ -263,5 +285,6 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
         left_out = ", ".join(map(str, summary["steps_left_out"]))
         console.print(f"left out: {left_out} steps, which a sampler of diffusers refuses", style="yellow")
     _print_parity(summary, console)
+    _print_magnitudes(summary, console)
     for title, stage in summary.get("stages", {}).items():
         console.print(f"[dim]{title}: {'reused' if stage['reused'] else format(stage['seconds'], '.1f') + ' s'}[/dim]")

@@ -45,7 +45,8 @@ def verify(
 ) -> None:
     """Compare the bundle in DIRECTORY with PyTorch: engines, graphs, text encoders, VAE, a whole run and its picture.
 
-    Exits with 0 only if every comparison is within its bound, else with 1. The report is kept in the bundle.
+    Exits with 0 only if every comparison is within its bound and float16 holds what has to be computed in it, else with
+    1. The report is kept in the bundle.
     """
     from hidiff_export.bundle import storage_errors
     from hidiff_export.cli.progress import progress_display
@@ -76,9 +77,15 @@ def _show(report: Report, *, as_json: bool) -> None:
 
     console = Console()
     console.print(report.table())
+    for line in report.magnitudes.lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     failed, total = len(report.failures), len(report.checks)
     outcome = f"[bold red]{failed} of {total} FAILED" if failed else f"[bold green]all {total} within bounds"
+    if report.magnitudes.beyond:
+        outcome += ", and [bold red]float16 does not hold what has to be computed in it[/]"
     console.print(f"{report.candidate} beside {report.reference}, weights of {report.against}: {outcome}[/]")
+    for notice in report.magnitudes.notices:
+        console.print(f"note: {notice}", style="yellow", markup=False, highlight=False)
 
 
 def keep_report(report: Report, directory: Path, digest: str) -> None:

@@ -19,6 +19,7 @@ from hidiff_export.model.controlnet import ControlNetModule
 from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.parity.coverage import LITTLE_WORK, Course, Point, edge_points, recorded
 from hidiff_export.parity.inputs import Given, arrays, mixed_shifts, random_inputs
+from hidiff_export.parity.magnitude_recorder import MagnitudeRecorder
 from hidiff_export.parity.meter import Meter, Progress
 from hidiff_export.parity.networks import PictureNetworks
 from hidiff_export.parity.pipeline import Networks, RunInputs, run_pipeline
@@ -104,7 +105,12 @@ def _scheduler(recipe: Recipe, config: Mapping[str, Any]) -> Any:
 
 
 def run_reference(
-    networks: Networks, recipe: Recipe, scheduler_config: Mapping[str, Any], course: Course, meter: Meter
+    networks: Networks,
+    recipe: Recipe,
+    scheduler_config: Mapping[str, Any],
+    course: Course,
+    meter: Meter,
+    magnitudes: MagnitudeRecorder,
 ) -> Run:
     """Denoises with diffusers under HiDiffusion, and keeps every evaluation.
 
@@ -112,7 +118,9 @@ def run_reference(
         networks: what is asked.
         scheduler_config: of the checkpoint's noise schedule.
         course: steps and phases of the run.
+        magnitudes: told which evaluations come.
     """
+    magnitudes.follow(course.points)
     sampler = recipe.sampler[0].value
     prompt = None if networks.pictures is None else networks.pictures.prompt_inputs()
     given = RunInputs.of(recipe, networks.config, prompt=prompt)
@@ -137,16 +145,20 @@ def run_reference(
     return Run(course, sampler, given, tuple(calls), done.latents)
 
 
-def random_calls(unet: nn.Module, recipe: Recipe, points: Sequence[Point], meter: Meter) -> Iterator[Call]:
+def random_calls(
+    unet: nn.Module, recipe: Recipe, points: Sequence[Point], meter: Meter, magnitudes: MagnitudeRecorder
+) -> Iterator[Call]:
     """Evaluates the UNet's phases on random inputs; each point has its own inputs and shifts.
 
     Args:
         unet: diffusers' ``UNet2DConditionModel``, float32.
         points: what to evaluate.
+        magnitudes: told which evaluation comes.
     """
     size = (recipe.latent_height, recipe.latent_width)
     for seed, point in enumerate(points, start=1):
         meter.start(point.phase, f"PyTorch: {point}")
+        magnitudes.follow([point], random=True)
         module = PhaseUNet(unet, recipe.unet_layout, point.phase, *size, prompt_tokens=recipe.prompt_tokens)
         specs = module.input_specs(recipe.model_batch)
         picture = {"width": recipe.width, "height": recipe.height}
@@ -187,7 +199,7 @@ def record_reference(
     scheduler_config: Mapping[str, Any],
     folder: Path,
     progress: Progress | None = None,
-) -> tuple[Path, Path]:
+) -> tuple[Path, ...]:
     """Records what the bundle's engines will be asked for, in the runtime's format; returns the files' paths.
 
     A whole run: of those with at most four evaluations (or next to no cost) the one with the most phase changes, which
@@ -196,33 +208,50 @@ def record_reference(
     has a ControlNet, random inputs for the other changes too. Of the picture that the run comes to a part of the first
     tile; and each text encoder on two prompts, each half of the VAE on one random tile.
 
+    On the way the magnitudes of what float16 graphs store are taken, and kept beside the samples.
+
     Args:
         networks: float32, holding the weights as stored, rounded to the recipe's precision; as before when this returns
             or raises.
         recipe: what is being built.
         scheduler_config: of the checkpoint's noise schedule, as diffusers writes it.
-        folder: where ``samples.json`` and ``samples.safetensors`` go.
+        folder: where ``samples.json``, ``samples.safetensors`` and, of a recipe with float16, ``magnitudes.json`` go.
         progress: told before each evaluation.
+
+    Raises:
+        CheckpointError: a tensor exceeds what float16 holds.
     """
     meter = Meter(recipe, networks.config, progress)
+    course, points = _evaluations(recipe, scheduler_config, meter, controlled=networks.controlnet is not None)
+    meter.plan(point.phase for point in (*(() if course is None else course.points), *points))
+    recorder = SampleRecorder(ORIGIN, bound_for(Boundary.TRAJECTORY, recipe), bound_for(Boundary.RUN, recipe))
+    magnitudes = MagnitudeRecorder(recipe)
+    with magnitudes.recording():
+        if course is not None:
+            run = run_reference(networks, recipe, scheduler_config, course, meter, magnitudes)
+            magnitudes.found.refuse_overflow(recipe)
+            _record_run(recorder, run)
+            _record_picture(recorder, networks.pictures, recipe, run, meter)
+        for call in random_calls(networks.unet, recipe, points, meter, magnitudes):
+            magnitudes.found.refuse_overflow(recipe)
+            _record_call(recorder, call)
+        _record_networks(recorder, networks.pictures, recipe, meter)
+    magnitudes.found.refuse_overflow(recipe)
+    meter.end()
+    files = recorder.write(folder)
+    return (*files, magnitudes.found.write(folder)) if magnitudes.found.largest else files
+
+
+def _evaluations(
+    recipe: Recipe, scheduler_config: Mapping[str, Any], meter: Meter, *, controlled: bool
+) -> tuple[Course | None, tuple[Point, ...]]:
+    """The run that a build records, if there is one, and the evaluations on random inputs."""
     possible = courses(recipe, scheduler_config)
     course = recorded(possible, meter.flops)
     rule = recipe.phase_rule()
     points = edge_points(rule, possible)
     dear = sum(meter.flops(point.phase) for point in points) > LITTLE_WORK
-    if dear and networks.controlnet is None:
-        points = edge_points(rule, possible, course)
-    meter.plan(point.phase for point in (*(() if course is None else course.points), *points))
-    recorder = SampleRecorder(ORIGIN, bound_for(Boundary.TRAJECTORY, recipe), bound_for(Boundary.RUN, recipe))
-    if course is not None:
-        run = run_reference(networks, recipe, scheduler_config, course, meter)
-        _record_run(recorder, run)
-        _record_picture(recorder, networks.pictures, recipe, run, meter)
-    for call in random_calls(networks.unet, recipe, points, meter):
-        _record_call(recorder, call)
-    _record_networks(recorder, networks.pictures, recipe, meter)
-    meter.end()
-    return recorder.write(folder)
+    return course, edge_points(rule, possible, course) if dear and not controlled else points
 
 
 def _record_run(recorder: SampleRecorder, run: Run) -> None:

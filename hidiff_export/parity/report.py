@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hidiff_export.bundle import storage_errors, write_json
 from hidiff_export.errors import StorageError
+from hidiff_export.parity.magnitudes import FLOAT16_MAX, RANGE, Magnitudes, figure
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
 from hidiff_runtime.proof.verdict import Bound, Verdict, likeness
 
@@ -42,6 +43,7 @@ class Report:
         candidate: what was judged, for example ``onnxruntime``.
         checks: in the order they were made.
         panels: the picture of the run, as the reference and as the candidate made it.
+        magnitudes: the largest that the reference computed where the candidate computes in float16.
     """
 
     bundle: str
@@ -50,11 +52,12 @@ class Report:
     candidate: str
     checks: tuple[Check, ...]
     panels: SideBySide | None = None
+    magnitudes: Magnitudes = field(default_factory=Magnitudes)
 
     @property
     def ok(self) -> bool:
-        """Whether there is at least one verdict and all hold."""
-        return bool(self.checks) and not self.failures
+        """Whether there is at least one verdict, all hold, and float16 holds what has to be computed in it."""
+        return bool(self.checks) and not self.failures and not self.magnitudes.beyond
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -76,6 +79,8 @@ class Report:
             "candidate": self.candidate,
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
             "seconds": [round(check.seconds, 3) for check in self.checks],
+            "magnitudes": self.magnitudes.to_dict() if self.magnitudes.largest else None,
+            "notices": list(self.magnitudes.notices),
             "picture": None if self.panels is None else {"path": PICTURE, "amplified": self.panels.factor},
         }
 
@@ -84,8 +89,8 @@ class Report:
         suite = ET.Element(
             "testsuite",
             name=f"parity of {self.bundle}",
-            tests=str(len(self.checks)),
-            failures=str(len(self.failures)),
+            tests=str(len(self.checks) + len(self.magnitudes.largest)),
+            failures=str(len(self.failures) + sum(one.headroom < 1 for one in self.magnitudes.largest)),
             errors="0",
             time=f"{sum(check.seconds for check in self.checks):.3f}",
         )
@@ -103,6 +108,11 @@ class Report:
             if not verdict.ok:
                 failure = ET.SubElement(case, "failure", message=_finding(verdict))
                 failure.text = f"{_finding(verdict)}\nWhy this bound: {verdict.bound.reason}"
+        for one in self.magnitudes.largest:
+            case = ET.SubElement(suite, "testcase", classname=RANGE, name=one.graph, time="0.000")
+            ET.SubElement(case, "system-out").text = str(one)
+            if one.headroom < 1:
+                ET.SubElement(case, "failure", message=f"{one}, beyond {figure(FLOAT16_MAX)}")
         ET.indent(suite)
         return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -117,7 +127,8 @@ class Report:
             "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
         ]
         lines += ["| " + " | ".join(_cells(verdict)) + " |" for verdict in self.verdicts]
-        lines += ["", *(f"- {line}" for line in (*self._likenesses, *reasons(self.verdicts)))]
+        notes = (*self._likenesses, *self.magnitudes.lines, *self.magnitudes.notices, *reasons(self.verdicts))
+        lines += ["", *(f"- {line}" for line in notes)]
         if self.panels is not None:
             lines += ["", f"![{self.panels.caption}]({Path(PICTURE).name})", "", f"{self.panels.caption}."]
         return "\n".join(lines) + "\n"

@@ -20,6 +20,7 @@ from hidiff_export.errors import InputError
 from hidiff_export.model.component import Component
 from hidiff_export.parity.coverage import Course, Point, edge_points, fullest
 from hidiff_export.parity.engines import Judge, portable_backend
+from hidiff_export.parity.magnitude_recorder import MagnitudeRecorder
 from hidiff_export.parity.meter import Meter, Progress
 from hidiff_export.parity.networks import NetworkCall, PictureNetworks
 from hidiff_export.parity.panels import SideBySide
@@ -106,6 +107,7 @@ def verify(
     - text encoders on prompts with transformers, the VAE's halves on a random tile with diffusers;
     - the picture that the run's prompt becomes with that of diffusers' pipeline, by PSNR and SSIM too;
     - the recorded reference samples;
+    - the magnitudes of what PyTorch computes with float16's range, where the bundle computes in it;
     - ``against`` a source: every weight in the store with the source's.
 
     Args:
@@ -128,12 +130,14 @@ def verify(
         task = _Task.of(bundle, steps, against)
         meter = Meter(task.recipe, task.recipe.unet_config(), progress)
         _plan(task, meter)
-        reference = _compute(task, meter)
+        magnitudes = MagnitudeRecorder(task.recipe)
+        with magnitudes.recording():
+            reference = _compute(task, meter, magnitudes)
         judge = Judge(bundle, task.recipe, meter, portable)
         checks = (*reference.weights, *_timed(_verdicts(judge, reference)))
         meter.end()
         panels = None if judge.pictures is None else SideBySide.of(*judge.pictures, bundle.backend)
-        return Report(folder.name, against or _OWN, ORIGIN, bundle.backend, checks, panels)
+        return Report(folder.name, against or _OWN, ORIGIN, bundle.backend, checks, panels, magnitudes.found)
 
 
 def _chosen(possible: Sequence[Course], steps: int | None) -> Course:
@@ -160,16 +164,17 @@ def _plan(task: _Task, meter: Meter) -> None:
     meter.plan([*run, *random, *run, *random, *graphs, *run, *recorded, *replayed])
 
 
-def _compute(task: _Task, meter: Meter) -> _Reference:
+def _compute(task: _Task, meter: Meter, magnitudes: MagnitudeRecorder) -> _Reference:
     weights: tuple[Check, ...] = ()
     networks = networks_of_store(task.bundle.root, task.recipe)
     if task.against is not None:
         weights = tuple(_timed(_weights(task, task.against)))
         networks = replace(networks, unet=unet_of_source(task.against, task.recipe))
-    run = run_reference(networks, task.recipe, task.scheduler_config, task.course, meter)
-    random = tuple(random_calls(networks.unet, task.recipe, task.points, meter))
+    run = run_reference(networks, task.recipe, task.scheduler_config, task.course, meter, magnitudes)
+    random = tuple(random_calls(networks.unet, task.recipe, task.points, meter, magnitudes))
     controlnet = None
     if networks.controlnet is not None:
+        magnitudes.follow(task.course.points[:1], random=True)
         controlnet = controlnet_call(networks.controlnet, task.recipe, task.course.timesteps[0])
     # The UNet's hooks and the UNet refer to each other, and its weights may be half of the memory there is.
     del networks

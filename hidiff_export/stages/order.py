@@ -19,11 +19,13 @@ from hidiff_export.stages.records import (
     text_encoder_records,
     vae_record,
 )
+from hidiff_export.stages.reference import FOLDER as REFERENCE_FOLDER
 from hidiff_export.stages.reference import Reference
 from hidiff_export.stages.samplers import FOLDER, Samplers
 from hidiff_export.stages.weights import WEIGHTS, Weights, model_index
 from hidiff_export.versions import tool_versions
 from hidiff_runtime.manifest import FileRecord, Manifest
+from hidiff_runtime.proof.samples import INDEX
 from hidiff_runtime.sampler import SamplerTable
 
 # The reference comes last: it takes longest, and whatever else is wrong shows before it.
@@ -83,7 +85,7 @@ def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) ->
         if vae is None
         else replace(vae, decoder=with_engines(context, vae.decoder), encoder=with_engines(context, vae.encoder)),
         files=files,
-        reference=next(path for path in files if path.startswith("reference/") and path.endswith(".json")),
+        reference=f"{REFERENCE_FOLDER}/{INDEX}",
         fingerprints={
             "recipe": recipe.fingerprint(),
             "weights": files[stores["unet"]].sha256,

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hidiff_export.parity.magnitudes import FILE, Magnitudes
 from hidiff_export.parity.reference import record_reference
 from hidiff_export.parity.source import networks_of_store
 from hidiff_export.stages import Report, StageContext
 from hidiff_export.stages.weights import SCHEDULER_CONFIG
+
+FOLDER = "reference"
 
 
 class Reference:
@@ -24,7 +27,12 @@ class Reference:
         return context.recipe.fingerprint()
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
-        """Runs the reference and records its evaluations."""
+        """Runs the reference and records its evaluations; tells what comes near the end of float16's range."""
         config = json.loads((context.folder / SCHEDULER_CONFIG).read_text(encoding="utf-8"))
         networks = networks_of_store(context.folder, context.recipe)
-        return record_reference(networks, context.recipe, config, context.folder / "reference", report)
+        folder = context.folder / FOLDER
+        written = record_reference(networks, context.recipe, config, folder, report)
+        if folder / FILE in written:
+            for notice in Magnitudes.read(folder / FILE).notices:
+                context.notice(notice)
+        return written

@@ -40,7 +40,7 @@ def unet_of(recipe: Recipe) -> Any:
 
 
 def record(recipe: Recipe, folder: Path, progress: Any = None) -> ReferenceSamples:
-    index, _ = record_reference(
+    index, *_ = record_reference(
         Networks(unet_of(recipe)), recipe, default_scheduler(recipe.family)[1], folder, progress
     )
     return ReferenceSamples.read(index)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hidiff_export.errors import StorageError
 from hidiff_export.parity import report as report_module
+from hidiff_export.parity.magnitudes import Magnitude, Magnitudes
 from hidiff_export.parity.panels import SideBySide
 from hidiff_export.parity.report import Check, Report, store
 from hidiff_runtime.files import verify_files
@@ -82,6 +83,50 @@ def test_the_page_and_the_table_tell_people_what_failed_and_why_the_bound_is_wha
     assert "# Parity of my-bundle: FAILED" in failing.to_markdown()
     assert "At least 80 dB (engine against PyTorch): float32 rounding" in failing.to_markdown()
     assert "FAILED" not in report(VALUES).to_markdown()
+
+
+def with_magnitudes(*values: float) -> Report:
+    found = Magnitudes.of(
+        Magnitude("unet", f"mid_block.{index}", "mul", value, f"phase-{index}", 1, 3)
+        for index, value in enumerate(values)
+    )
+    return replace(report(VALUES), magnitudes=found)
+
+
+def test_every_form_of_the_report_has_the_largest_magnitude_of_each_graph() -> None:
+    made = with_magnitudes(50.0, 32752.0)
+    assert made.ok
+    data = json.loads(json.dumps(made.to_dict(), allow_nan=False))
+    assert Magnitudes.from_dict(data["magnitudes"], "report") == made.magnitudes
+    assert data["notices"] == list(made.magnitudes.notices)
+    page = made.to_markdown()
+    assert "- float16 range: mid_block.0 (mul) reaches 50 in phase-0, step 2 of 3, headroom 1,310\n" in page
+    assert "- float16 range: mid_block.1 (mul) reaches 32,752 in phase-1, step 2 of 3, headroom 2\n" in page
+    assert "FAILED" not in page
+    assert made.magnitudes.notices[0] in page
+    suite = ET.fromstring(made.to_junit())
+    assert (suite.attrib["tests"], suite.attrib["failures"]) == ("4", "0")
+    assert suite.findtext("testcase[@classname='float16 range'][@name='phase-0']/system-out", "").startswith(
+        "mid_block.0"
+    )
+
+
+def test_a_magnitude_beyond_float16_fails_the_report_whatever_the_verdicts_say() -> None:
+    made = with_magnitudes(50.0, 65505.0)
+    assert not made.failures
+    assert not made.ok
+    assert "FAILED" in made.to_markdown()
+    assert "mid_block.1 (mul) reaches 65,505 in phase-1, step 2 of 3, headroom 1: FAILED" in made.to_markdown()
+    suite = ET.fromstring(made.to_junit())
+    assert (suite.attrib["tests"], suite.attrib["failures"]) == ("4", "1")
+    failure = suite.find("testcase[@name='phase-1']/failure")
+    assert failure is not None
+    assert failure.attrib["message"] == "mid_block.1 (mul) reaches 65,505 in phase-1, step 2 of 3, beyond 65,504"
+
+
+def test_a_report_without_float16_has_no_magnitudes() -> None:
+    data = report(VALUES).to_dict()
+    assert (data["magnitudes"], data["notices"]) == (None, [])
 
 
 PICTURE = Bound(20, "pictures differ by rounding", psnr_db=40, ssim=0.99)
