@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from hidiff_export.bundle import storage_errors, write_json
 from hidiff_export.errors import StorageError
+from hidiff_export.parity.tolerance import Boundary
+from hidiff_export.recipe.values import Precision
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.proof.half import GRAPHS
 from hidiff_runtime.proof.verdict import Bound, Verdict, likeness
 
 if TYPE_CHECKING:
@@ -32,6 +35,38 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Graphs:
+    """What the portable graphs were judged by, and what the engines' figures leave open.
+
+    Args:
+        arithmetic: ``float32``, ``float16`` or ``bfloat16``: what the graphs were computed in.
+        engines_on_host: whether the engines ran on the CPU, which keeps float32 between half-precision operations.
+    """
+
+    arithmetic: Precision
+    engines_on_host: bool
+
+    def notes(self) -> tuple[str, ...]:
+        """One sentence or two for people."""
+        if self.arithmetic is Precision.FLOAT32:
+            return (f"Graphs: {_IN_FLOAT32}.",)
+        half = self.arithmetic.value
+        graphs = f"Graphs: {_IN_FLOAT32}, and every result rounded to {half} but those inside {_INSIDE}."
+        if not self.engines_on_host:
+            return (graphs,)
+        return (
+            graphs,
+            f"Engines: on the CPU, which keeps float32 between {half} operations; for a GPU's {half} arithmetic the "
+            "graphs' figures speak, not the engines'.",
+        )
+
+
+_IN_FLOAT32 = "computed in float32, normalisation and attention as engines do them"
+_INSIDE = "attention, normalisation and the time projection"
+_JUDGED = frozenset(boundary.value for boundary in Boundary if boundary.is_graph)
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything one verification measured.
 
@@ -41,6 +76,7 @@ class Report:
         reference: what computed the reference, for example ``PyTorch 2.13.0, float32``.
         candidate: what was judged, for example ``onnxruntime``.
         checks: in the order they were made.
+        graphs: what the portable graphs were judged by.
         panels: the picture of the run, as the reference and as the candidate made it.
     """
 
@@ -49,6 +85,7 @@ class Report:
     reference: str
     candidate: str
     checks: tuple[Check, ...]
+    graphs: Graphs
     panels: SideBySide | None = None
 
     @property
@@ -74,6 +111,11 @@ class Report:
             "against": self.against,
             "reference": self.reference,
             "candidate": self.candidate,
+            GRAPHS: {
+                "arithmetic": self.graphs.arithmetic.value,
+                "ok": all(verdict.ok for verdict in self.verdicts if verdict.boundary in _JUDGED),
+                "notes": list(self.graphs.notes()),
+            },
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
             "seconds": [round(check.seconds, 3) for check in self.checks],
             "picture": None if self.panels is None else {"path": PICTURE, "amplified": self.panels.factor},
@@ -117,7 +159,8 @@ class Report:
             "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
         ]
         lines += ["| " + " | ".join(_cells(verdict)) + " |" for verdict in self.verdicts]
-        lines += ["", *(f"- {line}" for line in (*self._likenesses, *reasons(self.verdicts)))]
+        told = (*self.graphs.notes(), *self._likenesses, *reasons(self.verdicts))
+        lines += ["", *(f"- {line}" for line in told)]
         if self.panels is not None:
             lines += ["", f"![{self.panels.caption}]({Path(PICTURE).name})", "", f"{self.panels.caption}."]
         return "\n".join(lines) + "\n"
@@ -131,7 +174,7 @@ class Report:
         """The report as a table for the terminal."""
         from rich.table import Table
 
-        caption = "\n".join(self._likenesses) or None
+        caption = "\n".join((*self.graphs.notes(), *self._likenesses))
         table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
         for name in ("boundary", "phase"):
             table.add_column(name)

@@ -19,7 +19,8 @@ import hidiff_runtime
 from hidiff_export.errors import InputError
 from hidiff_export.model.component import Component
 from hidiff_export.parity.coverage import Course, Point, edge_points, fullest
-from hidiff_export.parity.engines import Judge, portable_backend
+from hidiff_export.parity.engines import Judge
+from hidiff_export.parity.graphs import GraphJudge, first_and_last, portable_backend
 from hidiff_export.parity.meter import Meter, Progress
 from hidiff_export.parity.networks import NetworkCall, PictureNetworks
 from hidiff_export.parity.panels import SideBySide
@@ -33,7 +34,7 @@ from hidiff_export.parity.reference import (
     random_calls,
     run_reference,
 )
-from hidiff_export.parity.report import Check, Report
+from hidiff_export.parity.report import Check, Graphs, Report
 from hidiff_export.parity.source import judge_index, judge_weights, networks_of_store, unet_of_source, weights_of_source
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
@@ -100,7 +101,8 @@ def verify(
 
     - each phase's engine on the inputs of a run and on random ones, on both sides of each phase change, shifts mixed;
     - each phase's portable graph on random inputs, in ONNX Runtime; a quantised one beside the float16 one it was made
-      from;
+      from; half-precision ones on inputs of the run too, and those of the other networks, all in half-precision
+      arithmetic (:mod:`hidiff_export.parity.graphs`);
     - the denoiser's whole run with that of diffusers' own pipeline under HiDiffusion: same seed, same sampler;
     - the ControlNet's engine on random inputs, where there is one;
     - text encoders on prompts with transformers, the VAE's halves on a random tile with diffusers;
@@ -129,11 +131,15 @@ def verify(
         meter = Meter(task.recipe, task.recipe.unet_config(), progress)
         _plan(task, meter)
         reference = _compute(task, meter)
-        judge = Judge(bundle, task.recipe, meter, portable)
+        judge = Judge(bundle, task.recipe, meter)
         checks = (*reference.weights, *_timed(_verdicts(judge, reference)))
+        on_host = bundle.on_host
+        graphs = GraphJudge(bundle, task.recipe, meter, portable)
+        checks = (*checks, *_timed(_graph_verdicts(graphs, reference)))
         meter.end()
         panels = None if judge.pictures is None else SideBySide.of(*judge.pictures, bundle.backend)
-        return Report(folder.name, against or _OWN, ORIGIN, bundle.backend, checks, panels)
+        arithmetic = Graphs(task.recipe.precision.stored, engines_on_host=on_host)
+        return Report(folder.name, against or _OWN, ORIGIN, bundle.backend, checks, arithmetic, panels)
 
 
 def _chosen(possible: Sequence[Course], steps: int | None) -> Course:
@@ -152,7 +158,9 @@ def _plan(task: _Task, meter: Meter) -> None:
     """Counts the evaluations: PyTorch, engines, graphs, denoiser, recorded samples."""
     run = [point.phase for point in task.course.points]
     random = [point.phase for point in task.points]
-    graphs = [record.phase for record in task.bundle.manifest.phases] * (1 + task.recipe.precision.quantised)
+    phases, precision = [record.phase for record in task.bundle.manifest.phases], task.recipe.precision
+    graphs = phases * (1 + precision.quantised)
+    graphs += [phase for phase in phases for _ in first_and_last(run, phase, precision)]
     samples = read_samples(task.bundle)
     rule = task.recipe.phase_rule()
     recorded = [call.phase for call in samples.calls]
@@ -201,7 +209,13 @@ def _verdicts(judge: Judge, reference: _Reference) -> Iterator[Verdict]:
     yield from judge.networks(reference.networks)
     yield from judge.run(reference.run, reference.picture)
     yield from judge.recorded()
-    yield from judge.graphs(reference.random)
+
+
+def _graph_verdicts(judge: GraphJudge, reference: _Reference) -> Iterator[Verdict]:
+    yield from judge.phases(reference.random, reference.run.calls)
+    if reference.controlnet is not None:
+        yield from judge.controlnet(reference.controlnet)
+    yield from judge.networks(reference.networks)
 
 
 def _timed(verdicts: Iterable[Verdict]) -> Iterator[Check]:
