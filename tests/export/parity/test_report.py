@@ -269,7 +269,8 @@ def test_every_form_of_the_report_says_what_the_graphs_were_computed_in(
     with console.capture() as capture:
         console.print(made.table())
 
-    for text in (made.to_markdown(), capture.get(), json.dumps(made.to_dict())):
+    for form in (made.to_markdown(), capture.get(), json.dumps(made.to_dict())):
+        text = " ".join(form.split())  # the table breaks lines
         assert "Graphs: computed in float32, normalisation and attention as engines do them" in text
         assert (f"every result rounded to {precision.value}" in text) == (precision is not Precision.FLOAT32)
         assert ("Engines:" in text) == (engines is not None)
