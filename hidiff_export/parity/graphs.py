@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,9 @@ from hidiff_export.quantise.paths import traced_graph
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.values import Precision
 from hidiff_runtime import backends
-from hidiff_runtime.backends.protocol import Backend, Session
+from hidiff_runtime.backends.protocol import Availability, Backend, Device, Session
 from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.folder import BundleFolder, LinksOption
 from hidiff_runtime.manifest import GraphRecord, PhaseRecord
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.proof.verdict import Verdict
@@ -61,6 +63,30 @@ def portable_backend() -> Backend:
             advice=availability.advice,
         )
     return backend
+
+
+@dataclass(frozen=True)
+class _NoEngines:
+    """Stands in for the backend of a bundle none of whose engines is opened; its device is the portable one's."""
+
+    name: str
+    portable: Backend
+    remote: bool = False
+
+    def available(self) -> Availability:
+        return Availability(True, "no engine is opened")
+
+    def files(self, engine: Path) -> tuple[Path, ...]:
+        return (engine,)
+
+    def device(self, options: Mapping[str, Any]) -> Device:
+        return self.portable.device(options)
+
+
+def no_engines(folder: Path, allow_links: LinksOption, portable: Backend) -> Backend:
+    """What a bundle is opened with whose engines need not run here. Raises BundleError when there is no bundle."""
+    manifest = BundleFolder(folder, allow_links).manifest()
+    return _NoEngines(next(iter(manifest.phases[0].engines)), portable)
 
 
 def first_and_last(run: Sequence[Phase], phase: Phase, precision: Precision) -> list[int]:

@@ -40,28 +40,29 @@ class Graphs:
 
     Args:
         arithmetic: ``float32``, ``float16`` or ``bfloat16``: what the graphs were computed in.
-        engines_on_host: whether the engines ran on the CPU, which keeps float32 between half-precision operations.
+        engines_on_host: whether the engines ran on the CPU, which keeps float32 between half-precision operations; None
+            where none ran.
     """
 
     arithmetic: Precision
-    engines_on_host: bool
+    engines_on_host: bool | None
 
     def notes(self) -> tuple[str, ...]:
-        """One sentence or two for people."""
-        if self.arithmetic is Precision.FLOAT32:
-            return (f"Graphs: {_IN_FLOAT32}.",)
+        """What people should know of it."""
         half = self.arithmetic.value
-        graphs = f"Graphs: {_IN_FLOAT32}, and every result rounded to {half} but those inside {_INSIDE}."
-        if not self.engines_on_host:
-            return (graphs,)
-        return (
-            graphs,
-            f"Engines: on the CPU, which keeps float32 between {half} operations; for a GPU's {half} arithmetic the "
-            "graphs' figures speak, not the engines'.",
-        )
+        full = self.arithmetic is Precision.FLOAT32
+        rounded = "" if full else f", and every result rounded to {half} but those inside {_INSIDE}"
+        notes = [f"Graphs: computed in float32, normalisation and attention as engines do them{rounded}."]
+        if self.engines_on_host is None:
+            notes.append("Engines: none ran, and no run was made with the bundle.")
+        elif self.engines_on_host and not full:
+            notes.append(
+                f"Engines: on the CPU, which keeps float32 between {half} operations; for a GPU's {half} arithmetic "
+                "the graphs' figures speak, not the engines'."
+            )
+        return tuple(notes)
 
 
-_IN_FLOAT32 = "computed in float32, normalisation and attention as engines do them"
 _INSIDE = "attention, normalisation and the time projection"
 _JUDGED = frozenset(boundary.value for boundary in Boundary if boundary.is_graph)
 

@@ -20,7 +20,7 @@ from hidiff_export.errors import InputError
 from hidiff_export.model.component import Component
 from hidiff_export.parity.coverage import Course, Point, edge_points, fullest
 from hidiff_export.parity.engines import Judge
-from hidiff_export.parity.graphs import GraphJudge, first_and_last, portable_backend
+from hidiff_export.parity.graphs import GraphJudge, first_and_last, no_engines, portable_backend
 from hidiff_export.parity.meter import Meter, Progress
 from hidiff_export.parity.networks import NetworkCall, PictureNetworks
 from hidiff_export.parity.panels import SideBySide
@@ -59,6 +59,7 @@ class _Task:
         course: the whole run.
         points: evaluations on random inputs.
         against: a checkpoint source of the weights, or ``None`` for the bundle's own stores.
+        graphs_only: whether engines are left alone.
     """
 
     bundle: Bundle
@@ -67,14 +68,15 @@ class _Task:
     course: Course
     points: tuple[Point, ...]
     against: str | None
+    graphs_only: bool
 
     @classmethod
-    def of(cls, bundle: Bundle, steps: int | None, against: str | None) -> _Task:
+    def of(cls, bundle: Bundle, steps: int | None, against: str | None, *, graphs_only: bool) -> _Task:
         recipe = Recipe.from_dict(bundle.manifest.recipe, "the recipe in the bundle's manifest")
         config = json.loads(bundle.sampler(recipe.sampler[0].value).origin["config"])
         possible = courses(recipe, config)
         points = edge_points(recipe.phase_rule(), possible)
-        return cls(bundle, recipe, config, _chosen(possible, steps), points, against)
+        return cls(bundle, recipe, config, _chosen(possible, steps), points, against, graphs_only)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def verify(
     against: str | None = None,
     steps: int | None = None,
     allow_links: LinksOption = (),
+    graphs_only: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Compares a bundle with PyTorch at every boundary.
@@ -117,6 +120,8 @@ def verify(
             This finds a store whose weights are not that checkpoint's.
         steps: of the whole run; by default the fewest with the most phase changes.
         allow_links: as for :func:`hidiff_runtime.open`.
+        graphs_only: run no engine, so that none has to run on this machine: portable graphs alone are compared, and
+            weights.
         progress: told before each evaluation.
 
     Raises:
@@ -126,20 +131,22 @@ def verify(
         InputError: the bundle has no table for ``steps``.
     """
     portable = portable_backend()
-    with hidiff_runtime.open(folder, allow_links=allow_links) as bundle:
-        task = _Task.of(bundle, steps, against)
+    backend = no_engines(folder, allow_links, portable) if graphs_only else None
+    with hidiff_runtime.open(folder, backend=backend, allow_links=allow_links) as bundle:
+        task = _Task.of(bundle, steps, against, graphs_only=graphs_only)
         meter = Meter(task.recipe, task.recipe.unet_config(), progress)
         _plan(task, meter)
         reference = _compute(task, meter)
         judge = Judge(bundle, task.recipe, meter)
-        checks = (*reference.weights, *_timed(_verdicts(judge, reference)))
-        on_host = bundle.on_host
+        checks = reference.weights if graphs_only else (*reference.weights, *_timed(_verdicts(judge, reference)))
+        on_host = None if graphs_only else bundle.on_host
         graphs = GraphJudge(bundle, task.recipe, meter, portable)
         checks = (*checks, *_timed(_graph_verdicts(graphs, reference)))
         meter.end()
         panels = None if judge.pictures is None else SideBySide.of(*judge.pictures, bundle.backend)
-        arithmetic = Graphs(task.recipe.precision.stored, engines_on_host=on_host)
-        return Report(folder.name, against or _OWN, ORIGIN, bundle.backend, checks, arithmetic, panels)
+        arithmetic = Graphs(task.recipe.precision.stored, on_host)
+        candidate = "portable graphs" if graphs_only else bundle.backend
+        return Report(folder.name, against or _OWN, ORIGIN, candidate, checks, arithmetic, panels)
 
 
 def _chosen(possible: Sequence[Course], steps: int | None) -> Course:
@@ -161,6 +168,9 @@ def _plan(task: _Task, meter: Meter) -> None:
     phases, precision = [record.phase for record in task.bundle.manifest.phases], task.recipe.precision
     graphs = phases * (1 + precision.quantised)
     graphs += [phase for phase in phases for _ in first_and_last(run, phase, precision)]
+    if task.graphs_only:
+        meter.plan([*run, *random, *graphs])
+        return
     samples = read_samples(task.bundle)
     rule = task.recipe.phase_rule()
     recorded = [call.phase for call in samples.calls]
@@ -185,7 +195,7 @@ def _compute(task: _Task, meter: Meter) -> _Reference:
     pictures, vae = PictureNetworks(task.bundle.root, task.recipe), task.bundle.manifest.vae
     meter.note("transformers and diffusers: text encoders, VAE, picture")
     others = (*pictures.text_calls(), *pictures.vae_calls())
-    picture = None if vae is None else pictures.decode(run.latents[-1], vae)
+    picture = None if vae is None or task.graphs_only else pictures.decode(run.latents[-1], vae)
     return _Reference(weights, run, random, controlnet, others, picture)
 
 

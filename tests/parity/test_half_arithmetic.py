@@ -1,4 +1,4 @@
-"""A float16 bundle by the commands that its users give: its graphs are judged in float16 arithmetic, though on a CPU."""
+"""A float16 bundle by its users' commands: its graphs are judged in float16 arithmetic, though on a CPU."""
 
 from __future__ import annotations
 

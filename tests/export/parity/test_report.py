@@ -258,11 +258,12 @@ def _failing_after(writes: int, write: Callable[[Path, object], None]) -> Callab
         (Precision.FLOAT16, True, "Engines: on the CPU, which keeps float32 between float16 operations"),
         (Precision.FLOAT16, False, None),
         (Precision.BFLOAT16, False, None),
+        (Precision.FLOAT16, None, "Engines: none ran, and no run was made with the bundle."),
         (Precision.FLOAT32, True, None),
     ],
 )
 def test_every_form_of_the_report_says_what_the_graphs_were_computed_in(
-    precision: Precision, on_host: bool, engines: str | None
+    precision: Precision, on_host: bool | None, engines: str | None
 ) -> None:
     made = replace(report(VALUES), graphs=Graphs(precision, engines_on_host=on_host))
     console = Console(width=500)
