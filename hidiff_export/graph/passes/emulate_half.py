@@ -17,8 +17,7 @@ MOVING = frozenset(
 )
 """Operators that move numbers and compute none: what went in rounded comes out rounded."""
 
-_TYPE_ATTRIBUTES = ("to", "output_dtype")
-"""Attributes that name the type of a node's output."""
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 class EmulateHalf(ir.passes.InPlacePass):
@@ -67,9 +66,6 @@ class EmulateHalf(ir.passes.InPlacePass):
                 raise ir.passes.PostconditionError(f"{node.op_type} {node.name} still computes in half precision")
 
 
-_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-
-
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     """Lets whatever reads ``value`` read it rounded, in float32."""
     kind, uses = value.type, tuple(value.uses())
@@ -87,13 +83,12 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
 
 
 def _retype(node: ir.Node) -> None:
-    """Lets attributes that hold or name a half type say float32."""
-    for name in _TYPE_ATTRIBUTES:
-        given = node.attributes.get(name)
-        if given is not None and ir.DataType(given.as_int()) in HALVES:
-            node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
-    given = node.attributes.get("value")
-    if given is not None and (tensor := given.as_tensor()).dtype in HALVES:
+    """Lets attributes that name or hold a half type say float32: a dequantisation's output, a constant's value."""
+    kind = node.attributes.get("output_dtype")
+    if kind is not None and ir.DataType(kind.as_int()) in HALVES:
+        node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", int(ir.DataType.FLOAT))
+    held = node.attributes.get("value")
+    if held is not None and held.type is ir.AttributeType.TENSOR and (tensor := held.as_tensor()).dtype in HALVES:
         node.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy().astype("float32")))
 
 
