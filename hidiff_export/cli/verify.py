@@ -21,6 +21,7 @@ Examples:
   hidiff-export verify demo-bundle
   hidiff-export verify bundle --against ./my-sdxl --junit parity.xml
   hidiff-export verify bundle --steps 50 --json
+  hidiff-export verify tensorrt-bundle --graphs-only
 """,
 )
 @click.argument("directory", type=click.Path(path_type=Path))
@@ -30,6 +31,11 @@ Examples:
     help="Compare all weights with this checkpoint's, and take the UNet's for PyTorch from it.",
 )
 @click.option("--steps", type=int, metavar="N", help="Of the whole run; by default the fewest with every phase change.")
+@click.option(
+    "--graphs-only",
+    is_flag=True,
+    help="Run no engine: compare the graphs that engines are built from, and weights. For bundles of another machine.",
+)
 @allow_links_option
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Also write a JUnit XML report here.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON and show no progress.")
@@ -39,11 +45,14 @@ def verify(
     directory: Path,
     against: str | None,
     steps: int | None,
+    graphs_only: bool,
     allow_links: tuple[Path, ...],
     junit: Path | None,
     as_json: bool,
 ) -> None:
     """Compare the bundle in DIRECTORY with PyTorch: engines, graphs, text encoders, VAE, a whole run and its picture.
+
+    Half-precision graphs are computed with float16's or bfloat16's rounding and range, also on a CPU.
 
     Exits with 0 only if every comparison is within its bound and float16 holds what has to be computed in it, else with
     1. The report is kept in the bundle.
@@ -59,7 +68,14 @@ def verify(
         progress_display(quiet=as_json) as display,
         display.stage("verify", reused=False) as progress,
     ):
-        report = verify_bundle(directory, against=against, steps=steps, allow_links=allow_links, progress=progress)
+        report = verify_bundle(
+            directory,
+            against=against,
+            steps=steps,
+            allow_links=allow_links,
+            graphs_only=graphs_only,
+            progress=progress,
+        )
     _show(report, as_json=as_json)
     if junit is not None:
         with storage_errors(junit):

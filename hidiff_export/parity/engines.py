@@ -1,10 +1,9 @@
-"""Judges a bundle's engines, graphs and denoiser by a reference that was computed before; imports no torch."""
+"""Judges a bundle's engines and denoiser by a reference that was computed before; imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from numpy.typing import NDArray
@@ -13,18 +12,15 @@ from hidiff_export.errors import EngineError
 from hidiff_export.parity.inputs import arrays
 from hidiff_export.parity.meter import Meter
 from hidiff_export.parity.tolerance import Boundary, bound_for
-from hidiff_export.quantise.paths import traced_graph
 from hidiff_export.recipe import Recipe
-from hidiff_runtime import backends
-from hidiff_runtime.backends.protocol import Backend, Session
+from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
-from hidiff_runtime.manifest import PhaseRecord
 from hidiff_runtime.pictures.metrics import unit
 from hidiff_runtime.pictures.vae import decode
 from hidiff_runtime.proof.networks import PICTURE, TEXT, TOKENS, VAE, worst
 from hidiff_runtime.proof.replay import CALL, RUN, STEP, check
-from hidiff_runtime.proof.verdict import Verdict, judge, judge_picture
+from hidiff_runtime.proof.verdict import Bound, Verdict, judge, judge_picture
 from hidiff_runtime.text.encoding import encode_prompts
 
 if TYPE_CHECKING:
@@ -43,24 +39,36 @@ _RECORDED = {
     VAE: Boundary.RECORDED_VAE,
     PICTURE: Boundary.RECORDED_PICTURE,
 }
-_NETWORKS = {"vae_decoder": Boundary.VAE_DECODER, "vae_encoder": Boundary.VAE_ENCODER}
+NETWORKS = {"vae_decoder": Boundary.VAE_DECODER, "vae_encoder": Boundary.VAE_ENCODER}
 
 
-def portable_backend() -> Backend:
-    """What runs portable graphs, whatever a bundle's engines are: ONNX Runtime, which opens ONNX as it is.
+def judge_call(boundary: Boundary, call: Call, session: Session, recipe: Recipe, meter: Meter) -> Verdict:
+    """Evaluates a phase as PyTorch did, and compares."""
+    bound, point = bound_for(boundary, recipe), call.point
+    where: dict[str, Any] = {"phase": point.phase.name, "step": point.step, "steps": point.steps}
+    inputs = arrays(call.inputs) | ({"window_shifts": call.window_shifts} if call.window_shifts.size else {})
+    meter.start(point.phase, f"{boundary.value.partition(',')[0]}: {point}")
+    try:
+        output = session.run(inputs).get(OUTPUT)
+    except EngineError as error:
+        return Verdict(boundary.value, bound, None, **where, fault=error.summary)
+    return judge(boundary.value, call.noise_pred, output, bound, **where)
 
-    Raises:
-        EngineError: it is not installed.
-    """
-    backend = backends.get("onnxruntime")
-    availability = backend.available()
-    if not availability.usable:
-        raise EngineError(
-            "The portable graphs cannot be checked: ONNX Runtime runs them, and it is not here.",
-            given=availability.detail,
-            advice=availability.advice,
-        )
-    return backend
+
+def judge_outputs(
+    boundary: Boundary,
+    expected: Mapping[str, Array],
+    found: Mapping[str, Array],
+    bound: Bound,
+    network: str | None = None,
+) -> Verdict:
+    """The verdict on the output that is furthest off, under the network's name, or the output's where it has none."""
+    return worst(
+        [
+            judge(boundary.value, values, found.get(name), bound, phase=network or name)
+            for name, values in expected.items()
+        ]
+    )
 
 
 class Judge:
@@ -70,18 +78,16 @@ class Judge:
         bundle: open.
         recipe: whose bounds hold.
         meter: told before each evaluation.
-        portable: runs portable graphs.
 
     Attributes:
         pictures: the run's as PyTorch and as the bundle made it, once they were judged; ``[batch, 3, height, width]``
             from 0 to 1.
     """
 
-    def __init__(self, bundle: Bundle, recipe: Recipe, meter: Meter, portable: Backend) -> None:
+    def __init__(self, bundle: Bundle, recipe: Recipe, meter: Meter) -> None:
         self._bundle = bundle
         self._recipe = recipe
         self._meter = meter
-        self._portable = portable
         self.pictures: tuple[Array, Array] | None = None
 
     def engines(self, calls: Sequence[tuple[Boundary, Call]]) -> Iterator[Verdict]:
@@ -89,29 +95,8 @@ class Judge:
         for record in self._bundle.manifest.phases:
             for boundary, call in calls:
                 if call.point.phase == record.phase:
-                    yield self._call(boundary, call, self._bundle.engine(record.phase))
-
-    def graphs(self, calls: Sequence[Call]) -> Iterator[Verdict]:
-        """Each phase's portable graph, as it is before a backend's lowering, on the first call of that phase.
-
-        A quantised one comes after the float16 graph it was made from. A phase without a call is a fault.
-        """
-        self._bundle.close()
-        precision = self._recipe.precision
-        for record in self._bundle.manifest.phases:
-            graph = self._bundle.file(record.graph)
-            call = next((call for call in calls if call.point.phase == record.phase), None)
-            if precision.quantised:
-                yield self._graph(Boundary.FLOAT16_GRAPH, traced_graph(graph, precision), record, call)
-            yield self._graph(Boundary.GRAPH, graph, record, call)
-
-    def _graph(self, boundary: Boundary, graph: Path, record: PhaseRecord, call: Call | None) -> Verdict:
-        if call is None:
-            bound = bound_for(boundary, self._recipe)
-            return Verdict(boundary.value, bound, None, record.phase.name, fault="no reference")
-        weights = {name: self._bundle.file(path) for name, path in self._bundle.manifest.weights.items()}
-        with self._portable.device({}) as device, device.open(graph, weights, record) as session:
-            return self._call(boundary, call, session)
+                    session = self._bundle.engine(record.phase)
+                    yield judge_call(boundary, call, session, self._recipe, self._meter)
 
     def controlnet(self, call: ControlNetCall) -> Verdict:
         """The ControlNet's engine: the verdict on the residual that is furthest off."""
@@ -121,17 +106,12 @@ class Judge:
             found = self._bundle.controlnet_engine().run(arrays(call.inputs))
         except EngineError as error:
             return Verdict(boundary.value, bound, None, fault=error.summary)
-        return worst(
-            [
-                judge(boundary.value, expected, found.get(name), bound, phase=name)
-                for name, expected in call.residuals.items()
-            ]
-        )
+        return judge_outputs(boundary, call.residuals, found, bound)
 
     def networks(self, calls: Sequence[NetworkCall]) -> Iterator[Verdict]:
         """Text encoders and the VAE's halves: for each call the verdict on the output that is furthest off."""
         for call in calls:
-            boundary = _NETWORKS.get(call.network, Boundary.TEXT)
+            boundary = NETWORKS.get(call.network, Boundary.TEXT)
             bound = bound_for(boundary, self._recipe)
             self._meter.note(f"{self._bundle.backend}: {call.network}")
             try:
@@ -140,12 +120,7 @@ class Judge:
             except EngineError as error:
                 yield Verdict(boundary.value, bound, None, call.network, fault=error.summary)
                 continue
-            yield worst(
-                [
-                    judge(boundary.value, expected, found.get(name), bound, phase=call.network)
-                    for name, expected in call.outputs.items()
-                ]
-            )
+            yield judge_outputs(boundary, call.outputs, found, bound, call.network)
 
     def run(self, run: Run, picture: Array | None) -> Iterator[Verdict]:
         """The denoiser's latents beside those of the same run in diffusers; then the picture beside ``picture``.
@@ -207,14 +182,3 @@ class Judge:
 
         for verdict in check(self._bundle, progress=note).verdicts:
             yield replace(verdict, boundary=_RECORDED[verdict.boundary].value)
-
-    def _call(self, boundary: Boundary, call: Call, session: Session) -> Verdict:
-        bound, point = bound_for(boundary, self._recipe), call.point
-        where: dict[str, Any] = {"phase": point.phase.name, "step": point.step, "steps": point.steps}
-        inputs = arrays(call.inputs) | ({"window_shifts": call.window_shifts} if call.window_shifts.size else {})
-        self._meter.start(point.phase, f"{boundary.value.partition(',')[0]}: {point}")
-        try:
-            output = session.run(inputs).get(OUTPUT)
-        except EngineError as error:
-            return Verdict(boundary.value, bound, None, **where, fault=error.summary)
-        return judge(boundary.value, call.noise_pred, output, bound, **where)

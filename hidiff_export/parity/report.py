@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 from hidiff_export.bundle import storage_errors, write_json
 from hidiff_export.errors import StorageError
 from hidiff_export.parity.magnitudes import FLOAT16_MAX, RANGE, Magnitudes, figure
+from hidiff_export.parity.tolerance import Boundary
+from hidiff_export.recipe.values import Precision
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.proof.half import GRAPHS
 from hidiff_runtime.proof.verdict import Bound, Verdict, likeness
 
 if TYPE_CHECKING:
@@ -33,6 +36,39 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Graphs:
+    """What the portable graphs were judged by, and what the engines' figures leave open.
+
+    Args:
+        arithmetic: ``float32``, ``float16`` or ``bfloat16``: what the graphs were computed in.
+        engines_on_host: whether the engines ran on the CPU, which keeps float32 between half-precision operations; None
+            where none ran.
+    """
+
+    arithmetic: Precision
+    engines_on_host: bool | None
+
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of it."""
+        half = self.arithmetic.value
+        full = self.arithmetic is Precision.FLOAT32
+        rounded = "" if full else f", and every result rounded to {half} but those inside {_INSIDE}"
+        notes = [f"Graphs: computed in float32, normalisation and attention as engines do them{rounded}."]
+        if self.engines_on_host is None:
+            notes.append("Engines: none ran, and no run was made with the bundle.")
+        elif self.engines_on_host and not full:
+            notes.append(
+                f"Engines: on the CPU, which keeps float32 between {half} operations; for a GPU's {half} arithmetic "
+                "the graphs' figures speak, not the engines'."
+            )
+        return tuple(notes)
+
+
+_INSIDE = "attention, normalisation and the time projection"
+_JUDGED = frozenset(boundary.value for boundary in Boundary if boundary.is_graph)
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything one verification measured.
 
@@ -42,6 +78,7 @@ class Report:
         reference: what computed the reference, for example ``PyTorch 2.13.0, float32``.
         candidate: what was judged, for example ``onnxruntime``.
         checks: in the order they were made.
+        graphs: what the portable graphs were judged by.
         panels: the picture of the run, as the reference and as the candidate made it.
         magnitudes: the largest that the reference computed where the candidate computes in float16.
     """
@@ -51,6 +88,7 @@ class Report:
     reference: str
     candidate: str
     checks: tuple[Check, ...]
+    graphs: Graphs
     panels: SideBySide | None = None
     magnitudes: Magnitudes = field(default_factory=Magnitudes)
 
@@ -77,6 +115,11 @@ class Report:
             "against": self.against,
             "reference": self.reference,
             "candidate": self.candidate,
+            GRAPHS: {
+                "arithmetic": self.graphs.arithmetic.value,
+                "ok": all(verdict.ok for verdict in self.verdicts if verdict.boundary in _JUDGED),
+                "notes": list(self.graphs.notes()),
+            },
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
             "seconds": [round(check.seconds, 3) for check in self.checks],
             "magnitudes": self.magnitudes.to_dict() if self.magnitudes.largest else None,
@@ -127,8 +170,8 @@ class Report:
             "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
         ]
         lines += ["| " + " | ".join(_cells(verdict)) + " |" for verdict in self.verdicts]
-        notes = (*self._likenesses, *self.magnitudes.lines, *self.magnitudes.notices, *reasons(self.verdicts))
-        lines += ["", *(f"- {line}" for line in notes)]
+        told = (*self.graphs.notes(), *self._likenesses, *self.magnitudes.lines, *self.magnitudes.notices)
+        lines += ["", *(f"- {line}" for line in (*told, *reasons(self.verdicts)))]
         if self.panels is not None:
             lines += ["", f"![{self.panels.caption}]({Path(PICTURE).name})", "", f"{self.panels.caption}."]
         return "\n".join(lines) + "\n"
@@ -142,7 +185,7 @@ class Report:
         """The report as a table for the terminal."""
         from rich.table import Table
 
-        caption = "\n".join(self._likenesses) or None
+        caption = "\n".join((*self.graphs.notes(), *self._likenesses))
         table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
         for name in ("boundary", "phase"):
             table.add_column(name)

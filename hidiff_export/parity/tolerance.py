@@ -24,13 +24,16 @@ class Boundary(str, Enum):
 
     - ``WEIGHTS``: the stored tensors with a source's;
     - ``TRAJECTORY``: an engine with PyTorch, on inputs of a whole run; ``RANDOM``: on random ones;
-    - ``GRAPH``: the portable graph, as it is before a backend's lowering, with PyTorch;
+    - ``GRAPH``: the portable graph, as it is before a backend's lowering, with PyTorch; ``GRAPH_RUN``: a half-precision
+      one on inputs of a whole run;
     - ``FLOAT16_GRAPH``: the float16 graph that a quantised portable graph was made from, with PyTorch;
-    - ``CONTROLNET``: the ControlNet's engine with PyTorch, the worst of its residuals;
+    - ``CONTROLNET``: the ControlNet's engine with PyTorch, the worst of its residuals; ``CONTROLNET_GRAPH``: its
+      portable graph in half precision;
     - ``RUN``: the denoiser's latents with those of diffusers' pipeline;
     - ``TEXT``: a text encoder's engine on prompts, tokens by the bundle's tokenizer, with transformers; the worst of
-      its outputs;
-    - ``VAE_DECODER``, ``VAE_ENCODER``: half of the VAE on a random tile, with diffusers;
+      its outputs; ``TEXT_GRAPH``: its portable graph in half precision;
+    - ``VAE_DECODER``, ``VAE_ENCODER``: half of the VAE on a random tile, with diffusers; ``VAE_DECODER_GRAPH``,
+      ``VAE_ENCODER_GRAPH``: its portable graph in half precision;
     - ``PICTURE``: what the run's prompt becomes, with the picture of diffusers' pipeline, in the same tiles;
     - ``RECORDED_CALL``, ``RECORDED_STEP``, ``RECORDED_RUN``: engine and denoiser with what the build recorded;
       ``RECORDED_TOKENS``, ``RECORDED_TEXT``, ``RECORDED_VAE``, ``RECORDED_PICTURE`` likewise.
@@ -40,12 +43,17 @@ class Boundary(str, Enum):
     TRAJECTORY = "engine, in a run"
     RANDOM = "engine, random"
     GRAPH = "graph, random"
+    GRAPH_RUN = "graph, in a run"
     FLOAT16_GRAPH = "float16 graph, random"
     CONTROLNET = "ControlNet, random"
+    CONTROLNET_GRAPH = "ControlNet graph, random"
     RUN = "whole run"
     TEXT = "text encoder"
+    TEXT_GRAPH = "text encoder graph"
     VAE_DECODER = "VAE decoder"
+    VAE_DECODER_GRAPH = "VAE decoder graph"
     VAE_ENCODER = "VAE encoder"
+    VAE_ENCODER_GRAPH = "VAE encoder graph"
     PICTURE = "picture"
     RECORDED_CALL = "recorded call"
     RECORDED_STEP = "recorded step"
@@ -68,7 +76,15 @@ class Boundary(str, Enum):
     @property
     def is_vae(self) -> bool:
         """Whether it is the VAE, which has a precision of its own."""
-        return self in (Boundary.VAE_DECODER, Boundary.VAE_ENCODER, Boundary.RECORDED_VAE)
+        halves = (Boundary.VAE_DECODER, Boundary.VAE_ENCODER, Boundary.VAE_DECODER_GRAPH, Boundary.VAE_ENCODER_GRAPH)
+        return self in halves or self is Boundary.RECORDED_VAE
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether a portable graph is judged, not an engine."""
+        phases = (Boundary.GRAPH, Boundary.GRAPH_RUN, Boundary.FLOAT16_GRAPH)
+        vae = (Boundary.VAE_DECODER_GRAPH, Boundary.VAE_ENCODER_GRAPH)
+        return self in (*phases, *vae, Boundary.CONTROLNET_GRAPH, Boundary.TEXT_GRAPH)
 
     @property
     def exact(self) -> bool:
@@ -78,8 +94,9 @@ class Boundary(str, Enum):
     @property
     def quantised(self) -> bool:
         """Whether a quantised recipe has it quantised: the phases and what runs them."""
-        unet_alone = (Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET, Boundary.TEXT, Boundary.RECORDED_TEXT)
-        return not self.exact and not self.is_vae and self not in unet_alone
+        stored = (Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET, Boundary.CONTROLNET_GRAPH)
+        text = (Boundary.TEXT, Boundary.TEXT_GRAPH, Boundary.RECORDED_TEXT)
+        return not self.exact and not self.is_vae and self not in (*stored, *text)
 
 
 # Measured on fabricated weights of every family. One evaluation: 110 to 125 dB in float32, 56 to 58 in float16, 38 to

@@ -19,7 +19,8 @@ import hidiff_runtime
 from hidiff_export.errors import InputError
 from hidiff_export.model.component import Component
 from hidiff_export.parity.coverage import Course, Point, edge_points, fullest
-from hidiff_export.parity.engines import Judge, portable_backend
+from hidiff_export.parity.engines import Judge
+from hidiff_export.parity.graphs import GraphJudge, first_and_last, no_engines, portable_backend
 from hidiff_export.parity.magnitude_recorder import MagnitudeRecorder
 from hidiff_export.parity.meter import Meter, Progress
 from hidiff_export.parity.networks import NetworkCall, PictureNetworks
@@ -34,7 +35,7 @@ from hidiff_export.parity.reference import (
     random_calls,
     run_reference,
 )
-from hidiff_export.parity.report import Check, Report
+from hidiff_export.parity.report import Check, Graphs, Report
 from hidiff_export.parity.source import judge_index, judge_weights, networks_of_store, unet_of_source, weights_of_source
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
@@ -59,6 +60,7 @@ class _Task:
         course: the whole run.
         points: evaluations on random inputs.
         against: a checkpoint source of the weights, or ``None`` for the bundle's own stores.
+        graphs_only: whether engines are left alone.
     """
 
     bundle: Bundle
@@ -67,14 +69,15 @@ class _Task:
     course: Course
     points: tuple[Point, ...]
     against: str | None
+    graphs_only: bool
 
     @classmethod
-    def of(cls, bundle: Bundle, steps: int | None, against: str | None) -> _Task:
+    def of(cls, bundle: Bundle, steps: int | None, against: str | None, *, graphs_only: bool) -> _Task:
         recipe = Recipe.from_dict(bundle.manifest.recipe, "the recipe in the bundle's manifest")
         config = json.loads(bundle.sampler(recipe.sampler[0].value).origin["config"])
         possible = courses(recipe, config)
         points = edge_points(recipe.phase_rule(), possible)
-        return cls(bundle, recipe, config, _chosen(possible, steps), points, against)
+        return cls(bundle, recipe, config, _chosen(possible, steps), points, against, graphs_only)
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,15 @@ def verify(
     against: str | None = None,
     steps: int | None = None,
     allow_links: LinksOption = (),
+    graphs_only: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Compares a bundle with PyTorch at every boundary.
 
     - each phase's engine on the inputs of a run and on random ones, on both sides of each phase change, shifts mixed;
     - each phase's portable graph on random inputs, in ONNX Runtime; a quantised one beside the float16 one it was made
-      from;
+      from; half-precision ones on inputs of the run too, and those of the other networks, all in half-precision
+      arithmetic (:mod:`hidiff_export.parity.graphs`);
     - the denoiser's whole run with that of diffusers' own pipeline under HiDiffusion: same seed, same sampler;
     - the ControlNet's engine on random inputs, where there is one;
     - text encoders on prompts with transformers, the VAE's halves on a random tile with diffusers;
@@ -117,6 +122,8 @@ def verify(
             This finds a store whose weights are not that checkpoint's.
         steps: of the whole run; by default the fewest with the most phase changes.
         allow_links: as for :func:`hidiff_runtime.open`.
+        graphs_only: run no engine, so that none has to run on this machine: portable graphs alone are compared, and
+            weights.
         progress: told before each evaluation.
 
     Raises:
@@ -126,18 +133,25 @@ def verify(
         InputError: the bundle has no table for ``steps``.
     """
     portable = portable_backend()
-    with hidiff_runtime.open(folder, allow_links=allow_links) as bundle:
-        task = _Task.of(bundle, steps, against)
+    backend = no_engines(folder, allow_links, portable) if graphs_only else None
+    with hidiff_runtime.open(folder, backend=backend, allow_links=allow_links) as bundle:
+        task = _Task.of(bundle, steps, against, graphs_only=graphs_only)
         meter = Meter(task.recipe, task.recipe.unet_config(), progress)
         _plan(task, meter)
         magnitudes = MagnitudeRecorder(task.recipe)
         with magnitudes.recording():
             reference = _compute(task, meter, magnitudes)
-        judge = Judge(bundle, task.recipe, meter, portable)
-        checks = (*reference.weights, *_timed(_verdicts(judge, reference)))
+        judge = Judge(bundle, task.recipe, meter)
+        checks = reference.weights if graphs_only else (*reference.weights, *_timed(_verdicts(judge, reference)))
+        on_host = None if graphs_only else bundle.on_host
+        graphs = GraphJudge(bundle, task.recipe, meter, portable)
+        checks = (*checks, *_timed(_graph_verdicts(graphs, reference)))
         meter.end()
         panels = None if judge.pictures is None else SideBySide.of(*judge.pictures, bundle.backend)
-        return Report(folder.name, against or _OWN, ORIGIN, bundle.backend, checks, panels, magnitudes.found)
+        arithmetic = Graphs(task.recipe.precision.stored, on_host)
+        candidate = "portable graphs" if graphs_only else bundle.backend
+        named = (folder.name, against or _OWN, ORIGIN, candidate)
+        return Report(*named, checks, arithmetic, panels, magnitudes.found)
 
 
 def _chosen(possible: Sequence[Course], steps: int | None) -> Course:
@@ -156,7 +170,12 @@ def _plan(task: _Task, meter: Meter) -> None:
     """Counts the evaluations: PyTorch, engines, graphs, denoiser, recorded samples."""
     run = [point.phase for point in task.course.points]
     random = [point.phase for point in task.points]
-    graphs = [record.phase for record in task.bundle.manifest.phases] * (1 + task.recipe.precision.quantised)
+    phases, precision = [record.phase for record in task.bundle.manifest.phases], task.recipe.precision
+    graphs = phases * (1 + precision.quantised)
+    graphs += [phase for phase in phases for _ in first_and_last(run, phase, precision)]
+    if task.graphs_only:
+        meter.plan([*run, *random, *graphs])
+        return
     samples = read_samples(task.bundle)
     rule = task.recipe.phase_rule()
     recorded = [call.phase for call in samples.calls]
@@ -182,7 +201,7 @@ def _compute(task: _Task, meter: Meter, magnitudes: MagnitudeRecorder) -> _Refer
     pictures, vae = PictureNetworks(task.bundle.root, task.recipe), task.bundle.manifest.vae
     meter.note("transformers and diffusers: text encoders, VAE, picture")
     others = (*pictures.text_calls(), *pictures.vae_calls())
-    picture = None if vae is None else pictures.decode(run.latents[-1], vae)
+    picture = None if vae is None or task.graphs_only else pictures.decode(run.latents[-1], vae)
     return _Reference(weights, run, random, controlnet, others, picture)
 
 
@@ -206,7 +225,13 @@ def _verdicts(judge: Judge, reference: _Reference) -> Iterator[Verdict]:
     yield from judge.networks(reference.networks)
     yield from judge.run(reference.run, reference.picture)
     yield from judge.recorded()
-    yield from judge.graphs(reference.random)
+
+
+def _graph_verdicts(judge: GraphJudge, reference: _Reference) -> Iterator[Verdict]:
+    yield from judge.phases(reference.random, reference.run.calls)
+    if reference.controlnet is not None:
+        yield from judge.controlnet(reference.controlnet)
+    yield from judge.networks(reference.networks)
 
 
 def _timed(verdicts: Iterable[Verdict]) -> Iterator[Check]:

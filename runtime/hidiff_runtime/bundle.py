@@ -105,6 +105,17 @@ class Bundle:
         return self._backend.name
 
     @property
+    def on_host(self) -> bool:
+        """Whether the engines run on the CPU, by a device that keeps arrays there.
+
+        Raises:
+            EngineError: the device is missing here.
+        """
+        with self.lock:
+            memory = self._enter().memory
+            return memory is not None and memory.on_host
+
+    @property
     def open_phases(self) -> tuple[Phase, ...]:
         """The phases whose engines are open."""
         return self._engines.open_phases

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import toy
 
 from hidiff_runtime import BundleError, EngineError, InputError, check
 from hidiff_runtime import open as open_bundle
+from hidiff_runtime.backends.onnxruntime import Options, _session_options
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.safetensors import SafetensorsFile
 from tests.parity.toy_onnx import make
@@ -75,6 +77,25 @@ def test_an_engine_that_does_not_load_is_an_error(folder: Path) -> None:
 def test_an_option_that_the_backend_lacks_is_refused(pristine: Path) -> None:
     with pytest.raises(InputError, match="no such option"):
         open_bundle(pristine, colour="blue")
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_engines_give_the_reference_as_they_stand_too(pristine: Path, optimize: bool) -> None:
+    report = check(pristine, device="cpu", optimize=optimize)
+    assert report.ok, report.render()
+    level = _session_options(Options(optimize=optimize)).graph_optimization_level
+    assert (level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL) is not optimize
+
+
+@pytest.mark.parametrize("optimize", [1, "false", None])
+def test_whether_to_optimize_is_true_or_false(pristine: Path, optimize: object) -> None:
+    with pytest.raises(InputError, match="optimize must be true or false"):
+        open_bundle(pristine, optimize=optimize)
+
+
+def test_a_bundle_says_whether_its_engines_run_on_the_cpu(pristine: Path) -> None:
+    with open_bundle(pristine, device="cpu") as bundle:
+        assert bundle.on_host
 
 
 @pytest.mark.parametrize("device", ["gpu", -1, True, 1.0])

@@ -24,7 +24,9 @@ from hidiff_runtime.safetensors import SafetensorsFile
 SOURCE = "random:0"
 WEIGHT = "up_blocks.3.attentions.1.transformer_blocks.0.attn1.to_q.weight"
 LIVE = {Boundary.TRAJECTORY.value, Boundary.RANDOM.value, Boundary.RUN.value, Boundary.PICTURE.value}
-ALL = {boundary.value for boundary in Boundary} - {Boundary.CONTROLNET.value, Boundary.FLOAT16_GRAPH.value}
+ELSEWHERE = {boundary.value for boundary in Boundary if boundary.is_graph} - {Boundary.GRAPH.value}
+"""What only half-precision bundles are judged by."""
+ALL = {boundary.value for boundary in Boundary} - {Boundary.CONTROLNET.value} - ELSEWHERE
 RECORDED = {
     *(Boundary.RECORDED_CALL.value, Boundary.RECORDED_STEP.value),
     *(Boundary.RECORDED_RUN.value, Boundary.RECORDED_PICTURE.value),

@@ -53,11 +53,13 @@ class Options:
         threads: of an evaluation; 0 for one on each core that this process may use.
         weights: ``packed`` rearranges them for speed, in memory of each session's own; ``shared`` uses them as they
             lie in the store, which all sessions map.
+        optimize: False to evaluate every node of the graph as it stands there, none fused, folded or left out.
     """
 
     device: str | int = "auto"
     threads: int = 0
     weights: str = "packed"
+    optimize: bool = True
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Options:
@@ -74,6 +76,10 @@ class Options:
         _one_of("weights", made.weights, _WEIGHTS)
         if isinstance(made.threads, bool) or not isinstance(made.threads, int) or made.threads < 0:
             raise InputError("threads must be a whole number.", given=repr(made.threads), advice="0 means all cores.")
+        if not isinstance(made.optimize, bool):
+            raise InputError(
+                "optimize must be true or false.", given=repr(made.optimize), advice="It is true if left out."
+            )
         return made
 
     @property
@@ -349,4 +355,6 @@ def _session_options(options: Options) -> Any:
         # Prepacking copies weights, and so does the NCHWc layout, which "extended" stops short of.
         made.add_session_config_entry("session.disable_prepacking", "1")
         made.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    if not options.optimize:
+        made.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return made

@@ -17,6 +17,7 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.errors import BundleError, EngineError, ParityError
+from hidiff_runtime.proof.half import half_note
 from hidiff_runtime.proof.networks import replay_networks, replay_picture, tokens_left_out
 from hidiff_runtime.proof.samples import TENSORS, CallSample, Expected, PictureSample, ReferenceSamples, RunSample
 from hidiff_runtime.proof.verdict import Verdict, judge, render
@@ -35,12 +36,15 @@ class CheckReport:
         origin: what computed the reference.
         verdicts: one for each comparison.
         left_out: what could not be compared on this machine, and why; empty if nothing.
+        half_precision: what the figures do not say of the bundle's half-precision arithmetic; empty where the engines
+            compute in it, or there is none.
     """
 
     backend: str
     origin: str
     verdicts: tuple[Verdict, ...]
     left_out: str = ""
+    half_precision: str = ""
 
     @property
     def ok(self) -> bool:
@@ -60,13 +64,14 @@ class CheckReport:
             "origin": self.origin,
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
             "left_out": self.left_out,
+            "half_precision": self.half_precision,
         }
 
     def render(self) -> str:
         """The report as plain text: a table and a last line that says how it went."""
         failed = sum(not verdict.ok for verdict in self.verdicts)
         outcome = f"{failed} of {len(self.verdicts)} FAILED" if failed else f"all {len(self.verdicts)} within bounds"
-        lines = [render(self.verdicts), "", *([self.left_out] if self.left_out else [])]
+        lines = [render(self.verdicts), "", *(note for note in (self.left_out, self.half_precision) if note)]
         return "\n".join([*lines, f"{self.backend} against {self.origin}: {outcome}"])
 
 
@@ -99,7 +104,8 @@ def check(
             verdicts.append(verdict)
             if progress is not None:
                 progress(verdict)
-    return CheckReport(bundle.backend, samples.origin, tuple(verdicts), tokens_left_out(samples))
+        note = half_note(bundle)
+    return CheckReport(bundle.backend, samples.origin, tuple(verdicts), tokens_left_out(samples), note)
 
 
 def read_samples(bundle: Bundle) -> ReferenceSamples:

@@ -12,7 +12,9 @@ from hidiff_export.errors import StorageError
 from hidiff_export.parity import report as report_module
 from hidiff_export.parity.magnitudes import Magnitude, Magnitudes
 from hidiff_export.parity.panels import SideBySide
-from hidiff_export.parity.report import Check, Report, store
+from hidiff_export.parity.report import Check, Graphs, Report, store
+from hidiff_export.parity.tolerance import Boundary
+from hidiff_export.recipe.values import Precision
 from hidiff_runtime.files import verify_files
 from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
@@ -21,12 +23,14 @@ from hidiff_runtime.proof.verdict import Bound, Verdict, judge, judge_picture
 
 BOUND = Bound(80, "float32 rounding")
 VALUES = np.linspace(-1, 1, 64, dtype=np.float32)
+GRAPHS = Graphs(Precision.FLOAT32, engines_on_host=True)
 
 
 def report(candidate: np.ndarray | None) -> Report:
     whole = judge("denoiser against diffusers", VALUES, VALUES, Bound(60, "rounding adds up"), steps=3)
     call = judge("engine against PyTorch", VALUES, candidate, BOUND, phase="strided", step=0, steps=3)
-    return Report("my-bundle", "random:0", "PyTorch 2, float32", "onnxruntime", (Check(whole, 2.5), Check(call, 0.25)))
+    checks = (Check(whole, 2.5), Check(call, 0.25))
+    return Report("my-bundle", "random:0", "PyTorch 2, float32", "onnxruntime", checks, GRAPHS)
 
 
 def test_all_verdicts_have_to_hold_and_there_has_to_be_one() -> None:
@@ -137,7 +141,7 @@ def picture_report(amount: float) -> Report:
     candidate = reference + np.float32(amount)
     verdict = judge_picture("picture", reference, candidate, PICTURE, steps=3)
     panels = SideBySide.of(reference, candidate, "onnxruntime")
-    return Report("my-bundle", "random:0", "PyTorch 2, float32", "onnxruntime", (Check(verdict, 1.0),), panels)
+    return Report("my-bundle", "random:0", "PyTorch 2, float32", "onnxruntime", (Check(verdict, 1.0),), GRAPHS, panels)
 
 
 def test_a_picture_is_judged_by_psnr_and_ssim_and_every_form_of_the_report_says_so() -> None:
@@ -302,3 +306,41 @@ def _failing_after(writes: int, write: Callable[[Path, object], None]) -> Callab
         write(path, value)
 
     return maybe
+
+
+@pytest.mark.parametrize(
+    ("precision", "on_host", "engines"),
+    [
+        (Precision.FLOAT16, True, "Engines: on the CPU, which keeps float32 between float16 operations"),
+        (Precision.FLOAT16, False, None),
+        (Precision.BFLOAT16, False, None),
+        (Precision.FLOAT16, None, "Engines: none ran, and no run was made with the bundle."),
+        (Precision.FLOAT32, True, None),
+    ],
+)
+def test_every_form_of_the_report_says_what_the_graphs_were_computed_in(
+    precision: Precision, on_host: bool | None, engines: str | None
+) -> None:
+    made = replace(report(VALUES), graphs=Graphs(precision, engines_on_host=on_host))
+    console = Console(width=500)
+    with console.capture() as capture:
+        console.print(made.table())
+
+    for form in (made.to_markdown(), capture.get(), json.dumps(made.to_dict())):
+        text = " ".join(form.split())  # the table breaks lines
+        assert "Graphs: computed in float32, normalisation and attention as engines do them" in text
+        assert (f"every result rounded to {precision.value}" in text) == (precision is not Precision.FLOAT32)
+        assert ("Engines:" in text) == (engines is not None)
+        assert engines is None or engines in text
+
+
+@pytest.mark.parametrize(("candidate", "ok"), [(VALUES, True), (None, False)])
+@pytest.mark.parametrize("boundary", [Boundary.GRAPH_RUN, Boundary.TEXT_GRAPH, Boundary.CONTROLNET_GRAPH])
+def test_the_graphs_have_an_outcome_of_their_own(boundary: Boundary, candidate: np.ndarray | None, ok: bool) -> None:
+    engine = Check(judge(Boundary.RANDOM.value, VALUES, None, BOUND), 1.0)
+    graph = Check(judge(boundary.value, VALUES, candidate, BOUND), 1.0)
+
+    graphs = replace(report(VALUES), checks=(engine, graph)).to_dict()["graphs"]
+
+    assert graphs["ok"] is ok
+    assert graphs["arithmetic"] == "float32"

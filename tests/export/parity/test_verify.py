@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,40 @@ def test_engines_of_two_phases_swapped(bundle: Path) -> None:
     assert Boundary.GRAPH.value not in failing(report)
     calls = [verdict for verdict in report.verdicts if verdict.boundary in (Boundary.TRAJECTORY, Boundary.RANDOM)]
     assert not any(verdict.ok for verdict in calls)
+
+
+@dataclass
+class CannotRun(TorchBackend):
+    """Runs graphs, and no engine."""
+
+    def open(self, engine: Path, *arguments: Any) -> Any:
+        assert engine.suffix == ".onnx"
+        return super().open(engine, *arguments)
+
+
+@pytest.mark.parametrize("against", [None, "random:0"])
+def test_graphs_alone_are_judged_where_no_engine_runs(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, against: str | None
+) -> None:
+    use(CannotRun(SD15), monkeypatch)
+
+    report = verify(bundle, against=against, graphs_only=True)
+
+    assert report.ok
+    assert report.candidate == "portable graphs"
+    weights = [] if against is None else [Boundary.WEIGHTS.value]
+    assert [verdict.boundary for verdict in report.verdicts] == [*weights, *[Boundary.GRAPH.value] * 2]
+    assert "Engines: none ran" in report.to_markdown()
+
+
+def test_a_wrong_graph_fails_where_no_engine_runs(bundle: Path) -> None:
+    shutil.copy(bundle / "unet/windowed.onnx", bundle / "unet/strided.onnx")
+    refresh(bundle)
+
+    result = CliRunner().invoke(main, ["verify", str(bundle), "--graphs-only", "--json"])
+
+    assert result.exit_code == 1
+    assert [verdict["ok"] for verdict in json.loads(result.stdout)["verdicts"]] == [False, True]
 
 
 def test_a_graph_of_another_phase(bundle: Path) -> None:
