@@ -96,7 +96,8 @@ def test_room_saves_activations_that_grow(grown: float, whole: float, room: floa
 
 
 @pytest.mark.parametrize(
-    ("outlier", "whole", "room", "modelopt"), [(100, 31.5, 31.6, 31.5), (1000, 31.5, 31.5, 31.1), (10000, 31.3, 26.9, 16.1)]
+    ("outlier", "whole", "room", "modelopt"),
+    [(100, 31.5, 31.6, 31.5), (1000, 31.5, 31.5, 31.1), (10000, 31.3, 26.9, 16.1)],
 )
 def test_room_costs_other_numbers_nothing_until_one_is_a_thousand_times_as_large(
     outlier: float, whole: float, room: float, modelopt: float
