@@ -118,7 +118,7 @@ class Bundle:
             InputError: the bundle has no such sampler.
         """
         chosen = self.manifest.default_sampler if name is None else name
-        path = self.manifest.samplers.get(chosen)
+        path = self.manifest.samplers.get(chosen) if isinstance(chosen, str) else None
         if path is None:
             raise InputError(
                 "This bundle has no such sampler.",

@@ -19,6 +19,7 @@ from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.errors import BundleError, EngineError, ParityError
 from hidiff_runtime.proof.networks import replay_networks, replay_picture, tokens_left_out
 from hidiff_runtime.proof.samples import TENSORS, CallSample, Expected, PictureSample, ReferenceSamples, RunSample
+from hidiff_runtime.proof.samples_check import check_samples
 from hidiff_runtime.proof.verdict import Verdict, judge, render
 
 CALL = "engine against PyTorch"
@@ -114,7 +115,9 @@ def read_samples(bundle: Bundle) -> ReferenceSamples:
         )
     index = bundle.manifest.reference
     bundle.file((PurePosixPath(index).parent / TENSORS).as_posix())
-    return ReferenceSamples.read(bundle.file(index))
+    samples = ReferenceSamples.read(bundle.file(index))
+    check_samples(samples, bundle.manifest)
+    return samples
 
 
 def _verdicts(bundle: Bundle, samples: ReferenceSamples, runs: bool) -> Iterator[Verdict]:
