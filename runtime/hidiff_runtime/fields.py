@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -106,9 +107,11 @@ def _short(text: str) -> int:
 def _check_tree(value: Any) -> None:
     """Raises ValueError for what is nested too deeply, and for text that has no bytes."""
     level: list[Any] = [value]
-    for _ in range(DEEPEST_JSON + 1):
+    for depth in itertools.count():
         below: list[Any] = []
         for found in level:
+            if depth == DEEPEST_JSON and isinstance(found, (dict, list)):
+                raise ValueError(f"it is nested more than {DEEPEST_JSON} deep")
             if isinstance(found, str):
                 _check_encodable(found)
             elif isinstance(found, dict):
@@ -120,7 +123,6 @@ def _check_tree(value: Any) -> None:
         if not below:
             return
         level = below
-    raise ValueError(f"it is nested more than {DEEPEST_JSON} deep")
 
 
 def _check_encodable(text: str) -> None:
