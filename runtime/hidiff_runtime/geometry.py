@@ -28,7 +28,7 @@ _BYTES_PER_PIXEL = 64
 _BYTES = 2**26
 """Of a tensor, whatever the picture: embeddings do not grow with it."""
 
-_ONCE = {"timestep": "float32", "window_shifts": "int32"}
+_SHIFTS = "window_shifts"
 _EMBEDDINGS = {"prompt_embeds": 3, "text_embeds": 2, "time_ids": 2}
 """A phase's inputs beside its latents and residuals, with the axes of those that there is one of for each picture."""
 
@@ -40,6 +40,9 @@ def check_geometry(manifest: Manifest, fields: Fields) -> None:
         BundleError: the field at fault is named.
     """
     _check_picture(manifest, fields)
+    missing = [phase.name for phase in manifest.rule.phases() if phase not in {r.phase for r in manifest.phases}]
+    if missing:
+        raise fields.wrong("phases", "must have a graph for each phase that the rule reaches", f"without {missing}")
     for index, phase in enumerate(manifest.phases):
         _check_phase(manifest, phase, fields, f"phases[{index}]")
         _check_tensors(manifest, phase, fields, f"phases[{index}]")
@@ -64,45 +67,63 @@ def _check_picture(manifest: Manifest, fields: Fields) -> None:
 
 def _check_phase(manifest: Manifest, record: PhaseRecord, fields: Fields, key: str) -> None:
     """A phase takes latents, what runs are conditioned on and shifts, and gives noise for the latents' channels."""
+    _check_inputs(manifest, record, fields, f"{key}.inputs")
+    _check_residuals(manifest, record, fields, f"{key}.inputs")
+    found = [(spec.name, spec.shape, spec.dtype) for spec in record.outputs]
+    due = (_batch(manifest), *manifest.latent)
+    if found != [("noise_pred", due, "float32")]:
+        given = ", ".join(map(str, record.outputs))
+        raise fields.wrong(f"{key}.outputs", f"must be noise_pred float32{list(due)} alone", given)
+
+
+def _check_inputs(manifest: Manifest, record: PhaseRecord, fields: Fields, key: str) -> None:
     channels, *size = manifest.latent
-    batch = manifest.batch * (1 + manifest.guidance)
+    batch, blocks = _batch(manifest), len(manifest.windowed_blocks)
     inputs = {spec.name: spec for spec in record.inputs}
     if len(inputs) != len(record.inputs):
-        raise fields.wrong(f"{key}.inputs", "must have names of their own", [spec.name for spec in record.inputs])
+        raise fields.wrong(key, "must have names of their own", [spec.name for spec in record.inputs])
+    for name in ("timestep", "prompt_embeds", *[_SHIFTS] * bool(blocks)):
+        if name not in inputs:
+            raise fields.wrong(key, f"must hold {name}", sorted(inputs))
     latents = inputs.pop("latents", None)
     due = [(batch, depth, *size) for depth in (channels, 2 * channels + 1)]
     if latents is None or latents.shape not in due or latents.dtype != "float32":
-        raise fields.wrong(f"{key}.inputs", f"must hold float32 latents {list(due[0])}", str(latents))
-    residuals = record.residuals if record.phase.control else ()
+        raise fields.wrong(key, f"must hold float32 latents {list(due[0])}", str(latents))
     for spec in inputs.values():
-        if not _is_input(spec, batch, len(manifest.windowed_blocks)) and spec not in residuals:
-            raise fields.wrong(f"{key}.inputs", "must be what a run gives, one for each picture", str(spec))
-    for name in ("timestep", "prompt_embeds"):
-        if name not in inputs:
-            raise fields.wrong(f"{key}.inputs", f"must hold {name}", sorted(inputs))
+        if not _is_given(spec, batch, blocks) and spec not in record.residuals:
+            raise fields.wrong(key, "must be what a run gives, one for each picture", str(spec))
+
+
+def _check_residuals(manifest: Manifest, record: PhaseRecord, fields: Fields, key: str) -> None:
+    """A phase takes residuals exactly where it is one with a ControlNet's, and all else as the first phase does."""
+    residuals, first, batch = record.residuals, manifest.phases[0], _batch(manifest)
+    if bool(residuals) != record.phase.control:
+        raise fields.wrong(
+            key, "must hold a ControlNet's residuals exactly where the phase takes them", record.phase.name
+        )
     if any(len(spec.shape) != 4 or spec.shape[0] != batch or spec.dtype != "float32" for spec in residuals):
-        raise fields.wrong(f"{key}.inputs", "must hold residuals for each picture", ", ".join(map(str, residuals)))
-    found = [(spec.name, spec.shape, spec.dtype) for spec in record.outputs]
-    if found != [("noise_pred", (batch, channels, *size), "float32")]:
-        rule = f"must be noise_pred float32{[batch, channels, *size]} alone"
-        raise fields.wrong(f"{key}.outputs", rule, ", ".join(map(str, record.outputs)))
-    first = manifest.phases[0]
-    own = {spec for spec in record.inputs if spec not in residuals} ^ set(first.inputs)
-    if any(spec not in first.residuals for spec in own):
-        raise fields.wrong(f"{key}.inputs", "must be those of the first phase", ", ".join(map(str, record.inputs)))
+        raise fields.wrong(key, "must hold residuals for each picture", ", ".join(map(str, residuals)))
+    if set(record.inputs) - set(residuals) != set(first.inputs) - set(first.residuals):
+        raise fields.wrong(key, "must be those of the first phase", ", ".join(map(str, record.inputs)))
 
 
-def _is_input(spec: TensorSpec, batch: int, blocks: int) -> bool:
+def _batch(manifest: Manifest) -> int:
+    """Of the graphs: each picture's latents, with guidance twice."""
+    return manifest.batch * (1 + manifest.guidance)
+
+
+def _is_given(spec: TensorSpec, batch: int, blocks: int) -> bool:
     """Whether a run gives this beside latents and residuals."""
-    if spec.name in _ONCE:
-        return spec.shape == ((1,) if spec.name == "timestep" else (blocks,)) and spec.dtype == _ONCE[spec.name]
+    if spec.name in ("timestep", _SHIFTS):
+        due = ((1,), "float32") if spec.name == "timestep" else ((blocks,), "int32")
+        return (spec.shape, spec.dtype) == due
     axes = _EMBEDDINGS.get(spec.name)
     known = len(spec.shape) == axes and spec.shape[0] == batch and spec.dtype == "float32"
     return known and (spec.name != "time_ids" or spec.shape[1] == 6)
 
 
 def _check_tensors(manifest: Manifest, record: GraphRecord, fields: Fields, key: str) -> None:
-    pixels = manifest.batch * (1 + manifest.guidance) * manifest.width * manifest.height
+    pixels = _batch(manifest) * manifest.width * manifest.height
     for spec in (*record.inputs, *record.outputs):
         if spec.bytes > _BYTES + pixels * _BYTES_PER_PIXEL:
             raise fields.wrong(key, f"takes or gives more than {manifest.width}x{manifest.height} needs", str(spec))

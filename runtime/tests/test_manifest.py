@@ -157,7 +157,7 @@ def test_a_file_record_is_size_and_sha256(tmp_path: Path) -> None:
         ("phases|0|inputs|0|shape", [2, 4, 16, 25], r"phases\[0\].inputs must hold float32 latents \[2, 4, 16, 24\]"),
         ("phases|0|inputs|0|dtype", "int32", r"phases\[0\].inputs must hold float32 latents"),
         ("phases|0|inputs|1|name", "latents", r"phases\[0\].inputs must have names of their own"),
-        ("phases|0|inputs|1|name", "time", r"phases\[0\].inputs must be what a run gives"),
+        ("phases|0|inputs|1|name", "time", r"phases\[0\].inputs must hold timestep"),
         ("phases|0|inputs|1", ..., r"phases\[0\].inputs must hold timestep"),
         ("phases|0|inputs|2|shape", [2, 77], r"phases\[0\].inputs must be what a run gives"),
         ("phases|0|inputs|2|shape", [2, 77, 2**20], r"phases\[0\] takes or gives more than 192x128 needs"),

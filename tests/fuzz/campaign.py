@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -96,7 +96,8 @@ def run(
                     played = pool.play(folder)
                 finally:
                     _remove(folder)
-                cases.append(Case(mutation, played, judge(mutation, played, weights)))
+                outcome = judge(mutation, played, weights)
+                cases.append(Case(replace(mutation, apply=_made), played, outcome))  # which may hold a whole file
 
             each()
     return cases
@@ -114,6 +115,10 @@ def table(cases: Iterable[Case]) -> str:
     total = [sum(case.outcome == column for case in listed) for column in columns]
     lines.append(f"| **all** | {len(listed)} | " + " | ".join(map(str, total)) + " |")
     return "\n".join(lines)
+
+
+def _made(_folder: Path) -> None:
+    """Nothing: the mutation was made."""
 
 
 def _remove(folder: Path) -> None:

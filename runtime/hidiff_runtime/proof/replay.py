@@ -17,9 +17,9 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.errors import BundleError, EngineError, ParityError
+from hidiff_runtime.proof.agreement import check_samples
 from hidiff_runtime.proof.networks import replay_networks, replay_picture, tokens_left_out
 from hidiff_runtime.proof.samples import TENSORS, CallSample, Expected, PictureSample, ReferenceSamples, RunSample
-from hidiff_runtime.proof.samples_check import check_samples
 from hidiff_runtime.proof.verdict import Verdict, judge, render
 
 CALL = "engine against PyTorch"
@@ -107,7 +107,7 @@ def read_samples(bundle: Bundle) -> ReferenceSamples:
     """The bundle's reference samples.
 
     Raises:
-        BundleError: there are none, or they are broken.
+        BundleError: there are none, they are broken, or they are not of the bundle's graphs.
     """
     if bundle.manifest.reference is None:
         raise BundleError(
@@ -116,7 +116,7 @@ def read_samples(bundle: Bundle) -> ReferenceSamples:
     index = bundle.manifest.reference
     bundle.file((PurePosixPath(index).parent / TENSORS).as_posix())
     samples = ReferenceSamples.read(bundle.file(index))
-    check_samples(samples, bundle.manifest)
+    check_samples(bundle.manifest, samples)
     return samples
 
 

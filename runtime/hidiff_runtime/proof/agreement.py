@@ -33,7 +33,7 @@ _SHIFTS = "window_shifts"
 _CONTROL_IMAGE = "control_image"
 
 
-def check_samples(samples: ReferenceSamples, manifest: Manifest) -> None:
+def check_samples(manifest: Manifest, samples: ReferenceSamples) -> None:
     """Refuses samples whose names, shapes or types are not those of the bundle's graphs and runs.
 
     Raises:
