@@ -18,7 +18,7 @@ REBUILD = "Build the bundle again, or fetch an unbroken copy of it."
 
 LARGEST_JSON = 4 * 2**20
 """Bytes that a bundle's JSON may have; a manifest of the largest recipe has a fiftieth of it. Parsed, the worst of this
-size takes 150 MB."""
+size takes 115 MB."""
 
 DEEPEST_JSON = 32
 """Objects and lists inside each other that a bundle's JSON may have."""

@@ -27,7 +27,7 @@ from hidiff_runtime.regular_files import open_regular
 
 HEADER_LIMIT = 4 * 2**20
 """Longest JSON header of a bundle's file in bytes; SDXL's weights have a twentieth of it. Parsed, the worst of this
-size takes 250 MB."""
+size takes 110 MB."""
 
 CHECKPOINT_HEADER_LIMIT = 100_000_000
 """Longest JSON header of a file from elsewhere: the reference reader's own limit."""
