@@ -16,6 +16,7 @@ from hidiff_runtime.denoiser import Denoiser
 from hidiff_runtime.device_loop import Tensors
 from hidiff_runtime.engines import CONTROLNET, STEP, EngineKey, EnginePool, Network
 from hidiff_runtime.errors import BundleError, EngineError, InputError
+from hidiff_runtime.fields import REBUILD
 from hidiff_runtime.files import CheckedFiles, State, state_of, verify_files
 from hidiff_runtime.folder import BundleFolder, LinksOption
 from hidiff_runtime.manifest import Manifest
@@ -352,7 +353,13 @@ def _choose(manifest: Manifest, wanted: str | Backend | None) -> Backend:
         chosen = next((backend for backend in known if backend.available().usable), known[0])
     else:
         chosen = backends.get(wanted) if isinstance(wanted, str) else wanted
-        if chosen.name not in offered:
+        if lacking := [graph.graph for graph in graphs if chosen.name not in graph.engines]:
+            if len(lacking) < len(graphs):
+                raise BundleError(
+                    f"The bundle has engines of {chosen.name}, but not for all of its graphs.",
+                    given=f"none for {', '.join(lacking[:3])}",
+                    advice=REBUILD,
+                )
             raise InputError(
                 "The bundle has no engines of this backend.", given=chosen.name, advice=f"It has {', '.join(offered)}."
             )

@@ -11,9 +11,6 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-"""Never waits for a writer, should a pipe be put in the file's place after it was looked at."""
-
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -39,13 +36,13 @@ def open_regular(path: Path) -> BinaryIO:
         OSError: there is none, it is of another kind, or it may not be read.
     """
     _refuse_other_kinds(path, os.stat(path).st_mode)  # noqa: PTH116 - before it is opened, which acts on some devices
-    descriptor = os.open(path, _FLAGS)
+    stream = open(path, "rb", opener=_open)  # noqa: SIM115 - it has no opener, and is the caller's to close
     try:
-        _refuse_other_kinds(path, os.fstat(descriptor).st_mode)
-        return os.fdopen(descriptor, "rb")
+        _refuse_other_kinds(path, os.fstat(stream.fileno()).st_mode)
     except BaseException:
-        os.close(descriptor)
+        stream.close()
         raise
+    return stream
 
 
 def read_regular(path: Path, most: int) -> bytes:
@@ -63,6 +60,11 @@ def read_regular(path: Path, most: int) -> bytes:
     if content is None or len(content) > most:
         raise OSError(errno.EFBIG, f"it is larger than the {most} bytes that are read", str(path))
     return content
+
+
+def _open(path: str, flags: int) -> int:
+    """Opens without waiting for a writer, should a pipe be put in the file's place after it was looked at."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _refuse_other_kinds(path: Path, mode: int) -> None:

@@ -32,11 +32,8 @@ size takes 110 MB."""
 CHECKPOINT_HEADER_LIMIT = 100_000_000
 """Longest JSON header of a file from elsewhere: the reference reader's own limit."""
 
-_MOST_AXES = 32
-"""Of a tensor: what every numpy can hold."""
-
-_LONGEST_ARRAY = 2**63 - 1
-"""Bytes of an array without its empty axes: what numpy can count."""
+_MOST_AXES, _LARGEST_ARRAY = 32, 2**63 - 1
+"""Axes that every numpy can hold, and bytes that it can count, empty axes left out."""
 
 PAGE = 4096
 """Where the data begins: at a multiple of this, by spaces after the JSON header."""
@@ -101,14 +98,8 @@ class SafetensorsFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], header_limit: int = HEADER_LIMIT) -> SafetensorsFile:
-        """Maps a regular file and checks its header.
-
-        Args:
-            path: of the file.
-            header_limit: bytes that its JSON header may have.
-
-        Raises:
-            BundleError: it is missing, of another kind, cut short or malformed.
+        """Maps a regular file and checks its header, which may have so many bytes. Raises BundleError when it is
+        missing, of another kind, cut short or malformed.
         """
         path = Path(path)
         try:
@@ -376,14 +367,13 @@ def _parse_entry(name: str, entry: object, path: Path, start: int) -> TensorInfo
         )
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise _malformed(path, f"{_shown(name)} has shape {_shown(shape)} and data_offsets {_shown(offsets)}")
-    if len(shape) > _MOST_AXES or max(*shape, *offsets) > _LONGEST_ARRAY:
-        raise _malformed(path, f"{_shown(name)} has {len(shape)} axes, or a length that no array has: {_shown(shape)}")
-    if math.prod(max(axis, 1) for axis in shape) * DTYPES[dtype].itemsize > _LONGEST_ARRAY:
-        raise _malformed(path, f"{_shown(name)} is larger than any array: {_shown(shape)}")
+    bytes_each = DTYPES[dtype].itemsize
+    if len(shape) > _MOST_AXES or math.prod(max(axis, 1) for axis in shape) * bytes_each > _LARGEST_ARRAY:
+        raise _malformed(path, f"{_shown(name)} has {len(shape)} axes, or is larger than any array: {_shown(shape)}")
     layout = TensorLayout(dtype, tuple(shape))
     if offsets[1] - offsets[0] != layout.nbytes:
-        problem = f"{_shown(name)}: {dtype} {shape} is {layout.nbytes} bytes, data_offsets are {offsets}"
-        raise _malformed(path, problem)
+        found = f"{dtype} {shape} is {layout.nbytes} bytes, data_offsets are {_shown(offsets)}"
+        raise _malformed(path, f"{_shown(name)}: {found}")
     return TensorInfo(dtype, layout.shape, start + offsets[0], layout.nbytes)
 
 
