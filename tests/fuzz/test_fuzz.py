@@ -16,12 +16,17 @@ from tests.fuzz.targets import make_toy
 
 MUTATIONS = 200
 
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="memory is measured by Linux's /proc"
+)
+
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_toy(tmp_path_factory.mktemp("toy") / "bundle")
 
 
+@pytest.mark.slow
 def test_mutations_are_refused_or_change_nothing(pristine: Path, tmp_path: Path) -> None:
     cases = run("tests.fuzz.targets:toy_target", pristine, tmp_path, count=MUTATIONS)
     faults = [case for case in cases if case.outcome in BAD]
