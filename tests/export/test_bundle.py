@@ -16,7 +16,9 @@ from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule
 
 
 def manifest(files: dict[str, FileRecord]) -> Manifest:
-    spec = TensorSpec("latents", (1, 4, 8, 8), "float32")
+    shapes = {"latents": (1, 4, 8, 8), "timestep": (1,), "prompt_embeds": (1, 77, 32)}
+    inputs = tuple(TensorSpec(name, shape, "float32") for name, shape in shapes.items())
+    noise = TensorSpec("noise_pred", (1, 4, 8, 8), "float32")
     return Manifest(
         tools={"hidiff-runtime": "0.1.0"},
         recipe={"name": "test"},
@@ -30,7 +32,7 @@ def manifest(files: dict[str, FileRecord]) -> Manifest:
         rule=PhaseRule(),
         latent=(4, 8, 8),
         windowed_blocks=(),
-        phases=(PhaseRecord("a.bin", {}, (spec,), (spec,), Phase(PhaseKind.WINDOWED)),),
+        phases=(PhaseRecord("a.bin", {}, inputs, (noise,), Phase(PhaseKind.WINDOWED)),),
         samplers={"ddim": "a.bin"},
         default_sampler="ddim",
         steps=(1,),
