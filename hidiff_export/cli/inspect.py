@@ -43,6 +43,7 @@ def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[st
 
     folder = BundleFolder(directory, allow_links)
     manifest = folder.manifest()
+    report = _report(folder, manifest)
     return {
         "folder": str(directory),
         "recipe": manifest.recipe.get("name", ""),
@@ -60,18 +61,15 @@ def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[st
         "vae": None if manifest.vae is None else _vae(manifest.vae),
         "weights": {name: manifest.files[path].size for name, path in manifest.weights.items()},
         "source": manifest.recipe.get("source", ""),
-        "lora": [
-            {**lora, "sha256": manifest.fingerprints.get(f"lora.{index}", "")}
-            for index, lora in enumerate(manifest.recipe.get("lora", ()))
-        ],
+        "lora": _loras(manifest),
         "noise_schedule": _noise_schedule(folder, manifest),
         "samplers": sorted(manifest.samplers),
         "default_sampler": manifest.default_sampler,
         "steps": [manifest.steps[0], manifest.steps[-1]],
         "steps_left_out": _left_out(manifest),
         "bytes": sum(record.size for record in manifest.files.values()),
-        "parity": _report(folder, manifest).get("verdicts", []),
-        "magnitudes": _magnitudes(folder, manifest),
+        "parity": _parity(report, manifest),
+        "magnitudes": _magnitudes(folder, manifest, report),
         "tools": dict(manifest.tools),
     }
 
@@ -111,14 +109,30 @@ def _vae(record: VaeRecord) -> dict[str, Any]:
     return {"tile": [width, height], "overlap": record.overlap, "scaling_factor": record.scaling_factor}
 
 
+def _loras(manifest: Manifest) -> list[dict[str, Any]]:
+    """The LoRA files in the weights, with the SHA-256 of each; nothing that is not one by its fields."""
+    given = _listed(manifest.recipe.get("lora"))
+    known = [lora for lora in given if isinstance(lora, dict) and isinstance(lora.get("scale"), (int, float))]
+    return [
+        {**lora, "sha256": manifest.fingerprints.get(f"lora.{index}", "")}
+        for index, lora in enumerate(known)
+        if isinstance(lora.get("path"), str)
+    ]
+
+
 def _engine_bytes(folder: BundleFolder, manifest: Manifest, backend: str, path: str) -> int:
-    """An engine's size, with the files that it shares with others."""
+    """An engine's size, with the files that it shares with others, but without weight stores."""
+    from hidiff_export.errors import BundleError
     from hidiff_runtime import backends
 
+    if backend not in backends.NAMES:
+        return manifest.files[path].size
     engine = folder.file(path)
     root = engine.parents[path.count("/")]
-    files = backends.get(backend).files(engine)
-    return sum(manifest.files[file.relative_to(root).as_posix()].size for file in files)
+    names = {file.relative_to(root).as_posix() for file in backends.get(backend).files(engine)}
+    if foreign := sorted(names - manifest.files.keys()):
+        raise BundleError(f"The engine {path} names a file that the manifest does not list.", given=foreign[0])
+    return sum(manifest.files[name].size for name in names - set(manifest.weights.values()))
 
 
 def _plan(path: Path) -> dict[str, Any]:
@@ -126,8 +140,14 @@ def _plan(path: Path) -> dict[str, Any]:
     from hidiff_runtime.backends.tensorrt.record import PlanRecord
 
     record = PlanRecord.read(path)
-    costs = {key: record.options[key] for key in ("seconds", "peak_bytes") if key in record.options}
+    costs = {key: record.options[key] for key in ("seconds", "peak_bytes") if _is_number(record.options.get(key))}
+    if len(costs) != 2:
+        costs = {}
     return {"version": record.version, "targets": list(record.targets), "device": record.device, **costs}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 _SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
@@ -137,14 +157,21 @@ def _noise_schedule(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
     """What runs are laid out by, in the words of recipes; empty for a bundle that does not say."""
     if _SCHEDULER_CONFIG not in manifest.files:
         return {}
-    config = json.loads(folder.file(_SCHEDULER_CONFIG).read_text(encoding="utf-8"))
+    from hidiff_runtime.fields import read_object
+
+    config = read_object(folder.file(_SCHEDULER_CONFIG), _SCHEDULER_CONFIG, "The scheduler's configuration")
     return {
         "prediction": config.get("prediction_type", "epsilon"),
         "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),
         "timestep_spacing": config.get("timestep_spacing"),
-        "timesteps": manifest.recipe.get("timesteps"),
+        "timesteps": _listed(manifest.recipe.get("timesteps")) or None,
         "edm": "sigma_data" in config,
     }
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list as it is, and nothing for what a recipe of another version has in its place."""
+    return value if isinstance(value, list) else []
 
 
 def _schedule_line(schedule: dict[str, Any]) -> str:
@@ -162,10 +189,15 @@ def _schedule_line(schedule: dict[str, Any]) -> str:
 
 def _left_out(manifest: Manifest) -> list[int | str]:
     """What the recipe asked for and no table holds, as recipes write step counts."""
+    from hidiff_export.errors import BundleError, RecipeError
     from hidiff_export.recipe import Recipe
     from hidiff_export.recipe.values import ranges
+    from hidiff_runtime.fields import REBUILD
 
-    recipe = Recipe.from_dict(manifest.recipe, "the recipe in the bundle's manifest")
+    try:
+        recipe = Recipe.from_dict(manifest.recipe, "the recipe in the bundle's manifest")
+    except RecipeError as error:
+        raise BundleError(error.summary, given=error.given, advice=REBUILD) from error
     return ranges(steps for steps in recipe.steps if steps not in manifest.steps)
 
 
@@ -173,20 +205,31 @@ def _report(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
     """The report of the last verification; empty where there was none."""
     if manifest.report is None:
         return {}
-    report: dict[str, Any] = json.loads(folder.file(manifest.report).read_text(encoding="utf-8"))
-    return report
+    from hidiff_runtime.fields import read_object
+
+    return read_object(folder.file(manifest.report), manifest.report, "The parity report")
+
+
+def _parity(report: dict[str, Any], manifest: Manifest) -> list[dict[str, Any]]:
+    """The verdicts of a report."""
+    if manifest.report is None:
+        return []
+    from hidiff_runtime.fields import Fields
+    from hidiff_runtime.proof.verdict import Verdict
+
+    return [Verdict.from_dict(verdict).to_dict() for verdict in Fields(report, manifest.report).items("verdicts")]
 
 
 _MAGNITUDES = "reference/magnitudes.json"
 
 
-def _magnitudes(folder: BundleFolder, manifest: Manifest) -> dict[str, Any] | None:
+def _magnitudes(folder: BundleFolder, manifest: Manifest, report: dict[str, Any]) -> dict[str, Any] | None:
     """What was measured beside float16's range, by the last verification or else by the build; None where nothing."""
-    from hidiff_runtime.fields import parse_object
+    from hidiff_runtime.fields import read_object
 
-    found = _report(folder, manifest).get("magnitudes")
+    found: dict[str, Any] | None = report.get("magnitudes")
     if found is None and _MAGNITUDES in manifest.files:
-        found = parse_object(folder.file(_MAGNITUDES).read_text(encoding="utf-8"), _MAGNITUDES)
+        found = read_object(folder.file(_MAGNITUDES), _MAGNITUDES, "The record of magnitudes")
     return found
 
 
@@ -204,7 +247,8 @@ def _print_parity(summary: dict[str, Any], console: Console) -> None:
     if not summary["parity"]:
         console.print(f"parity: not measured yet; run [bold]hidiff-export verify {summary['folder']}[/bold]")
         return
-    console.print(render(Verdict.from_dict(verdict) for verdict in summary["parity"]), highlight=False)
+    text = render(Verdict.from_dict(verdict) for verdict in summary["parity"])
+    console.print(text, highlight=False, markup=False)
 
 
 def _print_pictures(summary: dict[str, Any], console: Console) -> None:
@@ -240,9 +284,11 @@ def _engine_line(name: str, size: int, plan: dict[str, Any]) -> str:
 
 def _sizes(graph: dict[str, Any]) -> tuple[str, str]:
     """The cells of a graph's size and of its engines."""
+    from rich.markup import escape
+
     plans = graph["plans"]
     engines = "\n".join(_engine_line(name, size, plans.get(name, {})) for name, size in graph["engines"].items())
-    return megabytes(graph["graph_bytes"]), engines
+    return megabytes(graph["graph_bytes"]), escape(engines)
 
 
 def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
@@ -250,6 +296,7 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary, indent=2))
         return
+    from rich.markup import escape
     from rich.table import Table
 
     from hidiff_export.cli.console import console as terminal
@@ -259,8 +306,8 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
     if summary["guidance_rescale"]:
         guidance += f" rescaled by {summary['guidance_rescale']:g}"
     console.print(
-        f"[bold]{summary['folder']}[/bold]: {summary['family']} {summary['task']}, "
-        f"{summary['width']}x{summary['height']}, batch {summary['batch']} {guidance}, {summary['precision']}"
+        f"[bold]{escape(summary['folder'])}[/bold]: {escape(summary['family'])} {escape(summary['task'])}, "
+        f"{summary['width']}x{summary['height']}, batch {summary['batch']} {guidance}, {escape(summary['precision'])}"
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column, justify in (("phase", "left"), ("steps", "left"), ("graph", "right"), ("engines", "left")):
@@ -272,15 +319,18 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
         table.add_row(name, "", *_sizes(graph))
     console.print(table)
     sizes = ", ".join(f"{name} {megabytes(size)}" for name, size in summary["weights"].items())
-    console.print(f"weights: {sizes}; the whole bundle: {megabytes(summary['bytes'])}")
+    console.print(f"weights: {escape(sizes)}; the whole bundle: {megabytes(summary['bytes'])}")
     _print_pictures(summary, console)
     for lora in summary["lora"]:
-        console.print(f"LoRA in the weights: {lora['path']} at {lora['scale']:g}, SHA-256 {lora['sha256'][:16]}…")
+        console.print(
+            f"LoRA in the weights: {escape(lora['path'])} at {lora['scale']:g}, SHA-256 {lora['sha256'][:16]}…"
+        )
     if summary["noise_schedule"]:
-        console.print(_schedule_line(summary["noise_schedule"]))
+        console.print(escape(_schedule_line(summary["noise_schedule"])))
     first, last = summary["steps"]
     steps = f"{first} to {last}" if first != last else str(first)
-    console.print(f"samplers: {', '.join(summary['samplers'])} (default {summary['default_sampler']}), {steps} steps")
+    samplers = f"{', '.join(summary['samplers'])} (default {summary['default_sampler']})"
+    console.print(f"samplers: {escape(samplers)}, {steps} steps")
     if summary["steps_left_out"]:
         left_out = ", ".join(map(str, summary["steps_left_out"]))
         console.print(f"left out: {left_out} steps, which a sampler of diffusers refuses", style="yellow")

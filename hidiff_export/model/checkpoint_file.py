@@ -10,7 +10,7 @@ from typing import Any
 
 from hidiff_export.errors import BundleError, CheckpointError
 from hidiff_export.model.contents import UNET, kind_of
-from hidiff_runtime.safetensors import HEADER_LIMIT, SafetensorsFile
+from hidiff_runtime.safetensors import CHECKPOINT_HEADER_LIMIT, SafetensorsFile
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 """Endings of files that torch.save wrote."""
@@ -54,7 +54,7 @@ def open_weights(path: Path) -> SafetensorsFile:
     if wrong := _wrong_content(path, start):
         raise wrong
     try:
-        return SafetensorsFile.open(path)
+        return SafetensorsFile.open(path, CHECKPOINT_HEADER_LIMIT)
     except BundleError as error:
         if quantized := _quantized_types(path):
             raise quantized from error
@@ -157,7 +157,7 @@ def _quantized_types(path: Path) -> CheckpointError | None:
 def _header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > HEADER_LIMIT:
+        if length > CHECKPOINT_HEADER_LIMIT:
             return {}
         header = json.loads(file.read(length))
     return header if isinstance(header, dict) else {}

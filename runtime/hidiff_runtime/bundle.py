@@ -21,7 +21,7 @@ from hidiff_runtime.folder import BundleFolder, LinksOption
 from hidiff_runtime.forks import left_behind, on_fork
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.phases import Phase
-from hidiff_runtime.records import GraphRecord
+from hidiff_runtime.records import GraphRecord, TextEncoderRecord
 from hidiff_runtime.sampler import SamplerTable
 from hidiff_runtime.text.tokenizer import Tokenizer
 
@@ -131,7 +131,7 @@ class Bundle:
             InputError: the bundle has no such sampler.
         """
         chosen = self.manifest.default_sampler if name is None else name
-        path = self.manifest.samplers.get(chosen)
+        path = self.manifest.samplers.get(chosen) if isinstance(chosen, str) else None
         if path is None:
             raise InputError(
                 "This bundle has no such sampler.",
@@ -142,18 +142,18 @@ class Bundle:
             self._samplers[chosen] = SamplerTable.read(self.file(path))
         return self._samplers[chosen]
 
-    def tokenizer(self, name: str) -> Tokenizer:
-        """A text encoder's tokenizer by its path; one that was read stays where every engine does.
+    def tokenizer(self, record: TextEncoderRecord) -> Tokenizer:
+        """A text encoder's tokenizer; one that was read stays where every engine does.
 
         Raises:
             BundleError: the file is missing, has changed, or is no tokenizer.
             EngineError: the `tokenizers` library is missing.
         """
-        known = self._tokenizers.get(name)
+        known = self._tokenizers.get(record.name)
         if known is None:
-            known = Tokenizer.kept(self.file(name))
+            known = Tokenizer.kept(self.file(record.tokenizer), record.places)
             if self._opening.resident == "all":
-                self._tokenizers[name] = known
+                self._tokenizers[record.name] = known
         return known
 
     def lost_files(self) -> tuple[str, ...]:

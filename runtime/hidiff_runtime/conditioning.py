@@ -131,6 +131,22 @@ def check_scale(name: str, scale: Any, example: str) -> float:
     return float(scale)
 
 
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, Python's or numpy's."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def check_steps(steps: Any) -> int:
+    """The number of steps if it is a whole number; which of them there are is for the sampler's table to say.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not is_whole(steps):
+        raise InputError("steps must be a whole number.", given=repr(steps), advice="Give 50, say.")
+    return int(steps)
+
+
 def guided(noise: Array, guidance_scale: float | None, guidance_rescale: float = 0.0) -> Array:
     """The noise to step with, from a graph's output.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hidiff_runtime.fields import Fields
+from hidiff_runtime.geometry import check_geometry
 from hidiff_runtime.step_graph import GUIDANCE_RESCALE, STATE, step_inputs, step_outputs
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 CONTROL_IMAGE = "control_image"
 CONDITIONING_SCALE = "conditioning_scale"
+_SMALLEST_FACTOR = 1e-4
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
@@ -41,6 +43,7 @@ def check_whole(manifest: Manifest, fields: Fields) -> None:
     if "unet" not in manifest.weights:
         raise fields.wrong("weights", "must name the UNet's store", sorted(manifest.weights))
     _check_rescale(manifest, fields)
+    check_geometry(manifest, fields)
     if manifest.controlnet is not None:
         _check_controlnet(manifest, manifest.controlnet, fields)
     if manifest.step is not None:
@@ -87,7 +90,7 @@ def _check_step(manifest: Manifest, step: GraphRecord, fields: Fields) -> None:
     state, rescale = step.input(STATE), step.input(GUIDANCE_RESCALE) is not None
     for record in manifest.phases:
         latents = record.input("latents")
-        if state is None or latents is None or len(latents.shape) != 4 or len(record.outputs[0].shape) != 4:
+        if state is None or latents is None:
             raise fields.wrong("step.inputs", f"must hold a state, and {record.phase.name} latents", str(state))
         due = (manifest.batch, record.outputs[0], latents, state.shape[0])
         for key, found, expected in (
@@ -115,10 +118,8 @@ def _check_text_encoders(manifest: Manifest, fields: Fields) -> None:
     for record in manifest.text_encoders:
         if record.name not in manifest.weights:
             raise fields.wrong("weights", f"must name the store of {record.name}", sorted(manifest.weights))
-        ids, embeds = record.input("input_ids"), record.output("prompt_embeds")
-        if ids is None or record.input("clip_skip") is None or embeds is None or len(embeds.shape) != 3:
-            rule = "must take input_ids and clip_skip, and give prompt_embeds"
-            raise fields.wrong(record.name, rule, ", ".join(map(str, (*record.inputs, *record.outputs))))
+        embeds = record.output("prompt_embeds")
+        assert embeds is not None  # by `check_geometry`, as all axes are
         width += embeds.shape[2]
     taken, ids = manifest.phases[0].input("prompt_embeds"), manifest.text_encoders[0].input("input_ids")
     if taken is not None and width != taken.shape[-1]:
@@ -148,7 +149,8 @@ def _check_vae(manifest: Manifest, vae: VaeRecord, fields: Fields) -> None:
         raise fields.wrong("vae", f"must be for tiles of at most {list(manifest.latent)} latents", given)
     if vae.overlap >= min(image.shape[2:]):
         raise fields.wrong("vae.overlap", f"must be smaller than a tile, {list(image.shape[2:])}", vae.overlap)
-    if not vae.scaling_factor > 0:
-        raise fields.wrong("vae.scaling_factor", "must be above 0", vae.scaling_factor)
+    if not _SMALLEST_FACTOR <= vae.scaling_factor <= 1 / _SMALLEST_FACTOR:
+        rule = f"must be from {_SMALLEST_FACTOR:g} to {1 / _SMALLEST_FACTOR:g}"
+        raise fields.wrong("vae.scaling_factor", rule, vae.scaling_factor)
     if len(vae.preview) != channels + 1:
         raise fields.wrong("vae.preview", f"must have {channels + 1} rows", len(vae.preview))

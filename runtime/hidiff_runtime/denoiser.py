@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.conditioning import Conditioning, check_array, check_guidance, check_rescale
+from hidiff_runtime.conditioning import Conditioning, check_array, check_guidance, check_rescale, check_steps
 from hidiff_runtime.controlnet import ControlNet, check_conditioning_scale
 from hidiff_runtime.device_loop import finish_on_device
 from hidiff_runtime.errors import InputError
@@ -113,7 +113,7 @@ class Denoiser:
         source = SourceImage.of(manifest, image_latents, strength, embeddings)
         conditioning = Conditioning.of(manifest, embeddings)
         scale, rescale = check_guidance(manifest, guidance_scale), check_rescale(manifest, guidance_rescale)
-        schedule = self._bundle.sampler(sampler).schedule(steps, strength=strength, eta=eta)
+        schedule = self._bundle.sampler(sampler).schedule(check_steps(steps), strength=strength, eta=eta)
         plan = PhasePlan(manifest.rule, schedule.steps)
         control = self._control(plan, control, control_image, conditioning_scale)
         generator = seed if isinstance(seed, TorchGenerator) else TorchGenerator(seed)

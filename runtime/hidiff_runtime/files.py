@@ -11,6 +11,7 @@ from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.folder import FETCH_LINKED, BundleFolder
 from hidiff_runtime.links import is_dangling
 from hidiff_runtime.manifest import FileRecord
+from hidiff_runtime.regular_files import kind_of
 
 MODES = ("hash", "size")
 
@@ -99,13 +100,16 @@ def fault_of(path: Path, record: FileRecord, mode: str = "hash") -> str:
     try:
         if is_dangling(path):
             return f"is missing: it is a symbolic link to {path.readlink()}, which is not there"
-        if not path.is_file():
-            return "is missing"
-        size = path.stat().st_size
+        state = path.stat()
+        if kind := kind_of(state.st_mode):
+            return f"is {kind}, not a file"
+        size = state.st_size
         if size != record.size:
             return f"has {size} bytes instead of {record.size}"
         if mode == "hash" and FileRecord.of(path).sha256 != record.sha256:
             return "has changed: its SHA-256 is not the manifest's"
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
     except OSError as error:  # a store may be another user's
         return f"cannot be read: {error.strerror}"
     return ""

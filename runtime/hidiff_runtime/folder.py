@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class BundleFolder:
     Links are followed anew for each question, since they may be put elsewhere at any time.
 
     Args:
-        root: the folder, or the ``manifest.json`` in it.
+        root: the folder, or the ``manifest.json`` in it; made absolute.
         allow_links: further folders that links may lead into.
 
     Raises:
@@ -32,8 +33,8 @@ class BundleFolder:
     """
 
     def __init__(self, root: str | Path, allow_links: LinksOption = ()) -> None:
-        given = Path(root)
-        self.root = given.parent if given.name == MANIFEST and not given.is_dir() else given
+        given = Path(root).absolute()  # whatever folder is the current one later
+        self.root = given.parent if given.name == MANIFEST and not os.path.isdir(given) else given  # noqa: PTH112 - never raises
         several = (allow_links,) if isinstance(allow_links, str | Path) else allow_links
         self._allowed = tuple(Path(folder).absolute() for folder in several)
         for folder in self._allowed:
@@ -73,7 +74,7 @@ class BundleFolder:
         Raises:
             BundleError: one of them is; or there is no manifest, or it is broken, foreign or of a newer format.
         """
-        if self.root.is_dir() and is_dangling(path := self.file(MANIFEST)):
+        if is_dangling(path := self.file(MANIFEST)):
             raise BundleError(
                 "manifest.json is a symbolic link to a file that is not there.",
                 given=path.resolve(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from typing import Any
 
 from hidiff_runtime.consistency import check_whole
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.fields import Fields, parse_object
+from hidiff_runtime.fields import FLOAT32_MAX, INT64_MAX, LARGEST_JSON, Fields, parse_object
 from hidiff_runtime.paths import fault_in
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
 from hidiff_runtime.records import (
@@ -26,7 +27,9 @@ from hidiff_runtime.records import (
     TensorSpec,
     TextEncoderRecord,
     VaeRecord,
+    tensors_beside,
 )
+from hidiff_runtime.regular_files import read_regular
 
 __all__ = ["DTYPES", "FORMAT", "MANIFEST", "FileRecord", "GraphRecord", "Manifest", "PhaseRecord", "TensorSpec"]
 
@@ -138,9 +141,10 @@ class Manifest:
         yield from ((f"{encoder.name}.tokenizer", encoder.tokenizer) for encoder in self.text_encoders)
         yield from ((f"samplers.{name}", path) for name, path in self.samplers.items())
         yield from ((f"weights.{name}", path) for name, path in self.weights.items())
-        for key, path in (("reference", self.reference), ("report", self.report)):
-            if path is not None:
-                yield key, path
+        if self.reference is not None:
+            yield from (("reference", path) for path in (self.reference, tensors_beside(self.reference)))
+        if self.report is not None:
+            yield "report", self.report
 
     def thin_files(self) -> dict[str, FileRecord]:
         """The files that the runtime itself reads: tokenizers, sampler tables and reference samples, no engine's."""
@@ -187,18 +191,20 @@ class Manifest:
         Raises:
             BundleError: there is none, or it is broken, foreign or of a newer format.
         """
-        file = path / MANIFEST if path.is_dir() else path
+        file = path / MANIFEST if os.path.isdir(path) else path  # noqa: PTH112 - never raises
         try:
-            text = file.read_text(encoding="utf-8")
+            content = read_regular(file, LARGEST_JSON)
         except FileNotFoundError as error:
             raise BundleError(
                 "This folder is not a finished bundle: it has no manifest.json.",
                 given=path,
                 advice="Give the folder that 'hidiff-export build RECIPE -o DIR' made, or run that again to finish it.",
             ) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError("manifest.json cannot be read.", given=error, advice="Check the file.") from error
-        return cls.from_json(parse_object(text, MANIFEST))
+        except OSError as error:
+            raise BundleError(
+                "manifest.json cannot be read.", given=error.strerror, advice="Check the file."
+            ) from error
+        return cls.from_json(parse_object(content, MANIFEST))
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -347,10 +353,16 @@ def _rule(fields: Fields) -> PhaseRule:
             raise fields.wrong(key, "must be null or two rising fractions from 0 to 1", value)
         return StepRange(float(value[0]), float(value[1]))
 
+    def share(key: str) -> float:
+        value = fields.number(key)
+        if not 0 <= value <= 1:
+            raise fields.wrong(key, "must be null or a fraction from 0 to 1", value)
+        return value
+
     return PhaseRule(
         strided=fields.optional("strided", span),
         pooled=fields.optional("pooled", span),
-        control=fields.optional("control", fields.number),
+        control=fields.optional("control", share),
     )
 
 
@@ -379,8 +391,8 @@ def _text_encoder(fields: Fields) -> TextEncoderRecord:
 def _vae(fields: Fields) -> VaeRecord:
     rows = fields.take("preview")
     lists = isinstance(rows, list) and all(isinstance(row, list) and len(row) == 3 for row in rows)
-    if not lists or not all(type(value) in (int, float) for row in rows for value in row):
-        raise fields.wrong("preview", "must be rows of three numbers", rows)
+    if not lists or not all(type(value) in (int, float) and abs(value) <= FLOAT32_MAX for row in rows for value in row):
+        raise fields.wrong("preview", "must be rows of three numbers that float32 can hold", rows)
     return VaeRecord(
         decoder=fields.nested("decoder", _graph),
         encoder=fields.nested("encoder", _graph),
@@ -400,7 +412,7 @@ def _graph(fields: Fields) -> GraphRecord:
 
 
 def _tensor(fields: Fields) -> TensorSpec:
-    spec = TensorSpec(fields.text("name"), fields.wholes("shape", 1), fields.text("dtype"))
+    spec = TensorSpec(fields.text("name"), fields.shape("shape"), fields.text("dtype"))
     if spec.dtype not in DTYPES:
         raise fields.wrong("dtype", f"must be one of {', '.join(DTYPES)}", spec.dtype)
     return spec
@@ -410,7 +422,7 @@ def _file(fields: Fields, key: str) -> FileRecord:
     fault = fault_in(key)
     if fault:
         raise fields.wrong(repr(key), fault, key)
-    record = fields.nested(key, lambda inner: FileRecord(inner.whole("size"), inner.text("sha256")))
+    record = fields.nested(key, lambda inner: FileRecord(inner.whole("size", most=INT64_MAX), inner.text("sha256")))
     if len(record.sha256) != 64 or set(record.sha256) - set("0123456789abcdef"):
         raise fields.wrong(f"{key}.sha256", "must be 64 hexadecimal digits", record.sha256)
     return record

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LONGEST_PART, LONGEST = 255, 1024
+"""Bytes that a file's name and a whole path may have: what every common file system takes."""
+
 
 def fault_in(path: str) -> str:
     """Why ``path`` cannot name a file inside a bundle; empty when it can.
@@ -16,4 +19,10 @@ def fault_in(path: str) -> str:
         return "must be relative to the bundle"
     if any(part in ("", ".", "..") for part in path.split("/")):
         return "must not have '.', '..' or empty parts"
+    try:
+        written = path.encode()
+    except UnicodeEncodeError:
+        return "has half of a surrogate pair"
+    if len(written) > LONGEST or any(len(part) > LONGEST_PART for part in written.split(b"/")):
+        return f"is longer than {LONGEST} bytes, or has a name longer than {LONGEST_PART}"
     return ""

@@ -6,12 +6,26 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hidiff_runtime.phases import Phase
+from hidiff_runtime.regular_files import open_regular
 
 DTYPES = {"float32": 4, "int32": 4}
 """Types a graph's inputs and outputs may have, and their bytes; other precisions stay inside the graph."""
+
+
+SAMPLE_TENSORS = "samples.safetensors"
+"""The reference samples' tensors, beside their index."""
+
+
+def tensors_beside(index: str) -> str:
+    """Returns the path of the reference samples' tensors in the bundle.
+
+    Args:
+        index: path of the samples' index.
+    """
+    return PurePosixPath(index).with_name(SAMPLE_TENSORS).as_posix()
 
 
 @dataclass(frozen=True)
@@ -40,10 +54,10 @@ class FileRecord:
 
     @classmethod
     def of(cls, path: Path) -> FileRecord:
-        """The record of the file at ``path`` as it is now."""
+        """The record of the regular file at ``path`` as it is now. Raises OSError for anything else."""
         digest = hashlib.sha256()
         size = 0
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
                 size += len(chunk)
@@ -104,6 +118,12 @@ class TextEncoderRecord(GraphRecord):
     name: str
     tokenizer: str
     clip_skip: int
+
+    @property
+    def places(self) -> int | None:
+        """How many tokens it takes."""
+        ids = self.input("input_ids")
+        return None if ids is None else ids.shape[-1]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.conditioning import check_guidance, check_rescale, is_finite, takes_channels
+from hidiff_runtime.conditioning import check_guidance, check_rescale, check_steps, is_finite, is_whole, takes_channels
 from hidiff_runtime.controlnet import check_conditioning_scale
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.phases import PhasePlan
@@ -198,7 +198,9 @@ def _filled(bundle: Bundle, settings: Settings) -> Settings:
     _check_text_options(manifest, settings)
     table = bundle.sampler(settings.sampler)
     tabulated = table.steps.tolist()
-    steps = min(tabulated, key=lambda count: abs(count - STEPS)) if settings.steps is None else settings.steps
+    steps = (
+        min(tabulated, key=lambda count: abs(count - STEPS)) if settings.steps is None else check_steps(settings.steps)
+    )
     table.schedule(steps, eta=settings.eta)
     guidance = settings.guidance_scale
     if guidance is None and manifest.guidance:
@@ -213,6 +215,7 @@ def _filled(bundle: Bundle, settings: Settings) -> Settings:
         sampler=table.sampler if settings.sampler is None else settings.sampler,
         strength=None if settings.image is None else _strength(manifest, settings),
         conditioning_scale=check_conditioning_scale(settings.conditioning_scale),
+        clip_skip=int(settings.clip_skip),
     )
 
 
@@ -254,7 +257,7 @@ def _check_pictures(manifest: Manifest, settings: Settings) -> None:
 
 def _check_text_options(manifest: Manifest, settings: Settings) -> None:
     most = min((encoder.clip_skip for encoder in manifest.text_encoders), default=0)
-    if type(settings.clip_skip) is not int or not 0 <= settings.clip_skip <= most:
+    if not is_whole(settings.clip_skip) or not 0 <= settings.clip_skip <= most:
         raise InputError(
             f"clip_skip must be a whole number from 0 to {most}.",
             given=repr(settings.clip_skip),
@@ -326,14 +329,14 @@ def _pair(name: str, given: Any, default: Size) -> Size:
     if given is None:
         return default
     pair = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
-    if len(pair) != 2 or not all(type(value) is int and 0 <= value <= MOST_PIXELS for value in pair):
+    if len(pair) != 2 or not all(is_whole(value) and 0 <= value <= MOST_PIXELS for value in pair):
         order = "top and left" if "crops" in name else "height and width"
         raise InputError(
             f"{name} must be {order} in pixels, whole numbers from 0 to {MOST_PIXELS}.",
             given=repr(given),
             advice=f"Give {default}.",
         )
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def takes_sizes(manifest: Manifest) -> bool:

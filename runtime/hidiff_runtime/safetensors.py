@@ -23,9 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.errors import BundleError, InputError, StorageError
+from hidiff_runtime.regular_files import open_regular
 
-HEADER_LIMIT = 100_000_000
-"""Longest JSON header in bytes; the reference reader's own limit."""
+HEADER_LIMIT = 4 * 2**20
+"""Longest JSON header of a bundle's file in bytes; SDXL's weights have a twentieth of it. Parsed, the worst of this
+size takes 110 MB."""
+
+CHECKPOINT_HEADER_LIMIT = 100_000_000
+"""Longest JSON header of a file from elsewhere: the reference reader's own limit."""
+
+_MOST_AXES, _LARGEST_ARRAY = 32, 2**63 - 1
+"""Axes that every numpy can hold, and bytes that it can count, empty axes left out."""
 
 PAGE = 4096
 """Where the data begins: at a multiple of this, by spaces after the JSON header."""
@@ -48,6 +56,9 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 """Each dtype tag and the numpy dtype of its array. numpy has no bfloat16: its bits come as uint16, tagged ``BF16``."""
 
 _TAGS = {dtype: tag for tag, dtype in DTYPES.items() if tag != "BF16"}
+_SHOWN = 200
+"""Characters of a header's own text that a message quotes."""
+
 _ADVICE = "Copy or download the file again."
 
 
@@ -86,13 +97,15 @@ class SafetensorsFile:
         self._data: mmap.mmap | None = data
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
-        """Maps a file and checks its header. Raises BundleError when it is missing, cut short or malformed."""
+    def open(cls, path: str | os.PathLike[str], header_limit: int = HEADER_LIMIT) -> SafetensorsFile:
+        """Maps a regular file and checks its header, which may have so many bytes. Raises BundleError when it is
+        missing, of another kind, cut short or malformed.
+        """
         path = Path(path)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size
-                header, start = _read_header(file, path, size)
+                header, start = _read_header(file, path, size, header_limit)
                 infos, metadata = _parse(header, path, start, size)
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
@@ -296,14 +309,14 @@ def _build_header(
     return struct.pack("<Q", start - 8) + text.ljust(start - 8), infos
 
 
-def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
+def _read_header(file: BinaryIO, path: Path, size: int, limit: int) -> tuple[dict[str, Any], int]:
     """The parsed JSON header and the absolute offset at which the data begins."""
     prefix = file.read(8)
     if len(prefix) < 8:
         raise _malformed(path, f"{size} bytes, too short for a header")
     (length,) = struct.unpack("<Q", prefix)
-    if length > HEADER_LIMIT:
-        raise _malformed(path, f"its header claims {length} bytes; the limit is {HEADER_LIMIT}")
+    if length > limit:
+        raise _malformed(path, f"its header claims {length} bytes; the limit is {limit}")
     if 8 + length > size:
         raise _malformed(path, f"cut short inside the header: {size} bytes of at least {8 + length}")
     text = file.read(length)
@@ -312,7 +325,7 @@ def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any],
     try:
         header = json.loads(text.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise _malformed(path, f"its header is not valid JSON ({error})") from error
+        raise _malformed(path, f"its header is not valid JSON ({str(error)[:_SHOWN]})") from error
     return header, 8 + length
 
 
@@ -333,7 +346,7 @@ def _parse(header: dict[str, Any], path: Path, start: int, size: int) -> tuple[d
     for name, info in infos.items():
         if info.offset != expected:
             problem = "overlaps the tensor before it" if info.offset < expected else "leaves a gap before it"
-            raise _malformed(path, f"{name!r} {problem}")
+            raise _malformed(path, f"{_shown(name)} {problem}")
         expected += info.nbytes
     if expected > size:
         raise _malformed(path, f"cut short: {size} bytes of {expected}")
@@ -344,20 +357,28 @@ def _parse(header: dict[str, Any], path: Path, start: int, size: int) -> tuple[d
 
 def _parse_entry(name: str, entry: object, path: Path, start: int) -> TensorInfo:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _malformed(path, f"{name!r} is not described by dtype, shape and data_offsets")
+        raise _malformed(path, f"{_shown(name)} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise BundleError(
             "A tensor has a dtype that is not supported.",
-            given=f"{name!r} is {dtype} in {path}",
+            given=f"{_shown(name)} is {_shown(dtype)} in {path}",
             advice=f"Convert it to one of {', '.join(DTYPES)}.",
         )
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        raise _malformed(path, f"{name!r} has shape {shape!r} and data_offsets {offsets!r}")
+        raise _malformed(path, f"{_shown(name)} has shape {_shown(shape)} and data_offsets {_shown(offsets)}")
+    bytes_each = DTYPES[dtype].itemsize
+    if len(shape) > _MOST_AXES or math.prod(max(axis, 1) for axis in shape) * bytes_each > _LARGEST_ARRAY:
+        raise _malformed(path, f"{_shown(name)} has {len(shape)} axes, or is larger than any array: {_shown(shape)}")
     layout = TensorLayout(dtype, tuple(shape))
     if offsets[1] - offsets[0] != layout.nbytes:
-        raise _malformed(path, f"{name!r}: {dtype} {shape} is {layout.nbytes} bytes, data_offsets are {offsets}")
+        found = f"{dtype} {shape} is {layout.nbytes} bytes, data_offsets are {_shown(offsets)}"
+        raise _malformed(path, f"{_shown(name)}: {found}")
     return TensorInfo(dtype, layout.shape, start + offsets[0], layout.nbytes)
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:_SHOWN]
 
 
 def _naturals(values: object) -> bool:

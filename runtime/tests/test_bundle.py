@@ -107,6 +107,16 @@ def test_a_backend_without_engines_here_is_refused(folder: Path) -> None:
     assert "toy" in caught.value.advice
 
 
+def test_a_bundle_with_engines_for_some_graphs_alone_is_broken(folder: Path) -> None:
+    manifest = Manifest.read(folder)
+    first, *others = manifest.phases
+    renamed = dataclasses.replace(first, engines={"other": first.engines["toy"]})
+    toy.seal(folder, dataclasses.replace(manifest, phases=(renamed, *others)))
+    with pytest.raises(BundleError, match="has engines of toy, but not for all of its graphs") as caught:
+        open_bundle(folder, backend=toy.ToyBackend())
+    assert first.graph in str(caught.value.given)
+
+
 def test_no_flipped_bit_in_any_file_goes_unnoticed(folder: Path) -> None:
     for path in files_of(folder):
         whole = path.read_bytes()

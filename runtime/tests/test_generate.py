@@ -245,9 +245,9 @@ def test_a_dry_run_reads_the_tokenizer_once(generate: Run, monkeypatch: pytest.M
     opened = []
     real = Tokenizer.open
 
-    def counted(path: Path) -> Tokenizer:
+    def counted(path: Path, places: int | None = None) -> Tokenizer:
         opened.append(path)
-        return real(path)
+        return real(path, places)
 
     monkeypatch.setattr(Tokenizer, "open", counted)
     assert generate("-p", "x", "-p", "y", "-n", "fog", "--dry-run", "-o", "new/") == 0

@@ -41,12 +41,15 @@ def sample() -> Manifest:
         overlap=16,
         preview=ROWS,
     )
-    latents, embeds, pooled = (
+    latents, noise, timestep, embeds, pooled = (
         TensorSpec("latents", (1, 4, 16, 16), "float32"),
+        TensorSpec("noise_pred", (1, 4, 16, 16), "float32"),
+        TensorSpec("timestep", (1,), "float32"),
         TensorSpec("prompt_embeds", (1, 77, 20), "float32"),
         TensorSpec("text_embeds", (1, 6), "float32"),
     )
-    phase = PhaseRecord("unet/w.onnx", {}, (latents, embeds, pooled), (latents,), Phase(PhaseKind.WINDOWED))
+    inputs = (latents, timestep, embeds, pooled)
+    phase = PhaseRecord("unet/w.onnx", {}, inputs, (noise,), Phase(PhaseKind.WINDOWED))
     manifest = Manifest(
         tools={},
         recipe={},
@@ -96,16 +99,20 @@ def test_tokenizers_and_both_halves_of_the_vae_are_among_the_paths() -> None:
         (("text_encoders", 0, "name"), "text_encoder_3", "text_encoders must be text_encoder and text_encoder_2"),
         (("text_encoders", 0, "clip_skip"), -1, r"text_encoders\[0\].clip_skip must be a whole number"),
         (("text_encoders", 0, "tokenizer"), "../tokenizer.json", r"text_encoders\[0\].tokenizer"),
-        (("text_encoders", 1, "inputs", 1, "name"), "skip", "text_encoder_2 must take input_ids and clip_skip"),
+        (
+            ("text_encoders", 1, "inputs", 1, "name"),
+            "skip",
+            "text_encoder_2 must take one row of input_ids and one clip_skip",
+        ),
         (("text_encoders", 1, "outputs", 0, "shape", 2), 13, "text_encoders must give embeddings as wide as"),
         (("text_encoders", 1, "outputs", 1, "shape", 1), 7, "text_encoders must give text_embeds"),
         (("weights", "unet"), ..., "weights must name the UNet's store"),
         (("weights", "text_encoder"), ..., "weights must name the store of text_encoder"),
         (("weights", "vae"), ..., "weights must name the VAE's store"),
-        (("vae", "decoder", "inputs", 0, "shape", 2), 17, "vae must be for tiles of at most"),
+        (("vae", "decoder", "inputs", 0, "shape", 2), 17, "vae.decoder must have a picture of 8"),
         (("vae", "encoder", "outputs", 0, "shape", 1), 4, "vae must be for tiles of at most"),
         (("vae", "encoder", "outputs", 0, "name"), "latents", "vae must take latents and give image"),
-        (("vae", "scaling_factor"), 0, "vae.scaling_factor must be above 0"),
+        (("vae", "scaling_factor"), 0, "vae.scaling_factor must be from 0.0001 to 10000"),
         (("vae", "preview"), [[0, 0, 0]], "vae.preview must have 5 rows"),
         (("vae", "preview", 0, 1), "much", "vae.preview must be rows of three numbers"),
         (("vae", "overlap"), 0.5, "vae.overlap must be a whole number"),

@@ -300,6 +300,7 @@ def test_rescaled_guidance_is_told_where_there_is_some(opened: Open) -> None:
 
 def test_numbers_may_be_those_of_numpy(opened: Open) -> None:
     given = {"seed": np.int64(3), "steps": np.int32(4), "eta": np.float32(0), "guidance_scale": np.int64(3)}
+    given |= {"clip_skip": np.int64(1)}
     image = opened("sd")(PROMPT, image=picture(), strength=np.float32(0.5), **given)
     facts = json.loads(image.info["hidiff"])
     wanted = {"seed": 3, "steps": 4, "guidance_scale": 3.0, "strength": 0.5}
@@ -324,12 +325,18 @@ def test_numbers_may_be_those_of_numpy(opened: Open) -> None:
         ("sd", {"control_image": picture()}, "has no ControlNet"),
         ("sd", {"conditioning_scale": 0.5}, "does not have"),
         ("sd", {"steps": 99}, "no table"),
+        ("sd", {"steps": np.array([4, 5])}, "steps must be a whole number"),
+        ("sd", {"steps": True}, "steps must be a whole number"),
         ("sd", {"sampler": "brush"}, "no such sampler"),
+        ("sd", {"sampler": []}, "no such sampler"),
+        ("sd", {"sampler": np.array(["plain"])}, "no such sampler"),
+        ("sd", {"clip_skip": np.array([1])}, "clip_skip"),
+        ("sd", {"clip_skip": True}, "clip_skip"),
         ("sd", {"eta": 0.5}, "takes no eta"),
         ("sd", {"eta": "much"}, "eta"),
         ("sd", {"seed": 1.5}, "not a seed"),
-        ("sd", {"steps": 4.0}, "no table"),
-        ("sd", {"steps": [4]}, "no table"),
+        ("sd", {"steps": 4.0}, "steps must be a whole number"),
+        ("sd", {"steps": [4]}, "steps must be a whole number"),
         ("sd", {"guidance_scale": float("inf")}, "finite"),
         ("sd", {"guidance_scale": 10**400}, "finite"),
         ("sd", {"guidance_rescale": 1.5}, "guidance_rescale must be a number from 0 to 1"),

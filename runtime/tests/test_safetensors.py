@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -133,12 +134,17 @@ def test_an_unknown_name_is_an_error(tmp_path: Path) -> None:
         ({"w": {**ENTRY, "shape": 2}}, bytes(8), "has shape"),
         ({"w": {**ENTRY, "data_offsets": [0]}}, bytes(8), "has shape"),
         ({"w": {**ENTRY, "data_offsets": [8, 0]}}, bytes(8), "is 8 bytes"),
-        ({"w": {**ENTRY, "shape": [2**62, 2**62]}}, bytes(8), "bytes, data_offsets"),
+        ({"w": {**ENTRY, "shape": [2**62, 2**62]}}, bytes(8), "larger than any array"),
         ({"w": {**ENTRY, "data_offsets": [8, 16]}}, bytes(16), "leaves a gap"),
         ({"v": ENTRY, "w": {**ENTRY, "data_offsets": [4, 12]}}, bytes(12), "overlaps"),
         ({"w": ENTRY}, bytes(7), "cut short"),
         ({"w": ENTRY}, bytes(9), "1 bytes after"),
         ({"w": {**ENTRY, "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}, bytes(8), "cut short"),
+        ({"w": {"dtype": "F32", "shape": [0] * 33, "data_offsets": [0, 0]}}, b"", "has 33 axes"),
+        ({"w": {"dtype": "F32", "shape": [9] * 100_000, "data_offsets": [0, 0]}}, b"", "has 100000 axes"),
+        ({"w": {"dtype": "F32", "shape": [0, 2**62, 4], "data_offsets": [0, 0]}}, b"", "larger than any array"),
+        ({"w": {"dtype": "F32", "shape": [2**63], "data_offsets": [0, 4]}}, bytes(4), "larger than any array"),
+        ({"w": {**ENTRY, "data_offsets": [0, 2**63]}}, bytes(8), "is 8 bytes, data_offsets are"),
         ({"__metadata__": {"a": 1}, "w": ENTRY}, bytes(8), "metadata"),
         ({"__metadata__": "a"}, b"", "metadata"),
     ],
@@ -243,3 +249,22 @@ def test_a_writer_refuses_what_was_not_announced(tmp_path: Path) -> None:
 def test_a_dtype_the_format_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="dtype"):
         write(tmp_path / "a", {"w": np.zeros(2, np.complex64)})
+
+
+def test_arrays_of_any_shape_that_a_header_may_state_are_given(tmp_path: Path) -> None:
+    shapes = ([1] * 32, [0, 2**60], [3, 0])
+    entries = {
+        f"{place}": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4] if place == 0 else [4, 4]}
+        for place, shape in enumerate(shapes)
+    }
+    text = json.dumps(entries).encode()
+    (tmp_path / "a").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    with SafetensorsFile.open(tmp_path / "a") as file:
+        assert [list(array.shape) for array in file.arrays().values()] == [list(shape) for shape in shapes]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(BundleError, match="cannot be read") as caught:
+        SafetensorsFile.open(tmp_path / "a")
+    assert "it is a named pipe" in str(caught.value)

@@ -181,7 +181,8 @@ def test_tokens_that_are_no_whole_chunks_are_no_bundle(tmp_path: Path) -> None:
     manifest = Manifest.read(toy_pictures.make(tmp_path))
     encoder = manifest.text_encoders[0]
     ids = replace(encoder.inputs[0], shape=(1, 50))
-    broken = replace(manifest, text_encoders=(replace(encoder, inputs=(ids, *encoder.inputs[1:])),))
+    given = replace(encoder.outputs[0], shape=(1, 50, toy.DIM))
+    broken = replace(manifest, text_encoders=(replace(encoder, inputs=(ids, *encoder.inputs[1:]), outputs=(given,)),))
     toy.seal(tmp_path, broken)
     with pytest.raises(BundleError, match="whole number of times"):
         Manifest.read(tmp_path)

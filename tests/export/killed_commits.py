@@ -27,7 +27,9 @@ STAGES = {"first": "unet/a.bin", "second": "samplers/b.bin"}
 
 def manifest(files: Mapping[str, FileRecord]) -> Manifest:
     """Of a bundle that has no engine."""
-    spec = TensorSpec("latents", (1, 4, 8, 8), "float32")
+    shapes = {"latents": (1, 4, 8, 8), "timestep": (1,), "prompt_embeds": (1, 77, 32)}
+    inputs = tuple(TensorSpec(name, shape, "float32") for name, shape in shapes.items())
+    noise = TensorSpec("noise_pred", (1, 4, 8, 8), "float32")
     path = next(iter(files))
     return Manifest(
         tools={"hidiff-runtime": "0.1.0"},
@@ -42,7 +44,7 @@ def manifest(files: Mapping[str, FileRecord]) -> Manifest:
         rule=PhaseRule(),
         latent=(4, 8, 8),
         windowed_blocks=(),
-        phases=(PhaseRecord(path, {}, (spec,), (spec,), Phase(PhaseKind.WINDOWED)),),
+        phases=(PhaseRecord(path, {}, inputs, (noise,), Phase(PhaseKind.WINDOWED)),),
         samplers={"ddim": path},
         default_sampler="ddim",
         steps=(1,),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import toy
 from hidiff_runtime import BundleError, EngineError, InputError, check
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.backends.onnxruntime import Options, _session_options
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.manifest import MANIFEST, Manifest
 from hidiff_runtime.safetensors import SafetensorsFile
 from tests.parity.toy_onnx import make
 
@@ -67,10 +69,17 @@ def test_one_perturbed_weight_fails(folder: Path) -> None:
     assert not any(verdict.ok for verdict in check(folder, runs=False).verdicts)
 
 
-def test_an_engine_that_does_not_load_is_an_error(folder: Path) -> None:
-    (folder / "unet/windowed.onnxruntime.onnx").write_bytes(b"no graph")
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [(b"\x08\x0a", EngineError, "cannot load"), (b"no graph", BundleError, "A graph cannot be read")],
+    ids=["a model without a graph", "no model"],
+)
+def test_an_engine_that_does_not_load_is_an_error(
+    folder: Path, content: bytes, error: type[Exception], message: str
+) -> None:
+    (folder / "unet/windowed.onnxruntime.onnx").write_bytes(content)
     toy.seal(folder)
-    with pytest.raises(EngineError, match="cannot load"):
+    with pytest.raises(error, match=message):
         check(folder)
 
 
@@ -102,3 +111,55 @@ def test_a_bundle_says_whether_its_engines_run_on_the_cpu(pristine: Path) -> Non
 def test_a_device_that_there_cannot_be_is_refused(pristine: Path, device: object) -> None:
     with pytest.raises(InputError, match="device is not one"):
         open_bundle(pristine, device=device)
+
+
+WEIGHTS = b"weights.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        (b"../manifest.json/..", "A graph looks for its weights outside the bundle: the path must not have"),
+        (b"/etc/hostname/././.", "A graph looks for its weights outside the bundle: the path must be relative"),
+        (b"strided.graph/././.", "strided.graph"),
+        (b"nothing.safetensors", "The bundle needs unet/nothing.safetensors, which is no file of the bundle"),
+    ],
+    ids=["above", "absolute", "another file of the bundle", "not listed"],
+)
+def test_weights_in_a_file_that_no_hash_vouches_for_are_refused(folder: Path, location: bytes, message: str) -> None:
+    engine = folder / "unet/strided_pooled.onnxruntime.onnx"
+    content = engine.read_bytes()
+    assert len(location) == len(WEIGHTS)
+    assert WEIGHTS in content
+    engine.write_bytes(content.replace(WEIGHTS, location))
+    shutil.copy(folder / "unet/weights.safetensors", folder / "unet/nothing.safetensors")
+    toy.seal(folder, dataclasses.replace(Manifest.read(folder), files={}))
+    unlist(folder, "unet/nothing.safetensors")
+    with open_bundle(folder) as bundle, pytest.raises((BundleError, EngineError), match=message) as caught:
+        bundle.engine(bundle.manifest.phases[0].phase)
+    assert caught.value.exit_code == (5 if location.startswith(b"strided") else 4)
+
+
+def unlist(folder: Path, name: str) -> None:
+    """Leaves a file in the folder and takes it out of the manifest."""
+    manifest = Manifest.read(folder)
+    files = {path: record for path, record in manifest.files.items() if path != name}
+    content = dataclasses.replace(manifest, files=files).to_json()
+    (folder / MANIFEST).write_text(json.dumps(content))
+
+
+def test_an_engine_that_takes_something_else_than_the_manifest_says_is_refused(folder: Path) -> None:
+    manifest = Manifest.read(folder)
+    phases = []
+    for phase in manifest.phases:
+        wider = [
+            dataclasses.replace(spec, shape=(*spec.shape[:2], spec.shape[2] + 1))
+            if spec.name == "prompt_embeds"
+            else spec
+            for spec in phase.inputs
+        ]
+        phases.append(dataclasses.replace(phase, inputs=tuple(wider)))
+    toy.seal(folder, dataclasses.replace(manifest, phases=tuple(phases), reference=None))
+    with open_bundle(folder) as bundle, pytest.raises(BundleError, match="An engine has other inputs than") as caught:
+        bundle.engine(manifest.phases[0].phase)
+    assert caught.value.exit_code == 4

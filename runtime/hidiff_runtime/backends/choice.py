@@ -6,6 +6,7 @@ from hidiff_runtime import backends
 from hidiff_runtime.backends.protocol import Backend
 from hidiff_runtime.engines import STEP
 from hidiff_runtime.errors import BundleError, EngineError, InputError
+from hidiff_runtime.fields import REBUILD
 from hidiff_runtime.manifest import Manifest
 
 
@@ -17,7 +18,7 @@ def choose(manifest: Manifest, wanted: str | Backend | None) -> Backend:
         wanted: a backend or its name; None for the first that this machine has.
 
     Raises:
-        BundleError: the bundle has no engines of a backend that is known.
+        BundleError: the bundle has no engines of a backend that is known, or not one for each of its graphs.
         EngineError: the backend cannot run here.
         InputError: there is no such backend, or the bundle has no engines of it.
     """
@@ -34,7 +35,13 @@ def choose(manifest: Manifest, wanted: str | Backend | None) -> Backend:
         chosen = next((backend for backend in known if backend.available().usable), known[0])
     else:
         chosen = backends.get(wanted) if isinstance(wanted, str) else wanted
-        if chosen.name not in offered:
+        if lacking := [graph.graph for graph in graphs if chosen.name not in graph.engines]:
+            if len(lacking) < len(graphs):
+                raise BundleError(
+                    f"The bundle has engines of {chosen.name}, but not for all of its graphs.",
+                    given=f"none for {', '.join(lacking[:3])}",
+                    advice=REBUILD,
+                )
             raise InputError(
                 "The bundle has no engines of this backend.", given=chosen.name, advice=f"It has {', '.join(offered)}."
             )

@@ -1,4 +1,7 @@
-"""ONNX graphs whose weights lie behind symbolic links.
+"""Where ONNX graphs look for weights that lie in other files, and graphs whose weights lie behind symbolic links.
+
+Any file may be named there, and ONNX Runtime would map it. So the names are read first, for the bundle to look whether
+each is a file of its own.
 
 ONNX Runtime opens a graph's external data by its path beside the graph and refuses a link that leads out of that
 folder; which links it refuses differs from version to version. In a content-addressed store the graph and its weights
@@ -9,13 +12,16 @@ file as it maps any other.
 
 from __future__ import annotations
 
+import mmap
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from hidiff_runtime.errors import EngineError
+from hidiff_runtime.errors import BundleError, EngineError
 from hidiff_runtime.fields import REBUILD
+from hidiff_runtime.paths import fault_in
+from hidiff_runtime.regular_files import open_regular
 
 _MESSAGES: Mapping[str, Mapping[int, str]] = {
     "model": {7: "graph", 25: "function"},
@@ -31,6 +37,47 @@ _MESSAGES: Mapping[str, Mapping[int, str]] = {
 _KEY, _VALUE = 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 """Wire types of protocol buffers."""
+
+
+def files_of(engine: Path) -> tuple[Path, ...]:
+    """Returns a graph and the files that its weights lie in, as it names them: below its own folder.
+
+    Args:
+        engine: the graph, not resolved.
+
+    Raises:
+        BundleError: it is not a readable graph, or names a file that is not below its folder.
+    """
+    found: dict[str, None] = {}
+    try:
+        with open_regular(engine) as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _collect(memoryview(content), "model", found)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError("A graph cannot be read.", given=f"{engine}: {error}", advice=REBUILD) from error
+    for location in found:
+        if fault := fault_in(location):
+            raise BundleError(
+                f"A graph looks for its weights outside the bundle: the path {fault}.",
+                given=f"{engine.name}: {location[:200]!r}",
+                advice="Do not use this bundle; fetch it again from a source you trust.",
+            )
+    return (engine, *(engine.parent / location for location in found))
+
+
+def _collect(message: memoryview, kind: str, found: dict[str, None]) -> None:
+    """Adds where the tensors below a message have their data. Raises ValueError."""
+    if kind == "entry":
+        texts = {
+            number: bytes(message[content:end]) for number, _, content, end in _fields(message) if content is not None
+        }
+        if texts.get(_KEY) == b"location":
+            found[posixpath.normpath(texts.get(_VALUE, b"").decode())] = None
+        return
+    below = _MESSAGES[kind]
+    for number, _, content, end in _fields(message):
+        if number in below and content is not None:
+            _collect(message[content:end], below[number], found)
 
 
 def relinked(engine: Path, weights: Iterable[Path]) -> tuple[bytes, Path] | None:
@@ -62,7 +109,8 @@ def relinked(engine: Path, weights: Iterable[Path]) -> tuple[bytes, Path] | None
         return target.relative_to(folder).as_posix()
 
     try:
-        return _relocated(engine.read_bytes(), "model", moved), folder
+        with open_regular(engine) as file:
+            return _relocated(file.read(), "model", moved), folder
     except (OSError, ValueError, RecursionError) as error:
         raise EngineError("A graph cannot be read.", given=f"{engine}: {error}", advice=REBUILD) from error
 
@@ -89,7 +137,7 @@ def _entry(message: bytes, moved: Callable[[str], str]) -> bytes:
     return _field(_KEY, texts[_KEY]) + _field(_VALUE, moved(texts.get(_VALUE, b"").decode()).encode())
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int, int | None, int]]:
+def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int | None, int]]:
     """Each field's number, where it begins, where its bytes begin if it has such, and where it ends."""
     at = 0
     while at < len(message):
@@ -111,7 +159,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, int | None, int]]:
         yield tag >> 3, start, content, at
 
 
-def _varint(message: bytes, at: int) -> tuple[int, int]:
+def _varint(message: bytes | memoryview, at: int) -> tuple[int, int]:
     """A number of 7 bits a byte, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):

@@ -14,14 +14,18 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.backends.external_data import relinked
+from hidiff_runtime.backends.external_data import files_of, relinked
 from hidiff_runtime.backends.protocol import Availability, Backend, DeviceArray, WeightMap
-from hidiff_runtime.errors import EngineError, InputError
+from hidiff_runtime.errors import BundleError, EngineError, InputError
+from hidiff_runtime.fields import REBUILD
 from hidiff_runtime.manifest import GraphRecord, TensorSpec
 
 NAME = "onnxruntime"
 
 _INSTALL = "pip install 'hidiff-runtime[cpu]', or 'hidiff-runtime[gpu]' for CUDA."
+_TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)"}
+"""The types that inputs and outputs may have, as ONNX Runtime writes them."""
+
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _WEIGHTS = ("packed", "shared")
 _EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
@@ -110,8 +114,8 @@ class OnnxRuntimeBackend:
         return Availability(True, f"onnxruntime {onnxruntime.__version__} ({', '.join(devices)})")
 
     def files(self, engine: Path) -> tuple[Path, ...]:
-        """The graph alone."""
-        return (engine,)
+        """The graph and the files that its weights lie in. Raises BundleError for one that is elsewhere."""
+        return files_of(engine)
 
     def device(self, options: Mapping[str, Any]) -> OnnxRuntimeDevice:
         """The device of these options. Raises InputError for one that is not of `Options`."""
@@ -272,6 +276,8 @@ class OnnxRuntimeSession:
                 given=", ".join(found),
                 advice="Use device=cpu, or install 'hidiff-runtime[gpu]' and NVIDIA's driver.",
             )
+        _check_signature("inputs", self._record.inputs, session.get_inputs(), self._engine)
+        _check_signature("outputs", self._record.outputs, session.get_outputs(), self._engine)
         self._session = session
         return self
 
@@ -319,6 +325,19 @@ class OnnxRuntimeSession:
                 raise EngineError(
                     f"One of the {what} is not the engine's.", given=f"{array.dtype}{list(array.shape)} for {spec}"
                 )
+
+
+def _check_signature(what: str, specs: Sequence[TensorSpec], found: Sequence[Any], engine: Path) -> None:
+    """Refuses an engine whose inputs or outputs are not those that the bundle says it has. Raises BundleError."""
+    there = {node.name: (tuple(node.shape), node.type) for node in found}
+    due = {spec.name: (spec.shape, _TYPES[spec.dtype]) for spec in specs}
+    if there != due:
+        given = ", ".join(f"{name} {kind}{list(shape)}" for name, (shape, kind) in there.items())
+        raise BundleError(
+            f"An engine has other {what} than the manifest says: {', '.join(map(str, specs))}.",
+            given=f"{engine.name}: {given[:1000]}",
+            advice=REBUILD,
+        )
 
 
 def _failure(summary: str, error: Exception, *, engine: Path | None = None, advice: str = "") -> EngineError:

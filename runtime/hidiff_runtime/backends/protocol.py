@@ -161,14 +161,14 @@ class Backend(Protocol):
         ...
 
     def files(self, engine: Path) -> tuple[Path, ...]:
-        """Every file that the engine consists of, itself first; weight stores are not among them.
+        """Every file that the engine consists of, itself first; weight stores are among them if it names them.
 
         Args:
             engine: the file that the manifest names, its content already checked. It may be a symbolic link into a
                 store where files have other names: what belongs to it lies beside the link.
 
         Raises:
-            EngineError: the file does not say what others belong to it.
+            BundleError: the file does not say what others belong to it, or names some that are elsewhere.
         """
         ...
 

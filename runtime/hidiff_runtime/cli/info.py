@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hidiff_runtime.cli.opening import add_allow_links
 from hidiff_runtime.cli.output import write
+from hidiff_runtime.plain_text import printable
 
 if TYPE_CHECKING:
     from hidiff_runtime.manifest import GraphRecord, Manifest
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         lines.append(f"    {name:24} engines: {', '.join(record.engines)}")
         lines += [f"      {spec}" for spec in record.inputs]
         lines += [f"      -> {spec}" for spec in record.outputs]
-    write("\n".join(lines) + "\n", sys.stdout)
+    write("".join(f"{printable(line)}\n" for line in lines), sys.stdout)
     return 0
 
 

@@ -80,7 +80,7 @@ def _boundary(network: str) -> str:
 def _tokens(bundle: Bundle, samples: ReferenceSamples, sample: NetworkSample, prompt: str) -> Verdict:
     record = next(record for record in bundle.manifest.text_encoders if record.name == sample.network)
     try:
-        tokens = Tokenizer.open(bundle.file(record.tokenizer)).encode(prompt)
+        tokens = Tokenizer.open(bundle.file(record.tokenizer), record.places).encode(prompt)
     except (BundleError, EngineError) as error:
         return Verdict(TOKENS, EXACT, None, sample.network, fault=error.summary)
     found = np.array([tokens.ids], dtype=np.int32)

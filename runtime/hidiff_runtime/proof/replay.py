@@ -17,6 +17,7 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.errors import BundleError, EngineError, ParityError
+from hidiff_runtime.proof.agreement import check_samples
 from hidiff_runtime.proof.half import half_note
 from hidiff_runtime.proof.networks import replay_networks, replay_picture, tokens_left_out
 from hidiff_runtime.proof.samples import TENSORS, CallSample, Expected, PictureSample, ReferenceSamples, RunSample
@@ -112,7 +113,7 @@ def read_samples(bundle: Bundle) -> ReferenceSamples:
     """The bundle's reference samples.
 
     Raises:
-        BundleError: there are none, or they are broken.
+        BundleError: there are none, they are broken, or they are not of the bundle's graphs.
     """
     if bundle.manifest.reference is None:
         raise BundleError(
@@ -120,7 +121,9 @@ def read_samples(bundle: Bundle) -> ReferenceSamples:
         )
     index = bundle.manifest.reference
     bundle.file((PurePosixPath(index).parent / TENSORS).as_posix())
-    return ReferenceSamples.read(bundle.file(index))
+    samples = ReferenceSamples.read(bundle.file(index))
+    check_samples(bundle.manifest, samples)
+    return samples
 
 
 def _verdicts(bundle: Bundle, samples: ReferenceSamples, runs: bool) -> Iterator[Verdict]:

@@ -18,16 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.fields import REBUILD, Fields, parse_object
+from hidiff_runtime.fields import REBUILD, Fields, read_object
 from hidiff_runtime.phases import Phase, PhaseKind
 from hidiff_runtime.proof.verdict import Bound
-from hidiff_runtime.rng import TorchGenerator
+from hidiff_runtime.records import SAMPLE_TENSORS
+from hidiff_runtime.rng import SEED_MAX, SEED_MIN, TorchGenerator
 from hidiff_runtime.safetensors import SafetensorsFile
 
 Array = NDArray[Any]
 
 INDEX = "samples.json"
-TENSORS = "samples.safetensors"
+TENSORS = SAMPLE_TENSORS
+
+LONGEST_PROMPT = 10_000
+"""Characters of a sample's prompt."""
 
 
 @dataclass(frozen=True)
@@ -220,11 +224,7 @@ class ReferenceSamples:
         Raises:
             BundleError: a file is missing or broken, a field is wrong, or a tensor is not there.
         """
-        try:
-            text = index.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError("The reference samples cannot be read.", given=error, advice=REBUILD) from error
-        fields = Fields(parse_object(text, INDEX), INDEX)
+        fields = Fields(read_object(index, INDEX, "The reference samples"), INDEX)
         with SafetensorsFile.open(index.with_name(TENSORS)) as file:
             tensors = file.arrays()
         samples = cls(
@@ -323,15 +323,15 @@ def _picture_content(sample: PictureSample) -> dict[str, Any]:
 def _source(fields: Fields, key: str) -> Source:
     def read(inner: Fields) -> Source:
         if "seed" in inner:
-            shape = inner.wholes("shape", 1)
-            return Drawn(inner.whole("seed", -(2**63)), shape, inner.number("scale"), inner.flag("uniform"))
+            shape = inner.shape("shape")
+            return Drawn(inner.whole("seed", SEED_MIN, SEED_MAX), shape, inner.number("scale"), inner.flag("uniform"))
         return Stored(inner.text("tensor"), inner.whole("repeat", 1))
 
     return fields.nested(key, read)
 
 
 def _expected(fields: Fields) -> Expected:
-    return Expected(fields.text("tensor"), fields.wholes("shape", 1), fields.optional("positions", fields.text))
+    return Expected(fields.text("tensor"), fields.shape("shape"), fields.optional("positions", fields.text))
 
 
 def _call(fields: Fields) -> CallSample:
@@ -342,7 +342,7 @@ def _call(fields: Fields) -> CallSample:
         phase=Phase(PhaseKind(kind), fields.flag("control")),
         step=fields.whole("step"),
         steps=fields.whole("steps", 1),
-        window_shifts=fields.wholes("window_shifts"),
+        window_shifts=fields.wholes("window_shifts", 0, 3),
         inputs=fields.named("inputs", _source),
         expected=fields.nested("expected", _expected),
     )
@@ -352,7 +352,7 @@ def _run(fields: Fields) -> RunSample:
     return RunSample(
         steps=fields.whole("steps", 1),
         sampler=fields.text("sampler"),
-        seed=fields.whole("seed", -(2**63)),
+        seed=fields.whole("seed", SEED_MIN, SEED_MAX),
         guidance_scale=fields.optional("guidance_scale", fields.number),
         eta=fields.number("eta"),
         inputs=fields.named("inputs", _source),
@@ -369,8 +369,15 @@ def _network(fields: Fields) -> NetworkSample:
         bound=fields.nested("bound", Bound.from_fields),
         inputs=fields.named("inputs", _source),
         expected=fields.named("expected", lambda inner, key: inner.nested(key, _expected)),
-        prompt=fields.optional("prompt", lambda key: str(fields.take(key))),
+        prompt=fields.optional("prompt", lambda key: _prompt(fields, key)),
     )
+
+
+def _prompt(fields: Fields, key: str) -> str:
+    prompt = fields.text(key)
+    if len(prompt) > LONGEST_PROMPT:
+        raise fields.wrong(key, f"must have at most {LONGEST_PROMPT} characters", len(prompt))
+    return prompt
 
 
 def _picture(fields: Fields) -> PictureSample:

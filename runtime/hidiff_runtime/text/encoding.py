@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.backends.protocol import Session
+from hidiff_runtime.conditioning import is_whole
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.text.tokenizer import Tokenizer, Tokens
 
@@ -91,6 +92,7 @@ def encode_prompts(
             advice="Give embeddings, or build it with text: true in the recipe.",
         )
     _check_options(clip_skip, min(record.clip_skip for record in records), long_prompt)
+    clip_skip = int(clip_skip)
     _check_prompts(prompts, negative, guidance=bundle.manifest.guidance)
     sdxl = any(record.output("text_embeds") is not None for record in records)
     zeros = negative is None and sdxl and bundle.manifest.force_zeros_for_empty_prompt
@@ -125,7 +127,7 @@ class TokenCounter:
     def __init__(self, bundle: Bundle) -> None:
         self._chunks = chunks_of(bundle)
         records = bundle.manifest.text_encoders
-        self._tokenizers = [Tokenizer.open(bundle.file(record.tokenizer)) for record in records]
+        self._tokenizers = [Tokenizer.open(bundle.file(record.tokenizer), record.places) for record in records]
 
     def count(self, prompt: str, *, long_prompt: str = "truncate") -> tuple[int, str]:
         """How many tokens a prompt has, and the end of it that would be cut.
@@ -154,7 +156,7 @@ def _encode(bundle: Bundle, asked: dict[_Asked, None], *, chunked: bool) -> dict
     parts: dict[_Asked, list[TextEncoding]] = {key: [] for key in asked}
     tokens = {}
     for record in bundle.manifest.text_encoders:
-        tokenizer = bundle.tokenizer(record.tokenizer)
+        tokenizer = bundle.tokenizer(record)
         tokens[record.name] = {text: _rows(tokenizer, text, chunks, chunked=chunked) for text in texts}
     for record in bundle.manifest.text_encoders:
         with bundle.network(cast("Network", record.name)) as session:
@@ -229,7 +231,7 @@ class _Encoder:
 
 
 def _check_options(clip_skip: int, most: int, long_prompt: str) -> None:
-    if type(clip_skip) is not int or not 0 <= clip_skip <= most:
+    if not is_whole(clip_skip) or not 0 <= clip_skip <= most:
         raise InputError(
             f"clip_skip must be a whole number from 0 to {most}.",
             given=repr(clip_skip),

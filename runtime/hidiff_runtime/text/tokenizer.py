@@ -9,6 +9,7 @@ from typing import Any
 
 from hidiff_runtime.errors import BundleError, EngineError
 from hidiff_runtime.files import State, state_of
+from hidiff_runtime.text.tokenizer_file import read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,12 @@ class Tokenizer:
         self._padding = empty.ids[-1]
 
     @classmethod
-    def open(cls, path: str | Path) -> Tokenizer:
+    def open(cls, path: str | Path, places: int | None = None) -> Tokenizer:
         """The tokenizer in a ``tokenizer.json`` that adds start, end and padding itself, and cuts nothing.
+
+        Args:
+            path: of the file, whose settings are compared with CLIP's before the library sees them.
+            places: tokens that the text encoder takes; any number of them if left out.
 
         Raises:
             EngineError: the `tokenizers` library is missing.
@@ -53,7 +58,10 @@ class Tokenizer:
                 advice="Install it: pip install 'hidiff-runtime[pictures]'. Or give embeddings.",
             ) from error
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
+            content = read_tokenizer(Path(path), places)
+            return cls(tokenizers.Tokenizer.from_buffer(content))
+        except BundleError:
+            raise
         except Exception as error:  # the library raises bare Exception for any file that it does not take
             raise BundleError(
                 "The bundle's tokenizer cannot be read.",
@@ -62,9 +70,9 @@ class Tokenizer:
             ) from error
 
     @staticmethod
-    def kept(path: str | Path) -> Tokenizer:
+    def kept(path: str | Path, places: int | None = None) -> Tokenizer:
         """As `open`, but a file is read once as long as it stays as it is: reading CLIP's takes a while."""
-        return _kept(Path(path), state_of(Path(path)))
+        return _kept(Path(path), places, state_of(Path(path)))
 
     def encode(self, prompt: str) -> Tokens:
         """The prompt's tokens, cut where the text encoder's places end."""
@@ -92,5 +100,5 @@ class Tokenizer:
 
 
 @lru_cache(maxsize=4)
-def _kept(path: Path, _state: State | None) -> Tokenizer:
-    return Tokenizer.open(path)
+def _kept(path: Path, places: int | None, _state: State | None) -> Tokenizer:
+    return Tokenizer.open(path, places)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import linked
 import pytest
+import toy
 from click.testing import CliRunner, Result
 
 from hidiff_export.cli import main
@@ -82,3 +83,50 @@ def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     done = _inspect(tmp_path)
     assert done.exit_code == 4
     assert "next:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [({}, "recipe"), ({"lora": 3}, "recipe"), ({"family": "[/bold]"}, "recipe")],
+    ids=["none", "a LoRA that is none", "a family that is none"],
+)
+def test_a_bundle_with_a_foreign_recipe_is_refused(
+    sd15_bundle: Path, tmp_path: Path, recipe: dict[str, object], message: str
+) -> None:
+    folder = Path(shutil.copytree(sd15_bundle, tmp_path / "bundle"))
+    manifest = Manifest.read(sd15_bundle)
+    manifest = replace(manifest, recipe={**manifest.recipe, **recipe} if recipe else {})
+    (folder / MANIFEST).write_text(json.dumps(manifest.to_json()), encoding="utf-8")
+    done = _inspect(folder)
+    assert done.exit_code == 4
+    assert message in done.stderr
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ("[]", "parity/report.json does not hold a JSON object"),
+        ("{}", "parity/report.json: verdicts is missing"),
+        ('{"verdicts": [{}]}', "verdict: ok is missing"),
+        ('{"verdicts": ' + "[" * 40 + "]" * 40 + "}", "nested more than 32 deep"),
+    ],
+    ids=range(4),
+)
+def test_a_broken_report_is_refused(sd15_bundle: Path, tmp_path: Path, report: str, message: str) -> None:
+    folder = Path(shutil.copytree(sd15_bundle, tmp_path / "bundle"))
+    (folder / "parity").mkdir()
+    (folder / "parity/report.json").write_text(report)
+    toy.seal(folder, replace(Manifest.read(sd15_bundle), report="parity/report.json"))
+    done = _inspect(folder)
+    assert (done.exit_code, message in done.stderr) == (4, True), done.output
+
+
+def test_words_of_a_bundle_are_shown_as_they_are(sd15_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sd15_bundle, tmp_path / "bundle"))
+    manifest = replace(Manifest.read(sd15_bundle), task="[/bold] and [red]", precision="[link=x]")
+    (folder / MANIFEST).write_text(json.dumps(manifest.to_json()), encoding="utf-8")
+    done = _inspect(folder)
+    assert done.exit_code == 0
+    assert "[/bold] and [red]" in done.stdout
+    assert "[link=x]" in done.stdout

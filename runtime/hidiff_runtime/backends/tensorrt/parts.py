@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.fields import REBUILD
+from hidiff_runtime.regular_files import open_regular
 
 _MAP_FIXED = 0x10
 """The same on Linux (x86-64, arm64), macOS and the BSDs; Python's ``mmap`` does not name it."""
@@ -44,7 +45,7 @@ def map_parts(paths: Sequence[Path]) -> memoryview:
     """
     with ExitStack() as opened:
         try:
-            files = [opened.enter_context(path.open("rb")) for path in paths]
+            files = [opened.enter_context(open_regular(path)) for path in paths]
             sizes = [os.fstat(file.fileno()).st_size for file in files]
             for path, size in zip(paths, sizes, strict=True):
                 if not size:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.fields import REBUILD, Fields, parse_object
+from hidiff_runtime.fields import REBUILD, Fields, read_object
 from hidiff_runtime.manifest import DTYPES, TensorSpec
 
 FORMAT = 1
@@ -80,11 +80,7 @@ class PlanRecord:
         Raises:
             BundleError: there is no such file, or it is no plan record of a format this runtime reads.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError("A plan record cannot be read.", given=f"{path}: {error}", advice=REBUILD) from error
-        return _read(parse_object(text, path.name), path.name)
+        return _read(read_object(path, path.name, "A plan record"), path.name)
 
     def write(self, path: Path) -> None:
         """Writes the record to ``path``, beside the plan's parts. Raises BundleError if its fields do not agree."""
@@ -160,7 +156,7 @@ def _check(record: PlanRecord, source: str) -> None:
 
 
 def _tensor(fields: Fields) -> TensorSpec:
-    spec = TensorSpec(fields.text("name"), fields.wholes("shape", 1), fields.text("dtype"))
+    spec = TensorSpec(fields.text("name"), fields.shape("shape", 0), fields.text("dtype"))
     if spec.dtype not in DTYPES:
         raise fields.wrong("dtype", f"must be one of {', '.join(DTYPES)}", spec.dtype)
     return spec
