@@ -225,9 +225,10 @@ _MAGNITUDES = "reference/magnitudes.json"
 
 def _magnitudes(folder: BundleFolder, manifest: Manifest, report: dict[str, Any]) -> dict[str, Any] | None:
     """What was measured beside float16's range, by the last verification or else by the build; None where nothing."""
-    from hidiff_runtime.fields import read_object
+    from hidiff_runtime.fields import Fields, read_object
 
-    found: dict[str, Any] | None = report.get("magnitudes")
+    fields = Fields(report, manifest.report or "")
+    found = fields.optional("magnitudes", fields.mapping) if "magnitudes" in fields else None
     if found is None and _MAGNITUDES in manifest.files:
         found = read_object(folder.file(_MAGNITUDES), _MAGNITUDES, "The record of magnitudes")
     return found

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hidiff_export.bundle import write_json
 from hidiff_export.errors import CheckpointError
 from hidiff_export.recipe.values import Target
-from hidiff_runtime.fields import Fields, parse_object
+from hidiff_runtime.fields import Fields, read_object
 
 if TYPE_CHECKING:
     from hidiff_export.recipe import Recipe
@@ -223,7 +223,7 @@ class Magnitudes:
     @classmethod
     def read(cls, path: Path) -> Magnitudes:
         """Reads what :meth:`write` wrote. Raises BundleError where it is damaged."""
-        return cls.from_dict(parse_object(path.read_text(encoding="utf-8"), path.name), path.name)
+        return cls.from_dict(read_object(path, path.name, "The record of magnitudes"), path.name)
 
 
 def figure(value: float) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hidiff_runtime.errors import BundleError
-from hidiff_runtime.fields import REBUILD, Fields, parse_object
+from hidiff_runtime.fields import Fields, read_object
 
 if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle
@@ -40,11 +39,7 @@ def _judged(bundle: Bundle, half: str) -> str:
     path = bundle.manifest.report
     if path is None:
         return nothing
-    try:
-        text = bundle.file(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError("The parity report cannot be read.", given=error, advice=REBUILD) from error
-    report = parse_object(text, path)
+    report = read_object(bundle.file(path), path, "The parity report")
     if GRAPHS not in report:  # written by a version that did not judge it
         return nothing
     fields = Fields(report[GRAPHS], path, GRAPHS)
