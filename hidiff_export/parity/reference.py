@@ -22,11 +22,13 @@ from hidiff_export.parity.inputs import Given, arrays, mixed_shifts, random_inpu
 from hidiff_export.parity.meter import Meter, Progress
 from hidiff_export.parity.networks import PictureNetworks
 from hidiff_export.parity.pipeline import Networks, RunInputs, run_pipeline
+from hidiff_export.parity.samplers import record_samplers
 from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
 from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_export.signature import controlnet_inputs, controlnet_outputs
 from hidiff_runtime.proof.recorder import SampleRecorder
+from hidiff_runtime.sampler import SamplerTable
 
 Array = NDArray[Any]
 
@@ -187,6 +189,9 @@ def record_reference(
     scheduler_config: Mapping[str, Any],
     folder: Path,
     progress: Progress | None = None,
+    *,
+    tables: Mapping[str, SamplerTable] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Path]:
     """Records what the bundle's engines will be asked for, in the runtime's format; returns the files' paths.
 
@@ -203,6 +208,11 @@ def record_reference(
         scheduler_config: of the checkpoint's noise schedule, as diffusers writes it.
         folder: where ``samples.json`` and ``samples.safetensors`` go.
         progress: told before each evaluation.
+        tables: of the bundle's samplers, by name, whose schedulers are asked too.
+        facts: what the manifest will say that no engine shows, see `hidiff_runtime.proof.facts`.
+
+    Raises:
+        ParityError: a table is not what its scheduler does.
     """
     meter = Meter(recipe, networks.config, progress)
     possible = courses(recipe, scheduler_config)
@@ -221,6 +231,9 @@ def record_reference(
     for call in random_calls(networks.unet, recipe, points, meter):
         _record_call(recorder, call)
     _record_networks(recorder, networks.pictures, recipe, meter)
+    meter.note("diffusers: schedulers")
+    record_samplers(recorder, recipe, scheduler_config, tables or {})
+    recorder.facts(facts or {})
     meter.end()
     return recorder.write(folder)
 

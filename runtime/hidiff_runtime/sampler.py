@@ -124,7 +124,9 @@ class SamplerTable:
         if self.first[0] != 0 or self.first[-1] != total or not (np.diff(self.first) > 0).all():
             raise broken(f"first {self.first.tolist()} for {total} evaluations")
         if self.steps[-1] > total or ((self.steps - 1) * self.order >= np.diff(self.first)).any():
-            raise broken(f"steps {self.steps.tolist()} of order {self.order} in {np.diff(self.first).tolist()} evaluations")
+            raise broken(
+                f"steps {self.steps.tolist()} of order {self.order} in {np.diff(self.first).tolist()} evaluations"
+            )
 
     def schedule(self, steps: int, *, strength: float | None = None, eta: float = 0.0) -> Schedule:
         """A run of ``steps`` steps as diffusers' pipelines count them.

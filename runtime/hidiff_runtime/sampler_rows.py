@@ -1,7 +1,7 @@
 """The coefficients of a sampler table, each distinct row once: most of those that update the state are alike.
 
-They are looked up for the evaluations that are asked for and never spread out whole, so that a table takes the memory of
-its file.
+They are looked up for the evaluations that are asked for and never spread out whole, so that a table takes the memory
+of its file.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Rows:
     @property
     def states(self) -> int:
         """K, how many tensors are kept from one evaluation to the next."""
-        return self.distinct.shape[1] - STATE
+        return int(self.distinct.shape[1]) - STATE
 
     def at(self, evaluations: Integers, behind: Integers) -> FloatArray:
         """The coefficients of single evaluations, float64 ``[n, 1 + K, 3 + K]``.

@@ -17,7 +17,9 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.errors import BundleError, EngineError, ParityError
+from hidiff_runtime.proof.facts import replay_facts
 from hidiff_runtime.proof.networks import replay_networks, replay_picture, tokens_left_out
+from hidiff_runtime.proof.sampler_replay import replay_samplers, samplers_left_out
 from hidiff_runtime.proof.samples import TENSORS, CallSample, Expected, PictureSample, ReferenceSamples, RunSample
 from hidiff_runtime.proof.verdict import Verdict, judge, render
 
@@ -99,7 +101,8 @@ def check(
             verdicts.append(verdict)
             if progress is not None:
                 progress(verdict)
-    return CheckReport(bundle.backend, samples.origin, tuple(verdicts), tokens_left_out(samples))
+    left_out = (tokens_left_out(samples), samplers_left_out(bundle, samples))
+    return CheckReport(bundle.backend, samples.origin, tuple(verdicts), "\n".join(filter(None, left_out)))
 
 
 def read_samples(bundle: Bundle) -> ReferenceSamples:
@@ -125,6 +128,10 @@ def _verdicts(bundle: Bundle, samples: ReferenceSamples, runs: bool) -> Iterator
         for call in calls:
             yield _replay_call(bundle, samples, call)
     yield from replay_networks(bundle, samples)
+    yield from replay_samplers(bundle, samples)
+    facts = replay_facts(bundle.manifest, samples)
+    if facts is not None:
+        yield facts
     if runs:
         for index, run in enumerate(samples.runs):
             yield from _replay_run(bundle, samples, run, [p for p in samples.pictures if p.run == index])
