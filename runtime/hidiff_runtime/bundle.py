@@ -22,6 +22,7 @@ from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.records import GraphRecord
 from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.table_ties import check_table, check_tables
 
 LOOPS = ("auto", "host", "device")
 
@@ -118,16 +119,23 @@ class Bundle:
             InputError: the bundle has no such sampler.
         """
         chosen = self.manifest.default_sampler if name is None else name
-        path = self.manifest.samplers.get(chosen)
-        if path is None:
+        if chosen not in self.manifest.samplers:
             raise InputError(
                 "This bundle has no such sampler.",
                 given=chosen,
                 advice=f"Use one of {', '.join(sorted(self.manifest.samplers))}, or build the bundle with it.",
             )
         if chosen not in self._samplers:
-            self._samplers[chosen] = SamplerTable.read(self.file(path))
+            self._samplers[chosen] = self._table(chosen)
         return self._samplers[chosen]
+
+    def check_samplers(self) -> None:
+        """Reads each sampler's table and compares it with the manifest.
+
+        Raises:
+            BundleError: one is broken, or not the one that the manifest names.
+        """
+        check_tables(self.manifest, self._table)
 
     def file(self, name: str) -> Path:
         """A file of the bundle by its path in the manifest, as that says it is; see `CheckedFiles`.
@@ -238,6 +246,11 @@ class Bundle:
             if kind is None:  # else it was told already: after a failure a GPU refuses everything
                 raise
 
+    def _table(self, name: str) -> SamplerTable:
+        table = SamplerTable.read(self.file(self.manifest.samplers[name]))
+        check_table(self.manifest, name, table)
+        return table
+
     def _has_step_engine(self) -> bool:
         return self.manifest.step is not None and self.backend in self.manifest.step.engines
 
@@ -329,6 +342,7 @@ def open(
     verify_files(place, files, verify)
     opening = Opening(resident, prefetch, loop, known, options)
     bundle = Bundle(place, manifest, _choose(manifest, backend), opening)
+    bundle.check_samplers()
     if preload:
         with ExitStack() as closing:  # where one engine does not open, those before it are closed
             closing.push(bundle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hidiff_runtime.fields import Fields
+from hidiff_runtime.geometry import check_geometry
 from hidiff_runtime.step_graph import GUIDANCE_RESCALE, STATE, step_inputs, step_outputs
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def check_whole(manifest: Manifest, fields: Fields) -> None:
     _check_text_encoders(manifest, fields)
     if manifest.vae is not None:
         _check_vae(manifest, manifest.vae, fields)
+    check_geometry(manifest, fields)
 
 
 def _check_rescale(manifest: Manifest, fields: Fields) -> None:

@@ -20,7 +20,12 @@ def phase_record(kind: PhaseKind) -> PhaseRecord:
         phase=Phase(kind),
         graph=f"unet/{kind.value}.onnx",
         engines={"toy": f"unet/{kind.value}.onnx"},
-        inputs=(TensorSpec("latents", (2, 4, 16, 24), "float32"), TensorSpec("window_shifts", (5,), "int32")),
+        inputs=(
+            TensorSpec("latents", (2, 4, 16, 24), "float32"),
+            TensorSpec("timestep", (1,), "float32"),
+            TensorSpec("prompt_embeds", (2, 77, 20), "float32"),
+            TensorSpec("window_shifts", (1,), "int32"),
+        ),
         outputs=(TensorSpec("noise_pred", (2, 4, 16, 24), "float32"),),
     )
 
@@ -138,7 +143,7 @@ def test_a_file_record_is_size_and_sha256(tmp_path: Path) -> None:
         ("guidance_rescale", "0.7", "guidance_rescale must be a number"),
         ("force_zeros_for_empty_prompt", 0, "force_zeros_for_empty_prompt must be true or false"),
         ("surprise", 1, "surprise is not a field of this format"),
-        ("width", 200, "digest does not match the content"),
+        ("family", "sd21", "digest does not match the content"),
     ],
 )
 def test_what_is_wrong_is_named(path: str, value: object, named: str) -> None:

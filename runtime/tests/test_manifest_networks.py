@@ -46,7 +46,9 @@ def sample() -> Manifest:
         TensorSpec("prompt_embeds", (1, 77, 20), "float32"),
         TensorSpec("text_embeds", (1, 6), "float32"),
     )
-    phase = PhaseRecord("unet/w.onnx", {}, (latents, embeds, pooled), (latents,), Phase(PhaseKind.WINDOWED))
+    timestep, noise = TensorSpec("timestep", (1,), "float32"), replace(latents, name="noise_pred")
+    inputs = (latents, timestep, embeds, pooled)
+    phase = PhaseRecord("unet/w.onnx", {}, inputs, (noise,), Phase(PhaseKind.WINDOWED))
     manifest = Manifest(
         tools={},
         recipe={},

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hidiff_runtime.backends.external_data import relinked
 from hidiff_runtime.backends.protocol import Availability, Backend, DeviceArray, WeightMap
 from hidiff_runtime.errors import EngineError, InputError
+from hidiff_runtime.fields import REBUILD
 from hidiff_runtime.manifest import GraphRecord, TensorSpec
 
 NAME = "onnxruntime"
@@ -266,6 +267,7 @@ class OnnxRuntimeSession:
                 given=", ".join(found),
                 advice="Use device=cpu, or install 'hidiff-runtime[gpu]' and NVIDIA's driver.",
             )
+        _check_tensors(session, self._engine, self._record)
         self._session = session
         return self
 
@@ -331,6 +333,30 @@ def _failure(summary: str, error: Exception, *, engine: Path | None = None, advi
 def _cores() -> int:
     """Those that this process may use, where the system tells (Linux); else the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_tensors(session: Any, engine: Path, record: GraphRecord) -> None:
+    """Refuses an engine that takes or gives other tensors than the manifest says.
+
+    Raises:
+        EngineError: all differences.
+    """
+    types = {"tensor(float)": "float32", "tensor(int32)": "int32"}
+    faults: list[str] = []
+    for verb, specs, nodes in (
+        ("take", record.inputs, session.get_inputs()),
+        ("give", record.outputs, session.get_outputs()),
+    ):
+        found = {f"{node.name} {types.get(node.type, node.type)}{list(node.shape)}" for node in nodes}
+        due = {*map(str, specs)}
+        faults += [f"does not {verb} {text}" for text in sorted(due - found)]
+        faults += [f"{verb}s {text}" for text in sorted(found - due)]
+    if faults:
+        raise EngineError(
+            "The engine is not one of the graph that the manifest names.",
+            given=f"{engine}: {'; '.join(faults)}",
+            advice=REBUILD,
+        )
 
 
 def _session_options(options: Options) -> Any:

@@ -48,9 +48,9 @@ def samplers_left_out(bundle: Bundle, samples: ReferenceSamples) -> str:
         return ""
     names = ", ".join(sorted(bundle.manifest.samplers))
     return (
-        f"The sampler tables {names} and the manifest's defaults were not compared, but for what the recorded run takes "
-        "of them: this bundle was built before they were recorded. 'hidiff-export verify' compares them with diffusers, "
-        "and a bundle that is built again has the record."
+        f"The sampler tables {names} and the manifest's defaults were not compared, but for what the recorded run "
+        "takes of them: this bundle was built before they were recorded. 'hidiff-export verify' compares them with "
+        "diffusers, and a bundle that is built again has the record."
     )
 
 
