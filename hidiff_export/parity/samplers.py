@@ -9,13 +9,14 @@ from typing import Any
 from hidiff_export.errors import ParityError
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
-from hidiff_export.sampler.answers import ask
+from hidiff_export.sampler.answers import ask, shown
 from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_runtime.proof.recorder import SampleRecorder
 from hidiff_runtime.proof.sampler_replay import replay_sampler
 from hidiff_runtime.proof.sampler_samples import SamplerAnswers, SamplerSample
 from hidiff_runtime.proof.verdict import Verdict
 from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.sampler_rows import Rows
 
 
 def record_samplers(
@@ -33,7 +34,7 @@ def record_samplers(
         ParityError: a table is not what its scheduler does.
     """
     for name, table in tables.items():
-        sample, answers = _asked(name, recipe, config, table.rows.depth)
+        sample, answers = _asked(name, recipe, config, table.rows)
         verdict = replay_sampler(table, sample, answers)
         if not verdict.ok:
             raise ParityError(
@@ -47,12 +48,12 @@ def record_samplers(
 def judge_samplers(recipe: Recipe, config: Mapping[str, Any], tables: Mapping[str, SamplerTable]) -> Iterator[Verdict]:
     """A verdict on each table, beside its scheduler as it is now; arguments as for `record_samplers`."""
     for name, table in tables.items():
-        verdict = replay_sampler(table, *_asked(name, recipe, config, table.rows.depth))
+        verdict = replay_sampler(table, *_asked(name, recipe, config, table.rows))
         yield replace(verdict, boundary=Boundary.SAMPLER.value)
 
 
-def _asked(name: str, recipe: Recipe, config: Mapping[str, Any], depth: int) -> tuple[SamplerSample, SamplerAnswers]:
+def _asked(name: str, recipe: Recipe, config: Mapping[str, Any], rows: Rows) -> tuple[SamplerSample, SamplerAnswers]:
     """A scheduler's answers, and a sample that says all of it but in which tensors they are."""
     scheduler = build_scheduler(name, config, timesteps=recipe.timesteps, tcd_eta=recipe.tcd_eta)
     eta = recipe.tcd_eta if name == "tcd" else None
-    return SamplerSample(name, scheduler.order, eta, depth), ask(scheduler, recipe.steps, depth)
+    return SamplerSample(name, scheduler.order, eta, rows.depth), ask(scheduler, recipe.steps, shown(rows))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hidiff_export.sampler.basis import StepsUnsupported, attempt, begin, restarted
 from hidiff_runtime.proof.sampler_samples import SamplerAnswers
+from hidiff_runtime.sampler_rows import Rows
 
 LANES = 2
 """Elements that are asked about: one would show a wrong coefficient, two show it where one hides it."""
@@ -64,13 +65,18 @@ class _Questions:
         return sample, output, noise
 
 
-def ask(pristine: Any, steps: Iterable[int], depth: int) -> SamplerAnswers:
+def shown(rows: Rows) -> int:
+    """For how many evaluations a start in the middle can show in samples: what was kept last is still handed on."""
+    return rows.depth + rows.states if rows.depth else 0
+
+
+def ask(pristine: Any, steps: Iterable[int], after_start: int) -> SamplerAnswers:
     """A scheduler's answers in every run with these numbers of steps; those that it does not run with are left out.
 
     Args:
         pristine: the scheduler; it is copied.
         steps: numbers of steps.
-        depth: for how many evaluations a start in the middle shows.
+        after_start: how many evaluations to follow each start in the middle; see `shown`.
     """
     counts = sorted(set(steps))
     questions = _Questions.of(max(counts) * pristine.order + _EXTRA)
@@ -82,7 +88,7 @@ def ask(pristine: Any, steps: Iterable[int], depth: int) -> SamplerAnswers:
         warnings.simplefilter("ignore")  # a scheduler's use of numpy is its authors' business, also under -W error
         for number in counts:
             try:
-                begun, parts = _ask_steps(pristine, number, depth, questions, has_eta=has_eta)
+                begun, parts = _ask_steps(pristine, number, after_start, questions, has_eta=has_eta)
             except StepsUnsupported:
                 continue
             for key, values in vars(begun).items():
@@ -108,7 +114,7 @@ def ask(pristine: Any, steps: Iterable[int], depth: int) -> SamplerAnswers:
 
 
 def _ask_steps(
-    pristine: Any, steps: int, depth: int, questions: _Questions, *, has_eta: bool
+    pristine: Any, steps: int, after_start: int, questions: _Questions, *, has_eta: bool
 ) -> tuple[_Answers, list[tuple[tuple[int, float], _Answers]]]:
     """The whole run with this number of steps, and the others by how many steps they skip and their eta."""
     laid = copy.deepcopy(pristine)
@@ -117,7 +123,7 @@ def _ask_steps(
     others = [((0, eta), _ask_run(laid, questions, 0, eta=eta)) for eta in ETAS[: len(ETAS) * has_eta]]
     middle = steps // 2
     for skipped in range(1, steps):
-        most = None if skipped == middle else depth
+        most = None if skipped == middle else after_start
         if most != 0:
             eta = 0.0 if has_eta else None
             others.append(((skipped, 0.0), _ask_run(laid, questions, skipped * pristine.order, eta=eta, most=most)))
