@@ -218,7 +218,10 @@ def _settled(task: _Task, tables: Mapping[str, SamplerTable]) -> Iterator[Verdic
     """What no engine computes: sampler tables, and what the manifest says beside its recipe."""
     yield from judge_samplers(task.recipe, task.scheduler_config, tables)
     manifest = task.bundle.manifest
-    context = StageContext(task.recipe, task.bundle.root)
+    # What is not there has no configuration to be read, in bundles from before there were text encoders above all.
+    held = {"text": bool(manifest.text_encoders), "vae": manifest.vae is not None}
+    recipe = Recipe.from_dict({**manifest.recipe, **held}, "the recipe in the bundle's manifest")
+    context = StageContext(recipe, task.bundle.root)
     due = bare_manifest(context, tables, manifest.force_zeros_for_empty_prompt)
     yield judge_facts(Boundary.MANIFEST.value, facts_of(due), facts_of(manifest))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import toy
 
 from hidiff_runtime import BundleError, EngineError, InputError, check
 from hidiff_runtime import open as open_bundle
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.manifest import Manifest, TensorSpec
+from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.safetensors import SafetensorsFile
 from tests.parity.toy_onnx import make
 
@@ -81,3 +83,28 @@ def test_an_option_that_the_backend_lacks_is_refused(pristine: Path) -> None:
 def test_a_device_that_there_cannot_be_is_refused(pristine: Path, device: object) -> None:
     with pytest.raises(InputError, match="device is not one"):
         open_bundle(pristine, device=device)
+
+
+def test_an_engine_of_other_sizes_is_refused_before_noise_is_drawn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest that agrees with itself on sizes that its engines do not have."""
+
+    def larger(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, shape=(*spec.shape[:2], 12, 16)) if spec.name in ("latents", "noise_pred") else spec
+
+    manifest = Manifest.read(folder)
+    phases = tuple(
+        replace(record, inputs=tuple(map(larger, record.inputs)), outputs=tuple(map(larger, record.outputs)))
+        for record in manifest.phases
+    )
+    toy.seal(folder, replace(manifest, latent=(4, 12, 16), width=128, height=96, phases=phases, step=None))
+    monkeypatch.setattr(TorchGenerator, "randn", lambda *_: pytest.fail("noise was drawn"))
+    with open_bundle(folder) as bundle:
+        embeds = {name: np.zeros((1, toy.TOKENS, toy.DIM), np.float32) for name in ("", "negative_")}
+        named = {f"{sign}prompt_embeds": value for sign, value in embeds.items()}
+        with pytest.raises(EngineError, match="not one of the graph that the manifest names") as caught:
+            bundle.denoiser().denoise(**named, steps=8, seed=0, guidance_scale=4.0)
+    assert "does not take latents float32[2, 4, 12, 16]" in str(caught.value)
+    assert "takes latents float32[2, 4, 6, 8]" in str(caught.value)
+    assert caught.value.exit_code == 5
