@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hidiff_runtime.phases import Phase, PhasePlan, PhaseRule
-
-FEW_EVALUATIONS = 4
-"""A build records a run of at most so many evaluations, unless a longer one costs next to nothing."""
+from hidiff_runtime.proof.replay import FEW_EVALUATIONS
 
 LITTLE_WORK = 8e12
 """What costs next to nothing, in floating-point operations: about a minute on a laptop's processor."""

@@ -18,8 +18,10 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.pictures.metrics import unit
 from hidiff_runtime.pictures.vae import decode
+from hidiff_runtime.proof.facts import FACTS
 from hidiff_runtime.proof.networks import PICTURE, TEXT, TOKENS, VAE, worst
 from hidiff_runtime.proof.replay import CALL, RUN, STEP, check
+from hidiff_runtime.proof.sampler_replay import SAMPLER
 from hidiff_runtime.proof.verdict import Bound, Verdict, judge, judge_picture
 from hidiff_runtime.text.encoding import encode_prompts
 
@@ -38,6 +40,8 @@ _RECORDED = {
     TEXT: Boundary.RECORDED_TEXT,
     VAE: Boundary.RECORDED_VAE,
     PICTURE: Boundary.RECORDED_PICTURE,
+    SAMPLER: Boundary.RECORDED_SAMPLER,
+    FACTS: Boundary.RECORDED_MANIFEST,
 }
 NETWORKS = {"vae_decoder": Boundary.VAE_DECODER, "vae_encoder": Boundary.VAE_ENCODER}
 

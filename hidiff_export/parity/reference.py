@@ -23,11 +23,13 @@ from hidiff_export.parity.magnitude_recorder import MagnitudeRecorder
 from hidiff_export.parity.meter import Meter, Progress
 from hidiff_export.parity.networks import PictureNetworks
 from hidiff_export.parity.pipeline import Networks, RunInputs, run_pipeline
+from hidiff_export.parity.samplers import record_samplers
 from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
 from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_export.signature import controlnet_inputs, controlnet_outputs
 from hidiff_runtime.proof.recorder import SampleRecorder
+from hidiff_runtime.sampler import SamplerTable
 
 Array = NDArray[Any]
 
@@ -199,6 +201,9 @@ def record_reference(
     scheduler_config: Mapping[str, Any],
     folder: Path,
     progress: Progress | None = None,
+    *,
+    tables: Mapping[str, SamplerTable] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> tuple[Path, ...]:
     """Records what the bundle's engines will be asked for, in the runtime's format; returns the files' paths.
 
@@ -217,9 +222,12 @@ def record_reference(
         scheduler_config: of the checkpoint's noise schedule, as diffusers writes it.
         folder: where ``samples.json``, ``samples.safetensors`` and, of a recipe with float16, ``magnitudes.json`` go.
         progress: told before each evaluation.
+        tables: of the bundle's samplers, by name, whose schedulers are asked too.
+        facts: what the manifest will say that no engine shows, see `hidiff_runtime.proof.facts`.
 
     Raises:
         CheckpointError: a tensor exceeds what float16 holds.
+        ParityError: a table is not what its scheduler does.
     """
     meter = Meter(recipe, networks.config, progress)
     course, points = _evaluations(recipe, scheduler_config, meter, controlled=networks.controlnet is not None)
@@ -237,6 +245,9 @@ def record_reference(
             _record_call(recorder, call)
         _record_networks(recorder, networks.pictures, recipe, meter)
     magnitudes.found.refuse_overflow(recipe)
+    meter.note("diffusers: schedulers")
+    record_samplers(recorder, recipe, scheduler_config, tables or {})
+    recorder.facts(facts or {})
     meter.end()
     files = recorder.write(folder)
     return (*files, magnitudes.found.write(folder)) if magnitudes.found.largest else files

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hidiff_export.graph.islands import precision_of
 from hidiff_export.recipe.values import Precision
 from hidiff_runtime.proof.networks import EXACT
+from hidiff_runtime.proof.sampler_samples import AGREES
 from hidiff_runtime.proof.verdict import Bound
 
 if TYPE_CHECKING:
@@ -35,8 +36,11 @@ class Boundary(str, Enum):
     - ``VAE_DECODER``, ``VAE_ENCODER``: half of the VAE on a random tile, with diffusers; ``VAE_DECODER_GRAPH``,
       ``VAE_ENCODER_GRAPH``: its portable graph in half precision;
     - ``PICTURE``: what the run's prompt becomes, with the picture of diffusers' pipeline, in the same tiles;
+    - ``SAMPLER``: a sampler's table with its diffusers scheduler, in every run, from every start;
+    - ``MANIFEST``: what the manifest says that nothing computes, with its recipe;
     - ``RECORDED_CALL``, ``RECORDED_STEP``, ``RECORDED_RUN``: engine and denoiser with what the build recorded;
-      ``RECORDED_TOKENS``, ``RECORDED_TEXT``, ``RECORDED_VAE``, ``RECORDED_PICTURE`` likewise.
+      ``RECORDED_TOKENS``, ``RECORDED_TEXT``, ``RECORDED_VAE``, ``RECORDED_PICTURE``, ``RECORDED_SAMPLER`` and
+      ``RECORDED_MANIFEST`` likewise.
     """
 
     WEIGHTS = "weights"
@@ -55,6 +59,8 @@ class Boundary(str, Enum):
     VAE_ENCODER = "VAE encoder"
     VAE_ENCODER_GRAPH = "VAE encoder graph"
     PICTURE = "picture"
+    SAMPLER = "sampler table"
+    MANIFEST = "manifest"
     RECORDED_CALL = "recorded call"
     RECORDED_STEP = "recorded step"
     RECORDED_RUN = "recorded run"
@@ -62,6 +68,8 @@ class Boundary(str, Enum):
     RECORDED_TEXT = "recorded text"
     RECORDED_VAE = "recorded VAE"
     RECORDED_PICTURE = "recorded picture"
+    RECORDED_SAMPLER = "recorded sampler"
+    RECORDED_MANIFEST = "recorded manifest"
 
     @property
     def whole_run(self) -> bool:
@@ -89,14 +97,19 @@ class Boundary(str, Enum):
     @property
     def exact(self) -> bool:
         """Whether nothing is computed, so that nothing may differ."""
-        return self in (Boundary.WEIGHTS, Boundary.RECORDED_TOKENS)
+        return self in (*(Boundary.WEIGHTS, Boundary.RECORDED_TOKENS, Boundary.MANIFEST, Boundary.RECORDED_MANIFEST),)
+
+    @property
+    def is_sampler(self) -> bool:
+        """Whether it is a sampler's coefficients, which are the same at every precision."""
+        return self in (Boundary.SAMPLER, Boundary.RECORDED_SAMPLER)
 
     @property
     def quantised(self) -> bool:
         """Whether a quantised recipe has it quantised: the phases and what runs them."""
         stored = (Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET, Boundary.CONTROLNET_GRAPH)
         text = (Boundary.TEXT, Boundary.TEXT_GRAPH, Boundary.RECORDED_TEXT)
-        return not self.exact and not self.is_vae and self not in (*stored, *text)
+        return not self.exact and not self.is_sampler and not self.is_vae and self not in (*stored, *text)
 
 
 # Measured on fabricated weights of every family. One evaluation: 110 to 125 dB in float32, 56 to 58 in float16, 38 to
@@ -163,7 +176,9 @@ _COPIED = Bound(
 
 def _bound(boundary: Boundary, precision: Precision) -> Bound:
     if boundary.exact:
-        return EXACT if boundary is Boundary.RECORDED_TOKENS else _COPIED
+        return _COPIED if boundary is Boundary.WEIGHTS else EXACT
+    if boundary.is_sampler:
+        return AGREES
     if boundary.is_vae:
         return _CALL[precision_of("vae", precision).value]
     judged = (precision if boundary.quantised else precision.stored).value
@@ -182,7 +197,12 @@ TOLERANCES: Mapping[tuple[Boundary, str], Bound] = {
 def bound_for(boundary: Boundary, recipe: Recipe) -> Bound:
     """The bound that a recipe's bundle is judged by: the table's, or the recipe's own where it sets another."""
     bound = TOLERANCES[boundary, recipe.precision.value]
-    if boundary.exact or boundary.is_vae or (recipe.precision.quantised and not boundary.quantised):
+    if (
+        boundary.exact
+        or boundary.is_sampler
+        or boundary.is_vae
+        or (recipe.precision.quantised and not boundary.quantised)
+    ):
         return bound
     own = recipe.parity.run_snr_db if boundary.whole_run else recipe.parity.call_snr_db
     if own == bound.snr_db:

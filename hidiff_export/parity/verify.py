@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,19 @@ from hidiff_export.parity.reference import (
     run_reference,
 )
 from hidiff_export.parity.report import Check, Graphs, Report
+from hidiff_export.parity.samplers import judge_samplers
 from hidiff_export.parity.source import judge_index, judge_weights, networks_of_store, unet_of_source, weights_of_source
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
+from hidiff_export.stages import StageContext
+from hidiff_export.stages.records import bare_manifest
+from hidiff_export.stages.weights import SCHEDULER_CONFIG
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.folder import LinksOption
+from hidiff_runtime.proof.facts import facts_of, judge_facts
 from hidiff_runtime.proof.replay import read_samples
 from hidiff_runtime.proof.verdict import Verdict
+from hidiff_runtime.sampler import SamplerTable
 
 Array = NDArray[Any]
 
@@ -74,7 +80,7 @@ class _Task:
     @classmethod
     def of(cls, bundle: Bundle, steps: int | None, against: str | None, *, graphs_only: bool) -> _Task:
         recipe = Recipe.from_dict(bundle.manifest.recipe, "the recipe in the bundle's manifest")
-        config = json.loads(bundle.sampler(recipe.sampler[0].value).origin["config"])
+        config = _noise_schedule(bundle, recipe)
         possible = courses(recipe, config)
         points = edge_points(recipe.phase_rule(), possible)
         return cls(bundle, recipe, config, _chosen(possible, steps), points, against, graphs_only)
@@ -111,6 +117,8 @@ def verify(
     - the ControlNet's engine on random inputs, where there is one;
     - text encoders on prompts with transformers, the VAE's halves on a random tile with diffusers;
     - the picture that the run's prompt becomes with that of diffusers' pipeline, by PSNR and SSIM too;
+    - each sampler's table with its diffusers scheduler, and what the manifest says that nothing computes with its
+      recipe;
     - the recorded reference samples;
     - the magnitudes of what PyTorch computes with float16's range, where the bundle computes in it;
     - ``against`` a source: every weight in the store with the source's.
@@ -141,8 +149,12 @@ def verify(
         magnitudes = MagnitudeRecorder(task.recipe)
         with magnitudes.recording():
             reference = _compute(task, meter, magnitudes)
+        meter.note("diffusers: schedulers")
+        tables = {name: bundle.sampler(name) for name in bundle.manifest.samplers}
+        checks = (*reference.weights, *_timed(_settled(task, tables)))
         judge = Judge(bundle, task.recipe, meter)
-        checks = reference.weights if graphs_only else (*reference.weights, *_timed(_verdicts(judge, reference)))
+        if not graphs_only:
+            checks = (*checks, *_timed(_verdicts(judge, reference)))
         on_host = None if graphs_only else bundle.on_host
         graphs = GraphJudge(bundle, task.recipe, meter, portable)
         checks = (*checks, *_timed(_graph_verdicts(graphs, reference)))
@@ -152,6 +164,16 @@ def verify(
         candidate = "portable graphs" if graphs_only else bundle.backend
         named = (folder.name, against or _OWN, ORIGIN, candidate)
         return Report(*named, checks, arithmetic, panels, magnitudes.found)
+
+
+def _noise_schedule(bundle: Bundle, recipe: Recipe) -> dict[str, Any]:
+    """The checkpoint's scheduler configuration; in a bundle without its file, what the default sampler's table says."""
+    if SCHEDULER_CONFIG in bundle.manifest.files:
+        text = bundle.file(SCHEDULER_CONFIG).read_text(encoding="utf-8")
+    else:
+        text = bundle.sampler(recipe.sampler[0].value).origin["config"]
+    config: dict[str, Any] = json.loads(text)
+    return config
 
 
 def _chosen(possible: Sequence[Course], steps: int | None) -> Course:
@@ -215,6 +237,18 @@ def _weights(task: _Task, source: str) -> Iterator[Verdict]:
             yield judge_weights(component.value, expected, store, task.recipe)
     if task.recipe.family.is_sdxl and task.bundle.manifest.text_encoders:
         yield judge_index(source, task.bundle.manifest, task.recipe)
+
+
+def _settled(task: _Task, tables: Mapping[str, SamplerTable]) -> Iterator[Verdict]:
+    """What no engine computes: sampler tables, and what the manifest says beside its recipe."""
+    yield from judge_samplers(task.recipe, task.scheduler_config, tables)
+    manifest = task.bundle.manifest
+    # What is not there has no configuration to be read, in bundles from before there were text encoders above all.
+    held = {"text": bool(manifest.text_encoders), "vae": manifest.vae is not None}
+    recipe = Recipe.from_dict({**manifest.recipe, **held}, "the recipe in the bundle's manifest")
+    context = StageContext(recipe, task.bundle.root)
+    due = bare_manifest(context, tables, manifest.force_zeros_for_empty_prompt)
+    yield judge_facts(Boundary.MANIFEST.value, facts_of(due), facts_of(manifest))
 
 
 def _verdicts(judge: Judge, reference: _Reference) -> Iterator[Verdict]:

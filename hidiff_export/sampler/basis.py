@@ -110,7 +110,7 @@ def respond(scheduler: Any, steps: int, eta: float | None = None) -> list[Respon
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a scheduler's use of numpy is its authors' business, also under -W error
-        _run(scheduler.set_timesteps, steps)
+        attempt(scheduler.set_timesteps, steps)
         observations = _observe(scheduler, 0, len(scheduler.timesteps), _Dice.of(scheduler, steps, eta))
     return _solve_all(observations, scheduler)
 
@@ -130,9 +130,9 @@ def respond_from(scheduler: Any, steps: int, starts: Sequence[int], most: int) -
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _run(scheduler.set_timesteps, steps)
+        attempt(scheduler.set_timesteps, steps)
         dice = _Dice.of(scheduler, steps, None)
-        runs = [_observe(_restarted(scheduler), start, most, dice) for start in starts]
+        runs = [_observe(restarted(scheduler), start, most, dice) for start in starts]
     solved = iter(_solve_all([seen for run in runs for seen in run], scheduler))
     return [[next(solved) for _ in run] for run in runs]
 
@@ -150,21 +150,21 @@ def noise_weights(scheduler: Any, steps: int) -> FloatArray:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _run(scheduler.set_timesteps, steps)
+        attempt(scheduler.set_timesteps, steps)
         pair = np.random.default_rng(steps).standard_normal((2, _COLUMNS), dtype=np.float32) * _MAGNITUDES
         pair[:, :2] = np.eye(2)
         noised = []
         for index, timestep in enumerate(scheduler.timesteps):
-            _begin(scheduler, index)
+            begin(scheduler, index)
             image, noise = torch.from_numpy(pair.copy()).reshape(-1, *SHAPE)
-            noised.append(_run(scheduler.add_noise, image, noise, timestep.reshape(1)).reshape(-1))
+            noised.append(attempt(scheduler.add_noise, image, noise, timestep.reshape(1)).reshape(-1))
     answers = torch.stack(noised).to(torch.float64).numpy()[:, None]
     weights = answers[..., :2]
     _check_linear(scheduler, answers, weights, pair.astype(np.float64)[None])
     return weights[:, 0]
 
 
-def _restarted(scheduler: Any) -> Any:
+def restarted(scheduler: Any) -> Any:
     """A copy with lists of its own: schedulers change their lists, but replace tensors and never write into them."""
     fresh = copy.copy(scheduler)
     vars(fresh).update({name: list(value) for name, value in vars(scheduler).items() if isinstance(value, list)})
@@ -196,7 +196,7 @@ class _Dice:
 
 def _observe(scheduler: Any, start: int, most: int, dice: _Dice) -> list[_Observation]:
     """Up to ``most`` evaluations from number ``start`` on, of a scheduler whose timesteps are set."""
-    _begin(scheduler, start)
+    begin(scheduler, start)
     kept = _kept(scheduler)
     observations = []
     for timestep in scheduler.timesteps[start : start + most]:
@@ -206,8 +206,8 @@ def _observe(scheduler: Any, start: int, most: int, dice: _Dice) -> list[_Observ
         for place, values in zip(kept, state, strict=True):
             place.owner[place.key] = values
         unmoved = dice.generator.get_state()
-        scaled = _run(scheduler.scale_model_input, sample.clone(), timestep).reshape(-1)
-        result = _run(scheduler.step, output, timestep, sample, return_dict=False, **dice.options)[0]
+        scaled = attempt(scheduler.scale_model_input, sample.clone(), timestep).reshape(-1)
+        result = attempt(scheduler.step, output, timestep, sample, return_dict=False, **dice.options)[0]
         noise = _drawn(unmoved, dice.generator, scheduler)
         kept = _kept(scheduler)
         after = tuple(place.name for place in kept)
@@ -216,7 +216,7 @@ def _observe(scheduler: Any, start: int, most: int, dice: _Dice) -> list[_Observ
     return observations
 
 
-def _begin(scheduler: Any, start: int) -> None:
+def begin(scheduler: Any, start: int) -> None:
     """Tells which evaluation comes first, as every pipeline that takes a picture does."""
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
@@ -328,7 +328,7 @@ def _check_linear(scheduler: Any, answers: FloatArray, rows: FloatArray, inputs:
         )
 
 
-def _run(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def attempt(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """The scheduler's own code, whatever it raises."""
     try:
         return call(*args, **options)

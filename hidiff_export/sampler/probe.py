@@ -19,6 +19,7 @@ from hidiff_export.sampler.basis import FloatArray, Response, StepsUnsupported, 
 from hidiff_export.sampler.schedulers import TCD_ETA, build_scheduler
 from hidiff_export.sampler.starts import drop_unread, probe_starts
 from hidiff_runtime.sampler import EtaTerms, SamplerTable
+from hidiff_runtime.sampler_rows import Rows
 from hidiff_runtime.schedule import NOISE, STATE
 
 DEFAULT_STEPS = range(1, 101)
@@ -190,8 +191,7 @@ def _assemble(sampler: str, order: int, runs: Sequence[_Run], origin: Mapping[st
         input_scale=np.array([evaluation.input_scale for evaluation in evaluations]),
         draws_noise=np.array([evaluation.draws_noise for evaluation in evaluations]),
         noising=np.concatenate([run.noising for run in runs]),
-        rows=rows,
-        early=early,
+        rows=Rows.of(rows, early),
         eta=_join(terms) if terms else None,
         origin=origin,
     )

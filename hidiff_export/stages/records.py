@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from hidiff_export.signature import (
     text_encoder_outputs,
 )
 from hidiff_export.stages import StageContext
-from hidiff_export.stages.samplers import FOLDER
+from hidiff_export.stages.samplers import FOLDER, table_path
 from hidiff_export.stages.weights import CONFIG
-from hidiff_runtime.manifest import GraphRecord, PhaseRecord
+from hidiff_runtime.manifest import GraphRecord, Manifest, PhaseRecord
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.records import TextEncoderRecord, VaeRecord
 from hidiff_runtime.safetensors import SafetensorsFile
+from hidiff_runtime.sampler import SamplerTable
 from hidiff_runtime.schedule import STATE
 from hidiff_runtime.step_graph import LATENTS, step_inputs, step_outputs
 
@@ -101,7 +103,7 @@ def states(context: StageContext) -> int:
     """How many states the recipe's samplers need at most, and 1 at least, by the tables that are there already."""
     needed = [1]
     for sampler in context.recipe.sampler:
-        with SafetensorsFile.open(context.folder / FOLDER / f"{sampler.value}.safetensors") as table:
+        with SafetensorsFile.open(table_path(context, sampler.value)) as table:
             needed.append(table.info("rows").shape[-1] - STATE)
     return max(needed)
 
@@ -115,6 +117,44 @@ def graph_records(context: StageContext) -> tuple[GraphRecord, ...]:
         step_record(context),
         *text_encoder_records(context),
         *(() if vae is None else (vae.decoder, vae.encoder)),
+    )
+
+
+def bare_manifest(context: StageContext, tables: Mapping[str, SamplerTable], force_zeros: bool) -> Manifest:
+    """All that a manifest says of recipe, configurations and tables: without engines, files and what was recorded.
+
+    Args:
+        context: of the build, or of a finished bundle.
+        tables: the recipe's, by name.
+        force_zeros: the manifest's ``force_zeros_for_empty_prompt``, which the checkpoint says.
+    """
+    recipe = context.recipe
+    # A scheduler need not run with every step count that was asked for.
+    steps = set.intersection(*({*table.steps.tolist()} for table in tables.values()))
+    return Manifest(
+        tools={},
+        recipe={},
+        family=recipe.family.value,
+        task=recipe.task.value,
+        width=recipe.width,
+        height=recipe.height,
+        batch=recipe.batch,
+        guidance=recipe.guidance,
+        guidance_rescale=recipe.guidance_rescale or 0.0,
+        force_zeros_for_empty_prompt=force_zeros,
+        precision=recipe.precision.value,
+        rule=context.rule,
+        latent=recipe.latent_shape,
+        windowed_blocks=recipe.unet_layout.windowed_blocks,
+        phases=tuple(phase_record(context, phase) for phase in context.phases),
+        samplers={sampler.value: f"{FOLDER}/{sampler.value}.safetensors" for sampler in recipe.sampler},
+        default_sampler=recipe.sampler[0].value,
+        steps=tuple(sorted(steps)),
+        weights={},
+        files={},
+        controlnet=controlnet_record(context),
+        text_encoders=text_encoder_records(context),
+        vae=vae_record(context),
     )
 
 

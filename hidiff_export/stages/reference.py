@@ -10,17 +10,21 @@ from hidiff_export.parity.magnitudes import FILE, Magnitudes
 from hidiff_export.parity.reference import record_reference
 from hidiff_export.parity.source import networks_of_store
 from hidiff_export.stages import Report, StageContext
-from hidiff_export.stages.weights import SCHEDULER_CONFIG
+from hidiff_export.stages.records import bare_manifest
+from hidiff_export.stages.samplers import sampler_tables
+from hidiff_export.stages.weights import SCHEDULER_CONFIG, model_index
+from hidiff_runtime.proof.facts import facts_of
 
 FOLDER = "reference"
 
 
 class Reference:
-    """The reference samples, in ``reference/``: float32 PyTorch on the weights as they are stored."""
+    """The reference samples, in ``reference/``: float32 PyTorch on the weights as they are stored, and diffusers'
+    schedulers."""
 
     name = "reference"
     title = "PyTorch reference"
-    needs = ("weights",)
+    needs = ("weights", "samplers")
 
     def inputs(self, context: StageContext) -> Any:
         """What decides which evaluations are recorded: everything in the recipe."""
@@ -31,7 +35,9 @@ class Reference:
         config = json.loads((context.folder / SCHEDULER_CONFIG).read_text(encoding="utf-8"))
         networks = networks_of_store(context.folder, context.recipe)
         folder = context.folder / FOLDER
-        written = record_reference(networks, context.recipe, config, folder, report)
+        tables = sampler_tables(context)
+        facts = facts_of(bare_manifest(context, tables, model_index(context.recipe).force_zeros_for_empty_prompt))
+        written = record_reference(networks, context.recipe, config, folder, report, tables=tables, facts=facts)
         if folder / FILE in written:
             for notice in Magnitudes.read(folder / FILE).notices:
                 context.notice(notice)

@@ -10,6 +10,7 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.sampler.probe import probe
 from hidiff_export.stages import Report, StageContext
 from hidiff_export.stages.weights import SCHEDULER_CONFIG
+from hidiff_runtime.sampler import SamplerTable
 
 FOLDER = "samplers"
 
@@ -33,12 +34,22 @@ class Samplers:
         written = []
         for index, sampler in enumerate(context.recipe.sampler):
             report(index, len(context.recipe.sampler), sampler.value)
-            path = folder / f"{sampler.value}.safetensors"
+            path = table_path(context, sampler.value)
             recipe = context.recipe
             table = probe(sampler.value, config, recipe.steps, timesteps=recipe.timesteps, tcd_eta=recipe.tcd_eta)
             table.write(path)
             written.append(path)
         return tuple(written)
+
+
+def table_path(context: StageContext, sampler: str) -> Path:
+    """The table of a sampler."""
+    return context.folder / FOLDER / f"{sampler}.safetensors"
+
+
+def sampler_tables(context: StageContext) -> dict[str, SamplerTable]:
+    """The recipe's tables by name, as they were written."""
+    return {name.value: SamplerTable.read(table_path(context, name.value)) for name in context.recipe.sampler}
 
 
 def tabulated(recipe: Recipe) -> dict[str, Any]:

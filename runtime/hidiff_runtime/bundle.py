@@ -23,6 +23,7 @@ from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.records import GraphRecord, TextEncoderRecord
 from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.table_ties import check_table, check_tables
 from hidiff_runtime.text.tokenizer import Tokenizer
 
 LOOPS = ("auto", "host", "device")
@@ -131,15 +132,14 @@ class Bundle:
             InputError: the bundle has no such sampler.
         """
         chosen = self.manifest.default_sampler if name is None else name
-        path = self.manifest.samplers.get(chosen) if isinstance(chosen, str) else None
-        if path is None:
+        if not isinstance(chosen, str) or chosen not in self.manifest.samplers:
             raise InputError(
                 "This bundle has no such sampler.",
                 given=chosen,
                 advice=f"Use one of {', '.join(sorted(self.manifest.samplers))}, or build the bundle with it.",
             )
         if chosen not in self._samplers:
-            self._samplers[chosen] = SamplerTable.read(self.file(path))
+            self._samplers[chosen] = self._table(chosen)
         return self._samplers[chosen]
 
     def tokenizer(self, record: TextEncoderRecord) -> Tokenizer:
@@ -167,6 +167,14 @@ class Bundle:
         engines = [record.engines[self.backend] for record in graphs if self.backend in record.engines]
         tokenizers = [record.tokenizer for record in self.manifest.text_encoders]
         return self._files.lost((*engines, *self.manifest.weights.values(), *tokenizers))
+
+    def check_samplers(self) -> None:
+        """Reads each sampler's table and compares it with the manifest.
+
+        Raises:
+            BundleError: one is broken, or not the one that the manifest names.
+        """
+        check_tables(self.manifest, self._table)
 
     def file(self, name: str) -> Path:
         """A file of the bundle by its path in the manifest, as that says it is; see `CheckedFiles`.
@@ -295,6 +303,11 @@ class Bundle:
         opening = self._opening
         return EnginePool(self._open_engine, opening.resident, prefetch=opening.prefetch, same_file=self._same_file)
 
+    def _table(self, name: str) -> SamplerTable:
+        table = SamplerTable.read(self.file(self.manifest.samplers[name]))
+        check_table(self.manifest, name, table)
+        return table
+
     def _has_step_engine(self) -> bool:
         return self.manifest.step is not None and self.backend in self.manifest.step.engines
 
@@ -386,6 +399,7 @@ def open(
     verify_files(place, files, verify)
     opening = Opening(resident, prefetch, loop, known, options)
     bundle = Bundle(place, manifest, choose(manifest, backend), opening)
+    bundle.check_samplers()
     if preload:
         with ExitStack() as closing:  # where one engine does not open, those before it are closed
             closing.push(bundle)

@@ -118,10 +118,14 @@ class Denoiser:
         control = self._control(plan, control, control_image, conditioning_scale)
         generator = seed if isinstance(seed, TorchGenerator) else TorchGenerator(seed)
         shape = (manifest.batch, *manifest.latent)
-        noise = generator.randn(shape) if latents is None else check_array("latents", latents, shape)
-        state = schedule.start(noise) if source is None else source.start(schedule, noise)
-        blend = None if source is None else source.blend(schedule, noise)
+        if latents is not None:
+            check_array("latents", latents, shape)
         with self._bundle.lock:
+            # First of all, since an open engine has compared its sizes with those that noise is drawn at.
+            self._bundle.engine(plan.phase_at(0))
+            noise = generator.randn(shape) if latents is None else latents
+            state = schedule.start(noise) if source is None else source.start(schedule, noise)
+            blend = None if source is None else source.blend(schedule, noise)
             run = Run(self._bundle, plan, conditioning, scale, rescale, generator, control, callback)
             tensors, step = self._bundle.tensors(), manifest.step
             older = step is not None and rescale > 0 and step.input(GUIDANCE_RESCALE) is None

@@ -22,10 +22,14 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.safetensors import SafetensorsFile, write
-from hidiff_runtime.schedule import NOISE, STATE, Evaluation, FloatArray, Schedule
+from hidiff_runtime.sampler_rows import Integers, Rows, broken
+from hidiff_runtime.schedule import NOISE, Evaluation, FloatArray, Schedule
 
 FORMAT = 2
 """Version of the file's layout."""
+
+MOST_BYTES = 1 << 28
+"""Of a table's arrays; PNDM's for every number of steps from 1 to 1000 are half of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +49,12 @@ class EtaTerms:
     share: FloatArray
     noise: FloatArray
 
-    def apply(self, rows: FloatArray, span: slice, eta: float) -> FloatArray:
-        """``rows`` of the evaluations ``span`` at ``eta``, as a copy."""
+    def apply(self, rows: FloatArray, evaluations: slice | Integers, eta: float) -> FloatArray:
+        """``rows`` of ``evaluations`` at ``eta``, as a copy."""
         changed: FloatArray = rows.copy()
-        kept = np.sqrt(np.maximum(0, 1 - eta**2 * self.share[span]))
-        changed[:, 0, :NOISE] -= (1 - kept)[:, None] * self.direction[span]
-        changed[:, 0, NOISE] = eta * self.noise[span]
+        kept = np.sqrt(np.maximum(0, 1 - eta**2 * self.share[evaluations]))
+        changed[:, 0, :NOISE] -= (1 - kept)[:, None] * self.direction[evaluations]
+        changed[:, 0, NOISE] = eta * self.noise[evaluations]
         return changed
 
 
@@ -68,9 +72,7 @@ class SamplerTable:
         input_scale: float64 ``[E]``.
         draws_noise: bool ``[E]``, at eta 0.
         noising: weights of a picture's latents and of noise, as `Evaluation.noising`: float64 ``[E, 2]``.
-        rows: float64 ``[E, 1 + K, 3 + K]``.
-        early: the rows of each evaluation in a run that began in the middle, ``d`` evaluations before it, for the first
-            D numbers d; from then on they are ``rows``: float64 ``[D, E, 1 + K, 3 + K]``.
+        rows: the coefficients of each evaluation.
         eta: set when the sampler takes an eta.
         origin: where the table comes from: scheduler class, its configuration, the library's version, and under
             ``left_out`` which numbers of steps the scheduler refused and why (JSON); under ``eta`` the one that its
@@ -89,13 +91,12 @@ class SamplerTable:
     input_scale: FloatArray
     draws_noise: NDArray[np.bool_]
     noising: FloatArray
-    rows: FloatArray
-    early: FloatArray
+    rows: Rows
     eta: EtaTerms | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        runs, total, slots = len(self.steps), len(self.timesteps), self.rows.shape[-1] - STATE
+        runs, total = len(self.steps), len(self.timesteps)
         expected = {
             "steps": (np.int64, (runs,)),
             "first": (np.int64, (runs + 1,)),
@@ -104,8 +105,6 @@ class SamplerTable:
             "input_scale": (np.float64, (total,)),
             "draws_noise": (np.bool_, (total,)),
             "noising": (np.float64, (total, 2)),
-            "rows": (np.float64, (total, 1 + slots, STATE + slots)),
-            "early": (np.float64, (len(self.early), total, 1 + slots, STATE + slots)),
         }
         if self.eta is not None:
             shapes = {"direction": (total, 2), "share": (total,), "noise": (total,)}
@@ -113,15 +112,21 @@ class SamplerTable:
         for name, array in self._arrays().items():
             dtype, shape = expected[name]
             if array.dtype != dtype or array.shape != shape:
-                raise _broken(f"{name} is {array.dtype} {array.shape}")
+                raise broken(f"{name} is {array.dtype} {array.shape}")
             if not np.isfinite(array).all():
-                raise _broken(f"{name} is not finite")
-        if self.rows[~self.draws_noise, :, NOISE].any() or self.early[:, ~self.draws_noise, :, NOISE].any():
-            raise _broken("noise has a coefficient where none is drawn")
-        if self.order < 1 or not runs or not (np.diff(self.steps) > 0).all() or self.steps[0] < 1:
-            raise _broken(f"order {self.order}, steps {self.steps.tolist()}")
+                raise broken(f"{name} is not finite")
+        if self.rows.places.shape[1] != total:
+            raise broken(f"rows of {self.rows.places.shape[1]} evaluations for {total} timesteps")
+        if self.rows.takes_noise(~self.draws_noise):
+            raise broken("noise has a coefficient where none is drawn")
+        if not 1 <= self.order <= total or not runs or not (np.diff(self.steps) > 0).all() or self.steps[0] < 1:
+            raise broken(f"order {self.order}, steps {self.steps.tolist()}")
         if self.first[0] != 0 or self.first[-1] != total or not (np.diff(self.first) > 0).all():
-            raise _broken(f"first {self.first.tolist()} for {total} evaluations")
+            raise broken(f"first {self.first.tolist()} for {total} evaluations")
+        if self.steps[-1] > total or ((self.steps - 1) * self.order >= np.diff(self.first)).any():
+            raise broken(
+                f"steps {self.steps.tolist()} of order {self.order} in {np.diff(self.first).tolist()} evaluations"
+            )
 
     def schedule(self, steps: int, *, strength: float | None = None, eta: float = 0.0) -> Schedule:
         """A run of ``steps`` steps as diffusers' pipelines count them.
@@ -138,16 +143,33 @@ class SamplerTable:
         run = self._run_of(steps)
         skipped = 0 if strength is None else steps - _steps_at(steps, strength)
         span = slice(int(self.first[run]) + skipped * self.order, int(self.first[run + 1]))
-        rows, draws_noise = self._rows_from(span) if skipped else self.rows[span], self.draws_noise[span].tolist()
-        if eta != 0 and not self._has_settled(eta):
-            rows, draws_noise = self._eta_terms(eta).apply(rows, span, eta), [True] * len(draws_noise)
-        columns = (self.timesteps[span].tolist(), self.input_scale[span].tolist(), draws_noise, self.noising[span])
+        evaluations_at = np.arange(span.start, span.stop)
+        behind = evaluations_at - span.start if skipped else np.full(len(evaluations_at), self.rows.depth)
+        rows, draws = self.rows_at(evaluations_at, behind, eta)
+        columns = (self.timesteps[span].tolist(), self.input_scale[span].tolist(), draws.tolist(), self.noising[span])
         evaluations = tuple(
             Evaluation(timestep, number // self.order, scale, draws, tuple(noising.tolist()), row)
             for number, (timestep, scale, draws, noising, row) in enumerate(zip(*columns, rows, strict=True))
         )
         logical = -(-len(evaluations) // self.order)
         return Schedule(self.sampler, int(steps), logical, float(self.init_noise_sigma[run]), evaluations)
+
+    def rows_at(
+        self, evaluations: Integers, behind: Integers, eta: float = 0.0
+    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """The rows of single evaluations, float64 ``[n, 1 + K, 3 + K]``, and whether each draws noise, ``[n]``.
+
+        Args:
+            evaluations: which, as for `Rows.at`, and so is ``behind``.
+            eta: DDIM's, as for `schedule`.
+
+        Raises:
+            InputError: an eta that the sampler does not take.
+        """
+        rows = self.rows.at(evaluations, behind)
+        if eta != 0 and not self._has_settled(eta):
+            return self._eta_terms(eta).apply(rows, evaluations, eta), np.ones(len(evaluations), np.bool_)
+        return rows, self.draws_noise[evaluations]
 
     def write(self, path: str | os.PathLike[str]) -> str:
         """Writes the table as safetensors and returns the file's SHA-256.
@@ -156,7 +178,8 @@ class SamplerTable:
             StorageError: the disk refuses.
         """
         metadata = {"format": str(FORMAT), "sampler": self.sampler, "order": str(self.order)}
-        return write(path, _pack(self._arrays()), {**self.origin, **metadata})
+        arrays = {**self._arrays(), "rows": self.rows.distinct, "places": self.rows.places}
+        return write(path, arrays, {**self.origin, **metadata})
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> SamplerTable:
@@ -167,6 +190,9 @@ class SamplerTable:
         """
         with SafetensorsFile.open(path) as file:
             metadata = dict(file.metadata)
+            size = sum(file.info(name).nbytes for name in file)
+            if size > MOST_BYTES:
+                raise broken(f"{path}: {size} bytes, expected at most {MOST_BYTES}")
             arrays = {name: np.array(array) for name, array in file.arrays().items()}
         version = metadata.pop("format", "")
         if version != str(FORMAT):
@@ -175,27 +201,21 @@ class SamplerTable:
                 given=f"{path}: format {version or 'missing'}, expected {FORMAT}",
                 advice="Update hidiff-runtime, or build the bundle again.",
             )
+        _check_origin(metadata, path)
         eta = {name: arrays.pop(f"eta_{name}") for name in ("direction", "share", "noise") if f"eta_{name}" in arrays}
         try:
-            arrays = _unpack(arrays)
+            rows = Rows(arrays.pop("rows"), arrays.pop("places"))
             sampler, order = metadata.pop("sampler"), int(metadata.pop("order"))
-            return cls(sampler, order, **arrays, eta=EtaTerms(**eta) if eta else None, origin=metadata)
+            return cls(sampler, order, **arrays, rows=rows, eta=EtaTerms(**eta) if eta else None, origin=metadata)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise _broken(f"{path}: {error}") from error
+            raise broken(f"{path}: {error}") from error
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        names = ("steps", "first", "init_noise_sigma", "timesteps", "input_scale", "draws_noise", "noising", "rows")
-        arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in (*names, "early")}
+        names = ("steps", "first", "init_noise_sigma", "timesteps", "input_scale", "draws_noise", "noising")
+        arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in names}
         if self.eta is not None:
             arrays |= {f"eta_{name}": getattr(self.eta, name) for name in ("direction", "share", "noise")}
         return arrays
-
-    def _rows_from(self, span: slice) -> FloatArray:
-        """The rows of a run that begins in the middle, with the first evaluation of ``span``, as a copy."""
-        rows: FloatArray = self.rows[span].copy()
-        for number, early in enumerate(self.early[: len(rows), span]):
-            rows[number] = early[number]
-        return rows
 
     def _run_of(self, steps: int) -> int:
         whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
@@ -236,21 +256,20 @@ class SamplerTable:
         return self.eta
 
 
-def _pack(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """With each distinct row once: most of those that update the state are alike."""
-    every = np.concatenate([arrays["rows"][None], arrays["early"]])
-    distinct, places = np.unique(every.reshape(-1, every.shape[-1]), axis=0, return_inverse=True)
-    packed = {name: array for name, array in arrays.items() if name != "early"}
-    return {**packed, "rows": distinct, "places": places.reshape(every.shape[:-1]).astype(np.int32)}
+def _check_origin(origin: Mapping[str, str], path: str | os.PathLike[str]) -> None:
+    """Raises BundleError unless what a table says of where it comes from is what `SamplerTable.origin` holds."""
+    for key in ("config", "left_out"):
+        if key in origin and not isinstance(_parsed(origin[key]), dict):
+            raise broken(f"{path}: {key} is no JSON object: {origin[key][:80]!r}")
+    if "eta" in origin and type(_parsed(origin["eta"])) not in (int, float):
+        raise broken(f"{path}: eta is no number: {origin['eta'][:80]!r}")
 
 
-def _unpack(packed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    distinct, places = packed["rows"], packed["places"]
-    if places.min() < 0:
-        raise ValueError(f"place {places.min()}")
-    every = distinct[places]
-    arrays = {name: array for name, array in packed.items() if name != "places"}
-    return {**arrays, "rows": every[0], "early": every[1:]}
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _steps_at(steps: int, strength: float) -> int:
@@ -278,7 +297,3 @@ def _ranges(numbers: list[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts)
-
-
-def _broken(problem: str) -> BundleError:
-    return BundleError("A sampler table is broken.", given=problem, advice="Build the bundle again.")

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hidiff_runtime import safetensors
+from hidiff_runtime import safetensors, sampler
 from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.sampler import EtaTerms, SamplerTable
+from hidiff_runtime.sampler_rows import Rows
 
 STEPS = (2, 3, 5)
 FIRST = (0, 2, 5, 10)
@@ -41,7 +42,9 @@ def table(**changes: Any) -> SamplerTable:
         "rows": rows,
         "early": rows[None] * [[[0.5], [1.0]]],
     }
-    return SamplerTable(**{**fields, **changes})
+    fields |= changes
+    fields["rows"] = Rows.of(fields["rows"], fields.pop("early"))
+    return SamplerTable(**fields)
 
 
 def with_eta() -> SamplerTable:
@@ -108,8 +111,8 @@ def test_an_output_buffer_used_again_does_not_reach_the_state() -> None:
 
 @pytest.mark.parametrize(("order", "logical", "expected"), [(1, 5, [0, 1, 2, 3, 4]), (2, 3, [0, 0, 1, 1, 2])])
 def test_logical_steps(order: int, logical: int, expected: list[int]) -> None:
-    schedule = table(order=order).schedule(5)
-    assert (len(schedule), schedule.steps, schedule.num_inference_steps) == (5, logical, 5)
+    schedule = table(order=order, steps=np.array([1, 2, logical])).schedule(logical)
+    assert (len(schedule), schedule.steps, schedule.num_inference_steps) == (5, logical, logical)
     assert [evaluation.step for evaluation in schedule.evaluations] == expected
     assert schedule.init_noise_sigma == 5
 
@@ -141,7 +144,7 @@ def test_a_strength_leaves_the_last_steps(strength: float, skipped: int) -> None
 
 
 def test_a_start_skips_all_evaluations_of_a_step() -> None:
-    schedule = table(order=2).schedule(5, strength=0.9)
+    schedule = table(order=2, steps=np.array([1, 2, 3])).schedule(3, strength=0.7)
     assert [evaluation.step for evaluation in schedule.evaluations] == [0, 0, 1]
     assert schedule.steps == 2
 
@@ -168,7 +171,9 @@ def test_a_strength_that_leaves_no_step(strength: float) -> None:
 
 @pytest.mark.parametrize("steps", [*range(1, 60), 100, 333, 999, 1000])
 def test_the_least_strength_that_is_advised_works(steps: int) -> None:
-    fields = {"steps": np.array([steps]), "first": np.array([0, 10]), "init_noise_sigma": np.ones(1)}
+    fields = {"steps": np.array([steps]), "first": np.array([0, steps]), "init_noise_sigma": np.ones(1)}
+    fields |= {"timesteps": np.zeros(steps, np.float32), "input_scale": np.ones(steps), "noising": np.ones((steps, 2))}
+    fields |= {"draws_noise": np.zeros(steps, np.bool_), "rows": np.zeros((steps, 1, 3)), "early": None}
     with pytest.raises(InputError) as caught:
         table(**fields).schedule(steps, strength=0)
     least = float(re.findall(r"[0-9.]+", caught.value.advice)[0])
@@ -286,8 +291,10 @@ def test_written_and_read(made: Callable[[], SamplerTable], tmp_path: Path) -> N
 
 BROKEN: dict[str, dict[str, Any]] = {
     "rows are not finite": {"rows": np.full((10, 2, 4), np.nan)},
-    "rows of the wrong shape": {"rows": np.zeros((10, 2, 5))},
-    "rows of the wrong dtype": {"rows": np.zeros((10, 2, 4), dtype=np.float32)},
+    "rows of the wrong shape": {"rows": np.zeros((10, 2, 5)), "early": None},
+    "rows of the wrong dtype": {"rows": np.zeros((10, 2, 4), dtype=np.float32), "early": None},
+    "rows of other evaluations": {"rows": np.zeros((9, 2, 4)), "early": None},
+    "more states than a scheduler keeps": {"rows": np.zeros((10, 34, 36)), "early": None},
     "too few timesteps": {"timesteps": np.zeros(9, dtype=np.float32)},
     "first does not end at the last": {"first": np.array([0, 2, 5, 9])},
     "first does not rise": {"first": np.array([0, 5, 5, 10])},
@@ -295,8 +302,10 @@ BROKEN: dict[str, dict[str, Any]] = {
     "steps do not rise": {"steps": np.array([2, 5, 3])},
     "steps of zero": {"steps": np.array([0, 3, 5])},
     "order": {"order": 0},
+    "order beyond the evaluations": {"order": 10**30},
+    "fewer evaluations than steps": {"steps": np.array([2, 4, 5])},
+    "steps beyond the evaluations": {"steps": np.array([2, 3, 2**62])},
     "weights of one": {"noising": np.zeros((10, 1))},
-    "early rows of other evaluations": {"early": np.zeros((1, 9, 2, 4))},
     "early noise that is not drawn": {"early": np.ones((1, 10, 2, 4))},
     "noise that is not drawn": {"draws_noise": np.zeros(10, dtype=bool)},
     "eta terms": {"eta": EtaTerms(np.zeros((9, 2)), np.zeros(10), np.zeros(10))},
@@ -336,11 +345,28 @@ def damaged(path: Path, metadata: dict[str, str] | None = None, **arrays: np.nda
         ({}, {"surplus": np.zeros(1)}, "broken"),
         ({}, {"eta_share": np.zeros(10)}, "broken"),
         ({}, {"steps": np.int64(3)}, "broken"),
+        ({"left_out": "{"}, {}, "left_out is no JSON object"),
+        ({"left_out": "[" * 100_000}, {}, "left_out is no JSON object"),
+        ({"config": "[1]"}, {}, "config is no JSON object"),
+        ({"eta": "some"}, {}, "eta is no number"),
     ],
 )
 def test_a_damaged_file(tmp_path: Path, metadata: dict[str, str], arrays: Any, message: str) -> None:
     with pytest.raises(BundleError, match=message):
         SamplerTable.read(damaged(tmp_path / "table.safetensors", metadata, **arrays))
+
+
+def test_a_small_file_takes_no_more_memory_than_it_has_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows at many places stay a few rows; a file beyond what any sampler needs is refused by its header."""
+    path = tmp_path / "table.safetensors"
+    many = damaged(path, None, places=np.repeat(table().rows.places[:1], 400, axis=0))
+    read = SamplerTable.read(many)
+    assert read.rows.places.nbytes + read.rows.distinct.nbytes < many.stat().st_size
+    assert len(read.schedule(5, strength=0.8)) == 4
+    monkeypatch.setattr(sampler, "MOST_BYTES", 1000)
+    with pytest.raises(BundleError) as caught:
+        SamplerTable.read(many)
+    assert re.search(r"\d+ bytes, expected at most 1000", str(caught.value))
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from hidiff_runtime.cli import main
 from hidiff_runtime.fields import DEEPEST_JSON, LARGEST_JSON, parse_object
 from hidiff_runtime.manifest import MANIFEST, Manifest
 from hidiff_runtime.pipeline import Pipeline
+from hidiff_runtime.proof.sample_kinds import LONGEST_PROMPT as LONGEST
 from hidiff_runtime.proof.samples import INDEX, TENSORS
-from hidiff_runtime.proof.samples import LONGEST_PROMPT as LONGEST
 
 KIND = toy.Toy(sdxl=True)
 

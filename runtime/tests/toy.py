@@ -24,6 +24,7 @@ from hidiff_runtime.proof.samples import Drawn
 from hidiff_runtime.proof.verdict import Bound
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.sampler_rows import Rows
 from hidiff_runtime.step_graph import step_inputs, step_outputs
 
 Arrays = Mapping[str, np.ndarray]
@@ -215,8 +216,7 @@ def table(name: str, *, order: int = 1, noise: float = 0.0) -> SamplerTable:
         input_scale=np.full(total, 0.8),
         draws_noise=np.full(total, noise != 0),
         noising=np.concatenate([np.stack([np.linspace(0.1, 1, n), np.linspace(1, 0.1, n)], 1) for n in evaluations]),
-        rows=rows,
-        early=np.concatenate([rows[None], rows[None]]) * [[1.0, 1.0, 1.0, 2.0]],
+        rows=Rows.of(rows, np.concatenate([rows[None], rows[None]]) * [[1.0, 1.0, 1.0, 2.0]]),
     )
 
 

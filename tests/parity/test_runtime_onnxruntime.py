@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ import toy
 from hidiff_runtime import BundleError, EngineError, InputError, check
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.backends.onnxruntime import Options, _session_options
-from hidiff_runtime.manifest import MANIFEST, Manifest
+from hidiff_runtime.manifest import MANIFEST, Manifest, TensorSpec
+from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.safetensors import SafetensorsFile
 from tests.parity.toy_onnx import make
 
@@ -133,7 +134,7 @@ def test_weights_in_a_file_that_no_hash_vouches_for_are_refused(folder: Path, lo
     assert WEIGHTS in content
     engine.write_bytes(content.replace(WEIGHTS, location))
     shutil.copy(folder / "unet/weights.safetensors", folder / "unet/nothing.safetensors")
-    toy.seal(folder, dataclasses.replace(Manifest.read(folder), files={}))
+    toy.seal(folder, replace(Manifest.read(folder), files={}))
     unlist(folder, "unet/nothing.safetensors")
     with open_bundle(folder) as bundle, pytest.raises((BundleError, EngineError), match=message) as caught:
         bundle.engine(bundle.manifest.phases[0].phase)
@@ -144,7 +145,7 @@ def unlist(folder: Path, name: str) -> None:
     """Leaves a file in the folder and takes it out of the manifest."""
     manifest = Manifest.read(folder)
     files = {path: record for path, record in manifest.files.items() if path != name}
-    content = dataclasses.replace(manifest, files=files).to_json()
+    content = replace(manifest, files=files).to_json()
     (folder / MANIFEST).write_text(json.dumps(content))
 
 
@@ -153,13 +154,33 @@ def test_an_engine_that_takes_something_else_than_the_manifest_says_is_refused(f
     phases = []
     for phase in manifest.phases:
         wider = [
-            dataclasses.replace(spec, shape=(*spec.shape[:2], spec.shape[2] + 1))
-            if spec.name == "prompt_embeds"
-            else spec
+            replace(spec, shape=(*spec.shape[:2], spec.shape[2] + 1)) if spec.name == "prompt_embeds" else spec
             for spec in phase.inputs
         ]
-        phases.append(dataclasses.replace(phase, inputs=tuple(wider)))
-    toy.seal(folder, dataclasses.replace(manifest, phases=tuple(phases), reference=None))
+        phases.append(replace(phase, inputs=tuple(wider)))
+    toy.seal(folder, replace(manifest, phases=tuple(phases), reference=None))
     with open_bundle(folder) as bundle, pytest.raises(BundleError, match="An engine has other inputs than") as caught:
         bundle.engine(manifest.phases[0].phase)
     assert caught.value.exit_code == 4
+
+
+def test_an_engine_of_other_sizes_is_refused_before_noise_is_drawn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest that agrees with itself on sizes that its engines do not have."""
+
+    def larger(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, shape=(*spec.shape[:2], 12, 16)) if spec.name in ("latents", "noise_pred") else spec
+
+    manifest = Manifest.read(folder)
+    phases = tuple(
+        replace(record, inputs=tuple(map(larger, record.inputs)), outputs=tuple(map(larger, record.outputs)))
+        for record in manifest.phases
+    )
+    toy.seal(folder, replace(manifest, latent=(4, 12, 16), width=128, height=96, phases=phases, step=None))
+    monkeypatch.setattr(TorchGenerator, "randn", lambda *_: pytest.fail("noise was drawn"))
+    with open_bundle(folder) as bundle:
+        embeds = {name: np.zeros((1, toy.TOKENS, toy.DIM), np.float32) for name in ("", "negative_")}
+        named = {f"{sign}prompt_embeds": value for sign, value in embeds.items()}
+        with pytest.raises(BundleError, match=r"other inputs than the manifest says: latents float32\[2, 4, 12, 16\]"):
+            bundle.denoiser().denoise(**named, steps=8, seed=0, guidance_scale=4.0)

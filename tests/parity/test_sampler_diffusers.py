@@ -19,6 +19,7 @@ from hidiff_export.sampler.probe import probe
 from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.sampler_rows import Rows
 from hidiff_runtime.schedule import OUTPUT, SAMPLE, STATE
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers' DEIS, on numpy 2
@@ -176,9 +177,10 @@ def test_noise_is_drawn_where_the_scheduler_draws_it() -> None:
 
 
 def changed(table: SamplerTable, change: Any) -> SamplerTable:
-    rows = table.rows.copy()
+    every = np.arange(len(table.timesteps))
+    rows = table.rows.at(every, np.full(len(every), table.rows.depth))
     change(rows, int(table.first[table.steps.tolist().index(10)]))
-    return dataclasses.replace(table, rows=rows)
+    return dataclasses.replace(table, rows=Rows.of(rows))
 
 
 def nudge(rows: np.ndarray, first: int) -> None:

@@ -24,6 +24,7 @@ from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_export.sampler.starts import drop_unread
 from hidiff_runtime.rng import TorchGenerator
 from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.sampler_rows import Rows
 from tests.parity.test_sampler_diffusers import ITS_OWN_ROUNDING, SHAPE, difference, model
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers' DEIS, on numpy 2
@@ -144,7 +145,7 @@ def test_ddim_takes_any_eta_from_a_picture(eta: float) -> None:
 def test_no_evaluation_differs_beyond_the_early_ones(sampler: str) -> None:
     """Every start of a run followed to its end, beside the rows that the table gives for it."""
     table, scheduler = tabulate(sampler, "sd15"), build_scheduler(sampler, CONFIGS["sd15"])
-    assert len(table.early) == REMEMBERING.get(sampler, 0)
+    assert table.rows.depth == REMEMBERING.get(sampler, 0)
     order = scheduler.order
     starts = range(order, 20 * order, order)
     for left, run in zip(range(19, 0, -1), respond_from(copy.deepcopy(scheduler), 20, starts, 100), strict=True):
@@ -159,7 +160,7 @@ def test_no_evaluation_differs_beyond_the_early_ones(sampler: str) -> None:
 @pytest.mark.parametrize("sampler", REMEMBERING)
 def test_the_early_rows_are_needed(sampler: str) -> None:
     table, scheduler = tabulate(sampler, "sd15"), build_scheduler(sampler, CONFIGS["sd15"])
-    careless = dataclasses.replace(table, early=table.early[:0])
+    careless = dataclasses.replace(table, rows=Rows(table.rows.distinct, table.rows.places[:1]))
     expected = run_diffusers(scheduler, 20, 0.5, 1)
     assert difference(run_table(table, 20, 0.5, 1), expected) < BOUND
     assert difference(run_table(careless, 20, 0.5, 1), expected) > 100 * BOUND

@@ -1,4 +1,4 @@
-"""`hidiff-run check`: the bundle's reference samples, replayed here."""
+"""`hidiff-run check`: the bundle's reference samples, replayed here, and its sampler tables, compared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from hidiff_runtime.cli.opening import add_opening, open_bundle
 from hidiff_runtime.cli.output import progress, write
 
-SUMMARY = "replay the bundle's reference samples on this machine's engines"
+SUMMARY = "replay the bundle's reference samples on this machine's engines, and compare its sampler tables"
 EXAMPLE = "check bundle --json > check.json"
 
 

@@ -29,7 +29,9 @@ TEXT = "text encoder against PyTorch"
 VAE = "VAE against PyTorch"
 PICTURE = "picture against PyTorch"
 
-EXACT = Bound(200, "Tokens are numbers of words, not measurements: every one has to be the same.")
+EXACT = Bound(
+    200, "Tokens are numbers of words, settings are values: no measurements, so that each has to be the same."
+)
 
 
 def tokens_left_out(samples: ReferenceSamples) -> str:
@@ -47,7 +49,8 @@ def comparisons(samples: ReferenceSamples, *, runs: bool) -> int:
     """
     prompts = 0 if tokens_left_out(samples) else sum(sample.prompt is not None for sample in samples.networks)
     replayed = [len(run.trajectory) + 1 for run in samples.runs] + [1] * len(samples.pictures) if runs else []
-    return len(samples.calls) + len(samples.networks) + prompts + sum(replayed)
+    alone = len(samples.calls) + len(samples.networks) + len(samples.samplers) + bool(samples.facts)
+    return alone + prompts + sum(replayed)
 
 
 def replay_networks(bundle: Bundle, samples: ReferenceSamples) -> Iterator[Verdict]:

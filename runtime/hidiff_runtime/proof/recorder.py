@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hidiff_runtime import safetensors
 from hidiff_runtime.phases import Phase
+from hidiff_runtime.proof.sampler_samples import SamplerAnswers, SamplerSample
 from hidiff_runtime.proof.samples import (
     TENSORS,
     CallSample,
@@ -48,6 +49,8 @@ class SampleRecorder:
         self._runs: list[RunSample] = []
         self._networks: list[NetworkSample] = []
         self._pictures: list[PictureSample] = []
+        self._samplers: list[SamplerSample] = []
+        self._facts: Mapping[str, Any] = {}
         self._tensors: dict[str, Array] = {}
         self._names: dict[bytes, str] = {}
 
@@ -122,6 +125,15 @@ class SampleRecorder:
         """Adds part of the picture that the latents of the run added last become; see :class:`PictureSample`."""
         self._pictures.append(PictureSample(len(self._runs) - 1, bound, corner, self._keep(part)))
 
+    def sampler(self, name: str, answers: SamplerAnswers, *, order: int, depth: int, eta: float | None) -> None:
+        """Adds what a sampler's scheduler answered; see :class:`SamplerSample`."""
+        tensors = {key: self._keep(array) for key, array in vars(answers).items()}
+        self._samplers.append(SamplerSample(name, order, eta, depth, **tensors))
+
+    def facts(self, facts: Mapping[str, Any]) -> None:
+        """Keeps what the manifest is to say; see :class:`ReferenceSamples`."""
+        self._facts = facts
+
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Writes ``samples.json`` and ``samples.safetensors`` into ``folder``; returns the two paths."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,6 +146,8 @@ class SampleRecorder:
             self._tensors,
             tuple(self._networks),
             tuple(self._pictures),
+            tuple(self._samplers),
+            self._facts,
         )
         return write_index(folder, samples), folder / TENSORS
 

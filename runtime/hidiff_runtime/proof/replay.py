@@ -16,16 +16,22 @@ import numpy as np
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.denoiser import OUTPUT, StepInfo
-from hidiff_runtime.errors import BundleError, EngineError, ParityError
+from hidiff_runtime.errors import BundleError, EngineError, InputError, ParityError
+from hidiff_runtime.fields import REBUILD
 from hidiff_runtime.proof.agreement import check_samples
+from hidiff_runtime.proof.facts import replay_facts
 from hidiff_runtime.proof.half import half_note
-from hidiff_runtime.proof.networks import replay_networks, replay_picture, tokens_left_out
+from hidiff_runtime.proof.networks import PICTURE, replay_networks, replay_picture, tokens_left_out
+from hidiff_runtime.proof.sampler_replay import replay_samplers, samplers_left_out
 from hidiff_runtime.proof.samples import TENSORS, CallSample, Expected, PictureSample, ReferenceSamples, RunSample
 from hidiff_runtime.proof.verdict import Verdict, judge, render
 
 CALL = "engine against PyTorch"
 STEP = "latents after a step against PyTorch"
 RUN = "latents of a run against PyTorch"
+
+FEW_EVALUATIONS = 4
+"""A build records a run of at most so many evaluations, and a longer one only where that is cheap."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ def check(
             if progress is not None:
                 progress(verdict)
         note = half_note(bundle)
-    return CheckReport(bundle.backend, samples.origin, tuple(verdicts), tokens_left_out(samples), note)
+    left_out = (tokens_left_out(samples), samplers_left_out(bundle, samples))
+    return CheckReport(bundle.backend, samples.origin, tuple(verdicts), "\n".join(filter(None, left_out)), note)
 
 
 def read_samples(bundle: Bundle) -> ReferenceSamples:
@@ -134,16 +141,27 @@ def _verdicts(bundle: Bundle, samples: ReferenceSamples, runs: bool) -> Iterator
         for call in calls:
             yield _replay_call(bundle, samples, call)
     yield from replay_networks(bundle, samples)
+    yield from replay_samplers(bundle, samples)
+    facts = replay_facts(bundle.manifest, samples)
+    if facts is not None:
+        yield facts
     if runs:
+        if not samples.runs and _is_short(bundle):
+            yield Verdict(RUN, samples.run_bound, None, fault="no reference sample")
         for index, run in enumerate(samples.runs):
             yield from _replay_run(bundle, samples, run, [p for p in samples.pictures if p.run == index])
 
 
+def _is_short(bundle: Bundle) -> bool:
+    """Whether some run of the default sampler is short enough that a build records one."""
+    return bool((np.diff(bundle.sampler().first) <= FEW_EVALUATIONS).any())
+
+
 def _replay_call(bundle: Bundle, samples: ReferenceSamples, call: CallSample) -> Verdict:
+    session = bundle.engine(call.phase)  # whose sizes are then known to be the manifest's, and the samples' with them
     inputs = {name: samples.array(source) for name, source in call.inputs.items()}
     if call.window_shifts:
         inputs["window_shifts"] = np.array(call.window_shifts, dtype=np.int32)
-    session = bundle.engine(call.phase)
     where: dict[str, Any] = {"phase": call.phase.name, "step": call.step, "steps": call.steps}
     try:
         output = session.run(inputs).get(OUTPUT)
@@ -177,9 +195,15 @@ def _replay_run(
     except EngineError as error:
         yield Verdict(RUN, samples.run_bound, None, fault=error.summary)
         return
+    except InputError as error:  # what it is given is the bundle's own
+        raise BundleError(
+            "The bundle's recorded run is not one that the bundle takes.", given=error, advice=REBUILD
+        ) from error
     for info, expected in zip(after, run.trajectory, strict=False):
         yield _judge_latents(samples, expected, info.latents, STEP, info)
     yield _judge_latents(samples, run.expected, latents, RUN)
+    if bundle.manifest.vae is not None and not pictures:
+        yield Verdict(PICTURE, samples.run_bound, None, fault="no reference sample")
     for picture in pictures:
         yield replay_picture(bundle, samples, picture, latents)
 

@@ -23,6 +23,7 @@ from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.safetensors import SafetensorsFile
 from hidiff_runtime.safetensors import write as write_tensors
+from hidiff_runtime.sampler import SamplerTable
 from tests.export.parity.torch_bundle import TorchBackend, build, refresh, use, write_manifest
 
 COMMON = {"source": "random:0", "unet_width": "tiny", "width": 128, "height": 128, "steps": [3]}
@@ -77,6 +78,8 @@ def test_a_whole_bundle_holds_at_every_boundary_and_progress_is_told(bundle: Pat
     assert measured[Boundary.RUN.value] == 1
     assert measured[Boundary.RECORDED_CALL.value] == 5
     assert measured[Boundary.RECORDED_RUN.value] == 1
+    assert measured[Boundary.SAMPLER.value] == measured[Boundary.RECORDED_SAMPLER.value] == 1
+    assert measured[Boundary.MANIFEST.value] == 1
     for boundary in (Boundary.TRAJECTORY, Boundary.RANDOM):
         phases = {verdict.phase for verdict in report.verdicts if verdict.boundary == boundary.value}
         assert phases == {"strided", "windowed"}
@@ -99,7 +102,8 @@ def test_every_task_is_proven_by_its_own_pipeline(case: str, tmp_path: Path, mon
     report = verify(build(recipe, tmp_path / "bundle"))
 
     assert report.ok, report.to_markdown()
-    phases = {verdict.phase for verdict in report.verdicts if verdict.boundary != Boundary.CONTROLNET.value}
+    other = {Boundary.CONTROLNET.value, Boundary.SAMPLER.value, Boundary.RECORDED_SAMPLER.value}
+    phases = {verdict.phase for verdict in report.verdicts if verdict.boundary not in other}
     assert phases == {None, *(phase.name for phase in recipe.phase_rule().phases())}
     boundaries = {verdict.boundary for verdict in report.verdicts}
     assert (Boundary.CONTROLNET.value in boundaries) == (recipe.controlnet is not None)
@@ -220,6 +224,28 @@ def test_one_shift_of_one_recorded_sample_changed(bundle: Path) -> None:
 
     assert failing(report) == {Boundary.RECORDED_CALL.value}
     assert len(report.failures) == 1
+
+
+def test_a_sampler_table_changed_where_no_run_looks(bundle: Path) -> None:
+    path = bundle / "samplers/table.safetensors"
+    table = SamplerTable.read(path)
+    replace(table, noising=table.noising * 1.01).write(path)
+    refresh(bundle)
+
+    report = verify(bundle)
+
+    assert failing(report) == {Boundary.SAMPLER.value, Boundary.RECORDED_SAMPLER.value}
+    assert {verdict.fault for verdict in report.failures} == {"noised picture of 3 steps, evaluation 3"}
+
+
+def test_a_setting_of_the_manifest_that_is_not_the_recipes(bundle: Path) -> None:
+    manifest = Manifest.read(bundle)
+    write_manifest(bundle, replace(manifest, windowed_blocks=manifest.windowed_blocks[::-1]))
+
+    report = verify(bundle)
+
+    assert failing(report) == {Boundary.MANIFEST.value}
+    assert report.failures[0].fault.startswith("windowed_blocks: expected ['down_blocks.0")
 
 
 def test_one_weight_changed_is_found_against_the_source_alone(bundle: Path) -> None:

@@ -137,11 +137,13 @@ def build(recipe: Recipe, folder: Path, *, reference: bool = True) -> Path:
         loaded = load_controlnet(recipe.controlnet, recipe.family, recipe.unet_width)
         weights["controlnet"] = _write_weights(recipe, folder / "controlnet", loaded)
     _, scheduler = default_scheduler(recipe.family)
-    table = folder / "samplers" / "table.safetensors"
-    table.parent.mkdir()
-    probe(recipe.sampler[0].value, scheduler, recipe.steps).write(table)
+    path = folder / "samplers" / "table.safetensors"
+    path.parent.mkdir()
+    table = probe(recipe.sampler[0].value, scheduler, recipe.steps)
+    table.write(path)
     if reference:
-        record_reference(networks_of_store(folder, recipe), recipe, scheduler, folder / "reference")
+        tables = {table.sampler: table}
+        record_reference(networks_of_store(folder, recipe), recipe, scheduler, folder / "reference", tables=tables)
     phases = tuple(_phase(recipe, folder, phase) for phase in recipe.phase_rule().phases())
     manifest = Manifest(
         tools={},
