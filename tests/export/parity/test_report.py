@@ -199,7 +199,9 @@ def bundle(folder: Path) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(path, encoding="utf-8")
     rule = PhaseRule()
-    spec = TensorSpec("latents", (1, 4, 8, 8), "float32")
+    shapes = {"latents": (1, 4, 8, 8), "timestep": (1,), "prompt_embeds": (1, 77, 32)}
+    inputs = tuple(TensorSpec(name, shape, "float32") for name, shape in shapes.items())
+    noise = TensorSpec("noise_pred", (1, 4, 8, 8), "float32")
     manifest = Manifest(
         tools={},
         recipe={},
@@ -213,7 +215,7 @@ def bundle(folder: Path) -> Path:
         rule=rule,
         latent=(4, 8, 8),
         windowed_blocks=(),
-        phases=(PhaseRecord(paths[0], {"onnxruntime": paths[1]}, (spec,), (spec,), rule.phases()[0]),),
+        phases=(PhaseRecord(paths[0], {"onnxruntime": paths[1]}, inputs, (noise,), rule.phases()[0]),),
         samplers={"ddim": paths[3]},
         default_sampler="ddim",
         steps=(1, 2),
