@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 import toy
 import toy_pictures
-import uvicorn
 from PIL import Image
 from toy_reference import record
 
 from hidiff_runtime.serving.http.app import create_app
+from hidiff_runtime.serving.http.bodies import BodyLimits
 from hidiff_runtime.serving.http.command import listen
+from hidiff_runtime.serving.http.connections import ConnectionLimits
 from hidiff_runtime.serving.http.guard import Rules
 from hidiff_runtime.serving.http.host import Host
 from hidiff_runtime.serving.http.prometheus import Prometheus
+from hidiff_runtime.serving.http.server import Server as HttpServer
 from hidiff_runtime.serving.limits import Limits
 from hidiff_runtime.serving.metrics import Meter
 from hidiff_runtime.serving.service import Service
@@ -184,6 +186,8 @@ def serving(
     seconds: float = PATIENCE,
     rules: Rules | None = None,
     limits: Limits | None = None,
+    connections: ConnectionLimits | None = None,
+    bodies: BodyLimits | None = None,
     before: Callable[[], object] = lambda: None,
     ready: bool = True,
 ) -> Iterator[Server]:
@@ -205,21 +209,21 @@ def serving(
 
     host = Host(open_service, meter, waiting=waiting, failed=failed, ready=lambda _: opened.set())
     rules = rules or Rules(keys=(), hosts=None, largest=LARGEST)
-    app = create_app(host, meter, prometheus.registry, rules=rules, seconds=seconds)
-    config = uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    app = create_app(host, meter, prometheus.registry, rules=rules, seconds=seconds, bodies=bodies)
     listening = listen("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    port = listening.getsockname()[1]
+    front = HttpServer(app, listening, connections or ConnectionLimits(), grace=1)
+    thread = threading.Thread(target=front.run)
     thread.start()
 
     def stop() -> None:
-        server.should_exit = True
+        front.should_exit = True
         thread.join()
 
     try:
         if ready:
             assert opened.wait(PATIENCE)
-        yield Server(listening.getsockname()[1], gate, host, folder, stop, failures)
+        yield Server(port, gate, host, folder, stop, failures)
     finally:
         gate.open()
         stop()

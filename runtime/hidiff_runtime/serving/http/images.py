@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from hidiff_runtime.pictures.formats import FileFormat
+from hidiff_runtime.serving.http.bodies import release_body
 from hidiff_runtime.serving.http.edits import read_form
 from hidiff_runtime.serving.http.errors import ApiError, api_error, log_fault
 from hidiff_runtime.serving.http.generation import Generation, read_json
@@ -75,7 +76,10 @@ async def _answer(request: Request, body: Generation, host: Host, seconds: float
         encode=file_format.encode,
     )
     about = _about(worker.service, file_format)
-    if body.stream:
+    stream = body.stream
+    del body  # its pictures are decoded by now, and what waits should not keep them twice
+    release_body(request.scope)
+    if stream:
         return EventStream(_lines(job.events(), name, about), job.end)
     try:
         pictures = await while_connected(request, _pictures(job.events()))
