@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,12 +13,6 @@ from hidiff_runtime.serving.metrics import Meter
 
 SMALL = 2**16
 """Bytes of each body that are not counted: about what a connection buffers anyway. So a prompt is always taken."""
-
-LARGE = 2**20
-"""Bytes of a body after which memory is given back to the system."""
-
-SETTLING_SECONDS = 1.0
-"""Between the end of a large body and giving its memory back."""
 
 _BODY = "hidiff.body"
 """A request's `Body` in its ASGI scope."""
@@ -79,7 +71,6 @@ class Bodies:
         self._seconds = limits.seconds
         self._meter = meter
         self._budget = Budget(limits.together)
-        self._memory = FreedMemory()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Calls the application with a body that ends in an error where it passes a limit."""
@@ -114,8 +105,6 @@ class Bodies:
     def release(self, size: int) -> None:
         """Counts that a body of this size is gone."""
         self._budget.give(_counted(size))
-        if size > LARGE:
-            self._memory.give_back_soon()
 
     @property
     def seconds(self) -> float:
@@ -162,24 +151,6 @@ class Body:
         size, self._size = self._size, 0
         if size:
             self._bodies.release(size)
-
-
-class FreedMemory:
-    """Gives memory that was freed back to the system, where the C library is glibc: it keeps it otherwise."""
-
-    def __init__(self) -> None:
-        self._timer: asyncio.TimerHandle | None = None
-        self._trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-
-    def give_back_soon(self) -> None:
-        """Does so in a moment, once for all bodies that end until then."""
-        if self._timer is None and self._trim is not None:
-            self._timer = asyncio.get_running_loop().call_later(SETTLING_SECONDS, self._give_back)
-
-    def _give_back(self) -> None:
-        self._timer = None
-        if self._trim is not None:
-            asyncio.get_running_loop().run_in_executor(None, self._trim, 0)
 
 
 def release_body(scope: Scope) -> None:

@@ -140,6 +140,7 @@ def _positive(text: str) -> int:
 def _serve(options: argparse.Namespace) -> int:
     try:
         from hidiff_runtime.serving.http.app import create_app
+        from hidiff_runtime.serving.http.freed_memory import give_back_large
         from hidiff_runtime.serving.http.host import Host
         from hidiff_runtime.serving.http.prometheus import Prometheus
         from hidiff_runtime.serving.http.server import Server
@@ -169,6 +170,7 @@ def _serve(options: argparse.Namespace) -> int:
     host = Host(open_service, meter, waiting=options.queue, failed=failed, ready=_tell_ready)
     app = create_app(host, meter, prometheus.registry, rules=rules, seconds=options.timeout, bodies=bodies)
     server = Server(app, listening, connections, options.grace)
+    give_back_large()
     code = _run(server, listening)
     if failures:
         raise failures[0]

@@ -18,6 +18,13 @@ from hidiff_runtime.serving.http.errors import SERVER, ApiError
 
 log = logging.getLogger(__name__)
 
+LARGEST_HEAD = 2**14
+"""Bytes of a request's head that has not ended; what comes at once may be more."""
+
+PIECES, PIECE_BYTES = 10_000, 64
+"""A body of more pieces than this must have them of this size on average: each costs the event loop as much as a
+request's head, and chunks of one byte would keep it from all else."""
+
 
 @dataclass(frozen=True)
 class ConnectionLimits:
@@ -67,18 +74,22 @@ class Places:
                 "clients are closed.",
                 self._most,
             )
-            self._freed.clear()
-            self.close_longest()
-            await self._freed.wait()
+            await self.make_room()
         self._taken += 1
+
+    async def make_room(self) -> None:
+        """Closes the connection that has waited longest for its client, and waits until some connection has ended."""
+        self._freed.clear()
+        self._close_longest()
+        await self._freed.wait()
 
     def give(self) -> None:
         """Gives a place back."""
         self._taken -= 1
         self._freed.set()
 
-    def close_longest(self) -> None:
-        """Closes the connection that has waited longest for its client: for a head first, then for a body."""
+    def _close_longest(self) -> None:
+        """Looks for those that wait for a head first, then for a body."""
         for stage in (Stage.UNREAD, Stage.HEAD, Stage.BODY):
             for connection in self._waiting[stage]:
                 connection.give_up()
@@ -90,6 +101,26 @@ class Places:
             self._waiting[before].pop(connection, None)
         if after is not None:
             self._waiting[after][connection] = None
+
+
+class Parser(h11.Connection):
+    """Reads HTTP, but no body that comes in crumbs."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, LARGEST_HEAD)
+        self._pieces = self._bytes = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """The next event. Raises h11.RemoteProtocolError for what is not HTTP, or comes in crumbs."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = self._bytes = 0
+        elif isinstance(event, h11.Data):
+            self._pieces += 1
+            self._bytes += len(event.data)
+            if self._pieces > PIECES and self._bytes < self._pieces * PIECE_BYTES:
+                raise h11.RemoteProtocolError("a body of too many pieces")
+        return event
 
 
 class Connection(H11Protocol):
@@ -116,6 +147,7 @@ class Connection(H11Protocol):
         limits: ConnectionLimits,
     ) -> None:
         super().__init__(config, server_state, app_state)
+        self.conn = Parser()
         self._places = places
         self._limits = limits
         self._stage: Stage | None = None
@@ -165,6 +197,15 @@ class Connection(H11Protocol):
             self.give_up("The server is stopping: ask again.")
         else:
             super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own words
+        """Says that this is no HTTP, unless an answer has begun; closes either way."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            told = "The request is not HTTP that can be read, or its body comes in too many too small pieces."
+            self._answer(ApiError(400, told, code="invalid_http"))
+            self.transport.close()
+        else:
+            self.transport.abort()
 
     def give_up(self, reason: str = "The server has no place for this request: ask again later.") -> None:
         """Closes the connection at once, with an error where a request's body was coming."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -95,8 +96,8 @@ class Server(uvicorn.Server):
                 continue
             except OSError as error:
                 log.error("No connection can be accepted (%s): the limit on open files is too low.", error)
-                self._places.close_longest()
-                await asyncio.sleep(RETRY_SECONDS)
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._places.make_room(), RETRY_SECONDS)
                 continue
             try:
                 await self._places.take()
