@@ -19,11 +19,7 @@ import http.client
 import json
 import os
 import platform
-import resource
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -34,6 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from http_process import Process, started
 from http_server import GENERATIONS, proven
 
 ROOT = Path(__file__).parents[2]
@@ -41,62 +38,46 @@ MIB = 2**20
 FEW = 256
 """Descriptors of the server that unfinished heads are sent to."""
 
+MANY = 1024
+"""Descriptors of the others."""
+
 EVERY = 0.1
 PATIENCE = 10.0
 
 
 @dataclass
-class Target:
-    """A server in a process of its own, with who watches it.
+class Target(Process):
+    """A server with who watches it."""
 
-    Args:
-        process: the server's.
-        port: that it listens on.
-        log: the file of all that it writes.
-        hold: while this file exists, no step ends.
-    """
-
-    process: subprocess.Popen[bytes]
-    port: int
-    log: Path
-    hold: Path
     waited: list[float] = field(default_factory=list)
     unanswered: int = 0
-    memory: list[int] = field(default_factory=list)
-    descriptors: list[int] = field(default_factory=list)
+    most_memory: int = 0
+    most_descriptors: int = 0
 
-    def resident(self) -> int:
-        """MiB of resident memory now."""
-        text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(text.partition("VmRSS:")[2].split()[0]) // 1024
-
-    def probe(self) -> None:
+    def ask(self) -> None:
         """Asks once whether the server lives."""
-        started = time.monotonic()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        started_at = time.monotonic()
         try:
-            connection.request("GET", "/health/live")
-            assert connection.getresponse().status == 200
+            assert self.probe(PATIENCE) == 200
         except (OSError, http.client.HTTPException):
             self.unanswered += 1
-        finally:
-            connection.close()
-        self.waited.append(time.monotonic() - started)
+        self.waited.append(time.monotonic() - started_at)
+
+    def look(self) -> None:
+        """Looks once at what it costs."""
+        self.most_memory = max(self.most_memory, self.memory())
+        self.most_descriptors = max(self.most_descriptors, self.descriptors())
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Probes and looks until the block ends."""
+        """Asks and looks until the block ends."""
         ended = threading.Event()
 
-        def repeat(look: Callable[[], object]) -> None:
+        def repeat(work: Callable[[], None]) -> None:
             while not ended.wait(EVERY):
-                look()
+                work()
 
-        def look() -> None:
-            self.memory.append(self.resident())
-            self.descriptors.append(len(os.listdir(f"/proc/{self.process.pid}/fd")))  # noqa: PTH208
-
-        threads = [threading.Thread(target=repeat, args=(each,)) for each in (self.probe, look)]
+        threads = [threading.Thread(target=repeat, args=(each,)) for each in (self.ask, self.look)]
         for thread in threads:
             thread.start()
         try:
@@ -106,47 +87,12 @@ class Target:
             for thread in threads:
                 thread.join()
 
-    def connect(self) -> socket.socket:
-        """A connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
-
-    def begin(self, length: int) -> socket.socket:
-        """A request for pictures whose body is to come."""
-        connection = self.connect()
-        head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        connection.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
-        return connection
-
 
 @contextmanager
 def served(source: Path, bundle: Path, work: Path, descriptors: int) -> Iterator[Target]:
     """A server of `bundle` that is ready."""
-    log, hold = work / "log", work / "hold"
-    paths = [source / "runtime", ROOT / "runtime/tests"]
-    program = [sys.executable, ROOT / "runtime/tests/http_child.py", hold, bundle, "--port", "0"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-    with log.open("wb") as printed:
-        process = subprocess.Popen(
-            program,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors)),
-        )
-    try:
-        while b"ready: " not in (said := log.read_bytes()):
-            assert process.poll() is None, said
-            time.sleep(0.05)
-        yield Target(process, int(said.split(b",")[0].rpartition(b":")[2]), log, hold)
-    finally:
-        hold.unlink(missing_ok=True)
-        process.kill()
-        process.wait()
+    with started(bundle, work, descriptors=descriptors, source=source / "runtime") as process:
+        yield Target(**vars(process))
 
 
 def heads(target: Target) -> None:
@@ -191,12 +137,11 @@ def bodies(target: Target) -> None:
         thread.join()
 
 
-def rounds(target: Target) -> None:
-    """Four rounds of 20 whole bodies of 30 MB at once, in JSON of an unknown name."""
-    content = b'{"prompt": "a", "nothing": "' + b"a" * (30 * MIB) + b'"}'
+def _rounds(target: Target, path: str, kind: str, content: bytes) -> None:
+    """Four rounds of 20 whole bodies at once."""
 
     def client() -> None:
-        with contextlib.suppress(OSError), target.begin(len(content)) as connection:
+        with contextlib.suppress(OSError), target.begin(len(content), path=path, kind=kind) as connection:
             connection.sendall(content)
             connection.recv(4096)
 
@@ -208,6 +153,18 @@ def rounds(target: Target) -> None:
             thread.join()
 
 
+def texts(target: Target) -> None:
+    """Four rounds of 20 bodies of 30 MB at once, in JSON of an unknown name."""
+    _rounds(target, GENERATIONS, "application/json", b'{"prompt": "a", "nothing": "' + b"a" * (30 * MIB) + b'"}')
+
+
+def forms(target: Target) -> None:
+    """The same as forms, with a file that is too large."""
+    head = b'--cut\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    content = head + b"a" * (30 * MIB) + b"\r\n--cut--\r\n"
+    _rounds(target, "/v1/images/edits", "multipart/form-data; boundary=cut", content)
+
+
 def lists(target: Target) -> None:
     """60 MB of JSON: a list of empty lists."""
     content = b"[" + b"[]," * (20 * MIB - 1) + b"[]]"
@@ -216,21 +173,40 @@ def lists(target: Target) -> None:
         connection.recv(4096)
 
 
+def chunks(target: Target) -> None:
+    """10 clients that each send half a megabyte in chunks of one byte."""
+    content = b"1\r\na\r\n" * (MIB // 2)
+    head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+    def client() -> None:
+        with contextlib.suppress(OSError), target.connect() as connection:
+            connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + content + b"0\r\n\r\n")
+            connection.recv(4096)
+
+    threads = [threading.Thread(target=client) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 ATTACKS: dict[str, tuple[Callable[[Target], None], int]] = {
     "unfinished heads": (heads, FEW),
-    "unfinished bodies": (bodies, 20000),
-    "rounds of bodies": (rounds, 20000),
-    "JSON of lists": (lists, 20000),
+    "unfinished bodies": (bodies, MANY),
+    "rounds of JSON": (texts, MANY),
+    "rounds of forms": (forms, MANY),
+    "JSON of lists": (lists, MANY),
+    "chunks of a byte": (chunks, MANY),
 }
 
 
 def attack(name: str, target: Target) -> dict[str, Any]:
     """What one attack costs, and what of it is left ten seconds after."""
     work, _ = ATTACKS[name]
-    before, started = target.resident(), time.monotonic()
+    before, began = target.memory(), time.monotonic()
     with target.watched():
         work(target)
-    took = time.monotonic() - started
+    took = time.monotonic() - began
     time.sleep(10)
     return {
         "attack": name,
@@ -239,9 +215,9 @@ def attack(name: str, target: Target) -> dict[str, Any]:
         "unanswered": target.unanswered,
         "longest_probe_s": max(target.waited),
         "memory_before_mib": before,
-        "memory_most_mib": max(target.memory),
-        "memory_after_mib": target.resident(),
-        "descriptors": max(target.descriptors),
+        "memory_most_mib": target.most_memory,
+        "memory_after_mib": target.memory(),
+        "descriptors": target.most_descriptors,
         "log_bytes": target.log.stat().st_size,
     }
 
@@ -253,17 +229,15 @@ def stop(target: Target, signals: list[signal.Signals], *, drawing: bool) -> dic
         target.hold.touch()
     body = json.dumps({"prompt": "a"}).encode()
     for _ in range(14 if drawing else 1):
-        connection = target.begin(len(body) if drawing else 1000)
-        connection.sendall(body if drawing else b'{"prompt": ')
-        connections.append(connection)
+        connections.append(target.begin(len(body), body) if drawing else target.begin(1000, b'{"prompt": '))
     time.sleep(1)
-    started = time.monotonic()
+    began = time.monotonic()
     for number in signals:
-        target.process.send_signal(number)
+        target.signal(number)
         time.sleep(1)
     target.hold.unlink(missing_ok=True)
-    code = target.process.wait(60)
-    took = time.monotonic() - started
+    code = target.end()
+    took = time.monotonic() - began
     for connection in connections:
         connection.close()
     return {
@@ -271,7 +245,7 @@ def stop(target: Target, signals: list[signal.Signals], *, drawing: bool) -> dic
         "drawing": drawing,
         "seconds": took,
         "code": code,
-        "tracebacks": target.log.read_bytes().count(b"Traceback"),
+        "tracebacks": target.said().count("Traceback"),
     }
 
 

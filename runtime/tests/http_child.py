@@ -1,12 +1,13 @@
 """``hidiff-serve`` with a toy bundle in its own process, which has descriptors, memory and signals of its own.
 
-    python http_child.py HOLD FOLDER [options of hidiff-serve]
+    python http_child.py HOLD FILES FOLDER [options of hidiff-serve]
 
-While there is a file HOLD, no step ends.
+While there is a file HOLD, no step ends. FILES are the descriptors that it may have open; 0 leaves that as it is.
 """
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from pathlib import Path
@@ -37,4 +38,7 @@ def serve(hold: Path, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(Path(sys.argv[1]), sys.argv[2:]))
+    files = int(sys.argv[2])
+    if files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    sys.exit(serve(Path(sys.argv[1]), sys.argv[3:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import io
 import json
@@ -93,6 +94,7 @@ class Server:
     host: Host
     folder: Path
     stop: Callable[[], None]
+    front: HttpServer
     failures: list[BaseException] = field(default_factory=list)
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
@@ -141,6 +143,30 @@ def until(connection: socket.socket, end: bytes, received: bytes = b"") -> bytes
         assert piece, received
         received += piece
     return received
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    """Until this is true."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def rest(connection: socket.socket) -> bytes:
+    """All that comes until the server closes, whether or not it had read all that it was sent."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            received += piece
+    return received
+
+
+def until_refused(port: int) -> None:
+    """Until nobody listens there."""
+    with contextlib.suppress(ConnectionRefusedError):
+        while True:
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
 
 
 def decoded(text: str) -> np.ndarray:
@@ -223,7 +249,7 @@ def serving(
     try:
         if ready:
             assert opened.wait(PATIENCE)
-        yield Server(port, gate, host, folder, stop, failures)
+        yield Server(port, gate, host, folder, stop, front, failures)
     finally:
         gate.open()
         stop()

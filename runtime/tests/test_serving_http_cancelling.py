@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from http_server import PROMPT, Server, decoded, events, proven, serving, until
+from http_server import PROMPT, Server, decoded, events, proven, serving, until, until_refused
 
 ASKED = {"prompt": PROMPT, "steps": 4, "seed": 1}
 STREAMED = {**ASKED, "stream": True}
@@ -206,9 +204,3 @@ def test_a_server_that_stops_cancels_what_takes_longer_than_its_grace(server: Se
     server.gate.open()
     stopping.join()
     assert b"completed" not in received
-
-
-def until_refused(port: int) -> None:
-    with contextlib.suppress(ConnectionRefusedError):
-        while True:
-            socket.create_connection(("127.0.0.1", port), timeout=30).close()

@@ -42,13 +42,12 @@ class Budget:
         self._together = together
         self._taken = 0
 
-    def has(self, count: int) -> bool:
-        """Whether there is room for this many bytes more."""
-        return self._taken + count <= self._together
-
-    def take(self, count: int) -> None:
-        """Counts bytes that came."""
+    def take(self, count: int) -> bool:
+        """Counts bytes that came, unless there is no room for them."""
+        if self._taken + count > self._together:
+            return False
         self._taken += count
+        return True
 
     def give(self, count: int) -> None:
         """Counts bytes that are gone."""
@@ -69,47 +68,21 @@ class Bodies:
         self._app = app
         self._largest = largest
         self._seconds = limits.seconds
-        self._meter = meter
         self._budget = Budget(limits.together)
+        self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Calls the application with a body that ends in an error where it passes a limit."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = Body(receive, self)
+        body = Body(receive, self._largest, self._seconds, self._budget)
         try:
             await self._app({**scope, _BODY: body}, body.receive, send)
         finally:
+            if body.refused:
+                self._meter.failed("busy")
             body.release()
-
-    def check(self, before: int, size: int) -> None:
-        """Counts what came of a body.
-
-        Args:
-            before: bytes that had come.
-            size: bytes that have come now.
-
-        Raises:
-            ApiError: it is too large, or there is no room for it.
-        """
-        if size > self._largest:
-            raise too_large(self._largest)
-        more = _counted(size) - _counted(before)
-        if not self._budget.has(more):
-            self._meter.failed("busy")
-            told = "The server is receiving as much as it can hold: ask again later."
-            raise ApiError(503, told, kind=SERVER, code="too_busy", headers={"Retry-After": "2"})
-        self._budget.take(more)
-
-    def release(self, size: int) -> None:
-        """Counts that a body of this size is gone."""
-        self._budget.give(_counted(size))
-
-    @property
-    def seconds(self) -> float:
-        """In which a body must have come."""
-        return self._seconds
 
 
 class Body:
@@ -117,15 +90,23 @@ class Body:
 
     Args:
         receive: of the request.
-        bodies: what counts it.
+        largest: bytes that it may have.
+        seconds: in which it must have come.
+        budget: counts it, but for its first bytes.
+
+    Attributes:
+        refused: whether there was no room for it.
     """
 
-    def __init__(self, receive: Receive, bodies: Bodies) -> None:
+    def __init__(self, receive: Receive, largest: int, seconds: float, budget: Budget) -> None:
         self._receive = receive
-        self._bodies = bodies
-        self._end = time.monotonic() + bodies.seconds
-        self._size = 0
+        self._largest = largest
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+        self._budget = budget
+        self._size = self._taken = 0
         self._whole = False
+        self.refused = False
 
     async def receive(self) -> Message:
         """The next piece, and after the last one whatever else there is.
@@ -138,19 +119,27 @@ class Body:
         try:
             message = await asyncio.wait_for(self._receive(), self._end - time.monotonic())
         except asyncio.TimeoutError:
-            told = f"The body did not come within {self._bodies.seconds:g} seconds."
-            raise ApiError(408, told, code="too_slow") from None
-        size = self._size + len(message.get("body", b""))
-        self._bodies.check(self._size, size)
-        self._size = size
+            raise ApiError(408, f"The body did not come within {self._seconds:g} seconds.", code="too_slow") from None
+        self._count(len(message.get("body", b"")))
         self._whole = not message.get("more_body", False)
         return message
 
     def release(self) -> None:
         """Says that nothing of it is kept any longer. Does nothing the second time."""
-        size, self._size = self._size, 0
-        if size:
-            self._bodies.release(size)
+        self._budget.give(self._taken)
+        self._taken = 0
+
+    def _count(self, count: int) -> None:
+        self._size += count
+        if self._size > self._largest:
+            raise too_large(self._largest)
+        more = max(0, self._size - SMALL) - self._taken
+        if not self._budget.take(more):
+            self.release()
+            self.refused = True
+            told = "The server is receiving as much as it can hold: ask again later."
+            raise ApiError(503, told, kind=SERVER, code="too_busy", headers={"Retry-After": "2"})
+        self._taken += more
 
 
 def release_body(scope: Scope) -> None:
@@ -163,7 +152,3 @@ def release_body(scope: Scope) -> None:
 def too_large(largest: int) -> ApiError:
     """The error for a body that is too large."""
     return ApiError(413, f"The body is too large: this server takes up to {largest} bytes.", code="too_large")
-
-
-def _counted(size: int) -> int:
-    return max(0, size - SMALL)
