@@ -99,25 +99,39 @@ def test_stops_at_once_where_half_a_body_is_on_the_way(folder: Path, tmp_path: P
         assert "Traceback" not in server.said()
 
 
-def interrupted_twice(server: Process, clients: list[socket.socket]) -> int:
-    """The exit code of a server that is interrupted while it draws, and again while it waits for the picture."""
-    server.signal(signal.SIGINT)
-    until_refused(server.port)
-    server.signal(signal.SIGINT)
-    for client in clients:
-        answer = until(client, b"}}")
-        assert answer.startswith(b"HTTP/1.1 503")
-        assert b'"stopped"' in answer
-    server.hold.unlink()
-    return server.end()
+def told_that_it_stopped(client: socket.socket) -> bool:
+    answer = until(client, b"}}")
+    return answer.startswith(b"HTTP/1.1 503") and b'"stopped"' in answer
 
 
-def test_a_second_interrupt_ends_what_is_drawn_and_what_waits_without_a_traceback(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("thrice", [False, True])
+def test_a_second_interrupt_ends_what_is_drawn_and_what_waits_without_a_traceback(
+    folder: Path, tmp_path: Path, thrice: bool
+) -> None:
     with started(folder, tmp_path, "--grace", "3600") as server, ExitStack() as stack:
         server.hold.touch()
         clients = [stack.enter_context(server.begin(len(ASKED), ASKED)) for _ in range(5)]
         assert server.probe() == 200
-        assert interrupted_twice(server, clients) == 130
+        server.signal(signal.SIGINT)
+        until_refused(server.port)
+        server.signal(signal.SIGINT)
+        assert all(told_that_it_stopped(client) for client in clients)
+        if thrice:  # it does not wait for the step either
+            server.signal(signal.SIGINT)
+        else:
+            server.hold.unlink()
+        assert server.end() == 130
+        assert "Traceback" not in server.said()
+
+
+def test_what_takes_longer_than_the_grace_is_told_so(folder: Path, tmp_path: Path) -> None:
+    with started(folder, tmp_path, "--grace", "1") as server, server.begin(len(ASKED), ASKED) as client:
+        server.hold.touch()
+        assert server.probe() == 200
+        server.signal(signal.SIGTERM)
+        assert told_that_it_stopped(client)
+        server.hold.unlink()
+        assert server.end() == 0
         assert "Traceback" not in server.said()
 
 
