@@ -164,9 +164,13 @@ def rest(connection: socket.socket) -> bytes:
 
 def until_refused(port: int) -> None:
     """Until nobody listens there."""
-    with contextlib.suppress(ConnectionRefusedError):
-        while True:
+    while True:
+        try:
             socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+        except ConnectionResetError:  # it was waiting when the server stopped listening
+            continue
+        except ConnectionRefusedError:
+            return
 
 
 def decoded(text: str) -> np.ndarray:

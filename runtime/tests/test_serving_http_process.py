@@ -125,8 +125,9 @@ def test_a_second_interrupt_ends_what_is_drawn_and_what_waits_without_a_tracebac
 
 
 def test_what_takes_longer_than_the_grace_is_told_so(folder: Path, tmp_path: Path) -> None:
-    with started(folder, tmp_path, "--grace", "1") as server, server.begin(len(ASKED), ASKED) as client:
+    with started(folder, tmp_path, "--grace", "1") as server, ExitStack() as stack:
         server.hold.touch()
+        client = stack.enter_context(server.begin(len(ASKED), ASKED))
         assert server.probe() == 200
         server.signal(signal.SIGTERM)
         assert told_that_it_stopped(client)
@@ -136,8 +137,9 @@ def test_what_takes_longer_than_the_grace_is_told_so(folder: Path, tmp_path: Pat
 
 
 def test_pictures_that_are_drawn_are_finished_at_a_signal(folder: Path, tmp_path: Path) -> None:
-    with started(folder, tmp_path, "--grace", "3600") as server, server.begin(len(ASKED), ASKED) as client:
+    with started(folder, tmp_path, "--grace", "3600") as server, ExitStack() as stack:
         server.hold.touch()
+        client = stack.enter_context(server.begin(len(ASKED), ASKED))
         assert server.probe() == 200
         server.signal(signal.SIGTERM)
         until_refused(server.port)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 from contextlib import suppress
 from types import FrameType
 
@@ -91,9 +92,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         while True:
             try:
-                accepted, _ = await loop.sock_accept(self._listening)
-            except ConnectionError:  # gone before it was accepted
-                continue
+                accepted = await self._next()
             except OSError as error:
                 log.error("No connection can be accepted (%s): the limit on open files is too low.", error)
                 with suppress(asyncio.TimeoutError):
@@ -108,6 +107,30 @@ class Server(uvicorn.Server):
             except BaseException:
                 accepted.close()
                 raise
+
+    async def _next(self) -> socket.socket:
+        """The next connection.
+
+        Not by the selector loop's own ``sock_accept``: cancelled in the moment in which there is one, it tells of that
+        in the log, and the connection is lost.
+
+        Raises:
+            OSError: the system has no descriptor for it.
+        """
+        loop = asyncio.get_running_loop()
+        if sys.platform == "win32":
+            return (await loop.sock_accept(self._listening))[0]
+        while True:
+            with suppress(BlockingIOError, InterruptedError, ConnectionError):  # another may be gone by now
+                accepted, _ = self._listening.accept()
+                accepted.setblocking(False)
+                return accepted
+            readable = asyncio.Event()
+            loop.add_reader(self._listening, readable.set)
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(self._listening)
 
     def _connection(self) -> Connection:
         state = self.lifespan.state
