@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import io
 import json
@@ -19,15 +20,17 @@ from typing import Any
 import numpy as np
 import toy
 import toy_pictures
-import uvicorn
 from PIL import Image
 from toy_reference import record
 
 from hidiff_runtime.serving.http.app import create_app
+from hidiff_runtime.serving.http.bodies import BodyLimits
 from hidiff_runtime.serving.http.command import listen
+from hidiff_runtime.serving.http.connections import ConnectionLimits
 from hidiff_runtime.serving.http.guard import Rules
 from hidiff_runtime.serving.http.host import Host
 from hidiff_runtime.serving.http.prometheus import Prometheus
+from hidiff_runtime.serving.http.server import Server as HttpServer
 from hidiff_runtime.serving.limits import Limits
 from hidiff_runtime.serving.metrics import Meter
 from hidiff_runtime.serving.service import Service
@@ -93,6 +96,7 @@ class Server:
     host: Host
     folder: Path
     stop: Callable[[], None]
+    front: HttpServer
     failures: list[BaseException] = field(default_factory=list)
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
@@ -158,6 +162,34 @@ def until(connection: socket.socket, end: bytes, received: bytes = b"") -> bytes
     return received
 
 
+def eventually(true: Callable[[], bool]) -> None:
+    """Until this is true."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def rest(connection: socket.socket) -> bytes:
+    """All that comes until the server closes, whether or not it had read all that it was sent."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            received += piece
+    return received
+
+
+def until_refused(port: int) -> None:
+    """Until nobody listens there."""
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+        except ConnectionResetError:  # it was waiting when the server stopped listening
+            continue
+        except ConnectionRefusedError:
+            return
+
+
 def decoded(text: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
 
@@ -201,6 +233,8 @@ def serving(
     seconds: float = PATIENCE,
     rules: Rules | None = None,
     limits: Limits | None = None,
+    connections: ConnectionLimits | None = None,
+    bodies: BodyLimits | None = None,
     before: Callable[[], object] = lambda: None,
     ready: bool = True,
     resident: str = "current",
@@ -227,23 +261,21 @@ def serving(
 
     host = Host(open_service, meter, waiting=waiting, failed=failed, ready=lambda _: opened.set())
     rules = rules or Rules(keys=(), hosts=None, largest=LARGEST)
-    app = create_app(host, meter, prometheus.registry, rules=rules, seconds=seconds)
-    config = uvicorn.Config(
-        app, http="h11", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=grace
-    )
-    server = uvicorn.Server(config)
+    app = create_app(host, meter, prometheus.registry, rules=rules, seconds=seconds, bodies=bodies)
     listening = listen("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    port = listening.getsockname()[1]
+    front = HttpServer(app, listening, connections or ConnectionLimits(), grace=grace)
+    thread = threading.Thread(target=front.run)
     thread.start()
 
     def stop() -> None:
-        server.should_exit = True
+        front.should_exit = True
         thread.join()
 
     try:
         if ready:
             assert opened.wait(PATIENCE)
-        yield Server(listening.getsockname()[1], gate, host, folder, stop, failures)
+        yield Server(port, gate, host, folder, stop, front, failures)
     finally:
         gate.open()
         stop()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from http_server import PATIENCE, PROMPT, Server, decoded, events, proven, serving, until
+from http_server import PATIENCE, PROMPT, Server, decoded, events, proven, serving, until, until_refused
 
 from hidiff_runtime.serving import service
 from hidiff_runtime.serving.http import worker
@@ -235,13 +233,3 @@ def test_a_server_that_stops_cancels_what_takes_longer_than_its_grace(folder: Pa
         server.gate.open()
         stopping.join()
     assert b"completed" not in received
-
-
-def until_refused(port: int) -> None:
-    """Until a server listens no more; one that just stops may cut off who has been let in already."""
-    end = time.monotonic() + PATIENCE
-    with contextlib.suppress(ConnectionError):
-        while True:
-            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
-            assert time.monotonic() < end
-            time.sleep(0.01)

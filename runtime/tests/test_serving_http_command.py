@@ -11,6 +11,7 @@ import linked
 import pytest
 import toy
 
+from hidiff_runtime.serving.http import command
 from hidiff_runtime.serving.http.command import _keys, listen, main
 
 PROGRAM = "import sys; from hidiff_runtime.serving.http.command import main; sys.exit(main())"
@@ -43,6 +44,8 @@ REFUSED = {
     "a limit that is text": (["--limit", "steps=many"], "positive whole number"),
     "an address that is another's": (["--host", "192.0.2.1"], "cannot listen there"),
     "no file of keys": (["--api-key-file", "nothing.txt"], "keys cannot be read"),
+    "more connections than files": (["--connections", "100000000"], "may open too few files for so many connections"),
+    "memory for no body": (["--body-memory", "1000"], "memory for all bodies is less than one may take"),
     "an option of the bundle's": (["--port", "0", "--option", "backend=toy"], "no option of a backend"),
 }
 
@@ -52,6 +55,30 @@ def test_refuses(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     arguments, told = REFUSED[name]
     assert main([str(tmp_path), *arguments]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_says_how_many_connections_there_may_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_open_files", lambda: 100)
+    assert main([str(tmp_path), "--connections", "69"]) == 2
+    shown = capsys.readouterr().err
+    assert "69 connections, 100 files (ulimit -n)" in shown
+    assert "give --connections 68 or fewer" in shown
+    assert main([str(tmp_path), "--connections", "68", "--host", "192.0.2.1"]) == 2
+    assert "cannot listen there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("files", "most"), [(64, 32), (256, 128), (1024, 512), (20000, 512)])
+def test_half_of_the_files_are_left_to_the_bundle(files: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_open_files", lambda: files)
+    options = command._parser().parse_args(["bundle"])
+    assert command._connection_limits(options).most == most
+
+
+def test_says_how_much_memory_a_body_may_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "--body-memory", "1000"]) == 2
+    assert "a body of up to 68157440 bytes" in capsys.readouterr().err
 
 
 def test_links_out_of_the_bundle_are_refused_unless_they_are_allowed(tmp_path: Path) -> None:
@@ -99,7 +126,8 @@ def test_answers_are_sent_without_waiting_for_the_client() -> None:
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many"])
 def test_numbers_are_positive_and_whole(value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("--queue", "--timeout", "--grace"):
+    seconds = ("--timeout", "--grace", "--head-timeout", "--body-timeout", "--idle-timeout", "--send-timeout")
+    for option in ("--queue", "--connections", "--body-memory", *seconds):
         with pytest.raises(SystemExit, match="2"):
             main(["bundle", option, value])
         assert "not a positive whole number" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from http_server import GENERATIONS, LARGEST, PATIENCE, PROMPT, Server, data_url, png, proven, refused, serving, until
 
-from hidiff_runtime.serving.http import guard
+from hidiff_runtime.serving.http.bodies import BodyLimits
 from hidiff_runtime.serving.limits import Limits
 
 EDITS = "/v1/images/edits"
@@ -330,9 +330,11 @@ def test_refuses_a_body_that_grows_too_large(server: Server) -> None:
     assert answer.startswith(b"HTTP/1.1 413")
 
 
-def test_refuses_a_body_that_does_not_come(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
+def test_refuses_a_body_that_does_not_come(server: Server) -> None:
+    with (
+        serving(server.folder, bodies=BodyLimits(seconds=0.2)) as hasty,
+        socket.create_connection(("127.0.0.1", hasty.port), timeout=PATIENCE) as connection,
+    ):
         head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         answer = until(connection, b'"too_slow"')

@@ -11,6 +11,8 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from hidiff_runtime import __version__
+from hidiff_runtime.serving.http.bodies import Bodies, BodyLimits
+from hidiff_runtime.serving.http.ends import Ends
 from hidiff_runtime.serving.http.errors import add_handlers
 from hidiff_runtime.serving.http.guard import Guard, Rules
 from hidiff_runtime.serving.http.host import Host
@@ -20,7 +22,15 @@ from hidiff_runtime.serving.http.page import read_page
 from hidiff_runtime.serving.metrics import Meter
 
 
-def create_app(host: Host, meter: Meter, registry: CollectorRegistry, *, rules: Rules, seconds: float) -> FastAPI:
+def create_app(
+    host: Host,
+    meter: Meter,
+    registry: CollectorRegistry,
+    *,
+    rules: Rules,
+    seconds: float,
+    bodies: BodyLimits | None = None,
+) -> FastAPI:
     """The application; starting it opens the host's service, ending it closes that.
 
     Args:
@@ -29,6 +39,7 @@ def create_app(host: Host, meter: Meter, registry: CollectorRegistry, *, rules: 
         registry: what ``/metrics`` shows.
         rules: what is refused before a body is read.
         seconds: that a request may take.
+        bodies: what bodies may cost.
     """
 
     @asynccontextmanager
@@ -39,22 +50,24 @@ def create_app(host: Host, meter: Meter, registry: CollectorRegistry, *, rules: 
 
     app = FastAPI(title="hidiff-serve", version=__version__, lifespan=living, docs_url=None, redoc_url=None)
     add_handlers(app, meter)
+    app.add_middleware(Bodies, largest=rules.largest, limits=bodies or BodyLimits(), meter=meter)
     app.add_middleware(Guard, rules=rules)
+    app.add_middleware(Ends)  # the last one added is asked first
     app.include_router(images_router(host, seconds))
     app.include_router(models_router(host))
     page, page_headers = read_page()
 
     @app.get("/", include_in_schema=False)
-    def show_page() -> Response:
+    async def show_page() -> Response:
         return Response(page, media_type="text/html", headers=page_headers)
 
     @app.get("/health/live")
-    def live() -> dict[str, str]:
+    async def live() -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "live"}
 
     @app.get("/health/ready")
-    def ready() -> dict[str, str]:
+    async def ready() -> dict[str, str]:
         """Whether pictures can be asked for."""
         worker = host.worker
         worker.check_ready()

@@ -19,11 +19,13 @@ from hidiff_runtime.cli import EXIT_CODES
 from hidiff_runtime.cli.opening import add_opening, named_value, opening
 from hidiff_runtime.cli.output import tell_error, write
 from hidiff_runtime.errors import Cancelled, EngineError, HidiffError, InputError
+from hidiff_runtime.serving.http.log_limits import CountRepeats
 
 if TYPE_CHECKING:
-    import uvicorn
-
+    from hidiff_runtime.serving.http.bodies import BodyLimits
+    from hidiff_runtime.serving.http.connections import ConnectionLimits
     from hidiff_runtime.serving.http.guard import Rules
+    from hidiff_runtime.serving.http.server import Server
     from hidiff_runtime.serving.limits import Limits
     from hidiff_runtime.serving.service import Service
 
@@ -37,15 +39,30 @@ EXAMPLES = """examples:
 """
 
 
+CONNECTIONS = 512
+"""At once, unless the command says otherwise."""
+
+OTHER_FILES = 32
+"""That a server opens beside its connections: engines, weights, what forms send."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until it is told to stop; returns the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    repeats = CountRepeats()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(repeats)
     try:
         return _serve(options)
     except HidiffError as error:
         tell_error(error)
         return error.exit_code
+    finally:
+        for handler in logging.getLogger().handlers:
+            handler.removeFilter(repeats)
+        for line in repeats.rest():
+            write(f"{line}\n", sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,8 +103,27 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="prompt_characters, image_bytes, image_pixels, steps or pictures of a request; may be given again",
     )
+    _add_front(parser)
     add_opening(parser)
     return parser
+
+
+def _add_front(parser: argparse.ArgumentParser) -> None:
+    """Adds the bounds of what comes before a request is read."""
+    group = parser.add_argument_group("what clients may cost before they ask for anything")
+    told = "connections at once (default: half of the files this process may open, at most 512)"
+    group.add_argument("--connections", type=_positive, metavar="N", help=told)
+    for name, default, told in (
+        ("head-timeout", 10, "for a request's head"),
+        ("body-timeout", 60, "for a request's body"),
+        ("idle-timeout", 5, "for a connection between two requests"),
+        ("send-timeout", 60, "for a client that takes nothing of its answer"),
+    ):
+        group.add_argument(
+            f"--{name}", type=_positive, default=default, metavar="SECONDS", help=f"{told} (default: {default})"
+        )
+    told = "for all bodies together, while they come and are read (default: four times the largest body)"
+    group.add_argument("--body-memory", type=_positive, metavar="BYTES", help=told)
 
 
 def _port(text: str) -> int:
@@ -104,11 +140,11 @@ def _positive(text: str) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     try:
-        import uvicorn
-
         from hidiff_runtime.serving.http.app import create_app
+        from hidiff_runtime.serving.http.freed_memory import give_back_large
         from hidiff_runtime.serving.http.host import Host
         from hidiff_runtime.serving.http.prometheus import Prometheus
+        from hidiff_runtime.serving.http.server import Server
     except ImportError as error:
         raise EngineError(
             "The server needs FastAPI, uvicorn and prometheus-client, which are not all installed.",
@@ -121,6 +157,7 @@ def _serve(options: argparse.Namespace) -> int:
     limits = _limits(options)
     rules = _rules(options, limits)
     bundle_options = opening(options)
+    connections, bodies = _connection_limits(options), _body_limits(options, rules)
     listening = listen(options.host, options.port)
     prometheus = Prometheus()
     meter = Meter(prometheus)
@@ -132,17 +169,9 @@ def _serve(options: argparse.Namespace) -> int:
 
     open_service = partial(Service.open, options.folder, limits=limits, meter=meter, **bundle_options)
     host = Host(open_service, meter, waiting=options.queue, failed=failed, ready=_tell_ready)
-    app = create_app(host, meter, prometheus.registry, rules=rules, seconds=options.timeout)
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=options.grace,
-    )
-    server = uvicorn.Server(config)
+    app = create_app(host, meter, prometheus.registry, rules=rules, seconds=options.timeout, bodies=bodies)
+    server = Server(app, listening, connections, options.grace)
+    give_back_large()
     code = _run(server, listening)
     if failures:
         raise failures[0]
@@ -152,12 +181,12 @@ def _serve(options: argparse.Namespace) -> int:
     return code
 
 
-def _run(server: uvicorn.Server, listening: socket.socket) -> int:
+def _run(server: Server, listening: socket.socket) -> int:
     """Serves until a signal; returns the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn stops at it, and raises it again in the end
     _tell_listening(listening)
     try:
-        server.run(sockets=[listening])
+        server.run()
     except KeyboardInterrupt:
         return Cancelled.exit_code
     return 0
@@ -184,6 +213,44 @@ def _rules(options: argparse.Namespace, limits: Limits) -> Rules:
     if not own and not keys:
         write("warning: without --api-key-file, everyone who reaches this address may ask for pictures\n", sys.stderr)
     return Rules(keys, hosts, largest=4 * limits.image_bytes + 2**20, origins=allowed)
+
+
+def _connection_limits(options: argparse.Namespace) -> ConnectionLimits:
+    """How many connections there may be beside the files that are open, and how long they may take."""
+    from hidiff_runtime.serving.http.connections import ConnectionLimits
+
+    files = _open_files()
+    most = options.connections or min(CONNECTIONS, files // 2)
+    if most + OTHER_FILES > files:
+        raise InputError(
+            "This process may open too few files for so many connections.",
+            given=f"{most} connections, {files} files (ulimit -n)",
+            advice=f"Raise the limit on open files, or give --connections {max(1, files - OTHER_FILES)} or fewer.",
+        )
+    return ConnectionLimits(most, options.head_timeout, options.idle_timeout, options.send_timeout)
+
+
+def _open_files() -> int:
+    """How many files and connections this process may have open."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no such limit
+        return 2 * CONNECTIONS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2 * CONNECTIONS if soft == resource.RLIM_INFINITY else soft
+
+
+def _body_limits(options: argparse.Namespace, rules: Rules) -> BodyLimits:
+    from hidiff_runtime.serving.http.bodies import BodyLimits
+
+    together = options.body_memory or 4 * rules.largest
+    if together < rules.largest:
+        raise InputError(
+            "The memory for all bodies is less than one may take.",
+            given=f"--body-memory {together}, a body of up to {rules.largest} bytes",
+            advice=f"Give {rules.largest} or more, or a smaller --limit image_bytes=BYTES: a body is four times that.",
+        )
+    return BodyLimits(options.body_timeout, together)
 
 
 def _keys(path: Path) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +14,7 @@ from hidiff_runtime.request import Request
 from hidiff_runtime.rng import SEED_MAX
 from hidiff_runtime.serving.fields import BY_NAME, FIELDS
 from hidiff_runtime.serving.http.errors import ApiError, unknown_model, validation_error
+from hidiff_runtime.serving.http.json_bodies import read_object
 from hidiff_runtime.serving.http.openai_fields import UNSUPPORTED, refuse_unsupported
 from hidiff_runtime.serving.seeds import RANDOM
 from hidiff_runtime.serving.service import Service
@@ -123,25 +122,9 @@ async def read_json(request: HttpRequest) -> Generation:
             "send that, or a form with an image to /v1/images/edits."
         )
         raise ApiError(400, told, code="invalid_content_type")
-    values = _object(await request.body())
+    values = await read_object(request)
     refuse_unsupported(values)
     try:
         return Generation.model_validate(values)
     except ValidationError as error:
         raise validation_error(error.errors()[0]) from error
-
-
-def _object(content: bytes) -> dict[str, Any]:
-    example = 'send an object such as {"prompt": "a lighthouse"}.'
-    try:
-        found = json.loads(content)
-    except json.JSONDecodeError as error:
-        told = f"The body is not JSON ({error.msg}, character {error.pos}): {example}"
-        raise ApiError(400, told, code="invalid_json") from error
-    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, or too deep
-        raise ApiError(400, f"The body is not JSON that can be read: {example}", code="invalid_json") from error
-    if not isinstance(found, dict):
-        names = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
-        told = f"The body must be a JSON object, not {names.get(type(found), 'a number')}: {example}"
-        raise ApiError(400, told, code="invalid_json")
-    return found

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from hidiff_runtime.serving.http.bodies import too_large
 from hidiff_runtime.serving.http.errors import KEY, ApiError
 
 OPEN = ("/", "/health/live", "/health/ready")
 """Paths that need no key: the page, which asks for it, and what probes look at."""
-
-BODY_SECONDS = 60.0
-"""In which a body must have come."""
 
 _SHOWN = 60
 """Characters of a site that an error shows."""
@@ -64,7 +59,7 @@ class Guard:
         self._rules = rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuses, or calls the application with a body that ends in an error where it is too large."""
+        """Refuses, or calls the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -72,7 +67,7 @@ class Guard:
         if error is not None:
             await error.response()(scope, receive, send)
             return
-        await self._app(scope, _Counted(receive, self._rules.largest), send)
+        await self._app(scope, receive, send)
 
     def _refused(self, path: str, method: str, headers: Headers) -> ApiError | None:
         if self._rules.hosts is not None and _name(headers.get("host", "")) not in self._rules.hosts:
@@ -91,32 +86,8 @@ class Guard:
             )
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._rules.largest:
-            return _too_large(self._rules.largest)
+            return too_large(self._rules.largest)
         return None
-
-
-class _Counted:
-    """Gives the body on, up to its largest size, while it comes in time; then whatever else there is."""
-
-    def __init__(self, receive: Receive, left: int) -> None:
-        self._receive = receive
-        self._largest = self._left = left
-        self._end = time.monotonic() + BODY_SECONDS
-        self._whole = False
-
-    async def __call__(self) -> Message:
-        if self._whole:
-            return await self._receive()
-        try:
-            message = await asyncio.wait_for(self._receive(), self._end - time.monotonic())
-        except asyncio.TimeoutError:
-            raise HTTPException(408, f"The body did not come within {BODY_SECONDS:g} seconds.") from None
-        self._whole = not message.get("more_body", False)
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            error = _too_large(self._largest)
-            raise HTTPException(error.status, str(error))
-        return message
 
 
 def _has_key(authorization: str, keys: Sequence[bytes]) -> bool:
@@ -164,7 +135,3 @@ def _names(origin: str, allowed: Sequence[str]) -> bool:
     """Whether an Origin is a site of one of these names, at any port."""
     scheme, _, name = origin.lower().partition("://")
     return scheme in ("http", "https") and _name(name) in allowed
-
-
-def _too_large(largest: int) -> ApiError:
-    return ApiError(413, f"The body is too large: this server takes up to {largest} bytes.", code="too_large")

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from hidiff_runtime.pictures.formats import FileFormat
+from hidiff_runtime.serving.http.bodies import release_body
 from hidiff_runtime.serving.http.edits import read_form
 from hidiff_runtime.serving.http.errors import ApiError, PlainJson, api_error, log_fault
 from hidiff_runtime.serving.http.generation import Generation, read_json
@@ -78,6 +79,7 @@ async def _answer(request: Request, body: Generation, host: Host, seconds: float
     )
     del body  # which holds the pictures' files
     about = _about(worker.service, file_format)
+    release_body(request.scope)
     if streams:
         return EventStream(_lines(job.events(), name, about), job.end)
     try:
