@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import re
 import threading
@@ -14,11 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy
 from http_server import PATIENCE, PROMPT, Answer, Server, proven, serving
 
 from hidiff_runtime import BundleError
-from hidiff_runtime.manifest import Manifest
 from hidiff_runtime.serving.http import worker as worker_module
 from hidiff_runtime.serving.metrics import METRICS
 
@@ -157,17 +154,6 @@ def test_a_request_that_fails_alone_leaves_the_server_ready(tmp_path: Path) -> N
 
 def spoilt(outputs: dict[str, np.ndarray], _call: int) -> dict[str, np.ndarray]:
     return {name: array * np.nan for name, array in outputs.items()}
-
-
-def test_a_bundle_whose_names_cannot_be_encoded_is_served_all_the_same(tmp_path: Path) -> None:
-    folder = proven(tmp_path / "bundle")
-    manifest = Manifest.read(folder)
-    toy.seal(folder, dataclasses.replace(manifest, recipe={**manifest.recipe, "name": "a \ud800"}))
-    with serving(folder) as server:
-        answer = server.get("/v1/models")
-        assert (answer.status, answer.json["data"][0]["id"]) == (200, "a \ud800")
-        assert server.get("/v1/models/other").status == 404
-        assert server.post(ASKED).status == 200
 
 
 def test_ready_tells_which_bundle(server: Server) -> None:
