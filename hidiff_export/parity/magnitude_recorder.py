@@ -102,6 +102,8 @@ class MagnitudeRecorder:
         finally:
             for handle in handles:
                 handle.remove()
+                # PyTorch's handle leaves this entry behind, and torch.compile would warn of a hook that there is not.
+                every_module._global_forward_hooks_with_kwargs.pop(handle.id, None)
             self._network = None
             self._path = []
 

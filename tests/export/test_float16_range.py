@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from hidiff_export.cli import main
 from hidiff_export.stages import order
 from hidiff_export.stages.reference import Reference
+from hidiff_export.stages.samplers import Samplers
 from hidiff_export.stages.weights import Weights
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
 from hidiff_runtime.safetensors import SafetensorsFile
@@ -42,7 +43,7 @@ def near(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
 
 
 def test_a_build_beyond_the_range_ends_with_the_tensors_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "STAGES", (Weights(), Reference()))  # graphs and engines have no part in it
+    monkeypatch.setattr(order, "STAGES", (Weights(), Samplers(), Reference()))  # graphs and engines have no part in it
     path = lora(tmp_path / "beyond.safetensors", feed_forward(200))
     done = build(tmp_path / "bundle", path)
     assert done.exit_code == 3

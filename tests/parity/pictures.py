@@ -36,8 +36,10 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.stages import graphs
 from hidiff_export.stages.reference import Reference
 from hidiff_runtime import pipeline as runtime_pipeline
+from hidiff_runtime import safetensors
 from hidiff_runtime.manifest import GraphRecord
 from hidiff_runtime.pipeline import Pipeline
+from hidiff_runtime.proof.samples import TENSORS
 from tests.conftest import NoDisplay
 from tests.export.parity.torch_bundle import TorchBackend
 from tests.parity.pipelines import scheduler_of
@@ -102,7 +104,9 @@ def module_bundle(recipe: Recipe, folder: Path, *, exported: bool = False) -> Pa
         path = context.folder / "reference/samples.json"
         path.parent.mkdir()
         path.write_text("{}", encoding="utf-8")
-        return (path,)
+        tensors = path.with_name(TENSORS)
+        safetensors.write(tensors, {})
+        return (path, tensors)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graphs, "write_graph", write_number)

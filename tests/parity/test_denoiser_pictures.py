@@ -96,12 +96,12 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], Path
         folder = build(recipe, tmp_path_factory.mktemp("bundle") / "bundle")
         manifest, tables = Manifest.read(folder), {}
         config = default_scheduler(recipe.family)[1]
-        for name in {case.sampler for case in CASES.values() if case.recipe == recipe}:
+        cases = [case for case in CASES.values() if case.recipe == recipe]
+        steps = sorted({case.steps for case in cases})
+        for name in {*manifest.samplers, *(case.sampler for case in cases)}:
             tables[name] = f"samplers/{name}.safetensors"
-            steps = {case.steps for case in CASES.values() if case.recipe == recipe and case.sampler == name}
             probe(name, config, steps).write(folder / tables[name])
-        samplers = {**manifest.samplers, **tables}
-        return write_manifest(folder, dataclasses.replace(manifest, samplers=samplers))
+        return write_manifest(folder, dataclasses.replace(manifest, samplers=tables, steps=tuple(steps)))
 
     return make
 

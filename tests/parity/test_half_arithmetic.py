@@ -19,6 +19,7 @@ from hidiff_export.cli import main
 from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.parity.coverage import edge_points
 from hidiff_export.parity.inputs import arrays
+from hidiff_export.parity.magnitude_recorder import MagnitudeRecorder
 from hidiff_export.parity.meter import Meter
 from hidiff_export.parity.reference import courses, random_calls
 from hidiff_export.parity.source import networks_of_store
@@ -111,7 +112,7 @@ def in_torch(folder: Path) -> dict[str, float]:
         config = json.loads(opened.sampler().origin["config"])
     points = edge_points(recipe.phase_rule(), courses(recipe, config))
     networks, meter = networks_of_store(folder, recipe), Meter(recipe, recipe.unet_config(), None)
-    calls = list(random_calls(networks.unet, recipe, points, meter))
+    calls = list(random_calls(networks.unet, recipe, points, meter, MagnitudeRecorder(recipe)))
     half = networks.unet.half()
     found = {}
     for phase in recipe.phase_rule().phases():

@@ -32,6 +32,7 @@ from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.proof.verdict import judge
 from hidiff_runtime.records import TensorSpec, TextEncoderRecord
 from hidiff_runtime.text.encoding import TruncationWarning, encode_prompts
+from hidiff_runtime.text.tokenizer import Tokenizer
 
 BOUND = TOLERANCES[Boundary.TEXT, "float32"]
 START_ID, END_ID, COMMA = 512, 513, 256 + 11
@@ -99,6 +100,9 @@ class TextBundle:
 
     def file(self, name: str) -> Path:
         return self.root / name
+
+    def tokenizer(self, record: TextEncoderRecord) -> Tokenizer:
+        return Tokenizer.kept(self.file(record.tokenizer), record.places)
 
     @contextmanager
     def network(self, name: str) -> Iterator[Session]:

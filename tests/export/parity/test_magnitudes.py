@@ -27,6 +27,7 @@ from hidiff_export.parity.reference import courses, run_reference
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import StageContext
 from hidiff_export.stages.reference import Reference
+from hidiff_export.stages.samplers import Samplers
 from hidiff_export.stages.weights import Weights
 from tests.loras import peft, scaling
 
@@ -55,7 +56,8 @@ def record(folder: Path, by: dict[tuple[Component, str], float], **changes: Any)
     values = {"family": "sd15", "source": "random:0", "unet_width": "tiny", "lora": files, **SMALL, **changes}
     told: list[str] = []
     context = StageContext(Recipe.from_dict({"precision": "float16", **values}), folder / "bundle", told.append)
-    Weights().run(context, lambda *_: None)
+    for stage in (Weights(), Samplers()):
+        stage.run(context, lambda *_: None)
     told.clear()
     written = Reference().run(context, lambda *_: None)
     path = context.folder / "reference" / FILE
