@@ -32,9 +32,27 @@ def test_a_recipe_without_bounds_of_its_own_is_judged_by_the_table(boundary: Bou
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])
 def test_what_a_quantised_recipe_keeps_in_float16_is_judged_as_such(precision: Precision) -> None:
     own = recipe(precision=precision.value, parity={"call_snr_db": 11})
-    for boundary in (Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET):
+    for boundary in (Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET, Boundary.CONTROLNET_GRAPH, Boundary.TEXT_GRAPH):
         assert bound_for(boundary, own) is TOLERANCES[boundary, "float16"]
     assert bound_for(Boundary.GRAPH, own).snr_db == 11
+
+
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize(
+    ("graph", "engine"),
+    [
+        (Boundary.GRAPH, Boundary.RANDOM),
+        (Boundary.GRAPH_RUN, Boundary.TRAJECTORY),
+        (Boundary.CONTROLNET_GRAPH, Boundary.CONTROLNET),
+        (Boundary.TEXT_GRAPH, Boundary.TEXT),
+        (Boundary.VAE_DECODER_GRAPH, Boundary.VAE_DECODER),
+        (Boundary.VAE_ENCODER_GRAPH, Boundary.VAE_ENCODER),
+    ],
+)
+def test_a_graph_keeps_to_the_bound_of_its_engine(graph: Boundary, engine: Boundary, precision: Precision) -> None:
+    assert graph.is_graph
+    assert not engine.is_graph
+    assert TOLERANCES[graph, precision.value] == TOLERANCES[engine, precision.value]
 
 
 def test_a_recipe_may_set_its_own_bounds_and_the_reason_says_so() -> None:
