@@ -186,7 +186,7 @@ class GraphJudge:
             for name, path in self._bundle.manifest.weights.items():
                 weights[name] = Path(folder) / path
                 weights[name].parent.mkdir(parents=True, exist_ok=True)
-                weights[name].symlink_to(self._bundle.file(path).resolve())
+                weights[name].symlink_to(self._bundle.file(path).absolute())
             judged = Path(folder) / record.graph
             judged.parent.mkdir(parents=True, exist_ok=True)
             write_judged(graph, judged)

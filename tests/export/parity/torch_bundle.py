@@ -99,7 +99,9 @@ class TorchBackend:
     def open(self, engine: Path, weights: Mapping[str, Path], record: GraphRecord) -> TorchSession:
         named = json.loads(engine.read_text(encoding="utf-8"))
         phase = None if named["kind"] == "controlnet" else Phase(PhaseKind(named["kind"]), named["control"])
-        root = weights["unet"].resolve().parent.parent
+        store = weights["unet"]
+        # A graph is judged in a folder that only has links to the stores of its bundle.
+        root = (store if (store.parent / "config.json").is_file() else store.readlink()).parent.parent
         return TorchSession(_module(self.recipe, phase, root), record, self.spoil)
 
 
