@@ -38,6 +38,7 @@ from hidiff_export.parity.report import Check, Graphs, Report
 from hidiff_export.parity.source import judge_index, judge_weights, networks_of_store, unet_of_source, weights_of_source
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
+from hidiff_runtime.backends.protocol import Backend
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.folder import LinksOption
 from hidiff_runtime.proof.replay import read_samples
@@ -133,20 +134,25 @@ def verify(
     portable = portable_backend()
     backend = no_engines(folder, allow_links, portable) if graphs_only else None
     with hidiff_runtime.open(folder, backend=backend, allow_links=allow_links) as bundle:
-        task = _Task.of(bundle, steps, against, graphs_only=graphs_only)
-        meter = Meter(task.recipe, task.recipe.unet_config(), progress)
-        _plan(task, meter)
-        reference = _compute(task, meter)
-        judge = Judge(bundle, task.recipe, meter)
-        checks = reference.weights if graphs_only else (*reference.weights, *_timed(_verdicts(judge, reference)))
-        on_host = None if graphs_only else bundle.on_host
-        graphs = GraphJudge(bundle, task.recipe, meter, portable)
-        checks = (*checks, *_timed(_graph_verdicts(graphs, reference)))
-        meter.end()
-        panels = None if judge.pictures is None else SideBySide.of(*judge.pictures, bundle.backend)
-        arithmetic = Graphs(task.recipe.precision.stored, on_host)
-        candidate = "portable graphs" if graphs_only else bundle.backend
-        return Report(folder.name, against or _OWN, ORIGIN, candidate, checks, arithmetic, panels)
+        return _report(_Task.of(bundle, steps, against, graphs_only=graphs_only), folder.name, portable, progress)
+
+
+def _report(task: _Task, name: str, portable: Backend, progress: Progress | None) -> Report:
+    """What a verification of the bundle called ``name`` finds."""
+    bundle, graphs_only = task.bundle, task.graphs_only
+    meter = Meter(task.recipe, task.recipe.unet_config(), progress)
+    _plan(task, meter)
+    reference = _compute(task, meter)
+    judge = Judge(bundle, task.recipe, meter)
+    checks = reference.weights if graphs_only else (*reference.weights, *_timed(_verdicts(judge, reference)))
+    on_host = None if graphs_only else bundle.on_host
+    graphs = GraphJudge(bundle, task.recipe, meter, portable)
+    checks = (*checks, *_timed(_graph_verdicts(graphs, reference)))
+    meter.end()
+    panels = None if judge.pictures is None else SideBySide.of(*judge.pictures, bundle.backend)
+    arithmetic = Graphs(task.recipe.precision.stored, on_host)
+    candidate = "portable graphs" if graphs_only else bundle.backend
+    return Report(name, task.against or _OWN, ORIGIN, candidate, checks, arithmetic, panels)
 
 
 def _chosen(possible: Sequence[Course], steps: int | None) -> Course:
