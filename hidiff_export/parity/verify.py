@@ -43,6 +43,7 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.stages import StageContext
 from hidiff_export.stages.records import bare_manifest
 from hidiff_export.stages.weights import SCHEDULER_CONFIG
+from hidiff_runtime.backends.protocol import Backend
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.folder import LinksOption
 from hidiff_runtime.proof.facts import facts_of, judge_facts
@@ -143,27 +144,31 @@ def verify(
     portable = portable_backend()
     backend = no_engines(folder, allow_links, portable) if graphs_only else None
     with hidiff_runtime.open(folder, backend=backend, allow_links=allow_links) as bundle:
-        task = _Task.of(bundle, steps, against, graphs_only=graphs_only)
-        meter = Meter(task.recipe, task.recipe.unet_config(), progress)
-        _plan(task, meter)
-        magnitudes = MagnitudeRecorder(task.recipe)
-        with magnitudes.recording():
-            reference = _compute(task, meter, magnitudes)
-        meter.note("diffusers: schedulers")
-        tables = {name: bundle.sampler(name) for name in bundle.manifest.samplers}
-        checks = (*reference.weights, *_timed(_settled(task, tables)))
-        judge = Judge(bundle, task.recipe, meter)
-        if not graphs_only:
-            checks = (*checks, *_timed(_verdicts(judge, reference)))
-        on_host = None if graphs_only else bundle.on_host
-        graphs = GraphJudge(bundle, task.recipe, meter, portable)
-        checks = (*checks, *_timed(_graph_verdicts(graphs, reference)))
-        meter.end()
-        panels = None if judge.pictures is None else SideBySide.of(*judge.pictures, bundle.backend)
-        arithmetic = Graphs(task.recipe.precision.stored, on_host)
-        candidate = "portable graphs" if graphs_only else bundle.backend
-        named = (folder.name, against or _OWN, ORIGIN, candidate)
-        return Report(*named, checks, arithmetic, panels, magnitudes.found)
+        return _report(_Task.of(bundle, steps, against, graphs_only=graphs_only), folder.name, portable, progress)
+
+
+def _report(task: _Task, name: str, portable: Backend, progress: Progress | None) -> Report:
+    """What a verification of the bundle called ``name`` finds."""
+    bundle, graphs_only = task.bundle, task.graphs_only
+    meter = Meter(task.recipe, task.recipe.unet_config(), progress)
+    _plan(task, meter)
+    magnitudes = MagnitudeRecorder(task.recipe)
+    with magnitudes.recording():
+        reference = _compute(task, meter, magnitudes)
+    meter.note("diffusers: schedulers")
+    tables = {sampler: bundle.sampler(sampler) for sampler in bundle.manifest.samplers}
+    checks = (*reference.weights, *_timed(_settled(task, tables)))
+    judge = Judge(bundle, task.recipe, meter)
+    if not graphs_only:
+        checks = (*checks, *_timed(_verdicts(judge, reference)))
+    graphs = GraphJudge(bundle, task.recipe, meter, portable)
+    checks = (*checks, *_timed(_graph_verdicts(graphs, reference)))
+    meter.end()
+    panels = None if judge.pictures is None else SideBySide.of(*judge.pictures, bundle.backend)
+    arithmetic = Graphs(task.recipe.precision.stored, None if graphs_only else bundle.on_host)
+    candidate = "portable graphs" if graphs_only else bundle.backend
+    named = (name, task.against or _OWN, ORIGIN, candidate)
+    return Report(*named, checks, arithmetic, panels, magnitudes.found)
 
 
 def _noise_schedule(bundle: Bundle, recipe: Recipe) -> dict[str, Any]:

@@ -144,6 +144,20 @@ def test_an_overflow_fails_though_every_engine_on_the_cpu_is_exact(bundle: Path,
     assert "its graphs in float16 arithmetic: FAILED" in checked(bundle, capsys)
 
 
+def test_a_lora_that_overflows_is_no_bundle_that_holds(bundle: Path, tmp_path: Path) -> None:
+    """It ends with an error, or with a report that says that the graphs fail, and they alone."""
+    layers = {f"{BLOCK}.ff.net.0.proj": 200.0, f"{BLOCK}.ff.net.2": 1 / 40000}
+    lora, out = tmp_path / "large.safetensors", tmp_path / "out"
+    save_file(lora_tensors(bundle, layers), lora)
+
+    result = CliRunner().invoke(main, ["rebase", str(bundle), "--lora", str(lora), "-o", str(out), "--json"])
+
+    assert result.exit_code != 0, result.output
+    if out.exists():
+        report = json.loads((out / "parity/report.json").read_text(encoding="utf-8"))
+        assert {verdict["boundary"] for verdict in report["verdicts"] if not verdict["ok"]} == GRAPHS
+
+
 def test_scores_above_the_largest_float16_pass_in_a_rebased_bundle(bundle: Path, tmp_path: Path) -> None:
     """Attention is float32 in every engine. By a LoRA, and through the verification at the end of `rebase`."""
     layers = {f"{BLOCK}.attn2.to_q": 100.0, f"{BLOCK}.attn2.to_k": 100.0, f"{BLOCK}.attn2.to_out.0": 0.1}
