@@ -21,10 +21,17 @@ _REPLACES = "replaces"
 
 @dataclass
 class StageRecord:
-    """What a finished stage left: the key of its inputs, and its files by path relative to the bundle."""
+    """What a finished stage left.
+
+    Args:
+        key: of its inputs.
+        files: by path relative to the bundle.
+        notices: what it told, which is told again where a build goes on.
+    """
 
     key: str
     files: dict[str, FileRecord]
+    notices: tuple[str, ...] = ()
 
 
 @dataclass
@@ -74,13 +81,17 @@ class BuildState:
 
 
 def _stage(fields: Fields, name: str) -> StageRecord:
-    return fields.nested(name, lambda inner: StageRecord(inner.text("key"), inner.named("files", _file)))
+    def read(inner: Fields) -> StageRecord:
+        notices = inner.texts("notices") if "notices" in inner else ()
+        return StageRecord(inner.text("key"), inner.named("files", _file), notices)
+
+    return fields.nested(name, read)
 
 
 def _file(fields: Fields, name: str) -> FileRecord:
     if fault := fault_in(name):
         raise fields.wrong(repr(name), fault, name)
-    return fields.nested(name, lambda inner: FileRecord(inner.whole("size"), inner.text("sha256")))
+    return fields.nested(name, FileRecord.from_fields)
 
 
 def faults(folder: Path, files: Mapping[str, FileRecord], report: Report | None = None) -> dict[str, str]:

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -282,10 +282,14 @@ class Workspace:
             for path in record.files:
                 (self.folder / path).unlink(missing_ok=True)
 
-    def finish(self, name: str, key: str, paths: tuple[Path, ...]) -> None:
-        """Records that stage ``name`` is whole and wrote ``paths``."""
+    def notices(self, name: str) -> tuple[str, ...]:
+        """What stage ``name`` told when it was finished."""
+        return self._state.stages[name].notices
+
+    def finish(self, name: str, key: str, paths: tuple[Path, ...], notices: Sequence[str] = ()) -> None:
+        """Records that stage ``name`` is whole, wrote ``paths`` and told ``notices``."""
         files = {path.relative_to(self.folder).as_posix(): FileRecord.of(path) for path in paths}
-        self._state.stages[name] = StageRecord(key, files)
+        self._state.stages[name] = StageRecord(key, files, tuple(notices))
         self._save()
 
     def files(self) -> dict[str, FileRecord]:

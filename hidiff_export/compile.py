@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -199,14 +199,25 @@ def _run_stages(
             display.stage(stage.title, reused=reused) as report,
             storage_errors(workspace.folder),
         ):
-            if not reused:
+            if reused:
+                for notice in workspace.notices(stage.name):
+                    context.notice(notice)
+            else:
                 run.add(stage.name)
                 workspace.begin(stage.name)
-                written = _or_changed(workspace, partial(stage.run, context, report))
+                told: list[str] = []
+                telling = replace(context, notice=partial(_tell, context, told))
+                written = _or_changed(workspace, partial(stage.run, telling, report))
                 _check_inputs_stayed(stage, key == stage_key(stage, context, keys), workspace)
-                workspace.finish(stage.name, key, written)
+                workspace.finish(stage.name, key, written, told)
         times.add(stage, None if reused else time.monotonic() - started)
     return keys
+
+
+def _tell(context: StageContext, told: list[str], notice: str) -> None:
+    """Tells a notice, and keeps it with its stage."""
+    told.append(notice)
+    context.notice(notice)
 
 
 def _or_changed(workspace: Workspace, work: Callable[[], T]) -> T:

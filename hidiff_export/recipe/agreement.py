@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hidiff_export.families import Family, Task, Width
 from hidiff_export.geometry import control_latent
 from hidiff_export.recipe.values import Backend, EngineLayout, Precision, Target, refusal
+from hidiff_runtime.geometry import MOST_PIXELS
 
 if TYPE_CHECKING:
     from hidiff_export.recipe.recipe import Recipe
@@ -25,6 +26,7 @@ def check_agreement(recipe: Recipe) -> None:
     """Raises the error of `refusal` for the first two values that contradict each other."""
     for check in (
         _checkpoint_exists,
+        _pictures_fit_a_run,
         _guidance_is_there,
         _targets_are_served,
         _targets_compute,
@@ -53,6 +55,17 @@ def _checkpoint_exists(recipe: Recipe) -> None:
             f"takes no ControlNet in the family {recipe.family.value}",
             key=("task",),
             advice=f"ControlNet tasks have {_named(_CONTROL_FAMILIES)}.",
+        )
+
+
+def _pictures_fit_a_run(recipe: Recipe) -> None:
+    """A bundle beyond what the runtime opens is not built."""
+    if recipe.batch * recipe.width * recipe.height > MOST_PIXELS:
+        raise refusal(
+            f"is too many pictures of {recipe.width}x{recipe.height} for one run",
+            key=("batch",),
+            advice=f"Set batch: {MOST_PIXELS // (recipe.width * recipe.height)} or less: a run has the pixels of four "
+            "pictures of 4096x4096 at most.",
         )
 
 

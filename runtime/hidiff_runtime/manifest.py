@@ -16,7 +16,7 @@ from typing import Any
 
 from hidiff_runtime.consistency import check_whole
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.fields import FLOAT32_MAX, INT64_MAX, LARGEST_JSON, Fields, parse_object
+from hidiff_runtime.fields import FLOAT32_MAX, LARGEST_JSON, Fields, parse_object
 from hidiff_runtime.paths import fault_in
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
 from hidiff_runtime.records import (
@@ -422,7 +422,7 @@ def _file(fields: Fields, key: str) -> FileRecord:
     fault = fault_in(key)
     if fault:
         raise fields.wrong(repr(key), fault, key)
-    record = fields.nested(key, lambda inner: FileRecord(inner.whole("size", most=INT64_MAX), inner.text("sha256")))
+    record = fields.nested(key, FileRecord.from_fields)
     if len(record.sha256) != 64 or set(record.sha256) - set("0123456789abcdef"):
         raise fields.wrong(f"{key}.sha256", "must be 64 hexadecimal digits", record.sha256)
     return record

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from hidiff_runtime.fields import INT64_MAX, Fields
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.regular_files import open_regular
 
@@ -51,6 +52,11 @@ class FileRecord:
 
     size: int
     sha256: str
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> FileRecord:
+        """Reads a record as every JSON file of the format writes it; weight stores are larger than int32 counts."""
+        return cls(fields.whole("size", most=INT64_MAX), fields.text("sha256"))
 
     @classmethod
     def of(cls, path: Path) -> FileRecord:

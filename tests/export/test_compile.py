@@ -181,3 +181,38 @@ def test_what_cannot_be_built_leaves_nothing(arguments: list[str], code: int, tm
     assert "Traceback" not in done.output
     assert not (tmp_path / "bundle").exists()
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+class Telling:
+    """A stage that writes a file and tells something."""
+
+    name, title, needs = "telling", "telling", ()
+
+    def inputs(self, _context: StageContext) -> None:
+        """Nothing."""
+
+    def run(self, context: StageContext, _report: Report) -> tuple[Path, ...]:
+        """Writes and tells."""
+        context.notice("as it was found")
+        path = context.folder / "unet/found"
+        path.parent.mkdir(parents=True)
+        path.write_text("found", encoding="utf-8")
+        return (path,)
+
+
+class Stopping(Telling):
+    """A stage at which somebody presses Ctrl-C."""
+
+    name, title, needs = "stopping", "stopping", ("telling",)
+
+    def run(self, _context: StageContext, _report: Report) -> tuple[Path, ...]:
+        """Is interrupted."""
+        raise KeyboardInterrupt
+
+
+def test_what_a_finished_stage_told_is_told_again_when_a_build_goes_on(recipe: Recipe, tmp_path: Path) -> None:
+    for reused in ([], ["telling"]):
+        display = Interrupting()
+        with pytest.raises(Cancelled):
+            build(recipe, tmp_path / "bundle", display, stages=(Telling(), Stopping()))
+        assert (display.reused, display.notices) == (reused, ["as it was found"])

@@ -45,7 +45,7 @@ class Built:
         path = engine.with_suffix(SUFFIX)
         try:
             fields = Fields(parse_object(path.read_text(encoding="utf-8"), path.name), path.name)
-            files = fields.named("files", lambda inner, name: inner.nested(name, _file))
+            files = fields.named("files", lambda inner, name: inner.nested(name, FileRecord.from_fields))
             return cls(fields.text("key"), files, fields.named("costs", Fields.number))
         except (BundleError, OSError, UnicodeDecodeError):
             return None
@@ -60,7 +60,3 @@ class Built:
         return self.key == key and all(
             path.is_file() and FileRecord.of(path) == self.files.get(path.name) for path in paths
         )
-
-
-def _file(fields: Fields) -> FileRecord:
-    return FileRecord(fields.whole("size"), fields.text("sha256"))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from hidiff_export.errors import RecipeError
 from hidiff_export.families import Family, Layout, Task, phase_rule
 from hidiff_export.recipe import Recipe, shipped_recipes
 from hidiff_export.recipe.values import Backend, EngineLayout, Precision, SamplerName, Target
@@ -83,6 +84,15 @@ def test_sizes_follow_from_the_picture_and_the_batch() -> None:
     assert recipe.latent_shape == (4, 128, 256)
     assert recipe.model_batch == 6
     assert _recipe(batch=3, guidance=False).model_batch == 3
+
+
+def test_a_run_of_more_pixels_than_a_bundle_may_have_is_refused_before_it_is_built() -> None:
+    assert _recipe(width=4096, height=4096, batch=4).batch == 4
+    assert _recipe(width=8192, height=8192, batch=1).width == 8192
+    with pytest.raises(RecipeError) as refused:
+        _recipe(width=4096, height=4096, batch=5)
+    assert "`batch` is too many pictures of 4096x4096 for one run" in str(refused.value)
+    assert "Set batch: 4 or less" in str(refused.value)
 
 
 def test_the_unet_of_an_inpainting_recipe_sees_nine_channels() -> None:
