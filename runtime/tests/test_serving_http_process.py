@@ -6,8 +6,9 @@ import json
 import resource
 import signal
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,18 @@ def test_stops_at_once_where_half_a_body_is_on_the_way(folder: Path, tmp_path: P
         assert "Traceback" not in server.said()
 
 
+@contextmanager
+def drawing(
+    folder: Path, tmp_path: Path, *, grace: int, clients: int = 1
+) -> Iterator[tuple[Process, list[socket.socket]]]:
+    """A server that holds a picture in the middle, and whom it draws it for; the others wait."""
+    with started(folder, tmp_path, "--grace", str(grace)) as server, ExitStack() as stack:
+        server.hold.touch()
+        asking = [stack.enter_context(server.begin(len(ASKED), ASKED)) for _ in range(clients)]
+        assert server.probe() == 200
+        yield server, asking
+
+
 def told_that_it_stopped(client: socket.socket) -> bool:
     answer = until(client, b"}}")
     return answer.startswith(b"HTTP/1.1 503") and b'"stopped"' in answer
@@ -108,10 +121,7 @@ def told_that_it_stopped(client: socket.socket) -> bool:
 def test_a_second_interrupt_ends_what_is_drawn_and_what_waits_without_a_traceback(
     folder: Path, tmp_path: Path, thrice: bool
 ) -> None:
-    with started(folder, tmp_path, "--grace", "3600") as server, ExitStack() as stack:
-        server.hold.touch()
-        clients = [stack.enter_context(server.begin(len(ASKED), ASKED)) for _ in range(5)]
-        assert server.probe() == 200
+    with drawing(folder, tmp_path, grace=3600, clients=5) as (server, clients):
         server.signal(signal.SIGINT)
         until_refused(server.port)
         server.signal(signal.SIGINT)
@@ -125,10 +135,7 @@ def test_a_second_interrupt_ends_what_is_drawn_and_what_waits_without_a_tracebac
 
 
 def test_what_takes_longer_than_the_grace_is_told_so(folder: Path, tmp_path: Path) -> None:
-    with started(folder, tmp_path, "--grace", "1") as server, ExitStack() as stack:
-        server.hold.touch()
-        client = stack.enter_context(server.begin(len(ASKED), ASKED))
-        assert server.probe() == 200
+    with drawing(folder, tmp_path, grace=1) as (server, (client,)):
         server.signal(signal.SIGTERM)
         assert told_that_it_stopped(client)
         server.hold.unlink()
@@ -137,10 +144,7 @@ def test_what_takes_longer_than_the_grace_is_told_so(folder: Path, tmp_path: Pat
 
 
 def test_pictures_that_are_drawn_are_finished_at_a_signal(folder: Path, tmp_path: Path) -> None:
-    with started(folder, tmp_path, "--grace", "3600") as server, ExitStack() as stack:
-        server.hold.touch()
-        client = stack.enter_context(server.begin(len(ASKED), ASKED))
-        assert server.probe() == 200
+    with drawing(folder, tmp_path, grace=3600) as (server, (client,)):
         server.signal(signal.SIGTERM)
         until_refused(server.port)
         server.hold.unlink()
