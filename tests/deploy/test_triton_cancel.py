@@ -61,6 +61,11 @@ def steps(server: TritonServer) -> float:
     return count(server, "hidiff_step_seconds_count")
 
 
+def pending(server: TritonServer) -> float:
+    """Requests that wait in Triton's queues."""
+    return count(server, "nv_inference_pending_request_count")
+
+
 def until(true: Callable[[], bool]) -> None:
     """Waits for something that must come to be."""
     deadline = time.monotonic() + 300
@@ -129,15 +134,15 @@ def test_what_is_cancelled_while_it_waits_makes_no_step(served: TritonServer, mo
     with grpc(served) as client, grpc(served) as other, ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.infer, MODEL, inputs(tritonclient.grpc, ROWS, prompt=PROMPT))
         until(lambda: steps(served) > before)
-        given = inputs(tritonclient.grpc, prompt=PROMPT)
+        given, waiting = inputs(tritonclient.grpc, prompt=PROMPT), pending(served)
         if model == MODEL:
             call = other.async_infer(MODEL, given, lambda result, error: told.put((result, error)))
-            time.sleep(0.05)
+            until(lambda: pending(served) > waiting)
             call.cancel()
         else:
             other.start_stream(lambda result, error: told.put((result, error)))
             other.async_stream_infer(STREAM, given)
-            time.sleep(0.05)
+            until(lambda: pending(served) > waiting)
             other.stop_stream(cancel_requests=True)
         first.result(300)
         assert told.get(timeout=300)[0] is None
