@@ -14,7 +14,9 @@ import tempfile
 from pathlib import Path
 
 from tests.fuzz.campaign import BAD, run, table
-from tests.fuzz.targets import make_toy
+
+TESTS = Path(__file__).parents[2] / "runtime/tests"
+"""Where the toy is; pytest's settings say so to tests."""
 
 
 def main() -> int:
@@ -26,11 +28,20 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, help="a bundle with pictures and samples (default: the tests' toy)")
     parser.add_argument("--faults", type=Path, help="a file for what was found")
     options = parser.parse_args()
+    sys.path.insert(0, str(TESTS))
+    from tests.fuzz.targets import make_toy
+
     with tempfile.TemporaryDirectory(dir=None if options.bundle is None else options.bundle.absolute().parent) as home:
         pristine = options.bundle or make_toy(Path(home, "toy"))
         target = "tests.fuzz.targets:" + ("real_target" if options.bundle else "toy_target")
         cases = run(
-            target, pristine.absolute(), Path(home), count=options.mutations, number=options.seed, only=options.only
+            target,
+            pristine.absolute(),
+            Path(home),
+            count=options.mutations,
+            number=options.seed,
+            only=options.only,
+            progress=lambda done: _tell(done, options.mutations),
         )
     faults = [case for case in cases if case.outcome in BAD]
     slowest, largest = max(case.played.seconds for case in cases), max(case.played.peak for case in cases)
@@ -38,6 +49,12 @@ def main() -> int:
     if options.faults is not None:
         options.faults.write_text("\n\n".join(map(str, faults)))
     return 1 if faults else 0
+
+
+def _tell(done: int, count: int) -> None:
+    """Says from time to time how far it is."""
+    if done % 100 == 0:
+        sys.stderr.write(f"{done} of {count} mutations\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,7 +59,14 @@ def judge(mutation: Mutation, played: Played, weights: int = 0) -> str:
 
 
 def run(
-    target: str, pristine: Path, scratch: Path, *, count: int, number: int = 0, only: Iterable[str] = ()
+    target: str,
+    pristine: Path,
+    scratch: Path,
+    *,
+    count: int,
+    number: int = 0,
+    only: Iterable[str] = (),
+    progress: Callable[[int], object] = lambda _done: None,
 ) -> list[Case]:
     """Plays ``count`` mutations; the same ones for the same ``number``.
 
@@ -70,6 +77,7 @@ def run(
         count: of mutations.
         number: of the random stream.
         only: kinds of mutations; all that the bundle has, if left out.
+        progress: told how many were played, after each.
     """
     found = {name: kind for name, kind in kinds(pristine).items() if kind is not None}
     chosen = [kind for name, kind in found.items() if not only or name in only]
@@ -98,6 +106,7 @@ def run(
                     _remove(folder)
                 outcome = judge(mutation, played, weights)
                 cases.append(Case(replace(mutation, apply=_made), played, outcome))  # which may hold a whole file
+                progress(len(cases))
 
             each()
     return cases

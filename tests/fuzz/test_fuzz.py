@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from tests.fuzz.campaign import BAD, FAILS, REFUSED, SAME, Case, judge, run, table
 from tests.fuzz.faulty import MARK
 from tests.fuzz.mutations import Mutation
-from tests.fuzz.pool import Pool
+from tests.fuzz.pool import ROOT, Pool
 from tests.fuzz.strategies import kinds
 from tests.fuzz.targets import make_toy
 
@@ -90,3 +93,12 @@ def test_engines_may_be_refused_by_whoever_runs_them(tmp_path: Path) -> None:
     assert judge(mutation(), played) == SAME
     assert judge(mutation(), type(played)("same pictures", "", peak=301 * 10**6)) == "too much memory"
     assert judge(mutation(), type(played)("same pictures", "", peak=301 * 10**6), weights=10**7) == SAME
+
+
+@pytest.mark.slow
+def test_the_command_runs_as_it_is_shown() -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "--mutations", "9"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| **all** | 9 |" in done.stdout
