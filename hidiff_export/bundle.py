@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from hidiff_export.build.protocol import Report
 from hidiff_export.build_state import STATE, BuildState, StageRecord, faults
 from hidiff_export.errors import BundleError, InputError, StorageError
-from hidiff_export.output import is_plain, output_folder, try_renaming
+from hidiff_export.output import is_plain, make_parents, output_folder, try_renaming
 from hidiff_export.replaced import check_deletable, delete_bundle, digest_of, existing_bundle
 from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
 
@@ -157,7 +157,7 @@ class Workspace:
     def _take_lock(self) -> None:
         if os.path.lexists(self._lock_file) and not (is_plain(self._lock_file) and not self._lock_file.stat().st_size):
             raise _in_the_way(self._lock_file)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        make_parents(self.output)
         try:
             self._lock.acquire()
         except Timeout as error:

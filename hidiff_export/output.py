@@ -52,6 +52,22 @@ def output_folder(output: Path, suffixes: tuple[str, ...]) -> Path:
     return folder
 
 
+def make_parents(output: Path) -> None:
+    """Makes the folders that ``output`` is to lie in.
+
+    Raises:
+        StorageError: the system does not let one be made, as below /proc.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            "The folder that the output is to lie in cannot be made.",
+            given=f"{output.parent}: {error.strerror}",
+            advice="Choose a folder that you may write to.",
+        ) from error
+
+
 def try_renaming(folder: Path, aside: Path) -> None:
     """Renames a folder and gives it its name back, as the end of the work will have to.
 

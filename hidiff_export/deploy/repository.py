@@ -20,7 +20,7 @@ from hidiff_export.deploy import warm_up
 from hidiff_export.deploy.config import WARM_UP, ModelConfig, Places, Queue
 from hidiff_export.deploy.files import take_file
 from hidiff_export.errors import BundleError, InputError
-from hidiff_export.output import output_folder, try_renaming
+from hidiff_export.output import make_parents, output_folder, try_renaming
 from hidiff_runtime.files import verify_files
 from hidiff_runtime.folder import BundleFolder
 from hidiff_runtime.manifest import MANIFEST, Manifest
@@ -221,7 +221,7 @@ def replacing(output: Path, *, force: bool) -> Iterator[Path]:
     output = output_folder(output, (_LONGEST,))
     with storage_errors(output):
         _refuse(output, force=force)
-        output.parent.mkdir(parents=True, exist_ok=True)
+        make_parents(output)
         folder = Path(tempfile.mkdtemp(prefix=f"{output.name}.", suffix=_PARTIAL, dir=output.parent))
         old = folder.with_suffix(_REPLACED)
         try:

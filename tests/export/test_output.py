@@ -13,6 +13,7 @@ import pytest
 
 from hidiff_export import output as module
 from hidiff_export.bundle import Workspace
+from hidiff_export.deploy.repository import replacing
 from hidiff_export.errors import HidiffError, InputError, StorageError
 from hidiff_export.output import output_folder, try_renaming
 from hidiff_runtime.manifest import MANIFEST
@@ -141,6 +142,17 @@ from hidiff_export.cli import main
 code = main(json.loads(sys.argv[1]), standalone_mode=False)
 print(json.dumps([code, [name for name in ("torch", "diffusers", "onnx", "onnx_ir") if name in sys.modules]]))
 """
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="folders can be made anywhere but below Linux's /proc")
+def test_a_folder_that_the_system_does_not_let_be_made_is_a_storage_error() -> None:
+    for work in (
+        lambda output: Workspace(output).__enter__(),
+        lambda output: replacing(output, force=False).__enter__(),
+    ):
+        with pytest.raises(StorageError, match="folder that the output is to lie in cannot be made") as caught:
+            work(Path("/proc/nowhere/bundle"))
+        assert "Choose a folder" in caught.value.advice
 
 
 @pytest.mark.parametrize("there", ["file", "finished"])
