@@ -33,7 +33,7 @@ from hidiff_export.quantise.quantise import quantise_graph
 from hidiff_export.quantise.ranges import FP8_LARGEST, INT8_LARGEST, MODELOPT_FP8
 from hidiff_export.recipe.values import Precision
 from hidiff_runtime.phases import Phase, PhaseKind
-from hidiff_runtime.proof.verdict import Metrics
+from hidiff_runtime.verification.comparison import Metrics
 
 LATENTS = 16
 WIDER = {"block_out_channels": [96, 192, 384, 384], "norm_num_groups": 16}

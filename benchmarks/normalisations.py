@@ -29,8 +29,8 @@ from hidiff_export.graph.weights import PRECISIONS, WeightStore
 from hidiff_export.model.load import build_unet, load_unet
 from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.recipe.values import Precision
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.format.manifest import GraphRecord
 from hidiff_runtime.phases import Phase, PhaseKind
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 import hidiff_runtime
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.format.manifest import GraphRecord
 
 WAYS = ("packed", "shared")
 

@@ -28,7 +28,7 @@ from unittest import mock
 import hidiff_runtime
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.errors import Cancelled
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.format.manifest import Manifest
 
 WAYS = ("packed", "shared")
 STAGES = ("text", "denoise", "decode")

@@ -33,7 +33,7 @@ from hidiff_export.stages.graphs import Graphs
 from hidiff_export.stages.records import phase_record
 from hidiff_export.stages.samplers import Samplers
 from hidiff_export.stages.weights import WEIGHTS, Weights
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 
 RESULTS = Path(__file__).with_suffix(".json")
 MARK = "<!-- what follows is written by tensorrt_builds.py -->"

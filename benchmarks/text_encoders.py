@@ -70,7 +70,7 @@ class Encoder:
 
     def record(self) -> Any:
         """What goes in and out."""
-        from hidiff_runtime.manifest import GraphRecord
+        from hidiff_runtime.format.manifest import GraphRecord
 
         module = self.module()
         return GraphRecord(self.graph.name, {}, module.input_specs(1), module.output_specs(1))
@@ -88,7 +88,7 @@ class Encoder:
     def inputs(self) -> dict[str, Any]:
         """A prompt's tokens."""
         from hidiff_export.model.tokenizer import tokenizer_json
-        from hidiff_runtime.text.tokenizer import Tokenizer
+        from hidiff_runtime.format.tokenizer import Tokenizer
 
         path = self.folder / "tokenizer.json"
         path.write_text(tokenizer_json("random:0", self.component, self.family, Width.FULL), encoding="utf-8")
@@ -109,7 +109,7 @@ class Encoder:
     def onnxruntime(self) -> dict[str, Any]:
         """The worst output's signal-to-noise ratio, the engine's opening and an evaluation."""
         from hidiff_runtime.backends import get
-        from hidiff_runtime.proof.verdict import Metrics
+        from hidiff_runtime.verification.comparison import Metrics
 
         began = time.perf_counter()
         with (

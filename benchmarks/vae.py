@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from hidiff_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from hidiff_runtime.manifest import GraphRecord, TensorSpec
-from hidiff_runtime.pictures.vae import decode_tiles, encode_tiles
-from hidiff_runtime.records import VaeRecord
+from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
+from hidiff_runtime.format.specs import VaeRecord
+from hidiff_runtime.pipeline.vae import decode_tiles, encode_tiles
 
 WEIGHTS, RECORD = "weights.safetensors", "record.json"
 HALVES = ("decoder", "encoder")
@@ -120,7 +120,7 @@ def tensorrt(folder: Path) -> None:
     from hidiff_export.build.tensorrt.builder import TensorRtBuilder
     from hidiff_export.build.tensorrt.built import Built
     from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX
-    from hidiff_runtime.backends.tensorrt.record import PlanRecord
+    from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 
     content, vae = record(folder)
     for half in HALVES:

@@ -11,9 +11,9 @@ from pathlib import Path
 from hidiff_export.build.protocol import Report
 from hidiff_export.errors import BundleError
 from hidiff_export.output import is_plain
-from hidiff_runtime.fields import Fields, parse_object
-from hidiff_runtime.manifest import FileRecord
-from hidiff_runtime.paths import fault_in
+from hidiff_runtime.format.codec import Fields, parse_object
+from hidiff_runtime.format.manifest import FileRecord
+from hidiff_runtime.format.paths import fault_in
 
 STATE = "build.json"
 _REPLACES = "replaces"

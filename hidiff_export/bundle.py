@@ -24,7 +24,7 @@ from hidiff_export.build_state import STATE, BuildState, StageRecord, faults
 from hidiff_export.errors import BundleError, InputError, StorageError
 from hidiff_export.output import is_plain, make_parents, output_folder, try_renaming
 from hidiff_export.replaced import check_deletable, delete_bundle, digest_of, existing_bundle
-from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
 
 __all__ = ["STATE", "FilesChanged", "Workspace", "storage_errors", "write_json"]
 

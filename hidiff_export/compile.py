@@ -18,7 +18,7 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.stages import Report, Stage, StageContext
 from hidiff_export.versions import EXPORTERS, tool_versions
 from hidiff_runtime import phases
-from hidiff_runtime.manifest import FileRecord, Manifest
+from hidiff_runtime.format.manifest import FileRecord, Manifest
 
 T = TypeVar("T")
 

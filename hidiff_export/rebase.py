@@ -12,8 +12,8 @@ from hidiff_export.bundle import Workspace
 from hidiff_export.compile import BuildResult, Display, build
 from hidiff_export.errors import BundleError, CheckpointError, InputError
 from hidiff_export.recipe import Recipe
-from hidiff_runtime.folder import BundleFolder, LinksOption
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.format.bundle_folder import BundleFolder, LinksOption
+from hidiff_runtime.format.manifest import Manifest
 
 _GRAPH_DEPENDS_ON = {"text_encoder_2": ("eos_token_id",)}
 """What a checkpoint is free to set, and a graph holds all the same."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hidiff_export.errors import BundleError, StorageError
-from hidiff_runtime.manifest import MANIFEST, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, Manifest
 
 
 def existing_bundle(folder: Path) -> Manifest | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from hidiff_export.families import PIXELS_PER_LATENT, Layout
 from hidiff_export.geometry import UNetGeometry, control_latent
-from hidiff_runtime.consistency import CONDITIONING_SCALE, CONTROL_IMAGE
-from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.format.manifest import TensorSpec
+from hidiff_runtime.format.validation import CONDITIONING_SCALE, CONTROL_IMAGE
 from hidiff_runtime.phases import Phase, PhaseKind
 
 PROMPT_TOKENS = 77

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from hidiff_export.families import LATENT_CHANNELS, PIXELS_PER_LATENT
-from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.format.manifest import TensorSpec
 
 UNTILED = 1024 * 1024
 """Pixels of the largest picture that is one tile, unless the recipe names a tile."""

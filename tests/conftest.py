@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from filelock import FileLock
 from needs import pytest_runtest_setup
 
-from hidiff_runtime.manifest import MANIFEST
+from hidiff_runtime.format.manifest import MANIFEST
 
 __all__ = [
     "pytest_collection_finish",

@@ -22,8 +22,8 @@ from hidiff_export.model.vae import VaeDecoder, VaeEncoder
 from hidiff_export.recipe.values import Precision
 from hidiff_export.tiling import VaeTiles
 from hidiff_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from hidiff_runtime.manifest import GraphRecord
-from hidiff_runtime.records import VaeRecord
+from hidiff_runtime.format.manifest import GraphRecord
+from hidiff_runtime.format.specs import VaeRecord
 
 CONFIG = vae_config(Family.SDXL, Width.TINY)
 TILES = VaeTiles(96, 64, 16)

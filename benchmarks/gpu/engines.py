@@ -15,8 +15,8 @@ from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import Report, StageContext, order
 from hidiff_runtime import Bundle, Phase
-from hidiff_runtime.denoiser import OUTPUT
-from hidiff_runtime.proof.recorder import SampleRecorder
+from hidiff_runtime.denoising.denoiser import OUTPUT
+from hidiff_runtime.verification.sample_recorder import SampleRecorder
 
 
 class _NoReference:

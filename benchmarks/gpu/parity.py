@@ -19,8 +19,8 @@ from hidiff_export.parity.pipeline import SEED, RunInputs
 from hidiff_export.parity.tolerance import TOLERANCES, Boundary
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.phases import PhaseRule
-from hidiff_runtime.proof.verdict import Bound, Verdict, judge
-from hidiff_runtime.rng import TorchGenerator
+from hidiff_runtime.sampling.torch_rng import TorchGenerator
+from hidiff_runtime.verification.comparison import Bound, Verdict, judge
 from tests.parity import published
 
 _OTHER_SEED = SEED + 1

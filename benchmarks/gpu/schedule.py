@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.gpu.cases import BACKENDS, CASES, PRECISIONS, PYTORCH
 from benchmarks.gpu.record import ABSENT, DONE, FAILED, Job, Record
 from benchmarks.gpu.work import arrays_of, bundle_of
-from hidiff_runtime.manifest import MANIFEST
+from hidiff_runtime.format.manifest import MANIFEST
 
 PARTS = ("environment", "reference", "build", "parity", "speed", "run", "tests")
 WAYS = ("eager published package", "eager PhaseUNet", "eager stock")

@@ -35,7 +35,7 @@ import tritonclient.grpc
 from needs import triton_folder
 
 from benchmarks.serving.ways import OPTIONS, PROMPT, WAYS, Way, serving
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.format.manifest import Manifest
 from tests.deploy import clients
 from tests.deploy.clients import MODEL, STREAM, inputs, post
 from tests.deploy.server import TritonServer

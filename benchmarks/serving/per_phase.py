@@ -109,7 +109,7 @@ def measure(bundle: Path, way: str, folder: Path) -> None:
 
     from hidiff_runtime import open as open_bundle
     from hidiff_runtime.backends.onnxruntime import backend
-    from hidiff_runtime.manifest import Manifest
+    from hidiff_runtime.format.manifest import Manifest
 
     options: dict[str, Any] = {} if way == "current" else {"resident": "all"}
     if way == "shared":
@@ -132,7 +132,7 @@ def measure(bundle: Path, way: str, folder: Path) -> None:
 def memory(bundle: Path) -> None:
     """The table of all ways."""
     from hidiff_export.deploy.engine_files import take_onnx
-    from hidiff_runtime.manifest import Manifest
+    from hidiff_runtime.format.manifest import Manifest
 
     manifest = Manifest.read(bundle)
     store = manifest.files[manifest.weights["unet"]].size / 2**20
@@ -157,7 +157,7 @@ def graphs(name: str) -> Iterator[tuple[str, Any]]:
     """What each step of a shipped recipe evaluates: its first phase, and the ControlNet if it has one."""
     from hidiff_export import signature
     from hidiff_export.recipe import Recipe
-    from hidiff_runtime.manifest import GraphRecord
+    from hidiff_runtime.format.manifest import GraphRecord
 
     recipe = Recipe.load(name)
     config, shape = recipe.unet_config(), (recipe.latent_height, recipe.latent_width, recipe.model_batch)

@@ -14,7 +14,7 @@ import tritonclient.grpc
 import tritonclient.http
 
 from hidiff_export.deploy.repository import Plan, write
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.format.manifest import Manifest
 from tests.deploy import clients
 from tests.deploy.clients import MODEL, STREAM, events, inputs, post
 from tests.deploy.server import TritonServer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.format.manifest import GraphRecord
 
 Report = Callable[[float, float, str], None]
 """``report(done, total, note)``: how far the work is, in units of its own, and what it is doing."""

@@ -14,9 +14,9 @@ from hidiff_export.cli.options import allow_links_option
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hidiff_runtime.folder import BundleFolder
-    from hidiff_runtime.manifest import GraphRecord, Manifest
-    from hidiff_runtime.records import TextEncoderRecord, VaeRecord
+    from hidiff_runtime.format.bundle_folder import BundleFolder
+    from hidiff_runtime.format.manifest import GraphRecord, Manifest
+    from hidiff_runtime.format.specs import TextEncoderRecord, VaeRecord
 
 
 @click.command(
@@ -39,7 +39,7 @@ def inspect(directory: Path, allow_links: tuple[Path, ...], as_json: bool) -> No
 
 def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[str, Any]:
     """What people and machines want to know of a bundle: phases with steps and sizes, weights, samplers, parity."""
-    from hidiff_runtime.folder import BundleFolder
+    from hidiff_runtime.format.bundle_folder import BundleFolder
 
     folder = BundleFolder(directory, allow_links)
     manifest = folder.manifest()
@@ -88,7 +88,7 @@ def _phase(folder: BundleFolder, manifest: Manifest, index: int) -> dict[str, An
 
 
 def _graph(folder: BundleFolder, manifest: Manifest, record: GraphRecord) -> dict[str, Any]:
-    from hidiff_runtime.backends.tensorrt.record import BACKENDS
+    from hidiff_runtime.backends.tensorrt.plan_record import BACKENDS
 
     return {
         "graph_bytes": manifest.files[record.graph].size,
@@ -137,7 +137,7 @@ def _engine_bytes(folder: BundleFolder, manifest: Manifest, backend: str, path: 
 
 def _plan(path: Path) -> dict[str, Any]:
     """What a plan was built with and for; in bundles of older versions also what building it took."""
-    from hidiff_runtime.backends.tensorrt.record import PlanRecord
+    from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 
     record = PlanRecord.read(path)
     costs = {key: record.options[key] for key in ("seconds", "peak_bytes") if _is_number(record.options.get(key))}
@@ -157,7 +157,7 @@ def _noise_schedule(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
     """What runs are laid out by, in the words of recipes; empty for a bundle that does not say."""
     if _SCHEDULER_CONFIG not in manifest.files:
         return {}
-    from hidiff_runtime.fields import read_object
+    from hidiff_runtime.format.codec import read_object
 
     config = read_object(folder.file(_SCHEDULER_CONFIG), _SCHEDULER_CONFIG, "The scheduler's configuration")
     return {
@@ -192,7 +192,7 @@ def _left_out(manifest: Manifest) -> list[int | str]:
     from hidiff_export.errors import BundleError, RecipeError
     from hidiff_export.recipe import Recipe
     from hidiff_export.recipe.values import ranges
-    from hidiff_runtime.fields import REBUILD
+    from hidiff_runtime.format.codec import REBUILD
 
     try:
         recipe = Recipe.from_dict(manifest.recipe, "the recipe in the bundle's manifest")
@@ -205,7 +205,7 @@ def _report(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
     """The report of the last verification; empty where there was none."""
     if manifest.report is None:
         return {}
-    from hidiff_runtime.fields import read_object
+    from hidiff_runtime.format.codec import read_object
 
     return read_object(folder.file(manifest.report), manifest.report, "The parity report")
 
@@ -214,8 +214,8 @@ def _parity(report: dict[str, Any], manifest: Manifest) -> list[dict[str, Any]]:
     """The verdicts of a report."""
     if manifest.report is None:
         return []
-    from hidiff_runtime.fields import Fields
-    from hidiff_runtime.proof.verdict import Verdict
+    from hidiff_runtime.format.codec import Fields
+    from hidiff_runtime.verification.comparison import Verdict
 
     return [Verdict.from_dict(verdict).to_dict() for verdict in Fields(report, manifest.report).items("verdicts")]
 
@@ -225,7 +225,7 @@ _MAGNITUDES = "reference/magnitudes.json"
 
 def _magnitudes(folder: BundleFolder, manifest: Manifest, report: dict[str, Any]) -> dict[str, Any] | None:
     """What was measured beside float16's range, by the last verification or else by the build; None where nothing."""
-    from hidiff_runtime.fields import Fields, read_object
+    from hidiff_runtime.format.codec import Fields, read_object
 
     fields = Fields(report, manifest.report or "")
     found = fields.optional("magnitudes", fields.mapping) if "magnitudes" in fields else None
@@ -243,7 +243,7 @@ def _print_magnitudes(summary: dict[str, Any], console: Console) -> None:
 
 
 def _print_parity(summary: dict[str, Any], console: Console) -> None:
-    from hidiff_runtime.proof.verdict import Verdict, render
+    from hidiff_runtime.verification.comparison import Verdict, render
 
     if not summary["parity"]:
         console.print(f"parity: not measured yet; run [bold]hidiff-export verify {summary['folder']}[/bold]")

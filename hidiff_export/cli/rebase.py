@@ -57,7 +57,7 @@ def rebase(
     from hidiff_export.cli.verify import keep_report
     from hidiff_export.errors import InputError, ParityError
     from hidiff_export.rebase import rebase as rebase_bundle
-    from hidiff_runtime.manifest import Manifest
+    from hidiff_runtime.format.manifest import Manifest
 
     if loras and no_lora:
         raise InputError("--lora and --no-lora contradict each other.", advice="Give one of the two.")

@@ -92,7 +92,7 @@ def triton(
     """
     from hidiff_export.deploy.config import Places, Queue
     from hidiff_export.deploy.repository import Plan, write
-    from hidiff_runtime.serving.limits import Limits
+    from hidiff_runtime.pipeline.request_limits import Limits
 
     limits = {"prompt_characters": max_prompt, "image_bytes": max_image_bytes, "steps": max_steps}
     opening: dict[str, str | int | bool] = {"resident": resident, "prefetch": prefetch}
@@ -130,7 +130,7 @@ def _gpus(text: str) -> tuple[int, ...]:
 def _options(texts: Sequence[str]) -> dict[str, str | int | bool]:
     """Options of the backend. Raises InputError for what is no NAME=VALUE, or names something else of opening."""
     from hidiff_export.errors import InputError
-    from hidiff_runtime.cli.opening import NAMES, named_value
+    from hidiff_runtime.cli.bundle_options import NAMES, named_value
 
     try:
         found = dict(named_value(text) for text in texts)

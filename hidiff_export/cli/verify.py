@@ -61,7 +61,7 @@ def verify(
     from hidiff_export.cli.progress import progress_display
     from hidiff_export.errors import ParityError
     from hidiff_export.parity.verify import verify as verify_bundle
-    from hidiff_runtime.folder import BundleFolder
+    from hidiff_runtime.format.bundle_folder import BundleFolder
 
     digest = BundleFolder(directory, allow_links).manifest().digest
     with (

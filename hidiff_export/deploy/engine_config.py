@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from hidiff_export.deploy.config import Places, group_text, parameter_text, quoted, tensors_text
 from hidiff_runtime.backends.onnxruntime import CUDA_OPTIONS
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.format.manifest import GraphRecord
 from hidiff_runtime.serving.triton.layout import LOADED, LOADS, PING
 from hidiff_runtime.serving.triton.schema import Tensor
 

@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from hidiff_export.deploy.files import take_file
 from hidiff_export.errors import BundleError, InputError
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.paths import fault_in
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.format.paths import fault_in
 
 _CHUNK = 1 << 22
 

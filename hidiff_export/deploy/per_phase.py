@@ -30,9 +30,9 @@ from hidiff_export.deploy.repository import (
     write_pipeline,
 )
 from hidiff_export.errors import InputError
-from hidiff_runtime.files import CheckedFiles, state_of, verify_files
-from hidiff_runtime.folder import BundleFolder
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.format.bundle_folder import BundleFolder
+from hidiff_runtime.format.integrity import CheckedFiles, state_of, verify_files
+from hidiff_runtime.format.manifest import GraphRecord
 from hidiff_runtime.serving.triton.layout import ENGINES, PREFIX, engine_models
 
 _OPTIONS = ("backend", "resident", "prefetch")

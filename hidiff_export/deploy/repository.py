@@ -21,12 +21,12 @@ from hidiff_export.deploy.config import WARM_UP, ModelConfig, Places, Queue
 from hidiff_export.deploy.files import take_file
 from hidiff_export.errors import BundleError, InputError
 from hidiff_export.output import make_parents, output_folder, try_renaming
-from hidiff_runtime.files import verify_files
-from hidiff_runtime.folder import BundleFolder
-from hidiff_runtime.manifest import MANIFEST, Manifest
-from hidiff_runtime.pipeline import check_whole
-from hidiff_runtime.serving.limits import Limits
-from hidiff_runtime.serving.triton.parameters import STREAM, Parameters
+from hidiff_runtime.format.bundle_folder import BundleFolder
+from hidiff_runtime.format.integrity import verify_files
+from hidiff_runtime.format.manifest import MANIFEST, Manifest
+from hidiff_runtime.pipeline.pipeline import check_whole
+from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.serving.triton.model_parameters import STREAM, Parameters
 from hidiff_runtime.serving.triton.schema import INPUTS, PROGRESS, results
 
 BUNDLES = ("link", "copy")

@@ -6,8 +6,8 @@ import io
 import struct
 from pathlib import Path
 
-from hidiff_runtime.conditioning import takes_channels
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.denoising.conditioning import takes_channels
+from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.serving.triton.schema import INPUTS, Tensor
 
 Values = dict[str, bytes]

@@ -12,7 +12,7 @@ import torch
 
 from hidiff_export.errors import ExportError
 from hidiff_export.model.graph_module import GraphModule
-from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.format.manifest import TensorSpec
 
 OPSET = 23
 """The first opset with an attention operator, which keeps attention whole for every backend to lower its own way."""

@@ -1,8 +1,8 @@
 """The step graph: guidance, the sampler's step and the UNet's next input, for a device that keeps the latents.
 
-`hidiff_runtime.step_graph` says what goes in and out. Every operator works element by element in float32, or adds up
-over a picture. A matrix product would say the same in one line, and round the coefficients to the 10 bits of TF32 where
-a backend likes to.
+`hidiff_runtime.format.step_graph` says what goes in and out. Every operator works element by element in float32, or
+adds up over a picture. A matrix product would say the same in one line, and round the coefficients to the 10 bits of
+TF32 where a backend likes to.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from onnx_ir.passes import common
 
 from hidiff_export.graph.capture import OPSET
 from hidiff_export.graph.portable import save
-from hidiff_runtime.records import GraphRecord, TensorSpec
-from hidiff_runtime.step_graph import (
+from hidiff_runtime.format.specs import GraphRecord, TensorSpec
+from hidiff_runtime.format.step_graph import (
     CHANNELS,
     GUIDANCE_RESCALE,
     GUIDANCE_SCALE,
@@ -41,7 +41,7 @@ def write_step_graph(record: GraphRecord, path: Path) -> None:
     """Writes the step graph.
 
     Args:
-        record: its inputs and outputs, as `hidiff_runtime.step_graph` lists them.
+        record: its inputs and outputs, as `hidiff_runtime.format.step_graph` lists them.
         path: of the ONNX file.
 
     Raises:
@@ -96,7 +96,7 @@ class _StepGraph:
         return model
 
     def _guided(self) -> ir.Value:
-        """As `hidiff_runtime.conditioning.guided`: up to a scale of 1 the positive half alone, to the bit."""
+        """As `hidiff_runtime.denoising.conditioning.guided`: up to a scale of 1 the positive half alone, to the bit."""
         noise_pred = self._given[NOISE_PRED]
         if GUIDANCE_SCALE not in self._given:
             return noise_pred
@@ -110,7 +110,7 @@ class _StepGraph:
         return self._op("Where", self._op("Greater", scale, one), combined, positive)
 
     def _rescaled(self, combined: ir.Value, positive: ir.Value, rescale: ir.Value, one: ir.Value) -> ir.Value:
-        """As `hidiff_runtime.conditioning.guided`: by the ratio of the deviations; at 0 what it was, to the bit."""
+        """As `hidiff_runtime.denoising.conditioning.guided` does; at 0 what it was, to the bit."""
         ratio = self._op("Sqrt", self._op("Div", self._spread(positive), self._spread(combined)))
         share = self._op("Mul", rescale, self._op("Mul", combined, ratio))
         mixed = self._op("Add", share, self._op("Mul", self._op("Sub", one, rescale), combined))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hidiff_export.errors import BundleError, CheckpointError, StorageError
 from hidiff_export.model.state_dict import map_tensors, shapes_of
 from hidiff_export.recipe.values import Precision
-from hidiff_runtime.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo, TensorLayout
+from hidiff_runtime.format.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo, TensorLayout
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes in all."""

@@ -33,8 +33,8 @@ from hidiff_export.model.patch import draw_window_shifts, task_of
 from hidiff_export.model.run_watch import RunWatch
 from hidiff_export.signature import MID_RESIDUAL, down_residual_name
 from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.format.specs import PhaseRecord
 from hidiff_runtime.phases import PhasePlan
-from hidiff_runtime.records import PhaseRecord
 
 __all__ = ["BundleUNet"]
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from hidiff_export.errors import EngineError, InputError
 from hidiff_runtime.bundle import Bundle
-from hidiff_runtime.denoiser import OUTPUT
+from hidiff_runtime.denoising.denoiser import OUTPUT
+from hidiff_runtime.denoising.run_context import engine_errors
+from hidiff_runtime.format.specs import PhaseRecord, TensorSpec
 from hidiff_runtime.phases import PhasePlan
-from hidiff_runtime.records import PhaseRecord, TensorSpec
-from hidiff_runtime.run import engine_errors
 
 Array = NDArray[Any]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hidiff_export.errors import BundleError, CheckpointError
 from hidiff_export.model.contents import UNET, kind_of
-from hidiff_runtime.safetensors import CHECKPOINT_HEADER_LIMIT, SafetensorsFile
+from hidiff_runtime.format.safetensors import CHECKPOINT_HEADER_LIMIT, SafetensorsFile
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 """Endings of files that torch.save wrote."""

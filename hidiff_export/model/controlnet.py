@@ -21,7 +21,7 @@ from hidiff_export.families import PIXELS_PER_LATENT
 from hidiff_export.geometry import UNetGeometry, control_latent
 from hidiff_export.model.graph_module import GraphModule
 from hidiff_export.signature import PROMPT_TOKENS, controlnet_inputs, controlnet_outputs
-from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.format.manifest import TensorSpec
 
 
 def control_image_size(latent_height: int, latent_width: int) -> tuple[int, int]:

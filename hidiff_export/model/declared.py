@@ -14,7 +14,7 @@ from typing import Any
 
 from hidiff_export.errors import CheckpointError
 from hidiff_export.model.checkpoint_file import open_weights
-from hidiff_runtime.safetensors import SafetensorsFile
+from hidiff_runtime.format.safetensors import SafetensorsFile
 
 PREDICTION, ZERO_SNR = "prediction_type", "rescale_betas_zero_snr"
 """Keys of diffusers' scheduler configurations that files speak of."""

@@ -20,7 +20,7 @@ from hidiff_export.model.original import under_library_names, without_prefix
 from hidiff_export.model.sources import find_checkpoint
 from hidiff_export.model.spare_tensors import SortedNames, left_out_notices, sort_names
 from hidiff_export.model.state_dict import map_tensors, shapes_of
-from hidiff_runtime.safetensors import SafetensorsFile
+from hidiff_runtime.format.safetensors import SafetensorsFile
 
 
 class Checkpoint(NamedTuple):

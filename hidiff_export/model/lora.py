@@ -21,8 +21,8 @@ from hidiff_export.model.lora_names import Factors, contents_of, embedded_invers
 from hidiff_export.model.lora_refusals import LoraFile, changed_twice, require_low_rank, wrong_family
 from hidiff_export.model.lora_settings import factor_of, lacks_settings, read_settings, settings_beside
 from hidiff_export.model.state_dict import LazyStateDict, map_tensors, shapes_of
-from hidiff_runtime.manifest import FileRecord
-from hidiff_runtime.safetensors import SafetensorsFile
+from hidiff_runtime.format.manifest import FileRecord
+from hidiff_runtime.format.safetensors import SafetensorsFile
 
 
 class Pair(NamedTuple):

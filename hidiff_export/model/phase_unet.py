@@ -19,7 +19,7 @@ from hidiff_export.model.graph_module import GraphModule
 from hidiff_export.model.raunet import install_phase
 from hidiff_export.model.windows import WINDOW_ORDERS, WindowTables
 from hidiff_export.signature import DOWN_RESIDUAL, MID_RESIDUAL, PROMPT_TOKENS, phase_inputs, phase_outputs
-from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.format.manifest import TensorSpec
 from hidiff_runtime.phases import Phase
 
 Module = TypeVar("Module", bound=nn.Module)

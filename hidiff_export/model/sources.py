@@ -18,7 +18,7 @@ from hidiff_export.model.component import Component
 from hidiff_export.model.contents import listed
 from hidiff_export.model.identify import check_class
 from hidiff_export.model.weight_files import Folder, find_weights, read_json
-from hidiff_runtime.manifest import FileRecord
+from hidiff_runtime.format.manifest import FileRecord
 
 _SCHEDULER = "scheduler/scheduler_config.json"
 MODEL_INDEX = "model_index.json"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 
 from hidiff_export.errors import CheckpointError
-from hidiff_runtime.safetensors import SafetensorsFile, TensorInfo
+from hidiff_runtime.format.safetensors import SafetensorsFile, TensorInfo
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Names and shapes of a model's tensors."""

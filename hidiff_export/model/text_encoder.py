@@ -14,7 +14,7 @@ import torch
 
 from hidiff_export.model.graph_module import GraphModule
 from hidiff_export.signature import text_encoder_inputs, text_encoder_outputs
-from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.format.manifest import TensorSpec
 
 _FIRST_OF_HIGHEST = 2
 """The ``eos_token_id`` of configurations from before transformers could find the end itself: it is the highest id."""

@@ -9,7 +9,7 @@ import torch
 
 from hidiff_export.model.graph_module import GraphModule
 from hidiff_export.tiling import VaeTiles
-from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.format.manifest import TensorSpec
 
 
 class _VaeModule(GraphModule):

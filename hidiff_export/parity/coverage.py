@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hidiff_runtime.phases import Phase, PhasePlan, PhaseRule
-from hidiff_runtime.proof.replay import FEW_EVALUATIONS
+from hidiff_runtime.verification.replay import FEW_EVALUATIONS
 
 LITTLE_WORK = 8e12
 """What costs next to nothing, in floating-point operations: about a minute on a laptop's processor."""

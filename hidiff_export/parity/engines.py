@@ -15,20 +15,20 @@ from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.bundle import Bundle
-from hidiff_runtime.denoiser import OUTPUT, StepInfo
-from hidiff_runtime.pictures.metrics import unit
-from hidiff_runtime.pictures.vae import decode
-from hidiff_runtime.proof.facts import FACTS
-from hidiff_runtime.proof.networks import PICTURE, TEXT, TOKENS, VAE, worst
-from hidiff_runtime.proof.replay import CALL, RUN, STEP, check
-from hidiff_runtime.proof.sampler_replay import SAMPLER
-from hidiff_runtime.proof.verdict import Bound, Verdict, judge, judge_picture
-from hidiff_runtime.text.encoding import encode_prompts
+from hidiff_runtime.denoising.denoiser import OUTPUT, StepInfo
+from hidiff_runtime.pipeline.prompt_encoding import encode_prompts
+from hidiff_runtime.pipeline.vae import decode
+from hidiff_runtime.verification.comparison import Bound, Verdict, judge, judge_picture
+from hidiff_runtime.verification.image_metrics import unit
+from hidiff_runtime.verification.manifest_facts import FACTS
+from hidiff_runtime.verification.replay import CALL, RUN, STEP, check
+from hidiff_runtime.verification.replay_components import PICTURE, TEXT, TOKENS, VAE, worst
+from hidiff_runtime.verification.replay_schedulers import SAMPLER
 
 if TYPE_CHECKING:
     from hidiff_export.parity.networks import NetworkCall
     from hidiff_export.parity.reference import Call, ControlNetCall, Run
-    from hidiff_runtime.engines import Network
+    from hidiff_runtime.backends.session_pool import Network
 
 Array = NDArray[Any]
 

@@ -28,10 +28,10 @@ from hidiff_export.recipe.values import Precision
 from hidiff_runtime import backends
 from hidiff_runtime.backends.protocol import Availability, Backend, Device, Session
 from hidiff_runtime.bundle import Bundle
-from hidiff_runtime.folder import BundleFolder, LinksOption
-from hidiff_runtime.manifest import GraphRecord, PhaseRecord
+from hidiff_runtime.format.bundle_folder import BundleFolder, LinksOption
+from hidiff_runtime.format.manifest import GraphRecord, PhaseRecord
 from hidiff_runtime.phases import Phase
-from hidiff_runtime.proof.verdict import Verdict
+from hidiff_runtime.verification.comparison import Verdict
 
 if TYPE_CHECKING:
     from hidiff_export.parity.inputs import Given

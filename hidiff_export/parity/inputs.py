@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_export.geometry import SHIFTS
-from hidiff_runtime.consistency import CONDITIONING_SCALE, CONTROL_IMAGE
-from hidiff_runtime.manifest import TensorSpec
-from hidiff_runtime.proof.samples import Drawn
+from hidiff_runtime.format.manifest import TensorSpec
+from hidiff_runtime.format.validation import CONDITIONING_SCALE, CONTROL_IMAGE
+from hidiff_runtime.verification.reference_samples import Drawn
 
 Array = NDArray[np.float32]
 Given = Array | Drawn

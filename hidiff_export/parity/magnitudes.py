@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hidiff_export.bundle import write_json
 from hidiff_export.errors import CheckpointError
 from hidiff_export.recipe.values import Target
-from hidiff_runtime.fields import Fields, read_object
+from hidiff_runtime.format.codec import Fields, read_object
 
 if TYPE_CHECKING:
     from hidiff_export.recipe import Recipe

@@ -24,11 +24,11 @@ from hidiff_export.model.load import build
 from hidiff_export.parity.inputs import drawn
 from hidiff_export.recipe import Recipe
 from hidiff_export.signature import PROMPT_TOKENS
-from hidiff_runtime.pictures.metrics import unit
-from hidiff_runtime.pictures.vae import decode_tiles
-from hidiff_runtime.proof.samples import Drawn
-from hidiff_runtime.records import VaeRecord
-from hidiff_runtime.text.tokenizer import Tokenizer
+from hidiff_runtime.format.specs import VaeRecord
+from hidiff_runtime.format.tokenizer import Tokenizer
+from hidiff_runtime.pipeline.vae import decode_tiles
+from hidiff_runtime.verification.image_metrics import unit
+from hidiff_runtime.verification.reference_samples import Drawn
 
 if TYPE_CHECKING:
     from hidiff_runtime.backends.protocol import Session

@@ -30,10 +30,10 @@ from hidiff_export.parity.networks import PictureNetworks, PromptInputs
 from hidiff_export.parity.watch import Evaluation, UNetWatch
 from hidiff_export.recipe import Recipe
 from hidiff_export.signature import control_residuals, phase_inputs
-from hidiff_runtime.conditioning import EMBEDDINGS, INPAINTING
-from hidiff_runtime.consistency import CONTROL_IMAGE
-from hidiff_runtime.manifest import TensorSpec
-from hidiff_runtime.proof.samples import Drawn
+from hidiff_runtime.denoising.conditioning import EMBEDDINGS, INPAINTING
+from hidiff_runtime.format.manifest import TensorSpec
+from hidiff_runtime.format.validation import CONTROL_IMAGE
+from hidiff_runtime.verification.reference_samples import Drawn
 
 Array = NDArray[Any]
 

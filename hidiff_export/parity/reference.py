@@ -28,8 +28,8 @@ from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
 from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_export.signature import controlnet_inputs, controlnet_outputs
-from hidiff_runtime.proof.recorder import SampleRecorder
-from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
+from hidiff_runtime.verification.sample_recorder import SampleRecorder
 
 Array = NDArray[Any]
 
@@ -223,7 +223,7 @@ def record_reference(
         folder: where ``samples.json``, ``samples.safetensors`` and, of a recipe with float16, ``magnitudes.json`` go.
         progress: told before each evaluation.
         tables: of the bundle's samplers, by name, whose schedulers are asked too.
-        facts: what the manifest will say that no engine shows, see `hidiff_runtime.proof.facts`.
+        facts: what the manifest will say that no engine shows, see `hidiff_runtime.verification.manifest_facts`.
 
     Raises:
         CheckpointError: a tensor exceeds what float16 holds.

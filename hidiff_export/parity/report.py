@@ -13,9 +13,9 @@ from hidiff_export.errors import StorageError
 from hidiff_export.parity.magnitudes import FLOAT16_MAX, RANGE, Magnitudes, figure
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe.values import Precision
-from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
-from hidiff_runtime.proof.half import GRAPHS
-from hidiff_runtime.proof.verdict import Bound, Verdict, likeness
+from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.verification.comparison import Bound, Verdict, likeness
+from hidiff_runtime.verification.half_precision_note import GRAPHS
 
 if TYPE_CHECKING:
     from rich.table import Table

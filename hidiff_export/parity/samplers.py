@@ -11,12 +11,12 @@ from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
 from hidiff_export.sampler.answers import ask, shown
 from hidiff_export.sampler.schedulers import build_scheduler
-from hidiff_runtime.proof.recorder import SampleRecorder
-from hidiff_runtime.proof.sampler_replay import replay_sampler
-from hidiff_runtime.proof.sampler_samples import SamplerAnswers, SamplerSample
-from hidiff_runtime.proof.verdict import Verdict
-from hidiff_runtime.sampler import SamplerTable
-from hidiff_runtime.sampler_rows import Rows
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
+from hidiff_runtime.sampling.table_rows import Rows
+from hidiff_runtime.verification.comparison import Verdict
+from hidiff_runtime.verification.replay_schedulers import replay_sampler
+from hidiff_runtime.verification.sample_recorder import SampleRecorder
+from hidiff_runtime.verification.scheduler_samples import SamplerAnswers, SamplerSample
 
 
 def record_samplers(

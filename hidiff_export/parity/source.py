@@ -22,8 +22,8 @@ from hidiff_export.parity.networks import PictureNetworks
 from hidiff_export.parity.pipeline import Networks
 from hidiff_export.parity.tolerance import Boundary, bound_for
 from hidiff_export.recipe import Recipe
-from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.proof.verdict import Metrics, Verdict
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.verification.comparison import Metrics, Verdict
 
 _NAMED = 5
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from hidiff_export.graph.islands import precision_of
 from hidiff_export.recipe.values import Precision
-from hidiff_runtime.proof.networks import EXACT
-from hidiff_runtime.proof.sampler_samples import AGREES
-from hidiff_runtime.proof.verdict import Bound
+from hidiff_runtime.verification.comparison import Bound
+from hidiff_runtime.verification.replay_components import EXACT
+from hidiff_runtime.verification.scheduler_samples import AGREES
 
 if TYPE_CHECKING:
     from hidiff_export.recipe import Recipe

@@ -45,11 +45,11 @@ from hidiff_export.stages.records import bare_manifest
 from hidiff_export.stages.weights import SCHEDULER_CONFIG
 from hidiff_runtime.backends.protocol import Backend
 from hidiff_runtime.bundle import Bundle
-from hidiff_runtime.folder import LinksOption
-from hidiff_runtime.proof.facts import facts_of, judge_facts
-from hidiff_runtime.proof.replay import read_samples
-from hidiff_runtime.proof.verdict import Verdict
-from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.format.bundle_folder import LinksOption
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
+from hidiff_runtime.verification.comparison import Verdict
+from hidiff_runtime.verification.manifest_facts import facts_of, judge_facts
+from hidiff_runtime.verification.replay import read_samples
 
 Array = NDArray[Any]
 

@@ -26,7 +26,7 @@ from hidiff_export.quantise import worker
 from hidiff_export.quantise.layers import quantised_layers
 from hidiff_export.quantise.ranges import QuantisedTensor, from_json
 from hidiff_export.recipe.values import Precision
-from hidiff_runtime import safetensors
+from hidiff_runtime.format import safetensors
 
 Inputs = Mapping[str, NDArray[Any]]
 """Every input of a graph, by name."""

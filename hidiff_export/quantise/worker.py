@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hidiff_export.quantise.layers import OPERATORS
 from hidiff_export.quantise.ranges import QuantisedTensor, fp8_tensor, to_json
 from hidiff_export.recipe.values import Precision
-from hidiff_runtime.safetensors import SafetensorsFile
+from hidiff_runtime.format.safetensors import SafetensorsFile
 
 SEPARATOR = "|"
 """Between the number of an evaluation and the name of an input, in the file of calibration inputs."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hidiff_export.families import Family, Task, Width
 from hidiff_export.geometry import control_latent
 from hidiff_export.recipe.values import Backend, EngineLayout, Precision, Target, refusal
-from hidiff_runtime.geometry import MOST_PIXELS
+from hidiff_runtime.format.graph_shapes import MOST_PIXELS
 
 if TYPE_CHECKING:
     from hidiff_export.recipe.recipe import Recipe

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from hidiff_export.sampler.basis import StepsUnsupported, attempt, begin, restarted
-from hidiff_runtime.proof.sampler_samples import SamplerAnswers
-from hidiff_runtime.sampler_rows import Rows
+from hidiff_runtime.sampling.table_rows import Rows
+from hidiff_runtime.verification.scheduler_samples import SamplerAnswers
 
 LANES = 2
 """Elements that are asked about: one would show a wrong coefficient, two show it where one hides it."""

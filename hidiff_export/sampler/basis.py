@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from hidiff_export.errors import ExportError
-from hidiff_runtime.schedule import NOISE, OUTPUT, SAMPLE, STATE
+from hidiff_runtime.sampling.scheduler_state import NOISE, OUTPUT, SAMPLE, STATE
 
 FloatArray = NDArray[np.float64]
 
@@ -52,7 +52,7 @@ class Response:
         timestep: what the UNet is told.
         input_scale: factor between the sample and the UNet's input.
         draws_noise: whether the scheduler drew noise.
-        rows: float64 ``[1 + kept after, 3 + kept before]``, the columns of `hidiff_runtime.schedule`.
+        rows: float64 ``[1 + kept after, 3 + kept before]``, the columns of `hidiff_runtime.sampling.scheduler_state`.
         before: names of the tensors kept before, in the order of the columns.
         after: names of the tensors kept after, in the order of the rows.
     """

@@ -18,9 +18,9 @@ from hidiff_export.errors import ExportError
 from hidiff_export.sampler.basis import FloatArray, Response, StepsUnsupported, noise_weights, respond
 from hidiff_export.sampler.schedulers import TCD_ETA, build_scheduler
 from hidiff_export.sampler.starts import drop_unread, probe_starts
-from hidiff_runtime.sampler import EtaTerms, SamplerTable
-from hidiff_runtime.sampler_rows import Rows
-from hidiff_runtime.schedule import NOISE, STATE
+from hidiff_runtime.sampling.scheduler_state import NOISE, STATE
+from hidiff_runtime.sampling.scheduler_table import EtaTerms, SamplerTable
+from hidiff_runtime.sampling.table_rows import Rows
 
 DEFAULT_STEPS = range(1, 101)
 

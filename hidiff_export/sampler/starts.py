@@ -16,7 +16,7 @@ import numpy as np
 
 from hidiff_export.errors import ExportError
 from hidiff_export.sampler.basis import Response, respond_from
-from hidiff_runtime.schedule import STATE
+from hidiff_runtime.sampling.scheduler_state import STATE
 
 _LOOK = 7
 """Evaluations that a start is followed at first: PNDM takes 5 to remember all that it will."""

@@ -16,7 +16,7 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.values import Backend, EngineLayout
 from hidiff_export.stages import Report, StageContext
 from hidiff_export.stages.records import graph_records
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.format.manifest import GraphRecord
 
 Record = TypeVar("Record", bound=GraphRecord)
 

@@ -18,8 +18,8 @@ from hidiff_export.stages.reference import Reference
 from hidiff_export.stages.samplers import Samplers, sampler_tables
 from hidiff_export.stages.weights import WEIGHTS, Weights, model_index
 from hidiff_export.versions import tool_versions
-from hidiff_runtime.manifest import FileRecord, Manifest
-from hidiff_runtime.proof.samples import INDEX
+from hidiff_runtime.format.manifest import FileRecord, Manifest
+from hidiff_runtime.verification.reference_samples import INDEX
 
 # The reference comes last: it takes longest, and whatever else is wrong shows before it.
 STAGES: tuple[Stage, ...] = (Weights(), Samplers(), Graphs(), Engines(), Reference())

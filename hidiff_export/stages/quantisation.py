@@ -11,7 +11,7 @@ from hidiff_export.quantise.quantise import Inputs, quantise_graph
 from hidiff_export.stages import Report, StageContext
 from hidiff_export.versions import QUANTISERS, tool_versions
 from hidiff_runtime.phases import Phase
-from hidiff_runtime.proof.samples import INDEX, CallSample, ReferenceSamples, Stored
+from hidiff_runtime.verification.reference_samples import INDEX, CallSample, ReferenceSamples, Stored
 
 
 class Quantisation:

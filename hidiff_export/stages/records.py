@@ -19,13 +19,13 @@ from hidiff_export.signature import (
 from hidiff_export.stages import StageContext
 from hidiff_export.stages.samplers import FOLDER, table_path
 from hidiff_export.stages.weights import CONFIG
-from hidiff_runtime.manifest import GraphRecord, Manifest, PhaseRecord
+from hidiff_runtime.format.manifest import GraphRecord, Manifest, PhaseRecord
+from hidiff_runtime.format.safetensors import SafetensorsFile
+from hidiff_runtime.format.specs import TextEncoderRecord, VaeRecord
+from hidiff_runtime.format.step_graph import LATENTS, step_inputs, step_outputs
 from hidiff_runtime.phases import Phase
-from hidiff_runtime.records import TextEncoderRecord, VaeRecord
-from hidiff_runtime.safetensors import SafetensorsFile
-from hidiff_runtime.sampler import SamplerTable
-from hidiff_runtime.schedule import STATE
-from hidiff_runtime.step_graph import LATENTS, step_inputs, step_outputs
+from hidiff_runtime.sampling.scheduler_state import STATE
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
 
 
 def phase_record(context: StageContext, phase: Phase) -> PhaseRecord:

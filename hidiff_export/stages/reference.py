@@ -13,7 +13,7 @@ from hidiff_export.stages import Report, StageContext
 from hidiff_export.stages.records import bare_manifest
 from hidiff_export.stages.samplers import sampler_tables
 from hidiff_export.stages.weights import SCHEDULER_CONFIG, model_index
-from hidiff_runtime.proof.facts import facts_of
+from hidiff_runtime.verification.manifest_facts import facts_of
 
 FOLDER = "reference"
 

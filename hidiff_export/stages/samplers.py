@@ -10,7 +10,7 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.sampler.probe import probe
 from hidiff_export.stages import Report, StageContext
 from hidiff_export.stages.weights import SCHEDULER_CONFIG
-from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
 
 FOLDER = "samplers"
 

@@ -20,9 +20,9 @@ from hidiff_export.stages.records import graph_records
 from hidiff_export.stages.samplers import FOLDER, Samplers, tabulated
 from hidiff_export.stages.weights import SCHEDULER_CONFIG, WEIGHTS
 from hidiff_export.versions import EXPORTERS, tool_versions
-from hidiff_runtime.files import verify_files
-from hidiff_runtime.folder import BundleFolder
-from hidiff_runtime.manifest import FileRecord, GraphRecord, Manifest
+from hidiff_runtime.format.bundle_folder import BundleFolder
+from hidiff_runtime.format.integrity import verify_files
+from hidiff_runtime.format.manifest import FileRecord, GraphRecord, Manifest
 
 _TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.INT32: "int32"}
 _STORED = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle, open
-    from hidiff_runtime.denoiser import ControlRequest, Denoiser, StepInfo
+    from hidiff_runtime.denoising.denoiser import ControlRequest, Denoiser, StepInfo
     from hidiff_runtime.errors import (
         BundleError,
         Cancelled,
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
         ParityError,
         StorageError,
     )
-    from hidiff_runtime.like import Likeness, settings_like
-    from hidiff_runtime.manifest import Manifest
+    from hidiff_runtime.format.manifest import Manifest
     from hidiff_runtime.phases import Phase, PhaseKind, PhasePlan
-    from hidiff_runtime.pictures.png import save_png
-    from hidiff_runtime.pictures.reading import PictureParameters, read_parameters
-    from hidiff_runtime.pipeline import PictureStep, Pipeline, Result
-    from hidiff_runtime.proof.replay import CheckReport, check
-    from hidiff_runtime.proof.verdict import Bound, Verdict
-    from hidiff_runtime.request import Request, Settings
-    from hidiff_runtime.rng import TorchGenerator
-    from hidiff_runtime.sampler import SamplerTable
+    from hidiff_runtime.pipeline.image_parameters import PictureParameters, read_parameters
+    from hidiff_runtime.pipeline.image_settings import Likeness, settings_like
+    from hidiff_runtime.pipeline.pipeline import PictureStep, Pipeline, Result
+    from hidiff_runtime.pipeline.png_metadata import save_png
+    from hidiff_runtime.pipeline.request import Request, Settings
+    from hidiff_runtime.sampling.scheduler_table import SamplerTable
+    from hidiff_runtime.sampling.torch_rng import TorchGenerator
+    from hidiff_runtime.verification.comparison import Bound, Verdict
+    from hidiff_runtime.verification.replay import CheckReport, check
 
 __version__ = "0.1.0"
 
@@ -75,7 +75,7 @@ __all__ = [
 
 _HOMES = {
     "bundle": ("Bundle", "open"),
-    "denoiser": ("ControlRequest", "Denoiser", "StepInfo"),
+    "denoising.denoiser": ("ControlRequest", "Denoiser", "StepInfo"),
     "errors": (
         "BundleError",
         "Cancelled",
@@ -86,17 +86,17 @@ _HOMES = {
         "ParityError",
         "StorageError",
     ),
-    "like": ("Likeness", "settings_like"),
-    "manifest": ("Manifest",),
+    "pipeline.image_settings": ("Likeness", "settings_like"),
+    "format.manifest": ("Manifest",),
     "phases": ("Phase", "PhaseKind", "PhasePlan"),
-    "pipeline": ("PictureStep", "Pipeline", "Result"),
-    "pictures.png": ("save_png",),
-    "pictures.reading": ("PictureParameters", "read_parameters"),
-    "proof.replay": ("CheckReport", "check"),
-    "request": ("Request", "Settings"),
-    "rng": ("TorchGenerator",),
-    "sampler": ("SamplerTable",),
-    "proof.verdict": ("Bound", "Verdict"),
+    "pipeline.pipeline": ("PictureStep", "Pipeline", "Result"),
+    "pipeline.png_metadata": ("save_png",),
+    "pipeline.image_parameters": ("PictureParameters", "read_parameters"),
+    "verification.replay": ("CheckReport", "check"),
+    "pipeline.request": ("Request", "Settings"),
+    "sampling.torch_rng": ("TorchGenerator",),
+    "sampling.scheduler_table": ("SamplerTable",),
+    "verification.comparison": ("Bound", "Verdict"),
 }
 
 

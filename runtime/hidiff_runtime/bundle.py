@@ -10,21 +10,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hidiff_runtime.backends.choice import choose
+from hidiff_runtime.backends.fork_safety import left_behind, on_fork
 from hidiff_runtime.backends.protocol import Backend, Device, Session
-from hidiff_runtime.denoiser import Denoiser
-from hidiff_runtime.device_loop import Tensors
-from hidiff_runtime.engines import CONTROLNET, STEP, EngineKey, EnginePool, Network
+from hidiff_runtime.backends.selection import choose
+from hidiff_runtime.backends.session_pool import CONTROLNET, STEP, EngineKey, EnginePool, Network
+from hidiff_runtime.denoising.denoiser import Denoiser
+from hidiff_runtime.denoising.device_loop import Tensors
 from hidiff_runtime.errors import BundleError, EngineError, InputError
-from hidiff_runtime.files import CheckedFiles, State, state_of, verify_files
-from hidiff_runtime.folder import BundleFolder, LinksOption
-from hidiff_runtime.forks import left_behind, on_fork
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.format.bundle_folder import BundleFolder, LinksOption
+from hidiff_runtime.format.integrity import CheckedFiles, State, state_of, verify_files
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.format.specs import GraphRecord, TextEncoderRecord
+from hidiff_runtime.format.tokenizer import Tokenizer
 from hidiff_runtime.phases import Phase
-from hidiff_runtime.records import GraphRecord, TextEncoderRecord
-from hidiff_runtime.sampler import SamplerTable
-from hidiff_runtime.table_ties import check_table, check_tables
-from hidiff_runtime.text.tokenizer import Tokenizer
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
+from hidiff_runtime.sampling.table_validation import check_table, check_tables
 
 LOOPS = ("auto", "host", "device")
 
@@ -382,7 +382,7 @@ def open(
             first step to the last if that is not the host itself; ``device`` does so there too; ``host`` never does.
         preload: opens engines now instead of at their first step.
         allow_links: folders that symbolic links in the bundle may lead into, besides the bundle itself and the cache or
-            store that it lies in, where `hidiff_runtime.links` knows that.
+            store that it lies in, where `hidiff_runtime.format.symlinks` knows that.
         options: of the backend.
 
     Raises:

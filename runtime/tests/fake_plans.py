@@ -14,9 +14,9 @@ import toy
 import toy_device
 from fake_trt import FakeTrt, Kernel, plan_bytes
 
-from hidiff_runtime.backends.tensorrt import library as libraries
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import GraphRecord, Manifest
+from hidiff_runtime.backends.tensorrt import runtime_library as libraries
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.format.manifest import GraphRecord, Manifest
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from fake_cuda import FakeCuda, Op
 
-from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.format.manifest import TensorSpec
 
 HEADER = 64
 Kernel = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import toy_pictures
 
-from hidiff_runtime.serving.http.command import main
+from hidiff_runtime.cli.serve import main
 from hidiff_runtime.serving.service import Service
 
 _open = Service.open

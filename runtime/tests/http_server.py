@@ -23,15 +23,15 @@ import toy_pictures
 from PIL import Image
 from toy_reference import record
 
+from hidiff_runtime.cli.serve import listen
+from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.serving.http.access_control import Rules
 from hidiff_runtime.serving.http.app import create_app
-from hidiff_runtime.serving.http.bodies import BodyLimits
-from hidiff_runtime.serving.http.command import listen
 from hidiff_runtime.serving.http.connections import ConnectionLimits
-from hidiff_runtime.serving.http.guard import Rules
-from hidiff_runtime.serving.http.host import Host
 from hidiff_runtime.serving.http.prometheus import Prometheus
+from hidiff_runtime.serving.http.request_bodies import BodyLimits
 from hidiff_runtime.serving.http.server import Server as HttpServer
-from hidiff_runtime.serving.limits import Limits
+from hidiff_runtime.serving.http.service_loader import Host
 from hidiff_runtime.serving.metrics import Meter
 from hidiff_runtime.serving.service import Service
 

@@ -11,7 +11,7 @@ from fake_trt import FakeTrt, Kernel
 
 from hidiff_runtime import backends
 from hidiff_runtime.backends.tensorrt.device import TensorRtDevice
-from hidiff_runtime.manifest import GraphRecord, TensorSpec
+from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
 
 X = TensorSpec("x", (2, 3), "float32")
 SHIFTS = TensorSpec("shifts", (3,), "int32")

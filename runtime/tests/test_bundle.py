@@ -11,9 +11,9 @@ import toy
 
 from hidiff_runtime import BundleError, EngineError, InputError, Phase, PhaseKind
 from hidiff_runtime import open as open_bundle
-from hidiff_runtime.files import verify_files
-from hidiff_runtime.folder import BundleFolder
-from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.format.bundle_folder import BundleFolder
+from hidiff_runtime.format.integrity import verify_files
+from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
 
 STRIDED, WINDOWED = Phase(PhaseKind.STRIDED), Phase(PhaseKind.WINDOWED)
 

@@ -15,7 +15,7 @@ from test_replay_networks import record
 
 from hidiff_runtime import bundle as bundle_module
 from hidiff_runtime import cli
-from hidiff_runtime.proof import replay
+from hidiff_runtime.verification import replay
 
 KIND = toy.Toy(tokens=toy_pictures.TOKENS)
 README = Path(__file__).parents[1] / "README.md"

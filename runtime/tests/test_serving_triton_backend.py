@@ -15,9 +15,9 @@ from PIL import Image
 from hidiff_runtime import check
 from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.errors import BundleError, EngineError, InputError
-from hidiff_runtime.manifest import MANIFEST, Manifest
-from hidiff_runtime.pipeline import Pipeline
-from hidiff_runtime.serving.messages import public_message
+from hidiff_runtime.format.manifest import MANIFEST, Manifest
+from hidiff_runtime.pipeline.pipeline import Pipeline
+from hidiff_runtime.serving.public_errors import public_message
 from hidiff_runtime.serving.triton.backend import TritonBackend
 from hidiff_runtime.serving.triton.layout import engine_models
 

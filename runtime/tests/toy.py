@@ -14,18 +14,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hidiff_runtime import safetensors
 from hidiff_runtime.backends import Availability
 from hidiff_runtime.errors import EngineError
-from hidiff_runtime.manifest import MANIFEST, FileRecord, GraphRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.format import safetensors
+from hidiff_runtime.format.manifest import MANIFEST, FileRecord, GraphRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.format.step_graph import step_inputs, step_outputs
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
-from hidiff_runtime.proof.recorder import SampleRecorder
-from hidiff_runtime.proof.samples import Drawn
-from hidiff_runtime.proof.verdict import Bound
-from hidiff_runtime.rng import TorchGenerator
-from hidiff_runtime.sampler import SamplerTable
-from hidiff_runtime.sampler_rows import Rows
-from hidiff_runtime.step_graph import step_inputs, step_outputs
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
+from hidiff_runtime.sampling.table_rows import Rows
+from hidiff_runtime.sampling.torch_rng import TorchGenerator
+from hidiff_runtime.verification.comparison import Bound
+from hidiff_runtime.verification.reference_samples import Drawn
+from hidiff_runtime.verification.sample_recorder import SampleRecorder
 
 Arrays = Mapping[str, np.ndarray]
 

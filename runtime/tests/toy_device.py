@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import toy
 
-from hidiff_runtime import safetensors
 from hidiff_runtime.errors import EngineError
-from hidiff_runtime.records import GraphRecord
+from hidiff_runtime.format import safetensors
+from hidiff_runtime.format.specs import GraphRecord
 
 
 @dataclass(eq=False)

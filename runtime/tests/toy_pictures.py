@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import toy
 
-from hidiff_runtime.manifest import GraphRecord, Manifest, TensorSpec
-from hidiff_runtime.records import TextEncoderRecord, VaeRecord
-from hidiff_runtime.safetensors import write
-from hidiff_runtime.sampler import EtaTerms
+from hidiff_runtime.format.manifest import GraphRecord, Manifest, TensorSpec
+from hidiff_runtime.format.safetensors import write
+from hidiff_runtime.format.specs import TextEncoderRecord, VaeRecord
+from hidiff_runtime.sampling.scheduler_table import EtaTerms
 
 TOKENS = 77
 WIDTH, HEIGHT = toy.WIDTH * 8, toy.HEIGHT * 8

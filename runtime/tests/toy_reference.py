@@ -10,12 +10,12 @@ import numpy as np
 import toy
 import toy_pictures
 
-from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.pictures.metrics import unit
-from hidiff_runtime.proof.recorder import SampleRecorder
-from hidiff_runtime.proof.samples import INDEX, Drawn
-from hidiff_runtime.proof.verdict import Bound
-from hidiff_runtime.text.tokenizer import Tokenizer
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.format.tokenizer import Tokenizer
+from hidiff_runtime.verification.comparison import Bound
+from hidiff_runtime.verification.image_metrics import unit
+from hidiff_runtime.verification.reference_samples import INDEX, Drawn
+from hidiff_runtime.verification.sample_recorder import SampleRecorder
 
 PROMPT = "a lighthouse at dusk"
 BOUND = Bound(60, "numpy against numpy")

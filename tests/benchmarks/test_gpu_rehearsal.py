@@ -24,8 +24,8 @@ from benchmarks.gpu.table import markdown
 from benchmarks.gpu.work import Work
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import StageContext, order
-from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.proof.samples import ReferenceSamples
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.verification.reference_samples import ReferenceSamples
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu.sh"
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from hidiff_export.cli import main
 from hidiff_runtime.cli import EXIT_CODES, bulk
-from hidiff_runtime.serving.fields import FIELDS
+from hidiff_runtime.pipeline.request_fields import FIELDS
 
 PAGE = (Path(__file__).parents[2] / "docs/bulk.md").read_text(encoding="utf-8")
 

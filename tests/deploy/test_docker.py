@@ -145,7 +145,7 @@ import hidiff_runtime.serving.service, onnxruntime, PIL, tokenizers
 unwanted = "torch", "diffusers", "transformers", "onnx", "hidiff_export", "pip"
 print([name for name in unwanted if importlib.util.find_spec(name)])
 try:
-    import hidiff_runtime.serving.triton.stream
+    import hidiff_runtime.serving.triton.decoupled_model
 except ModuleNotFoundError as error:
     print(error.name)
 """

@@ -25,7 +25,7 @@ from openai.types import (
 from PIL import ExifTags, Image
 
 from hidiff_runtime import Pipeline
-from hidiff_runtime.safetensors import SafetensorsFile, write
+from hidiff_runtime.format.safetensors import SafetensorsFile, write
 from tests.deploy.serve import Served
 
 PROMPT = "a lighthouse at dusk"

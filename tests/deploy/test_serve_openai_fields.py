@@ -17,9 +17,9 @@ from http_server import PROMPT, Server, proven, serving
 from openai.types import image_edit_params, image_generate_params
 from PIL import Image
 
-from hidiff_runtime.serving.fields import BY_NAME
-from hidiff_runtime.serving.http.generation import Generation
+from hidiff_runtime.pipeline.request_fields import BY_NAME
 from hidiff_runtime.serving.http.openai_fields import CHOICES, UNSUPPORTED
+from hidiff_runtime.serving.http.request_models import Generation
 
 SIZE = (toy_pictures.WIDTH, toy_pictures.HEIGHT)
 ASKED: dict[str, Any] = {"prompt": PROMPT, "extra_body": {"seed": 3, "steps": 4}}

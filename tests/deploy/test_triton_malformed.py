@@ -18,7 +18,7 @@ import tritonclient.http
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from hidiff_runtime import Pipeline
-from hidiff_runtime.serving.messages import LONGEST
+from hidiff_runtime.serving.public_errors import LONGEST
 from tests.deploy import malformed
 from tests.deploy.clients import MODEL, STREAM, inputs, picture, same
 from tests.deploy.clients import http as client_of

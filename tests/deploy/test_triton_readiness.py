@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from hidiff_export.deploy.repository import Plan, write
 from hidiff_runtime import Pipeline
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.format.manifest import Manifest
 from tests.deploy.clients import MODEL, STREAM, http, inputs, picture, same
 from tests.deploy.server import TritonServer
 

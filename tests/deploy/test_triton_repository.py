@@ -16,7 +16,7 @@ from needs import triton_folder
 
 from hidiff_export.deploy.config import Places
 from hidiff_export.deploy.repository import BUNDLE, Plan, write
-from hidiff_runtime.manifest import MANIFEST, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, Manifest
 from tests.deploy.clients import MODEL, STREAM, http, inputs, picture
 from tests.deploy.server import TritonServer
 

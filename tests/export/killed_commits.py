@@ -16,9 +16,9 @@ from typing import Any
 
 from hidiff_export.bundle import Workspace
 from hidiff_export.errors import BundleError
-from hidiff_runtime.files import verify_files
-from hidiff_runtime.folder import BundleFolder
-from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.format.bundle_folder import BundleFolder
+from hidiff_runtime.format.integrity import verify_files
+from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule
 from tests.export.killing import killed
 

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from hidiff_runtime.manifest import MANIFEST, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, Manifest
 
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
 _SMALL = (

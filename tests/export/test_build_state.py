@@ -10,7 +10,7 @@ import pytest
 from hidiff_export.build.tensorrt.built import Built
 from hidiff_export.build_state import STATE, BuildState, StageRecord
 from hidiff_export.errors import BundleError
-from hidiff_runtime.manifest import FileRecord
+from hidiff_runtime.format.manifest import FileRecord
 
 SDXL = FileRecord(10_269_600_000, "a" * 64)
 """Of SDXL's UNet in float32: more bytes than int32 counts."""

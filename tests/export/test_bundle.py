@@ -16,7 +16,7 @@ import pytest
 
 from hidiff_export.bundle import STATE, FilesChanged, Workspace, storage_errors, write_json
 from hidiff_export.errors import BundleError, InputError, StorageError
-from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
 from tests.export.killed_commits import manifest
 
 

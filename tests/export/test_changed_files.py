@@ -13,9 +13,9 @@ from hidiff_export.compile import build
 from hidiff_export.errors import CheckpointError, StorageError
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import Report, StageContext
-from hidiff_runtime.files import verify_files
-from hidiff_runtime.folder import BundleFolder
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.format.bundle_folder import BundleFolder
+from hidiff_runtime.format.integrity import verify_files
+from hidiff_runtime.format.manifest import Manifest
 from tests.conftest import NoDisplay
 from tests.export.killed_commits import manifest
 

@@ -23,7 +23,7 @@ from hidiff_export.stages.order import STAGES
 from hidiff_export.stages.samplers import tabulated
 from hidiff_export.stages.weights import Weights
 from hidiff_runtime import check
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.format.manifest import Manifest
 from tests.export.disk import files_of_at_most
 
 SMALL = (

@@ -17,8 +17,8 @@ from hidiff_export.stages import order
 from hidiff_export.stages.reference import Reference
 from hidiff_export.stages.samplers import Samplers
 from hidiff_export.stages.weights import Weights
-from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
-from hidiff_runtime.safetensors import SafetensorsFile
+from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.format.safetensors import SafetensorsFile
 from tests.export.parity.test_magnitudes import BLOCK, PRODUCT, feed_forward, lora
 
 CHANGES = ("width=64", "height=64", "steps=3", "vae=false", "sampler=ddim")

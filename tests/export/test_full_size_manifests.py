@@ -17,7 +17,7 @@ from hidiff_export.stages import StageContext
 from hidiff_export.stages import records as stage_records
 from hidiff_export.stages.records import bare_manifest, step_record
 from hidiff_runtime import BundleError
-from hidiff_runtime.manifest import FileRecord, Manifest
+from hidiff_runtime.format.manifest import FileRecord, Manifest
 
 SAMPLER_STATES = 4
 

@@ -16,7 +16,7 @@ from hidiff_export.bundle import Workspace
 from hidiff_export.deploy.repository import replacing
 from hidiff_export.errors import HidiffError, InputError, StorageError
 from hidiff_export.output import output_folder, try_renaming
-from hidiff_runtime.manifest import MANIFEST
+from hidiff_runtime.format.manifest import MANIFEST
 from tests.export.test_bundle import build
 
 SUFFIXES = (".partial",)

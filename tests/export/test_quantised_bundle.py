@@ -26,10 +26,10 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.stages import StageContext
 from hidiff_export.stages.engines import Engines
 from hidiff_export.stages.quantisation import Quantisation, calibration
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import Manifest, PhaseRecord
-from hidiff_runtime.proof.samples import INDEX, ReferenceSamples, Stored
-from hidiff_runtime.proof.verdict import judge
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.format.manifest import Manifest, PhaseRecord
+from hidiff_runtime.verification.comparison import judge
+from hidiff_runtime.verification.reference_samples import INDEX, ReferenceSamples, Stored
 from tests.conftest import NoDisplay
 
 HELD_OUT = 77

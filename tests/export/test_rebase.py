@@ -30,8 +30,8 @@ from hidiff_export.stages.records import phase_record
 from hidiff_export.stages.samplers import Samplers
 from hidiff_export.stages.taken import check_graph
 from hidiff_runtime import check
-from hidiff_runtime.folder import BundleFolder
-from hidiff_runtime.manifest import MANIFEST, Manifest
+from hidiff_runtime.format.bundle_folder import BundleFolder
+from hidiff_runtime.format.manifest import MANIFEST, Manifest
 from tests.conftest import NoDisplay
 from tests.loras import factors, kohya
 

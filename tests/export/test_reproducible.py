@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.format.manifest import Manifest
 from tests.export.killing import different
 
 pytestmark = pytest.mark.slow

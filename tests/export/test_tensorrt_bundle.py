@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from hidiff_export.cli import main
 from hidiff_runtime import backends, cli
-from hidiff_runtime.backends.tensorrt.parts import map_parts
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.backends.tensorrt.mapped_parts import map_parts
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.format.manifest import Manifest
 
 BACKEND = "tensorrt-rtx"
 pytestmark = pytest.mark.slow

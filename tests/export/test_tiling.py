@@ -6,7 +6,7 @@ import pytest
 
 from hidiff_export.recipe import Recipe, shipped_recipes
 from hidiff_export.tiling import OVERLAP, TILE, VaeTiles
-from hidiff_runtime.pictures.tiles import TilePlan
+from hidiff_runtime.pipeline.tiling import TilePlan
 
 
 def count(height: int, width: int, tiles: VaeTiles) -> int:

@@ -18,8 +18,8 @@ import toy_reference
 from hidiff_runtime import check
 from hidiff_runtime.cli import info
 from hidiff_runtime.errors import EngineError
-from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.pipeline import Pipeline
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.pipeline.pipeline import Pipeline
 
 PROMPT, NEGATIVE = "A lighthouse at dusk, gulls over the breakers", "fog"
 SEED, STEPS, GUIDANCE = 7, 3, 5.0

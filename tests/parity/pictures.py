@@ -35,11 +35,11 @@ from hidiff_export.model.vae import VaeEncoder
 from hidiff_export.recipe import Recipe
 from hidiff_export.stages import graphs
 from hidiff_export.stages.reference import Reference
-from hidiff_runtime import pipeline as runtime_pipeline
-from hidiff_runtime import safetensors
-from hidiff_runtime.manifest import GraphRecord
-from hidiff_runtime.pipeline import Pipeline
-from hidiff_runtime.proof.samples import TENSORS
+from hidiff_runtime.format import safetensors
+from hidiff_runtime.format.manifest import GraphRecord
+from hidiff_runtime.pipeline import pipeline as runtime_pipeline
+from hidiff_runtime.pipeline.pipeline import Pipeline
+from hidiff_runtime.verification.reference_samples import TENSORS
 from tests.conftest import NoDisplay
 from tests.export.parity.torch_bundle import TorchBackend
 from tests.parity.pipelines import scheduler_of

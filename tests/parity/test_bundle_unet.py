@@ -25,7 +25,7 @@ from hidiff_export.integrations.diffusers import BundleUNet
 from hidiff_export.parity.tolerance import TOLERANCES, Boundary
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.phases import PhaseRule
-from hidiff_runtime.proof.verdict import judge
+from hidiff_runtime.verification.comparison import judge
 from tests.export.parity.torch_bundle import TorchBackend, use
 from tests.export.parity.torch_bundle import build as build_torch_bundle
 from tests.parity.pipelines import Case, arguments, build, scheduler_of, trajectory

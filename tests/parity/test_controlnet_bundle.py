@@ -30,10 +30,10 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_export.stages import Report, graphs
 from hidiff_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from hidiff_runtime.controlnet import nearest
-from hidiff_runtime.manifest import FileRecord, Manifest
-from hidiff_runtime.proof.samples import Drawn
-from hidiff_runtime.proof.verdict import Metrics
+from hidiff_runtime.denoising.controlnet import nearest
+from hidiff_runtime.format.manifest import FileRecord, Manifest
+from hidiff_runtime.verification.comparison import Metrics
+from hidiff_runtime.verification.reference_samples import Drawn
 from tests.export.parity.torch_bundle import TorchBackend
 
 # The ControlNet sees latents of 128 at the longer side: this makes that a downscale, and keeps it cheap.

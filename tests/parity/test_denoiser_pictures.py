@@ -22,11 +22,12 @@ from hidiff_export.parity.source import networks_of_store
 from hidiff_export.recipe import Recipe
 from hidiff_export.sampler.probe import probe
 from hidiff_export.sampler.schedulers import build_scheduler
-from hidiff_runtime import TorchGenerator, denoiser
+from hidiff_runtime import TorchGenerator
 from hidiff_runtime import open as open_bundle
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.denoising import denoiser
+from hidiff_runtime.denoising.init_image import Blend, SourceImage
+from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.phases import Phase, PhasePlan
-from hidiff_runtime.source_image import Blend, SourceImage
 from tests.export.parity.torch_bundle import TorchBackend, build, write_manifest
 from tests.parity import pipelines
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import toy
 
-from hidiff_runtime import BundleError, Cancelled, EngineError, PhaseKind, TorchGenerator, check, device_loop
+from hidiff_runtime import BundleError, Cancelled, EngineError, PhaseKind, TorchGenerator, check
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.backends.onnxruntime import (
     OnnxRuntimeBackend,
@@ -24,10 +24,11 @@ from hidiff_runtime.backends.onnxruntime import (
     OrtMemory,
     _session_options,
 )
-from hidiff_runtime.embeddings import random_embeddings
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.denoising import device_loop
+from hidiff_runtime.denoising.embedding_files import random_embeddings
+from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.phases import Phase
-from hidiff_runtime.proof.samples import Drawn
+from hidiff_runtime.verification.reference_samples import Drawn
 from tests.parity.toy_onnx import make
 
 ROUNDING = 5e-6

@@ -25,9 +25,9 @@ from hidiff_export.model.load import build_unet, load_unet
 from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.parity.inputs import arrays, mixed_shifts, random_inputs
 from hidiff_export.recipe.values import Precision
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.format.manifest import GraphRecord
 from hidiff_runtime.phases import Phase, PhaseKind
-from hidiff_runtime.proof.verdict import Metrics
+from hidiff_runtime.verification.comparison import Metrics
 from tests.export.build.tensorrt.parsed import check_islands, parse
 
 pytestmark = pytest.mark.slow

@@ -27,9 +27,9 @@ from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
 from hidiff_runtime import cli
 from hidiff_runtime import open as open_bundle
-from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.proof.verdict import Metrics, Verdict
-from hidiff_runtime.safetensors import SafetensorsFile
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.format.safetensors import SafetensorsFile
+from hidiff_runtime.verification.comparison import Metrics, Verdict
 from tests.parity.test_verify_negative import refresh
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from hidiff_runtime.pictures.images import control_array, image_array, latent_mask, mask_array, to_pictures
+from hidiff_runtime.pipeline.image_processing import control_array, image_array, latent_mask, mask_array, to_pictures
 
 WIDTH, HEIGHT = 48, 32
 SIZE = (WIDTH, HEIGHT)

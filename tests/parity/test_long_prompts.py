@@ -9,8 +9,8 @@ import torch
 
 from hidiff_export.parity.tolerance import TOLERANCES, Boundary
 from hidiff_export.recipe import Recipe
-from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.proof.verdict import judge
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.verification.comparison import judge
 from tests.parity.pictures import Picture, diffusers_pipeline, expected, generated, module_bundle, opened
 
 BOUND = TOLERANCES[Boundary.RUN, "float32"]

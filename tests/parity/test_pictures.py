@@ -19,9 +19,9 @@ from PIL import ImageOps
 from hidiff_export.families import Family, default_scheduler
 from hidiff_export.parity.tolerance import TOLERANCES, Boundary
 from hidiff_export.recipe import Recipe
-from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.pipeline import Pipeline
-from hidiff_runtime.proof.verdict import Metrics
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.pipeline.pipeline import Pipeline
+from hidiff_runtime.verification.comparison import Metrics
 from tests.parity.pictures import (
     Picture,
     diffusers_pipeline,

@@ -15,9 +15,9 @@ import toy
 from hidiff_runtime import BundleError, EngineError, InputError, check
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.backends.onnxruntime import Options, _session_options
-from hidiff_runtime.manifest import MANIFEST, Manifest, TensorSpec
-from hidiff_runtime.rng import TorchGenerator
-from hidiff_runtime.safetensors import SafetensorsFile
+from hidiff_runtime.format.manifest import MANIFEST, Manifest, TensorSpec
+from hidiff_runtime.format.safetensors import SafetensorsFile
+from hidiff_runtime.sampling.torch_rng import TorchGenerator
 from tests.parity.toy_onnx import make
 
 

@@ -17,10 +17,10 @@ from hidiff_export.families import Family, default_scheduler
 from hidiff_export.sampler.names import SAMPLERS, samplers_for
 from hidiff_export.sampler.probe import probe
 from hidiff_export.sampler.schedulers import build_scheduler
-from hidiff_runtime.rng import TorchGenerator
-from hidiff_runtime.sampler import SamplerTable
-from hidiff_runtime.sampler_rows import Rows
-from hidiff_runtime.schedule import OUTPUT, SAMPLE, STATE
+from hidiff_runtime.sampling.scheduler_state import OUTPUT, SAMPLE, STATE
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
+from hidiff_runtime.sampling.table_rows import Rows
+from hidiff_runtime.sampling.torch_rng import TorchGenerator
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers' DEIS, on numpy 2
 

@@ -22,9 +22,9 @@ from hidiff_export.sampler.names import SAMPLERS
 from hidiff_export.sampler.probe import probe
 from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_export.sampler.starts import drop_unread
-from hidiff_runtime.rng import TorchGenerator
-from hidiff_runtime.sampler import SamplerTable
-from hidiff_runtime.sampler_rows import Rows
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
+from hidiff_runtime.sampling.table_rows import Rows
+from hidiff_runtime.sampling.torch_rng import TorchGenerator
 from tests.parity.test_sampler_diffusers import ITS_OWN_ROUNDING, SHAPE, difference, model
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers' DEIS, on numpy 2

@@ -29,10 +29,10 @@ from hidiff_export.signature import most_skipped, text_encoder_inputs, text_enco
 from hidiff_runtime.backends import get
 from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.bundle import open as open_bundle
-from hidiff_runtime.proof.verdict import judge
-from hidiff_runtime.records import TensorSpec, TextEncoderRecord
-from hidiff_runtime.text.encoding import TruncationWarning, encode_prompts
-from hidiff_runtime.text.tokenizer import Tokenizer
+from hidiff_runtime.format.specs import TensorSpec, TextEncoderRecord
+from hidiff_runtime.format.tokenizer import Tokenizer
+from hidiff_runtime.pipeline.prompt_encoding import TruncationWarning, encode_prompts
+from hidiff_runtime.verification.comparison import judge
 
 BOUND = TOLERANCES[Boundary.TEXT, "float32"]
 START_ID, END_ID, COMMA = 512, 513, 256 + 11

@@ -16,7 +16,7 @@ from hidiff_export.families import Family, Width
 from hidiff_export.model.component import Component
 from hidiff_export.model.tokenizer import tokenizer_json
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.text.tokenizer import Tokenizer
+from hidiff_runtime.format.tokenizer import Tokenizer
 from tests.clip_vocabulary import END, write_tokenizer
 from tests.prompts import prompts
 

@@ -20,10 +20,10 @@ from hidiff_export.model.state_dict import LazyStateDict, shapes_of
 from hidiff_export.parity.tolerance import TOLERANCES, Boundary
 from hidiff_export.recipe.values import Precision
 from hidiff_export.tiling import VaeTiles
-from hidiff_runtime.pictures.vae import decode, decode_tiles, encode, encode_tiles
-from hidiff_runtime.proof.verdict import Metrics, judge
-from hidiff_runtime.records import GraphRecord
-from hidiff_runtime.rng import TorchGenerator
+from hidiff_runtime.format.specs import GraphRecord
+from hidiff_runtime.pipeline.vae import decode, decode_tiles, encode, encode_tiles
+from hidiff_runtime.sampling.torch_rng import TorchGenerator
+from hidiff_runtime.verification.comparison import Metrics, judge
 from tests.vaes import CONFIG, TILES, WEIGHTS, Opened, network, record
 
 DECODER = TOLERANCES[Boundary.VAE_DECODER, "float32"]

@@ -16,10 +16,10 @@ from hidiff_export.parity.report import Report
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.parity.verify import verify
 from hidiff_runtime import check
-from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest
-from hidiff_runtime.proof.networks import PICTURE, TEXT, TOKENS, VAE
-from hidiff_runtime.proof.verdict import Verdict
-from hidiff_runtime.safetensors import SafetensorsFile
+from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.format.safetensors import SafetensorsFile
+from hidiff_runtime.verification.comparison import Verdict
+from hidiff_runtime.verification.replay_components import PICTURE, TEXT, TOKENS, VAE
 
 SOURCE = "random:0"
 WEIGHT = "up_blocks.3.attentions.1.transformer_blocks.0.attn1.to_q.weight"

@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from hidiff_export.families import Family, default_scheduler
 from hidiff_export.graph.step import write_step_graph
 from hidiff_export.sampler.probe import probe
-from hidiff_runtime.manifest import GraphRecord, Manifest, PhaseRecord, TensorSpec
-from hidiff_runtime.safetensors import SafetensorsFile
-from hidiff_runtime.step_graph import step_inputs, step_outputs
+from hidiff_runtime.format.manifest import GraphRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.format.safetensors import SafetensorsFile
+from hidiff_runtime.format.step_graph import step_inputs, step_outputs
 
 STATES = 4
 """As many as any of diffusers' samplers needs."""

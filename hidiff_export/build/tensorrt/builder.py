@@ -24,8 +24,8 @@ from hidiff_export.build.tensorrt.timings import timing_cache
 from hidiff_export.graph.merge import selector_name
 from hidiff_export.graph.portable import save
 from hidiff_export.versions import tool_versions
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import FileRecord, PhaseRecord, TensorSpec
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.format.manifest import FileRecord, PhaseRecord, TensorSpec
 
 OPTIONS = {"profiling_verbosity": "detailed", "tf32": False, "allocates_while_running": False}
 """What every engine is built with; TensorRT-RTX alone has to be asked for the last."""

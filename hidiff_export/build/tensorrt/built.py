@@ -12,8 +12,8 @@ from typing import Any
 
 from hidiff_export.bundle import write_json
 from hidiff_export.errors import BundleError
-from hidiff_runtime.fields import Fields, parse_object
-from hidiff_runtime.manifest import FileRecord
+from hidiff_runtime.format.codec import Fields, parse_object
+from hidiff_runtime.format.manifest import FileRecord
 
 SUFFIX = ".built"
 COSTS = ("seconds", "peak_bytes")

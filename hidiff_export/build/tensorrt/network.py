@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_export.build.tensorrt.messages import BuildRequest
-from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.format.manifest import TensorSpec
 
 _TYPES = {"FLOAT": "float32", "INT32": "int32", "BOOL": "bool", "HALF": "float16", "BF16": "bfloat16"}
 

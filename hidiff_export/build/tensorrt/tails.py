@@ -3,7 +3,7 @@
 TensorRT-RTX writes the weights last, in an order that the phase hardly changes: counted from their ends, plans of one
 network agree in nearly all of their bytes, but for a beginning of their own and here and there a constant of the phase.
 Each plan becomes parts, its own and those it shares, and its bytes are those of its parts one after another.
-`hidiff_runtime.backends.tensorrt.parts.map_parts` reads them as one mapping.
+`hidiff_runtime.backends.tensorrt.mapped_parts.map_parts` reads them as one mapping.
 """
 
 from __future__ import annotations

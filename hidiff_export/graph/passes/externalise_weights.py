@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hidiff_export.graph.weights import WeightStore
-from hidiff_runtime.safetensors import TensorInfo
+from hidiff_runtime.format.safetensors import TensorInfo
 
 LARGEST_INLINE = 1 << 16
 """Bytes of the largest floating-point constant that a graph may hold: what is larger is taken for a weight."""

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from hidiff_runtime.errors import BundleError, EngineError
-from hidiff_runtime.fields import REBUILD
-from hidiff_runtime.paths import fault_in
-from hidiff_runtime.regular_files import open_regular
+from hidiff_runtime.format.codec import REBUILD
+from hidiff_runtime.format.paths import fault_in
+from hidiff_runtime.format.regular_files import open_regular
 
 _MESSAGES: Mapping[str, Mapping[int, str]] = {
     "model": {7: "graph", 25: "function"},

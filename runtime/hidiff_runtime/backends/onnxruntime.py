@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from hidiff_runtime.backends.external_data import files_of, relinked
 from hidiff_runtime.backends.protocol import Availability, Backend, DeviceArray, WeightMap
 from hidiff_runtime.errors import BundleError, EngineError, InputError
-from hidiff_runtime.fields import REBUILD
-from hidiff_runtime.manifest import GraphRecord, TensorSpec
+from hidiff_runtime.format.codec import REBUILD
+from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
 
 NAME = "onnxruntime"
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.format.manifest import GraphRecord
 
 WeightMap = Mapping[str, Path]
 """The weight stores by model name (``unet``): files that every session of a bundle maps, so that they share memory."""

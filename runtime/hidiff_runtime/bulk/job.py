@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_runtime import __version__
-from hidiff_runtime.bulk.cluster import Cluster, Pool, connected
-from hidiff_runtime.bulk.maker import DIED, LIMITS, Outcome, Work, request_values
+from hidiff_runtime.bulk.job_progress import Progress
 from hidiff_runtime.bulk.output import DEAD, Output
-from hidiff_runtime.bulk.plan import Plan, make_plan
-from hidiff_runtime.bulk.progress import Progress
+from hidiff_runtime.bulk.ray_pool import Cluster, Pool, connected
 from hidiff_runtime.bulk.reading import read_prompts
+from hidiff_runtime.bulk.resume import Plan, make_plan
+from hidiff_runtime.bulk.row_worker import DIED, LIMITS, Outcome, Work, request_values
 from hidiff_runtime.bulk.rows import DeadLetter, Row, find_rows
 from hidiff_runtime.bulk.storage import Place, Store
 from hidiff_runtime.errors import EngineError, InputError, StorageError
-from hidiff_runtime.folder import BundleFolder
-from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.pipeline import Pipeline, check_whole
-from hidiff_runtime.preview import FIRST, describe_request
-from hidiff_runtime.prompt_files.values import Value
-from hidiff_runtime.serving.fields import read_request
-from hidiff_runtime.text.encoding import TokenCounter
+from hidiff_runtime.format.bundle_folder import BundleFolder
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.pipeline.pipeline import Pipeline, check_whole
+from hidiff_runtime.pipeline.prompt_encoding import TokenCounter
+from hidiff_runtime.pipeline.request_fields import read_request
+from hidiff_runtime.pipeline.request_summary import FIRST, describe_request
+from hidiff_runtime.prompt_files.field_values import Value
 
 MOST_DEATHS = 3
 """Rows in a row that end their workers: then it is the machines that are at fault, and the job ends."""

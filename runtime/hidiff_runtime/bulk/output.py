@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from hidiff_runtime.bulk.rows import DeadLetter
 from hidiff_runtime.bulk.storage import Store, arrow
 from hidiff_runtime.errors import InputError, StorageError
-from hidiff_runtime.plain_text import json_text
+from hidiff_runtime.text_safety import json_text
 
 Found = TypeVar("Found")
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from hidiff_runtime.bulk.storage import Place, Store
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.prompt_files.raw import Columns, Raw
-from hidiff_runtime.prompt_files.reading import check_ending, read_rows
-from hidiff_runtime.prompt_files.values import ID
-from hidiff_runtime.serving.fields import BY_NAME
+from hidiff_runtime.pipeline.request_fields import BY_NAME
+from hidiff_runtime.prompt_files.field_values import ID
+from hidiff_runtime.prompt_files.formats import check_ending, read_rows
+from hidiff_runtime.prompt_files.raw_rows import Columns, Raw
 
 
 def read_prompts(place: Place, ignored: Iterable[str] = ()) -> list[Raw]:

@@ -10,12 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 from hidiff_runtime.errors import HidiffError, InputError
-from hidiff_runtime.plain_text import printable
-from hidiff_runtime.prompt_files.raw import Raw
-from hidiff_runtime.prompt_files.values import ID, Value, check_encodable, parse_value, plain_value, shown
-from hidiff_runtime.serving.fields import BY_NAME
-from hidiff_runtime.serving.messages import kind_of
-from hidiff_runtime.serving.seeds import RANDOM
+from hidiff_runtime.pipeline.request_fields import BY_NAME
+from hidiff_runtime.pipeline.seeds import RANDOM
+from hidiff_runtime.prompt_files.field_values import ID, Value, check_encodable, parse_value, plain_value, shown
+from hidiff_runtime.prompt_files.raw_rows import Raw
+from hidiff_runtime.serving.public_errors import kind_of
+from hidiff_runtime.text_safety import printable
 
 LONGEST_NAME = 180
 """Bytes of a picture's name without its ending; most file systems take 255."""
@@ -31,8 +31,8 @@ class Row:
         number: from 0.
         where: it stands, for messages.
         id: its own.
-        values: by the names of `hidiff_runtime.serving.fields.FIELDS`, the seed always among them; pictures are a path,
-            an ``s3://`` URL or a ``data:`` URL.
+        values: by the names of `hidiff_runtime.pipeline.request_fields.FIELDS`, the seed always among them;
+            pictures are a path, an ``s3://`` URL or a ``data:`` URL.
     """
 
     number: int

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hidiff_runtime.errors import EngineError, InputError, StorageError
-from hidiff_runtime.pictures.png import write_whole
-from hidiff_runtime.plain_text import encodable
+from hidiff_runtime.pipeline.png_metadata import write_whole
+from hidiff_runtime.text_safety import encodable
 
 SCHEME = "s3://"
 LOCK = ".lock"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hidiff_runtime import __version__
 from hidiff_runtime.cli import bulk, check, denoise, generate, info
-from hidiff_runtime.cli.output import tell_error, write
+from hidiff_runtime.console.printing import tell_error, write
 from hidiff_runtime.errors import Cancelled, HidiffError
 
 EXIT_CODES = """exit codes:

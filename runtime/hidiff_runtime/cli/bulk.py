@@ -7,14 +7,14 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from hidiff_runtime.cli.opening import add_opening, opening
-from hidiff_runtime.cli.output import write
+from hidiff_runtime.cli.bundle_options import add_opening, opening
+from hidiff_runtime.console.printing import write
 from hidiff_runtime.errors import RowsFailed
 
 if TYPE_CHECKING:
     from hidiff_runtime.bulk.job import Checked, Job, Summary
     from hidiff_runtime.bulk.rows import DeadLetter
-    from hidiff_runtime.prompt_files.values import Value
+    from hidiff_runtime.prompt_files.field_values import Value
 
 SUMMARY = "make the pictures of a table of prompts, by workers on one machine or on a Ray cluster"
 EXAMPLE = "bulk bundle --prompts prompts.parquet -o s3://bucket/pictures --actors 4"
@@ -126,8 +126,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _job(options: argparse.Namespace) -> Job:
-    from hidiff_runtime.bulk.cluster import Pool
     from hidiff_runtime.bulk.job import Job
+    from hidiff_runtime.bulk.ray_pool import Pool
     from hidiff_runtime.bulk.storage import Place
 
     memory = options.object_store
@@ -157,7 +157,7 @@ def _job(options: argparse.Namespace) -> Job:
 def _defaults(given: list[str]) -> dict[str, Value]:
     """The values of --set."""
     from hidiff_runtime.errors import InputError
-    from hidiff_runtime.prompt_files.values import parse_value
+    from hidiff_runtime.prompt_files.field_values import parse_value
 
     found: dict[str, Value] = {}
     for text in given:
@@ -171,7 +171,7 @@ def _defaults(given: list[str]) -> dict[str, Value]:
 def _default_gpus(options: argparse.Namespace) -> float:
     """One for engines of TensorRT, since the workers' machines and not this one say what is there."""
     from hidiff_runtime import backends
-    from hidiff_runtime.folder import BundleFolder
+    from hidiff_runtime.format.bundle_folder import BundleFolder
 
     offered = BundleFolder(options.folder, options.allow_links).manifest().phases[0].engines
     chosen = options.backend or next((name for name in backends.NAMES if name in offered), "")
@@ -212,14 +212,14 @@ def _told_check(checked: Checked, options: argparse.Namespace) -> str:
 
 
 def _told_row(facts: dict[str, Any]) -> list[str]:
-    from hidiff_runtime.plain_text import printable
-    from hidiff_runtime.preview import request_lines
+    from hidiff_runtime.pipeline.request_summary import request_lines
+    from hidiff_runtime.text_safety import printable
 
     return [f"{facts['where']}, id {printable(facts['id'])}:", *request_lines(facts)]
 
 
 def _tell_dead(letters: list[DeadLetter]) -> None:
-    from hidiff_runtime.plain_text import printable
+    from hidiff_runtime.text_safety import printable
 
     for letter in letters[:SHOWN]:
         given = f" ({letter.given})" if letter.given else ""

@@ -6,8 +6,8 @@ import argparse
 import json
 import sys
 
-from hidiff_runtime.cli.opening import add_opening, open_bundle
-from hidiff_runtime.cli.output import progress, write
+from hidiff_runtime.cli.bundle_options import add_opening, open_bundle
+from hidiff_runtime.console.printing import progress, write
 
 SUMMARY = "replay the bundle's reference samples on this machine's engines, and compare its sampler tables"
 EXAMPLE = "check bundle --json > check.json"
@@ -22,8 +22,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Replays; returns 0 if every verdict is good, else 1."""
-    from hidiff_runtime.proof.networks import comparisons
-    from hidiff_runtime.proof.replay import check, read_samples
+    from hidiff_runtime.verification.replay import check, read_samples
+    from hidiff_runtime.verification.replay_components import comparisons
 
     count = 0
 

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hidiff_runtime.cli.opening import add_opening, open_bundle
-from hidiff_runtime.cli.output import progress, write
+from hidiff_runtime.cli.bundle_options import add_opening, open_bundle
+from hidiff_runtime.console.printing import progress, write
 from hidiff_runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from hidiff_runtime.denoiser import StepInfo
+    from hidiff_runtime.denoising.denoiser import StepInfo
 
 SUMMARY = "denoise prompt embeddings to latents"
 EXAMPLE = "denoise bundle --embeds prompt.safetensors --steps 20 --guidance 7.5 -o latents.safetensors"
@@ -51,8 +51,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Denoises and writes the latents."""
-    from hidiff_runtime import safetensors
-    from hidiff_runtime.embeddings import random_embeddings, read_control_image, read_embeddings
+    from hidiff_runtime.denoising.embedding_files import random_embeddings, read_control_image, read_embeddings
+    from hidiff_runtime.format import safetensors
 
     if not options.output.absolute().parent.is_dir():
         raise InputError("The output's folder does not exist.", given=options.output, advice="Make it first.")

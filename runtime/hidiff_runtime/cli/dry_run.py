@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from hidiff_runtime.bundle import Bundle
-from hidiff_runtime.cli.outputs import Outputs
-from hidiff_runtime.cli.prompts import Prompt
-from hidiff_runtime.preview import FIRST, describe_request, request_lines
-from hidiff_runtime.request import Request
-from hidiff_runtime.text.encoding import TokenCounter
+from hidiff_runtime.cli.output_paths import Outputs
+from hidiff_runtime.cli.prompt_options import Prompt
+from hidiff_runtime.pipeline.prompt_encoding import TokenCounter
+from hidiff_runtime.pipeline.request import Request
+from hidiff_runtime.pipeline.request_summary import FIRST, describe_request, request_lines
 
 
 def describe_runs(

@@ -12,17 +12,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hidiff_runtime.cli.opening import add_opening, open_bundle
-from hidiff_runtime.cli.output import write
+from hidiff_runtime.cli.bundle_options import add_opening, open_bundle
+from hidiff_runtime.console.printing import write
 from hidiff_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hidiff_runtime.cli.outputs import Outputs
-    from hidiff_runtime.cli.prompts import Prompt
-    from hidiff_runtime.pipeline import Pipeline
-    from hidiff_runtime.request import Request, Settings
+    from hidiff_runtime.cli.output_paths import Outputs
+    from hidiff_runtime.cli.prompt_options import Prompt
+    from hidiff_runtime.pipeline.pipeline import Pipeline
+    from hidiff_runtime.pipeline.request import Request, Settings
 
 SUMMARY = "make pictures from prompts"
 EXAMPLE = 'generate bundle -p "a lighthouse at dusk" --seed 1 -o lighthouse.png'
@@ -127,13 +127,13 @@ def _add_results(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Makes the pictures, or says what would be made."""
     from hidiff_runtime.cli.dry_run import describe_runs
-    from hidiff_runtime.cli.like import likeness
-    from hidiff_runtime.cli.outputs import find_outputs
-    from hidiff_runtime.cli.prompts import Prompt, read_prompts
-    from hidiff_runtime.late_start import late_starts
-    from hidiff_runtime.pictures.reading import read_parameters
-    from hidiff_runtime.pipeline import Pipeline
-    from hidiff_runtime.plain_text import printable
+    from hidiff_runtime.cli.like_option import likeness
+    from hidiff_runtime.cli.output_paths import find_outputs
+    from hidiff_runtime.cli.prompt_options import Prompt, read_prompts
+    from hidiff_runtime.pipeline.image_parameters import read_parameters
+    from hidiff_runtime.pipeline.late_start import late_starts
+    from hidiff_runtime.pipeline.pipeline import Pipeline
+    from hidiff_runtime.text_safety import printable
 
     asked: Sequence[Prompt] = (
         [Prompt(text) for text in options.prompt or ()] if options.prompts is None else read_prompts(options.prompts)
@@ -169,8 +169,8 @@ def _requests(
     """Every prompt with its settings, checked; the row at fault is named."""
     from secrets import randbelow
 
-    from hidiff_runtime.cli.prompts import located
-    from hidiff_runtime.serving.seeds import DRAWN, RANDOM
+    from hidiff_runtime.cli.prompt_options import located
+    from hidiff_runtime.pipeline.seeds import DRAWN, RANDOM
 
     manifest = pipeline.bundle.manifest
     found, read = [], _reader((manifest.width, manifest.height))
@@ -184,7 +184,7 @@ def _requests(
 
 def _drawn_later(options: argparse.Namespace, asked: Sequence[Prompt]) -> tuple[str, ...]:
     """What a dry run has to say of random seeds, which it cannot know."""
-    from hidiff_runtime.serving.seeds import RANDOM
+    from hidiff_runtime.pipeline.seeds import RANDOM
 
     if not options.dry_run or all(prompt.settings.get("seed", options.seed) != RANDOM for prompt in asked):
         return ()
@@ -193,7 +193,7 @@ def _drawn_later(options: argparse.Namespace, asked: Sequence[Prompt]) -> tuple[
 
 def _reader(size: tuple[int, int]) -> Callable[[Path, str, bool], Image]:
     """Reads pictures, each file once; those that are resized are kept at the bundle's size, since there may be many."""
-    from hidiff_runtime.pictures.images import fitted_pictures, read_picture
+    from hidiff_runtime.pipeline.image_processing import fitted_pictures, read_picture
 
     def read(path: Path, called: str, resize: bool) -> Image:
         found = read_picture(path, called)
@@ -204,7 +204,7 @@ def _reader(size: tuple[int, int]) -> Callable[[Path, str, bool], Image]:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the command line asks for all prompts, pictures as paths; what it leaves out is not there."""
-    from hidiff_runtime.request import Settings
+    from hidiff_runtime.pipeline.request import Settings
 
     named = {"guidance_scale": options.guidance, "control_image": options.control, "crops": options.crop}
     names = {field.name for field in fields(Settings)} & vars(options).keys()
@@ -213,7 +213,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _merged(asked: Mapping[str, Any], read: Callable[[Path, str, bool], Image]) -> Settings:
-    from hidiff_runtime.request import Settings
+    from hidiff_runtime.pipeline.request import Settings
 
     given = dict(asked)
     for name, called in _PICTURES.items():
@@ -230,10 +230,10 @@ def _generate(
     warned: Sequence[str],
 ) -> None:
     """Makes and writes each run's pictures as they are done."""
-    from hidiff_runtime.cli.steps import Progress
-    from hidiff_runtime.pictures.png import save_png
-    from hidiff_runtime.pictures.sheet import Cell, contact_sheet
-    from hidiff_runtime.text.encoding import TruncationWarning
+    from hidiff_runtime.console.progress import Progress
+    from hidiff_runtime.pipeline.contact_sheet import Cell, contact_sheet
+    from hidiff_runtime.pipeline.png_metadata import save_png
+    from hidiff_runtime.pipeline.prompt_encoding import TruncationWarning
 
     shown = Progress([request.steps for request in requests], options.previews is not None)
     cells: list[Cell] = []

@@ -7,12 +7,12 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from hidiff_runtime.cli.opening import add_allow_links
-from hidiff_runtime.cli.output import write
-from hidiff_runtime.plain_text import printable
+from hidiff_runtime.cli.bundle_options import add_allow_links
+from hidiff_runtime.console.printing import write
+from hidiff_runtime.text_safety import printable
 
 if TYPE_CHECKING:
-    from hidiff_runtime.manifest import GraphRecord, Manifest
+    from hidiff_runtime.format.manifest import GraphRecord, Manifest
 
 SUMMARY = "show what is in the bundle, without opening an engine"
 EXAMPLE = "info bundle"
@@ -26,7 +26,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the manifest for people, or as it is."""
-    from hidiff_runtime.folder import BundleFolder
+    from hidiff_runtime.format.bundle_folder import BundleFolder
 
     manifest = BundleFolder(options.folder, options.allow_links).manifest()
     if options.json:

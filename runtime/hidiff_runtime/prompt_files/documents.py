@@ -7,12 +7,12 @@ import re
 from typing import Any
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.plain_text import printable
+from hidiff_runtime.pipeline.request_fields import BY_NAME
 from hidiff_runtime.prompt_files import strict_json
-from hidiff_runtime.prompt_files.libraries import library
-from hidiff_runtime.prompt_files.looks import line_ends
-from hidiff_runtime.prompt_files.raw import EXAMPLE, Raw, kind_name, row_values
-from hidiff_runtime.serving.fields import BY_NAME
+from hidiff_runtime.prompt_files.detection import line_ends
+from hidiff_runtime.prompt_files.optional_libraries import library
+from hidiff_runtime.prompt_files.raw_rows import EXAMPLE, Raw, kind_name, row_values
+from hidiff_runtime.text_safety import printable
 
 _LIST = f'Write a list of texts and objects: ["a boat", {EXAMPLE}], or an object with that list alone.'
 _PLAIN = {

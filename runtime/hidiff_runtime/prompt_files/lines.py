@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.plain_text import json_text
 from hidiff_runtime.prompt_files import strict_json
-from hidiff_runtime.prompt_files.looks import line_ends, looks_like
-from hidiff_runtime.prompt_files.raw import EXAMPLE, Raw, row_values
+from hidiff_runtime.prompt_files.detection import line_ends, looks_like
+from hidiff_runtime.prompt_files.raw_rows import EXAMPLE, Raw, row_values
 from hidiff_runtime.prompt_files.web_ui import refuse_web_ui
+from hidiff_runtime.text_safety import json_text
 
 _CALLED = {"json": "a JSON document", "csv": "a table with a header row", "tsv": "a table with tabs", "yaml": "YAML"}
 

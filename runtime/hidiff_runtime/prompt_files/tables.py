@@ -8,11 +8,11 @@ import math
 from typing import Any
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.plain_text import printable
-from hidiff_runtime.prompt_files.libraries import library
+from hidiff_runtime.prompt_files.detection import header_of, looks_like
 from hidiff_runtime.prompt_files.lines import refuse_other
-from hidiff_runtime.prompt_files.looks import header_of, looks_like
-from hidiff_runtime.prompt_files.raw import Columns, Raw
+from hidiff_runtime.prompt_files.optional_libraries import library
+from hidiff_runtime.prompt_files.raw_rows import Columns, Raw
+from hidiff_runtime.text_safety import printable
 
 _QUOTES = 'Put a value with commas, quotes or line ends into quotes, and write a quote in it twice: "a 5"" disk".'
 

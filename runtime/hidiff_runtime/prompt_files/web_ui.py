@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Callable
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.pictures.infotext import from_web_clip_skip
-from hidiff_runtime.pictures.web_names import NAMES
-from hidiff_runtime.plain_text import json_text
+from hidiff_runtime.pipeline.infotext import from_web_clip_skip
+from hidiff_runtime.pipeline.webui_names import NAMES
+from hidiff_runtime.text_safety import json_text
 
 _SAMPLERS = {name.lower(): sampler for sampler, name in NAMES.items() if sampler != "dpmpp_2m_karras"} | {
     "dpm++ 2m karras": "dpmpp_2m_karras"

@@ -113,7 +113,7 @@ class Meter:
         self._sink.add(CANCELLATIONS, {})
 
     def failed(self, kind: str) -> None:
-        """A request failed; the kind is that of `hidiff_runtime.serving.messages.kind_of`."""
+        """A request failed; the kind is that of `hidiff_runtime.serving.public_errors.kind_of`."""
         self._sink.add(FAILURES, {"kind": kind})
 
     def proven(self, bundle: str, parity: str, backend: str) -> None:

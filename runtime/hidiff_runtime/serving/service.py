@@ -12,19 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hidiff_runtime.conditioning import takes_channels
+from hidiff_runtime.denoising.conditioning import takes_channels
 from hidiff_runtime.errors import Cancelled, Expired, ParityError
-from hidiff_runtime.pictures.images import pillow
-from hidiff_runtime.pipeline import PictureStep, Pipeline, Result
-from hidiff_runtime.proof.replay import check
-from hidiff_runtime.proof.verdict import render
-from hidiff_runtime.request import Request, Settings
-from hidiff_runtime.serving.fields import read_request
-from hidiff_runtime.serving.limits import Limits
-from hidiff_runtime.serving.messages import kind_of
+from hidiff_runtime.pipeline.image_processing import pillow
+from hidiff_runtime.pipeline.pipeline import PictureStep, Pipeline, Result
+from hidiff_runtime.pipeline.prompt_encoding import TruncationWarning
+from hidiff_runtime.pipeline.request import Request, Settings
+from hidiff_runtime.pipeline.request_fields import read_request
+from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.seeds import with_seed
 from hidiff_runtime.serving.metrics import Meter, Nowhere
-from hidiff_runtime.serving.seeds import with_seed
-from hidiff_runtime.text.encoding import TruncationWarning
+from hidiff_runtime.serving.public_errors import kind_of
+from hidiff_runtime.verification.comparison import render
+from hidiff_runtime.verification.replay import check
 
 Observer = Callable[[PictureStep], object]
 """Called after each step."""
@@ -82,7 +82,7 @@ class Service:
             raise
 
     def request(self, values: Mapping[str, object]) -> Request:
-        """The request that plain values ask for; see `hidiff_runtime.serving.fields.read_request`.
+        """The request that plain values ask for; see `hidiff_runtime.pipeline.request_fields.read_request`.
 
         A seed of -1 is drawn.
 

@@ -13,7 +13,7 @@ import toy
 from click.testing import CliRunner, Result
 
 from hidiff_export.cli import main
-from hidiff_runtime.manifest import MANIFEST, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, Manifest
 
 
 def _inspect(*arguments: object) -> Result:

@@ -15,7 +15,7 @@ from toy_reference import record
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from hidiff_export.cli import main
-from hidiff_runtime.manifest import Manifest
+from hidiff_runtime.format.manifest import Manifest
 
 
 @pytest.fixture(scope="module")

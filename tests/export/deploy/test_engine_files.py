@@ -12,8 +12,8 @@ import pytest
 from hidiff_export.deploy.engine_files import take_onnx, take_plan
 from hidiff_export.deploy.files import take_file
 from hidiff_export.errors import BundleError, InputError
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.format.manifest import TensorSpec
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(3, 4)
 X, Y = TensorSpec("x", (2, 3), "float32"), TensorSpec("y", (2, 4), "float32")

@@ -19,8 +19,8 @@ from hidiff_export.deploy.config import Places
 from hidiff_export.deploy.per_phase import PerPhase, write_per_phase
 from hidiff_export.deploy.repository import Plan
 from hidiff_export.errors import BundleError, InputError
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import MANIFEST, FileRecord, GraphRecord, Manifest
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.format.manifest import MANIFEST, FileRecord, GraphRecord, Manifest
 
 ENGINES = {"hidiff_strided", "hidiff_windowed", "hidiff_text_encoder", "hidiff_vae_decoder", "hidiff_vae_encoder"}
 GPUS = Plan(places=Places((0, 1)))

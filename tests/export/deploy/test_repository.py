@@ -20,10 +20,10 @@ import hidiff_runtime
 from hidiff_export.deploy.config import Places, Queue
 from hidiff_export.deploy.repository import BUNDLE, Plan, replacing, write
 from hidiff_export.errors import BundleError, InputError
-from hidiff_runtime.manifest import MANIFEST, Manifest
-from hidiff_runtime.serving.fields import FIELDS
-from hidiff_runtime.serving.limits import Limits
-from hidiff_runtime.serving.triton.parameters import Parameters
+from hidiff_runtime.format.manifest import MANIFEST, Manifest
+from hidiff_runtime.pipeline.request_fields import FIELDS
+from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.serving.triton.model_parameters import Parameters
 
 FRONT, STREAM = "hidiff", "hidiff_stream"
 

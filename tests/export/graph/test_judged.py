@@ -17,8 +17,8 @@ from hidiff_export.errors import BundleError, ExportError
 from hidiff_export.graph.judged import write_judged
 from hidiff_export.graph.portable import save
 from hidiff_runtime import backends
-from hidiff_runtime.proof.verdict import Metrics
-from hidiff_runtime.records import GraphRecord, TensorSpec
+from hidiff_runtime.format.specs import GraphRecord, TensorSpec
+from hidiff_runtime.verification.comparison import Metrics
 from tests.export.graph.small import graph
 
 SHAPE = (1, 8, 16, 16)

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from hidiff_export.errors import ExportError
 from hidiff_export.graph.merge import merge, selector_name
 from hidiff_export.graph.portable import save
-from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.safetensors import SafetensorsFile, write
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.format.safetensors import SafetensorsFile, write
 
 PHASES = ("strided", "pooled", "windowed")
 WIDTH = 6

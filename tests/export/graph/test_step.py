@@ -16,11 +16,11 @@ from hidiff_export.families import Family, default_scheduler
 from hidiff_export.graph.step import write_step_graph
 from hidiff_export.recipe.values import SamplerName
 from hidiff_export.sampler.probe import probe
-from hidiff_runtime.conditioning import guided
-from hidiff_runtime.records import GraphRecord, TensorSpec
-from hidiff_runtime.rng import TorchGenerator
-from hidiff_runtime.sampler import SamplerTable
-from hidiff_runtime.step_graph import padded_rows, step_inputs, step_outputs
+from hidiff_runtime.denoising.conditioning import guided
+from hidiff_runtime.format.specs import GraphRecord, TensorSpec
+from hidiff_runtime.format.step_graph import padded_rows, step_inputs, step_outputs
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
+from hidiff_runtime.sampling.torch_rng import TorchGenerator
 
 SLOTS, STEPS = 4, 9
 SIZE = (6, 8)

@@ -24,7 +24,7 @@ from hidiff_export.model.fabricate import fabricate
 from hidiff_export.model.load import build_unet
 from hidiff_export.model.state_dict import LazyStateDict
 from hidiff_export.recipe.values import Precision
-from hidiff_runtime.safetensors import SafetensorsFile, SafetensorsWriter, TensorLayout, write
+from hidiff_runtime.format.safetensors import SafetensorsFile, SafetensorsWriter, TensorLayout, write
 from tests.export.model.checkpoints import STEM, Arrays, tiny, write_folder
 
 NAME = "weights.safetensors"

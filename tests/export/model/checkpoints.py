@@ -14,7 +14,7 @@ import numpy as np
 from hidiff_export.families import Family, Task, Width
 from hidiff_export.model.component import Component
 from hidiff_export.model.fabricate import fabricate
-from hidiff_runtime.safetensors import write
+from hidiff_runtime.format.safetensors import write
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 STEM = "diffusion_pytorch_model"
@@ -42,7 +42,7 @@ def write_folder(folder: Path, tensors: Arrays, config: Mapping[str, Any], class
 def shard(folder: Path, parts: int = 3) -> None:
     """Splits the weights of a folder into shards with an index."""
     whole = folder / f"{STEM}.safetensors"
-    from hidiff_runtime.safetensors import SafetensorsFile
+    from hidiff_runtime.format.safetensors import SafetensorsFile
 
     with SafetensorsFile.open(whole) as file:
         tensors = file.arrays()

@@ -20,7 +20,7 @@ from hidiff_export.model.component import Component
 from hidiff_export.model.load import load as load_component
 from hidiff_export.model.load import load_controlnet
 from hidiff_export.model.sources import source_fingerprint
-from hidiff_runtime.safetensors import write
+from hidiff_runtime.format.safetensors import write
 from tests.export.model.checkpoints import STEM, Arrays
 from tests.export.model.loading import edit, holds, load, refused
 

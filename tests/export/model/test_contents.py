@@ -14,7 +14,7 @@ import torch
 from hidiff_export.families import Family, Task
 from hidiff_export.model.component import Component
 from hidiff_export.model.contents import UNET, kind_of
-from hidiff_runtime.safetensors import write
+from hidiff_runtime.format.safetensors import write
 from tests.export.model.checkpoints import arrays, ldm_name, tiny, write_folder, write_header
 from tests.export.model.loading import CONFIG, refused
 from tests.export.model.loading import UNET as UNET_CLASS

@@ -15,7 +15,7 @@ from hidiff_export.errors import CheckpointError
 from hidiff_export.families import Family, Task, Width
 from hidiff_export.model.component import Component
 from hidiff_export.model.load import Checkpoint, build_controlnet, load_controlnet, load_unet
-from hidiff_runtime.safetensors import write
+from hidiff_runtime.format.safetensors import write
 from tests.export.model.checkpoints import (
     Arrays,
     arrays,

@@ -18,7 +18,7 @@ from hidiff_export.model.component import Component
 from hidiff_export.model.fabricate import fabricate
 from hidiff_export.model.load import build_controlnet, build_unet, load_controlnet, load_unet
 from hidiff_export.recipe.values import Precision
-from hidiff_runtime.safetensors import write
+from hidiff_runtime.format.safetensors import write
 from tests.export.model import checkpoints
 from tests.export.model.checkpoints import STEM, Arrays, arrays, tiny, write_folder, write_header
 from tests.export.model.loading import CONFIG, TEXT, UNET, edit, holds, load, refused

@@ -13,7 +13,7 @@ from hidiff_export.errors import CheckpointError
 from hidiff_export.families import Family, Width
 from hidiff_export.model.component import Component
 from hidiff_export.model.tokenizer import END, START, tokenizer_json
-from hidiff_runtime.text.tokenizer import Tokenizer
+from hidiff_runtime.format.tokenizer import Tokenizer
 
 CASES = [
     (Family.SD15, Component.TEXT_ENCODER, "end"),

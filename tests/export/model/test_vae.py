@@ -21,8 +21,8 @@ from hidiff_export.model.load import build, load
 from hidiff_export.model.preview import fit_preview
 from hidiff_export.model.vae import VaeDecoder, VaeEncoder
 from hidiff_export.tiling import VaeTiles
-from hidiff_runtime.pictures.vae import preview
-from hidiff_runtime.safetensors import write
+from hidiff_runtime.format.safetensors import write
+from hidiff_runtime.pipeline.vae import preview
 from tests.export.model.checkpoints import STEM, Arrays, arrays, write_folder
 
 CONFIG = vae_config(Family.SDXL, Width.TINY)

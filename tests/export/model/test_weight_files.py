@@ -19,7 +19,7 @@ from hidiff_export.families import Family, Task, Width, text_encoder_configs
 from hidiff_export.model.component import Component
 from hidiff_export.model.load import Checkpoint
 from hidiff_export.model.load import load as load_component
-from hidiff_runtime.safetensors import write
+from hidiff_runtime.format.safetensors import write
 from tests.export.model.checkpoints import STEM, Arrays, tiny
 from tests.export.model.loading import holds, load, refused
 

@@ -6,7 +6,7 @@ from hidiff_export.parity.inputs import arrays, mixed_shifts, random_inputs
 from hidiff_export.recipe import Recipe
 from hidiff_export.signature import phase_inputs
 from hidiff_runtime.phases import Phase, PhaseKind
-from hidiff_runtime.proof.samples import Drawn
+from hidiff_runtime.verification.reference_samples import Drawn
 
 
 def inputs_of(family: str, control: bool = False, seed: int = 0) -> dict[str, np.ndarray]:

@@ -17,8 +17,8 @@ from hidiff_export.model.tokenizer import tokenizer_json
 from hidiff_export.model.vae import VaeDecoder, VaeEncoder
 from hidiff_export.parity.networks import NetworkCall, PictureNetworks
 from hidiff_export.recipe import Recipe
-from hidiff_runtime.proof.samples import Drawn
-from hidiff_runtime.records import GraphRecord, VaeRecord
+from hidiff_runtime.format.specs import GraphRecord, VaeRecord
+from hidiff_runtime.verification.reference_samples import Drawn
 
 TINY = {"source": "random:0", "unet_width": "tiny", "width": 192, "height": 128, "steps": [3]}
 SDXL = Recipe.from_dict({**TINY, "family": "sdxl", "vae_tile": 128, "batch": 2})

@@ -16,7 +16,7 @@ from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.parity.pipeline import Networks
 from hidiff_export.parity.reference import record_reference
 from hidiff_export.recipe import Recipe
-from hidiff_runtime.proof.samples import CallSample, ReferenceSamples, Stored
+from hidiff_runtime.verification.reference_samples import CallSample, ReferenceSamples, Stored
 
 TASKS = {
     "sd15": {"family": "sd15", "sampler": "pndm", "steps": [2]},

@@ -15,11 +15,11 @@ from hidiff_export.parity.panels import SideBySide
 from hidiff_export.parity.report import Check, Graphs, Report, store
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe.values import Precision
-from hidiff_runtime.files import verify_files
-from hidiff_runtime.folder import BundleFolder
-from hidiff_runtime.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.format.bundle_folder import BundleFolder
+from hidiff_runtime.format.integrity import verify_files
+from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.phases import PhaseRule
-from hidiff_runtime.proof.verdict import Bound, Verdict, judge, judge_picture
+from hidiff_runtime.verification.comparison import Bound, Verdict, judge, judge_picture
 
 BOUND = Bound(80, "float32 rounding")
 VALUES = np.linspace(-1, 1, 64, dtype=np.float32)

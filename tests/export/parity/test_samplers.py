@@ -11,10 +11,10 @@ from hidiff_export.parity.samplers import judge_samplers, record_samplers
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.recipe import Recipe
 from hidiff_export.sampler.probe import probe
-from hidiff_runtime.proof.recorder import SampleRecorder
-from hidiff_runtime.proof.sampler_replay import replay_sampler
-from hidiff_runtime.proof.sampler_samples import AGREES, SamplerAnswers
-from hidiff_runtime.proof.samples import ReferenceSamples
+from hidiff_runtime.verification.reference_samples import ReferenceSamples
+from hidiff_runtime.verification.replay_schedulers import replay_sampler
+from hidiff_runtime.verification.sample_recorder import SampleRecorder
+from hidiff_runtime.verification.scheduler_samples import AGREES, SamplerAnswers
 
 CONFIG = default_scheduler(Family.SD15)[1]
 RECIPE = Recipe.from_dict(

@@ -18,12 +18,12 @@ from hidiff_export.parity.report import Report
 from hidiff_export.parity.tolerance import Boundary
 from hidiff_export.parity.verify import verify
 from hidiff_export.recipe import Recipe
-from hidiff_runtime.files import verify_files
-from hidiff_runtime.folder import BundleFolder
-from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.safetensors import SafetensorsFile
-from hidiff_runtime.safetensors import write as write_tensors
-from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.format.bundle_folder import BundleFolder
+from hidiff_runtime.format.integrity import verify_files
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.format.safetensors import SafetensorsFile
+from hidiff_runtime.format.safetensors import write as write_tensors
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
 from tests.export.parity.torch_bundle import TorchBackend, build, refresh, use, write_manifest
 
 COMMON = {"source": "random:0", "unet_width": "tiny", "width": 128, "height": 128, "steps": [3]}

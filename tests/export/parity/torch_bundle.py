@@ -27,7 +27,7 @@ from hidiff_export.sampler.probe import probe
 from hidiff_export.signature import controlnet_inputs, controlnet_outputs, phase_inputs, phase_outputs
 from hidiff_runtime import backends
 from hidiff_runtime.backends import Availability
-from hidiff_runtime.manifest import MANIFEST, FileRecord, GraphRecord, Manifest, PhaseRecord
+from hidiff_runtime.format.manifest import MANIFEST, FileRecord, GraphRecord, Manifest, PhaseRecord
 from hidiff_runtime.phases import Phase, PhaseKind
 
 Outputs = dict[str, np.ndarray]

@@ -16,11 +16,11 @@ from hidiff_export.sampler.names import SAMPLERS, samplers_for
 from hidiff_export.sampler.probe import probe
 from hidiff_export.sampler.schedulers import build_scheduler
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.proof.sampler_replay import replay_sampler
-from hidiff_runtime.proof.sampler_samples import SamplerAnswers, SamplerSample
-from hidiff_runtime.rng import TorchGenerator
-from hidiff_runtime.sampler import EtaTerms, SamplerTable
-from hidiff_runtime.sampler_rows import Rows
+from hidiff_runtime.sampling.scheduler_table import EtaTerms, SamplerTable
+from hidiff_runtime.sampling.table_rows import Rows
+from hidiff_runtime.sampling.torch_rng import TorchGenerator
+from hidiff_runtime.verification.replay_schedulers import replay_sampler
+from hidiff_runtime.verification.scheduler_samples import SamplerAnswers, SamplerSample
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers' DEIS, on numpy 2
 

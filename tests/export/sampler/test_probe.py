@@ -21,7 +21,7 @@ from hidiff_export.sampler.basis import SHAPE, StepsUnsupported, respond
 from hidiff_export.sampler.names import SAMPLERS, find_sampler, samplers_for
 from hidiff_export.sampler.probe import probe
 from hidiff_export.sampler.schedulers import build_scheduler
-from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
 
 CONFIG = default_scheduler(Family.SDXL)[1]
 

@@ -10,8 +10,8 @@ import pytest
 from hidiff_export.families import Family, default_scheduler
 from hidiff_export.sampler.names import SAMPLERS
 from hidiff_export.sampler.probe import probe
-from hidiff_runtime.pictures.web_names import NAMES, follows, sampler_name, schedule_name, split_name
-from hidiff_runtime.sampler import SamplerTable
+from hidiff_runtime.pipeline.webui_names import NAMES, follows, sampler_name, schedule_name, split_name
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
 
 CONFIG = {**default_scheduler(Family.SD15)[1], "timestep_spacing": "leading"}
 STEPS = 20

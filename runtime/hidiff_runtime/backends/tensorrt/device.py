@@ -10,16 +10,16 @@ from types import TracebackType
 from typing import Any
 
 from hidiff_runtime.backends.protocol import Availability, WeightMap
-from hidiff_runtime.backends.tensorrt import library as libraries
-from hidiff_runtime.backends.tensorrt.checks import check_graph
+from hidiff_runtime.backends.tensorrt import runtime_library as libraries
 from hidiff_runtime.backends.tensorrt.cuda import CudaError
-from hidiff_runtime.backends.tensorrt.log import logger_of
-from hidiff_runtime.backends.tensorrt.memory import CudaMemory, Scratch
+from hidiff_runtime.backends.tensorrt.gpu_memory import CudaMemory, Scratch
+from hidiff_runtime.backends.tensorrt.logger import logger_of
 from hidiff_runtime.backends.tensorrt.plan import Place, Plans
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.backends.tensorrt.plan_validation import check_graph
 from hidiff_runtime.backends.tensorrt.session import TensorRtSession
 from hidiff_runtime.errors import EngineError, InputError
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.format.manifest import GraphRecord
 
 _TRUTHS = {True: True, False: False, "true": True, "false": False, "on": True, "off": False}
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hidiff_runtime.backends.tensorrt import rtx
-from hidiff_runtime.backends.tensorrt.checks import check_record, check_tensors, too_little_memory
+from hidiff_runtime.backends.tensorrt import rtx_cache
 from hidiff_runtime.backends.tensorrt.cuda import CudaError
-from hidiff_runtime.backends.tensorrt.library import Gpu, Library
-from hidiff_runtime.backends.tensorrt.log import Messages
-from hidiff_runtime.backends.tensorrt.memory import Scratch
-from hidiff_runtime.backends.tensorrt.parts import map_parts
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
+from hidiff_runtime.backends.tensorrt.gpu_memory import Scratch
+from hidiff_runtime.backends.tensorrt.logger import Messages
+from hidiff_runtime.backends.tensorrt.mapped_parts import map_parts
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.backends.tensorrt.plan_validation import check_record, check_tensors, too_little_memory
+from hidiff_runtime.backends.tensorrt.runtime_library import Gpu, Library
 from hidiff_runtime.errors import EngineError
-from hidiff_runtime.fields import REBUILD
+from hidiff_runtime.format.codec import REBUILD
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Plan:
 
     def capturable(self) -> bool:
         """Whether its work can be recorded as a CUDA graph, as far as the library tells."""
-        return not self._place.library.is_rtx or rtx.is_capturable(self._context, self._place.stream)
+        return not self._place.library.is_rtx or rtx_cache.is_capturable(self._context, self._place.stream)
 
     def prepare(self) -> int:
         """Gives the context its scratch memory; returns how often that has moved.
@@ -137,7 +137,7 @@ class Plans:
     def __init__(self, place: Place, cache: str | None) -> None:
         self._place = place
         self._cache_option = cache
-        self._cache: rtx.RuntimeCache | None = None
+        self._cache: rtx_cache.RuntimeCache | None = None
         self._open: dict[Path, _Shared] = {}
         self._known: set[Path] = set()
         self._lock = threading.Lock()
@@ -183,7 +183,7 @@ class Plans:
         library.cuda.set_device(place.gpu.index)
         blob = map_parts(record.paths(path))
         if library.is_rtx:
-            rtx.check_validity(place.runtime, blob, path, library, place.gpu)
+            rtx_cache.check_validity(place.runtime, blob, path, library, place.gpu)
         self._check_memory(path, len(blob), 0)
         engine = self._deserialized(path, blob)
         on_host = check_tensors(engine, record, path, library.trt)
@@ -219,7 +219,7 @@ class Plans:
         trt = place.library.trt
         config = None
         if place.library.is_rtx:
-            context, config = rtx.create_context(engine, trt, self._runtime_cache(path))
+            context, config = rtx_cache.create_context(engine, trt, self._runtime_cache(path))
             if self._cache is not None and path not in self._known:
                 self._cache.save()  # now, too: a server may never come to its end
             self._known.add(path)
@@ -230,8 +230,8 @@ class Plans:
             raise EngineError(f"{place.library.title} cannot make an engine ready.", given=f"{path}: {said}")
         return context, config
 
-    def _runtime_cache(self, path: Path) -> rtx.RuntimeCache | None:
+    def _runtime_cache(self, path: Path) -> rtx_cache.RuntimeCache | None:
         if self._cache is None:
-            file = rtx.cache_file(self._cache_option, path, self._place.library, self._place.gpu)
-            self._cache = None if file is None else rtx.RuntimeCache(file)
+            file = rtx_cache.cache_file(self._cache_option, path, self._place.library, self._place.gpu)
+            self._cache = None if file is None else rtx_cache.RuntimeCache(file)
         return self._cache

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.backends.protocol import DeviceArray
-from hidiff_runtime.backends.tensorrt.graphs import Graphs
-from hidiff_runtime.backends.tensorrt.memory import CudaArray, CudaMemory, address_of
+from hidiff_runtime.backends.tensorrt.cuda_graphs import Graphs
+from hidiff_runtime.backends.tensorrt.gpu_memory import CudaArray, CudaMemory, address_of
 from hidiff_runtime.backends.tensorrt.plan import Place, Plan, Plans
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.errors import EngineError
-from hidiff_runtime.manifest import GraphRecord, PhaseRecord, TensorSpec
+from hidiff_runtime.format.manifest import GraphRecord, PhaseRecord, TensorSpec
 
 
 class TensorRtSession:

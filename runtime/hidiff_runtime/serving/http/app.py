@@ -11,14 +11,14 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from hidiff_runtime import __version__
-from hidiff_runtime.serving.http.bodies import Bodies, BodyLimits
-from hidiff_runtime.serving.http.ends import Ends
+from hidiff_runtime.serving.http.access_control import Guard, Rules
 from hidiff_runtime.serving.http.errors import add_handlers
-from hidiff_runtime.serving.http.guard import Guard, Rules
-from hidiff_runtime.serving.http.host import Host
 from hidiff_runtime.serving.http.images import images_router
 from hidiff_runtime.serving.http.models import models_router
 from hidiff_runtime.serving.http.page import read_page
+from hidiff_runtime.serving.http.request_bodies import Bodies, BodyLimits
+from hidiff_runtime.serving.http.service_loader import Host
+from hidiff_runtime.serving.http.unanswered import Ends
 from hidiff_runtime.serving.metrics import Meter
 
 

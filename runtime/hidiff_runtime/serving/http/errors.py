@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from hidiff_runtime.errors import Cancelled, Expired, HidiffError, InputError
-from hidiff_runtime.plain_text import json_text
-from hidiff_runtime.serving.messages import public_message
 from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.public_errors import public_message
+from hidiff_runtime.text_safety import json_text
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from hidiff_runtime.pictures.formats import FileFormat
-from hidiff_runtime.serving.http.bodies import release_body
-from hidiff_runtime.serving.http.edits import read_form
+from hidiff_runtime.pipeline.image_formats import FileFormat
+from hidiff_runtime.serving.http.edit_models import read_form
 from hidiff_runtime.serving.http.errors import ApiError, PlainJson, api_error, log_fault
-from hidiff_runtime.serving.http.generation import Generation, read_json
-from hidiff_runtime.serving.http.host import Host
+from hidiff_runtime.serving.http.job_queue import Event, Picture, Step
 from hidiff_runtime.serving.http.models import model_name
-from hidiff_runtime.serving.http.stream import EventStream, comment, event, while_connected
-from hidiff_runtime.serving.http.worker import Event, Picture, Step
+from hidiff_runtime.serving.http.request_bodies import release_body
+from hidiff_runtime.serving.http.request_models import Generation, read_json
+from hidiff_runtime.serving.http.service_loader import Host
+from hidiff_runtime.serving.http.sse import EventStream, comment, event, while_connected
 from hidiff_runtime.serving.service import Service
 
 VARIATIONS = (

@@ -7,9 +7,9 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from hidiff_runtime.conditioning import takes_channels
+from hidiff_runtime.denoising.conditioning import takes_channels
 from hidiff_runtime.serving.http.errors import PlainJson, unknown_model
-from hidiff_runtime.serving.http.host import Host
+from hidiff_runtime.serving.http.service_loader import Host
 from hidiff_runtime.serving.service import Service
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.backends.protocol import Availability, DeviceArray, WeightMap
 from hidiff_runtime.errors import EngineError, InputError
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.format.manifest import GraphRecord
 
 Arrays = Mapping[str, NDArray[Any]]
 

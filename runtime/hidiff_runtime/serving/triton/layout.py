@@ -5,8 +5,8 @@ There every engine is a model of its own, ``NAME_stream`` asks these models, and
 
 from __future__ import annotations
 
-from hidiff_runtime.engines import STEP
-from hidiff_runtime.manifest import GraphRecord, Manifest
+from hidiff_runtime.backends.session_pool import STEP
+from hidiff_runtime.format.manifest import GraphRecord, Manifest
 from hidiff_runtime.serving.triton.schema import Tensor
 
 LOADS = "loads"

@@ -10,16 +10,16 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.serving.triton import stream
-from hidiff_runtime.serving.triton.answers import refusal
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.serving.triton import decoupled_model
 from hidiff_runtime.serving.triton.backend import TritonBackend
 from hidiff_runtime.serving.triton.bls import ask
 from hidiff_runtime.serving.triton.layout import ENGINES, PREFIX, engine_models
-from hidiff_runtime.serving.triton.parameters import Parameters
+from hidiff_runtime.serving.triton.model_parameters import Parameters
+from hidiff_runtime.serving.triton.responses import refusal
 
 
-class TritonPythonModel(stream.TritonPythonModel):
+class TritonPythonModel(decoupled_model.TritonPythonModel):
     """Asks no model while it is initialised, which Triton forbids; its first request, the warm-up, does it all.
 
     Triton takes the model as loaded, and as ready, when the warm-up request has been answered. A bundle that is not
@@ -38,12 +38,14 @@ class TritonPythonModel(stream.TritonPythonModel):
             self._asked = True
             self._proven = self._prove()
             for request in requests:
-                request.get_response_sender().send(flags=stream.FINAL)
+                request.get_response_sender().send(flags=decoupled_model.FINAL)
         elif self._proven:
             super().execute(requests)
         else:
             for request in requests:
-                request.get_response_sender().send(refusal("The server is ending.", "expired"), flags=stream.FINAL)
+                request.get_response_sender().send(
+                    refusal("The server is ending.", "expired"), flags=decoupled_model.FINAL
+                )
 
     def finalize(self) -> None:
         """Closes the bundle, if it is open."""

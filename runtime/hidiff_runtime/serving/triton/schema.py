@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hidiff_runtime.manifest import Manifest
-from hidiff_runtime.serving.fields import FIELDS, Kind
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.pipeline.request_fields import FIELDS, Kind
 
 MOST_ROWS = 8
 """Rows of a request: what the models' ``max_batch_size`` is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 
 PREBUILT_NORMALISATION = "__myl_Inor"
 """A kernel that comes compiled with the library, so that nothing is to be read of it.

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX, Library
 from hidiff_export.build.tensorrt.messages import BuildRequest, Initializer
 from hidiff_export.build.tensorrt.process import ask
-from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.format.manifest import TensorSpec
 
 TYPES = {
     "float32": TensorProto.FLOAT,

@@ -19,8 +19,8 @@ from hidiff_export.build.tensorrt.engine import set_flags
 from hidiff_export.build.tensorrt.examine import Examined, Gpu
 from hidiff_export.build.tensorrt.libraries import TENSORRT, TENSORRT_RTX
 from hidiff_export.errors import EngineError
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import GraphRecord, PhaseRecord, TensorSpec
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.format.manifest import GraphRecord, PhaseRecord, TensorSpec
 from hidiff_runtime.phases import Phase, PhaseKind
 from tests.export.build.tensorrt.small_engines import linear, specs, square
 from tests.export.build.tensorrt.test_process import files_of_at_most

@@ -24,7 +24,7 @@ from hidiff_export.graph.weights import PRECISIONS, WeightStore
 from hidiff_export.model.load import build_unet, load_unet
 from hidiff_export.model.phase_unet import PhaseUNet
 from hidiff_export.recipe.values import Precision
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.format.manifest import GraphRecord
 from hidiff_runtime.phases import Phase, PhaseKind
 from tests.export.build.tensorrt import kernel_source
 from tests.export.build.tensorrt.parsed import check_islands, parse

@@ -23,8 +23,8 @@ from hidiff_export.graph.merge import merge
 from hidiff_export.graph.passes.attention_in_branches import AttentionInBranches
 from hidiff_export.graph.passes.decompose_attention import DecomposeAttention
 from hidiff_export.graph.portable import save
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import PhaseRecord, TensorSpec
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.format.manifest import PhaseRecord, TensorSpec
 from hidiff_runtime.phases import Phase, PhaseKind
 
 pytestmark = pytest.mark.needs("tensorrt-rtx")

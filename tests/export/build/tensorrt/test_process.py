@@ -19,7 +19,7 @@ from onnx import helper
 from hidiff_export.build.tensorrt import process
 from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX, Library
 from hidiff_export.errors import EngineError
-from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.format.manifest import TensorSpec
 from tests.export.build.tensorrt.small_engines import attention, build, linear, model, request, square
 from tests.export.disk import files_of_at_most
 

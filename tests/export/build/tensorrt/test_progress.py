@@ -9,7 +9,7 @@ import pytest
 from hidiff_export.build.tensorrt.advice import REPORT, advice_for
 from hidiff_export.build.tensorrt.messages import BuildRequest, Initializer
 from hidiff_export.build.tensorrt.progress import NestedProgress
-from hidiff_runtime.manifest import TensorSpec
+from hidiff_runtime.format.manifest import TensorSpec
 
 
 def test_steps_of_inner_phases_are_parts_of_the_outer_step() -> None:

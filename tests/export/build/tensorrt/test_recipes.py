@@ -17,9 +17,9 @@ from hidiff_export.stages.graphs import Graphs
 from hidiff_export.stages.records import graph_records
 from hidiff_export.stages.samplers import Samplers
 from hidiff_export.stages.weights import Weights
-from hidiff_runtime.backends.tensorrt.parts import map_parts
-from hidiff_runtime.backends.tensorrt.record import PlanRecord
-from hidiff_runtime.manifest import GraphRecord, Manifest, PhaseRecord
+from hidiff_runtime.backends.tensorrt.mapped_parts import map_parts
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.format.manifest import GraphRecord, Manifest, PhaseRecord
 
 pytestmark = [pytest.mark.needs("tensorrt-rtx"), pytest.mark.slow]
 

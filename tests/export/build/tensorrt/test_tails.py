@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hidiff_export.build.tensorrt import tails
 from hidiff_export.build.tensorrt.tails import ALIGNMENT, PAGE, share_tails
 from hidiff_export.errors import StorageError
-from hidiff_runtime.backends.tensorrt.parts import map_parts
+from hidiff_runtime.backends.tensorrt.mapped_parts import map_parts
 
 
 def noise(size: int, seed: int) -> bytes:

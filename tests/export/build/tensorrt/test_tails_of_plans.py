@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from hidiff_export.build.tensorrt.tails import share_tails
-from hidiff_runtime.backends.tensorrt.parts import map_parts
+from hidiff_runtime.backends.tensorrt.mapped_parts import map_parts
 
 pytest.importorskip("tensorrt_rtx")
 

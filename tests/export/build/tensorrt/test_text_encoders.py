@@ -25,7 +25,7 @@ from hidiff_export.model.component import Component
 from hidiff_export.model.load import build, load
 from hidiff_export.model.text_encoder import TextEncoderModule
 from hidiff_export.recipe.values import Precision
-from hidiff_runtime.manifest import GraphRecord
+from hidiff_runtime.format.manifest import GraphRecord
 
 CASES = {
     "sd15 float32": (Family.SD15, Component.TEXT_ENCODER, Precision.FLOAT32),

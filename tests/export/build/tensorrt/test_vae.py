@@ -14,7 +14,7 @@ from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX
 from hidiff_export.build.tensorrt.lowering import lower
 from hidiff_export.graph.passes.decompose_attention import HEAD_SIZES
 from hidiff_export.graph.portable import save
-from hidiff_runtime.proof.verdict import Metrics
+from hidiff_runtime.verification.comparison import Metrics
 from tests.vaes import CONFIG, TILES, WEIGHTS, Opened, record
 
 HALVES = ("decoder", "encoder")

@@ -9,7 +9,7 @@ import torch
 from onnx.helper import make_node
 
 from hidiff_export.graph.passes.group_norm_to_layer_norm import LARGEST_GROUP, GroupNormToLayerNorm
-from hidiff_runtime.proof.verdict import Metrics
+from hidiff_runtime.verification.comparison import Metrics
 from tests.export.graph.small import apply, evaluate, graph, random_feeds
 
 CHANNELS, GROUPS = 8, 4

@@ -1,0 +1,142 @@
+"""Whether a plan can run here, asked before and after a library reads it; what does not fit is said with a way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.backends.tensorrt.runtime_library import RTX_TARGETS, Gpu, Library
+from hidiff_runtime.errors import EngineError
+from hidiff_runtime.format.codec import REBUILD
+from hidiff_runtime.format.manifest import GraphRecord, PhaseRecord
+
+_PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx-cu13"}
+
+MORE_ROOM = (
+    "Open the bundle with resident='current' and without prefetch, end other programs on the GPU, or build the bundle "
+    "for a smaller batch or size."
+)
+
+
+def rebuild_command(library: Library, gpu: Gpu) -> str:
+    """The command that builds the bundle for this library and GPU."""
+    command = "'hidiff-export build RECIPE -o DIR"
+    if not library.is_rtx:
+        return f"On this machine: {command} --set targets=cuda'."
+    if gpu.target in RTX_TARGETS:
+        return f"{command} --set targets={gpu.target}'."
+    return (
+        f"TensorRT-RTX does not know this GPU; on this machine: {command} --set backend=tensorrt --set targets=cuda'."
+    )
+
+
+def check_record(plan: PlanRecord, path: Path, library: Library, gpu: Gpu) -> None:
+    """Refuses a plan of another library, another version of it, or for other GPUs.
+
+    Raises:
+        EngineError: what the plan is for, what is here, and the command that rebuilds it.
+    """
+    rebuild = rebuild_command(library, gpu)
+    if plan.backend != library.backend:
+        raise EngineError(f"The engine is one of {plan.backend}.", given=f"{path}, opened by {library.backend}")
+    if plan.version != library.version:
+        raise EngineError(
+            f"The engine was built by {library.title} {plan.version}; here is {library.version}.",
+            given=path,
+            advice=f"pip install '{_PACKAGES[plan.backend]}=={plan.version}', or build it again. {rebuild}",
+        )
+    if gpu.target not in plan.targets:
+        raise EngineError(
+            f"The engine was built for {', '.join(plan.targets)}; this GPU is {gpu.target}.",
+            given=f"{path}, on {gpu}",
+            advice=f"Build it again. {rebuild}",
+        )
+    if plan.device not in (None, gpu.name):
+        raise EngineError(
+            f"The engine was built on {plan.device}, and {library.title} ties it to that model of GPU.",
+            given=f"{path}, on {gpu}",
+            advice=f"Build it again. {rebuild}",
+        )
+
+
+def check_graph(plan: PlanRecord, path: Path, record: GraphRecord) -> None:
+    """Refuses a plan whose record is not that of the graph it is opened for.
+
+    A merged plan may take more inputs than one of its phases does.
+
+    Raises:
+        EngineError: phases, inputs or outputs differ.
+    """
+    faults = []
+    phase = record.phase.name if isinstance(record, PhaseRecord) else None
+    if phase is not None and phase not in plan.phases:
+        faults.append(f"phases {', '.join(plan.phases) or 'none'} without {phase}")
+    faults += [f"no input {spec}" for spec in record.inputs if spec not in plan.inputs]
+    faults += [f"no output {spec}" for spec in record.outputs if spec not in plan.outputs]
+    faults += [f"another output {spec}" for spec in plan.outputs if spec not in record.outputs]
+    if not plan.merged:
+        faults += [f"another input {spec}" for spec in plan.inputs if spec not in record.inputs]
+    if faults:
+        raise EngineError(
+            "The engine is not one of the graph that the manifest names.",
+            given=f"{path}: {'; '.join(faults)}",
+            advice=REBUILD,
+        )
+
+
+def check_tensors(engine: Any, plan: PlanRecord, path: Path, trt: Any) -> frozenset[str]:
+    """Refuses a deserialised engine that takes or gives other tensors than its record says, or not on the device.
+
+    Returns:
+        the selectors that it reads from the host's memory.
+
+    Raises:
+        EngineError: all differences.
+    """
+    types = {trt.DataType.FLOAT: "float32", trt.DataType.INT32: "int32", trt.DataType.BOOL: "bool"}
+
+    def described(name: str) -> str:
+        dtype = engine.get_tensor_dtype(name)
+        return f"{name} {types.get(dtype, dtype)}{list(engine.get_tensor_shape(name))}"
+
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    takes = {described(name) for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
+    gives = {described(name) for name in names} - takes
+    due = {*map(str, plan.inputs), *(f"{name} bool[]" for name in plan.selectors)}
+    faults = [f"takes {text}" for text in sorted(takes - due)] + [
+        f"does not take {text}" for text in sorted(due - takes)
+    ]
+    outputs = set(map(str, plan.outputs))
+    faults += [f"gives {text}" for text in sorted(gives - outputs)]
+    faults += [f"does not give {text}" for text in sorted(outputs - gives)]
+    host = trt.TensorLocation.HOST
+    on_host = frozenset(name for name in names if engine.get_tensor_location(name) == host)
+    faults += [f"wants {name} in the host's memory" for name in sorted(on_host.difference(plan.selectors))]
+    if faults:
+        raise EngineError(
+            "The engine is not what its record says.", given=f"{path}: {'; '.join(faults)}", advice=REBUILD
+        )
+    return on_host
+
+
+def too_little_memory(path: Path, engine: int, activations: int, free: int) -> EngineError:
+    """The error for an engine that needs more memory than is free.
+
+    Args:
+        path: its record's.
+        engine: bytes it needs for itself, its weights above all; 0 once it is there.
+        activations: bytes it needs beside that while it runs, as far as they are known.
+        free: bytes there are.
+    """
+    parts = [(engine, "the engine"), (activations, "activations")]
+    needed = " and ".join(f"{_gib(size)} for {what}" for size, what in parts if size)
+    return EngineError(
+        "There is too little memory on the GPU for an engine.",
+        given=f"{path}: {needed} needed, {_gib(free)} free",
+        advice=MORE_ROOM,
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,1 @@
+"""What commands show: results, progress and errors."""

@@ -1,0 +1,1 @@
+"""From embeddings to latents: conditioning, the loops over the steps, and the ControlNet."""

@@ -1,0 +1,132 @@
+"""The bundle's own ControlNet: a picture and a scale become the residuals of each evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hidiff_runtime.denoising.conditioning import check_array, check_scale
+from hidiff_runtime.denoising.run_context import ControlRequest, engine_errors
+from hidiff_runtime.errors import EngineError, InputError
+from hidiff_runtime.format.specs import GraphRecord, TensorSpec
+from hidiff_runtime.format.validation import CONDITIONING_SCALE, CONTROL_IMAGE
+
+if TYPE_CHECKING:
+    from hidiff_runtime.backends.protocol import DeviceArray
+    from hidiff_runtime.bundle import Bundle
+
+Array = NDArray[np.float32]
+
+
+class ControlNet:
+    """What a run asks for residuals, with the picture checked and resized once.
+
+    Args:
+        bundle: whose engine computes.
+        record: of the bundle's ControlNet.
+        control_image: float32 ``[batch, 3, height, width]`` of the bundle's picture size, 0 to 1; resized (nearest, as
+            published) to what the ControlNet sees, and the same for both halves of guidance.
+        conditioning_scale: what the residuals are multiplied by.
+
+    Attributes:
+        record: of the bundle's ControlNet.
+        own: picture and scale as its graph takes them, by input name: the same at every evaluation.
+
+    Raises:
+        InputError: the picture or the scale is not one the ControlNet takes.
+    """
+
+    def __init__(self, bundle: Bundle, record: GraphRecord, control_image: Any, conditioning_scale: float) -> None:
+        manifest = bundle.manifest
+        image = check_array(CONTROL_IMAGE, control_image, (manifest.batch, 3, manifest.height, manifest.width))
+        low, high = float(image.min()), float(image.max())
+        if low < 0 or high > 1:
+            raise InputError(
+                f"{CONTROL_IMAGE} must lie between 0 and 1.",
+                given=f"{low:g} to {high:g}",
+                advice="Divide 8-bit colours by 255; a picture from -1 to 1 becomes (picture + 1) / 2.",
+            )
+        self._bundle = bundle
+        self.record = record
+        self.own: dict[str, Array] = {
+            spec.name: _fitted(image, spec.shape)
+            if spec.name == CONTROL_IMAGE
+            else np.array([check_conditioning_scale(conditioning_scale)], dtype=np.float32)
+            for spec in record.inputs
+            if spec.name in (CONTROL_IMAGE, CONDITIONING_SCALE)
+        }
+
+    def __call__(self, request: ControlRequest) -> dict[str, Array]:
+        """The residuals by name, at the sizes that the manifest says.
+
+        Raises:
+            EngineError: the engine does not load, failed, or gave anything else.
+        """
+        shared = {spec.name: request.inputs[spec.name] for spec in self.record.inputs if spec.name not in self.own}
+        where = _where(request.step, request.steps)
+        session = self._bundle.controlnet_engine()
+        with engine_errors(where):
+            outputs = session.run({**shared, **self.own})
+        for spec in self.record.outputs:
+            found = outputs.get(spec.name)
+            if found is None or found.shape != spec.shape:
+                given = "nothing" if found is None else list(found.shape)
+                raise EngineError(f"The engine did not give {spec}: {where}.", given=given, advice="Build it again.")
+            bad = int(found.size - np.isfinite(found).sum())
+            if bad:
+                raise EngineError(
+                    f"The engine gave NaN or infinite values: {where}.",
+                    given=f"{bad} of {found.size} values of {spec.name}, backend {self._bundle.backend}",
+                    advice="Half precision may overflow, float32 does not.",
+                )
+        return {spec.name: outputs[spec.name].astype(np.float32, copy=False) for spec in self.record.outputs}
+
+    def execute(
+        self, tensors: Callable[[Sequence[TensorSpec]], Mapping[str, DeviceArray]], step: int, steps: int
+    ) -> None:
+        """Has the residuals computed where they are needed. What is not finite shows in the UNet's output.
+
+        Args:
+            tensors: gives the tensors of these names, what the run and `own` hold among them.
+            step: logical step, from 0.
+            steps: logical steps of the run.
+
+        Raises:
+            EngineError: the engine does not load, or failed.
+        """
+        session = self._bundle.controlnet_engine()
+        with engine_errors(_where(step, steps)):
+            session.execute(tensors(self.record.inputs), tensors(self.record.outputs))
+
+
+def _where(step: int, steps: int) -> str:
+    return f"ControlNet, step {step + 1} of {steps}"
+
+
+def check_conditioning_scale(conditioning_scale: Any) -> float:
+    """Returns the scale of a ControlNet's residuals. Raises InputError where `check_scale` does."""
+    return check_scale(CONDITIONING_SCALE, conditioning_scale, "1.0")
+
+
+def nearest(image: Array, height: int, width: int) -> Array:
+    """``[batch, channels, height, width]`` of another size, each value the nearest one's.
+
+    Index ``floor(i * (size / resized))`` in float32, as ``torch.nn.functional.interpolate`` has it.
+    """
+    rows, columns = _nearest_indices(image.shape[2], height), _nearest_indices(image.shape[3], width)
+    return image[:, :, rows[:, None], columns]
+
+
+def _nearest_indices(size: int, resized: int) -> NDArray[np.int64]:
+    scale = np.float32(size) / np.float32(resized)
+    indices: NDArray[np.int64] = np.floor(np.arange(resized, dtype=np.float32) * scale).astype(np.int64)
+    return indices.clip(max=size - 1)
+
+
+def _fitted(image: Array, shape: tuple[int, ...]) -> Array:
+    """The picture at the graph's size and batch."""
+    resized = nearest(image, *shape[2:])
+    return np.ascontiguousarray(np.concatenate([resized] * (shape[0] // image.shape[0])))

@@ -1,0 +1,218 @@
+"""A run whose latents, embeddings and sampler state stay on the device from the first step to the last.
+
+For each evaluation the host sends what only it knows: timestep, window shifts and the sampler's coefficients, less than
+a kilobyte, and noise where the sampler takes some. Nothing comes back, so that the host runs ahead of the device, until
+a callback wants the latents or the run ends. NaN are counted on the device and looked at then.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hidiff_runtime.backends.protocol import DeviceArray, DeviceMemory, Session
+from hidiff_runtime.denoising.controlnet import ControlNet
+from hidiff_runtime.denoising.run_context import Run, engine_errors
+from hidiff_runtime.format.specs import GraphRecord, TensorSpec
+from hidiff_runtime.format.step_graph import (
+    CHANNELS,
+    GUIDANCE_RESCALE,
+    GUIDANCE_SCALE,
+    INPUT_SCALE,
+    LATENTS,
+    NEXT_SAMPLE,
+    NEXT_STATE,
+    NEXT_UNSOUND,
+    NOISE,
+    ROWS,
+    SAMPLE,
+    STATE,
+    UNSOUND,
+    padded_rows,
+)
+from hidiff_runtime.sampling.scheduler_state import Evaluation, SamplerState, Schedule
+
+Array = NDArray[np.float32]
+
+_NEXT = {SAMPLE: NEXT_SAMPLE, STATE: NEXT_STATE, UNSOUND: NEXT_UNSOUND}
+"""What a step makes of what the last one left."""
+
+
+class Tensors:
+    """A bundle's tensors on its device, by name, kept from run to run: engines meet the same addresses again.
+
+    Args:
+        memory: where they are.
+    """
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self.memory = memory
+        self._arrays: dict[str, DeviceArray] = {}
+
+    def get(self, spec: TensorSpec, name: str | None = None) -> DeviceArray:
+        """The tensor ``name``, or of the spec's name; new ones have any content.
+
+        Raises:
+            EngineError: there is too little memory.
+        """
+        name = name or spec.name
+        if name not in self._arrays:
+            self._arrays[name] = self.memory.empty(spec.shape, spec.dtype)
+        return self._arrays[name]
+
+    def pick(self, specs: Iterable[TensorSpec]) -> dict[str, DeviceArray]:
+        """The tensors of these names."""
+        return {spec.name: self.get(spec) for spec in specs}
+
+    def put(self, specs: Iterable[TensorSpec], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Uploads those of ``arrays`` that ``specs`` name."""
+        for spec in specs:
+            if spec.name in arrays:
+                self.memory.upload(arrays[spec.name], self.get(spec))
+
+
+def finish_on_device(run: Run, schedule: Schedule, state: SamplerState, tensors: Tensors, step: GraphRecord) -> Array:
+    """Takes every step; returns the latents.
+
+    Args:
+        run: the run.
+        schedule: its evaluations.
+        state: where it starts; it is left as it is.
+        tensors: on the device whose engines run.
+        step: the record of the bundle's step graph.
+
+    Raises:
+        BundleError: the step graph holds fewer states than the sampler.
+        EngineError: an engine is missing, failed, or gave NaN.
+        Cancelled: the callback ended the run.
+    """
+    return _DeviceLoop(run, schedule.evaluations, tensors, step).finish(state)
+
+
+class _DeviceLoop:
+    """The run while it goes on."""
+
+    def __init__(self, run: Run, evaluations: tuple[Evaluation, ...], tensors: Tensors, step: GraphRecord) -> None:
+        self._run = run
+        self._evaluations = evaluations
+        self._tensors = tensors
+        self._record = step
+        self._specs = {spec.name: spec for spec in (*step.inputs, *step.outputs)}
+        self._session: Session = run.bundle.step_engine()
+
+    def finish(self, state: SamplerState) -> Array:
+        run = self._run
+        self._begin(state)
+        started = time.perf_counter()
+        for index, evaluation in enumerate(self._evaluations):
+            self._evaluate(evaluation)
+            self._advance(index, evaluation)
+            following = self._evaluations[index + 1 : index + 2]
+            if following and following[0].step == evaluation.step:
+                continue
+            if run.callback is not None:
+                latents = self._latents(index + 1)
+                run.finished(evaluation.step, evaluation.timestep, latents, time.perf_counter() - started)
+                started = time.perf_counter()
+        return self._latents(len(self._evaluations))
+
+    def _begin(self, state: SamplerState) -> None:
+        """Uploads what the run starts from and what stays. Noise and state are zero until something is there."""
+        run, specs = self._run, self._specs
+        arrays: dict[str, NDArray[Any]] = {
+            LATENTS: run.conditioning.model_input(state.model_input(), run.repeat),
+            NOISE: np.zeros(specs[NOISE].shape, np.float32),
+            **run.conditioning.inputs,
+        }
+        if run.guidance_scale is not None:
+            arrays[GUIDANCE_SCALE] = np.array([run.guidance_scale], np.float32)
+            arrays[GUIDANCE_RESCALE] = np.array([run.guidance_rescale], np.float32)
+        if run.conditioning.channels is not None:
+            arrays[CHANNELS] = run.conditioning.channels
+        self._tensors.put((*run.bundle.manifest.phases[0].inputs, *self._record.inputs), arrays)
+        self._tensors.memory.upload(state.latents, self._flipping(SAMPLE, 0))
+        for name in (STATE, UNSOUND):
+            zeros = np.zeros(specs[name].shape, specs[name].dtype)
+            self._tensors.memory.upload(zeros, self._flipping(name, 0))
+        if isinstance(run.control, ControlNet):
+            self._tensors.put(run.control.record.inputs, run.control.own)
+
+    def _flipping(self, name: str, index: int) -> DeviceArray:
+        """What a step changes, after ``index`` evaluations: two tensors in turn, since it reads one and writes one."""
+        return self._tensors.get(self._specs[name], f"{name} {index % 2}")
+
+    def _evaluate(self, evaluation: Evaluation) -> None:
+        run, step = self._run, evaluation.step
+        record = run.bundle.manifest.phase(run.plan.phase_at(step))
+        given = run.evaluation(evaluation.timestep)
+        self._tensors.put(record.inputs, given)
+        session = run.engine(step)
+        if isinstance(run.control, ControlNet):
+            if record.phase.control:
+                run.control.execute(self._tensors.pick, step, run.plan.steps)
+        else:
+            inputs = _Inputs({**run.conditioning.inputs, **given}, self._model_input)
+            self._tensors.put(record.residuals, run.residuals(record, step, inputs))
+        with engine_errors(run.where(step)):
+            session.execute(self._tensors.pick(record.inputs), self._tensors.pick(record.outputs))
+
+    def _advance(self, index: int, evaluation: Evaluation) -> None:
+        run, tensors = self._run, self._tensors
+        following = self._evaluations[min(index + 1, len(self._evaluations) - 1)]
+        given: dict[str, NDArray[Any]] = {
+            ROWS: padded_rows(evaluation.rows, self._specs[STATE].shape[0]),
+            INPUT_SCALE: np.array([following.input_scale], np.float32),
+        }
+        if evaluation.draws_noise:
+            given[NOISE] = run.generator.randn(self._specs[NOISE].shape)
+        tensors.put(self._record.inputs, given)
+        kept = [spec for spec in self._record.inputs if spec.name not in _NEXT]
+        with engine_errors(run.where(evaluation.step)):
+            self._session.execute(
+                {**tensors.pick(kept), **{name: self._flipping(name, index) for name in _NEXT}},
+                {
+                    LATENTS: tensors.get(self._specs[LATENTS]),
+                    **{after: self._flipping(name, index + 1) for name, after in _NEXT.items()},
+                },
+            )
+
+    def _latents(self, index: int) -> Array:
+        """The sample after ``index`` evaluations, once none of them is found unsound. Waits for the device."""
+        memory, pred = self._tensors.memory, self._run.bundle.manifest.phases[0].outputs[0]
+        with engine_errors(self._run.where(self._evaluations[index - 1].step)):
+            _, first, bad = memory.download(self._flipping(UNSOUND, index)).tolist()
+            latents = memory.download(self._flipping(SAMPLE, index))
+        if first:
+            where = self._run.where(self._evaluations[first - 1].step)
+            raise self._run.unsound(bad, math.prod(pred.shape), where)
+        return latents
+
+    def _model_input(self) -> Array:
+        return self._tensors.memory.download(self._tensors.get(self._specs[LATENTS]))
+
+
+class _Inputs(Mapping[str, NDArray[Any]]):
+    """An evaluation's inputs as a caller's control sees them; the latents are downloaded when they are read."""
+
+    def __init__(self, known: Mapping[str, NDArray[Any]], latents: Callable[[], Array]) -> None:
+        self._known = known
+        self._download = latents
+        self._latents: Array | None = None
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name != LATENTS:
+            return self._known[name]
+        if self._latents is None:
+            self._latents = self._download()
+        return self._latents
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((LATENTS, *self._known))
+
+    def __len__(self) -> int:
+        return 1 + len(self._known)

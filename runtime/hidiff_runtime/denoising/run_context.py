@@ -1,0 +1,160 @@
+"""One denoising run: what is told of it, and what stays the same from its first step to its last.
+
+Everything random comes from one stream, in this order: the noise, unless given; then for every evaluation one
+uniform per windowed block for the shifts, and the sampler's noise if it takes some there. PyTorch with a CPU generator
+of the same seed draws the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hidiff_runtime.denoising.conditioning import Conditioning, check_array
+from hidiff_runtime.errors import Cancelled, EngineError
+from hidiff_runtime.format.specs import PhaseRecord
+from hidiff_runtime.phases import Phase, PhasePlan
+from hidiff_runtime.sampling.torch_rng import TorchGenerator
+from hidiff_runtime.sampling.window_shifts import draw_window_shifts
+
+if TYPE_CHECKING:
+    from hidiff_runtime.backends.protocol import Session
+    from hidiff_runtime.bundle import Bundle
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """A finished step, as a callback sees it.
+
+    Args:
+        step: logical step, from 0.
+        steps: logical steps of the run.
+        timestep: of the step's last evaluation.
+        phase: that the step ran in.
+        latents: float32 ``[batch, channels, height, width]`` after the step and a mask's blend; a copy.
+        seconds: the step took, the callback's own time left out.
+    """
+
+    step: int
+    steps: int
+    timestep: float
+    phase: Phase
+    latents: Array
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ControlRequest:
+    """What residuals are asked for.
+
+    Args:
+        step: logical step, from 0.
+        steps: logical steps of the run.
+        inputs: the evaluation's graph inputs, the scaled ``latents`` and the ``timestep`` among them. Where the latents
+            stay on a device, reading them waits for the device.
+    """
+
+    step: int
+    steps: int
+    inputs: Mapping[str, NDArray[Any]]
+
+
+Callback = Callable[[StepInfo], object]
+"""Called after each step; returning False, or raising, cancels the run."""
+
+Control = Callable[[ControlRequest], Mapping[str, Array]]
+"""Gives the ControlNet's residuals by graph input name: ``down_residual_00``, …, ``mid_residual``."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from step to step.
+
+    Args:
+        bundle: whose engines run; its lock is held.
+        plan: which phase each step is in.
+        conditioning: what every evaluation is given.
+        guidance_scale: None where the bundle has no guidance.
+        guidance_rescale: 0 to 1; 0 leaves guidance as it is.
+        generator: of everything random.
+        control: gives the residuals; None where no step takes any.
+        callback: called after each step.
+    """
+
+    bundle: Bundle
+    plan: PhasePlan
+    conditioning: Conditioning
+    guidance_scale: float | None
+    guidance_rescale: float
+    generator: TorchGenerator
+    control: Control | None
+    callback: Callback | None
+
+    @property
+    def repeat(self) -> int:
+        """How often an evaluation's batch holds each picture."""
+        return 1 if self.guidance_scale is None else 2
+
+    def engine(self, step: int) -> Session:
+        """The engine of a step's phase; tells the bundle which phase follows."""
+        following = (span.phase for span in self.plan.spans if span.first > step)
+        return self.bundle.engine(self.plan.phase_at(step), upcoming=next(following, None))
+
+    def evaluation(self, timestep: float) -> dict[str, NDArray[Any]]:
+        """The inputs of an evaluation that change each time, the latents aside; draws the window shifts."""
+        inputs: dict[str, NDArray[Any]] = {"timestep": np.array([timestep], dtype=np.float32)}
+        blocks = len(self.bundle.manifest.windowed_blocks)
+        if blocks:
+            inputs["window_shifts"] = draw_window_shifts(self.generator, blocks)
+        return inputs
+
+    def residuals(self, record: PhaseRecord, step: int, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+        """What ``control`` gives, checked; empty where the phase takes none. ``inputs`` is what it may look at."""
+        if not record.phase.control or self.control is None:
+            return {}
+        found = self.control(ControlRequest(step, self.plan.steps, inputs))
+        return {spec.name: check_array(spec.name, found.get(spec.name), spec.shape) for spec in record.residuals}
+
+    def where(self, step: int) -> str:
+        """A step's phase and number, for messages."""
+        return f"phase {self.plan.phase_at(step).name}, step {step + 1} of {self.plan.steps}"
+
+    def finished(self, step: int, timestep: float, latents: Array, seconds: float) -> None:
+        """Tells the callback of a finished step. Raises Cancelled when it ends the run."""
+        if self.callback is None:
+            return
+        where = f"after step {step + 1} of {self.plan.steps}"
+        try:
+            answer = self.callback(
+                StepInfo(step, self.plan.steps, timestep, self.plan.phase_at(step), latents, seconds)
+            )
+        except Cancelled:
+            raise
+        except Exception as error:
+            raise Cancelled(f"The step callback ended the run {where}.", given=repr(error)) from error
+        if answer is False:
+            raise Cancelled(f"The step callback cancelled the run {where}.")
+
+    def unsound(self, bad: int, size: int, where: str) -> EngineError:
+        """The error for ``bad`` of ``size`` values that are NaN or infinite."""
+        return EngineError(
+            f"The engine gave NaN or infinite values in {where}.",
+            given=f"{bad} of {size} values, backend {self.bundle.backend}",
+            advice=f"Run 'hidiff-run check {self.bundle.root}'; half precision may overflow, float32 does not.",
+        )
+
+
+@contextmanager
+def engine_errors(where: str) -> Iterator[None]:
+    """Says in which evaluation an engine failed."""
+    try:
+        yield
+    except EngineError as error:
+        raise EngineError(f"{error.summary} ({where})", given=error.given, advice=error.advice) from error

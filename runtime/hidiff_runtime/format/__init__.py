@@ -1,0 +1,1 @@
+"""What is on disk: the manifest and its records, paths, links and hashes, safetensors, tokenizers."""

@@ -1,0 +1,151 @@
+"""What a manifest says of single files and graphs."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hidiff_runtime.format.codec import INT64_MAX, Fields
+from hidiff_runtime.format.regular_files import open_regular
+from hidiff_runtime.phases import Phase
+
+DTYPES = {"float32": 4, "int32": 4}
+"""Types a graph's inputs and outputs may have, and their bytes; other precisions stay inside the graph."""
+
+
+SAMPLE_TENSORS = "samples.safetensors"
+"""The reference samples' tensors, beside their index."""
+
+
+def tensors_beside(index: str) -> str:
+    """Returns the path of the reference samples' tensors in the bundle.
+
+    Args:
+        index: path of the samples' index.
+    """
+    return PurePosixPath(index).with_name(SAMPLE_TENSORS).as_posix()
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, static shape and type (``float32`` or ``int32``) of a graph's input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        """The tensor's size in bytes."""
+        return math.prod(self.shape) * DTYPES[self.dtype]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}{list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file must be: its size in bytes and the SHA-256 of its content, in hexadecimal."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> FileRecord:
+        """Reads a record as every JSON file of the format writes it; weight stores are larger than int32 counts."""
+        return cls(fields.whole("size", most=INT64_MAX), fields.text("sha256"))
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """The record of the regular file at ``path`` as it is now. Raises OSError for anything else."""
+        digest = hashlib.sha256()
+        size = 0
+        with open_regular(path) as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+                size += len(chunk)
+        return cls(size, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """A graph, the engines built from it, and what goes in and out.
+
+    Args:
+        graph: path of the portable ONNX graph.
+        engines: backend name to the path of its engine.
+        inputs: in the graph's order.
+        outputs: in the graph's order.
+    """
+
+    graph: str
+    engines: Mapping[str, str]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def input(self, name: str) -> TensorSpec | None:
+        """The input called ``name``, if the graph has one."""
+        return next((spec for spec in self.inputs if spec.name == name), None)
+
+    def output(self, name: str) -> TensorSpec | None:
+        """The output called ``name``, if the graph has one."""
+        return next((spec for spec in self.outputs if spec.name == name), None)
+
+
+@dataclass(frozen=True)
+class PhaseRecord(GraphRecord):
+    """One phase of the UNet.
+
+    Args:
+        phase: which phase.
+    """
+
+    phase: Phase
+
+    @property
+    def residuals(self) -> tuple[TensorSpec, ...]:
+        """The inputs that take a ControlNet's residuals: ``down_residual_00``, …, ``mid_residual``."""
+        return tuple(spec for spec in self.inputs if spec.name.startswith(("down_residual_", "mid_residual")))
+
+
+@dataclass(frozen=True)
+class TextEncoderRecord(GraphRecord):
+    """A text encoder: ``input_ids`` and ``clip_skip`` become ``prompt_embeds``, and ``text_embeds`` where it pools.
+
+    Args:
+        name: ``text_encoder`` or ``text_encoder_2``: its folder, and its key among the weights.
+        tokenizer: path of the ``tokenizer.json`` that makes its tokens.
+        clip_skip: the most layers that can be skipped.
+    """
+
+    name: str
+    tokenizer: str
+    clip_skip: int
+
+    @property
+    def places(self) -> int | None:
+        """How many tokens it takes."""
+        ids = self.input("input_ids")
+        return None if ids is None else ids.shape[-1]
+
+
+@dataclass(frozen=True)
+class VaeRecord:
+    """The VAE, which sees a picture in tiles of one size; a tile may be the whole picture.
+
+    Args:
+        decoder: ``latents``, the scaling factor taken out, become an ``image`` from about -1 to 1.
+        encoder: an ``image`` from -1 to 1 becomes ``moments``, mean and logarithm of the variance.
+        scaling_factor: what latents are multiplied by for the UNet.
+        overlap: pixels that neighbouring tiles share; 0 where one tile is the picture.
+        preview: five rows of red, green and blue: what four latent channels and a 1 are multiplied by for a preview.
+    """
+
+    decoder: GraphRecord
+    encoder: GraphRecord
+    scaling_factor: float
+    overlap: int
+    preview: tuple[tuple[float, float, float], ...]

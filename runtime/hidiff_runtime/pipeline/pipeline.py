@@ -1,0 +1,338 @@
+"""From prompts to pictures with a bundle alone: text encoders, the denoising run, the VAE."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hidiff_runtime import bundle as bundles
+from hidiff_runtime.denoising.conditioning import takes_channels
+from hidiff_runtime.denoising.run_context import StepInfo
+from hidiff_runtime.errors import BundleError
+from hidiff_runtime.format.specs import VaeRecord
+from hidiff_runtime.pipeline import vae
+from hidiff_runtime.pipeline.image_processing import from_bytes, latent_mask, pillow, to_pictures
+from hidiff_runtime.pipeline.late_start import LateStartWarning, late_start
+from hidiff_runtime.pipeline.png_metadata import describe
+from hidiff_runtime.pipeline.prompt_encoding import encode_prompts
+from hidiff_runtime.pipeline.request import Request, Settings, Size, repeated
+from hidiff_runtime.sampling.torch_rng import TorchGenerator
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hidiff_runtime.bundle import Bundle
+    from hidiff_runtime.format.manifest import Manifest
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PictureStep(StepInfo):
+    """A finished step, as a pipeline's callback sees it.
+
+    Args:
+        vae: of the bundle.
+    """
+
+    vae: VaeRecord
+
+    def preview(self, index: int = 0) -> Image:
+        """What the picture looks like so far: one pixel for each latent, in a millisecond or so, without the VAE.
+
+        Args:
+            index: of the picture in its batch.
+        """
+        return from_bytes(vae.preview(self.vae, self.latents[index : index + 1]))[0]
+
+
+PictureCallback = Callable[[PictureStep], object]
+"""Called after each step; returning False, or raising, cancels the run."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A finished run.
+
+    Args:
+        request: what was asked.
+        images: Pillow images, RGB, one for each of the batch; their ``info`` tells how they were made.
+        cut: the ends of its prompts that had no place among the text encoder's tokens.
+        seconds: that denoising and decoding took.
+    """
+
+    request: Request
+    images: list[Image]
+    cut: tuple[str, ...]
+    seconds: float
+
+
+class Pipeline:
+    """Makes pictures from prompts. A context manager: leaving it closes every engine.
+
+    Args:
+        bundle: an open one, with text encoders and a VAE; closed with the pipeline.
+
+    Raises:
+        BundleError: the bundle lacks something that pictures need.
+        EngineError: Pillow is not installed.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        check_whole(bundle.manifest, bundle.root)
+        pillow()
+        self.bundle = bundle
+
+    @classmethod
+    def open(cls, folder: str | Path, **options: Any) -> Pipeline:
+        """Opens the bundle in ``folder``; the options are those of :func:`hidiff_runtime.open`.
+
+        Raises:
+            BundleError: it is no bundle, is broken, or lacks text encoders or the VAE.
+            EngineError: the backend, or Pillow, is not installed.
+            InputError: an option is not one there is.
+        """
+        opened = bundles.open(folder, **options)
+        try:
+            return cls(opened)
+        except BaseException:
+            opened.close()
+            raise
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        sampler: str | None = None,
+        eta: float = 0.0,
+        image: Any = None,
+        mask: Any = None,
+        control_image: Any = None,
+        strength: float | None = None,
+        conditioning_scale: float = 1.0,
+        clip_skip: int = 0,
+        long_prompt: str = "truncate",
+        original_size: Size | None = None,
+        crops: Size = (0, 0),
+        target_size: Size | None = None,
+        negative_original_size: Size | None = None,
+        negative_crops: Size | None = None,
+        negative_target_size: Size | None = None,
+        resize: bool = False,
+        callback: PictureCallback | None = None,
+    ) -> Any:
+        """Makes one picture, or one for each of the bundle's batch. The same seed gives diffusers' picture.
+
+        Args:
+            prompt: what the picture shows; a list for a batch, of as many as the bundle was built for.
+            negative_prompt: what it must not show; one for all, or a list. Only with guidance.
+            seed: of the one stream that everything random of the run comes from.
+            steps: one of the tabulated counts; 50, or the nearest there is, if left out.
+            guidance_scale: 7.5 for SD and SDXL inpainting, 5 for SDXL, if left out; up to 1000. Only with guidance.
+            guidance_rescale: 0 to 1, against overexposure by guidance; the bundle's own if left out.
+            sampler: one of the bundle's; its default if left out.
+            eta: of DDIM, 0 to 1.
+            image: a Pillow image to start from, or to paint in; of the bundle's size. A list for a batch, as with
+                ``mask`` and ``control_image``.
+            mask: where to paint: white; black is kept. Needs ``image``.
+            control_image: what the bundle's ControlNet sees.
+            strength: how much of ``image`` is replaced, above 0 to 1. If left out: 0.8, 0.3 for SDXL without a
+                ControlNet; with a mask 1, 0.9999 for SDXL.
+            conditioning_scale: of the ControlNet's residuals.
+            clip_skip: layers of the text encoders to leave out, counted from the one that is usual.
+            long_prompt: ``truncate`` cuts what the text encoder has no place for, with a warning; ``chunk`` spreads
+                it over the chunks that the bundle was built with.
+            original_size: SDXL's, height and width in pixels; the picture's if left out.
+            crops: SDXL's, top and left in pixels.
+            target_size: SDXL's, height and width; the picture's if left out.
+            negative_original_size: for the negative prompt; as for the prompt if left out.
+            negative_crops: for the negative prompt; if left out, 0 and 0 in runs from an image (without a mask and a
+                ControlNet both) and where both negative sizes are given, else as for the prompt.
+            negative_target_size: for the negative prompt; as for the prompt if left out.
+            resize: resizes images of another size with Lanczos, as diffusers does, where they are refused otherwise.
+            callback: called after each step with a `PictureStep`; returning False, or raising, cancels the run.
+
+        Returns:
+            A Pillow image, RGB; a list of them for a list of prompts, or where the bundle's batch is more than one.
+            ``image.info`` tells how it was made, and `save_png` writes that into the file.
+
+        Warns:
+            LateStartWarning: so few steps begin where the UNet expects a picture, and give noise.
+            TruncationWarning: the end of a prompt was cut.
+
+        Raises:
+            InputError: a value is not one this bundle takes; nothing was run.
+            Cancelled: the callback ended the run.
+            EngineError: an engine is missing, failed, or gave NaN.
+        """
+        given = locals()
+        settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
+        request = self.request(prompt, settings)
+        if told := late_start(self.bundle, request):
+            warnings.warn(told, LateStartWarning, stacklevel=2)
+        images = next(self.run([request], callback=callback)).images
+        return images[0] if isinstance(prompt, str) and len(images) == 1 else images
+
+    def request(self, prompt: str | Sequence[str], settings: Settings | None = None) -> Request:
+        """Checks what is asked and fills in what is left out; opens no engine. Takes what the call takes.
+
+        Raises:
+            InputError: something is missing, not one this bundle takes, or does not fit the rest.
+        """
+        return Request.of(self.bundle, prompt, settings or Settings())
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        *,
+        callback: PictureCallback | None = None,
+        progress: vae.Progress | None = None,
+    ) -> Iterator[Result]:
+        """Makes the pictures of many runs: encodes all prompts first, then gives each run's pictures as they are done.
+
+        Args:
+            callback: called after each step of each run.
+            progress: told of each tile that is decoded.
+
+        Raises:
+            Cancelled: the callback ended the run.
+            EngineError: an engine is missing, failed, or gave NaN.
+        """
+        encoded = self._encode(requests)
+        for request, (embeds, cut) in zip(requests, encoded, strict=True):
+            started = time.perf_counter()
+            latents = self._denoise(request, embeds, callback)
+            images = to_pictures(vae.decode(self.bundle, latents, progress=progress))
+            table = self.bundle.sampler(request.settings.sampler)
+            for index, image in enumerate(images):
+                image.info.update(describe(self.bundle.manifest, table, request, index, cut))
+            yield Result(request, images, cut, time.perf_counter() - started)
+
+    def close(self) -> None:
+        """Closes every engine; waits for a run in progress."""
+        self.bundle.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.bundle.__exit__(kind, error, traceback)
+
+    def _encode(self, requests: Sequence[Request]) -> list[tuple[dict[str, Array], tuple[str, ...]]]:
+        """Each request's embeddings, and what was cut from its prompts; equal options share the open text encoders."""
+        found: dict[int, tuple[dict[str, Array], tuple[str, ...]]] = {}
+        groups: dict[tuple[int, str, bool], list[int]] = {}
+        for number, request in enumerate(requests):
+            settings = request.settings
+            key = (settings.clip_skip, settings.long_prompt, request.negative_prompts is None)
+            groups.setdefault(key, []).append(number)
+        for (clip_skip, long_prompt, without), numbers in groups.items():
+            prompts = [text for number in numbers for text in requests[number].prompts]
+            negative = [text for number in numbers for text in requests[number].negative_prompts or ()]
+            embeds, cut = encode_prompts(
+                self.bundle, prompts, None if without else negative, clip_skip=clip_skip, long_prompt=long_prompt
+            )
+            batch = self.bundle.manifest.batch
+            for place, number in enumerate(numbers):
+                own = {name: array[place * batch : (place + 1) * batch] for name, array in embeds.items()}
+                texts = (*requests[number].prompts, *(requests[number].negative_prompts or ()))
+                found[number] = (own, tuple(dict.fromkeys(cut[text] for text in texts if text in cut)))
+        return [found[number] for number in range(len(requests))]
+
+    def _denoise(self, request: Request, embeds: dict[str, Array], callback: PictureCallback | None) -> Array:
+        settings = request.settings
+        assert settings.steps is not None
+        generator = TorchGenerator(settings.seed)
+        given: dict[str, Any] = {**embeds, **self._pictures(request, generator)}
+        if request.time_ids is not None:
+            given |= {"time_ids": request.time_ids, "negative_time_ids": request.negative_time_ids}
+        return self.bundle.denoiser().denoise(
+            **given,
+            steps=settings.steps,
+            seed=generator,
+            guidance_scale=settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
+            sampler=settings.sampler,
+            eta=settings.eta,
+            control_image=request.control_image,
+            conditioning_scale=settings.conditioning_scale,
+            callback=None if callback is None else self._with_preview(callback),
+        )
+
+    def _pictures(self, request: Request, generator: TorchGenerator) -> dict[str, Array | float | None]:
+        """What the denoiser takes of image and mask.
+
+        Draws from the stream what comes before the first step, in the order of diffusers' pipelines: the image's
+        latents, the noise, and with a mask the masked image's latents, which pipelines with a UNet of four channels
+        draw and leave unused.
+        """
+        image, mask = request.image, request.mask
+        if image is None:
+            return {}
+        manifest, strength = self.bundle.manifest, request.settings.strength
+        if mask is None:
+            found = repeated(vae.encode(self.bundle, image, generator), manifest.batch)
+            return {"image_latents": found, "strength": strength}
+        given: dict[str, Array | float | None] = {}
+        channels = takes_channels(manifest)
+        if not channels or strength != 1:
+            found = vae.encode(self.bundle, image, generator)
+            given |= {"image_latents": repeated(found, manifest.batch), "strength": strength}
+        given["latents"] = generator.randn((manifest.batch, *manifest.latent))
+        given["mask"] = repeated(latent_mask(mask, manifest.latent), manifest.batch)
+        masked = image * (mask < 0.5)
+        if channels:
+            found = vae.encode(self.bundle, np.asarray(masked, np.float32), generator)
+            given["masked_image_latents"] = repeated(found, manifest.batch)
+        else:
+            generator.randn((len(masked), *manifest.latent))
+        return given
+
+    def _with_preview(self, callback: PictureCallback) -> Callable[[StepInfo], object]:
+        record = vae.vae_of(self.bundle)
+
+        def call(info: StepInfo) -> object:
+            told = {field.name: getattr(info, field.name) for field in fields(info)}
+            return callback(PictureStep(**told, vae=record))
+
+        return call
+
+
+def check_whole(manifest: Manifest, root: Path) -> None:
+    """Refuses a bundle that cannot make pictures from prompts.
+
+    Args:
+        root: its folder, for messages.
+
+    Raises:
+        BundleError: it has no text encoder or no VAE, or takes residuals of a ControlNet that it does not hold.
+    """
+    lacking = [name for name, found in (("text encoder", manifest.text_encoders), ("VAE", manifest.vae)) if not found]
+    if lacking:
+        recipe = " and ".join({"text encoder": "text: true", "VAE": "vae: true"}[name] for name in lacking)
+        raise BundleError(
+            f"The bundle has no {' and no '.join(lacking)}, which prompts and pictures need.",
+            given=root,
+            advice=f"Build it with {recipe} in the recipe, or denoise embeddings to latents.",
+        )
+    if manifest.controlnet is None and any(record.phase.control for record in manifest.phases):
+        raise BundleError(
+            "The bundle takes the residuals of a ControlNet that it does not hold.",
+            given=root,
+            advice="Build it with controlnet in the recipe, or use its denoiser with control=.",
+        )

@@ -1,0 +1,162 @@
+"""PNG files that say how their picture was made.
+
+The chunk ``parameters`` is the text that web UIs for Stable Diffusion write, which common metadata viewers read; the
+chunk ``hidiff`` is JSON with everything. Text beyond Latin-1 goes into iTXt chunks.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hidiff_runtime import __version__
+from hidiff_runtime.errors import InputError, StorageError
+from hidiff_runtime.pipeline.image_processing import pillow
+from hidiff_runtime.pipeline.infotext import VERSION, write_infotext
+from hidiff_runtime.pipeline.webui_names import sampler_name, schedule_name
+from hidiff_runtime.text_safety import encodable, json_text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hidiff_runtime.format.manifest import Manifest
+    from hidiff_runtime.pipeline.request import Request
+    from hidiff_runtime.sampling.scheduler_table import SamplerTable
+
+PARAMETERS, HIDIFF = "parameters", "hidiff"
+"""Keys of the chunks, and of a picture's ``info`` until it is saved."""
+
+
+def describe(
+    manifest: Manifest, table: SamplerTable, request: Request, index: int, cut: tuple[str, ...]
+) -> dict[str, str]:
+    """The chunks of a picture by key.
+
+    Args:
+        table: of the request's sampler.
+        index: of the picture in its batch.
+        cut: what was cut from its prompts.
+    """
+    facts = _facts(manifest, table, request, index)
+    exact = {**facts, "cut": list(cut)} if cut else facts
+    return {PARAMETERS: encodable(write_infotext(facts, sampler_name(table))), HIDIFF: json_text(exact)}
+
+
+def save_png(image: Image, path: str | Path) -> None:
+    """Writes a picture with the text in its ``info``, beside its final name, and renames it.
+
+    Raises:
+        InputError: the name does not end in ``.png``.
+        StorageError: the disk refuses; nothing is left.
+    """
+    path = Path(path)
+    check_name(path)
+    write_whole(path, encoded(image))
+
+
+def encoded(image: Image) -> bytes:
+    """The bytes of the PNG file: the same for the same picture and text."""
+    pillow()
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    for key in (PARAMETERS, HIDIFF):
+        if key in image.info:
+            chunks.add_text(key, encodable(image.info[key]))  # becomes iTXt by itself where it is not Latin-1
+    content = io.BytesIO()
+    image.save(content, "PNG", pnginfo=chunks)
+    return content.getvalue()
+
+
+def check_name(path: Path) -> None:
+    """Refuses what does not end in ``.png``."""
+    if path.suffix.lower() != ".png":
+        raise InputError("Pictures are written as PNG.", given=path, advice="Choose a name that ends in .png.")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    part = path.with_name(f".{path.name[:32]}.{os.urandom(4).hex()}.part")  # the name may be as long as can be
+    try:
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            "A picture could not be written; nothing of it was kept.",
+            given=f"{path}: {error.strerror or error}",
+            advice="Free space on the disk, or choose a folder that can be written to.",
+        ) from error
+
+
+def _facts(manifest: Manifest, table: SamplerTable, request: Request, index: int) -> dict[str, Any]:
+    """What the picture was made from, what was not asked for left out."""
+    settings = request.settings
+    assert settings.steps is not None
+    phases = {span.phase.name: [span.first, span.last] for span in request.phases(manifest).spans}
+    facts: dict[str, Any] = {
+        "prompt": request.prompts[index],
+        "negative_prompt": None if request.negative_prompts is None else request.negative_prompts[index],
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        "guidance_rescale": settings.guidance_rescale or None,
+        "sampler": settings.sampler,
+        "schedule": schedule_name(table, settings.steps),
+        "eta": settings.eta or None,
+        "strength": settings.strength,
+        "conditioning_scale": settings.conditioning_scale if "control_image" in request.given else None,
+        "clip_skip": settings.clip_skip or None,
+        "long_prompt": settings.long_prompt if settings.long_prompt != "truncate" else None,
+        "time_ids": None if request.time_ids is None else request.time_ids[index].tolist(),
+        "negative_time_ids": None if request.negative_time_ids is None else request.negative_time_ids[index].tolist(),
+        "given": list(request.given) or None,
+        "batch": manifest.batch if manifest.batch > 1 else None,
+        "index": index if manifest.batch > 1 else None,
+        "width": manifest.width,
+        "height": manifest.height,
+        "family": manifest.family,
+        "task": manifest.task,
+        "precision": manifest.precision,
+        "phases": phases,
+        "model": model_name(manifest),
+        "lora": fused_loras(manifest) or None,
+        "model_sha256": manifest.files[manifest.weights["unet"]].sha256,
+        "weights": other_weights(manifest) or None,
+        "version": f"{VERSION} {__version__}",
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def model_name(manifest: Manifest) -> str:
+    """What the bundle was built from, by its name; its family where it does not say."""
+    return _name(str(manifest.recipe.get("source", manifest.family)))
+
+
+def fused_loras(manifest: Manifest) -> list[dict[str, Any]]:
+    """Names and scales of the LoRA files that were fused into the weights; not where they lay."""
+    given = manifest.recipe.get("lora") or []
+    known = [lora for lora in given if isinstance(lora, Mapping)] if isinstance(given, list) else []
+    return [{"name": _name(str(lora.get("path", ""))), "scale": lora.get("scale")} for lora in known]
+
+
+def other_weights(manifest: Manifest) -> dict[str, str]:
+    """The beginning of the SHA-256 of each network's weights but the UNet's."""
+    return {name: manifest.files[path].sha256[:10] for name, path in manifest.weights.items() if name != "unet"}
+
+
+def _name(source: str) -> str:
+    """The last part of a path or of a hub's id."""
+    return source.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].removesuffix(".safetensors")

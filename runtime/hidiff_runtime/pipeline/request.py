@@ -1,0 +1,357 @@
+"""What is asked of a pipeline, and what that comes to for a bundle: checked, with diffusers' defaults filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hidiff_runtime.denoising.conditioning import (
+    check_guidance,
+    check_rescale,
+    check_steps,
+    is_finite,
+    is_whole,
+    takes_channels,
+)
+from hidiff_runtime.denoising.controlnet import check_conditioning_scale
+from hidiff_runtime.errors import InputError
+from hidiff_runtime.phases import PhasePlan
+from hidiff_runtime.pipeline.image_processing import (
+    control_array,
+    fitted_pictures,
+    image_array,
+    mask_array,
+    picture_bytes,
+)
+from hidiff_runtime.pipeline.prompt_encoding import LONG_PROMPTS, check_text
+from hidiff_runtime.sampling.torch_rng import TorchGenerator
+
+if TYPE_CHECKING:
+    from hidiff_runtime.bundle import Bundle
+    from hidiff_runtime.format.manifest import Manifest
+
+Array = NDArray[np.float32]
+Size = tuple[int, int]
+Found = TypeVar("Found")
+
+PICTURES = ("image", "mask", "control_image")
+"""What a run may be given beside prompts."""
+
+MOST_PIXELS = 2**24
+"""The largest size and crop: float32, which SDXL is told them in, holds no larger ones exactly."""
+
+STEPS = 50
+"""Steps of diffusers' pipelines, or the nearest number that is tabulated."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked beside the prompt; `Pipeline.__call__` says what each means."""
+
+    negative_prompt: str | Sequence[str] | None = None
+    seed: int = 0
+    steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    sampler: str | None = None
+    eta: float = 0.0
+    image: Any = None
+    mask: Any = None
+    control_image: Any = None
+    strength: float | None = None
+    conditioning_scale: float = 1.0
+    clip_skip: int = 0
+    long_prompt: str = "truncate"
+    original_size: Size | None = None
+    crops: Size = (0, 0)
+    target_size: Size | None = None
+    negative_original_size: Size | None = None
+    negative_crops: Size | None = None
+    negative_target_size: Size | None = None
+    resize: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One run of a bundle.
+
+    Args:
+        prompts: one for each picture of the batch.
+        negative_prompts: as many; None where none were given.
+        settings: as they were asked for, all that were left out filled in but the pictures', which are of the bundle's
+            size.
+        steps: that the run takes: fewer than ``settings.steps`` where it starts from an image.
+        size: width and height of the pictures.
+        time_ids: SDXL's sizes and crop, float32 ``[batch, 6]``; None where the UNet takes none.
+        negative_time_ids: the same; None without guidance.
+    """
+
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...] | None
+    settings: Settings
+    steps: int
+    size: Size
+    time_ids: Array | None
+    negative_time_ids: Array | None
+
+    @classmethod
+    def of(cls, bundle: Bundle, prompt: str | Sequence[str], settings: Settings) -> Request:
+        """Checks what is asked against the bundle and fills in what was left out. Opens no engine.
+
+        Raises:
+            InputError: something is missing, not one this bundle takes, or does not fit the rest.
+        """
+        manifest = bundle.manifest
+        prompts = _prompts("prompt", prompt, manifest.batch)
+        for text in prompts:
+            if not text.strip():
+                raise InputError("A prompt is empty.", given=repr(text), advice="Say what the picture is to show.")
+        negative = _negative_prompts(manifest, settings.negative_prompt)
+        filled = _filled(bundle, settings)
+        times = _time_ids(manifest, filled)
+        request = cls(
+            prompts=prompts,
+            negative_prompts=negative,
+            settings=filled,
+            steps=_steps_taken(bundle, filled),
+            size=(manifest.width, manifest.height),
+            time_ids=times[0],
+            negative_time_ids=times[1] if manifest.guidance else None,
+        )
+        # Fitted pictures alone are kept: those that were given may be larger by far, and requests may wait.
+        fitted = {name: _alone(request._fitted(fitted_pictures, name)) for name in request.given}
+        return replace(request, settings=replace(filled, **fitted))
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Which of ``image``, ``mask`` and ``control_image`` there are."""
+        return tuple(name for name in PICTURES if getattr(self.settings, name) is not None)
+
+    @property
+    def held(self) -> dict[int, int]:
+        """The bytes of the pictures that the request holds, by what tells the pictures of several requests apart."""
+        pictures = [getattr(self.settings, name) for name in self.given]
+        return {id(picture): picture_bytes(picture) for picture in pictures}
+
+    @property
+    def image(self) -> Array | None:
+        """The image, float32 ``[1 or batch, 3, height, width]``, -1 to 1; made anew each time, as large arrays are."""
+        return self._fitted(image_array, "image")
+
+    @property
+    def mask(self) -> Array | None:
+        """The mask, float32 ``[1 or batch, 1, height, width]``, 0 or 1; made anew each time."""
+        return self._fitted(mask_array, "mask")
+
+    @property
+    def control_image(self) -> Array | None:
+        """The control image, float32 ``[batch, 3, height, width]``, 0 to 1; made anew each time."""
+        found = self._fitted(control_array, "control_image")
+        return None if found is None else repeated(found, len(self.prompts))
+
+    def _fitted(self, read: Callable[..., Found], name: str) -> Found | None:
+        """What ``read`` makes of the pictures of this name; None where there are none."""
+        pictures = getattr(self.settings, name)
+        if pictures is None:
+            return None
+        return read(pictures, self.size, name, batch=len(self.prompts), resize=self.settings.resize)
+
+    def phases(self, manifest: Manifest) -> PhasePlan:
+        """Which phase each step of the run is in."""
+        return PhasePlan(manifest.rule, self.steps)
+
+
+def _alone(pictures: list[Any] | None) -> Any:
+    """One picture for all instead of a list of it."""
+    return pictures[0] if pictures is not None and len(pictures) == 1 else pictures
+
+
+def repeated(array: Array, batch: int) -> Array:
+    """One picture's array for the whole batch; any other as it is."""
+    return array if len(array) == batch else np.concatenate([array] * batch)
+
+
+def _prompts(name: str, given: str | Sequence[str], batch: int) -> tuple[str, ...]:
+    """A text for each picture: one for all, or as many as the batch has."""
+    texts = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,) * batch
+    for text in texts:
+        check_text(name, text)
+    if len(texts) != batch:
+        raise InputError(
+            f"This bundle makes {batch} picture{'s' * (batch > 1)} a run.",
+            given=f"{len(texts)} {name}s",
+            advice=f"Give one {name} for all, or {batch} of them; use Pipeline.run for more runs.",
+        )
+    return texts
+
+
+def _negative_prompts(manifest: Manifest, given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    if not manifest.guidance:
+        raise InputError(
+            "This bundle was built without guidance: it takes no negative prompt.",
+            given=repr(given),
+            advice="Leave the negative prompt out.",
+        )
+    return _prompts("negative prompt", given, manifest.batch)
+
+
+def _filled(bundle: Bundle, settings: Settings) -> Settings:
+    """The settings with everything that was left out, all of it checked."""
+    manifest = bundle.manifest
+    _check_pictures(manifest, settings)
+    TorchGenerator(settings.seed)
+    if not is_finite(settings.eta):
+        raise InputError("eta must be a number.", given=repr(settings.eta), advice="Give 0, or up to 1 with DDIM.")
+    _check_text_options(manifest, settings)
+    table = bundle.sampler(settings.sampler)
+    tabulated = table.steps.tolist()
+    steps = (
+        min(tabulated, key=lambda count: abs(count - STEPS)) if settings.steps is None else check_steps(settings.steps)
+    )
+    table.schedule(steps, eta=settings.eta)
+    guidance = settings.guidance_scale
+    if guidance is None and manifest.guidance:
+        guidance = _guidance(manifest, settings)
+    return replace(
+        settings,
+        seed=int(settings.seed),
+        steps=int(steps),
+        eta=float(settings.eta),
+        guidance_scale=check_guidance(manifest, guidance),
+        guidance_rescale=check_rescale(manifest, settings.guidance_rescale),
+        sampler=table.sampler if settings.sampler is None else settings.sampler,
+        strength=None if settings.image is None else _strength(manifest, settings),
+        conditioning_scale=check_conditioning_scale(settings.conditioning_scale),
+        clip_skip=int(settings.clip_skip),
+    )
+
+
+def _check_pictures(manifest: Manifest, settings: Settings) -> None:
+    """Whether image, mask and control image are there that must be, and no others."""
+    if settings.mask is not None and settings.image is None:
+        raise InputError("A mask needs an image.", given="a mask alone", advice="Give the image to be painted in too.")
+    if takes_channels(manifest) and settings.mask is None:
+        raise InputError(
+            "This bundle is for inpainting: it needs an image and a mask.",
+            given="no mask",
+            advice="Give both; the mask is white where to paint.",
+        )
+    if settings.strength is not None and settings.image is None:
+        raise InputError(
+            "strength is for runs that start from an image.",
+            given=f"strength {settings.strength}, and no image",
+            advice="Give an image too, or leave strength out.",
+        )
+    if manifest.controlnet is None and settings.control_image is not None:
+        raise InputError(
+            "This bundle has no ControlNet.",
+            given="a control image",
+            advice="Leave it out, or build a bundle with controlnet in the recipe.",
+        )
+    if manifest.controlnet is not None and settings.control_image is None:
+        raise InputError(
+            "This bundle's ControlNet needs a control image.",
+            given="none",
+            advice="Give control_image (--control on the command line).",
+        )
+    if manifest.controlnet is None and check_conditioning_scale(settings.conditioning_scale) != 1:
+        raise InputError(
+            "conditioning_scale is for a ControlNet, which this bundle does not have.",
+            given=settings.conditioning_scale,
+            advice="Leave it out.",
+        )
+
+
+def _check_text_options(manifest: Manifest, settings: Settings) -> None:
+    most = min((encoder.clip_skip for encoder in manifest.text_encoders), default=0)
+    if not is_whole(settings.clip_skip) or not 0 <= settings.clip_skip <= most:
+        raise InputError(
+            f"clip_skip must be a whole number from 0 to {most}.",
+            given=repr(settings.clip_skip),
+            advice="0 takes the layer that is usual, 1 the one before it.",
+        )
+    if settings.long_prompt not in LONG_PROMPTS:
+        raise InputError(
+            f"long_prompt must be one of {', '.join(LONG_PROMPTS)}.",
+            given=repr(settings.long_prompt),
+            advice="'truncate' cuts long prompts, 'chunk' spreads them over the bundle's chunks.",
+        )
+
+
+def _guidance(manifest: Manifest, settings: Settings) -> float:
+    """Defaults of diffusers' pipelines: 5 for SDXL, except for inpainting without a ControlNet, and 7.5 for others."""
+    inpainting = settings.mask is not None and settings.control_image is None
+    return 5.0 if takes_sizes(manifest) and not inpainting else 7.5
+
+
+def _strength(manifest: Manifest, settings: Settings) -> float:
+    """The strength, or the default of the diffusers pipeline for this task."""
+    if settings.strength is not None:
+        return float(settings.strength) if is_finite(settings.strength) else settings.strength
+    if settings.mask is not None:
+        return 0.9999 if takes_sizes(manifest) else 1.0
+    return 0.3 if takes_sizes(manifest) and settings.control_image is None else 0.8
+
+
+def _steps_taken(bundle: Bundle, settings: Settings) -> int:
+    """Steps of the run: with an image, the last of them by strength."""
+    assert settings.steps is not None
+    table = bundle.sampler(settings.sampler)
+    return table.schedule(settings.steps, strength=settings.strength, eta=settings.eta).steps
+
+
+def _time_ids(manifest: Manifest, settings: Settings) -> tuple[Array | None, Array | None]:
+    """SDXL's conditioning on sizes (height, width) and crop (top, left), for prompts and negative prompts."""
+    own = (settings.original_size, settings.target_size)
+    negative = (settings.negative_original_size, settings.negative_crops, settings.negative_target_size)
+    if not takes_sizes(manifest):
+        if any(value is not None for value in (*own, *negative)) or _pair("crops", settings.crops, (0, 0)) != (0, 0):
+            raise InputError(
+                "Sizes and crops condition SDXL alone.",
+                given=f"a bundle of {manifest.family}",
+                advice="Leave original_size, crops and target_size out.",
+            )
+        return None, None
+    picture = (manifest.height, manifest.width)
+    original = _pair("original_size", settings.original_size, picture)
+    crops = _pair("crops", settings.crops, (0, 0))
+    target = _pair("target_size", settings.target_size, picture)
+    others = (
+        *_pair("negative_original_size", negative[0], original),
+        *_pair("negative_crops", negative[1], crops if _keeps_crops(settings) else (0, 0)),
+        *_pair("negative_target_size", negative[2], target),
+    )
+    rows = [np.array([row], np.float32) for row in ((*original, *crops, *target), others)]
+    return repeated(rows[0], manifest.batch), repeated(rows[1], manifest.batch)
+
+
+def _keeps_crops(settings: Settings) -> bool:
+    """Whether diffusers' pipeline for this task takes the crop for negative prompts too, where they have none."""
+    if settings.image is not None:
+        return settings.mask is not None and settings.control_image is not None
+    return settings.negative_original_size is None or settings.negative_target_size is None
+
+
+def _pair(name: str, given: Any, default: Size) -> Size:
+    if given is None:
+        return default
+    pair = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    if len(pair) != 2 or not all(is_whole(value) and 0 <= value <= MOST_PIXELS for value in pair):
+        order = "top and left" if "crops" in name else "height and width"
+        raise InputError(
+            f"{name} must be {order} in pixels, whole numbers from 0 to {MOST_PIXELS}.",
+            given=repr(given),
+            advice=f"Give {default}.",
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def takes_sizes(manifest: Manifest) -> bool:
+    """Whether the UNet is SDXL's, which is conditioned on sizes and crops."""
+    return manifest.phases[0].input("time_ids") is not None

@@ -1,0 +1,130 @@
+"""The body of OpenAI's request for pictures, and the runs that it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fastapi import Request as HttpRequest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.pipeline.image_formats import FORMAT_NAMES, FileFormat
+from hidiff_runtime.pipeline.request import Request
+from hidiff_runtime.pipeline.request_fields import BY_NAME, FIELDS
+from hidiff_runtime.pipeline.seeds import RANDOM
+from hidiff_runtime.sampling.torch_rng import SEED_MAX
+from hidiff_runtime.serving.http.errors import ApiError, unknown_model, validation_error
+from hidiff_runtime.serving.http.json_bodies import read_object
+from hidiff_runtime.serving.http.openai_fields import UNSUPPORTED, refuse_unsupported
+from hidiff_runtime.serving.service import Service
+
+
+class Generation(BaseModel):
+    """What OpenAI's images endpoint takes and a bundle can do; besides, every name of `FIELDS`.
+
+    Null is as good as leaving out.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = None
+    n: int | None = Field(None, ge=1)
+    size: str | None = None
+    response_format: str | None = None
+    output_format: str | None = None
+    output_compression: int | None = Field(None, ge=0, le=100)
+    background: str | None = None
+    quality: str | None = None
+    moderation: str | None = None
+    stream: bool | None = None
+    partial_images: int | None = Field(None, ge=0, le=1000)
+    user: str | None = None
+    safety_identifier: str | None = None
+
+    @property
+    def file_format(self) -> FileFormat:
+        """How the pictures are sent. Raises ApiError for a PNG file that is to be compressed with losses."""
+        name = next((each for each in FORMAT_NAMES if each == self.output_format), FORMAT_NAMES[0])
+        quality = 100 if self.output_compression is None else self.output_compression
+        if name == "png" and quality < 100:
+            told = "output_compression is for jpeg and webp, a PNG file is whole: leave it out, or give output_format."
+            raise ApiError(400, told, code="unsupported_value", param="output_compression")
+        return FileFormat(name, quality)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether there are pictures to be decoded."""
+        given = self.model_extra or {}
+        return any(field.kind == "picture" and given.get(field.name) is not None for field in FIELDS)
+
+    def given(self, service: Service) -> dict[str, object]:  # noqa: ARG002 - what reads a form needs it
+        """What is not OpenAI's, but ours. Raises ApiError for a name that is neither."""
+        found = {name: value for name, value in (self.model_extra or {}).items() if name not in UNSUPPORTED}
+        for name in found:
+            if name not in BY_NAME:
+                told = f"There is no parameter {name[:30]!r} here. Beside OpenAI's there are {', '.join(BY_NAME)}."
+                raise ApiError(400, told, code="unknown_parameter", param=name[:60])
+        return found
+
+    def runs(self, service: Service, name: str) -> Sequence[Request]:
+        """The runs, with seeds that follow each other; the first seed is drawn where none is given.
+
+        Args:
+            service: whose bundle makes the pictures.
+            name: of the model.
+
+        Raises:
+            ApiError: the model is another, or a parameter is not one there is.
+            InputError: a value is not one this server takes.
+        """
+        if self.model not in (None, name):
+            raise unknown_model(self.model, name)
+        manifest = service.pipeline.bundle.manifest
+        size = f"{manifest.width}x{manifest.height}"
+        if self.size not in (None, "auto", size):
+            told = f"This bundle makes pictures of {size} alone: give that, or leave size out."
+            raise ApiError(400, told, code="invalid_value", param="size")
+        count = self._count(manifest, service.limits.pictures)
+        given = self.given(service)
+        if given.get("seed") is None:
+            given["seed"] = RANDOM
+        first = service.request(given)
+        seed = first.settings.seed
+        if seed + count - 1 > SEED_MAX:
+            told = f"The seeds of {count} pictures follow each other, to at most 2**64 - 1: give a smaller seed."
+            raise ApiError(400, told, code="invalid_value", param="seed")
+        return [replace(first, settings=replace(first.settings, seed=seed + number)) for number in range(count)]
+
+    def _count(self, manifest: Manifest, most: int) -> int:
+        """How many runs make ``n`` pictures."""
+        batch = manifest.batch
+        runs, rest = divmod(batch if self.n is None else self.n, batch)
+        if rest:
+            told = f"This bundle makes {batch} pictures a run: give a multiple of that as n."
+            raise ApiError(400, told, code="invalid_value", param="n")
+        if runs > most:
+            told = f"This server makes up to {most * batch} pictures a request: give n up to that."
+            raise ApiError(400, told, code="invalid_value", param="n")
+        return runs
+
+
+async def read_json(request: HttpRequest) -> Generation:
+    """The request that a body of JSON stands for.
+
+    Raises:
+        ApiError: it is not JSON, no object, or a value is not what it has to be.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        told = (
+            "The body must be JSON, with the header 'Content-Type: application/json': "
+            "send that, or a form with an image to /v1/images/edits."
+        )
+        raise ApiError(400, told, code="invalid_content_type")
+    values = await read_object(request)
+    refuse_unsupported(values)
+    try:
+        return Generation.model_validate(values)
+    except ValidationError as error:
+        raise validation_error(error.errors()[0]) from error

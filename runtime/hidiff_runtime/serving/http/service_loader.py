@@ -1,0 +1,83 @@
+"""A service that is opened behind a server's back: ready once it is proven."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from hidiff_runtime.serving.heartbeat import Heartbeat
+from hidiff_runtime.serving.http.errors import SERVER, ApiError
+from hidiff_runtime.serving.http.job_queue import Worker
+from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.service import Service
+
+log = logging.getLogger(__name__)
+
+
+class Host:
+    """Opens the service in a thread of its own, and hands out the worker when there is one.
+
+    Args:
+        open_service: opens and proves the bundle.
+        meter: whose heart beats meanwhile.
+        waiting: jobs that may wait while one runs.
+        failed: called with the error of a service that did not open.
+        ready: called with the service.
+    """
+
+    def __init__(
+        self,
+        open_service: Callable[[], Service],
+        meter: Meter,
+        *,
+        waiting: int,
+        failed: Callable[[BaseException], object],
+        ready: Callable[[Service], object] = lambda _: None,
+    ) -> None:
+        self._open_service = open_service
+        self._meter = meter
+        self._waiting = waiting
+        self._failed = failed
+        self._ready = ready
+        self._worker: Worker | None = None
+        self._heartbeat = Heartbeat(meter)
+        self._thread = threading.Thread(target=self._open, name="hidiff-open", daemon=True)
+
+    @property
+    def worker(self) -> Worker:
+        """Who makes pictures. Raises ApiError before the service is proven."""
+        if self._worker is None:
+            raise ApiError(
+                503,
+                "The server is not ready: it is opening and checking its bundle.",
+                kind=SERVER,
+                code="not_ready",
+                headers={"Retry-After": "2"},
+            )
+        return self._worker
+
+    @property
+    def opening(self) -> bool:
+        """Whether the bundle is still being opened."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begins to open, and to say that the process lives."""
+        self._heartbeat.start()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the worker. Whatever is still being opened is left to the end of the process."""
+        self._heartbeat.stop()
+        if self._worker is not None:
+            self._worker.close()
+
+    def _open(self) -> None:
+        try:
+            service = self._open_service()
+        except BaseException as error:
+            self._failed(error)
+            return
+        self._worker = Worker(service, self._meter, self._waiting)
+        self._ready(service)

@@ -1,0 +1,99 @@
+"""The parameters in ``config.pbtxt`` by which a repository tells a model what to serve; all are texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hidiff_runtime.errors import InputError
+from hidiff_runtime.pipeline.request_limits import Limits
+
+STREAM = "stream"
+"""Of the front: which model it asks."""
+
+AGAIN = "Write the model repository again."
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the stream model serves.
+
+    Args:
+        bundle: its folder: absolute, or relative to the model's version folder.
+        bundle_hash: the manifest's digest when the repository was written; another bundle is refused.
+        limits: of each request.
+        options: those of :func:`hidiff_runtime.open`.
+        allow_links: another one of them: folders on the server that links in the bundle may lead into.
+    """
+
+    bundle: str
+    bundle_hash: str
+    limits: Limits = field(default_factory=Limits)
+    options: Mapping[str, str | int | bool] = field(default_factory=dict)
+    allow_links: tuple[str, ...] = ()
+
+    def to_config(self) -> dict[str, str]:
+        """By the names in ``config.pbtxt``."""
+        limits = {f"max_{name}": str(value) for name, value in asdict(self.limits).items()}
+        options = json.dumps(dict(self.options), sort_keys=True)
+        links = {"allow_links": json.dumps(self.allow_links)} if self.allow_links else {}
+        return {"bundle": self.bundle, "bundle_hash": self.bundle_hash, "options": options, **links, **limits}
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Parameters:
+        """Those of a model's configuration as Triton gives it. Limits may be left out.
+
+        Raises:
+            InputError: one is missing or not what it must be.
+        """
+        given = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+        missing = [name for name in ("bundle", "bundle_hash") if not given.get(name)]
+        if missing:
+            raise InputError(f"config.pbtxt has no parameter {missing[0]}.", advice=AGAIN)
+        limits = {
+            item.name: _whole(f"max_{item.name}", given[f"max_{item.name}"])
+            for item in fields(Limits)
+            if f"max_{item.name}" in given
+        }
+        options, links = _options(given.get("options", "{}")), _links(given.get("allow_links", "[]"))
+        return cls(given["bundle"], given["bundle_hash"], Limits(**limits), options, links)
+
+    def folder(self, version: Path) -> Path:
+        """The bundle's folder.
+
+        Args:
+            version: the model's version folder.
+        """
+        return version / self.bundle
+
+
+def _whole(name: str, text: str) -> int:
+    if not text.isdecimal():
+        raise InputError(
+            f"The parameter {name} must be a whole number.", given=text, advice="Change it in config.pbtxt."
+        )
+    return int(text)
+
+
+def _options(text: str) -> dict[str, str | int | bool]:
+    found = _json("options", text)
+    if not isinstance(found, dict) or not all(isinstance(value, (str, int)) for value in found.values()):
+        raise InputError("The parameter options must be a JSON object of plain values.", given=text[:200], advice=AGAIN)
+    return found
+
+
+def _links(text: str) -> tuple[str, ...]:
+    found = _json("allow_links", text)
+    if not isinstance(found, list) or not all(isinstance(value, str) for value in found):
+        raise InputError("The parameter allow_links must be a JSON array of paths.", given=text[:200], advice=AGAIN)
+    return tuple(found)
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"The parameter {name} is not JSON.", given=text[:200], advice=AGAIN) from error

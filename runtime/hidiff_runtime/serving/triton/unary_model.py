@@ -1,0 +1,122 @@
+"""The model that answers once: it asks the stream model, which holds the engines, and gives what that made."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from hidiff_runtime.errors import EngineError
+from hidiff_runtime.serving.heartbeat import Heartbeat
+from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.triton import tensor_codec
+from hidiff_runtime.serving.triton.background_thread import Aside
+from hidiff_runtime.serving.triton.decoupled_model import TOKEN
+from hidiff_runtime.serving.triton.metrics_sink import TritonSink
+from hidiff_runtime.serving.triton.model_parameters import STREAM
+from hidiff_runtime.serving.triton.responses import answer, refusal, timeout_of, told
+from hidiff_runtime.serving.triton.run_tokens import Tokens
+from hidiff_runtime.serving.triton.schema import RESULT
+
+_POLL = 0.05
+"""Seconds between two looks at a run."""
+
+
+class TritonPythonModel:
+    """Has no engine and no weights."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Reads which model to ask. Raises KeyError where the configuration does not say."""
+        self._stream = json.loads(args["model_config"])["parameters"][STREAM]["string_value"]
+        self._tokens = Tokens(os.getppid())
+        # Triton's stub (2.51) lets go of a finished answer in a thread of its own without the interpreter's lock. Where
+        # that was the last hold on it, its arrays are freed while other code runs: one process in thousands of requests
+        # crashed. So the last answers are kept here.
+        self._asked: deque[Any] = deque(maxlen=2)
+        self._aside = _thread()
+        self._heartbeat = Heartbeat(Meter(TritonSink(args["model_name"], args["model_instance_name"])))
+        self._heartbeat.start()
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response for each request."""
+        return [self._answer(request) for request in requests]
+
+    def finalize(self) -> None:
+        """Forgets its tokens."""
+        self._heartbeat.stop()
+        self._aside.close()
+        self._tokens.close()
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            return answer(tensor_codec.joined(self._finished(request)))
+        except _Refused as error:
+            return refusal(*error.args)
+        except Exception as error:
+            return refusal(*told(error))
+
+    def _finished(self, request: Any) -> list[tensor_codec.Arrays]:
+        """The finished rows. Looks now and then whether the client has cancelled, and the stream model's process lives.
+
+        Raises:
+            EngineError: that process has ended. Triton itself would let the asking thread wait for ever.
+        """
+        token, made = self._tokens.new(), Future[list[tensor_codec.Arrays]]()
+        self._aside.do(partial(self._fill, made, request, token))
+        try:
+            while not wait([made], _POLL).done:
+                if request.is_cancelled():
+                    self._tokens.cancel(token)
+                if self._tokens.abandoned(token):
+                    self._aside = _thread()  # the other one waits for ever
+                    raise EngineError("The process that holds the engines has ended.", given=self._stream)
+            return made.result()
+        finally:
+            self._tokens.forget(token)
+
+    def _fill(self, made: Future[list[tensor_codec.Arrays]], request: Any, token: str) -> None:
+        try:
+            made.set_result(self._ask(request, token))
+        except Exception as error:
+            made.set_exception(error)
+
+    def _ask(self, request: Any, token: str) -> list[tensor_codec.Arrays]:
+        """The finished rows."""
+        asked = pb_utils.InferenceRequest(
+            model_name=self._stream,
+            requested_output_names=["event", *RESULT],
+            inputs=request.inputs(),
+            parameters={TOKEN: token},
+            timeout=timeout_of(request),
+        )
+        found = []
+        responses = asked.exec(decoupled=True)
+        self._asked.append(responses)
+        for response in responses:
+            if response.has_error():  # not the stream model's own words: its queue is full, or its process is gone
+                pb_utils.Logger.log_error(f"{self._stream}: {response.error().message()}")
+                raise _Refused("The server cannot take the request now.", "expired")
+            # Copies: the memory is the server's again when the response goes.
+            message = {tensor.name(): np.array(tensor.as_numpy()) for tensor in response.output_tensors()}
+            if not message:  # the end of the stream
+                continue
+            if refused := tensor_codec.refused(message):
+                raise _Refused(*refused)
+            found.append(message)
+        return found
+
+
+def _thread() -> Aside:
+    """What asks: kept from request to request, since starting a thread takes longer than what it has to do."""
+    return Aside(lambda error: pb_utils.Logger.log_error(f"asking: {error!r}"))
+
+
+class _Refused(Exception):  # noqa: N818 - names the outcome
+    """What the stream model said: message and kind."""

@@ -1,1 +1,0 @@
-"""Prompts: into tokens, and through the text encoders."""

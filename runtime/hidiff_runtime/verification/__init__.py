@@ -1,0 +1,1 @@
+"""What PyTorch computed when a bundle was built, compared with what the engines compute here."""

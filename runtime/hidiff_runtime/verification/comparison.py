@@ -1,0 +1,298 @@
+"""How far a candidate is from its reference at one boundary, and whether that is near enough.
+
+Every figure is computed in float64. A NaN, a missing output or a wrong shape is never averaged away: it fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hidiff_runtime.format.codec import Fields
+from hidiff_runtime.verification.image_metrics import psnr, ssim
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a measured error must keep to, and why that and no other figure.
+
+    Args:
+        snr_db: least signal-to-noise ratio, in decibels.
+        reason: why this much.
+        rtol: with ``atol``, every element must keep ``|candidate - reference| <= atol + rtol * |reference|``.
+        atol: see ``rtol``.
+        psnr_db: of a picture, the least peak signal-to-noise ratio, in decibels.
+        ssim: of a picture, the least structural similarity.
+    """
+
+    snr_db: float
+    reason: str
+    rtol: float | None = None
+    atol: float | None = None
+    psnr_db: float | None = None
+    ssim: float | None = None
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether each element is bounded too."""
+        return self.rtol is not None or self.atol is not None
+
+    def excess(self, reference: Array, candidate: Array) -> float | None:
+        """The largest share of the elementwise allowance that was used: at most 1 is within; ``None`` without one."""
+        if not self.elementwise:
+            return None
+        error = np.abs(candidate - reference)
+        allowed = (self.atol or 0.0) + (self.rtol or 0.0) * np.abs(reference)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(error == 0, 0.0, error / allowed)
+        return float(share.max(initial=0.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The bound as JSON values."""
+        picture = {"psnr_db": self.psnr_db, "ssim": self.ssim}
+        return {"snr_db": self.snr_db, "rtol": self.rtol, "atol": self.atol, **picture, "reason": self.reason}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Bound:
+        """Reads what :meth:`to_dict` wrote."""
+        return cls(
+            snr_db=fields.number("snr_db"),
+            reason=fields.text("reason"),
+            rtol=fields.optional("rtol", fields.number),
+            atol=fields.optional("atol", fields.number),
+            psnr_db=fields.optional("psnr_db", fields.number) if "psnr_db" in fields else None,
+            ssim=fields.optional("ssim", fields.number) if "ssim" in fields else None,
+        )
+
+    def __str__(self) -> str:
+        demands = [f"{self.snr_db:g} dB"]
+        demands += [] if self.psnr_db is None else [f"PSNR {self.psnr_db:g} dB"]
+        demands += [] if self.ssim is None else [f"SSIM {self.ssim:g}"]
+        return ", ".join(demands)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Distance between two arrays.
+
+    Args:
+        snr_db: ``10 log10(sum(reference^2) / sum((candidate - reference)^2))``; infinite when they are equal.
+        max_abs: largest absolute difference.
+        cosine: of the angle between them as vectors; 1 when they are equal.
+        excess: share used of the bound's elementwise allowance, if it has one.
+        psnr_db: of a picture, see :mod:`hidiff_runtime.verification.image_metrics`.
+        ssim: likewise.
+    """
+
+    snr_db: float
+    max_abs: float
+    cosine: float
+    excess: float | None = None
+    psnr_db: float | None = None
+    ssim: float | None = None
+
+    @classmethod
+    def of(cls, reference: Array, candidate: Array, bound: Bound | None = None) -> Metrics:
+        """Measures two finite arrays of one shape."""
+        expected = np.asarray(reference, dtype=np.float64).ravel()
+        found = np.asarray(candidate, dtype=np.float64).ravel()
+        difference = found - expected
+        signal, noise, power = (float(np.dot(x, x)) for x in (expected, difference, found))
+        if noise == 0:
+            snr_db, cosine = math.inf, 1.0
+        else:
+            snr_db = 10 * math.log10(signal / noise) if signal else -math.inf
+            norms = math.sqrt(signal) * math.sqrt(power)
+            cosine = float(np.dot(expected, found)) / norms if norms else 0.0
+        excess = None if bound is None else bound.excess(expected, found)
+        return cls(snr_db, float(np.abs(difference).max(initial=0.0)), cosine, excess)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One comparison: what was measured, beside its bound.
+
+    Args:
+        boundary: what was compared with what, for example ``engine against reference``.
+        bound: what it must keep to.
+        metrics: what was measured; ``None`` if there was nothing to measure.
+        phase: name of the phase, if it was one call.
+        step: logical step, if it was one.
+        steps: of the run the step belongs to.
+        fault: why there is nothing to measure: a NaN, a missing output, a wrong shape, an engine that failed.
+    """
+
+    boundary: str
+    bound: Bound
+    metrics: Metrics | None
+    phase: str | None = None
+    step: int | None = None
+    steps: int | None = None
+    fault: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the candidate is near enough."""
+        metrics, bound = self.metrics, self.bound
+        if self.fault or metrics is None or not metrics.snr_db >= bound.snr_db:
+            return False
+        for found, least in ((metrics.psnr_db, bound.psnr_db), (metrics.ssim, bound.ssim)):
+            if least is not None and (found is None or not found >= least):
+                return False
+        return not bound.elementwise or (metrics.excess is not None and metrics.excess <= 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as JSON values; an infinite ratio is the text ``inf`` or ``-inf``."""
+        metrics = self.metrics
+        return {
+            "boundary": self.boundary,
+            "phase": self.phase,
+            "step": self.step,
+            "steps": self.steps,
+            "ok": self.ok,
+            "fault": self.fault,
+            "metrics": None
+            if metrics is None
+            else {
+                "snr_db": _plain(metrics.snr_db),
+                "max_abs": metrics.max_abs,
+                "cosine": metrics.cosine,
+                "excess": None if metrics.excess is None else _plain(metrics.excess),
+                "psnr_db": None if metrics.psnr_db is None else _plain(metrics.psnr_db),
+                "ssim": metrics.ssim,
+            },
+            "bound": self.bound.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], source: str = "verdict") -> Verdict:
+        """Reads what :meth:`to_dict` wrote; ``ok`` is judged anew.
+
+        Raises:
+            BundleError: a field is missing, unknown or of a wrong type.
+        """
+        fields = Fields(data, source)
+        fields.flag("ok")
+        verdict = cls(
+            boundary=fields.text("boundary"),
+            bound=fields.nested("bound", Bound.from_fields),
+            metrics=fields.optional("metrics", lambda key: fields.nested(key, _metrics)),
+            phase=fields.optional("phase", fields.text),
+            step=fields.optional("step", fields.whole),
+            steps=fields.optional("steps", fields.whole),
+            fault=str(fields.take("fault")),
+        )
+        fields.done()
+        return verdict
+
+
+def judge(
+    boundary: str,
+    reference: Array,
+    candidate: Array | None,
+    bound: Bound,
+    *,
+    phase: str | None = None,
+    step: int | None = None,
+    steps: int | None = None,
+) -> Verdict:
+    """Compares ``candidate`` with ``reference`` (any shape, any real type); ``None`` is a missing output."""
+    fault = _fault(np.asarray(reference), candidate)
+    metrics = None if fault or candidate is None else Metrics.of(reference, candidate, bound)
+    return Verdict(boundary, bound, metrics, phase, step, steps, fault)
+
+
+def judge_picture(
+    boundary: str, reference: Array, candidate: Array | None, bound: Bound, *, steps: int | None = None
+) -> Verdict:
+    """Compares pictures ``[batch, 3, height, width]`` from 0 to 1: their PSNR and SSIM are measured too."""
+    verdict = judge(boundary, reference, candidate, bound, steps=steps)
+    if verdict.metrics is None or candidate is None:
+        return verdict
+    alike = {"psnr_db": psnr(reference, candidate), "ssim": ssim(reference, candidate)}
+    return replace(verdict, metrics=replace(verdict.metrics, **alike))
+
+
+def _fault(reference: Array, candidate: Array | None) -> str:
+    if candidate is None:
+        return "missing output"
+    if candidate.shape != reference.shape:
+        return f"shape {list(candidate.shape)} where {list(reference.shape)} is due"
+    if not reference.size:
+        return "nothing to compare"
+    for name, values in (("reference", reference), ("candidate", candidate)):
+        bad = int(values.size - np.isfinite(values).sum())
+        if bad:
+            return f"the {name} has {bad} of {values.size} values that are NaN or infinite"
+    return ""
+
+
+def _plain(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _ratio(fields: Fields, key: str) -> float:
+    value = fields.take(key)
+    if value in ("inf", "-inf"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise fields.wrong(key, "must be a number, 'inf' or '-inf'", value)
+    return float(value)
+
+
+def _metrics(fields: Fields) -> Metrics:
+    return Metrics(
+        snr_db=_ratio(fields, "snr_db"),
+        max_abs=fields.number("max_abs"),
+        cosine=fields.number("cosine"),
+        excess=fields.optional("excess", lambda key: _ratio(fields, key)),
+        psnr_db=fields.optional("psnr_db", lambda key: _ratio(fields, key)) if "psnr_db" in fields else None,
+        ssim=fields.optional("ssim", fields.number) if "ssim" in fields else None,
+    )
+
+
+def render(verdicts: Iterable[Verdict]) -> str:
+    """The verdicts as a plain-text table, one line each under a heading."""
+    judged = tuple(verdicts)
+    rows: list[Sequence[str]] = [("boundary", "phase", "step", "SNR dB", "bound", "max abs", "cosine", "result")]
+    rows += [_row(verdict) for verdict in judged]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    right = (False, False, True, True, True, True, True, False)
+    lines = []
+    for row in rows:
+        cells = (
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        )
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, *(f"{verdict.boundary}: {text}" for verdict in judged if (text := likeness(verdict)))])
+
+
+def likeness(verdict: Verdict) -> str:
+    """What a picture's PSNR, SSIM and largest pixel difference are, and must be; empty for what is no picture."""
+    metrics, bound = verdict.metrics, verdict.bound
+    if metrics is None or metrics.psnr_db is None or metrics.ssim is None:
+        return ""
+    least = [f" (at least {value:g})" if value is not None else "" for value in (bound.psnr_db, bound.ssim)]
+    return (
+        f"PSNR {metrics.psnr_db:.1f} dB{least[0]}, SSIM {metrics.ssim:.6f}{least[1]}, "
+        f"largest pixel difference {metrics.max_abs:.1e} of 1"
+    )
+
+
+def _row(verdict: Verdict) -> Sequence[str]:
+    metrics = verdict.metrics
+    step = "" if verdict.step is None else f"{verdict.step + 1}/{verdict.steps}"
+    figures = ("", "", "")
+    if metrics is not None:
+        figures = (f"{metrics.snr_db:.1f}", f"{metrics.max_abs:.2e}", f"{metrics.cosine:.9f}")
+    result = "ok" if verdict.ok else f"FAILED {verdict.fault}".rstrip()
+    bound = f">= {verdict.bound.snr_db:.0f}"
+    return (verdict.boundary, verdict.phase or "", step, figures[0], bound, figures[1], figures[2], result)

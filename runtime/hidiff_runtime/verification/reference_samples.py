@@ -1,0 +1,178 @@
+"""Reference samples: what PyTorch computed when the bundle was built, to be asked of engines anywhere else.
+
+``samples.json`` lists them, ``samples.safetensors`` beside it holds their tensors, each once however often it is used.
+Three things keep them to a few megabytes whatever the picture's size: a tensor whose halves are equal (latents doubled
+for guidance) is stored as one half and a ``repeat``; inputs that may be noise are stored as a seed; and a large output
+is kept at a fixed random choice of its elements, which estimates the same ratio of signal to noise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hidiff_runtime.errors import BundleError
+from hidiff_runtime.format.codec import REBUILD, Fields, read_object
+from hidiff_runtime.format.safetensors import SafetensorsFile
+from hidiff_runtime.format.specs import SAMPLE_TENSORS
+from hidiff_runtime.verification.comparison import Bound
+from hidiff_runtime.verification.sample_records import (
+    CallSample,
+    Drawn,
+    Expected,
+    NetworkSample,
+    PictureSample,
+    RunSample,
+    Source,
+    Stored,
+    call_content,
+    network_content,
+    picture_content,
+    read_call,
+    read_network,
+    read_picture,
+    read_run,
+    run_content,
+)
+from hidiff_runtime.verification.scheduler_samples import SamplerSample
+
+__all__ = [
+    "INDEX",
+    "TENSORS",
+    "CallSample",
+    "Drawn",
+    "Expected",
+    "NetworkSample",
+    "PictureSample",
+    "ReferenceSamples",
+    "RunSample",
+    "Source",
+    "Stored",
+    "write_index",
+]
+
+Array = NDArray[Any]
+
+INDEX = "samples.json"
+TENSORS = SAMPLE_TENSORS
+
+
+@dataclass(frozen=True)
+class ReferenceSamples:
+    """The samples of a bundle and the tensors they refer to.
+
+    Args:
+        origin: what computed them, for people: ``PyTorch 2.13.0, float32``.
+        call_bound: what an engine's single evaluation must keep to.
+        run_bound: what a whole run must keep to.
+        calls: in the order of their phases.
+        runs: whole runs, usually one.
+        tensors: everything referred to.
+        networks: of the text encoders and the VAE, where the bundle has them.
+        pictures: of the runs, where it has a VAE.
+        samplers: of every sampler; none in bundles from before they were recorded.
+        facts: fields of the manifest that no engine shows, as they were when the samples were recorded, see
+            `hidiff_runtime.verification.manifest_facts`; empty likewise.
+    """
+
+    origin: str
+    call_bound: Bound
+    run_bound: Bound
+    calls: tuple[CallSample, ...]
+    runs: tuple[RunSample, ...]
+    tensors: Mapping[str, Array] = field(repr=False)
+    networks: tuple[NetworkSample, ...] = ()
+    pictures: tuple[PictureSample, ...] = ()
+    samplers: tuple[SamplerSample, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def array(self, source: Source) -> Array:
+        """The input that ``source`` stands for; float16 is widened to float32."""
+        if isinstance(source, Drawn):
+            return source.array()
+        stored = self.tensors[source.tensor]
+        values = stored.astype(np.float32) if stored.dtype == np.float16 else stored
+        return np.concatenate([values] * source.repeat) if source.repeat > 1 else values
+
+    def reference(self, expected: Expected) -> Array:
+        """The stored part of an output: its own shape when whole, else one axis."""
+        return self.tensors[expected.tensor]
+
+    def candidate(self, expected: Expected, output: Array) -> Array:
+        """The part of ``output`` to compare; ``output`` itself when its shape is not the reference's."""
+        if expected.positions is None or output.shape != expected.shape:
+            return output
+        return output.reshape(-1)[self.tensors[expected.positions]]
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``samples.json`` holds."""
+        later: dict[str, Any] = {}
+        if self.samplers:
+            later["samplers"] = [sample.to_json() for sample in self.samplers]
+        if self.facts:
+            later["facts"] = dict(self.facts)
+        return {
+            **later,
+            "origin": self.origin,
+            "call_bound": self.call_bound.to_dict(),
+            "run_bound": self.run_bound.to_dict(),
+            "calls": [call_content(call) for call in self.calls],
+            "runs": [run_content(run) for run in self.runs],
+            "networks": [network_content(sample) for sample in self.networks],
+            "pictures": [picture_content(sample) for sample in self.pictures],
+        }
+
+    @classmethod
+    def read(cls, index: Path) -> ReferenceSamples:
+        """Reads ``samples.json`` and the tensors beside it, which stay mapped, not copied.
+
+        Raises:
+            BundleError: a file is missing or broken, a field is wrong, or a tensor is not there.
+        """
+        fields = Fields(read_object(index, INDEX, "The reference samples"), INDEX)
+        with SafetensorsFile.open(index.with_name(TENSORS)) as file:
+            tensors = file.arrays()
+        samples = cls(
+            origin=fields.text("origin"),
+            call_bound=fields.nested("call_bound", Bound.from_fields),
+            run_bound=fields.nested("run_bound", Bound.from_fields),
+            calls=fields.each("calls", read_call),
+            runs=fields.each("runs", read_run),
+            tensors=tensors,
+            networks=fields.each("networks", read_network) if "networks" in fields else (),
+            pictures=fields.each("pictures", read_picture) if "pictures" in fields else (),
+            samplers=fields.each("samplers", SamplerSample.from_fields) if "samplers" in fields else (),
+            facts=fields.mapping("facts") if "facts" in fields else {},
+        )
+        fields.done()
+        missing = sorted(samples.names() - tensors.keys())
+        if missing:
+            raise BundleError(f"{INDEX} refers to tensors that {TENSORS} lacks.", given=missing[:5], advice=REBUILD)
+        return samples
+
+    def names(self) -> set[str]:
+        """Every tensor that some sample refers to."""
+        samples: tuple[CallSample | RunSample, ...] = (*self.calls, *self.runs)
+        sources = [source for sample in (*samples, *self.networks) for source in sample.inputs.values()]
+        sources += [source for run in self.runs for source in run.control.values()]
+        outputs = [sample.expected for sample in samples]
+        outputs += [expected for run in self.runs for expected in run.trajectory]
+        outputs += [expected for sample in self.networks for expected in sample.expected.values()]
+        names = {sample.tensor for sample in self.pictures}
+        names |= {name for sample in self.samplers for name in sample.tensors().values()}
+        names |= {source.tensor for source in sources if isinstance(source, Stored)}
+        names |= {expected.tensor for expected in outputs}
+        return names | {expected.positions for expected in outputs if expected.positions is not None}
+
+
+def write_index(folder: Path, samples: ReferenceSamples) -> Path:
+    """Writes ``samples.json`` into ``folder``."""
+    path = folder / INDEX
+    path.write_text(json.dumps(samples.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,225 @@
+"""Asks the engines of this machine what PyTorch computed when the bundle was built.
+
+A server runs this before it reports ready; it finds an engine of the wrong phase, changed weights, and a driver or
+library that computes something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.bundle import open as open_bundle
+from hidiff_runtime.denoising.denoiser import OUTPUT, StepInfo
+from hidiff_runtime.errors import BundleError, EngineError, InputError, ParityError
+from hidiff_runtime.format.codec import REBUILD
+from hidiff_runtime.verification.comparison import Verdict, judge, render
+from hidiff_runtime.verification.half_precision_note import half_note
+from hidiff_runtime.verification.manifest_facts import replay_facts
+from hidiff_runtime.verification.reference_samples import (
+    TENSORS,
+    CallSample,
+    Expected,
+    PictureSample,
+    ReferenceSamples,
+    RunSample,
+)
+from hidiff_runtime.verification.replay_components import PICTURE, replay_networks, replay_picture, tokens_left_out
+from hidiff_runtime.verification.replay_schedulers import replay_samplers, samplers_left_out
+from hidiff_runtime.verification.sample_validation import check_samples
+
+CALL = "engine against PyTorch"
+STEP = "latents after a step against PyTorch"
+RUN = "latents of a run against PyTorch"
+
+FEW_EVALUATIONS = 4
+"""A build records a run of at most so many evaluations, and a longer one only where that is cheap."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found.
+
+    Args:
+        backend: whose engines were asked.
+        origin: what computed the reference.
+        verdicts: one for each comparison.
+        left_out: what could not be compared on this machine, and why; empty if nothing.
+        half_precision: what the figures do not say of the bundle's half-precision arithmetic; empty where the engines
+            compute in it, or there is none.
+    """
+
+    backend: str
+    origin: str
+    verdicts: tuple[Verdict, ...]
+    left_out: str = ""
+    half_precision: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every comparison is within its bound; a check without any is not."""
+        return bool(self.verdicts) and all(verdict.ok for verdict in self.verdicts)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 when a comparison failed."""
+        return 0 if self.ok else ParityError.exit_code
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "ok": self.ok,
+            "backend": self.backend,
+            "origin": self.origin,
+            "verdicts": [verdict.to_dict() for verdict in self.verdicts],
+            "left_out": self.left_out,
+            "half_precision": self.half_precision,
+        }
+
+    def render(self) -> str:
+        """The report as plain text: a table and a last line that says how it went."""
+        failed = sum(not verdict.ok for verdict in self.verdicts)
+        outcome = f"{failed} of {len(self.verdicts)} FAILED" if failed else f"all {len(self.verdicts)} within bounds"
+        lines = [render(self.verdicts), "", *(note for note in (self.left_out, self.half_precision) if note)]
+        return "\n".join([*lines, f"{self.backend} against {self.origin}: {outcome}"])
+
+
+def check(
+    bundle: str | Path | Bundle,
+    *,
+    runs: bool = True,
+    progress: Callable[[Verdict], None] | None = None,
+    **options: Any,
+) -> CheckReport:
+    """Replays a bundle's reference samples.
+
+    Args:
+        bundle: a folder, or a bundle that is open.
+        runs: whether to replay the whole runs too; without them a check takes one evaluation a sample.
+        progress: called with each verdict as it is found.
+        options: of :func:`hidiff_runtime.open`, for a folder.
+
+    Raises:
+        BundleError: the bundle is broken, or has no reference samples.
+        EngineError: the backend is missing, or an engine does not load.
+    """
+    if not isinstance(bundle, Bundle):
+        with open_bundle(bundle, **options) as opened:
+            return check(opened, runs=runs, progress=progress)
+    samples = read_samples(bundle)
+    verdicts = []
+    with bundle.lock:
+        for verdict in _verdicts(bundle, samples, runs):
+            verdicts.append(verdict)
+            if progress is not None:
+                progress(verdict)
+        note = half_note(bundle)
+    left_out = (tokens_left_out(samples), samplers_left_out(bundle, samples))
+    return CheckReport(bundle.backend, samples.origin, tuple(verdicts), "\n".join(filter(None, left_out)), note)
+
+
+def read_samples(bundle: Bundle) -> ReferenceSamples:
+    """The bundle's reference samples.
+
+    Raises:
+        BundleError: there are none, they are broken, or they are not of the bundle's graphs.
+    """
+    if bundle.manifest.reference is None:
+        raise BundleError(
+            "This bundle has no reference samples.", given=bundle.root, advice="Build it again with this version."
+        )
+    index = bundle.manifest.reference
+    bundle.file((PurePosixPath(index).parent / TENSORS).as_posix())
+    samples = ReferenceSamples.read(bundle.file(index))
+    check_samples(bundle.manifest, samples)
+    return samples
+
+
+def _verdicts(bundle: Bundle, samples: ReferenceSamples, runs: bool) -> Iterator[Verdict]:
+    for record in bundle.manifest.phases:
+        calls = [call for call in samples.calls if call.phase == record.phase]
+        if not calls:
+            yield Verdict(CALL, samples.call_bound, None, record.phase.name, fault="no reference sample")
+        for call in calls:
+            yield _replay_call(bundle, samples, call)
+    yield from replay_networks(bundle, samples)
+    yield from replay_samplers(bundle, samples)
+    facts = replay_facts(bundle.manifest, samples)
+    if facts is not None:
+        yield facts
+    if runs:
+        if not samples.runs and _is_short(bundle):
+            yield Verdict(RUN, samples.run_bound, None, fault="no reference sample")
+        for index, run in enumerate(samples.runs):
+            yield from _replay_run(bundle, samples, run, [p for p in samples.pictures if p.run == index])
+
+
+def _is_short(bundle: Bundle) -> bool:
+    """Whether some run of the default sampler is short enough that a build records one."""
+    return bool((np.diff(bundle.sampler().first) <= FEW_EVALUATIONS).any())
+
+
+def _replay_call(bundle: Bundle, samples: ReferenceSamples, call: CallSample) -> Verdict:
+    session = bundle.engine(call.phase)  # whose sizes are then known to be the manifest's, and the samples' with them
+    inputs = {name: samples.array(source) for name, source in call.inputs.items()}
+    if call.window_shifts:
+        inputs["window_shifts"] = np.array(call.window_shifts, dtype=np.int32)
+    where: dict[str, Any] = {"phase": call.phase.name, "step": call.step, "steps": call.steps}
+    try:
+        output = session.run(inputs).get(OUTPUT)
+    except EngineError as error:
+        return Verdict(CALL, samples.call_bound, None, **where, fault=error.summary)
+    found = None if output is None else samples.candidate(call.expected, output)
+    return judge(CALL, samples.reference(call.expected), found, samples.call_bound, **where)
+
+
+def _replay_run(
+    bundle: Bundle, samples: ReferenceSamples, run: RunSample, pictures: Sequence[PictureSample]
+) -> Iterator[Verdict]:
+    """One verdict for each step of the trajectory, one for the result, and one for each picture of it."""
+    after: list[StepInfo] = []
+    residuals = {name: samples.array(source) for name, source in run.control.items()}
+    control = (lambda _request: residuals) if residuals else None
+    inputs: dict[str, Any] = {name: samples.array(source) for name, source in run.inputs.items()}
+    try:
+        latents = bundle.denoiser().denoise(
+            **inputs,
+            steps=run.steps,
+            seed=run.seed,
+            guidance_scale=run.guidance_scale,
+            guidance_rescale=run.guidance_rescale,
+            sampler=run.sampler,
+            eta=run.eta,
+            conditioning_scale=1.0,
+            control=control,
+            callback=after.append,
+        )
+    except EngineError as error:
+        yield Verdict(RUN, samples.run_bound, None, fault=error.summary)
+        return
+    except InputError as error:  # what it is given is the bundle's own
+        raise BundleError(
+            "The bundle's recorded run is not one that the bundle takes.", given=error, advice=REBUILD
+        ) from error
+    for info, expected in zip(after, run.trajectory, strict=False):
+        yield _judge_latents(samples, expected, info.latents, STEP, info)
+    yield _judge_latents(samples, run.expected, latents, RUN)
+    if bundle.manifest.vae is not None and not pictures:
+        yield Verdict(PICTURE, samples.run_bound, None, fault="no reference sample")
+    for picture in pictures:
+        yield replay_picture(bundle, samples, picture, latents)
+
+
+def _judge_latents(
+    samples: ReferenceSamples, expected: Expected, latents: Any, boundary: str, info: StepInfo | None = None
+) -> Verdict:
+    where: dict[str, Any] = {}
+    if info is not None:
+        where = {"phase": info.phase.name, "step": info.step, "steps": info.steps}
+    found = samples.candidate(expected, latents)
+    return judge(boundary, samples.reference(expected), found, samples.run_bound, **where)

@@ -1,0 +1,256 @@
+"""The order in which engines open and close: one phase at a time, plans of several phases, the next one ahead."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+
+from hidiff_runtime import Cancelled, EngineError, Phase, PhaseKind, StepInfo
+from hidiff_runtime import open as open_bundle
+from hidiff_runtime.backends.session_pool import EngineKey, EnginePool
+
+PATIENCE = 120
+
+STRIDED, POOLED, WINDOWED = (Phase(kind) for kind in (PhaseKind.STRIDED, PhaseKind.POOLED, PhaseKind.WINDOWED))
+CONTROLLED = Phase(PhaseKind.STRIDED, control=True)
+
+
+def name(key: EngineKey) -> str:
+    return key.name if isinstance(key, Phase) else key
+
+
+@dataclass
+class Sessions:
+    """Makes sessions; notes in which order they are entered and left, and by which thread.
+
+    Args:
+        hold: waited for before a session of these is entered.
+        broken: what these sessions raise instead, once each.
+    """
+
+    events: list[str] = field(default_factory=list)
+    threads: dict[str, str] = field(default_factory=dict)
+    hold: dict[EngineKey, threading.Event] = field(default_factory=dict)
+    broken: dict[EngineKey, EngineError] = field(default_factory=dict)
+
+    def __call__(self, key: EngineKey) -> Session:
+        return Session(self, key)
+
+
+@dataclass
+class Session:
+    sessions: Sessions
+    key: EngineKey
+
+    def __enter__(self) -> Session:
+        if self.key in self.sessions.hold:
+            assert self.sessions.hold[self.key].wait(PATIENCE)
+        if self.key in self.sessions.broken:
+            raise self.sessions.broken.pop(self.key)
+        self.sessions.threads[name(self.key)] = threading.current_thread().name
+        self.sessions.events.append(f"open {name(self.key)}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sessions.events.append(f"close {name(self.key)}")
+
+    def run(self, _inputs: toy.Arrays) -> dict[str, object]:
+        raise NotImplementedError
+
+    def execute(self, _inputs: object, _outputs: object) -> None:
+        raise NotImplementedError
+
+
+def until(events: list[str], event: str, first: int = 0) -> None:
+    """Waits for what a thread does, after the first so many events."""
+    end = time.monotonic() + PATIENCE
+    while event not in events[first:]:
+        assert time.monotonic() < end, f"{event} did not come: {events}"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def sessions() -> Sessions:
+    return Sessions()
+
+
+def pool(sessions: Callable[[EngineKey], Session], resident: str = "current", *, merged: bool = False) -> EnginePool:
+    """A pool that prefetches; ``merged`` has every phase in one file."""
+
+    def same(one: EngineKey, other: EngineKey) -> bool:
+        return merged and isinstance(one, Phase) and isinstance(other, Phase)
+
+    return EnginePool(sessions, resident, prefetch=True, same_file=same)  # type: ignore[arg-type]  # a double
+
+
+def test_engines_of_one_file_overlap_so_that_it_stays_loaded(sessions: Sessions) -> None:
+    engines = pool(sessions, merged=True)
+    for phase in (STRIDED, WINDOWED, WINDOWED, CONTROLLED):
+        engines.get(phase)
+    engines.controlnet()
+    engines.get(WINDOWED)
+    assert sessions.events == [
+        "open strided",
+        "open windowed",
+        "close strided",
+        "open strided-control",
+        "close windowed",
+        "open controlnet",
+        "close controlnet",
+        "open windowed",
+        "close strided-control",
+    ]
+
+
+def test_the_step_graph_stays_beside_every_phase(sessions: Sessions) -> None:
+    engines = pool(sessions)
+    engines.step()
+    engines.get(STRIDED)
+    engines.get(WINDOWED)
+    assert engines.step() is engines.step()
+    assert sessions.events == ["open step", "open strided", "close strided", "open windowed"]
+    assert engines.open_phases == (WINDOWED,)
+    engines.close()
+    assert sessions.events[4:] == ["close step", "close windowed"]
+
+
+def test_the_next_engine_opens_in_a_thread_while_the_current_one_runs(sessions: Sessions) -> None:
+    sessions.hold[WINDOWED] = threading.Event()
+    engines = pool(sessions)
+    current = engines.get(STRIDED)
+    engines.expect(WINDOWED)
+    engines.expect(WINDOWED)
+    assert engines.get(STRIDED) is current
+    assert sessions.events == ["open strided"]
+    assert engines.open_phases == (STRIDED,)
+    sessions.hold[WINDOWED].set()
+    engines.get(WINDOWED)
+    assert sessions.events == ["open strided", "open windowed", "close strided"]
+    assert sessions.threads["windowed"].startswith("hidiff-prefetch")
+    assert sessions.threads["strided"] == threading.current_thread().name
+    engines.expect(WINDOWED)
+    engines.close()
+    assert sessions.events[3:] == ["close windowed"]
+
+
+def test_an_expected_phase_that_does_not_come_is_closed(sessions: Sessions) -> None:
+    engines = pool(sessions)
+    engines.get(STRIDED)
+    engines.expect(POOLED)
+    until(sessions.events, "open pooled")
+    engines.get(WINDOWED)
+    assert sessions.events == ["open strided", "open pooled", "close pooled", "close strided", "open windowed"]
+
+
+def test_what_went_wrong_in_the_thread_is_raised_when_the_phase_is_asked_for(sessions: Sessions) -> None:
+    sessions.broken[WINDOWED] = EngineError("It does not load.")
+    engines = pool(sessions)
+    engines.get(STRIDED)
+    engines.expect(WINDOWED)
+    engines.get(STRIDED)
+    with pytest.raises(EngineError, match="does not load"):
+        engines.get(WINDOWED)
+    engines.get(WINDOWED)
+    assert sessions.events == ["open strided", "close strided", "open windowed"]
+    sessions.broken[POOLED] = EngineError("It does not load.")
+    engines.expect(POOLED)
+    engines.close()  # nobody asked for it
+
+
+def test_closing_waits_for_an_engine_on_its_way(sessions: Sessions) -> None:
+    gate = sessions.hold[WINDOWED] = threading.Event()
+    engines = pool(sessions)
+    engines.get(STRIDED)
+    engines.expect(WINDOWED)
+    threading.Timer(0.05, gate.set).start()
+    engines.close()
+    assert sorted(sessions.events) == ["close strided", "close windowed", "open strided", "open windowed"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hidiff-prefetch")]
+    engines.get(STRIDED)
+    assert engines.open_phases == (STRIDED,)
+
+
+def test_nothing_opens_ahead_unless_asked(sessions: Sessions) -> None:
+    engines = EnginePool(sessions)  # type: ignore[arg-type]  # a double
+    engines.get(STRIDED)
+    engines.expect(WINDOWED)
+    engines.close()
+    assert sessions.events == ["open strided", "close strided"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.make(tmp_path_factory.mktemp("toy") / "bundle", toy.Toy(reference=False))
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_a_run_opens_each_phase_once_ahead_or_not(folder: Path, prefetch: bool) -> None:
+    backend = toy.ToyBackend()
+    given: dict[str, Any] = {**toy.Toy().given(), "steps": 8, "seed": 1, "guidance_scale": 3.0}
+
+    def cancel(info: StepInfo) -> bool:
+        """In the second phase, with the third on its way."""
+        if info.step == 2 and prefetch:
+            until(backend.events, "open windowed", first)
+        return info.step < 2
+
+    with open_bundle(folder, backend=backend, verify="size", prefetch=prefetch) as bundle:
+        bundle.denoiser().denoise(**given)
+        first = len(backend.events)
+        with pytest.raises(Cancelled):
+            bundle.denoiser().denoise(**given, callback=cancel)
+    opened = ["strided_pooled", "strided", "windowed", "strided_pooled", "strided"]
+    found = [event.removeprefix("open ") for event in backend.events if event.startswith("open")]
+    closed = [event.removeprefix("close ") for event in backend.events if event.startswith("close")]
+    assert found == ([*opened, "windowed"] if prefetch else opened)
+    assert sorted(closed) == sorted(found)
+    ahead = backend.events.index("open strided") < backend.events.index("close strided_pooled")
+    assert ahead == prefetch
+
+
+def test_what_the_next_run_does_not_begin_with_is_closed_before_a_network_opens() -> None:
+    sessions = Sessions()
+    pool = EnginePool(sessions)
+    pool.get(CONTROLLED)
+    pool.controlnet()
+    pool.step()
+    pool.get(WINDOWED)
+    del sessions.events[:]
+    with pool.lent("vae_decoder", STRIDED) as decoder:
+        assert decoder.key == "vae_decoder"
+    assert sessions.events == ["close windowed", "open vae_decoder", "close vae_decoder"]
+
+
+@pytest.mark.parametrize("same_file", [False, True])
+def test_what_it_begins_with_stays_and_so_does_a_plan_of_all_phases(same_file: bool) -> None:
+    sessions = Sessions()
+    phase = WINDOWED if same_file else STRIDED
+    pool = EnginePool(sessions, same_file=lambda _one, _other: same_file)
+    pool.get(phase)
+    with pool.lent("vae_decoder", STRIDED):
+        assert pool.open_phases == (phase,)
+        pool.get(WINDOWED)
+        assert "close vae_decoder" not in sessions.events  # what is lent is not the pool's to close
+    assert sessions.events[-1] == "close vae_decoder"
+
+
+def test_a_network_is_closed_after_a_failure_and_stays_where_all_may() -> None:
+    sessions = Sessions()
+    with pytest.raises(ZeroDivisionError), EnginePool(sessions).lent("text_encoder", STRIDED):
+        raise ZeroDivisionError
+    assert sessions.events == ["open text_encoder", "close text_encoder"]
+    pool = EnginePool(sessions, "all")
+    pool.get(WINDOWED)
+    with pool.lent("text_encoder", STRIDED) as first:
+        assert pool.open_phases == (WINDOWED,)
+    with pool.lent("text_encoder", STRIDED) as second:
+        assert second is first
+    pool.close()
+    assert sessions.events[2:] == ["open windowed", "open text_encoder", "close windowed", "close text_encoder"]

@@ -1,0 +1,61 @@
+"""The parameters of a model's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hidiff_runtime import InputError
+from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.serving.triton.model_parameters import Parameters
+
+GIVEN = Parameters(
+    "bundle", "abc", Limits(1, 2, 3, 4, 5), {"threads": 2, "prefetch": True, "resident": "all"}, ("/a", "/b c")
+)
+
+
+def config(parameters: dict[str, str]) -> dict[str, Any]:
+    """As Triton hands it to a model."""
+    return {"parameters": {name: {"string_value": value} for name, value in parameters.items()}}
+
+
+def test_they_are_read_as_they_were_written() -> None:
+    assert Parameters.read(config(GIVEN.to_config())) == GIVEN
+    assert {f"max_{field.name}" for field in fields(Limits)} < GIVEN.to_config().keys()
+
+
+def test_limits_and_options_may_be_left_out() -> None:
+    assert Parameters.read(config({"bundle": "b", "bundle_hash": "h"})) == Parameters("b", "h")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bundle": ""}, "no parameter bundle"),
+        ({"bundle_hash": ""}, "no parameter bundle_hash"),
+        ({"max_steps": "many"}, "max_steps must be a whole number"),
+        ({"max_steps": "0"}, "positive"),
+        ({"options": "{"}, "not JSON"),
+        ({"options": "[]"}, "JSON object"),
+        ({"options": '{"threads": [1]}'}, "JSON object"),
+        ({"allow_links": "/mnt/store"}, "allow_links is not JSON"),
+        ({"allow_links": '"/mnt/store"'}, "JSON array of paths"),
+        ({"allow_links": "[1]"}, "JSON array of paths"),
+    ],
+)
+def test_what_cannot_be_is_refused(change: dict[str, str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Parameters.read(config({**GIVEN.to_config(), **change}))
+
+
+def test_a_model_without_parameters_is_refused() -> None:
+    with pytest.raises(InputError, match="no parameter bundle"):
+        Parameters.read({})
+
+
+def test_the_bundle_is_in_the_version_unless_its_path_is_absolute() -> None:
+    assert GIVEN.folder(Path("/models/hidiff_stream/1")) == Path("/models/hidiff_stream/1/bundle")
+    assert Parameters("/mnt/sdxl", "h").folder(Path("/models/hidiff_stream/1")) == Path("/mnt/sdxl")
