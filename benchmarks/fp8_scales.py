@@ -21,17 +21,17 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from hidiff_export.families import Family, Layout, Task, Width, unet_config
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.load import build_unet
+from hidiff_export.checkpoints.synthetic import fabricate
+from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
+from hidiff_export.families.family import Family, Layout, Task, Width, unet_config
 from hidiff_export.graph.portable import write_graph
-from hidiff_export.graph.weights import PRECISIONS, WeightStore
-from hidiff_export.model.component import Component
-from hidiff_export.model.fabricate import fabricate
-from hidiff_export.model.load import build_unet
-from hidiff_export.model.phase_unet import PhaseUNet
-from hidiff_export.parity.inputs import arrays, mixed_shifts, random_inputs
-from hidiff_export.quantise.quantise import quantise_graph
-from hidiff_export.quantise.ranges import FP8_LARGEST, INT8_LARGEST, MODELOPT_FP8
-from hidiff_export.recipe.values import Precision
+from hidiff_export.graph.quantized_tensor import FP8_LARGEST, INT8_LARGEST, MODELOPT_FP8
+from hidiff_export.modules.phase_unet import PhaseUNet
+from hidiff_export.quantization.quantize import quantise_graph
+from hidiff_export.recipe.field_types import Precision
+from hidiff_export.reference.random_inputs import arrays, mixed_shifts, random_inputs
 from hidiff_runtime.phases import Phase, PhaseKind
 from hidiff_runtime.verification.comparison import Metrics
 

@@ -18,17 +18,17 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks.normalisation_sums import ELEMENTS, MEANS, TYPES, sums_db
-from hidiff_export.build.protocol import PortableGraph
-from hidiff_export.build.tensorrt.builder import TensorRtBuilder
-from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX
-from hidiff_export.families import Family, Layout, Task, Width
+from hidiff_export.checkpoints.load import build_unet, load_unet
+from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
+from hidiff_export.engines.protocol import PortableGraph
+from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
+from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX
+from hidiff_export.families.family import Family, Layout, Task, Width
 from hidiff_export.graph.passes.base import Operator, Outcome, RewritePass
-from hidiff_export.graph.passes.float32_islands import between_casts
+from hidiff_export.graph.passes.float32_operations import between_casts
 from hidiff_export.graph.portable import save, write_graph
-from hidiff_export.graph.weights import PRECISIONS, WeightStore
-from hidiff_export.model.load import build_unet, load_unet
-from hidiff_export.model.phase_unet import PhaseUNet
-from hidiff_export.recipe.values import Precision
+from hidiff_export.modules.phase_unet import PhaseUNet
+from hidiff_export.recipe.field_types import Precision
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.format.manifest import GraphRecord
 from hidiff_runtime.phases import Phase, PhaseKind

@@ -57,9 +57,9 @@ def speed(folder: Path, pairs: int) -> None:
     """Prints one row a phase."""
     import torch
 
-    from hidiff_export.model.phase_unet import PhaseUNet
-    from hidiff_export.parity.source import networks_of_store
+    from hidiff_export.modules.phase_unet import PhaseUNet
     from hidiff_export.recipe import Recipe
+    from hidiff_export.reference.reference_weights import networks_of_store
 
     manifest = hidiff_runtime.open(folder, verify="size").manifest
     recipe = Recipe.from_dict(manifest.recipe)

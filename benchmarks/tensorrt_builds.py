@@ -21,18 +21,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hidiff_export.build.protocol import PortableGraph
-from hidiff_export.build.tensorrt.builder import TensorRtBuilder
-from hidiff_export.build.tensorrt.built import Built
-from hidiff_export.build.tensorrt.examine import examine
-from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX
+from hidiff_export.compiler.graph_specs import phase_record
+from hidiff_export.compiler.stages.graphs import Graphs
+from hidiff_export.compiler.stages.scheduler_tables import Samplers
+from hidiff_export.compiler.stages.stage import StageContext
+from hidiff_export.compiler.stages.weights import WEIGHTS, Weights
+from hidiff_export.engines.protocol import PortableGraph
+from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
+from hidiff_export.engines.tensorrt.built_plans import Built
+from hidiff_export.engines.tensorrt.capabilities import examine
+from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX
 from hidiff_export.recipe import Recipe
-from hidiff_export.recipe.values import EngineLayout
-from hidiff_export.stages import StageContext
-from hidiff_export.stages.graphs import Graphs
-from hidiff_export.stages.records import phase_record
-from hidiff_export.stages.samplers import Samplers
-from hidiff_export.stages.weights import WEIGHTS, Weights
+from hidiff_export.recipe.field_types import EngineLayout
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 
 RESULTS = Path(__file__).with_suffix(".json")

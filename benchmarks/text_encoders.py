@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from hidiff_export.families import Family, Task, Width
-from hidiff_export.recipe.values import Precision
+from hidiff_export.families.family import Family, Task, Width
+from hidiff_export.recipe.field_types import Precision
 
 ENCODERS = {
     "CLIP ViT-L (SD1.5, SDXL)": ("sd15", "text_encoder"),
@@ -40,7 +40,7 @@ class Encoder:
     """One text encoder in one precision, and its files."""
 
     def __init__(self, family: str, name: str, precision: str, folder: Path) -> None:
-        from hidiff_export.model.component import Component
+        from hidiff_export.checkpoints.component import Component
 
         self.family, self.component, self.precision = Family(family), Component(name), Precision(precision)
         self.folder = folder
@@ -50,8 +50,8 @@ class Encoder:
 
     def store(self) -> dict[str, Any]:
         """Writes the weights."""
-        from hidiff_export.graph.weights import WeightStore
-        from hidiff_export.model.load import load
+        from hidiff_export.checkpoints.load import load
+        from hidiff_export.checkpoints.weight_store import WeightStore
 
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = load(self.component, "random:0", self.family, Task.TEXT_TO_IMAGE, Width.FULL)
@@ -59,9 +59,9 @@ class Encoder:
 
     def module(self) -> Any:
         """The PyTorch module over the stored weights."""
-        from hidiff_export.graph.weights import PRECISIONS, WeightStore
-        from hidiff_export.model.load import build
-        from hidiff_export.model.text_encoder import TextEncoderModule
+        from hidiff_export.checkpoints.load import build
+        from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
+        from hidiff_export.modules.text_encoder import TextEncoderModule
 
         config = self.component.config(self.family, Task.TEXT_TO_IMAGE, Width.FULL)
         tensors = WeightStore.open(self.weights).state_dict()
@@ -77,9 +77,9 @@ class Encoder:
 
     def export(self) -> dict[str, Any]:
         """Writes the portable graph and ONNX Runtime's."""
-        from hidiff_export.build.onnxruntime import lower
+        from hidiff_export.checkpoints.weight_store import WeightStore
+        from hidiff_export.engines.onnxruntime import lower
         from hidiff_export.graph.portable import write_graph
-        from hidiff_export.graph.weights import WeightStore
 
         write_graph(self.module(), 1, WeightStore.open(self.weights), self.graph)
         lower(self.graph, self.engine)
@@ -87,7 +87,7 @@ class Encoder:
 
     def inputs(self) -> dict[str, Any]:
         """A prompt's tokens."""
-        from hidiff_export.model.tokenizer import tokenizer_json
+        from hidiff_export.checkpoints.tokenizer import tokenizer_json
         from hidiff_runtime.format.tokenizer import Tokenizer
 
         path = self.folder / "tokenizer.json"
@@ -128,9 +128,9 @@ class Encoder:
 
     def tensorrt(self) -> dict[str, Any]:
         """Builds the plan."""
-        from hidiff_export.build.protocol import PortableGraph
-        from hidiff_export.build.tensorrt.builder import TensorRtBuilder
-        from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX
+        from hidiff_export.engines.protocol import PortableGraph
+        from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
+        from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX
 
         record = self.record()
         TensorRtBuilder(TENSORRT_RTX, ("sm89",)).build([PortableGraph(self.graph, record)], lambda *_: None)

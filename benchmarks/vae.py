@@ -42,15 +42,15 @@ def highest_gb() -> float:
 
 def export(folder: Path, family: str, pixels: int) -> None:
     """Writes weights, portable graphs, ONNX Runtime's engines and what `record` reads."""
-    from hidiff_export.build.onnxruntime import lower
-    from hidiff_export.families import Family, Task
+    from hidiff_export.checkpoints.component import Component
+    from hidiff_export.checkpoints.load import build, load
+    from hidiff_export.checkpoints.weight_store import WeightStore
+    from hidiff_export.engines.onnxruntime import lower
+    from hidiff_export.families.family import Family, Task
+    from hidiff_export.families.vae_tiling import VaeTiles
     from hidiff_export.graph.portable import write_graph
-    from hidiff_export.graph.weights import WeightStore
-    from hidiff_export.model.component import Component
-    from hidiff_export.model.load import build, load
-    from hidiff_export.model.vae import VaeDecoder, VaeEncoder
-    from hidiff_export.recipe.values import Precision
-    from hidiff_export.tiling import VaeTiles
+    from hidiff_export.modules.vae import VaeDecoder, VaeEncoder
+    from hidiff_export.recipe.field_types import Precision
 
     folder.mkdir(parents=True)
     checkpoint = load(Component.VAE, "random:0", Family(family), Task.TEXT_TO_IMAGE)
@@ -116,10 +116,10 @@ def run(folder: Path, half: str, pixels: int, threads: int, most: int | None) ->
 
 def tensorrt(folder: Path) -> None:
     """Prints a row for each half's plan."""
-    from hidiff_export.build.protocol import PortableGraph
-    from hidiff_export.build.tensorrt.builder import TensorRtBuilder
-    from hidiff_export.build.tensorrt.built import Built
-    from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX
+    from hidiff_export.engines.protocol import PortableGraph
+    from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
+    from hidiff_export.engines.tensorrt.built_plans import Built
+    from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX
     from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 
     content, vae = record(folder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hidiff_runtime import __version__
 
 if TYPE_CHECKING:
-    from hidiff_export.model.patch import apply_hidiffusion
+    from hidiff_export.diffusers_api.apply_hidiffusion import apply_hidiffusion
 
 __all__ = ["__version__", "apply_hidiffusion"]
 
@@ -15,7 +15,7 @@ __all__ = ["__version__", "apply_hidiffusion"]
 def __getattr__(name: str) -> Any:
     """Imports what needs PyTorch only when it is asked for."""
     if name == "apply_hidiffusion":
-        from hidiff_export.model.patch import apply_hidiffusion
+        from hidiff_export.diffusers_api.apply_hidiffusion import apply_hidiffusion
 
         return apply_hidiffusion
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -70,7 +70,7 @@ class NoDisplay:
 @pytest.fixture(scope="session")
 def sd15_bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A tiny SD1.5 bundle for ONNX Runtime, 128 pixels, 3 steps of Euler ancestral; copy it before changing it."""
-    from hidiff_export.compile import build
+    from hidiff_export.compiler.compile import build
     from hidiff_export.recipe import Recipe
 
     base = tmp_path_factory.getbasetemp()

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from hidiff_export.families import Family, Task, Width, text_encoder_configs
-from hidiff_export.model.component import Component
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.families.family import Family, Task, Width, text_encoder_configs
 
 Layer = tuple[Component, str]
 """A network and a module's name there."""

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from hidiff_export.build.onnxruntime import lower
-from hidiff_export.families import Family, Width, vae_config
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.load import build
+from hidiff_export.checkpoints.synthetic import fabricate
+from hidiff_export.checkpoints.weight_store import WeightStore
+from hidiff_export.engines.onnxruntime import lower
+from hidiff_export.families.family import Family, Width, vae_config
+from hidiff_export.families.vae_tiling import VaeTiles
 from hidiff_export.graph.portable import write_graph
-from hidiff_export.graph.weights import WeightStore
-from hidiff_export.model.component import Component
-from hidiff_export.model.fabricate import fabricate
-from hidiff_export.model.load import build
-from hidiff_export.model.vae import VaeDecoder, VaeEncoder
-from hidiff_export.recipe.values import Precision
-from hidiff_export.tiling import VaeTiles
+from hidiff_export.modules.vae import VaeDecoder, VaeEncoder
+from hidiff_export.recipe.field_types import Precision
 from hidiff_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from hidiff_runtime.format.manifest import GraphRecord
 from hidiff_runtime.format.specs import VaeRecord

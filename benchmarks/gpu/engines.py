@@ -10,10 +10,11 @@ from typing import Any
 from unittest import mock
 
 import hidiff_runtime
-from hidiff_export.compile import BuildResult, build
-from hidiff_export.parity.tolerance import Boundary, bound_for
+from hidiff_export.compiler.compile import BuildResult, build
+from hidiff_export.compiler.stages import order
+from hidiff_export.compiler.stages.stage import Report, StageContext
 from hidiff_export.recipe import Recipe
-from hidiff_export.stages import Report, StageContext, order
+from hidiff_export.reference.tolerances import Boundary, bound_for
 from hidiff_runtime import Bundle, Phase
 from hidiff_runtime.denoising.denoiser import OUTPUT
 from hidiff_runtime.verification.sample_recorder import SampleRecorder

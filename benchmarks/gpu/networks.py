@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from benchmarks.gpu.cases import Step, extreme
-from hidiff_export.graph.weights import PRECISIONS
-from hidiff_export.model.load import build_unet, load_unet
-from hidiff_export.model.phase_unet import PhaseUNet, structural_copy
-from hidiff_export.model.state_dict import LazyStateDict, shapes_of
-from hidiff_export.parity.inputs import arrays, mixed_shifts, random_inputs
+from hidiff_export.checkpoints.load import build_unet, load_unet
+from hidiff_export.checkpoints.state_dict import LazyStateDict, shapes_of
+from hidiff_export.checkpoints.weight_store import PRECISIONS
+from hidiff_export.modules.phase_unet import PhaseUNet, structural_copy
 from hidiff_export.recipe import Recipe
+from hidiff_export.reference.random_inputs import arrays, mixed_shifts, random_inputs
 from tests.parity import published
 
 Tensors = Mapping[str, torch.Tensor]

@@ -14,10 +14,10 @@ import torch
 from benchmarks.gpu import engines, networks, pipelines
 from benchmarks.gpu.cases import CALL_SNR_DB, PICTURE_PSNR_DB, Step
 from benchmarks.gpu.work import Work, free_memory
-from hidiff_export.parity.inputs import arrays
-from hidiff_export.parity.pipeline import SEED, RunInputs
-from hidiff_export.parity.tolerance import TOLERANCES, Boundary
 from hidiff_export.recipe import Recipe
+from hidiff_export.reference.diffusers_run import SEED, RunInputs
+from hidiff_export.reference.random_inputs import arrays
+from hidiff_export.reference.tolerances import TOLERANCES, Boundary
 from hidiff_runtime.phases import PhaseRule
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 from hidiff_runtime.verification.comparison import Bound, Verdict, judge

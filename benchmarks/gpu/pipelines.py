@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu.cases import extreme
 from benchmarks.gpu.networks import EAGER, PUBLISHED, STOCK, unet_of
-from hidiff_export.families import LATENT_CHANNELS
-from hidiff_export.model.noise_schedule import resolve_noise_schedule
-from hidiff_export.model.patch import apply_hidiffusion
-from hidiff_export.parity.inputs import arrays
-from hidiff_export.parity.pipeline import RunInputs
+from hidiff_export.diffusers_api.apply_hidiffusion import apply_hidiffusion
+from hidiff_export.families.family import LATENT_CHANNELS
 from hidiff_export.recipe import Recipe
-from hidiff_export.sampler.schedulers import build_scheduler
+from hidiff_export.reference.diffusers_run import RunInputs
+from hidiff_export.reference.random_inputs import arrays
+from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
+from hidiff_export.scheduler_tables.noise_schedule import resolve_noise_schedule
 from tests.parity import published
 
 Array = NDArray[Any]

@@ -15,9 +15,9 @@ from benchmarks.gpu import engines, networks, pipelines
 from benchmarks.gpu.cases import PYTORCH, Step
 from benchmarks.gpu.machine import Clock, MemoryWatch
 from benchmarks.gpu.work import Work
-from hidiff_export.parity.inputs import arrays
-from hidiff_export.parity.pipeline import SEED, RunInputs
 from hidiff_export.recipe import Recipe
+from hidiff_export.reference.diffusers_run import SEED, RunInputs
+from hidiff_export.reference.random_inputs import arrays
 
 _FEWEST = 5
 ENGINE = "engine"

@@ -155,19 +155,19 @@ def memory(bundle: Path) -> None:
 
 def graphs(name: str) -> Iterator[tuple[str, Any]]:
     """What each step of a shipped recipe evaluates: its first phase, and the ControlNet if it has one."""
-    from hidiff_export import signature
+    from hidiff_export.families import graph_io
     from hidiff_export.recipe import Recipe
     from hidiff_runtime.format.manifest import GraphRecord
 
     recipe = Recipe.load(name)
     config, shape = recipe.unet_config(), (recipe.latent_height, recipe.latent_width, recipe.model_batch)
     phase, tokens = recipe.phase_rule().phases()[0], {"prompt_tokens": recipe.prompt_tokens}
-    inputs = signature.phase_inputs(config, recipe.unet_layout, phase, *shape, **tokens)
-    yield f"UNet, {phase.name}", GraphRecord("unet", {}, inputs, signature.phase_outputs(config, *shape))
+    inputs = graph_io.phase_inputs(config, recipe.unet_layout, phase, *shape, **tokens)
+    yield f"UNet, {phase.name}", GraphRecord("unet", {}, inputs, graph_io.phase_outputs(config, *shape))
     if recipe.controlnet is not None:
         config = recipe.controlnet_config()
-        inputs = signature.controlnet_inputs(config, *shape, **tokens)
-        yield "ControlNet", GraphRecord("controlnet", {}, inputs, signature.controlnet_outputs(config, *shape))
+        inputs = graph_io.controlnet_inputs(config, *shape, **tokens)
+        yield "ControlNet", GraphRecord("controlnet", {}, inputs, graph_io.controlnet_outputs(config, *shape))
 
 
 def write_model(folder: Path, config: str, program: str) -> None:
@@ -179,8 +179,8 @@ def write_model(folder: Path, config: str, program: str) -> None:
 
 def hop(repeats: int) -> None:
     """The table of what a hop takes by the sizes of what crosses."""
-    from hidiff_export.deploy.config import Places
     from hidiff_export.deploy.engine_config import engine_config
+    from hidiff_export.triton.model_config import Places
     from tests.deploy.engine_stand_in import PLATFORM
     from tests.deploy.server import TritonServer
 
@@ -222,7 +222,7 @@ def timed(server: Any, model: str, record: Any, repeats: int) -> list[float]:
 def steps(bundle: Path, pictures: int) -> None:
     """The table of the seconds of a step in both layouts."""
     from hidiff_export.deploy.per_phase import write_per_phase
-    from hidiff_export.deploy.repository import Plan, write
+    from hidiff_export.triton.repository import Plan, write
     from tests.deploy.engine_stand_in import stand_in
     from tests.deploy.server import TritonServer
 

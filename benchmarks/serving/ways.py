@@ -13,7 +13,7 @@ from typing import Any
 import tritonclient.grpc
 import tritonclient.http
 
-from hidiff_export.deploy.repository import Plan, write
+from hidiff_export.triton.repository import Plan, write
 from hidiff_runtime.format.manifest import Manifest
 from tests.deploy import clients
 from tests.deploy.clients import MODEL, STREAM, events, inputs, post

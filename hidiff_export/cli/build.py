@@ -10,7 +10,7 @@ import click
 from hidiff_export.cli.options import lora_option, lora_setting, recipe_argument, set_option
 
 if TYPE_CHECKING:
-    from hidiff_export.compile import BuildResult
+    from hidiff_export.compiler.compile import BuildResult
 
 
 @click.command(
@@ -44,8 +44,8 @@ def build(
 
     An interrupted build goes on from its last finished stage when the same command is run again.
     """
-    from hidiff_export.cli.progress import progress_display
-    from hidiff_export.compile import build as build_bundle
+    from hidiff_export.cli.progress_display import progress_display
+    from hidiff_export.compiler.compile import build as build_bundle
     from hidiff_export.recipe import Recipe
 
     changes = (*assignments, *((f"source={source}",) if source is not None else ()), *lora_setting(loras))

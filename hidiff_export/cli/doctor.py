@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hidiff_export.build.tensorrt.libraries import Library
+    from hidiff_export.engines.tensorrt.libraries import Library
 
 _KINDS = {"builds engines": "builders", "runs engines": "backends"}
 
@@ -55,8 +55,8 @@ def _table(kind: str, backends: dict[str, Any]) -> Table:
 
 def examine() -> dict[str, Any]:
     """The machine, what builds and runs engines on it, and the versions of the tools, as JSON values."""
-    from hidiff_export.build.tensorrt.libraries import TENSORRT, TENSORRT_RTX
-    from hidiff_export.versions import tool_versions
+    from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX
+    from hidiff_export.tool_versions import tool_versions
     from hidiff_runtime import backends
 
     available = {name: backends.get(name).available() for name in backends.NAMES}
@@ -77,8 +77,8 @@ def examine() -> dict[str, Any]:
 
 def _builder(library: Library) -> dict[str, Any]:
     """Whether a TensorRT builds engines here, and for which GPUs."""
-    from hidiff_export.build.tensorrt.examine import THIS_MACHINE, check_targets
-    from hidiff_export.build.tensorrt.examine import examine as examine_library
+    from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, check_targets
+    from hidiff_export.engines.tensorrt.capabilities import examine as examine_library
     from hidiff_export.errors import EngineError
 
     try:

@@ -191,7 +191,7 @@ def _left_out(manifest: Manifest) -> list[int | str]:
     """What the recipe asked for and no table holds, as recipes write step counts."""
     from hidiff_export.errors import BundleError, RecipeError
     from hidiff_export.recipe import Recipe
-    from hidiff_export.recipe.values import ranges
+    from hidiff_export.recipe.field_types import ranges
     from hidiff_runtime.format.codec import REBUILD
 
     try:
@@ -235,7 +235,7 @@ def _magnitudes(folder: BundleFolder, manifest: Manifest, report: dict[str, Any]
 
 
 def _print_magnitudes(summary: dict[str, Any], console: Console) -> None:
-    from hidiff_export.parity.magnitudes import Magnitudes
+    from hidiff_export.reference.magnitudes import Magnitudes
 
     if summary["magnitudes"] is not None:
         for line in Magnitudes.from_dict(summary["magnitudes"], _MAGNITUDES).lines:

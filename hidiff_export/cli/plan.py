@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from hidiff_export.plan import PlannedPhase, RunPlan
+    from hidiff_export.recipe.run_plan import PlannedPhase, RunPlan
 
 
 _MEANINGS = {
@@ -53,8 +53,8 @@ def plan(recipe: str, steps: int | None, as_json: bool, assignments: tuple[str, 
     Operations are counted, not measured: two for each multiply-add of a convolution, a linear layer or an attention
     product.
     """
-    from hidiff_export.plan import RunPlan, default_steps
     from hidiff_export.recipe import Recipe
+    from hidiff_export.recipe.run_plan import RunPlan, default_steps
 
     loaded = Recipe.load(recipe, assignments)
     run = RunPlan(loaded, default_steps(loaded) if steps is None else steps)

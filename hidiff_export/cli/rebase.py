@@ -53,10 +53,10 @@ def rebase(
     noise schedule, parity bounds, backends.
     """
     from hidiff_export.cli.build import print_result
-    from hidiff_export.cli.progress import progress_display
+    from hidiff_export.cli.progress_display import progress_display
     from hidiff_export.cli.verify import keep_report
+    from hidiff_export.compiler.rebase import rebase as rebase_bundle
     from hidiff_export.errors import InputError, ParityError
-    from hidiff_export.rebase import rebase as rebase_bundle
     from hidiff_runtime.format.manifest import Manifest
 
     if loras and no_lora:
@@ -79,7 +79,7 @@ def rebase(
         )
         report, manifest = None, Manifest.read(result.folder)
         if not no_verify:
-            from hidiff_export.parity.verify import verify  # brings in torch, for which a refusal must not wait
+            from hidiff_export.verification.verify import verify  # brings in torch, for which a refusal must not wait
 
             checkpoint = str(manifest.recipe["source"])
             with display.stage("verify", reused=False) as progress:

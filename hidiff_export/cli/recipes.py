@@ -74,7 +74,7 @@ Example:
 )
 def schema() -> None:
     """Print the JSON Schema of a recipe, with which editors complete and check one."""
-    from hidiff_export.recipe.schema import recipe_schema
+    from hidiff_export.recipe.json_schema import recipe_schema
 
     click.echo(json.dumps(recipe_schema(), indent=1))
 

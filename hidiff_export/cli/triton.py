@@ -13,7 +13,7 @@ import click
 from hidiff_export.cli.options import allow_links_option
 
 if TYPE_CHECKING:
-    from hidiff_export.deploy.repository import Written
+    from hidiff_export.triton.repository import Written
 
 
 @click.command(
@@ -90,8 +90,8 @@ def triton(
     or HTTP generate_stream). Both share one set of engines. The server gets ready when the bundle's hashes, its
     reference samples and a warm-up picture are right, and ends with exit code 1 and the reason in its log otherwise.
     """
-    from hidiff_export.deploy.config import Places, Queue
-    from hidiff_export.deploy.repository import Plan, write
+    from hidiff_export.triton.model_config import Places, Queue
+    from hidiff_export.triton.repository import Plan, write
     from hidiff_runtime.pipeline.request_limits import Limits
 
     limits = {"prompt_characters": max_prompt, "image_bytes": max_image_bytes, "steps": max_steps}

@@ -11,7 +11,7 @@ import click
 from hidiff_export.cli.options import allow_links_option
 
 if TYPE_CHECKING:
-    from hidiff_export.parity.report import Report
+    from hidiff_export.verification.report import Report
 
 
 @click.command(
@@ -57,10 +57,10 @@ def verify(
     Exits with 0 only if every comparison is within its bound and float16 holds what has to be computed in it, else with
     1. The report is kept in the bundle.
     """
-    from hidiff_export.bundle import storage_errors
-    from hidiff_export.cli.progress import progress_display
+    from hidiff_export.cli.progress_display import progress_display
+    from hidiff_export.compiler.workspace import storage_errors
     from hidiff_export.errors import ParityError
-    from hidiff_export.parity.verify import verify as verify_bundle
+    from hidiff_export.verification.verify import verify as verify_bundle
     from hidiff_runtime.format.bundle_folder import BundleFolder
 
     digest = BundleFolder(directory, allow_links).manifest().digest
@@ -107,7 +107,7 @@ def _show(report: Report, *, as_json: bool) -> None:
 def keep_report(report: Report, directory: Path, digest: str) -> None:
     """Stores the report in the bundle of this digest; a bundle on a read-only disk can be verified all the same."""
     from hidiff_export.errors import StorageError
-    from hidiff_export.parity.report import store
+    from hidiff_export.verification.report import store
 
     try:
         store(report, directory, verified=digest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from hidiff_export.deploy.config import Places, group_text, parameter_text, quoted, tensors_text
+from hidiff_export.triton.model_config import Places, group_text, parameter_text, quoted, tensors_text
 from hidiff_runtime.backends.onnxruntime import CUDA_OPTIONS
 from hidiff_runtime.format.manifest import GraphRecord
 from hidiff_runtime.serving.triton.layout import LOADED, LOADS, PING

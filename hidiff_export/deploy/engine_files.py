@@ -9,8 +9,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from hidiff_export.deploy.files import take_file
 from hidiff_export.errors import BundleError, InputError
+from hidiff_export.triton.repository_files import take_file
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.format.paths import fault_in
 

@@ -12,10 +12,11 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hidiff_export.deploy.config import Places
 from hidiff_export.deploy.engine_config import PLATFORMS, SingleConfig, engine_config, start_config
 from hidiff_export.deploy.engine_files import EngineFiles, take_onnx, take_plan
-from hidiff_export.deploy.repository import (
+from hidiff_export.errors import InputError
+from hidiff_export.triton.model_config import Places
+from hidiff_export.triton.repository import (
     BUNDLE,
     BUNDLES,
     Plan,
@@ -29,7 +30,6 @@ from hidiff_export.deploy.repository import (
     write_model,
     write_pipeline,
 )
-from hidiff_export.errors import InputError
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.integrity import CheckedFiles, state_of, verify_files
 from hidiff_runtime.format.manifest import GraphRecord

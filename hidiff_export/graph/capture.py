@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from hidiff_export.errors import ExportError
-from hidiff_export.model.graph_module import GraphModule
+from hidiff_export.modules.graph_module import GraphModule
 from hidiff_runtime.format.manifest import TensorSpec
 
 OPSET = 23

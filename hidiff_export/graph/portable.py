@@ -7,17 +7,17 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.errors import ExportError
 from hidiff_export.graph.capture import capture
 from hidiff_export.graph.passes.collect_constants import CollectConstants
-from hidiff_export.graph.passes.externalise_weights import ExternaliseWeights
+from hidiff_export.graph.passes.externalize_weights import ExternaliseWeights
 from hidiff_export.graph.passes.fold_constants import FoldConstants
 from hidiff_export.graph.passes.name_by_module import NameByModule
 from hidiff_export.graph.passes.narrow_indices import NarrowIndices
 from hidiff_export.graph.passes.nearest_to_gather import NearestToGather
 from hidiff_export.graph.passes.remove_no_ops import RemoveNoOps
-from hidiff_export.graph.weights import WeightStore
-from hidiff_export.model.graph_module import GraphModule
+from hidiff_export.modules.graph_module import GraphModule
 from hidiff_runtime import __version__
 
 

@@ -23,15 +23,13 @@ from pydantic import (
     model_validator,
 )
 
-from hidiff_export import families
 from hidiff_export.errors import RecipeError
-from hidiff_export.families import LATENT_CHANNELS, PIXELS_PER_LATENT, Family, Layout, Task, Width
-from hidiff_export.recipe.agreement import check_agreement
-from hidiff_export.recipe.file import RecipeSource
-from hidiff_export.recipe.parts import Frozen, HiDiffusion, LoraFile, ParityBounds, Range, without_default
-from hidiff_export.recipe.problems import recipe_error
-from hidiff_export.recipe.shipped import find_recipe
-from hidiff_export.recipe.values import (
+from hidiff_export.families import family as families
+from hidiff_export.families.family import LATENT_CHANNELS, PIXELS_PER_LATENT, Family, Layout, Task, Width
+from hidiff_export.families.graph_io import PROMPT_TOKENS
+from hidiff_export.families.vae_tiling import VaeTiles
+from hidiff_export.recipe.consistency import check_agreement
+from hidiff_export.recipe.field_types import (
     DISTINCT,
     LARGEST,
     MOST_STEPS,
@@ -53,8 +51,10 @@ from hidiff_export.recipe.values import (
     choices,
     random_seed,
 )
-from hidiff_export.signature import PROMPT_TOKENS
-from hidiff_export.tiling import VaeTiles
+from hidiff_export.recipe.library import find_recipe
+from hidiff_export.recipe.sections import Frozen, HiDiffusion, LoraFile, ParityBounds, Range, without_default
+from hidiff_export.recipe.validation_errors import recipe_error
+from hidiff_export.recipe.yaml_source import RecipeSource
 from hidiff_runtime.phases import PhaseRule, StepRange
 
 _SIDE = f"a multiple of {MULTIPLE} from {SMALLEST} to {LARGEST}."

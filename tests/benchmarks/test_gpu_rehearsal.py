@@ -22,8 +22,9 @@ from benchmarks.gpu.record import ABSENT, DONE, FAILED, NOT_BEGUN, NOT_ENDED, Jo
 from benchmarks.gpu.record import REHEARSAL as KIND
 from benchmarks.gpu.table import markdown
 from benchmarks.gpu.work import Work
+from hidiff_export.compiler.stages import order
+from hidiff_export.compiler.stages.stage import StageContext
 from hidiff_export.recipe import Recipe
-from hidiff_export.stages import StageContext, order
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.verification.reference_samples import ReferenceSamples
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hidiff_export.deploy.repository import Plan, write
+from hidiff_export.triton.repository import Plan, write
 from tests.deploy.server import TritonServer
 
 

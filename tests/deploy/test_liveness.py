@@ -15,7 +15,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from hidiff_export.deploy.per_phase import write_per_phase
-from hidiff_export.deploy.repository import Plan
+from hidiff_export.triton.repository import Plan
 from tests.deploy.clients import grpc, http, inputs
 from tests.deploy.server import TritonServer
 

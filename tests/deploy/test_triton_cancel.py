@@ -18,8 +18,8 @@ import tritonclient.http
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from hidiff_export.deploy.config import Queue
-from hidiff_export.deploy.repository import Plan, write
+from hidiff_export.triton.model_config import Queue
+from hidiff_export.triton.repository import Plan, write
 from hidiff_runtime import Pipeline
 from tests.deploy.clients import MODEL, STREAM, grpc, inputs, picture, same, stream
 from tests.deploy.clients import http as plain

@@ -18,7 +18,7 @@ import tritonclient.http
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from hidiff_export.deploy.repository import Plan, write
+from hidiff_export.triton.repository import Plan, write
 from hidiff_runtime import Pipeline
 from hidiff_runtime.format.manifest import Manifest
 from tests.deploy.clients import MODEL, STREAM, http, inputs, picture, same

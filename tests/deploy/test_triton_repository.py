@@ -14,8 +14,8 @@ import pytest
 import tritonclient.http
 from needs import triton_folder
 
-from hidiff_export.deploy.config import Places
-from hidiff_export.deploy.repository import BUNDLE, Plan, write
+from hidiff_export.triton.model_config import Places
+from hidiff_export.triton.repository import BUNDLE, Plan, write
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
 from tests.deploy.clients import MODEL, STREAM, http, inputs, picture
 from tests.deploy.server import TritonServer

@@ -23,25 +23,25 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from hidiff_export import apply_hidiffusion
-from hidiff_export.build import onnxruntime
-from hidiff_export.compile import build
-from hidiff_export.families import Family, Task, Width
-from hidiff_export.model.component import Component
-from hidiff_export.model.graph_module import GraphModule
-from hidiff_export.model.load import build as build_network
-from hidiff_export.model.load import load
-from hidiff_export.model.tokenizer import tokenizer_json
-from hidiff_export.model.vae import VaeEncoder
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.load import build as build_network
+from hidiff_export.checkpoints.load import load
+from hidiff_export.checkpoints.tokenizer import tokenizer_json
+from hidiff_export.compiler.compile import build
+from hidiff_export.compiler.stages import graphs
+from hidiff_export.compiler.stages.reference import Reference
+from hidiff_export.engines import onnxruntime
+from hidiff_export.families.family import Family, Task, Width
+from hidiff_export.modules.graph_module import GraphModule
+from hidiff_export.modules.vae import VaeEncoder
 from hidiff_export.recipe import Recipe
-from hidiff_export.stages import graphs
-from hidiff_export.stages.reference import Reference
 from hidiff_runtime.format import safetensors
 from hidiff_runtime.format.manifest import GraphRecord
 from hidiff_runtime.pipeline import pipeline as runtime_pipeline
 from hidiff_runtime.pipeline.pipeline import Pipeline
 from hidiff_runtime.verification.reference_samples import TENSORS
 from tests.conftest import NoDisplay
-from tests.export.parity.torch_bundle import TorchBackend
+from tests.export.verification.torch_bundle import TorchBackend
 from tests.parity.pipelines import scheduler_of
 
 Array = np.ndarray

@@ -16,9 +16,9 @@ from typing import Any
 import diffusers
 import torch
 
-from hidiff_export.families import Family, Task, Width, default_scheduler
-from hidiff_export.model.component import Component
-from hidiff_export.model.fabricate import fabricate
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.synthetic import fabricate
+from hidiff_export.families.family import Family, Task, Width, default_scheduler
 
 SD15_NAME = "runwayml/stable-diffusion-v1-5"
 SDXL_NAME = "stabilityai/stable-diffusion-xl-base-1.0"

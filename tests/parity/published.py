@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from diffusers.models.controlnets import multicontrolnet
 
-from hidiff_export.families import Family, Task
+from hidiff_export.families.family import Family, Task
 from tests.parity import pipelines
 
 _SHIFT_EDGES = torch.tensor([0.25, 0.5, 0.75])

@@ -19,15 +19,15 @@ import torch
 
 import hidiff_runtime
 from hidiff_export import apply_hidiffusion
+from hidiff_export.diffusers_api.bundle_unet import BundleUNet
 from hidiff_export.errors import EngineError, InputError
-from hidiff_export.families import Family, Task, Width, unet_config
-from hidiff_export.integrations.diffusers import BundleUNet
-from hidiff_export.parity.tolerance import TOLERANCES, Boundary
+from hidiff_export.families.family import Family, Task, Width, unet_config
 from hidiff_export.recipe import Recipe
+from hidiff_export.reference.tolerances import TOLERANCES, Boundary
 from hidiff_runtime.phases import PhaseRule
 from hidiff_runtime.verification.comparison import judge
-from tests.export.parity.torch_bundle import TorchBackend, use
-from tests.export.parity.torch_bundle import build as build_torch_bundle
+from tests.export.verification.torch_bundle import TorchBackend, use
+from tests.export.verification.torch_bundle import build as build_torch_bundle
 from tests.parity.pipelines import Case, arguments, build, scheduler_of, trajectory
 
 SD, SD_I2I, SD_INPAINT, SD_CONTROL = (

@@ -20,21 +20,22 @@ from torch.nn import functional
 
 import hidiff_runtime
 from hidiff_export import apply_hidiffusion
-from hidiff_export.build import onnxruntime
-from hidiff_export.compile import build
+from hidiff_export.checkpoints.load import build_controlnet, build_unet, load_controlnet, load_unet
+from hidiff_export.compiler.compile import build
+from hidiff_export.compiler.stages import graphs
+from hidiff_export.compiler.stages.stage import Report
+from hidiff_export.engines import onnxruntime
 from hidiff_export.graph.portable import write_graph
-from hidiff_export.model.controlnet import ControlNetModule
-from hidiff_export.model.load import build_controlnet, build_unet, load_controlnet, load_unet
-from hidiff_export.model.phase_unet import PhaseUNet
+from hidiff_export.modules.controlnet import ControlNetModule
+from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_export.recipe import Recipe
-from hidiff_export.sampler.schedulers import build_scheduler
-from hidiff_export.stages import Report, graphs
+from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
 from hidiff_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from hidiff_runtime.denoising.controlnet import nearest
 from hidiff_runtime.format.manifest import FileRecord, Manifest
 from hidiff_runtime.verification.comparison import Metrics
 from hidiff_runtime.verification.reference_samples import Drawn
-from tests.export.parity.torch_bundle import TorchBackend
+from tests.export.verification.torch_bundle import TorchBackend
 
 # The ControlNet sees latents of 128 at the longer side: this makes that a downscale, and keeps it cheap.
 HEIGHT, WIDTH = 128, 1536

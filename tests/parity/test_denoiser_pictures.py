@@ -17,18 +17,18 @@ import pytest
 import torch
 
 from hidiff_export import apply_hidiffusion
-from hidiff_export.families import Task, default_scheduler
-from hidiff_export.parity.source import networks_of_store
+from hidiff_export.families.family import Task, default_scheduler
 from hidiff_export.recipe import Recipe
-from hidiff_export.sampler.probe import probe
-from hidiff_export.sampler.schedulers import build_scheduler
+from hidiff_export.reference.reference_weights import networks_of_store
+from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
+from hidiff_export.scheduler_tables.probe import probe
 from hidiff_runtime import TorchGenerator
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.denoising import denoiser
 from hidiff_runtime.denoising.init_image import Blend, SourceImage
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.phases import Phase, PhasePlan
-from tests.export.parity.torch_bundle import TorchBackend, build, write_manifest
+from tests.export.verification.torch_bundle import TorchBackend, build, write_manifest
 from tests.parity import pipelines
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers' DEIS, on numpy 2

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hidiff_export.model import model_index
-from hidiff_export.parity.source import judge_index
+from hidiff_export.checkpoints import model_index
+from hidiff_export.reference.reference_weights import judge_index
 from hidiff_runtime.format.manifest import Manifest
 from tests.parity.pictures import Picture, diffusers_pipeline, expected, generated, module_bundle, opened
 from tests.parity.test_pictures import ASKED, BOUND, XL, XL_STEPS, assert_alike, recipe, snr_db

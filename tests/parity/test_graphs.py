@@ -11,24 +11,24 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from hidiff_export.build import onnxruntime as onnxruntime_build
-from hidiff_export.build.protocol import PortableGraph
-from hidiff_export.build.tensorrt import lowering as tensorrt_build
-from hidiff_export.build.tensorrt.builder import TensorRtBuilder
-from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX
-from hidiff_export.families import Family, Layout, Task, Width
-from hidiff_export.graph.islands import island_of
-from hidiff_export.graph.passes.float32_islands import computes_in_float32
+from hidiff_export.checkpoints.load import build_unet, load_unet
+from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
+from hidiff_export.engines import onnxruntime as onnxruntime_build
+from hidiff_export.engines.protocol import PortableGraph
+from hidiff_export.engines.tensorrt import lowering as tensorrt_build
+from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
+from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX
+from hidiff_export.families.family import Family, Layout, Task, Width
+from hidiff_export.graph.float32_ops import island_of
+from hidiff_export.graph.passes.float32_operations import computes_in_float32
 from hidiff_export.graph.portable import save, write_graph
-from hidiff_export.graph.weights import PRECISIONS, WeightStore
-from hidiff_export.model.load import build_unet, load_unet
-from hidiff_export.model.phase_unet import PhaseUNet
-from hidiff_export.parity.inputs import arrays, mixed_shifts, random_inputs
-from hidiff_export.recipe.values import Precision
+from hidiff_export.modules.phase_unet import PhaseUNet
+from hidiff_export.recipe.field_types import Precision
+from hidiff_export.reference.random_inputs import arrays, mixed_shifts, random_inputs
 from hidiff_runtime.format.manifest import GraphRecord
 from hidiff_runtime.phases import Phase, PhaseKind
 from hidiff_runtime.verification.comparison import Metrics
-from tests.export.build.tensorrt.parsed import check_islands, parse
+from tests.export.engines.tensorrt.parsed import check_islands, parse
 
 pytestmark = pytest.mark.slow
 

@@ -16,15 +16,15 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from hidiff_export.cli import main
-from hidiff_export.model.phase_unet import PhaseUNet
-from hidiff_export.parity.coverage import edge_points
-from hidiff_export.parity.inputs import arrays
-from hidiff_export.parity.magnitude_recorder import MagnitudeRecorder
-from hidiff_export.parity.meter import Meter
-from hidiff_export.parity.reference import courses, random_calls
-from hidiff_export.parity.source import networks_of_store
-from hidiff_export.parity.tolerance import Boundary
+from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_export.recipe import Recipe
+from hidiff_export.reference.evaluation_plan import edge_points
+from hidiff_export.reference.flops_progress import Meter
+from hidiff_export.reference.magnitude_recorder import MagnitudeRecorder
+from hidiff_export.reference.random_inputs import arrays
+from hidiff_export.reference.reference import courses, random_calls
+from hidiff_export.reference.reference_weights import networks_of_store
+from hidiff_export.reference.tolerances import Boundary
 from hidiff_runtime import cli
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.format.manifest import Manifest

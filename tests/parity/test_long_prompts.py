@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from hidiff_export.parity.tolerance import TOLERANCES, Boundary
 from hidiff_export.recipe import Recipe
+from hidiff_export.reference.tolerances import TOLERANCES, Boundary
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.verification.comparison import judge
 from tests.parity.pictures import Picture, diffusers_pipeline, expected, generated, module_bundle, opened

@@ -17,11 +17,11 @@ import pytest
 import torch
 from peft.utils.other import get_pattern_key
 
-from hidiff_export.families import Family, Task, Width
-from hidiff_export.model.component import Component
-from hidiff_export.model.load import build, load
-from hidiff_export.model.lora import Lora, fuse, read_lora
-from hidiff_export.model.lora_settings import factor_of
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.load import build, load
+from hidiff_export.checkpoints.lora import Lora, fuse, read_lora
+from hidiff_export.checkpoints.lora_scaling import factor_of
+from hidiff_export.families.family import Family, Task, Width
 from tests.loras import (
     Alphas,
     Factors,

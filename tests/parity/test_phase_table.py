@@ -16,8 +16,8 @@ from unittest import mock
 import pytest
 import torch
 
-from hidiff_export.families import Family, Layout, Task, Width, phase_rule
-from hidiff_export.model.component import Component
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.families.family import Family, Layout, Task, Width, phase_rule
 from hidiff_runtime.phases import Phase, PhaseKind, PhasePlan, PhaseRule, StepRange
 from tests.parity import published
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from hidiff_export.families import Family, Layout, Task, phase_rule, unet_config
-from hidiff_export.geometry import UNetGeometry
-from hidiff_export.model.component import Component
-from hidiff_export.model.phase_unet import PhaseUNet
-from hidiff_export.parity.inputs import arrays, random_inputs
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.families.family import Family, Layout, Task, phase_rule, unet_config
+from hidiff_export.families.geometry import UNetGeometry
+from hidiff_export.modules.phase_unet import PhaseUNet
+from hidiff_export.reference.random_inputs import arrays, random_inputs
 from hidiff_runtime.phases import Phase, PhaseKind, PhasePlan
 from tests.parity import published
 from tests.parity.pipelines import network

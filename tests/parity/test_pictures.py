@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import ImageOps
 
-from hidiff_export.families import Family, default_scheduler
-from hidiff_export.parity.tolerance import TOLERANCES, Boundary
+from hidiff_export.families.family import Family, default_scheduler
 from hidiff_export.recipe import Recipe
+from hidiff_export.reference.tolerances import TOLERANCES, Boundary
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.pipeline.pipeline import Pipeline
 from hidiff_runtime.verification.comparison import Metrics

@@ -10,9 +10,9 @@ from typing import Any
 import diffusers
 import pytest
 
-from hidiff_export.families import Family, default_scheduler
-from hidiff_export.model import noise_schedule
+from hidiff_export.families.family import Family, default_scheduler
 from hidiff_export.recipe import Recipe
+from hidiff_export.scheduler_tables import noise_schedule
 from hidiff_runtime.format.manifest import Manifest
 from tests.parity.pictures import Picture, diffusers_pipeline, expected, generated, module_bundle, opened
 from tests.parity.test_pictures import ASKED, BOUND, PROMPT, assert_alike, recipe, snr_db

@@ -7,10 +7,10 @@ from typing import Any
 import diffusers
 import pytest
 
-from hidiff_export.families import Family, Task, default_scheduler
-from hidiff_export.sampler.corrections import corrected
-from hidiff_export.sampler.probe import probe
-from hidiff_export.sampler.schedulers import build_scheduler
+from hidiff_export.families.family import Family, Task, default_scheduler
+from hidiff_export.scheduler_tables.corrections import corrected
+from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
+from hidiff_export.scheduler_tables.probe import probe
 
 OLD = {"steps_offset": 0, "clip_sample": True, "skip_prk_steps": False}
 TASKS = {

@@ -15,17 +15,17 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from hidiff_export.build.onnxruntime import lower
-from hidiff_export.families import Family, Task, Width, text_encoder_configs
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.load import build, load
+from hidiff_export.checkpoints.tokenizer import END, START, tokenizer_json
+from hidiff_export.checkpoints.weight_store import WeightStore
+from hidiff_export.engines.onnxruntime import lower
+from hidiff_export.families.family import Family, Task, Width, text_encoder_configs
+from hidiff_export.families.graph_io import most_skipped, text_encoder_inputs, text_encoder_outputs
 from hidiff_export.graph.portable import write_graph
-from hidiff_export.graph.weights import WeightStore
-from hidiff_export.model.component import Component
-from hidiff_export.model.load import build, load
-from hidiff_export.model.text_encoder import TextEncoderModule
-from hidiff_export.model.tokenizer import END, START, tokenizer_json
-from hidiff_export.parity.tolerance import TOLERANCES, Boundary
-from hidiff_export.recipe.values import Precision
-from hidiff_export.signature import most_skipped, text_encoder_inputs, text_encoder_outputs
+from hidiff_export.modules.text_encoder import TextEncoderModule
+from hidiff_export.recipe.field_types import Precision
+from hidiff_export.reference.tolerances import TOLERANCES, Boundary
 from hidiff_runtime.backends import get
 from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.bundle import open as open_bundle

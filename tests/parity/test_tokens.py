@@ -12,9 +12,9 @@ import pytest
 import tokenizers
 from transformers import CLIPTokenizer
 
-from hidiff_export.families import Family, Width
-from hidiff_export.model.component import Component
-from hidiff_export.model.tokenizer import tokenizer_json
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.tokenizer import tokenizer_json
+from hidiff_export.families.family import Family, Width
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.tokenizer import Tokenizer
 from tests.clip_vocabulary import END, write_tokenizer

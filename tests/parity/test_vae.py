@@ -15,11 +15,11 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
-from hidiff_export.graph.weights import WeightStore
-from hidiff_export.model.state_dict import LazyStateDict, shapes_of
-from hidiff_export.parity.tolerance import TOLERANCES, Boundary
-from hidiff_export.recipe.values import Precision
-from hidiff_export.tiling import VaeTiles
+from hidiff_export.checkpoints.state_dict import LazyStateDict, shapes_of
+from hidiff_export.checkpoints.weight_store import WeightStore
+from hidiff_export.families.vae_tiling import VaeTiles
+from hidiff_export.recipe.field_types import Precision
+from hidiff_export.reference.tolerances import TOLERANCES, Boundary
 from hidiff_runtime.format.specs import GraphRecord
 from hidiff_runtime.pipeline.vae import decode, decode_tiles, encode, encode_tiles
 from hidiff_runtime.sampling.torch_rng import TorchGenerator

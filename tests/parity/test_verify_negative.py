@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from hidiff_export.cli import main
-from hidiff_export.parity.report import Report
-from hidiff_export.parity.tolerance import Boundary
-from hidiff_export.parity.verify import verify
+from hidiff_export.reference.tolerances import Boundary
+from hidiff_export.verification.report import Report
+from hidiff_export.verification.verify import verify
 from hidiff_runtime import check
 from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
 from hidiff_runtime.format.safetensors import SafetensorsFile

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from hidiff_export.build.tensorrt.lowering import lower
+from hidiff_export.engines.tensorrt.lowering import lower
 from hidiff_export.graph.merge import merge
 from hidiff_export.graph.passes.attention_in_branches import AttentionInBranches
 from hidiff_export.graph.portable import run_passes

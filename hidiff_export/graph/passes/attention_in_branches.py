@@ -20,7 +20,7 @@ from hidiff_export.graph.passes.base import (
     produced_by,
     static_shape,
 )
-from hidiff_export.graph.passes.float32_islands import HALVES
+from hidiff_export.graph.passes.float32_operations import HALVES
 
 LARGEST_SCORES = 2**31 - 1
 """Elements of the scores at most: TensorRT counts elements in 32 bits with a sign, those that it never stores too."""

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hidiff_export.geometry import SHIFTS
+from hidiff_export.families.geometry import SHIFTS
 from hidiff_export.graph.passes.base import (
     Declined,
     Operator,

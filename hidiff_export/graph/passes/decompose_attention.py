@@ -20,7 +20,7 @@ from hidiff_export.graph.passes.base import (
     produced_by,
     static_shape,
 )
-from hidiff_export.graph.passes.float32_islands import HALVES
+from hidiff_export.graph.passes.float32_operations import HALVES
 
 HEAD_SIZES = range(16, 257, 8)
 """Head sizes that TensorRT has fused kernels for, in float16 and bfloat16."""

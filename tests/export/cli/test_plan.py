@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hidiff_export.cli import main
-from hidiff_export.plan import RunPlan
 from hidiff_export.recipe import Recipe, shipped_recipes
+from hidiff_export.recipe.run_plan import RunPlan
 
 
 def _plan(*arguments: str, columns: int = 100) -> Result:

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from hidiff_export.cli import main
 from hidiff_export.recipe import Recipe, shipped_recipes
-from hidiff_export.recipe.schema import recipe_schema
+from hidiff_export.recipe.json_schema import recipe_schema
 
 
 def _recipes(*arguments: str) -> Result:

@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 
 from hidiff_export.deploy.engine_files import take_onnx, take_plan
-from hidiff_export.deploy.files import take_file
 from hidiff_export.errors import BundleError, InputError
+from hidiff_export.triton.repository_files import take_file
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.format.manifest import TensorSpec
 

@@ -15,10 +15,10 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from hidiff_export.cli import main
 from hidiff_export.deploy import per_phase
-from hidiff_export.deploy.config import Places
 from hidiff_export.deploy.per_phase import PerPhase, write_per_phase
-from hidiff_export.deploy.repository import Plan
 from hidiff_export.errors import BundleError, InputError
+from hidiff_export.triton.model_config import Places
+from hidiff_export.triton.repository import Plan
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.format.manifest import MANIFEST, FileRecord, GraphRecord, Manifest
 

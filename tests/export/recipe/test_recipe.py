@@ -10,10 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from hidiff_export.errors import RecipeError
-from hidiff_export.families import Family, Layout, Task, phase_rule
+from hidiff_export.families.family import Family, Layout, Task, phase_rule
 from hidiff_export.recipe import Recipe, shipped_recipes
-from hidiff_export.recipe.values import Backend, EngineLayout, Precision, SamplerName, Target
-from hidiff_export.sampler.names import SAMPLERS
+from hidiff_export.recipe.field_types import Backend, EngineLayout, Precision, SamplerName, Target
+from hidiff_export.scheduler_tables.names import SAMPLERS
 from hidiff_runtime.phases import PhaseRule, StepRange
 
 SHIPPED = shipped_recipes()

@@ -15,10 +15,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_ir.passes import common
 
-from hidiff_export.build.protocol import PortableGraph
-from hidiff_export.build.tensorrt.builder import TensorRtBuilder
-from hidiff_export.build.tensorrt.libraries import TENSORRT_RTX
 from hidiff_export.build.tensorrt.merged import lower_merged
+from hidiff_export.engines.protocol import PortableGraph
+from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
+from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX
 from hidiff_export.graph.merge import merge
 from hidiff_export.graph.passes.attention_in_branches import AttentionInBranches
 from hidiff_export.graph.passes.decompose_attention import DecomposeAttention

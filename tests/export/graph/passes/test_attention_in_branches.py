@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from hidiff_export.graph.passes.attention_in_branches import AttentionInBranches, piece_count
-from hidiff_export.graph.passes.float32_islands import Float32Islands
+from hidiff_export.graph.passes.float32_operations import Float32Islands
 from tests.export.graph.small import evaluate, graph, operators, random_feeds
 
 BATCH, HEADS, TOKENS, CONTEXT, SIZE = 2, 3, 12, 7, 16

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 from onnx.helper import make_node
 
-from hidiff_export.geometry import SHIFTS, WindowShape
+from hidiff_export.families.geometry import SHIFTS, WindowShape
 from hidiff_export.graph.passes.compute_window_orders import ComputeWindowOrders
-from hidiff_export.model.windows import token_orders
+from hidiff_export.modules.window_attention import token_orders
 from tests.export.graph.small import evaluate, graph, operators
 
 SHAPES = [(32, 32), (8, 4), (4, 8), (12, 20), (6, 64), (7, 9)]

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_ir.passes import common
 
 from hidiff_export.graph.passes.emulate_half import EmulateHalf
-from hidiff_export.graph.passes.float32_islands import HALVES
+from hidiff_export.graph.passes.float32_operations import HALVES
 from tests.export.graph.small import evaluate, graph, operators, random_feeds
 
 LARGEST = 65504.0

@@ -13,9 +13,9 @@ import torch
 from onnx.helper import make_node
 from onnx_ir.passes import common
 
-from hidiff_export.graph.passes.externalise_weights import ExternaliseWeights
+from hidiff_export.checkpoints.weight_store import WeightStore
+from hidiff_export.graph.passes.externalize_weights import ExternaliseWeights
 from hidiff_export.graph.passes.split_gemm import SplitGemm
-from hidiff_export.graph.weights import WeightStore
 from tests.export.graph.small import apply, evaluate, graph, operators, random_feeds
 
 ROWS, IN, OUT = 6, 4, 10

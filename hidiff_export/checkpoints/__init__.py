@@ -1,0 +1,1 @@
+"""Checkpoints and LoRA files: finding, reading, checking and storing weights."""

@@ -1,0 +1,179 @@
+"""What tensors are by their names and shapes, in the field's own words: a LoRA, a VAE alone, another model's UNet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from hidiff_export.checkpoints.state_dict import Shapes
+
+_SHOWN = 4
+UNET_PREFIX = "model.diffusion_model."
+CONTROL_PREFIX = "control_model."
+"""What whole checkpoints put before the names of a UNet and of a ControlNet."""
+
+
+class Kind(NamedTuple):
+    """What a file or a tensor is, with an article, and what to do with it."""
+
+    what: str
+    advice: str
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is a form of ControlNet, or stands in the place of one."""
+        return self.advice == _FULL_CONTROLNET
+
+
+_SUPPORTED = "Give a checkpoint of one of the families that `hidiff-export recipes` lists."
+_WHOLE = "Give a whole checkpoint or the pipeline's diffusers folder as the source."
+_FULL_CONTROLNET = "Give a whole ControlNet, as diffusers' ControlNetModel or in the layout of ControlNet's own code."
+_PLAIN = "Take it out, or give the checkpoint from before it was put in."
+_LCM = "A UNet that takes its guidance as an input is not built: give the base model, and LCM's LoRA as --lora."
+
+LORA = Kind("a LoRA", "Give it as --lora, beside a checkpoint.")
+UNET = Kind("a UNet", "Give it as the recipe's source, and a ControlNet as its controlnet.")
+CONTROLNET = Kind("a ControlNet", "Give it as the recipe's controlnet, and a checkpoint as its source.")
+VAE = Kind("a VAE alone", _WHOLE)
+TEXT_ENCODER = Kind("a text encoder alone", _WHOLE)
+
+_CONTROL_LORA = Kind("a Control-LoRA, a ControlNet kept as low-rank changes of a UNet", _FULL_CONTROLNET)
+_LLLITE = Kind("a ControlNet-LLLite", _FULL_CONTROLNET)
+_DIFFERENCE = Kind(
+    "a difference ControlNet, whose weights are to be added to those of the UNet it was made from", _FULL_CONTROLNET
+)
+_UNION = Kind("a union ControlNet, which takes several kinds of control", _FULL_CONTROLNET)
+_XS = Kind("a ControlNet-XS", _FULL_CONTROLNET)
+_HALF = Kind("the down half of a UNet, without the layers that a ControlNet adds", _FULL_CONTROLNET)
+_T2I = Kind("a T2I-Adapter", _FULL_CONTROLNET)
+_TRANSFORMER_CONTROLNET = Kind("a ControlNet for a transformer such as Flux or SD3", _FULL_CONTROLNET)
+
+_Rows = tuple[tuple[re.Pattern[str], Kind], ...]
+
+_ADDED: _Rows = (
+    (re.compile(r"^lora_controlnet$"), _CONTROL_LORA),
+    (re.compile(r"^lllite_"), _LLLITE),
+    (re.compile(r"^difference$"), _DIFFERENCE),
+    (re.compile(r"ip_adapter|^image_proj|to_[kv]_ip\b|^encoder_hid_proj"), Kind("an IP-Adapter", _PLAIN)),
+    (re.compile(r"(^|[._])lora[._]|lora_(A|B|up|down)\b|hada_w\d|lokr_w\d|dora_scale|\.oft_"), LORA),
+    (re.compile(r"motion_modules?\.|temporal_transformer\."), Kind("an AnimateDiff motion module", _PLAIN)),
+    (re.compile(r"^position_net\.|\.fuser\."), Kind("GLIGEN's layers", _PLAIN)),
+    (re.compile(r"^time_embed(ding)?\.cond_proj\."), Kind("an LCM's guidance embedding", _LCM)),
+    (
+        re.compile(r"^emb_params$|^string_to_param|^clip_[lg]$|^<[^>]+>$|^bundle_emb\."),
+        Kind("a textual inversion", "Write the words into the prompt; embeddings are not taken."),
+    ),
+)
+"""What people add to a UNet, beside its own tensors or in a file of its own. The first that matches counts."""
+
+_CONTROLS: _Rows = (
+    (re.compile(r"^(task_embedding$|control_add_embedding\.|transformer_layes\.)"), _UNION),
+    (re.compile(r"ctrl_to_base|control_to_base|^enc_zero_convs_out\."), _XS),
+    (re.compile(r"^(controlnet_x_embedder|controlnet_mode_embedder|controlnet_blocks)\."), _TRANSFORMER_CONTROLNET),
+    (re.compile(r"^(controlnet_cond_embedding|input_hint_block|zero_convs|controlnet_down_blocks)\."), CONTROLNET),
+    (re.compile(r"^adapter\.|^body\.\d+\.(in_conv|resnets|block\d|body|down_opt)\b"), _T2I),
+)
+
+_OTHER_MODELS: _Rows = (
+    (re.compile(r"^joint_transformer_blocks\."), Kind("an AuraFlow transformer", _SUPPORTED)),
+    (re.compile(r"^distilled_guidance_layer\."), Kind("a Chroma transformer", _SUPPORTED)),
+    (
+        re.compile(r"^double_blocks\.\d|^single_transformer_blocks\."),
+        Kind("a Flux transformer, or one of its kind", _SUPPORTED),
+    ),
+    (re.compile(r"^joint_blocks\.\d|norm1_context\b"), Kind("a Stable Diffusion 3 transformer", _SUPPORTED)),
+    (re.compile(r"clip_txt(_pooled)?_mapper|effnet_mapper|\.channelwise\."), Kind("a Stable Cascade UNet", _SUPPORTED)),
+    (re.compile(r"adaln_single|^y_embedder\."), Kind("a PixArt transformer", _SUPPORTED)),
+    (re.compile(r"^(transformer_)?blocks\.\d|^layers\.\d+\.(attention|adaLN)"), Kind("a transformer", _SUPPORTED)),
+    (re.compile(r"^encoder\.block\.\d+\.layer\.|^shared\.weight$"), Kind("a T5 text encoder", _SUPPORTED)),
+    (re.compile(r"token_embedding\.weight$|text_model\.encoder\."), TEXT_ENCODER),
+    (re.compile(r"^(encoder|decoder)\.layers\.\d|^taesd"), Kind("a tiny VAE (TAESD)", _WHOLE)),
+    (re.compile(r"(^|\.)(post_)?quant_conv\.|^(encoder|decoder)\.(conv_in|mid)"), VAE),
+    (re.compile(r"\.rdb\d\.|RRDB_trunk|\.RDB\d\."), Kind("an upscaler of pictures (ESRGAN)", _SUPPORTED)),
+)
+
+_FIRST = ("conv_in.weight", "input_blocks.0.0.weight")
+_DOWNWARD = ("down_blocks.", "input_blocks.1.")
+_UPWARD = ("up_blocks.", "output_blocks.")
+
+
+def kind_of(names: Collection[str]) -> Kind | None:
+    """What a file is by its tensors' names, or None if it is unknown.
+
+    A UNet is one whatever else was put into it; so is a ControlNet, unless it is of a kind with a name of its own.
+    """
+    names = {name.removeprefix(UNET_PREFIX).removeprefix(CONTROL_PREFIX) for name in names}
+    begins = any(first in names for first in _FIRST)
+    if begins and any(name.startswith(_UPWARD) for name in names):
+        return UNET
+    controls = _first_match(_CONTROLS, names)
+    added = _first_match(_ADDED, names)
+    if controls is not None and added not in (_CONTROL_LORA, _DIFFERENCE):
+        return controls
+    half = _HALF if begins and any(name.startswith(_DOWNWARD) for name in names) else None
+    return added or _first_match(_OTHER_MODELS, names) or half
+
+
+def changing_kind(names: Collection[str]) -> Kind | None:
+    """Which adapter is among tensors that a checkpoint's network has no place for; None where none changes weights."""
+    return _first_match(_ADDED[:-1], names)
+
+
+def added_kind(name: str) -> Kind | None:
+    """What a tensor belongs to that is none of a network's own: an adapter of one kind or another, or None."""
+    return _first_match((*_ADDED, *_CONTROLS), (name,))
+
+
+def other_unet(shapes: Shapes) -> Kind | None:
+    """Which published UNet of another architecture this is, by what only that one has; None if it is unknown."""
+    names = tuple(shapes)
+    first = next((shapes[name] for name in _FIRST if name in shapes), ())
+    keys = next((shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), ())
+    if any(part in name for name in names for part in ("time_stack", "temporal_")):
+        return Kind("a video UNet, such as Stable Video Diffusion's", _SUPPORTED)
+    if any(name.startswith("add_embedding.image_") for name in names):
+        return Kind("a Kandinsky UNet", _SUPPORTED)
+    if any(".add_k_proj." in name for name in names):
+        return Kind("a DeepFloyd IF UNet", _SUPPORTED)
+    if first[:1] == (384,) and keys[-1:] == (1280,):
+        return Kind("SDXL's refiner", "Give SDXL's base model: the refiner is another UNet, which is not built.")
+    if first[1:2] == (7,):
+        return Kind("the UNet of Stable Diffusion's x4 upscaler", _SUPPORTED)
+    return None
+
+
+def input_channels(channels: int) -> str:
+    """What a UNet with so many input channels is for."""
+    return _CHANNELS.get(channels, "of a kind not known here")
+
+
+_CHANNELS = {
+    4: "not an inpainting one",
+    5: "one that takes a depth map",
+    7: "an upscaler",
+    8: "InstructPix2Pix's or another that takes a picture beside the latents",
+    9: "an inpainting one",
+}
+
+
+def describe_extras(names: Iterable[str]) -> str:
+    """Tensors that a network has no place for, grouped by what they belong to."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        kind = added_kind(name)
+        groups.setdefault(kind.what if kind else "", []).append(name)
+    return "; ".join(
+        f"{len(group)} {'of ' + what if what else 'unknown'}: {listed(group)}" for what, group in groups.items()
+    )
+
+
+def listed(items: Iterable[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    shown = list(items)
+    rest = len(shown) - _SHOWN
+    return ", ".join(shown[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _first_match(rows: _Rows, names: Collection[str]) -> Kind | None:
+    return next((kind for pattern, kind in rows if any(pattern.search(name) for name in names)), None)

@@ -1,0 +1,191 @@
+"""LoRA files fused into a checkpoint's weights: W + scale * (alpha / rank) * up @ down, a tensor at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from hidiff_export.checkpoints.checkpoint_file import open_weights
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.load import Checkpoint
+from hidiff_export.checkpoints.lora_errors import LoraFile, changed_twice, require_low_rank, wrong_family
+from hidiff_export.checkpoints.lora_fit import fit_of
+from hidiff_export.checkpoints.lora_keys import Factors, contents_of, embedded_inversions
+from hidiff_export.checkpoints.lora_layers import layers_of
+from hidiff_export.checkpoints.lora_scaling import factor_of, lacks_settings, read_settings, settings_beside
+from hidiff_export.checkpoints.state_dict import LazyStateDict, map_tensors, shapes_of
+from hidiff_export.errors import CheckpointError
+from hidiff_export.families.family import Family, Task, Width
+from hidiff_runtime.format.manifest import FileRecord
+from hidiff_runtime.format.safetensors import SafetensorsFile
+
+
+class Pair(NamedTuple):
+    """The two factors for one weight.
+
+    Args:
+        down: ``[rank, inputs]``, of a convolution ``[rank, inputs, height, width]``.
+        up: ``[outputs, rank]``, of a convolution ``[outputs, rank, 1, 1]``.
+        factor: alpha over rank, which their product is multiplied by.
+        names: of the tensors in the file.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    factor: float
+    names: tuple[str, ...]
+
+
+Pairs = Mapping[Component, Mapping[str, Pair]]
+"""By network and by the weight's name."""
+
+_QUOTED = 300
+"""Longest part of another library's message that is quoted."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file that fits a model.
+
+    Args:
+        path: of the file.
+        scale: what its additions are multiplied by, beside each one's own alpha over rank.
+        pairs: the factors of each addition, by network and by the weight's name.
+        notices: what a user should know about the file, a line each.
+    """
+
+    path: Path
+    scale: float
+    pairs: Pairs
+    notices: tuple[str, ...] = ()
+
+
+def lora_fingerprint(path: Path) -> str:
+    """SHA-256 of a LoRA file. Raises CheckpointError when it cannot be read."""
+    return _fingerprint(path)
+
+
+def settings_fingerprint(path: Path) -> str | None:
+    """SHA-256 of the file with PEFT's settings that `read_lora` reads beside a LoRA, None where it reads none.
+
+    Raises CheckpointError when one of the files cannot be read.
+    """
+    with open_weights(path) as file:
+        beside = settings_beside(path, file.names())
+    return None if beside is None else _fingerprint(beside)
+
+
+def read_lora(path: Path, scale: float, family: Family, task: Task, width: Width = Width.FULL) -> Lora:
+    """Reads a LoRA and finds a weight for every tensor in it; the tensors are mapped and not copied.
+
+    Args:
+        path: of a ``.safetensors`` file of kohya's trainer, LyCORIS, OneTrainer, diffusers or PEFT.
+        scale: of its additions.
+        family: what it has to be for; ``task`` and ``width`` likewise.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, holds something else than LoRA (DoRA, LoHa, …), or any of its
+            tensors fits no weight of the family's UNet and text encoders; nothing is left out silently.
+    """
+    with open_weights(path) as file:
+        shapes = {name: file.info(name).shape for name in file.names()}
+        contents = contents_of(shapes)
+        read = LoraFile(path, shapes, file.metadata, contents)
+        require_low_rank(read, task)
+        fit = fit_of(contents, shapes, layers_of(family, task, width))
+        if fit.problems:
+            raise wrong_family(read, family, task, width, fit.problems)
+        if fit.twice:
+            raise changed_twice(read, fit.twice)
+        pairs = _pairs(file, read, fit.places)
+    return Lora(path, scale, pairs, _notices(read))
+
+
+def fuse(component: Component, checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
+    """A checkpoint with the additions of every LoRA in its weights, computed in float32 when a tensor is looked up.
+
+    Args:
+        component: the network.
+        checkpoint: of the network.
+        loras: in the order in which they are added.
+    """
+    added = [(lora.scale, lora.pairs.get(component, {})) for lora in loras]
+    changed = {name for _, pairs in added for name in pairs}
+    if not changed:
+        return checkpoint
+    tensors = checkpoint.state_dict
+
+    def make(name: str) -> torch.Tensor:
+        if name not in changed:
+            return tensors[name]
+        fused = tensors[name].to(torch.float32, copy=True)
+        for scale, pairs in added:
+            if name in pairs:
+                fused += _product(pairs[name]).reshape(fused.shape) * (scale * pairs[name].factor)
+        return fused
+
+    return checkpoint._replace(state_dict=LazyStateDict(shapes_of(tensors), make))
+
+
+def _pairs(file: SafetensorsFile, read: LoraFile, places: Mapping[tuple[Component, str], Factors]) -> Pairs:
+    tensors = _tensors(file, (name for factors in places.values() for name in factors.names))
+    pairs: dict[Component, dict[str, Pair]] = {}
+    try:
+        settings = read_settings(read.metadata, settings_beside(read.path, read.shapes))
+        for (component, weight), factors in places.items():
+            down, up = tensors[factors.down], tensors[factors.up]
+            alpha = None if factors.alpha is None else float(tensors[factors.alpha])
+            rank = max(1, down.shape[0])
+            factor = factor_of(alpha, rank, settings, component, weight.removesuffix(".weight"))
+            pairs.setdefault(component, {})[weight] = Pair(down, up, factor, factors.names)
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, re.error) as error:
+        raise CheckpointError(
+            "How strongly the LoRA changes its layers cannot be told.",
+            given=f"{read.described}: {' '.join(str(error).split())[:_QUOTED]}",
+            advice="Have its trainer save it again: an alpha is one number a layer, and PEFT's settings are the "
+            "adapter_config.json that PEFT writes.",
+        ) from error
+    return pairs
+
+
+def _tensors(file: SafetensorsFile, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Tensors of a file; an alpha may be a whole number."""
+    every = tuple(names)
+    whole = [name for name in every if name.endswith(".alpha") and file.info(name).dtype.startswith(("I", "U"))]
+    tensors = map_tensors(file, (name for name in every if name not in whole))
+    return tensors | {name: torch.tensor(file.array(name)) for name in whole}
+
+
+def _notices(read: LoraFile) -> tuple[str, ...]:
+    notices = []
+    if words := embedded_inversions(read.contents):
+        notices.append(
+            f"{read.path.name}: the textual inversion packed with the LoRA is left out, as bundles take none: "
+            f"{', '.join(map(repr, words))} in a prompt is drawn as plain words."
+        )
+    unsaid = all(layer.alpha is None for layer in read.contents.layers)
+    if unsaid and lacks_settings(read.path, read.shapes):
+        notices.append(
+            f"{read.path.name}: PEFT's adapter_config.json is not beside it, so alpha / rank is taken as 1: put the "
+            "file that PEFT wrote with it into its folder."
+        )
+    return tuple(notices)
+
+
+def _fingerprint(path: Path) -> str:
+    try:
+        return FileRecord.of(path).sha256
+    except OSError as error:
+        raise CheckpointError(
+            "A LoRA file cannot be read.", given=f"{path}: {error.strerror}", advice="Check the path."
+        ) from error
+
+
+def _product(pair: Pair) -> torch.Tensor:
+    up, down = (factor.to(torch.float32).flatten(1) for factor in (pair.up, pair.down))
+    return up @ down

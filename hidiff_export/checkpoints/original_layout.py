@@ -1,0 +1,171 @@
+"""Checkpoints in the layout of their training code: the names of their tensors in diffusers and transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.contents import CONTROL_PREFIX, UNET_PREFIX
+from hidiff_export.checkpoints.spare_tensors import VAE_PARTS, VAE_PREFIXES
+from hidiff_export.errors import CheckpointError
+
+_UNET_FIRST = "input_blocks.0.0.weight"
+_VAE_FIRST = "encoder.down.0.block.0.conv1.weight"
+_VAE_ATTENTION = ".mid_block.attentions.0."
+_EARLIER = {"query.": "to_q.", "key.": "to_k.", "value.": "to_v.", "proj_attn.": "to_out.0."}
+"""What diffusers called parts of the VAE's attention until 2023, as the files of published checkpoints still do."""
+
+_SIZES = {
+    f"add_embedding.linear_{1 + place // 2}.{kind}": f"label_emb.0.{place}.{kind}"
+    for place in (0, 2)
+    for kind in ("weight", "bias")
+}
+"""SDXL's embedding of sizes, which diffusers' conversion of a ControlNet leaves out."""
+
+_PREFIXES = {
+    Component.UNET: (UNET_PREFIX,),
+    Component.CONTROLNET: (CONTROL_PREFIX,),
+    Component.VAE: VAE_PREFIXES,
+}
+_CLIP = "text_model."
+_CLIP_PREFIXES = {
+    Component.TEXT_ENCODER: ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer."),
+    Component.TEXT_ENCODER_2: (),
+}
+"""What whole checkpoints put before the names of CLIP's text encoder."""
+
+_OPEN_CLIP_PREFIXES = {
+    Component.TEXT_ENCODER: ("cond_stage_model.model.",),
+    Component.TEXT_ENCODER_2: ("conditioner.embedders.1.model.",),
+}
+"""What they put before the names of OpenCLIP's, which are others."""
+
+
+def without_prefix(component: Component, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors under the network's own names, without what a whole checkpoint puts before them."""
+    if component.is_text:
+        return dict(tensors)
+    found = dict(tensors)
+    for prefix in _PREFIXES[component]:
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
+
+
+def under_library_names(
+    component: Component, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Tensors under the names that diffusers and transformers give them today; the same memory.
+
+    Args:
+        component: the network.
+        config: of the network.
+        tensors: under its library's names, of today or earlier, or under the original ones.
+
+    Raises:
+        CheckpointError: a tensor is missing, or an original layout is not taken.
+    """
+    if component.is_text:
+        return _clip(component, config, tensors)
+    if component is Component.VAE:
+        return _vae(config, tensors)
+    if _UNET_FIRST not in tensors:
+        return dict(tensors)
+    convert = _convert_controlnet if component is Component.CONTROLNET else _convert_unet
+    try:
+        converted = convert(config, tensors)
+    except KeyError as error:
+        raise CheckpointError(
+            "The checkpoint lacks a tensor.",
+            given=str(error.args[0]),
+            advice="Give the checkpoint as it was published.",
+        ) from error
+    return _with_unknown({name: tensor for name, tensor in converted.items() if tensor is not None}, tensors)
+
+
+def _convert_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    whole = {UNET_PREFIX + name: tensor for name, tensor in tensors.items()}
+    return dict(convert_ldm_unet_checkpoint(whole, config))
+
+
+def _convert_controlnet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+
+    sizes = {ours: tensors[theirs] for ours, theirs in _SIZES.items() if theirs in tensors}
+    return {**convert_controlnet_checkpoint(dict(tensors), config), **sizes}
+
+
+def _with_unknown(
+    converted: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Beside what diffusers converted, what it dropped without a word, under its own names.
+
+    diffusers hands on the very tensors, or views of them.
+    """
+    kept = {tensor.data_ptr() for tensor in converted.values()}
+    return {**converted, **{name: tensor for name, tensor in tensors.items() if tensor.data_ptr() not in kept}}
+
+
+def _vae(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Under diffusers' names of today; what is a convolution in the original layout's attention becomes a matrix."""
+    if not tensors:
+        raise CheckpointError(
+            "There is no VAE in this checkpoint.",
+            given=f"no tensor that begins with {', '.join((*VAE_PREFIXES, *VAE_PARTS))}",
+            advice="Give a checkpoint with its VAE, or set vae: false for a bundle without.",
+        )
+    if _VAE_FIRST in tensors:
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+        return _with_unknown(convert_ldm_vae_checkpoint(dict(tensors), config), tensors)
+    found = {}
+    for name, tensor in tensors.items():
+        block, within, part = name.partition(_VAE_ATTENTION)
+        for earlier, today in _EARLIER.items():
+            if within and part.startswith(earlier):
+                name = f"{block}{within}{today}{part.removeprefix(earlier)}"
+        found[name] = tensor
+    return found
+
+
+def _clip(
+    component: Component, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Under the names of today, of which one class has dropped a prefix that older files have."""
+    found = dict(tensors)
+    for prefix in _CLIP_PREFIXES[component]:
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    for prefix in _OPEN_CLIP_PREFIXES[component]:
+        if any(name.startswith(prefix) for name in found):
+            found = _from_open_clip(config, found, prefix)
+    if component is Component.TEXT_ENCODER:
+        found = {name.removeprefix(_CLIP): tensor for name, tensor in found.items()}
+    if not any(name.endswith("token_embedding.weight") for name in found):
+        raise CheckpointError(
+            f"There is no {component.value} in this checkpoint.",
+            given=f"{len(found)} tensors, {', '.join(sorted(found)[:4])}",
+            advice="Give a checkpoint with its text encoders, or set text: false for a bundle without.",
+        )
+    return found
+
+
+def _from_open_clip(
+    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], prefix: str
+) -> dict[str, torch.Tensor]:
+    """OpenCLIP keeps queries, keys and values in one matrix, and projects with the transposed one."""
+    from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+
+    like = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
+    converted = convert_open_clip_checkpoint(like, dict(tensors), prefix)
+    unknown = {name: tensor for name, tensor in tensors.items() if not name.startswith(_open_clip_names(prefix))}
+    return {**converted, **unknown}
+
+
+def _open_clip_names(prefix: str) -> tuple[str, ...]:
+    parts = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+    return tuple(prefix + part for part in parts)

@@ -1,0 +1,1 @@
+"""From a recipe to a bundle: the stages, and the folder that they write into."""

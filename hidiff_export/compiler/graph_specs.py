@@ -1,0 +1,167 @@
+"""What goes in and out of every graph of a build, by the recipe: what engines are checked against and manifests say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hidiff_export.compiler.stages.scheduler_tables import FOLDER, table_path
+from hidiff_export.compiler.stages.stage import StageContext
+from hidiff_export.compiler.stages.weights import CONFIG
+from hidiff_export.families.graph_io import (
+    controlnet_inputs,
+    controlnet_outputs,
+    most_skipped,
+    phase_inputs,
+    phase_outputs,
+    text_encoder_inputs,
+    text_encoder_outputs,
+)
+from hidiff_runtime.format.manifest import GraphRecord, Manifest, PhaseRecord
+from hidiff_runtime.format.safetensors import SafetensorsFile
+from hidiff_runtime.format.specs import TextEncoderRecord, VaeRecord
+from hidiff_runtime.format.step_graph import LATENTS, step_inputs, step_outputs
+from hidiff_runtime.phases import Phase
+from hidiff_runtime.sampling.scheduler_state import STATE
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
+
+
+def phase_record(context: StageContext, phase: Phase) -> PhaseRecord:
+    """The record of a phase's graph, without engines."""
+    recipe = context.recipe
+    config = _config(context.unet)
+    size = (recipe.latent_height, recipe.latent_width)
+    return PhaseRecord(
+        phase=phase,
+        graph=_inside(context, context.graph(phase)),
+        engines={},
+        inputs=phase_inputs(
+            config, recipe.unet_layout, phase, *size, recipe.model_batch, prompt_tokens=recipe.prompt_tokens
+        ),
+        outputs=phase_outputs(config, *size, recipe.model_batch),
+    )
+
+
+def controlnet_record(context: StageContext) -> GraphRecord | None:
+    """The record of the ControlNet's graph, without engines; None where the recipe names no ControlNet."""
+    recipe = context.recipe
+    if recipe.controlnet is None:
+        return None
+    config = _config(context.controlnet)
+    shape = (recipe.latent_height, recipe.latent_width, recipe.model_batch)
+    return GraphRecord(
+        graph=_inside(context, context.controlnet_graph),
+        engines={},
+        inputs=controlnet_inputs(config, *shape, prompt_tokens=recipe.prompt_tokens),
+        outputs=controlnet_outputs(config, *shape),
+    )
+
+
+def step_record(context: StageContext) -> GraphRecord:
+    """The record of the step graph, without engines."""
+    phase = phase_record(context, context.phases[0])
+    latents = next(spec for spec in phase.inputs if spec.name == LATENTS)
+    due = (context.recipe.batch, phase.outputs[0], latents, states(context))
+    return GraphRecord(_inside(context, context.step_graph), {}, step_inputs(*due), step_outputs(*due))
+
+
+def text_encoder_records(context: StageContext) -> tuple[TextEncoderRecord, ...]:
+    """The records of the text encoders' graphs, without engines."""
+    penultimate = context.recipe.family.is_sdxl
+    return tuple(
+        TextEncoderRecord(
+            _inside(context, context.text_encoder_graph(name)),
+            {},
+            text_encoder_inputs(),
+            text_encoder_outputs(config, pooled=name == "text_encoder_2"),
+            name=name,
+            tokenizer=_inside(context, context.tokenizer(name)),
+            clip_skip=most_skipped(config, penultimate=penultimate),
+        )
+        for name, config in ((name, _config(context.folder / name)) for name in context.recipe.text_encoders)
+    )
+
+
+def vae_record(context: StageContext) -> VaeRecord | None:
+    """The record of the VAE's graphs, without engines; None where the bundle has no VAE."""
+    if not context.recipe.vae:
+        return None
+    config, tiles = _config(context.folder / "vae"), context.recipe.tiles
+    decoder, encoder = (_inside(context, context.vae_graph(half)) for half in ("decoder", "encoder"))
+    return VaeRecord(
+        decoder=GraphRecord(decoder, {}, tiles.decoder_inputs(), tiles.decoder_outputs()),
+        encoder=GraphRecord(encoder, {}, tiles.encoder_inputs(), tiles.encoder_outputs()),
+        scaling_factor=config["scaling_factor"],
+        overlap=tiles.overlap,
+        preview=tuple(map(tuple, json.loads(context.preview.read_text(encoding="utf-8")))),
+    )
+
+
+def states(context: StageContext) -> int:
+    """How many states the recipe's samplers need at most, and 1 at least, by the tables that are there already."""
+    needed = [1]
+    for sampler in context.recipe.sampler:
+        with SafetensorsFile.open(table_path(context, sampler.value)) as table:
+            needed.append(table.info("rows").shape[-1] - STATE)
+    return max(needed)
+
+
+def graph_records(context: StageContext) -> tuple[GraphRecord, ...]:
+    """The records of every graph that engines are built from: the phases' in running order, then the others'."""
+    control, vae = controlnet_record(context), vae_record(context)
+    return (
+        *(phase_record(context, phase) for phase in context.phases),
+        *(() if control is None else (control,)),
+        step_record(context),
+        *text_encoder_records(context),
+        *(() if vae is None else (vae.decoder, vae.encoder)),
+    )
+
+
+def bare_manifest(context: StageContext, tables: Mapping[str, SamplerTable], force_zeros: bool) -> Manifest:
+    """All that a manifest says of recipe, configurations and tables: without engines, files and what was recorded.
+
+    Args:
+        context: of the build, or of a finished bundle.
+        tables: the recipe's, by name.
+        force_zeros: the manifest's ``force_zeros_for_empty_prompt``, which the checkpoint says.
+    """
+    recipe = context.recipe
+    # A scheduler need not run with every step count that was asked for.
+    steps = set.intersection(*({*table.steps.tolist()} for table in tables.values()))
+    return Manifest(
+        tools={},
+        recipe={},
+        family=recipe.family.value,
+        task=recipe.task.value,
+        width=recipe.width,
+        height=recipe.height,
+        batch=recipe.batch,
+        guidance=recipe.guidance,
+        guidance_rescale=recipe.guidance_rescale or 0.0,
+        force_zeros_for_empty_prompt=force_zeros,
+        precision=recipe.precision.value,
+        rule=context.rule,
+        latent=recipe.latent_shape,
+        windowed_blocks=recipe.unet_layout.windowed_blocks,
+        phases=tuple(phase_record(context, phase) for phase in context.phases),
+        samplers={sampler.value: f"{FOLDER}/{sampler.value}.safetensors" for sampler in recipe.sampler},
+        default_sampler=recipe.sampler[0].value,
+        steps=tuple(sorted(steps)),
+        weights={},
+        files={},
+        controlnet=controlnet_record(context),
+        text_encoders=text_encoder_records(context),
+        vae=vae_record(context),
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return config
+
+
+def _inside(context: StageContext, path: Path) -> str:
+    return path.relative_to(context.folder).as_posix()

@@ -1,0 +1,88 @@
+"""Each portable graph becomes the engines that the recipe's backends run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hidiff_export.compiler.graph_specs import graph_records
+from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.engines.onnxruntime import OnnxRuntimeBuilder
+from hidiff_export.engines.protocol import Builder, PortableGraph
+from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
+from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX, Library
+from hidiff_export.recipe import Recipe
+from hidiff_export.recipe.field_types import Backend, EngineLayout
+from hidiff_runtime.format.manifest import GraphRecord
+
+Record = TypeVar("Record", bound=GraphRecord)
+
+
+def _tensorrt(library: Library, recipe: Recipe, backend: Backend) -> Builder:
+    targets = tuple(target.value for target in backend.targets(recipe.targets))
+    return TensorRtBuilder(library, targets, merged=recipe.layout is EngineLayout.MERGED)
+
+
+_BUILDERS: dict[Backend, Callable[[Recipe, Backend], Builder]] = {
+    Backend.ONNXRUNTIME: lambda _recipe, _backend: OnnxRuntimeBuilder(),
+    Backend.TENSORRT: partial(_tensorrt, TENSORRT),
+    Backend.TENSORRT_RTX: partial(_tensorrt, TENSORRT_RTX),
+}
+
+
+def builders_for(recipe: Recipe) -> tuple[Builder, ...]:
+    """The builders of the recipe's backends, the default one first."""
+    return tuple(_BUILDERS[backend](recipe, backend) for backend in recipe.backend)
+
+
+def with_engines(context: StageContext, record: Record) -> Record:
+    """The record of a graph, with the paths of its engines."""
+    graphs = _portable_graphs(context)
+    index = next(index for index, graph in enumerate(graphs) if graph.record.graph == record.graph)
+    engines = {builder.name: builder.engines(graphs)[index] for builder in builders_for(context.recipe)}
+    return replace(
+        record, engines={name: path.relative_to(context.folder).as_posix() for name, path in engines.items()}
+    )
+
+
+def _portable_graphs(context: StageContext) -> tuple[PortableGraph, ...]:
+    return tuple(PortableGraph(context.folder / record.graph, record) for record in graph_records(context))
+
+
+class Engines:
+    """The engines, beside the graphs they are built from.
+
+    Args:
+        others: stages that make graphs too.
+    """
+
+    name = "engines"
+    title = "engines"
+
+    def __init__(self, *others: str) -> None:
+        self.needs = ("weights", "graphs", *others)
+
+    def inputs(self, context: StageContext) -> Any:
+        """The backends, and what each builds for and with."""
+        return {builder.name: builder.key() for builder in builders_for(context.recipe)}
+
+    def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
+        """Builds every graph's engine with builder after builder."""
+        graphs = _portable_graphs(context)
+        builders = builders_for(context.recipe)
+        written: list[Path] = []
+        for index, builder in enumerate(builders):
+            written += builder.build(graphs, _part(report, index, len(builders)))
+        return tuple(written)
+
+
+def _part(report: Report, index: int, builders: int) -> Report:
+    """Shows one builder's progress as a part of the stage's."""
+
+    def show(done: float, total: float, note: str) -> None:
+        report(index + done / total, builders, note)
+
+    return show

@@ -1,0 +1,75 @@
+"""The stages in their order, and the manifest that lists what they made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hidiff_export.checkpoints.lora import lora_fingerprint
+from hidiff_export.compiler.graph_specs import bare_manifest, step_record
+from hidiff_export.compiler.stages.engines import Engines, with_engines
+from hidiff_export.compiler.stages.graphs import Graphs
+from hidiff_export.compiler.stages.quantization import Quantisation
+from hidiff_export.compiler.stages.reference import FOLDER as REFERENCE_FOLDER
+from hidiff_export.compiler.stages.reference import Reference
+from hidiff_export.compiler.stages.scheduler_tables import Samplers, sampler_tables
+from hidiff_export.compiler.stages.stage import Stage, StageContext
+from hidiff_export.compiler.stages.weights import WEIGHTS, Weights, model_index
+from hidiff_export.recipe import Recipe
+from hidiff_export.tool_versions import tool_versions
+from hidiff_runtime.format.manifest import FileRecord, Manifest
+from hidiff_runtime.verification.reference_samples import INDEX
+
+# The reference comes last: it takes longest, and whatever else is wrong shows before it.
+STAGES: tuple[Stage, ...] = (Weights(), Samplers(), Graphs(), Engines(), Reference())
+QUANTISED_STAGES: tuple[Stage, ...] = (
+    Weights(),
+    Samplers(),
+    Graphs(),
+    Reference(),
+    Quantisation(),
+    Engines(Quantisation.name),
+)
+"""Those of a quantised recipe: ranges are measured on what the reference was given."""
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages that a recipe takes."""
+    return QUANTISED_STAGES if recipe.precision.quantised else STAGES
+
+
+def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) -> Manifest:
+    """The manifest of a finished build.
+
+    Args:
+        context: the build.
+        files: every file the stages wrote, by path relative to the bundle.
+    """
+    recipe = context.recipe
+    force_zeros = model_index(recipe).force_zeros_for_empty_prompt
+    bare = bare_manifest(context, sampler_tables(context), force_zeros)
+    control, vae = bare.controlnet, bare.vae
+    networks = ("unet", "controlnet", *recipe.text_encoders, "vae")
+    stores = {name: path for name in networks if (path := f"{name}/{WEIGHTS}") in files}
+    return replace(
+        bare,
+        tools=tool_versions(),
+        recipe=recipe.to_dict(),
+        phases=tuple(with_engines(context, record) for record in bare.phases),
+        weights=stores,
+        controlnet=None if control is None else with_engines(context, control),
+        step=with_engines(context, step_record(context)),
+        text_encoders=tuple(with_engines(context, record) for record in bare.text_encoders),
+        vae=None
+        if vae is None
+        else replace(vae, decoder=with_engines(context, vae.decoder), encoder=with_engines(context, vae.encoder)),
+        files=files,
+        reference=f"{REFERENCE_FOLDER}/{INDEX}",
+        fingerprints={
+            "recipe": recipe.fingerprint(),
+            "weights": files[stores["unet"]].sha256,
+            **{name: files[path].sha256 for name, path in stores.items() if name != "unet"},
+            **{f"lora.{index}": lora_fingerprint(Path(lora.path)) for index, lora in enumerate(recipe.lora)},
+        },
+    )

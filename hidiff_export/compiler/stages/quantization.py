@@ -1,0 +1,56 @@
+"""A quantised recipe's phases get their ranges from what PyTorch's run fed them, on both sides of each phase change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.quantization.quantize import Inputs, quantise_graph
+from hidiff_export.tool_versions import QUANTISERS, tool_versions
+from hidiff_runtime.phases import Phase
+from hidiff_runtime.verification.reference_samples import INDEX, CallSample, ReferenceSamples, Stored
+
+
+class Quantisation:
+    """The portable graph of each phase in int8 or fp8, from the float16 graph that stays beside it."""
+
+    name = "quantisation"
+    title = "quantisation"
+    needs = ("weights", "graphs", "reference")
+
+    def inputs(self, context: StageContext) -> Any:
+        """The precision, and what measures the ranges."""
+        return {"precision": context.recipe.precision.value, "tools": tool_versions(QUANTISERS)}
+
+    def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
+        """Measures and writes phase after phase."""
+        samples = ReferenceSamples.read(context.folder / "reference" / INDEX)
+        for index, phase in enumerate(context.phases):
+            report(index, len(context.phases), phase.name)
+            given = calibration(samples, phase)
+            quantise_graph(context.traced(phase), given, context.recipe.precision, context.graph(phase))
+        return tuple(map(context.graph, context.phases))
+
+
+def calibration(samples: ReferenceSamples, phase: Phase) -> tuple[Inputs, ...]:
+    """What to measure a phase's ranges on: its evaluations in the recorded run; where that has none, the random ones.
+
+    A run goes through every phase change that it can, so that the last evaluation before each change and the first
+    after it are among them. The random ones are left for judging by, where they are not needed here.
+    """
+    calls = [call for call in samples.calls if call.phase == phase]
+    return tuple(_inputs(samples, call) for call in [call for call in calls if _in_a_run(call)] or calls)
+
+
+def _in_a_run(call: CallSample) -> bool:
+    return isinstance(call.inputs["latents"], Stored)
+
+
+def _inputs(samples: ReferenceSamples, call: CallSample) -> Inputs:
+    inputs = {name: samples.array(source) for name, source in call.inputs.items()}
+    if call.window_shifts:
+        inputs["window_shifts"] = np.array(call.window_shifts, np.int32)
+    return inputs

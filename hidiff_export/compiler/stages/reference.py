@@ -1,0 +1,44 @@
+"""PyTorch's own results are recorded, so that every machine can check its engines against them without PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hidiff_export.compiler.graph_specs import bare_manifest
+from hidiff_export.compiler.stages.scheduler_tables import sampler_tables
+from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.compiler.stages.weights import SCHEDULER_CONFIG, model_index
+from hidiff_export.reference.magnitudes import FILE, Magnitudes
+from hidiff_export.reference.reference import record_reference
+from hidiff_export.reference.reference_weights import networks_of_store
+from hidiff_runtime.verification.manifest_facts import facts_of
+
+FOLDER = "reference"
+
+
+class Reference:
+    """The reference samples, in ``reference/``: float32 PyTorch on the weights as they are stored, and diffusers'
+    schedulers."""
+
+    name = "reference"
+    title = "PyTorch reference"
+    needs = ("weights", "samplers")
+
+    def inputs(self, context: StageContext) -> Any:
+        """What decides which evaluations are recorded: everything in the recipe."""
+        return context.recipe.fingerprint()
+
+    def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
+        """Runs the reference and records its evaluations; tells what comes near the end of float16's range."""
+        config = json.loads((context.folder / SCHEDULER_CONFIG).read_text(encoding="utf-8"))
+        networks = networks_of_store(context.folder, context.recipe)
+        folder = context.folder / FOLDER
+        tables = sampler_tables(context)
+        facts = facts_of(bare_manifest(context, tables, model_index(context.recipe).force_zeros_for_empty_prompt))
+        written = record_reference(networks, context.recipe, config, folder, report, tables=tables, facts=facts)
+        if folder / FILE in written:
+            for notice in Magnitudes.read(folder / FILE).notices:
+                context.notice(notice)
+        return written

@@ -1,0 +1,124 @@
+"""The stages of a build, in the order data flows: weights, sampler tables, graphs, engines, reference, self-check.
+
+A recipe is data and a stage is work: a stage says which stages it needs, from which inputs its key is made, and
+returns the files it wrote. `hidiff_export.compiler.compile` runs them and keeps what is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from hidiff_export.engines.protocol import Report
+from hidiff_export.quantization.paths import traced_graph
+from hidiff_export.recipe import Recipe
+from hidiff_runtime.phases import Phase, PhaseRule
+
+__all__ = ["Report", "Stage", "StageContext"]
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What every stage of one build sees.
+
+    Args:
+        recipe: the validated recipe.
+        folder: the folder the build works in; every path in it is final except for this prefix.
+        notice: told in a line what a person should know who builds, though nothing failed.
+    """
+
+    recipe: Recipe
+    folder: Path
+    notice: Callable[[str], None] = field(default=lambda _text: None)
+
+    @property
+    def rule(self) -> PhaseRule:
+        """When each phase runs."""
+        return self.recipe.phase_rule()
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The distinct phases the recipe's rule can reach, in running order."""
+        return self.rule.phases()
+
+    @property
+    def graphs(self) -> tuple[Path, ...]:
+        """Every portable graph: the phases', the step graph, and those of the other networks that there are."""
+        control = () if self.recipe.controlnet is None else (self.controlnet_graph,)
+        text = map(self.text_encoder_graph, self.recipe.text_encoders)
+        vae = (self.vae_graph("decoder"), self.vae_graph("encoder")) if self.recipe.vae else ()
+        return (*map(self.graph, self.phases), *control, self.step_graph, *text, *vae)
+
+    @property
+    def unet(self) -> Path:
+        """The folder of the UNet's configuration, weights, graphs and engines."""
+        return self.folder / "unet"
+
+    def graph(self, phase: Phase) -> Path:
+        """The portable graph of a phase."""
+        return self.unet / f"{phase.name}.onnx"
+
+    def traced(self, phase: Phase) -> Path:
+        """The graph of a phase as it is traced: the portable one, or the float16 one that is quantised to it."""
+        return traced_graph(self.graph(phase), self.recipe.precision)
+
+    @property
+    def controlnet(self) -> Path:
+        """The folder of the ControlNet's configuration, weights, graph and engine."""
+        return self.folder / "controlnet"
+
+    @property
+    def controlnet_graph(self) -> Path:
+        """The portable graph of the ControlNet."""
+        return self.controlnet / "controlnet.onnx"
+
+    def text_encoder_graph(self, name: str) -> Path:
+        """The portable graph of a text encoder, in a folder of its name."""
+        return self.folder / name / f"{name}.onnx"
+
+    def tokenizer(self, name: str) -> Path:
+        """What makes the tokens of a text encoder."""
+        return self.folder / name / "tokenizer.json"
+
+    def vae_graph(self, half: Literal["decoder", "encoder"]) -> Path:
+        """The portable graph of one half of the VAE."""
+        return self.folder / "vae" / f"{half}.onnx"
+
+    @property
+    def preview(self) -> Path:
+        """The factors that make a preview of latents."""
+        return self.folder / "vae" / "preview.json"
+
+    @property
+    def step_graph(self) -> Path:
+        """The portable step graph: guidance, the sampler's step and the next input."""
+        return self.folder / "step" / "step.onnx"
+
+
+class Stage(Protocol):
+    """One step of a build."""
+
+    @property
+    def name(self) -> str:
+        """In keys and records."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the stages whose results it reads."""
+        ...
+
+    def inputs(self, context: StageContext) -> Any:
+        """What the stage's result depends on beside the stages it needs: JSON, part of the cache key."""
+        ...
+
+    def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
+        """Does the work; returns the files it wrote, all below ``context.folder``."""
+        ...

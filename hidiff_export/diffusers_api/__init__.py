@@ -1,0 +1,1 @@
+"""HiDiffusion and bundles inside diffusers pipelines, for people who stay in PyTorch."""

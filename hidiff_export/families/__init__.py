@@ -1,0 +1,1 @@
+"""The model families, and what HiDiffusion does to the UNet of each."""

@@ -1,1 +1,0 @@
-"""Bundles inside other people's pipelines."""

@@ -1,0 +1,1 @@
+"""The torch modules that are exported: UNets with a phase fixed, ControlNets, text encoders and VAEs."""

@@ -1,0 +1,166 @@
+"""MSW-MSA: self-attention in four large windows, shifted, with the shifts as a run-time input.
+
+Rolling the feature map and cutting it into windows only moves tokens, so each of the four shifts is a permutation. A
+:class:`WindowTables` holds the permutations and picks by shift; the picked orders travel to the windowed blocks in
+``cross_attention_kwargs``. Nothing is stored between calls, so the UNet exports and compiles as one graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import nn
+from torch.nn import functional
+
+from hidiff_export.errors import InputError
+from hidiff_export.families.geometry import SHIFTS, WindowShape
+
+WINDOW_ORDERS = "window_orders"
+"""Key of ``cross_attention_kwargs`` under which the UNet takes one :class:`TokenOrder` for each windowed block."""
+
+
+class TokenOrder(NamedTuple):
+    """A permutation of a feature map's tokens.
+
+    Args:
+        gather: int32 [tokens]; windows are ``tokens[gather]``.
+        restore: int32 [tokens]; its inverse.
+    """
+
+    gather: torch.Tensor
+    restore: torch.Tensor
+
+
+def token_orders(shape: WindowShape) -> TokenOrder:
+    """The permutations of all shifts: both tables int32 [4, tokens], tokens of the padded feature map in rows."""
+    positions = torch.arange(shape.padded_height * shape.padded_width, dtype=torch.int32)
+    rows = positions.view(shape.padded_height, shape.padded_width)
+    gather = torch.stack([_cut(_rolled(rows, shape.shift(quarters)), shape) for quarters in range(SHIFTS)])
+    return TokenOrder(gather, torch.argsort(gather, dim=1).to(torch.int32))
+
+
+def _rolled(rows: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
+    return torch.roll(rows, shifts=(-shift[0], -shift[1]), dims=(0, 1))
+
+
+def _cut(rows: torch.Tensor, shape: WindowShape) -> torch.Tensor:
+    return rows.view(2, shape.window_height, 2, shape.window_width).transpose(1, 2).flatten()
+
+
+class WindowTables(nn.Module):
+    """Picks each windowed block's token order by its shift.
+
+    The tables are buffers, one pair for each distinct window shape, and no part of the state dict.
+    """
+
+    def __init__(self, windows: Sequence[WindowShape]) -> None:
+        super().__init__()
+        self.windows = tuple(windows)
+        for shape in dict.fromkeys(self.windows):
+            orders = token_orders(shape)
+            self.register_buffer(_buffer_name("gather", shape), orders.gather, persistent=False)
+            self.register_buffer(_buffer_name("restore", shape), orders.restore, persistent=False)
+
+    def forward(self, shifts: torch.Tensor) -> tuple[TokenOrder, ...]:
+        """One order for each windowed block, from ``shifts``, int32 [windowed blocks], each 0 to 3."""
+        return tuple(
+            TokenOrder(
+                self.get_buffer(_buffer_name("gather", shape)).index_select(0, shift).squeeze(0),
+                self.get_buffer(_buffer_name("restore", shape)).index_select(0, shift).squeeze(0),
+            )
+            for shape, shift in zip(self.windows, torch.split(shifts, 1), strict=True)
+        )
+
+
+def _buffer_name(table: str, shape: WindowShape) -> str:
+    return f"{table}_{shape.height}x{shape.width}"
+
+
+def to_windows(tokens: torch.Tensor, order: TokenOrder, shape: WindowShape) -> torch.Tensor:
+    """[batch, tokens, channels] cut into [batch * 4, window's tokens, channels]; odd sizes are resized up first."""
+    if shape.resized:
+        tokens = _resized(tokens, (shape.height, shape.width), (shape.padded_height, shape.padded_width))
+    windows = tokens.index_select(1, order.gather)
+    return windows.view(-1, shape.window_height * shape.window_width, tokens.shape[-1])
+
+
+def from_windows(windows: torch.Tensor, order: TokenOrder, shape: WindowShape) -> torch.Tensor:
+    """The inverse of :func:`to_windows`; odd sizes are resized back."""
+    tokens = windows.reshape(-1, shape.padded_height * shape.padded_width, windows.shape[-1])
+    tokens = tokens.index_select(1, order.restore)
+    if shape.resized:
+        tokens = _resized(tokens, (shape.padded_height, shape.padded_width), (shape.height, shape.width))
+    return tokens
+
+
+def _resized(tokens: torch.Tensor, size: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
+    # Contiguous, since the channels-last kernel rounds differently from the one that the published package gets.
+    image = tokens.transpose(1, 2).reshape(-1, tokens.shape[-1], *size).contiguous()
+    return functional.interpolate(image, size=target, mode="bicubic").flatten(2).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class _WindowedForward:
+    """Stands in for the ``forward`` of a windowed block's self-attention."""
+
+    forward: Callable[..., torch.Tensor]
+    index: int
+    shape: WindowShape
+
+    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        order: TokenOrder = kwargs.pop(WINDOW_ORDERS)[self.index]
+        windows = to_windows(hidden_states, order, self.shape)
+        return from_windows(self.forward(windows, *args, **kwargs), order, self.shape)
+
+
+def submodule(unet: nn.Module, name: str) -> nn.Module:
+    """The module called ``name``.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return unet.get_submodule(name)
+    except AttributeError as error:
+        advice = "Check that the family is the checkpoint's."
+        raise InputError("The UNet lacks a module of its family.", given=name, advice=advice) from error
+
+
+def install_windows(
+    unet: nn.Module, windowed_blocks: Sequence[str], windows: Sequence[WindowShape], handles: ExitStack
+) -> None:
+    """Cuts the self-attention of ``windowed_blocks`` into windows until ``handles`` is closed.
+
+    The attention's ``forward`` is shadowed rather than hooked: the order is needed before and after it, and a pair of
+    hooks could only pass it on by storing it.
+
+    Raises:
+        InputError: the UNet has no such blocks.
+    """
+    if not windowed_blocks:
+        return
+    windowed = [submodule(unet, f"{block}.attn1") for block in windowed_blocks]
+    for module in unet.modules():
+        if isinstance(module, Attention) and module not in windowed:
+            handles.callback(module.register_forward_pre_hook(_without_orders, with_kwargs=True).remove)
+    for index, (attention, shape) in enumerate(zip(windowed, windows, strict=True)):
+        _shadow_forward(attention, _WindowedForward(attention.forward, index, shape), handles)
+
+
+def _without_orders(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # The blocks hand all cross_attention_kwargs to every attention, which warns of those its processor does not know.
+    return args, {key: value for key, value in kwargs.items() if key != WINDOW_ORDERS}
+
+
+def _shadow_forward(module: nn.Module, forward: Callable[..., torch.Tensor], handles: ExitStack) -> None:
+    own = vars(module)
+    if "forward" in own:  # as accelerate's offloading leaves it
+        handles.callback(own.__setitem__, "forward", own["forward"])
+    else:
+        handles.callback(own.pop, "forward")
+    own["forward"] = forward

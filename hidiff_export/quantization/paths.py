@@ -1,0 +1,12 @@
+"""Where the graph lies that a quantised one is made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hidiff_export.recipe.field_types import Precision
+
+
+def traced_graph(graph: Path, precision: Precision) -> Path:
+    """The graph as it is traced: ``strided.float16.onnx`` for the quantised ``strided.onnx``, else that file itself."""
+    return graph.with_suffix(f".{precision.stored.value}.onnx") if precision.quantised else graph

@@ -1,0 +1,148 @@
+"""From a phase's float16 graph to the same graph in int8 or fp8."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from hidiff_export.errors import EngineError
+from hidiff_export.graph.passes.linear_to_gemm import LinearToGemm
+from hidiff_export.graph.passes.merge_reshapes import MergeReshapes
+from hidiff_export.graph.passes.name_by_module import NameByModule
+from hidiff_export.graph.passes.quantize_tensors import QuantiseTensors
+from hidiff_export.graph.portable import run_passes, save
+from hidiff_export.graph.quantized_tensor import QuantisedTensor, from_json
+from hidiff_export.quantization import worker
+from hidiff_export.quantization.layers import quantised_layers
+from hidiff_export.recipe.field_types import Precision
+from hidiff_runtime.format import safetensors
+
+Inputs = Mapping[str, NDArray[Any]]
+"""Every input of a graph, by name."""
+
+KINDS = {Precision.INT8: ir.DataType.INT8, Precision.FP8: ir.DataType.FLOAT8E4M3FN}
+"""What the quantised tensors of each precision are."""
+
+WORKER = ["-m", worker.__name__]
+"""What Python runs to measure ranges."""
+
+_SHOWN_LETTERS = 600
+_ADVICE = "Choose precision float16, or report this with the versions that 'hidiff-export doctor' shows."
+
+
+def check_quantiser() -> None:
+    """Refuses early, before anything is written.
+
+    Raises:
+        EngineError: NVIDIA ModelOpt is not installed.
+    """
+    if importlib.util.find_spec("modelopt") is None:
+        raise EngineError(
+            "Precisions int8 and fp8 take NVIDIA ModelOpt, which is not installed.",
+            advice="Run: pip install 'hidiff-export[quantisation]'",
+        )
+
+
+def quantise_graph(graph: Path, evaluations: Sequence[Inputs], precision: Precision, quantised: Path) -> None:
+    """Writes a quantised copy of a graph, over the same weight store.
+
+    Convolutions and linear layers get ranges for their inputs, one for each tensor, and for their weights, one for each
+    output channel; `hidiff_export.quantization.layers` says which. Ranges are constants of the graph.
+
+    Args:
+        graph: a portable float16 graph.
+        evaluations: what to measure the ranges on; at least one.
+        precision: int8 or fp8.
+        quantised: the file to write, in the same folder.
+
+    Raises:
+        EngineError: NVIDIA ModelOpt failed.
+        ExportError: a pass failed.
+        OSError: a file cannot be written.
+    """
+    model = ir.load(graph)
+    run_passes(model, _preparing_passes())
+    layers = quantised_layers(model.graph)
+    prepared = quantised.with_suffix(".prepared.onnx")  # beside the weights, which it names relative to itself
+    try:
+        # ModelOpt leaves copies of the weights in the folder for temporary files.
+        with tempfile.TemporaryDirectory(dir=quantised.parent, prefix="quantise.") as folder:
+            save(model, prepared)
+            tensors = _measure(prepared, evaluations, precision, layers, Path(folder))
+    finally:
+        prepared.unlink(missing_ok=True)
+    _check_complete(tensors, layers, graph)
+    run_passes(model, ir.passes.Sequential(QuantiseTensors(tensors, KINDS[precision]), NameByModule()))
+    save(model, quantised)
+
+
+def _check_complete(tensors: Sequence[QuantisedTensor], layers: Sequence[str], graph: Path) -> None:
+    """Refuses what would compute some layers in float16: ModelOpt passes over tensors whose type it does not know."""
+    found = {use for tensor in tensors for use in tensor.uses}
+    missing = [name for name in layers if not {(name, 0), (name, 1)} <= found]
+    if missing:
+        raise EngineError(
+            f"NVIDIA ModelOpt left {len(missing)} of {len(layers)} layers of {graph.name} as they were.",
+            given=", ".join(missing[:3]),
+            advice=_ADVICE,
+        )
+
+
+def _preparing_passes() -> ir.passes.Sequential:
+    """Linear layers that read their weights as the store has them, so that each output channel has its own scale."""
+    return ir.passes.Sequential(
+        LinearToGemm(),
+        MergeReshapes(),
+        common.RemoveUnusedNodesPass(),
+        NameByModule(),
+    )
+
+
+def _measure(
+    graph: Path, evaluations: Sequence[Inputs], precision: Precision, layers: Sequence[str], folder: Path
+) -> tuple[QuantisedTensor, ...]:
+    """What ModelOpt finds; ``folder`` takes the files that it is asked with."""
+    inputs, request, result = (folder / name for name in ("inputs.safetensors", "request.json", "result.json"))
+    safetensors.write(
+        inputs,
+        {
+            f"{number}{worker.SEPARATOR}{name}": array
+            for number, evaluation in enumerate(evaluations)
+            for name, array in evaluation.items()
+        },
+    )
+    asked = {
+        "graph": str(graph),
+        "evaluations": str(inputs),
+        "precision": precision.value,
+        "layers": list(layers),
+    }
+    request.write_text(json.dumps(asked), encoding="utf-8")
+    command = [sys.executable, *WORKER, str(request), str(result)]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TMPDIR": str(folder)},
+        check=False,
+    )
+    if done.returncode != 0 or not result.is_file():
+        words = done.stdout.decode(errors="replace").strip()[-_SHOWN_LETTERS:]
+        raise EngineError(
+            f"NVIDIA ModelOpt cannot quantise {graph.name}.",
+            given=f"exit code {done.returncode}: {words}",
+            advice=_ADVICE,
+        )
+    return from_json(result.read_text(encoding="utf-8"))

@@ -1,0 +1,161 @@
+"""Whether a recipe's values agree with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from hidiff_export.families.family import Family, Task, Width
+from hidiff_export.families.geometry import control_latent
+from hidiff_export.recipe.field_types import Backend, EngineLayout, Precision, Target, refusal
+from hidiff_runtime.format.graph_shapes import MOST_PIXELS
+
+if TYPE_CHECKING:
+    from hidiff_export.recipe.recipe import Recipe
+
+_INPAINTING_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
+_CONTROL_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
+_BUILDS_FOR = {
+    Backend.ONNXRUNTIME: "cpu or cuda",
+    Backend.TENSORRT: "cuda",
+    Backend.TENSORRT_RTX: "generations of GPUs like sm89, or cuda alone",
+}
+
+
+def check_agreement(recipe: Recipe) -> None:
+    """Raises the error of `refusal` for the first two values that contradict each other."""
+    for check in (
+        _checkpoint_exists,
+        _pictures_fit_a_run,
+        _guidance_is_there,
+        _targets_are_served,
+        _targets_compute,
+        _control_fits,
+        _steps_are_those_of_timesteps,
+    ):
+        check(recipe)
+
+
+def _checkpoint_exists(recipe: Recipe) -> None:
+    if recipe.unet_width is Width.TINY and recipe.random_seed is None:
+        raise refusal(
+            "is only for fabricated checkpoints",
+            key=("unet_width",),
+            advice="Leave unet_width out, or set source: random:0.",
+        )
+    if recipe.task is Task.INPAINTING and recipe.family not in _INPAINTING_FAMILIES:
+        raise refusal(
+            f"has no inpainting checkpoint in the family {recipe.family.value}",
+            key=("task",),
+            advice=f"Inpainting has {_named(_INPAINTING_FAMILIES)}; with {recipe.family.value}, use text-to-image or "
+            "image-to-image.",
+        )
+    if recipe.task.has_control and recipe.family not in _CONTROL_FAMILIES:
+        raise refusal(
+            f"takes no ControlNet in the family {recipe.family.value}",
+            key=("task",),
+            advice=f"ControlNet tasks have {_named(_CONTROL_FAMILIES)}.",
+        )
+
+
+def _pictures_fit_a_run(recipe: Recipe) -> None:
+    """A bundle beyond what the runtime opens is not built."""
+    if recipe.batch * recipe.width * recipe.height > MOST_PIXELS:
+        raise refusal(
+            f"is too many pictures of {recipe.width}x{recipe.height} for one run",
+            key=("batch",),
+            advice=f"Set batch: {MOST_PIXELS // (recipe.width * recipe.height)} or less: a run has the pixels of four "
+            "pictures of 4096x4096 at most.",
+        )
+
+
+def _guidance_is_there(recipe: Recipe) -> None:
+    if recipe.guidance_rescale and not recipe.guidance:
+        raise refusal(
+            "rescales guidance, which is off",
+            key=("guidance_rescale",),
+            advice="Set guidance: true, or leave guidance_rescale out.",
+        )
+
+
+def _targets_are_served(recipe: Recipe) -> None:
+    served = {backend: backend.targets(recipe.targets) for backend in recipe.backend}
+    for backend, targets in served.items():
+        if not targets:
+            raise refusal(
+                f"has nothing that {backend.value} builds for",
+                key=("targets",),
+                advice=f"Add {_BUILDS_FOR[backend]} to targets, or leave targets out.",
+            )
+    for target in recipe.targets:
+        if not any(target in targets for targets in served.values()):
+            names = " and ".join(backend.value for backend in recipe.backend)
+            raise refusal(
+                f"has {target.value}, which {names} does not build for",
+                key=("targets",),
+                advice=" ".join(f"{backend.value} builds for {_BUILDS_FOR[backend]}." for backend in recipe.backend),
+            )
+    if recipe.layout is EngineLayout.MERGED and recipe.backend == (Backend.ONNXRUNTIME,):
+        raise refusal(
+            "is merged, which only TensorRT engines can be",
+            key=("layout",),
+            advice="Leave layout out, or set backend: tensorrt or tensorrt-rtx.",
+        )
+
+
+def _targets_compute(recipe: Recipe) -> None:
+    if recipe.precision is Precision.BFLOAT16 and Target.CPU in recipe.targets:
+        raise refusal(
+            "is bfloat16, for which ONNX Runtime has no kernels on the CPU",
+            key=("precision",),
+            advice="Set precision: float32 or float16, or targets: cuda.",
+        )
+    if recipe.precision is Precision.BFLOAT16 and Target.SM75 in recipe.targets:
+        raise refusal(
+            "is bfloat16, for which sm75 has no arithmetic",
+            key=("precision",),
+            advice="Set precision: float16, or targets from sm80 on.",
+        )
+    unable = [target.value for target in recipe.targets if not target.computes_fp8]
+    if recipe.precision is Precision.FP8 and unable:
+        raise refusal(
+            f"is fp8, for which {' and '.join(unable)} has no arithmetic",
+            key=("precision",),
+            advice="Set precision: int8 or float16, or targets from sm89 on.",
+        )
+
+
+def _control_fits(recipe: Recipe) -> None:
+    thresholds = recipe.hidiffusion.thresholds
+    if not recipe.task.has_control:
+        if recipe.controlnet is not None:
+            raise refusal(
+                f"is set, but the task {recipe.task.value} has no ControlNet",
+                key=("controlnet",),
+                advice="Leave controlnet out, or set task: controlnet.",
+            )
+        if thresholds is not None and thresholds.control is not None:
+            raise refusal(
+                f"is set, but the task {recipe.task.value} has no ControlNet",
+                key=("hidiffusion", "thresholds", "control"),
+                advice="Leave control out, or set task: controlnet.",
+            )
+    elif min(control_latent(recipe.latent_height, recipe.latent_width)) == 0:
+        raise refusal(
+            "makes the picture too narrow for a ControlNet, which would see no row or column of it",
+            key=("width",),
+            advice="Keep the sides' ratio below 16 to 1.",
+        )
+
+
+def _steps_are_those_of_timesteps(recipe: Recipe) -> None:
+    if recipe.timesteps is not None and recipe.steps != (len(recipe.timesteps),):
+        raise refusal(
+            "is not the number of timesteps",
+            key=("steps",),
+            advice=f"Leave steps out, or set steps: {len(recipe.timesteps)}.",
+        )
+
+
+def _named(members: Iterable[Family]) -> str:
+    return ", ".join(member.value for member in members)

@@ -1,0 +1,185 @@
+"""What a recipe comes to: its phases, their step ranges and sizes, and what they cost. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from hidiff_export.families.cost import Cost, controlnet_cost, stock_geometry, unet_cost, unet_parameters
+from hidiff_export.families.geometry import UNetGeometry, control_latent
+from hidiff_export.recipe import Recipe
+from hidiff_runtime.phases import PhasePlan, PhaseSpan
+
+USUAL_STEPS = 50
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """A span of steps of one phase.
+
+    Args:
+        span: the phase and its steps.
+        geometry: of the UNet in this phase.
+        flops: floating-point operations of one step for one latent, the ControlNet's included where it joins in.
+        batched_flops: the same for a whole evaluation, the recipe's batch and guidance included.
+    """
+
+    span: PhaseSpan
+    geometry: UNetGeometry
+    flops: int
+    batched_flops: int
+
+    @property
+    def run_flops(self) -> int:
+        """Of all the span's steps together."""
+        return self.batched_flops * self.span.steps
+
+    @property
+    def feature_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the feature maps on the way down, each size once."""
+        sizes = [(height, width) for _, height, width in self.geometry.skips]
+        return tuple(dict.fromkeys(sizes))
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run of ``steps`` logical denoising steps.
+
+    Raises:
+        InputError: ``steps`` is not a positive whole number.
+    """
+
+    recipe: Recipe
+    steps: int
+
+    @cached_property
+    def phases(self) -> tuple[PlannedPhase, ...]:
+        """The phases that run, in running order."""
+        return tuple(self._planned(span) for span in PhasePlan(self.recipe.phase_rule(), self.steps).spans)
+
+    def _planned(self, span: PhaseSpan) -> PlannedPhase:
+        recipe, config = self.recipe, self.recipe.unet_config()
+        geometry = UNetGeometry.of(config, recipe.unet_layout, span.phase, recipe.latent_height, recipe.latent_width)
+        flops = unet_cost(config, recipe.unet_layout, geometry).flops
+        if span.phase.control:
+            flops += self.controlnet_flops
+        return PlannedPhase(span, geometry, flops, flops * recipe.model_batch)
+
+    @cached_property
+    def controlnet_flops(self) -> int:
+        """Of one ControlNet evaluation for one latent; 0 where the bundle has none."""
+        return self._controlnet.flops
+
+    @property
+    def controlnet_parameters(self) -> int:
+        """Of the ControlNet; 0 where the bundle has none."""
+        return self._controlnet.parameters
+
+    @cached_property
+    def _controlnet(self) -> Cost:
+        recipe = self.recipe
+        if recipe.controlnet is None:
+            return Cost()
+        size = control_latent(recipe.latent_height, recipe.latent_width)
+        return controlnet_cost(recipe.controlnet_config(), recipe.unet_config(), recipe.unet_layout, *size)
+
+    @cached_property
+    def run_flops(self) -> int:
+        """Of the whole run."""
+        return sum(phase.run_flops for phase in self.phases)
+
+    @cached_property
+    def stock_flops(self) -> int:
+        """Of one evaluation of the UNet without HiDiffusion, for one latent."""
+        recipe, config = self.recipe, self.recipe.unet_config()
+        stock = stock_geometry(config, recipe.unet_layout, recipe.latent_height, recipe.latent_width)
+        return unet_cost(config, *stock).flops
+
+    @property
+    def stock_run_flops(self) -> int:
+        """Of the run with the UNet as it was published, ControlNet included."""
+        controlled = sum(phase.span.steps for phase in self.phases if phase.span.phase.control)
+        per_latent = self.steps * self.stock_flops + controlled * self.controlnet_flops
+        return per_latent * self.recipe.model_batch
+
+    @property
+    def saving(self) -> float:
+        """How many times fewer operations than the stock UNet."""
+        return self.stock_run_flops / self.run_flops
+
+    @cached_property
+    def parameters(self) -> int:
+        """Of the UNet."""
+        return unet_parameters(self.recipe.unet_config(), self.recipe.unet_layout)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the UNet's weights, which every phase shares, and of the ControlNet's."""
+        return (self.parameters + self.controlnet_parameters) * self.recipe.precision.bytes
+
+    @property
+    def latent_bytes(self) -> int:
+        """Of the batch's latents, which stay float32."""
+        channels, height, width = self.recipe.latent_shape
+        return self.recipe.batch * channels * height * width * 4
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON types; operations in TFLOPs, sizes in bytes."""
+        recipe = self.recipe
+        return {
+            "recipe": recipe.name,
+            "family": recipe.family.value,
+            "task": recipe.task.value,
+            "width": recipe.width,
+            "height": recipe.height,
+            "steps": self.steps,
+            "phases": [_span_json(phase.span) for phase in self.phases],
+            "batch": recipe.batch,
+            "model_batch": recipe.model_batch,
+            "precision": recipe.precision.value,
+            "latent": list(recipe.latent_shape),
+            "latent_bytes": self.latent_bytes,
+            "parameters": self.parameters,
+            "controlnet_parameters": self.controlnet_parameters,
+            "weight_bytes": self.weight_bytes,
+            "costs": [_cost_json(phase) for phase in self.phases],
+            "tflops": {
+                "run": _tera(self.run_flops),
+                "stock_run": _tera(self.stock_run_flops),
+                "stock_evaluation": _tera(self.stock_flops),
+                "controlnet_evaluation": _tera(self.controlnet_flops),
+            },
+            "saving": round(self.saving, 3),
+        }
+
+
+def default_steps(recipe: Recipe) -> int:
+    """The steps a plan is shown for when none are asked for: 50, or else the most that the recipe tabulates."""
+    return USUAL_STEPS if USUAL_STEPS in recipe.steps else recipe.steps[-1]
+
+
+def _span_json(span: PhaseSpan) -> dict[str, Any]:
+    return {
+        "kind": span.phase.kind.value,
+        "control": span.phase.control,
+        "first": span.first,
+        "last": span.last,
+        "steps": span.steps,
+    }
+
+
+def _cost_json(phase: PlannedPhase) -> dict[str, Any]:
+    """One phase's sizes and cost; in the order of ``phases``."""
+    return {
+        "phase": phase.span.phase.name,
+        "feature_sizes": [list(size) for size in phase.feature_sizes],
+        "windows": [[window.window_height, window.window_width] for window in phase.geometry.windows],
+        "tflops_latent": _tera(phase.flops),
+        "tflops_evaluation": _tera(phase.batched_flops),
+        "tflops_run": _tera(phase.run_flops),
+    }
+
+
+def _tera(flops: int) -> float:
+    return flops / 1e12

@@ -1,0 +1,169 @@
+"""The nested mappings of a recipe: HiDiffusion's switches and thresholds, and the parity bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from hidiff_export.families.family import CONTROL_END
+from hidiff_export.recipe.field_types import FRACTION_SCHEMA, Fraction, LoraPath, Precision, refusal
+
+# SNR in dB of one evaluation and of a whole run. float32 is the project's promise; the others lie about 10 dB below
+# what rounding alone costs (56 and 38 dB a call), and above what a wrong phase gives.
+_BOUNDS = {
+    Precision.FLOAT32: (80.0, 60.0),
+    Precision.FLOAT16: (40.0, 35.0),
+    Precision.BFLOAT16: (30.0, 25.0),
+    Precision.INT8: (20.0, 15.0),
+    Precision.FP8: (15.0, 10.0),
+}
+
+
+class Frozen(BaseModel):
+    """Checked once, never changed, and without keys of one's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def _ratio_or_range(value: Any) -> Any:
+    """A lone fraction is where a range that starts with the run ends, as the paper's T1 and T2 are."""
+    return {"end": value} if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
+
+
+def _also_fraction(schema: dict[str, Any]) -> None:
+    kinds = [kind for kind in schema["anyOf"] if "$ref" in kind]
+    schema["anyOf"] = [*kinds, *FRACTION_SCHEMA]
+    del schema["default"]
+
+
+def _also_published(schema: dict[str, Any]) -> None:
+    schema["anyOf"] = [schema["anyOf"][0], {"const": "published"}]
+    schema["default"] = "published"
+
+
+def without_default(schema: dict[str, Any]) -> None:
+    """The precision decides it, so an editor is not to offer one."""
+    del schema["default"]
+
+
+class Range(Frozen):
+    """The steps from ``start`` to before ``end``, as fractions of the run."""
+
+    start: Fraction = Field(default=0.0, description="First step, as a part of the run: 0 to 1, or a percentage.")
+    end: Fraction = Field(description="Where it ends, as a part of the run: 0 to 1, or a percentage like 40%.")
+
+    @model_validator(mode="after")
+    def _rises(self) -> Range:
+        if self.start >= self.end:
+            raise refusal("ends before it starts", advice="Give a start below the end, like {start: 0, end: 40%}.")
+        return self
+
+
+class Thresholds(Frozen):
+    """When each of HiDiffusion's changes is in force; a change that is left out never is."""
+
+    strided: Range | None = Field(
+        default=None,
+        description="Steps with the stride-4 downsampler: a ratio like 0.4, or {start: 0, end: 40%}.",
+        json_schema_extra=_also_fraction,
+    )
+    pooled: Range | None = Field(
+        default=None,
+        description="Steps with pooled deep features: a ratio like 0.4, or {start: 16%, end: 40%}.",
+        json_schema_extra=_also_fraction,
+    )
+    control: Fraction | None = Field(
+        default=None,
+        gt=0,
+        description="Where ControlNet residuals stop coming in, as a part of the run above 0; left out, "
+        f"{CONTROL_END} as published.",
+        json_schema_extra=_also_fraction,
+    )
+
+    @field_validator("strided", "pooled", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return _ratio_or_range(value)
+
+
+class HiDiffusion(Frozen):
+    """Which of HiDiffusion's changes are made, and when."""
+
+    raunet: StrictBool = Field(default=True, description="Shrink deep feature maps in early steps: true or false.")
+    windows: StrictBool = Field(default=True, description="Shifted-window attention in the top blocks: true or false.")
+    thresholds: Thresholds | None = Field(
+        default=None,
+        description="`published`, or a mapping of strided, pooled and control.",
+        json_schema_extra=_also_published,
+    )
+
+    @field_validator("thresholds", mode="before")
+    @classmethod
+    def _published(cls, value: Any) -> Any:
+        return None if value == "published" else value
+
+    @field_serializer("thresholds")
+    def _written(self, thresholds: Thresholds | None) -> Any:
+        return "published" if thresholds is None else thresholds
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HiDiffusion:
+        given = self.thresholds
+        if not self.raunet and given is not None and (given.strided or given.pooled):
+            raise refusal(
+                "gives steps for a change that is switched off",
+                key=("hidiffusion", "thresholds"),
+                advice="Set raunet: true, or leave strided and pooled out.",
+            )
+        return self
+
+
+class LoraFile(Frozen):
+    """A LoRA that is fused into the weights, and how strongly."""
+
+    path: LoraPath = Field(
+        description="The .safetensors file: of kohya's trainer, LyCORIS, OneTrainer, diffusers or PEFT."
+    )
+    scale: StrictFloat = Field(
+        default=1.0,
+        ge=-100,
+        le=100,
+        description="What its additions are multiplied by, beside its own alpha: -100 to 100.",
+    )
+
+
+class ParityBounds(Frozen):
+    """How close to PyTorch the bundle has to be; what is not given follows from the precision."""
+
+    call_snr_db: StrictFloat = Field(
+        default=_BOUNDS[Precision.FLOAT32][0],
+        json_schema_extra=without_default,
+        ge=10,
+        le=200,
+        description="Least signal-to-noise ratio of one evaluation in dB, 10 to 200; by default 80 for float32, 40 for "
+        "float16, 30 for bfloat16, 20 for int8, 15 for fp8.",
+    )
+    run_snr_db: StrictFloat = Field(
+        default=_BOUNDS[Precision.FLOAT32][1],
+        json_schema_extra=without_default,
+        ge=10,
+        le=200,
+        description="Least signal-to-noise ratio of a whole run's latents in dB, 10 to 200; by default 60 for float32, "
+        "35 for float16, 25 for bfloat16, 15 for int8, 10 for fp8.",
+    )
+
+    def for_precision(self, precision: Precision) -> ParityBounds:
+        """These bounds, with what was not given set for ``precision``."""
+        call, run = _BOUNDS[precision]
+        defaults = {"call_snr_db": call, "run_snr_db": run}
+        return self.model_copy(update={key: db for key, db in defaults.items() if key not in self.model_fields_set})

@@ -1,0 +1,59 @@
+"""How far a number of UNet evaluations has come, told in their own cost, so that the time left is a fair guess."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from hidiff_export.families.cost import unet_cost
+from hidiff_export.families.geometry import UNetGeometry
+from hidiff_export.recipe import Recipe
+from hidiff_runtime.phases import Phase
+
+Progress = Callable[[float, float, str], None]
+"""``progress(done, total, note)`` before each evaluation and after the last, in floating-point operations."""
+
+
+class Meter:
+    """Tells a progress callback how far a number of evaluations of known cost have come."""
+
+    def __init__(self, recipe: Recipe, config: Mapping[str, Any], progress: Progress | None) -> None:
+        self._recipe = recipe
+        self._config = config
+        self._progress = progress
+        self._done = 0.0
+        self._total = 0.0
+        self._next = 0.0
+
+    def flops(self, phase: Phase) -> float:
+        """Floating-point operations of one evaluation."""
+        recipe = self._recipe
+        size = (recipe.latent_height, recipe.latent_width)
+        geometry = UNetGeometry.of(self._config, recipe.unet_layout, phase, *size)
+        return recipe.model_batch * float(unet_cost(self._config, recipe.unet_layout, geometry).flops)
+
+    def plan(self, phases: Iterable[Phase]) -> None:
+        """Adds evaluations, one of each of ``phases``, to what there is to do."""
+        self._total += sum(self.flops(phase) for phase in phases)
+
+    def start(self, phase: Phase, note: str) -> None:
+        """An evaluation begins, and the one before has ended."""
+        self._done += self._next
+        self._next = self.flops(phase)
+        self._show(note)
+
+    def note(self, note: str) -> None:
+        """Something begins that is not counted, for it takes little beside the evaluations."""
+        self._done += self._next
+        self._next = 0.0
+        self._show(note)
+
+    def end(self) -> None:
+        """The last evaluation has ended."""
+        self._done += self._next
+        self._next = 0.0
+        self._show("done")
+
+    def _show(self, note: str) -> None:
+        if self._progress is not None:
+            self._progress(self._done, self._total, note)

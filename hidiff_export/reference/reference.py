@@ -1,0 +1,313 @@
+"""The reference: what float32 PyTorch makes of the weights as they are stored, for chosen evaluations and a whole run.
+
+A build keeps it in the bundle (:func:`record_reference`), and a verification makes it anew to judge by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hidiff_export.families.graph_io import controlnet_inputs, controlnet_outputs
+from hidiff_export.modules.controlnet import ControlNetModule
+from hidiff_export.modules.phase_unet import PhaseUNet
+from hidiff_export.recipe import Recipe
+from hidiff_export.reference.diffusers_run import Networks, RunInputs, run_pipeline
+from hidiff_export.reference.evaluation_plan import LITTLE_WORK, Course, Point, edge_points, recorded
+from hidiff_export.reference.flops_progress import Meter, Progress
+from hidiff_export.reference.magnitude_recorder import MagnitudeRecorder
+from hidiff_export.reference.random_inputs import Given, arrays, mixed_shifts, random_inputs
+from hidiff_export.reference.scheduler_answers import record_samplers
+from hidiff_export.reference.text_vae_reference import PictureNetworks
+from hidiff_export.reference.tolerances import Boundary, bound_for
+from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
+from hidiff_runtime.sampling.scheduler_table import SamplerTable
+from hidiff_runtime.verification.sample_recorder import SampleRecorder
+
+Array = NDArray[Any]
+
+ORIGIN = f"PyTorch {torch.__version__}, float32"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One evaluation and its result.
+
+    Args:
+        point: phase, step and timestep.
+        window_shifts: int32, one for each windowed block.
+        inputs: every other input of the phase's graph.
+        noise_pred: the UNet's output, float32.
+    """
+
+    point: Point
+    window_shifts: Array
+    inputs: Mapping[str, Given]
+    noise_pred: Array
+
+
+@dataclass(frozen=True)
+class ControlNetCall:
+    """One evaluation of a ControlNet: its graph's inputs, and the residuals by name, float32."""
+
+    inputs: Mapping[str, Given]
+    residuals: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole run of diffusers.
+
+    Args:
+        course: steps, timesteps and phases.
+        sampler: by the project's name.
+        given: inputs, seed and guidance scale.
+        calls: one for each evaluation, with the inputs it had in the run; but for those with a real ControlNet's
+            residuals, which differ from step to step and would take hundreds of megabytes each.
+        latents: after each evaluation, float32; the last are the result.
+    """
+
+    course: Course
+    sampler: str
+    given: RunInputs
+    calls: tuple[Call, ...]
+    latents: tuple[Array, ...]
+
+    @property
+    def after_steps(self) -> tuple[Array, ...]:
+        """The latents after each logical step."""
+        order = self.course.order
+        return (*self.latents[order - 1 : -1 : order], self.latents[-1])
+
+
+def courses(recipe: Recipe, scheduler_config: Mapping[str, Any]) -> tuple[Course, ...]:
+    """A run of each of the recipe's step counts that its default sampler takes (LCM's takes 50 at most)."""
+    scheduler = _scheduler(recipe, scheduler_config)
+    possible = []
+    for steps in recipe.steps:
+        try:
+            scheduler.set_timesteps(steps)
+        except ValueError:
+            continue
+        timesteps = tuple(float(timestep) for timestep in scheduler.timesteps)
+        possible.append(Course(recipe.phase_rule(), steps, timesteps, scheduler.order))
+    return tuple(possible)
+
+
+def _scheduler(recipe: Recipe, config: Mapping[str, Any]) -> Any:
+    """Diffusers' scheduler of the recipe's default sampler."""
+    return build_scheduler(recipe.sampler[0].value, config, timesteps=recipe.timesteps, tcd_eta=recipe.tcd_eta)
+
+
+def run_reference(
+    networks: Networks,
+    recipe: Recipe,
+    scheduler_config: Mapping[str, Any],
+    course: Course,
+    meter: Meter,
+    magnitudes: MagnitudeRecorder,
+) -> Run:
+    """Denoises with diffusers under HiDiffusion, and keeps every evaluation.
+
+    Args:
+        networks: what is asked.
+        scheduler_config: of the checkpoint's noise schedule.
+        course: steps and phases of the run.
+        magnitudes: told which evaluations come.
+    """
+    magnitudes.follow(course.points)
+    sampler = recipe.sampler[0].value
+    prompt = None if networks.pictures is None else networks.pictures.prompt_inputs()
+    given = RunInputs.of(recipe, networks.config, prompt=prompt)
+    done = run_pipeline(
+        networks,
+        _scheduler(recipe, scheduler_config),
+        recipe,
+        course,
+        given,
+        lambda index: meter.start(course.points[index].phase, f"diffusers: {course.points[index]}"),
+    )
+    calls = (
+        Call(
+            point,
+            evaluation.window_shifts,
+            {**evaluation.inputs, **(given.control if point.phase.control else {})},
+            evaluation.noise_pred,
+        )
+        for point, evaluation in zip(course.points, done.evaluations, strict=True)
+        if networks.controlnet is None or not point.phase.control
+    )
+    return Run(course, sampler, given, tuple(calls), done.latents)
+
+
+def random_calls(
+    unet: nn.Module, recipe: Recipe, points: Sequence[Point], meter: Meter, magnitudes: MagnitudeRecorder
+) -> Iterator[Call]:
+    """Evaluates the UNet's phases on random inputs; each point has its own inputs and shifts.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``, float32.
+        points: what to evaluate.
+        magnitudes: told which evaluation comes.
+    """
+    size = (recipe.latent_height, recipe.latent_width)
+    for seed, point in enumerate(points, start=1):
+        meter.start(point.phase, f"PyTorch: {point}")
+        magnitudes.follow([point], random=True)
+        module = PhaseUNet(unet, recipe.unet_layout, point.phase, *size, prompt_tokens=recipe.prompt_tokens)
+        specs = module.input_specs(recipe.model_batch)
+        picture = {"width": recipe.width, "height": recipe.height}
+        inputs = random_inputs(specs, timestep=point.timestep, **picture, seed=seed)
+        shifts = mixed_shifts(len(recipe.unet_layout.windowed_blocks), seed)
+        yield Call(point, shifts, inputs, _evaluate(module, inputs, shifts))
+
+
+def _evaluate(module: PhaseUNet, inputs: Mapping[str, Given], shifts: NDArray[np.int32]) -> Array:
+    values: dict[str, Array] = {**arrays(inputs), **({"window_shifts": shifts} if shifts.size else {})}
+    tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+    with torch.inference_mode():
+        noise_pred: Array = module(**PhaseUNet.arguments(tensors)).numpy()
+    return noise_pred
+
+
+def controlnet_call(controlnet: nn.Module, recipe: Recipe, timestep: float) -> ControlNetCall:
+    """Evaluates a ControlNet on random inputs, its control image at the size it sees.
+
+    Args:
+        controlnet: diffusers' ``ControlNetModel``, float32.
+    """
+    size = (recipe.latent_height, recipe.latent_width)
+    config: Any = controlnet.config
+    picture = {"width": recipe.width, "height": recipe.height}
+    specs = controlnet_inputs(config, *size, recipe.model_batch, prompt_tokens=recipe.prompt_tokens)
+    inputs = random_inputs(specs, timestep=timestep, **picture, seed=0)
+    tensors = {name: torch.from_numpy(value) for name, value in arrays(inputs).items()}
+    with torch.inference_mode():
+        residuals = ControlNetModule(controlnet, *size)(**tensors)
+    names = [spec.name for spec in controlnet_outputs(config, *size, recipe.model_batch)]
+    return ControlNetCall(inputs, {name: value.numpy() for name, value in zip(names, residuals, strict=True)})
+
+
+def record_reference(
+    networks: Networks,
+    recipe: Recipe,
+    scheduler_config: Mapping[str, Any],
+    folder: Path,
+    progress: Progress | None = None,
+    *,
+    tables: Mapping[str, SamplerTable] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> tuple[Path, ...]:
+    """Records what the bundle's engines will be asked for, in the runtime's format; returns the files' paths.
+
+    A whole run: of those with at most four evaluations (or next to no cost) the one with the most phase changes, which
+    for ``sd15-1024`` is 3 steps, strided, windowed, windowed. Then random inputs on both sides of every phase change
+    that the run does not make, and for every phase it does not reach. Where that costs next to nothing, or the recipe
+    has a ControlNet, random inputs for the other changes too. Of the picture that the run comes to a part of the first
+    tile; and each text encoder on two prompts, each half of the VAE on one random tile.
+
+    On the way the magnitudes of what float16 graphs store are taken, and kept beside the samples.
+
+    Args:
+        networks: float32, holding the weights as stored, rounded to the recipe's precision; as before when this returns
+            or raises.
+        recipe: what is being built.
+        scheduler_config: of the checkpoint's noise schedule, as diffusers writes it.
+        folder: where ``samples.json``, ``samples.safetensors`` and, of a recipe with float16, ``magnitudes.json`` go.
+        progress: told before each evaluation.
+        tables: of the bundle's samplers, by name, whose schedulers are asked too.
+        facts: what the manifest will say that no engine shows, see `hidiff_runtime.verification.manifest_facts`.
+
+    Raises:
+        CheckpointError: a tensor exceeds what float16 holds.
+        ParityError: a table is not what its scheduler does.
+    """
+    meter = Meter(recipe, networks.config, progress)
+    course, points = _evaluations(recipe, scheduler_config, meter, controlled=networks.controlnet is not None)
+    meter.plan(point.phase for point in (*(() if course is None else course.points), *points))
+    recorder = SampleRecorder(ORIGIN, bound_for(Boundary.TRAJECTORY, recipe), bound_for(Boundary.RUN, recipe))
+    magnitudes = MagnitudeRecorder(recipe)
+    with magnitudes.recording():
+        if course is not None:
+            run = run_reference(networks, recipe, scheduler_config, course, meter, magnitudes)
+            magnitudes.found.refuse_overflow(recipe)
+            _record_run(recorder, run)
+            _record_picture(recorder, networks.pictures, recipe, run, meter)
+        for call in random_calls(networks.unet, recipe, points, meter, magnitudes):
+            magnitudes.found.refuse_overflow(recipe)
+            _record_call(recorder, call)
+        _record_networks(recorder, networks.pictures, recipe, meter)
+    magnitudes.found.refuse_overflow(recipe)
+    meter.note("diffusers: schedulers")
+    record_samplers(recorder, recipe, scheduler_config, tables or {})
+    recorder.facts(facts or {})
+    meter.end()
+    files = recorder.write(folder)
+    return (*files, magnitudes.found.write(folder)) if magnitudes.found.largest else files
+
+
+def _evaluations(
+    recipe: Recipe, scheduler_config: Mapping[str, Any], meter: Meter, *, controlled: bool
+) -> tuple[Course | None, tuple[Point, ...]]:
+    """The run that a build records, if there is one, and the evaluations on random inputs."""
+    possible = courses(recipe, scheduler_config)
+    course = recorded(possible, meter.flops)
+    rule = recipe.phase_rule()
+    points = edge_points(rule, possible)
+    dear = sum(meter.flops(point.phase) for point in points) > LITTLE_WORK
+    return course, edge_points(rule, possible, course) if dear and not controlled else points
+
+
+def _record_run(recorder: SampleRecorder, run: Run) -> None:
+    for call in run.calls:
+        _record_call(recorder, call)
+    recorder.run(
+        steps=run.course.steps,
+        sampler=run.sampler,
+        seed=run.given.seed,
+        guidance_scale=run.given.guidance_scale,
+        guidance_rescale=run.given.guidance_rescale,
+        inputs=run.given.arrays,
+        control=run.given.control,
+        latents=run.latents[-1],
+        trajectory=run.after_steps,
+    )
+
+
+def _record_call(recorder: SampleRecorder, call: Call) -> None:
+    recorder.call(
+        call.point.phase,
+        step=call.point.step,
+        steps=call.point.steps,
+        window_shifts=call.window_shifts.tolist(),
+        inputs=call.inputs,
+        noise_pred=call.noise_pred,
+    )
+
+
+def _record_picture(
+    recorder: SampleRecorder, pictures: PictureNetworks | None, recipe: Recipe, run: Run, meter: Meter
+) -> None:
+    if pictures is not None and pictures.has_vae:
+        meter.note("diffusers: part of the picture")
+        recorder.picture(*pictures.decode_part(run.latents[-1]), bound=bound_for(Boundary.RECORDED_PICTURE, recipe))
+
+
+def _record_networks(recorder: SampleRecorder, pictures: PictureNetworks | None, recipe: Recipe, meter: Meter) -> None:
+    if pictures is None:
+        return
+    for boundary, title, calls in (
+        (Boundary.RECORDED_TEXT, "transformers: text encoders", pictures.text_calls),
+        (Boundary.RECORDED_VAE, "diffusers: VAE", pictures.vae_calls),
+    ):
+        meter.note(title)
+        for call in calls():
+            bound = bound_for(boundary, recipe)
+            recorder.network(call.network, bound=bound, inputs=call.inputs, outputs=call.outputs, prompt=call.prompt)

@@ -1,0 +1,213 @@
+"""Every bound that parity is judged by: one table, boundary by precision, each with its reason.
+
+The reference is always float32 PyTorch on the weights as they are stored, after rounding to the recipe's precision.
+So a bound measures what the engine's arithmetic adds, not what rounding the checkpoint took away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from hidiff_export.graph.float32_ops import precision_of
+from hidiff_export.recipe.field_types import Precision
+from hidiff_runtime.verification.comparison import Bound
+from hidiff_runtime.verification.replay_components import EXACT
+from hidiff_runtime.verification.scheduler_samples import AGREES
+
+if TYPE_CHECKING:
+    from hidiff_export.recipe import Recipe
+
+
+class Boundary(str, Enum):
+    """What is compared; the value is how reports name it.
+
+    - ``WEIGHTS``: the stored tensors with a source's;
+    - ``TRAJECTORY``: an engine with PyTorch, on inputs of a whole run; ``RANDOM``: on random ones;
+    - ``GRAPH``: the portable graph, as it is before a backend's lowering, with PyTorch; ``GRAPH_RUN``: a half-precision
+      one on inputs of a whole run;
+    - ``FLOAT16_GRAPH``: the float16 graph that a quantised portable graph was made from, with PyTorch;
+    - ``CONTROLNET``: the ControlNet's engine with PyTorch, the worst of its residuals; ``CONTROLNET_GRAPH``: its
+      portable graph in half precision;
+    - ``RUN``: the denoiser's latents with those of diffusers' pipeline;
+    - ``TEXT``: a text encoder's engine on prompts, tokens by the bundle's tokenizer, with transformers; the worst of
+      its outputs; ``TEXT_GRAPH``: its portable graph in half precision;
+    - ``VAE_DECODER``, ``VAE_ENCODER``: half of the VAE on a random tile, with diffusers; ``VAE_DECODER_GRAPH``,
+      ``VAE_ENCODER_GRAPH``: its portable graph in half precision;
+    - ``PICTURE``: what the run's prompt becomes, with the picture of diffusers' pipeline, in the same tiles;
+    - ``SAMPLER``: a sampler's table with its diffusers scheduler, in every run, from every start;
+    - ``MANIFEST``: what the manifest says that nothing computes, with its recipe;
+    - ``RECORDED_CALL``, ``RECORDED_STEP``, ``RECORDED_RUN``: engine and denoiser with what the build recorded;
+      ``RECORDED_TOKENS``, ``RECORDED_TEXT``, ``RECORDED_VAE``, ``RECORDED_PICTURE``, ``RECORDED_SAMPLER`` and
+      ``RECORDED_MANIFEST`` likewise.
+    """
+
+    WEIGHTS = "weights"
+    TRAJECTORY = "engine, in a run"
+    RANDOM = "engine, random"
+    GRAPH = "graph, random"
+    GRAPH_RUN = "graph, in a run"
+    FLOAT16_GRAPH = "float16 graph, random"
+    CONTROLNET = "ControlNet, random"
+    CONTROLNET_GRAPH = "ControlNet graph, random"
+    RUN = "whole run"
+    TEXT = "text encoder"
+    TEXT_GRAPH = "text encoder graph"
+    VAE_DECODER = "VAE decoder"
+    VAE_DECODER_GRAPH = "VAE decoder graph"
+    VAE_ENCODER = "VAE encoder"
+    VAE_ENCODER_GRAPH = "VAE encoder graph"
+    PICTURE = "picture"
+    SAMPLER = "sampler table"
+    MANIFEST = "manifest"
+    RECORDED_CALL = "recorded call"
+    RECORDED_STEP = "recorded step"
+    RECORDED_RUN = "recorded run"
+    RECORDED_TOKENS = "recorded tokens"
+    RECORDED_TEXT = "recorded text"
+    RECORDED_VAE = "recorded VAE"
+    RECORDED_PICTURE = "recorded picture"
+    RECORDED_SAMPLER = "recorded sampler"
+    RECORDED_MANIFEST = "recorded manifest"
+
+    @property
+    def whole_run(self) -> bool:
+        """Whether steps of a run are judged, not one evaluation."""
+        return self in (Boundary.RUN, Boundary.RECORDED_STEP, Boundary.RECORDED_RUN) or self.is_picture
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether PSNR and SSIM are judged too."""
+        return self in (Boundary.PICTURE, Boundary.RECORDED_PICTURE)
+
+    @property
+    def is_vae(self) -> bool:
+        """Whether it is the VAE, which has a precision of its own."""
+        halves = (Boundary.VAE_DECODER, Boundary.VAE_ENCODER, Boundary.VAE_DECODER_GRAPH, Boundary.VAE_ENCODER_GRAPH)
+        return self in halves or self is Boundary.RECORDED_VAE
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether a portable graph is judged, not an engine."""
+        phases = (Boundary.GRAPH, Boundary.GRAPH_RUN, Boundary.FLOAT16_GRAPH)
+        vae = (Boundary.VAE_DECODER_GRAPH, Boundary.VAE_ENCODER_GRAPH)
+        return self in (*phases, *vae, Boundary.CONTROLNET_GRAPH, Boundary.TEXT_GRAPH)
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is computed, so that nothing may differ."""
+        return self in (*(Boundary.WEIGHTS, Boundary.RECORDED_TOKENS, Boundary.MANIFEST, Boundary.RECORDED_MANIFEST),)
+
+    @property
+    def is_sampler(self) -> bool:
+        """Whether it is a sampler's coefficients, which are the same at every precision."""
+        return self in (Boundary.SAMPLER, Boundary.RECORDED_SAMPLER)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether a quantised recipe has it quantised: the phases and what runs them."""
+        stored = (Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET, Boundary.CONTROLNET_GRAPH)
+        text = (Boundary.TEXT, Boundary.TEXT_GRAPH, Boundary.RECORDED_TEXT)
+        return not self.exact and not self.is_sampler and not self.is_vae and self not in (*stored, *text)
+
+
+# Measured on fabricated weights of every family. One evaluation: 110 to 125 dB in float32, 55 to 61 in float16, 37 to
+# 42 in bfloat16, every result rounded (the CPU's engines, which round less often, 60 to 66 in float16); with a single
+# window shift wrong 18 to 36, in another phase's graph below 8. Graphs that round keep to the same bounds as engines:
+# PyTorch's own half precision is as far off.
+_CALL = {
+    "float32": Bound(
+        snr_db=80,
+        reason="Rounding in another order leaves 110 to 125 dB; one wrong shift gives 36 at most.",
+    ),
+    "float16": Bound(
+        snr_db=40,
+        reason="11 bits leave 55 dB after a UNet's depth; one wrong shift gives 36 at most.",
+    ),
+    "bfloat16": Bound(
+        snr_db=30,
+        reason="8 bits leave 37 dB after a UNet's depth; a wrong phase gives 8 at most, one wrong shift 18 to 36.",
+    ),
+    "int8": Bound(
+        snr_db=20,
+        reason="8 bits over a tensor's range leave 27 dB after a UNet's depth; a wrong phase gives 9, wrong shifts 16.",
+    ),
+    "fp8": Bound(
+        snr_db=15,
+        reason="4 significant bits leave 18 to 25 dB after a UNet's depth; a wrong phase gives 9 at most.",
+    ),
+}
+_RUN = {
+    "float32": Bound(
+        snr_db=60,
+        reason="Steps carry rounding on and guidance multiplies it, which leaves 100 to 115 dB in a short run.",
+    ),
+    "float16": Bound(
+        snr_db=35,
+        reason="Steps carry rounding on and guidance multiplies it; 35 dB is where a difference stops being visible.",
+    ),
+    "bfloat16": Bound(
+        snr_db=25,
+        reason="Steps carry rounding on and guidance multiplies it; with other shifts all through it is below 15 dB.",
+    ),
+    "int8": Bound(
+        snr_db=15,
+        reason="Steps carry the error on and guidance multiplies it, which leaves 24 dB in a short run.",
+    ),
+    "fp8": Bound(
+        snr_db=10,
+        reason="Steps carry the error on and guidance multiplies it, which leaves 15 dB in a short run.",
+    ),
+}
+# Measured by adding noise of the run's bound to latents before a fabricated decoder; noise as strong as the latents
+# themselves leaves PSNR 15 and SSIM 0.38.
+_PICTURE = {
+    "float32": (60.0, 0.9999, "Latents at 60 dB leave PSNR 69 and SSIM 1.0000."),
+    "float16": (35.0, 0.95, "Latents at 35 dB leave PSNR 44 and SSIM 0.999."),
+    "bfloat16": (25.0, 0.8, "Latents at 25 dB leave PSNR 34 and SSIM 0.99; with other shifts all through they fail."),
+    "int8": (18.0, 0.6, "Latents at 15 dB leave PSNR 24 and SSIM 0.91, latents of noise PSNR 15 and SSIM 0.38."),
+    "fp8": (16.0, 0.5, "Latents at 10 dB leave PSNR 20 and SSIM 0.79, latents of noise PSNR 15 and SSIM 0.38."),
+}
+"""The least PSNR, in decibels, and SSIM of a picture, and why."""
+_COPIED = Bound(
+    snr_db=200,
+    reason="Weights are rounded and copied, never computed: bit for bit, and a tensor that is not counts as a fault.",
+)
+
+
+def _bound(boundary: Boundary, precision: Precision) -> Bound:
+    if boundary.exact:
+        return _COPIED if boundary is Boundary.WEIGHTS else EXACT
+    if boundary.is_sampler:
+        return AGREES
+    if boundary.is_vae:
+        return _CALL[precision_of("vae", precision).value]
+    judged = (precision if boundary.quantised else precision.stored).value
+    if boundary.is_picture:
+        psnr_db, ssim, reason = _PICTURE[judged]
+        return Bound(_RUN[judged].snr_db, reason, psnr_db=psnr_db, ssim=ssim)
+    return (_RUN if boundary.whole_run else _CALL)[judged]
+
+
+TOLERANCES: Mapping[tuple[Boundary, str], Bound] = {
+    (boundary, precision.value): _bound(boundary, precision) for boundary in Boundary for precision in Precision
+}
+"""The bound of each boundary at each precision."""
+
+
+def bound_for(boundary: Boundary, recipe: Recipe) -> Bound:
+    """The bound that a recipe's bundle is judged by: the table's, or the recipe's own where it sets another."""
+    bound = TOLERANCES[boundary, recipe.precision.value]
+    if (
+        boundary.exact
+        or boundary.is_sampler
+        or boundary.is_vae
+        or (recipe.precision.quantised and not boundary.quantised)
+    ):
+        return bound
+    own = recipe.parity.run_snr_db if boundary.whole_run else recipe.parity.call_snr_db
+    if own == bound.snr_db:
+        return bound
+    psnr_db = own if boundary.is_picture else None
+    return Bound(own, f"Set by the recipe in place of {bound.snr_db:g} dB.", psnr_db=psnr_db)

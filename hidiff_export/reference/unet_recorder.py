@@ -1,0 +1,105 @@
+"""Observes a live UNet under HiDiffusion: what each call was given, the window shifts among it, and what it gave."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hidiff_export.errors import ParityError
+from hidiff_export.families.geometry import WindowShape
+from hidiff_export.modules.window_attention import WINDOW_ORDERS, TokenOrder, token_orders
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One call of the pipeline's UNet.
+
+    Args:
+        inputs: by graph input name, as the phase's graph takes them, but for the window shifts and a ControlNet's
+            residuals.
+        window_shifts: int32, one for each windowed block.
+        noise_pred: what came out.
+    """
+
+    inputs: Mapping[str, Array]
+    window_shifts: Array
+    noise_pred: Array
+
+
+class UNetWatch:
+    """Notes the calls of a UNet while its context lasts.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``, HiDiffusion in force on it.
+        windows: how each call is expected to cut its windowed blocks.
+        started: told the number of each call, from 0, when it begins.
+
+    Raises:
+        ParityError: within a call, that its windows are others.
+    """
+
+    def __init__(
+        self, unet: nn.Module, windows: Sequence[tuple[WindowShape, ...]], started: Callable[[int], None]
+    ) -> None:
+        self.evaluations: list[Evaluation] = []
+        self._unet = unet
+        self._windows = windows
+        self._started = started
+        self._signature = inspect.signature(unet.forward)
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> UNetWatch:
+        before = self._unet.register_forward_pre_hook(self._before)
+        self._handles = [before, self._unet.register_forward_hook(self._after, with_kwargs=True)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, _unet: nn.Module, _args: Any) -> None:
+        self._started(len(self.evaluations))
+
+    def _after(self, _unet: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        call = self._signature.bind(*args, **kwargs).arguments
+        tensors: dict[str, torch.Tensor] = {
+            "latents": call["sample"],
+            "timestep": torch.as_tensor(call["timestep"]).reshape(1),
+            "prompt_embeds": call["encoder_hidden_states"],
+            **(call.get("added_cond_kwargs") or {}),
+        }
+        inputs = {name: tensor.to(torch.float32).numpy().copy() for name, tensor in tensors.items()}
+        orders: Sequence[TokenOrder] = (call.get("cross_attention_kwargs") or {}).get(WINDOW_ORDERS, ())
+        windows = self._windows[len(self.evaluations)]
+        shifts = np.array([_shift(*pair) for pair in zip(orders, windows, strict=True)], dtype=np.int32)
+        self.evaluations.append(Evaluation(inputs, shifts, output[0].numpy().copy()))
+
+
+def _shift(order: TokenOrder, shape: WindowShape) -> int:
+    """Which window shift gives this order of tokens."""
+    known = _gathers(shape)
+    same = (
+        [] if order.gather.shape != known.shape[1:] else (known == order.gather).all(dim=1).nonzero().flatten().tolist()
+    )
+    if not same:
+        raise ParityError(
+            "HiDiffusion cut a feature map into other windows than the plan says.",
+            given=f"{order.gather.numel()} tokens where {shape} is due",
+            advice="Report this: the phases of the run and of the plan differ.",
+        )
+    return int(same[0])
+
+
+@cache
+def _gathers(shape: WindowShape) -> torch.Tensor:
+    return token_orders(shape).gather

@@ -1,0 +1,1 @@
+"""Compiles diffusers schedulers into sampler tables."""

@@ -1,0 +1,309 @@
+"""A Triton model repository of a bundle: two models that share one set of engines.
+
+``NAME_stream`` holds the bundle and is decoupled; ``NAME`` asks it and answers once, since Triton answers plain HTTP
+requests for models that are not decoupled only. A second set of engines for it would take the GPU's memory twice.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from hidiff_export.compiler.output_folder import make_parents, output_folder, try_renaming
+from hidiff_export.compiler.workspace import storage_errors
+from hidiff_export.errors import BundleError, InputError
+from hidiff_export.triton import warm_up
+from hidiff_export.triton.model_config import WARM_UP, ModelConfig, Places, Queue
+from hidiff_export.triton.repository_files import take_file
+from hidiff_runtime.format.bundle_folder import BundleFolder
+from hidiff_runtime.format.integrity import verify_files
+from hidiff_runtime.format.manifest import MANIFEST, Manifest
+from hidiff_runtime.pipeline.pipeline import check_whole
+from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.serving.triton.model_parameters import STREAM, Parameters
+from hidiff_runtime.serving.triton.schema import INPUTS, PROGRESS, results
+
+BUNDLES = ("link", "copy")
+"""Ways in which the bundle's files come into the repository; anything else is where the server finds the bundle."""
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+_PARTIAL, _REPLACED = ".partial", ".replaced"
+_LONGEST = f".{'x' * 8}{_REPLACED}"
+"""As long as what follows the output's name in the names beside it."""
+
+VERSION = "1"
+BUNDLE = "bundle"
+"""The bundle's folder inside a version's."""
+
+_MODEL = '''"""Written by hidiff-export."""
+
+from hidiff_runtime.serving.triton.{module} import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+class Config(Protocol):
+    """A model's configuration."""
+
+    @property
+    def name(self) -> str:
+        """Of the model and its folder."""
+        ...
+
+    def text(self) -> str:
+        """The content of ``config.pbtxt``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a repository is to be.
+
+    Args:
+        name: of the model that clients ask; the engines' is ``NAME_stream``.
+        bundle: ``link`` shares the files with the bundle by hard links and copies where that cannot be, ``copy``
+            copies; an absolute path stays where it is, and is where the server finds the bundle.
+        places: of the engines' instances.
+        queue: of requests.
+        limits: of each request.
+        options: of opening the bundle.
+        environment: folder of the Python environment that has hidiff-runtime, where the server runs; empty for the
+            one that the server itself uses.
+        allow_links: folders that symbolic links in the bundle may lead into: here, and on the server where the bundle
+            stays there. A repository that holds the bundle has the files themselves.
+
+    Raises:
+        InputError: a value is not one it can be.
+    """
+
+    name: str = "hidiff"
+    bundle: str = BUNDLES[0]
+    places: Places = field(default_factory=Places)
+    queue: Queue = field(default_factory=Queue)
+    limits: Limits = field(default_factory=Limits)
+    options: Mapping[str, str | int | bool] = field(default_factory=dict)
+    environment: str = ""
+    allow_links: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InputError("This is no name of a model.", given=self.name, advice="Use letters, digits, - and _.")
+        if self.bundle not in BUNDLES and not PurePosixPath(self.bundle).is_absolute():
+            raise InputError(
+                "The bundle's place on the server must be an absolute path.",
+                given=self.bundle,
+                advice=f"Or use {' or '.join(BUNDLES)}, which put it into the repository.",
+            )
+
+    @property
+    def stream(self) -> str:
+        """Name of the model that holds the engines."""
+        return f"{self.name}_stream"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished repository.
+
+    Args:
+        folder: that Triton is to be given.
+        models: the one that clients ask first.
+        bundle: hash of the bundle.
+        linked: whether its files are shared with the bundle that was given; None where they are not in the repository.
+        bytes: of files that take room of their own.
+    """
+
+    folder: Path
+    models: tuple[str, ...]
+    bundle: str
+    linked: bool | None
+    bytes: int
+
+
+def write(bundle: Path, output: Path, plan: Plan, *, force: bool = False) -> Written:
+    """Writes the model repository of a bundle.
+
+    Args:
+        bundle: its folder.
+        output: becomes the repository, all at once.
+        force: replace a repository that is there.
+
+    Raises:
+        BundleError: it is no bundle, not whole, cannot make pictures, or has no reference samples to be proven by.
+        InputError: the output is something else, or is there and not to be replaced, or no run is within the limits.
+        StorageError: the disk refuses.
+    """
+    source = BundleFolder(bundle, plan.allow_links)
+    manifest = source.manifest()
+    check(manifest, bundle, plan)
+    verify_files(source, manifest.files, "size")  # the server compares hashes, each time it starts
+    with replacing(output, force=force) as folder:
+        version = write_pipeline(folder, manifest, plan, "stream")
+        linked = None
+        if plan.bundle in BUNDLES:
+            linked = take_bundle(source, manifest.files, version / BUNDLE, link=plan.bundle == "link")
+        size = own_bytes(folder)
+    return Written(output, (plan.name, plan.stream), manifest.digest, linked, size)
+
+
+def write_pipeline(
+    folder: Path, manifest: Manifest, plan: Plan, module: str, parameters: Mapping[str, str] | None = None
+) -> Path:
+    """Writes the model that clients ask and the one that it asks, but for the bundle; the latter's version folder.
+
+    Args:
+        folder: the repository.
+        module: of `hidiff_runtime.serving.triton`, which has the class of the model that is asked.
+        parameters: further ones of that model.
+    """
+    write_model(folder, _front(manifest, plan), "front")
+    values = warm_up.warm_up(manifest)
+    version = write_model(folder, _stream(manifest, plan, values, parameters or {}), module)
+    warm_up.write(values, version.parent / WARM_UP)
+    return version
+
+
+def write_model(folder: Path, config: Config, module: str) -> Path:
+    """Writes a model of the Python backend into the repository ``folder``; its version's folder.
+
+    Args:
+        module: of `hidiff_runtime.serving.triton`, which has the model's class.
+    """
+    version = write_config(folder, config)
+    (version / "model.py").write_text(_MODEL.format(module=module), encoding="utf-8")
+    return version
+
+
+def write_config(folder: Path, config: Config) -> Path:
+    """Writes a model without the files that it consists of into the repository ``folder``; its version's folder."""
+    version = folder / config.name / VERSION
+    version.mkdir(parents=True)
+    (version.parent / "config.pbtxt").write_text(config.text(), encoding="utf-8")
+    return version
+
+
+def own_bytes(folder: Path) -> int:
+    """Bytes of the files that take room of their own, as hard links do not."""
+    found = (path.stat() for path in folder.rglob("*") if path.is_file())
+    return sum(status.st_size for status in found if status.st_nlink == 1)
+
+
+def take_bundle(bundle: BundleFolder, files: Iterable[str], target: Path, *, link: bool) -> bool:
+    """Puts a bundle's files into ``target``; whether all of them are hard links.
+
+    Args:
+        files: the paths of those to take, besides the manifest.
+        link: as for `take_file`.
+    """
+    linked = []
+    for path in (MANIFEST, *files):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        linked.append(take_file(bundle.file(path), target / path, link=link))
+    return all(linked)
+
+
+@contextmanager
+def replacing(output: Path, *, force: bool) -> Iterator[Path]:
+    """An empty folder that becomes ``output`` when all went well, and goes away otherwise.
+
+    Raises:
+        InputError: ``output`` is there and is not a model repository, or is one and not to be replaced; or it can never
+            become one, see `hidiff_export.compiler.output_folder`.
+        StorageError: the disk refuses.
+    """
+    output = output_folder(output, (_LONGEST,))
+    with storage_errors(output):
+        _refuse(output, force=force)
+        make_parents(output)
+        folder = Path(tempfile.mkdtemp(prefix=f"{output.name}.", suffix=_PARTIAL, dir=output.parent))
+        old = folder.with_suffix(_REPLACED)
+        try:
+            folder.chmod(0o755)
+            if output.exists():
+                try_renaming(output, old)
+            yield folder
+            _refuse(output, force=force)  # again: it may have been put there meanwhile
+            if output.exists():
+                output.rename(old)
+            folder.rename(output)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if old.exists() and not output.exists():
+                old.rename(output)
+        if old.exists():
+            shutil.rmtree(old)
+
+
+def _refuse(output: Path, *, force: bool) -> None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not output.is_dir() or not all((entry / "config.pbtxt").is_file() for entry in output.iterdir()):
+        raise InputError(
+            "The output is there and is no model repository.", given=output, advice="Give a folder that is not there."
+        )
+    if not force:
+        raise InputError(
+            "The output is a model repository already.", given=output, advice="Use --force to replace it, or another."
+        )
+
+
+def check(manifest: Manifest, bundle: Path, plan: Plan) -> None:
+    """Refuses a bundle that no server would get ready with.
+
+    Raises:
+        BundleError: it cannot make pictures, or has no reference samples.
+        InputError: no run is within the limits.
+    """
+    check_whole(manifest, bundle)
+    if manifest.reference is None:
+        raise BundleError(
+            "The bundle has no reference samples, by which the server proves its engines.",
+            given=bundle,
+            advice="Build it again; 'hidiff-export build' records them.",
+        )
+    if manifest.steps[0] > plan.limits.steps:
+        raise InputError(
+            "No run of this bundle is within the limit of steps.",
+            given=f"at least {manifest.steps[0]} steps, at most {plan.limits.steps}",
+        )
+
+
+def _stream(manifest: Manifest, plan: Plan, values: warm_up.Values, further: Mapping[str, str]) -> ModelConfig:
+    """The model that holds the engines."""
+    place = BUNDLE if plan.bundle in BUNDLES else plan.bundle
+    links = () if plan.bundle in BUNDLES else plan.allow_links
+    parameters = Parameters(place, manifest.digest, plan.limits, plan.options, links)
+    return ModelConfig(
+        name=plan.stream,
+        inputs=INPUTS,
+        outputs=(*PROGRESS, *results(manifest)),
+        places=plan.places,
+        queue=plan.queue,
+        parameters={**parameters.to_config(), **environment(plan), **further},
+        decoupled=True,
+        warm_up=warm_up.tensors(values),
+    )
+
+
+def _front(manifest: Manifest, plan: Plan) -> ModelConfig:
+    """The model that clients ask: as many instances as there are of the engines, so that none of these is idle."""
+    return ModelConfig(
+        name=plan.name,
+        inputs=INPUTS,
+        outputs=results(manifest),
+        places=Places(count=plan.places.instances),
+        queue=plan.queue,
+        parameters={STREAM: plan.stream, "bundle_hash": manifest.digest, **environment(plan)},
+    )
+
+
+def environment(plan: Plan) -> dict[str, str]:
+    """The parameter by which Triton's Python backend finds a model's environment, if it has one of its own."""
+    return {"EXECUTION_ENV_PATH": plan.environment} if plan.environment else {}

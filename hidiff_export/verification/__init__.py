@@ -1,0 +1,1 @@
+"""Compares a bundle with the reference, and reports."""

@@ -1,0 +1,188 @@
+"""Judges a bundle's engines and denoiser by a reference that was computed before; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from numpy.typing import NDArray
+
+from hidiff_export.errors import EngineError
+from hidiff_export.recipe import Recipe
+from hidiff_export.reference.flops_progress import Meter
+from hidiff_export.reference.random_inputs import arrays
+from hidiff_export.reference.tolerances import Boundary, bound_for
+from hidiff_runtime.backends.protocol import Session
+from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.denoising.denoiser import OUTPUT, StepInfo
+from hidiff_runtime.pipeline.prompt_encoding import encode_prompts
+from hidiff_runtime.pipeline.vae import decode
+from hidiff_runtime.verification.comparison import Bound, Verdict, judge, judge_picture
+from hidiff_runtime.verification.image_metrics import unit
+from hidiff_runtime.verification.manifest_facts import FACTS
+from hidiff_runtime.verification.replay import CALL, RUN, STEP, check
+from hidiff_runtime.verification.replay_components import PICTURE, TEXT, TOKENS, VAE, worst
+from hidiff_runtime.verification.replay_schedulers import SAMPLER
+
+if TYPE_CHECKING:
+    from hidiff_export.reference.reference import Call, ControlNetCall, Run
+    from hidiff_export.reference.text_vae_reference import NetworkCall
+    from hidiff_runtime.backends.session_pool import Network
+
+Array = NDArray[Any]
+
+_RECORDED = {
+    CALL: Boundary.RECORDED_CALL,
+    STEP: Boundary.RECORDED_STEP,
+    RUN: Boundary.RECORDED_RUN,
+    TOKENS: Boundary.RECORDED_TOKENS,
+    TEXT: Boundary.RECORDED_TEXT,
+    VAE: Boundary.RECORDED_VAE,
+    PICTURE: Boundary.RECORDED_PICTURE,
+    SAMPLER: Boundary.RECORDED_SAMPLER,
+    FACTS: Boundary.RECORDED_MANIFEST,
+}
+NETWORKS = {"vae_decoder": Boundary.VAE_DECODER, "vae_encoder": Boundary.VAE_ENCODER}
+
+
+def judge_call(boundary: Boundary, call: Call, session: Session, recipe: Recipe, meter: Meter) -> Verdict:
+    """Evaluates a phase as PyTorch did, and compares."""
+    bound, point = bound_for(boundary, recipe), call.point
+    where: dict[str, Any] = {"phase": point.phase.name, "step": point.step, "steps": point.steps}
+    inputs = arrays(call.inputs) | ({"window_shifts": call.window_shifts} if call.window_shifts.size else {})
+    meter.start(point.phase, f"{boundary.value.partition(',')[0]}: {point}")
+    try:
+        output = session.run(inputs).get(OUTPUT)
+    except EngineError as error:
+        return Verdict(boundary.value, bound, None, **where, fault=error.summary)
+    return judge(boundary.value, call.noise_pred, output, bound, **where)
+
+
+def judge_outputs(
+    boundary: Boundary,
+    expected: Mapping[str, Array],
+    found: Mapping[str, Array],
+    bound: Bound,
+    network: str | None = None,
+) -> Verdict:
+    """The verdict on the output that is furthest off, under the network's name, or the output's where it has none."""
+    return worst(
+        [
+            judge(boundary.value, values, found.get(name), bound, phase=network or name)
+            for name, values in expected.items()
+        ]
+    )
+
+
+class Judge:
+    """Compares one bundle with a reference; each method yields verdicts as they are reached.
+
+    Args:
+        bundle: open.
+        recipe: whose bounds hold.
+        meter: told before each evaluation.
+
+    Attributes:
+        pictures: the run's as PyTorch and as the bundle made it, once they were judged; ``[batch, 3, height, width]``
+            from 0 to 1.
+    """
+
+    def __init__(self, bundle: Bundle, recipe: Recipe, meter: Meter) -> None:
+        self._bundle = bundle
+        self._recipe = recipe
+        self._meter = meter
+        self.pictures: tuple[Array, Array] | None = None
+
+    def engines(self, calls: Sequence[tuple[Boundary, Call]]) -> Iterator[Verdict]:
+        """Each phase's engine on the calls of that phase; phase by phase, so that no engine is opened twice."""
+        for record in self._bundle.manifest.phases:
+            for boundary, call in calls:
+                if call.point.phase == record.phase:
+                    session = self._bundle.engine(record.phase)
+                    yield judge_call(boundary, call, session, self._recipe, self._meter)
+
+    def controlnet(self, call: ControlNetCall) -> Verdict:
+        """The ControlNet's engine: the verdict on the residual that is furthest off."""
+        boundary = Boundary.CONTROLNET
+        bound = bound_for(boundary, self._recipe)
+        try:
+            found = self._bundle.controlnet_engine().run(arrays(call.inputs))
+        except EngineError as error:
+            return Verdict(boundary.value, bound, None, fault=error.summary)
+        return judge_outputs(boundary, call.residuals, found, bound)
+
+    def networks(self, calls: Sequence[NetworkCall]) -> Iterator[Verdict]:
+        """Text encoders and the VAE's halves: for each call the verdict on the output that is furthest off."""
+        for call in calls:
+            boundary = NETWORKS.get(call.network, Boundary.TEXT)
+            bound = bound_for(boundary, self._recipe)
+            self._meter.note(f"{self._bundle.backend}: {call.network}")
+            try:
+                with self._bundle.network(cast("Network", call.network)) as session:
+                    found = session.run(arrays(call.inputs))
+            except EngineError as error:
+                yield Verdict(boundary.value, bound, None, call.network, fault=error.summary)
+                continue
+            yield judge_outputs(boundary, call.outputs, found, bound, call.network)
+
+    def run(self, run: Run, picture: Array | None) -> Iterator[Verdict]:
+        """The denoiser's latents beside those of the same run in diffusers; then the picture beside ``picture``.
+
+        Where the run has a prompt, it is the bundle's own text encoders that encode it.
+        """
+        course, given = run.course, run.given
+        residuals = arrays(given.control)
+        conditions: dict[str, Any] = dict(arrays(given.arrays))
+
+        def next_step(info: StepInfo) -> None:
+            for point in course.points:
+                if point.step == info.step + 1:
+                    self._meter.start(point.phase, f"denoiser: {point}")
+
+        self._meter.start(course.points[0].phase, f"denoiser: {course.points[0]}")
+        bound = bound_for(Boundary.RUN, self._recipe)
+        try:
+            if given.prompt is not None:
+                embeds, _ = encode_prompts(self._bundle, given.prompt.prompts, given.prompt.negative)
+                conditions |= embeds
+            latents = self._bundle.denoiser().denoise(
+                **conditions,
+                steps=course.steps,
+                seed=given.seed,
+                guidance_scale=given.guidance_scale,
+                sampler=run.sampler,
+                control=(lambda _request: residuals) if residuals else None,
+                callback=next_step,
+            )
+        except EngineError as error:
+            yield Verdict(Boundary.RUN.value, bound, None, steps=course.logical_steps, fault=error.summary)
+            if picture is not None:
+                bound = bound_for(Boundary.PICTURE, self._recipe)
+                yield Verdict(Boundary.PICTURE.value, bound, None, steps=course.logical_steps, fault=error.summary)
+            return
+        yield judge(Boundary.RUN.value, run.latents[-1], latents, bound, steps=course.logical_steps)
+        if picture is not None:
+            yield self._picture(latents, picture, course.logical_steps)
+
+    def _picture(self, latents: Array, picture: Array, steps: int) -> Verdict:
+        boundary = Boundary.PICTURE
+        bound = bound_for(boundary, self._recipe)
+        self._meter.note(f"{self._bundle.backend}: picture")
+        try:
+            found = unit(decode(self._bundle, latents))
+        except EngineError as error:
+            return Verdict(boundary.value, bound, None, steps=steps, fault=error.summary)
+        self.pictures = picture, found
+        return judge_picture(boundary.value, picture, found, bound, steps=steps)
+
+    def recorded(self) -> Iterator[Verdict]:
+        """The bundle's own reference samples, replayed."""
+        phases = {record.phase.name: record.phase for record in self._bundle.manifest.phases}
+
+        def note(verdict: Verdict) -> None:
+            if verdict.phase in phases:
+                self._meter.start(phases[verdict.phase], f"recorded samples: {verdict.phase}")
+
+        for verdict in check(self._bundle, progress=note).verdicts:
+            yield replace(verdict, boundary=_RECORDED[verdict.boundary].value)

@@ -1,0 +1,198 @@
+"""Judges a bundle's portable graphs, as they are before a backend's lowering, by a reference; imports no torch.
+
+What is evaluated is :func:`~hidiff_export.graph.rounded_copy.write_judged`'s form of each graph: a half-precision graph
+rounds there as a half-precision engine does, though ONNX Runtime runs it on a CPU.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from hidiff_export.errors import EngineError
+from hidiff_export.graph.float32_ops import precision_of
+from hidiff_export.graph.rounded_copy import write_judged
+from hidiff_export.quantization.paths import traced_graph
+from hidiff_export.recipe import Recipe
+from hidiff_export.recipe.field_types import Precision
+from hidiff_export.reference.flops_progress import Meter
+from hidiff_export.reference.random_inputs import arrays
+from hidiff_export.reference.tolerances import Boundary, bound_for
+from hidiff_export.verification.compare import NETWORKS, judge_call, judge_outputs
+from hidiff_runtime import backends
+from hidiff_runtime.backends.protocol import Availability, Backend, Device, Session
+from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.format.bundle_folder import BundleFolder, LinksOption
+from hidiff_runtime.format.manifest import GraphRecord, PhaseRecord
+from hidiff_runtime.phases import Phase
+from hidiff_runtime.verification.comparison import Verdict
+
+if TYPE_CHECKING:
+    from hidiff_export.reference.random_inputs import Given
+    from hidiff_export.reference.reference import Call, ControlNetCall
+    from hidiff_export.reference.text_vae_reference import NetworkCall
+
+Array = NDArray[Any]
+
+_GRAPHS = {
+    Boundary.VAE_DECODER: Boundary.VAE_DECODER_GRAPH,
+    Boundary.VAE_ENCODER: Boundary.VAE_ENCODER_GRAPH,
+}
+_OPTIONS = {"optimize": False, "weights": "shared"}
+"""Every rounding stays where it is written, and weights where they are stored: each graph is evaluated few times."""
+
+
+def portable_backend() -> Backend:
+    """What runs portable graphs, whatever a bundle's engines are: ONNX Runtime, which opens ONNX as it is.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    backend = backends.get("onnxruntime")
+    availability = backend.available()
+    if not availability.usable:
+        raise EngineError(
+            "The portable graphs cannot be checked: ONNX Runtime runs them, and it is not here.",
+            given=availability.detail,
+            advice=availability.advice,
+        )
+    return backend
+
+
+@dataclass(frozen=True)
+class _NoEngines:
+    """Stands in for the backend of a bundle none of whose engines is opened; its device is the portable one's."""
+
+    name: str
+    portable: Backend
+    remote: bool = False
+
+    def available(self) -> Availability:
+        return Availability(True, "no engine is opened")
+
+    def files(self, engine: Path) -> tuple[Path, ...]:
+        return (engine,)
+
+    def device(self, options: Mapping[str, Any]) -> Device:
+        return self.portable.device(options)
+
+
+def no_engines(folder: Path, allow_links: LinksOption, portable: Backend) -> Backend:
+    """What a bundle is opened with whose engines need not run here. Raises BundleError when there is no bundle."""
+    manifest = BundleFolder(folder, allow_links).manifest()
+    return _NoEngines(next(iter(manifest.phases[0].engines)), portable)
+
+
+def first_and_last(run: Sequence[Phase], phase: Phase, precision: Precision) -> list[int]:
+    """Those of a run's evaluations that a phase's graph is judged on: in half precision its first and its last.
+
+    What overflows or loses digits depends on the numbers, and a run's are not random ones; float32 has room for both.
+
+    Args:
+        run: the phase of each evaluation.
+    """
+    if precision.stored is Precision.FLOAT32:
+        return []
+    own = [index for index, its in enumerate(run) if its == phase]
+    return [*own[:1], *own[1:][-1:]]
+
+
+class GraphJudge:
+    """Compares a bundle's portable graphs with a reference; each method yields verdicts as they are reached.
+
+    Args:
+        bundle: open; its engines are closed.
+        recipe: whose bounds hold.
+        meter: told before each evaluation.
+        portable: runs portable graphs.
+    """
+
+    def __init__(self, bundle: Bundle, recipe: Recipe, meter: Meter, portable: Backend) -> None:
+        bundle.close()
+        self._bundle = bundle
+        self._recipe = recipe
+        self._meter = meter
+        self._portable = portable
+
+    def phases(self, random: Sequence[Call], run: Sequence[Call]) -> Iterator[Verdict]:
+        """Each phase's graph on the first of the random calls, and in half precision on some of a run.
+
+        A quantised graph comes after the float16 graph it was made from. A phase without a random call is a fault.
+        """
+        precision, phases = self._recipe.precision, [call.point.phase for call in run]
+        for record in self._bundle.manifest.phases:
+            graph = self._bundle.file(record.graph)
+            first = [call for call in random if call.point.phase == record.phase][:1]
+            if precision.quantised:
+                yield from self._phase(Boundary.FLOAT16_GRAPH, traced_graph(graph, precision), record, first)
+            in_run = [run[index] for index in first_and_last(phases, record.phase, precision)]
+            yield from self._phase(Boundary.GRAPH, graph, record, first, in_run)
+
+    def controlnet(self, call: ControlNetCall) -> Iterator[Verdict]:
+        """A half-precision ControlNet's graph."""
+        record = self._bundle.manifest.controlnet
+        if record is not None and _is_half("controlnet", self._recipe):
+            yield self._network(Boundary.CONTROLNET_GRAPH, record, call.inputs, call.residuals)
+
+    def networks(self, calls: Iterable[NetworkCall]) -> Iterator[Verdict]:
+        """The graphs of text encoders and of the VAE's halves, where they are of half precision."""
+        records = dict(self._bundle.manifest.others())
+        for call in calls:
+            if _is_half(call.network.partition("_")[0], self._recipe):
+                engine = NETWORKS.get(call.network, Boundary.TEXT)
+                boundary = _GRAPHS.get(engine, Boundary.TEXT_GRAPH)
+                yield self._network(boundary, records[call.network], call.inputs, call.outputs, call.network)
+
+    def _phase(
+        self, boundary: Boundary, graph: Path, record: PhaseRecord, random: Sequence[Call], run: Sequence[Call] = ()
+    ) -> Iterator[Verdict]:
+        if not random:
+            bound = bound_for(boundary, self._recipe)
+            yield Verdict(boundary.value, bound, None, record.phase.name, fault="no reference")
+            return
+        calls = [*((boundary, call) for call in random), *((Boundary.GRAPH_RUN, call) for call in run)]
+        with self._open(graph, record) as session:
+            for judged, call in calls:
+                yield judge_call(judged, call, session, self._recipe, self._meter)
+
+    def _network(
+        self,
+        boundary: Boundary,
+        record: GraphRecord,
+        inputs: Mapping[str, Given],
+        outputs: Mapping[str, Array],
+        network: str | None = None,
+    ) -> Verdict:
+        bound = bound_for(boundary, self._recipe)
+        self._meter.note(boundary.value)
+        with self._open(self._bundle.file(record.graph), record) as session:
+            try:
+                found = session.run(arrays(inputs))
+            except EngineError as error:
+                return Verdict(boundary.value, bound, None, network, fault=error.summary)
+        return judge_outputs(boundary, outputs, found, bound, network)
+
+    @contextmanager
+    def _open(self, graph: Path, record: GraphRecord) -> Iterator[Session]:
+        """The form that a graph is judged by, in a folder that is gone afterwards; the weights are where they were."""
+        with tempfile.TemporaryDirectory(prefix="hidiff-judged-") as folder:
+            weights = {}
+            for name, path in self._bundle.manifest.weights.items():
+                weights[name] = Path(folder) / path
+                weights[name].parent.mkdir(parents=True, exist_ok=True)
+                weights[name].symlink_to(self._bundle.file(path).absolute())
+            judged = Path(folder) / record.graph
+            judged.parent.mkdir(parents=True, exist_ok=True)
+            write_judged(graph, judged)
+            with self._portable.device(_OPTIONS) as device, device.open(judged, weights, record) as session:
+                yield session
+
+
+def _is_half(network: str, recipe: Recipe) -> bool:
+    return precision_of(network, recipe.precision) is not Precision.FLOAT32

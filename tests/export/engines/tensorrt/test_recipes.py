@@ -1,0 +1,143 @@
+"""Every family, task and phase at tiny width becomes real TensorRT-RTX engines, without a GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hidiff_export.compiler.graph_specs import graph_records
+from hidiff_export.compiler.stages.engines import Engines
+from hidiff_export.compiler.stages.graphs import Graphs
+from hidiff_export.compiler.stages.scheduler_tables import Samplers
+from hidiff_export.compiler.stages.stage import StageContext
+from hidiff_export.compiler.stages.weights import Weights
+from hidiff_export.recipe import Recipe, shipped_recipes
+from hidiff_runtime.backends.tensorrt.mapped_parts import map_parts
+from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.format.manifest import GraphRecord, Manifest, PhaseRecord
+
+pytestmark = [pytest.mark.needs("tensorrt-rtx"), pytest.mark.slow]
+
+ALL_STEPS: Any = 1.0
+SD_POOLED = {"strided": 0.5, "pooled": 0.5, "control": ALL_STEPS}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny recipe, and the phases that its thresholds make."""
+
+    family: str
+    phases: tuple[str, ...]
+    thresholds: dict[str, Any]
+    task: str = "text-to-image"
+
+    def __str__(self) -> str:
+        return f"{self.family}-{self.task}"
+
+    @property
+    def recipe(self) -> Recipe:
+        """Thresholds are chosen so that no more phases than those named come up."""
+        control = {"controlnet": "random:1"} if self.task == "controlnet" else {}
+        return Recipe.from_dict(
+            {
+                "family": self.family,
+                "source": "random:0",
+                "unet_width": "tiny",
+                "text": False,
+                "vae": False,
+                "task": self.task,
+                "width": 128,
+                "height": 128,
+                "precision": "float16",
+                "hidiffusion": {"thresholds": self.thresholds},
+                "backend": "tensorrt-rtx",
+                "steps": [1],
+                **control,
+            }
+        )
+
+
+CASES = (
+    Case("sd21", ("strided_pooled-control", "windowed-control"), SD_POOLED, "controlnet"),
+    Case("sdxl", ("pooled",), {"pooled": ALL_STEPS}, "inpainting"),
+    Case(
+        "sdxl",
+        ("strided-control", "pooled-control", "windowed-control"),
+        {"strided": 0.2, "pooled": {"start": 0.2, "end": 0.4}, "control": ALL_STEPS},
+        "controlnet",
+    ),
+)
+
+# Built where they are exported for other tests, so as not to export them twice.
+ELSEWHERE = {
+    "tests/parity/test_graphs.py": [
+        ("sd21", "strided-control", "controlnet"),
+        ("sd15", "strided_pooled", "text-to-image"),
+        ("sdxl", "strided_pooled", "text-to-image"),
+    ],
+    "tests/export/engines/tensorrt/test_lowered_networks.py": [("sdxl", "windowed", "inpainting")],
+}
+BUNDLE = ("sd15", ("strided-control", "windowed-control"))
+"""The family and the phases of `tensorrt_bundle`."""
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_graph_becomes_an_engine(case: Case, tmp_path: Path) -> None:
+    context = StageContext(case.recipe, tmp_path)
+    assert tuple(phase.name for phase in context.phases) == case.phases
+    for stage in (Weights(), Samplers(), Graphs()):
+        stage.run(context, lambda _done, _total, _note: None)
+    written = Engines().run(context, lambda _done, _total, _note: None)
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert_engines(tmp_path, graph_records(context), written)
+
+
+def test_so_does_every_graph_of_a_whole_bundle(tensorrt_bundle: Path) -> None:
+    manifest = Manifest.read(tensorrt_bundle)
+    assert (manifest.family, tuple(phase.phase.name for phase in manifest.phases)) == BUNDLE
+    records = graph_records(StageContext(Recipe.from_dict(manifest.recipe), tensorrt_bundle))
+    assert len(records) > len(manifest.phases)
+    assert_engines(tensorrt_bundle, records, [tensorrt_bundle / name for name in manifest.files])
+
+
+def assert_engines(folder: Path, records: Sequence[GraphRecord], written: Sequence[Path]) -> None:
+    """Each graph has a plan of its own phase, whole, with the graph's inputs and outputs."""
+    for record in records:
+        plan = PlanRecord.read(folder / record.graph.replace(".onnx", ".tensorrt-rtx.json"))
+        assert (plan.inputs, plan.outputs) == (record.inputs, record.outputs)
+        assert plan.phases == ((record.phase.name,) if isinstance(record, PhaseRecord) else ())
+        paths = plan.paths(folder / record.graph)
+        assert set(paths) <= set(written)
+        assert len(map_parts(paths)) > 50_000
+        layers = json.loads((folder / record.graph.replace(".onnx", ".tensorrt-rtx.layers.json")).read_text())["layers"]
+        assert {spec.name for spec in record.inputs} <= {
+            tensor["name"] for layer in layers for tensor in layer["inputs"] if tensor
+        }
+
+
+def test_these_are_all_that_recipes_reach() -> None:
+    """Families that share an architecture have the same graphs, so one of them stands for all.
+
+    A graph with a ControlNet's residuals holds the one without: they are resized and added to what it computes.
+    """
+    family, phases = BUNDLE
+    built = {(unet_of(Case(family, (), {}).recipe), phase) for phase in phases}
+    built |= {(unet_of(case.recipe), phase) for case in CASES for phase in case.phases}
+    for family, phase, task in (entry for entries in ELSEWHERE.values() for entry in entries):
+        built.add((unet_of(Case(family, (), {}, task).recipe), phase))
+    built |= {(unet, phase.removesuffix("-control")) for unet, phase in built}
+    for name in shipped_recipes():
+        recipe = Recipe.load(name, ["source=random:0", "unet_width=tiny"])
+        for phase in recipe.phase_rule().phases():
+            same = [unet for unet, built_phase in built if built_phase == phase.name]
+            assert unet_of(recipe) in same, f"{name}: {phase.name}"
+
+
+def unet_of(recipe: Recipe) -> str:
+    """What decides a graph beside the phase and the shapes: the UNet's configuration and where it is changed."""
+    return json.dumps([recipe.unet_config(), repr(recipe.unet_layout)], sort_keys=True, default=str)
