@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hidiff_runtime import __version__
+from hidiff_runtime.version import __version__
 
 if TYPE_CHECKING:
     from hidiff_export.diffusers_api.apply_hidiffusion import apply_hidiffusion
+    from hidiff_export.diffusers_api.bundle_unet import BundleUNet
 
-__all__ = ["__version__", "apply_hidiffusion"]
+__all__ = ["BundleUNet", "__version__", "apply_hidiffusion"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from hidiff_export.diffusers_api.apply_hidiffusion import apply_hidiffusion
 
         return apply_hidiffusion
+    if name == "BundleUNet":
+        from hidiff_export.diffusers_api.bundle_unet import BundleUNet
+
+        return BundleUNet
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

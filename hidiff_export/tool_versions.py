@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from hidiff_runtime import __version__
+from hidiff_runtime.version import __version__
 
 EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 """What weights, tables, graphs and reference depend on."""

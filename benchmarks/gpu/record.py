@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hidiff_export.compiler.workspace import write_json
+from hidiff_export.files import write_json
 
 FORMAT = 1
 REHEARSAL = "rehearsal: no GPU"

@@ -7,8 +7,8 @@ import os
 
 import click
 
-from hidiff_export import __version__
 from hidiff_export.errors import HidiffError
+from hidiff_runtime.version import __version__
 
 _INTERRUPTED = 130
 

@@ -58,8 +58,8 @@ def verify(
     1. The report is kept in the bundle.
     """
     from hidiff_export.cli.progress_display import progress_display
-    from hidiff_export.compiler.workspace import storage_errors
     from hidiff_export.errors import ParityError
+    from hidiff_export.files import storage_errors
     from hidiff_export.verification.verify import verify as verify_bundle
     from hidiff_runtime.format.bundle_folder import BundleFolder
 

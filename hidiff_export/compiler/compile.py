@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
-from hidiff_export.compiler.workspace import FilesChanged, Workspace, storage_errors
+from hidiff_export.compiler.workspace import FilesChanged, Workspace
 from hidiff_export.errors import BundleError, Cancelled, CheckpointError
+from hidiff_export.files import storage_errors
 from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import EXPORTERS, tool_versions
 from hidiff_runtime import phases

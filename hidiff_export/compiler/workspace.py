@@ -8,14 +8,11 @@ the lock go last: a build that is killed at any moment goes on, or is found to b
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -24,9 +21,10 @@ from hidiff_export.compiler.existing_bundle import check_deletable, delete_bundl
 from hidiff_export.compiler.output_folder import is_plain, make_parents, output_folder, try_renaming
 from hidiff_export.engines.protocol import Report
 from hidiff_export.errors import BundleError, InputError, StorageError
+from hidiff_export.files import storage_errors, write_json
 from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
 
-__all__ = ["STATE", "FilesChanged", "Workspace", "storage_errors", "write_json"]
+__all__ = ["STATE", "FilesChanged", "Workspace"]
 
 FOLDERS = frozenset(
     ("unet", "controlnet", "text_encoder", "text_encoder_2", "vae", "step", "samplers", "scheduler", "reference")
@@ -47,48 +45,6 @@ _SCRATCH = (*_HALF, ".built")
 
 _SHOWN = 3
 _PARTIAL, _REPLACED, _LOCK = ".partial", ".replaced", ".partial.lock"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
-_UNFIT = (errno.EBUSY, errno.EXDEV, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE)
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusals to write into a `StorageError` that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise StorageError(
-                f"The disk filled up while writing {path}.",
-                given=error.strerror,
-                advice="Free some room and run the same command again; finished stages are kept.",
-            ) from error
-        if error.errno in _NO_ACCESS:
-            raise StorageError(
-                f"Cannot write in {path}.", given=error.strerror, advice="Choose a folder that you may write to."
-            ) from error
-        if error.errno in _UNFIT:
-            raise StorageError(
-                f"The system refuses what has to be done in {path}.",
-                given=f"{error.filename}: {error.strerror}",
-                advice="Run the same command again; choose a folder on another disk if it comes back.",
-            ) from error
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON beside ``path`` and renames it there."""
-    beside = path.with_name(f"{path.name}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, sort_keys=True)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 class FilesChanged(StorageError):  # noqa: N818 - names the outcome

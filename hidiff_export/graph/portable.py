@@ -18,7 +18,7 @@ from hidiff_export.graph.passes.narrow_indices import NarrowIndices
 from hidiff_export.graph.passes.nearest_to_gather import NearestToGather
 from hidiff_export.graph.passes.remove_no_ops import RemoveNoOps
 from hidiff_export.modules.graph_module import GraphModule
-from hidiff_runtime import __version__
+from hidiff_runtime.version import __version__
 
 
 def write_graph(module: GraphModule, model_batch: int, store: WeightStore, path: Path) -> None:

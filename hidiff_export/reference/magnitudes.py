@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hidiff_export.compiler.workspace import write_json
 from hidiff_export.errors import CheckpointError
+from hidiff_export.files import write_json
 from hidiff_export.recipe.field_types import Target
 from hidiff_runtime.format.codec import Fields, read_object
 

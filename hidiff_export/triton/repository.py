@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from hidiff_export.compiler.output_folder import make_parents, output_folder, try_renaming
-from hidiff_export.compiler.workspace import storage_errors
 from hidiff_export.errors import BundleError, InputError
+from hidiff_export.files import storage_errors
 from hidiff_export.triton import warm_up
 from hidiff_export.triton.model_config import WARM_UP, ModelConfig, Places, Queue
 from hidiff_export.triton.repository_files import take_file
@@ -145,7 +145,7 @@ def write(bundle: Path, output: Path, plan: Plan, *, force: bool = False) -> Wri
     check(manifest, bundle, plan)
     verify_files(source, manifest.files, "size")  # the server compares hashes, each time it starts
     with replacing(output, force=force) as folder:
-        version = write_pipeline(folder, manifest, plan, "stream")
+        version = write_pipeline(folder, manifest, plan, "decoupled_model")
         linked = None
         if plan.bundle in BUNDLES:
             linked = take_bundle(source, manifest.files, version / BUNDLE, link=plan.bundle == "link")
@@ -163,7 +163,7 @@ def write_pipeline(
         module: of `hidiff_runtime.serving.triton`, which has the class of the model that is asked.
         parameters: further ones of that model.
     """
-    write_model(folder, _front(manifest, plan), "front")
+    write_model(folder, _front(manifest, plan), "unary_model")
     values = warm_up.warm_up(manifest)
     version = write_model(folder, _stream(manifest, plan, values, parameters or {}), module)
     warm_up.write(values, version.parent / WARM_UP)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hidiff_export.compiler.workspace import storage_errors, write_json
 from hidiff_export.errors import StorageError
+from hidiff_export.files import storage_errors, write_json
 from hidiff_export.recipe.field_types import Precision
 from hidiff_export.reference.magnitudes import FLOAT16_MAX, RANGE, Magnitudes, figure
 from hidiff_export.reference.tolerances import Boundary

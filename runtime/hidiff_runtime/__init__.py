@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hidiff_runtime.version import __version__
+
 if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle, open
     from hidiff_runtime.denoising.denoiser import ControlRequest, Denoiser, StepInfo
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from hidiff_runtime.sampling.torch_rng import TorchGenerator
     from hidiff_runtime.verification.comparison import Bound, Verdict
     from hidiff_runtime.verification.replay import CheckReport, check
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Bound",

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hidiff_runtime.backends.device_tensors import DeviceTensors
 from hidiff_runtime.backends.fork_safety import left_behind, on_fork
 from hidiff_runtime.backends.protocol import Backend, Device, Session
 from hidiff_runtime.backends.selection import choose
 from hidiff_runtime.backends.session_pool import CONTROLNET, STEP, EngineKey, EnginePool, Network
 from hidiff_runtime.denoising.denoiser import Denoiser
-from hidiff_runtime.denoising.device_loop import Tensors
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.format.bundle_folder import BundleFolder, LinksOption
 from hidiff_runtime.format.integrity import CheckedFiles, State, state_of, verify_files
@@ -87,7 +87,7 @@ class Bundle:
         self._opening = opening
         self._device = backend.device(opening.options)
         self._entered: Device | None = None
-        self._tensors: Tensors | None = None
+        self._tensors: DeviceTensors | None = None
         self._files = CheckedFiles(folder, manifest.files, opening.known)
         self._engines = self._pool()
         on_fork(self)
@@ -231,7 +231,7 @@ class Bundle:
         with self.lock, self._engines.lent(name, self.manifest.phases[0].phase) as session:
             yield session
 
-    def tensors(self) -> Tensors | None:
+    def tensors(self) -> DeviceTensors | None:
         """What runs keep on the device from step to step; None where the host keeps it.
 
         Raises:
@@ -250,7 +250,7 @@ class Bundle:
             if memory is None or (memory.on_host and self._opening.loop == "auto"):
                 return None
             if self._tensors is None:
-                self._tensors = Tensors(memory)
+                self._tensors = DeviceTensors(memory)
             return self._tensors
 
     def preload(self) -> None:

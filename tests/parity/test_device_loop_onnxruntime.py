@@ -17,6 +17,7 @@ import toy
 
 from hidiff_runtime import BundleError, Cancelled, EngineError, PhaseKind, TorchGenerator, check
 from hidiff_runtime import open as open_bundle
+from hidiff_runtime.backends.device_tensors import DeviceTensors
 from hidiff_runtime.backends.onnxruntime import (
     OnnxRuntimeBackend,
     OnnxRuntimeSession,
@@ -174,16 +175,16 @@ def test_a_step_behind_is_seen(bundles: Folders, monkeypatch: pytest.MonkeyPatch
 def test_what_is_not_sent_is_seen(bundles: Folders, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
     kind = "controlnet" if lost == "control_image" else "plain"
     due = denoise(bundles(kind), kind, "host")
-    put, sent = device_loop.Tensors.put, []
+    put, sent = DeviceTensors.put, []
 
-    def forgetful(tensors: device_loop.Tensors, specs: Any, arrays: Mapping[str, Any]) -> None:
+    def forgetful(tensors: DeviceTensors, specs: Any, arrays: Mapping[str, Any]) -> None:
         sent.extend(name for name in arrays if name == lost)
         kept = {name: array for name, array in arrays.items() if name != lost or len(sent) == 1}
         if lost == "control_image" and lost in kept:
             kept[lost] = np.zeros_like(kept[lost])
         put(tensors, specs, kept)
 
-    monkeypatch.setattr(device_loop.Tensors, "put", forgetful)
+    monkeypatch.setattr(DeviceTensors, "put", forgetful)
     assert distance(denoise(bundles(kind), kind, "device"), due) > 1e-4
     assert sent
 

@@ -16,7 +16,7 @@ from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
 from hidiff_export.compiler.graph_specs import states, step_record
 from hidiff_export.compiler.stages.stage import Report, StageContext
 from hidiff_export.compiler.stages.weights import CONFIG, WEIGHTS
-from hidiff_export.compiler.workspace import write_json
+from hidiff_export.files import write_json
 from hidiff_export.graph.portable import write_graph
 from hidiff_export.graph.step_graph import write_step_graph
 from hidiff_export.modules.controlnet import ControlNetModule

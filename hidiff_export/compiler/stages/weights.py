@@ -16,8 +16,8 @@ from hidiff_export.checkpoints.sources import source_fingerprint
 from hidiff_export.checkpoints.tokenizer import tokenizer_json
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.compiler.stages.stage import Report, StageContext
-from hidiff_export.compiler.workspace import write_json
 from hidiff_export.errors import CheckpointError
+from hidiff_export.files import write_json
 from hidiff_export.graph.float32_ops import precision_of
 from hidiff_export.recipe import Recipe
 from hidiff_export.scheduler_tables.noise_schedule import resolve_noise_schedule

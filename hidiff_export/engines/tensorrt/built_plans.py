@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hidiff_export.compiler.workspace import write_json
 from hidiff_export.errors import BundleError
+from hidiff_export.files import write_json
 from hidiff_runtime.format.codec import Fields, parse_object
 from hidiff_runtime.format.manifest import FileRecord
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from hidiff_export.compiler.workspace import storage_errors
+from hidiff_export.files import storage_errors
 
 MINIMUM = 1 << 22
 """Bytes: a shorter stretch that plans share is not worth a file of its own."""

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hidiff_runtime import __version__
 from hidiff_runtime.bulk.job_progress import Progress
 from hidiff_runtime.bulk.output import DEAD, Output
 from hidiff_runtime.bulk.ray_pool import Cluster, Pool, connected
@@ -27,6 +26,7 @@ from hidiff_runtime.pipeline.prompt_encoding import TokenCounter
 from hidiff_runtime.pipeline.request_fields import read_request
 from hidiff_runtime.pipeline.request_summary import FIRST, describe_request
 from hidiff_runtime.prompt_files.field_values import Value
+from hidiff_runtime.version import __version__
 
 MOST_DEATHS = 3
 """Rows in a row that end their workers: then it is the machines that are at fault, and the job ends."""

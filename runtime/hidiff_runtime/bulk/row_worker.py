@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NoReturn
 
-from hidiff_runtime import __version__
 from hidiff_runtime.bulk.output import PICTURES, Picture
 from hidiff_runtime.bulk.rows import DeadLetter, Row, picture_name
 from hidiff_runtime.bulk.storage import Place, Store
@@ -21,6 +20,7 @@ from hidiff_runtime.pipeline.request_fields import BY_NAME
 from hidiff_runtime.pipeline.request_limits import Limits
 from hidiff_runtime.serving.service import Service, used
 from hidiff_runtime.text_safety import json_text
+from hidiff_runtime.version import __version__
 
 LIMITS = Limits(prompt_characters=100_000, image_bytes=2**28, image_pixels=2**27, steps=10_000)
 """Whoever writes the prompts of a job runs it: these keep out what can only be a mistake."""

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hidiff_runtime import __version__
 from hidiff_runtime.cli import bulk, check, denoise, generate, info
 from hidiff_runtime.console.printing import tell_error, write
 from hidiff_runtime.errors import Cancelled, HidiffError
+from hidiff_runtime.version import __version__
 
 EXIT_CODES = """exit codes:
   0 done        1 check failed       2 bad option or input   4 bundle broken

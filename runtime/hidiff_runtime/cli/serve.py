@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hidiff_runtime import __version__
 from hidiff_runtime.cli import EXIT_CODES
 from hidiff_runtime.cli.bundle_options import add_opening, named_value, opening
 from hidiff_runtime.console.printing import tell_error, write
 from hidiff_runtime.errors import Cancelled, EngineError, HidiffError, InputError
 from hidiff_runtime.serving.http.log_throttle import CountRepeats
+from hidiff_runtime.version import __version__
 
 if TYPE_CHECKING:
     from hidiff_runtime.pipeline.request_limits import Limits

@@ -16,7 +16,7 @@ from hidiff_runtime.format.validation import CONDITIONING_SCALE, CONTROL_IMAGE
 
 if TYPE_CHECKING:
     from hidiff_runtime.backends.protocol import DeviceArray
-    from hidiff_runtime.bundle import Bundle
+    from hidiff_runtime.denoising.engine_source import EngineSource
 
 Array = NDArray[np.float32]
 
@@ -39,7 +39,9 @@ class ControlNet:
         InputError: the picture or the scale is not one the ControlNet takes.
     """
 
-    def __init__(self, bundle: Bundle, record: GraphRecord, control_image: Any, conditioning_scale: float) -> None:
+    def __init__(
+        self, bundle: EngineSource, record: GraphRecord, control_image: Any, conditioning_scale: float
+    ) -> None:
         manifest = bundle.manifest
         image = check_array(CONTROL_IMAGE, control_image, (manifest.batch, 3, manifest.height, manifest.width))
         low, high = float(image.min()), float(image.max())

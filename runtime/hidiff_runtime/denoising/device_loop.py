@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.backends.protocol import DeviceArray, DeviceMemory, Session
+from hidiff_runtime.backends.device_tensors import DeviceTensors
+from hidiff_runtime.backends.protocol import DeviceArray, Session
 from hidiff_runtime.denoising.controlnet import ControlNet
 from hidiff_runtime.denoising.run_context import Run, engine_errors
-from hidiff_runtime.format.specs import GraphRecord, TensorSpec
+from hidiff_runtime.format.specs import GraphRecord
 from hidiff_runtime.format.step_graph import (
     CHANNELS,
     GUIDANCE_RESCALE,
@@ -43,40 +44,9 @@ _NEXT = {SAMPLE: NEXT_SAMPLE, STATE: NEXT_STATE, UNSOUND: NEXT_UNSOUND}
 """What a step makes of what the last one left."""
 
 
-class Tensors:
-    """A bundle's tensors on its device, by name, kept from run to run: engines meet the same addresses again.
-
-    Args:
-        memory: where they are.
-    """
-
-    def __init__(self, memory: DeviceMemory) -> None:
-        self.memory = memory
-        self._arrays: dict[str, DeviceArray] = {}
-
-    def get(self, spec: TensorSpec, name: str | None = None) -> DeviceArray:
-        """The tensor ``name``, or of the spec's name; new ones have any content.
-
-        Raises:
-            EngineError: there is too little memory.
-        """
-        name = name or spec.name
-        if name not in self._arrays:
-            self._arrays[name] = self.memory.empty(spec.shape, spec.dtype)
-        return self._arrays[name]
-
-    def pick(self, specs: Iterable[TensorSpec]) -> dict[str, DeviceArray]:
-        """The tensors of these names."""
-        return {spec.name: self.get(spec) for spec in specs}
-
-    def put(self, specs: Iterable[TensorSpec], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Uploads those of ``arrays`` that ``specs`` name."""
-        for spec in specs:
-            if spec.name in arrays:
-                self.memory.upload(arrays[spec.name], self.get(spec))
-
-
-def finish_on_device(run: Run, schedule: Schedule, state: SamplerState, tensors: Tensors, step: GraphRecord) -> Array:
+def finish_on_device(
+    run: Run, schedule: Schedule, state: SamplerState, tensors: DeviceTensors, step: GraphRecord
+) -> Array:
     """Takes every step; returns the latents.
 
     Args:
@@ -97,7 +67,9 @@ def finish_on_device(run: Run, schedule: Schedule, state: SamplerState, tensors:
 class _DeviceLoop:
     """The run while it goes on."""
 
-    def __init__(self, run: Run, evaluations: tuple[Evaluation, ...], tensors: Tensors, step: GraphRecord) -> None:
+    def __init__(
+        self, run: Run, evaluations: tuple[Evaluation, ...], tensors: DeviceTensors, step: GraphRecord
+    ) -> None:
         self._run = run
         self._evaluations = evaluations
         self._tensors = tensors

@@ -24,7 +24,7 @@ from hidiff_runtime.sampling.window_shifts import draw_window_shifts
 
 if TYPE_CHECKING:
     from hidiff_runtime.backends.protocol import Session
-    from hidiff_runtime.bundle import Bundle
+    from hidiff_runtime.denoising.engine_source import EngineSource
 
 Array = NDArray[np.float32]
 
@@ -88,7 +88,7 @@ class Run:
         callback: called after each step.
     """
 
-    bundle: Bundle
+    bundle: EngineSource
     plan: PhasePlan
     conditioning: Conditioning
     guidance_scale: float | None

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hidiff_runtime import __version__
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.pipeline.webui_names import NAMES
+from hidiff_runtime.version import __version__
 
 NEGATIVE = "Negative prompt:"
 VERSION = "hidiff-runtime"

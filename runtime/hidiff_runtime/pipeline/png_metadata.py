@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hidiff_runtime import __version__
 from hidiff_runtime.errors import InputError, StorageError
 from hidiff_runtime.pipeline.image_processing import pillow
 from hidiff_runtime.pipeline.infotext import VERSION, write_infotext
 from hidiff_runtime.pipeline.webui_names import sampler_name, schedule_name
 from hidiff_runtime.text_safety import encodable, json_text
+from hidiff_runtime.version import __version__
 
 if TYPE_CHECKING:
     from PIL.Image import Image

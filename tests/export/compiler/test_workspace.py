@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from hidiff_export.compiler.workspace import STATE, FilesChanged, Workspace, storage_errors, write_json
+from hidiff_export.compiler.workspace import STATE, FilesChanged, Workspace
 from hidiff_export.errors import BundleError, InputError, StorageError
+from hidiff_export.files import storage_errors, write_json
 from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
 from tests.export.compiler.killed_commits import manifest
 

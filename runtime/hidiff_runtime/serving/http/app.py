@@ -10,7 +10,6 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from hidiff_runtime import __version__
 from hidiff_runtime.serving.http.access_control import Guard, Rules
 from hidiff_runtime.serving.http.errors import add_handlers
 from hidiff_runtime.serving.http.images import images_router
@@ -20,6 +19,7 @@ from hidiff_runtime.serving.http.request_bodies import Bodies, BodyLimits
 from hidiff_runtime.serving.http.service_loader import Host
 from hidiff_runtime.serving.http.unanswered import Ends
 from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.version import __version__
 
 
 def create_app(

@@ -1,0 +1,1 @@
+"""Names of the last release; they go with the next one."""
