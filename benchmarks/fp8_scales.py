@@ -23,13 +23,13 @@ import torch
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import build_unet
-from hidiff_export.checkpoints.synthetic import fabricate
+from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
 from hidiff_export.families.family import Family, Layout, Task, Width, unet_config
 from hidiff_export.graph.portable import write_graph
 from hidiff_export.graph.quantized_tensor import FP8_LARGEST, INT8_LARGEST, MODELOPT_FP8
 from hidiff_export.modules.phase_unet import PhaseUNet
-from hidiff_export.quantization.quantize import quantise_graph
+from hidiff_export.quantization.quantize import quantize_graph
 from hidiff_export.recipe.field_types import Precision
 from hidiff_export.reference.random_inputs import arrays, mixed_shifts, random_inputs
 from hidiff_runtime.phases import Phase, PhaseKind
@@ -65,7 +65,7 @@ class Network:
             name: tensor * torch.from_numpy(np.exp(gains * random.standard_normal(tensor.shape) - gains**2)).float()
             if tensor.ndim == 1 and name.endswith("weight")
             else tensor
-            for name, tensor in fabricate(Component.UNET, config, 0).items()
+            for name, tensor in synthesize(Component.UNET, config, 0).items()
         }
         store = WeightStore.write(tensors, folder / "weights.safetensors", Precision.FLOAT16)
         self.reference, half = (
@@ -75,7 +75,7 @@ class Network:
         self.half, self.fp8 = folder / "half.onnx", folder / "fp8.onnx"
         write_graph(half, 2, store, self.half)
         measured = [self.inputs(11 + index, timestep) for index, timestep in enumerate((901.0, 601.0, 301.0))]
-        quantise_graph(self.half, measured, Precision.FP8, self.fp8)
+        quantize_graph(self.half, measured, Precision.FP8, self.fp8)
 
     def inputs(self, seed: int, timestep: float, emphasis: float = 1.0) -> Inputs:
         """One evaluation's inputs."""

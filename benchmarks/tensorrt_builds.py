@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hidiff_export.compiler.graph_specs import phase_record
-from hidiff_export.compiler.stages.graphs import Graphs
-from hidiff_export.compiler.stages.scheduler_tables import Samplers
+from hidiff_export.compiler.stages.graphs import GraphsStage
+from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage
 from hidiff_export.compiler.stages.stage import StageContext
-from hidiff_export.compiler.stages.weights import WEIGHTS, Weights
+from hidiff_export.compiler.stages.weights import WEIGHTS, WeightsStage
 from hidiff_export.engines.protocol import PortableGraph
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
 from hidiff_export.engines.tensorrt.built_plans import Built
@@ -96,7 +96,7 @@ def context_of(given: argparse.Namespace) -> StageContext:
 def export(context: StageContext) -> None:
     """Weights and graphs, and a sampler's table, which the step graph is made from."""
     context.folder.mkdir(parents=True, exist_ok=True)
-    for stage in (Weights(), Samplers(), Graphs()):
+    for stage in (WeightsStage(), SchedulerTablesStage(), GraphsStage()):
         stage.run(context, lambda *_: None)
 
 

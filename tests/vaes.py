@@ -13,7 +13,7 @@ import numpy as np
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import build
-from hidiff_export.checkpoints.synthetic import fabricate
+from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.engines.onnxruntime import lower
 from hidiff_export.families.family import Family, Width, vae_config
@@ -52,7 +52,7 @@ def network(folder: Path) -> Any:
 def write_vae(folder: Path) -> None:
     """Writes everything to a new folder."""
     folder.mkdir()
-    store = WeightStore.write(fabricate(Component.VAE, CONFIG, 0), folder / WEIGHTS, Precision.FLOAT32)
+    store = WeightStore.write(synthesize(Component.VAE, CONFIG, 0), folder / WEIGHTS, Precision.FLOAT32)
     for module in (VaeDecoder(network(folder), TILES), VaeEncoder(network(folder), TILES)):
         half = "decoder" if isinstance(module, VaeDecoder) else "encoder"
         write_graph(module, 1, store, folder / f"{half}.onnx")

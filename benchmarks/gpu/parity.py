@@ -20,7 +20,7 @@ from hidiff_export.reference.random_inputs import arrays
 from hidiff_export.reference.tolerances import TOLERANCES, Boundary
 from hidiff_runtime.phases import PhaseRule
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
-from hidiff_runtime.verification.comparison import Bound, Verdict, judge
+from hidiff_runtime.verification.comparison import Bound, Verdict, compare
 from tests.parity import published
 
 _OTHER_SEED = SEED + 1
@@ -68,7 +68,7 @@ def reference(work: Work) -> None:
         runs = {"expected": {}, "other_phases": {"rule": rule}}
         latents = {name: _reference_run(work, recipe, options) for name, options in runs.items()}
         work.save("run", **latents)
-        verdict = judge("run", latents["expected"], latents["other_phases"], run_bound(recipe))
+        verdict = compare("run", latents["expected"], latents["other_phases"], run_bound(recipe))
         work.add({"what": "run", "candidate": "every phase windowed", **figures(verdict, control=True)})
 
 
@@ -90,7 +90,7 @@ def _reference_call(work: Work, unet: Any, recipe: Recipe, step: Step) -> None:
     with work.attempt(**named), networks.package(unet, recipe, work.job.case, step, work.rehearse) as call:
         for control, other in ((False, seed), (True, seed + 1)):
             found = call(tensors, other).cpu().numpy()
-            result = figures(judge("call", expected, found, bound), control)
+            result = figures(compare("call", expected, found, bound), control)
             work.add({**named, **({"candidate": f"{named['candidate']}, other shifts"} if control else {}), **result})
 
 
@@ -99,7 +99,7 @@ def _eager_call(work: Work, recipe: Recipe, step: Step) -> None:
     expected, inputs = call_of(work, step)
     module = networks.phase_unet(networks.unet_of(recipe, work.device), recipe, step, work.device)
     found = networks.evaluate(module, networks.on(work.device, inputs)).cpu().numpy()
-    verdict = judge("call", expected, found, call_bound(work.job.precision))
+    verdict = compare("call", expected, found, call_bound(work.job.precision))
     work.add({"what": "call", "phase": step.phase.name, "candidate": networks.EAGER, **figures(verdict)})
 
 
@@ -133,7 +133,7 @@ def engine_parity(work: Work) -> None:
             for control in (False, True):
                 name, latents = _engine_run(work, bundle, recipe, control)
                 found[name] = latents
-                verdict = judge("run", work.load("run")["expected"], latents, run_bound(recipe))
+                verdict = compare("run", work.load("run")["expected"], latents, run_bound(recipe))
                 work.add({"what": "run", "candidate": name, **figures(verdict, control)})
     free_memory()
     with work.attempt(what="picture"):
@@ -152,7 +152,7 @@ def _judge_call(work: Work, bundle: Any, step: Step) -> None:
     ]
     for candidate, which, given in tries:
         found = engines.Evaluation(bundle, which.phase, given).output()
-        result = figures(judge("call", expected, found, bound), control=candidate != "engine")
+        result = figures(compare("call", expected, found, bound), control=candidate != "engine")
         work.add({"what": "call", "phase": step.phase.name, "candidate": candidate, **result})
 
 

@@ -180,7 +180,7 @@ def write_model(folder: Path, config: str, program: str) -> None:
 def hop(repeats: int) -> None:
     """The table of what a hop takes by the sizes of what crosses."""
     from hidiff_export.deploy.engine_config import engine_config
-    from hidiff_export.triton.model_config import Places
+    from hidiff_export.triton.model_config import InstancePlacement
     from tests.deploy.engine_stand_in import PLATFORM
     from tests.deploy.server import TritonServer
 
@@ -192,7 +192,7 @@ def hop(repeats: int) -> None:
             folder = Path(name)
             write_model(folder / "models/asker", _ASKER_CONFIG, _ASKER)
             for index, record in enumerate(found.values()):
-                text = engine_config(f"graph{index}", record, "onnxruntime", Places()).text()
+                text = engine_config(f"graph{index}", record, "onnxruntime", InstancePlacement()).text()
                 write_model(folder / f"models/graph{index}", text.replace(PLATFORM, 'backend: "python"'), _NOTHING)
             with TritonServer(folder / "models", folder) as server:
                 for index, (words, record) in enumerate(found.items()):
@@ -222,17 +222,17 @@ def timed(server: Any, model: str, record: Any, repeats: int) -> list[float]:
 def steps(bundle: Path, pictures: int) -> None:
     """The table of the seconds of a step in both layouts."""
     from hidiff_export.deploy.per_phase import write_per_phase
-    from hidiff_export.triton.repository import Plan, write
+    from hidiff_export.triton.repository import RepositoryPlan, write
     from tests.deploy.engine_stand_in import stand_in
     from tests.deploy.server import TritonServer
 
-    plan = Plan(options={"backend": "onnxruntime", "resident": "all"})
+    plan = RepositoryPlan(options={"backend": "onnxruntime", "resident": "all"})
     print("| layout | phase | steps | ms a step | ms a picture |\n| --- | --- | ---: | ---: | ---: |")
     for layout in ("pipeline", "per-phase"):
         with tempfile.TemporaryDirectory(dir=bundle.parent) as name:
             folder, options = Path(name), {}
             if layout == "pipeline":
-                write(bundle, folder / "models", Plan(options={**plan.options, "threads": 1}))
+                write(bundle, folder / "models", RepositoryPlan(options={**plan.options, "threads": 1}))
             else:
                 found = write_per_phase(bundle, folder / "models", plan)
                 options = {"control": "explicit", "options": found.options("secret")[1:]}

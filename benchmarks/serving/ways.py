@@ -13,7 +13,7 @@ from typing import Any
 import tritonclient.grpc
 import tritonclient.http
 
-from hidiff_export.triton.repository import Plan, write
+from hidiff_export.triton.repository import RepositoryPlan, write
 from hidiff_runtime.format.manifest import Manifest
 from tests.deploy import clients
 from tests.deploy.clients import MODEL, STREAM, events, inputs, post
@@ -112,7 +112,7 @@ WAYS = (
 def serving(bundle: Path) -> Iterator[TritonServer]:
     """A server of the bundle that has drawn its first pictures."""
     with tempfile.TemporaryDirectory(prefix="hidiff-load-", dir=bundle.parent) as folder:
-        write(bundle, Path(folder) / "models", Plan(options=OPTIONS))
+        write(bundle, Path(folder) / "models", RepositoryPlan(options=OPTIONS))
         with TritonServer(Path(folder) / "models", Path(folder)) as server:
             for way in WAYS:
                 with way.connect(server) as client:

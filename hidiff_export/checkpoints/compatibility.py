@@ -12,7 +12,7 @@ from hidiff_export.checkpoints.contents import (
     CONTROLNET,
     LORA,
     UNET,
-    Kind,
+    TensorKind,
     added_kind,
     describe_extras,
     input_channels,
@@ -124,7 +124,7 @@ def check_family(component: Component, family: Family, task: Task, width: Width,
         )
 
 
-def _another_kind(component: Component, kind: Kind | None, shapes: Shapes) -> CheckpointError:
+def _another_kind(component: Component, kind: TensorKind | None, shapes: Shapes) -> CheckpointError:
     what = f": it is {kind.what}" if kind else ""
     return CheckpointError(
         f"The checkpoint is no Stable Diffusion {component.class_name}{what}.",

@@ -14,7 +14,7 @@ CONTROL_PREFIX = "control_model."
 """What whole checkpoints put before the names of a UNet and of a ControlNet."""
 
 
-class Kind(NamedTuple):
+class TensorKind(NamedTuple):
     """What a file or a tensor is, with an article, and what to do with it."""
 
     what: str
@@ -32,37 +32,37 @@ _FULL_CONTROLNET = "Give a whole ControlNet, as diffusers' ControlNetModel or in
 _PLAIN = "Take it out, or give the checkpoint from before it was put in."
 _LCM = "A UNet that takes its guidance as an input is not built: give the base model, and LCM's LoRA as --lora."
 
-LORA = Kind("a LoRA", "Give it as --lora, beside a checkpoint.")
-UNET = Kind("a UNet", "Give it as the recipe's source, and a ControlNet as its controlnet.")
-CONTROLNET = Kind("a ControlNet", "Give it as the recipe's controlnet, and a checkpoint as its source.")
-VAE = Kind("a VAE alone", _WHOLE)
-TEXT_ENCODER = Kind("a text encoder alone", _WHOLE)
+LORA = TensorKind("a LoRA", "Give it as --lora, beside a checkpoint.")
+UNET = TensorKind("a UNet", "Give it as the recipe's source, and a ControlNet as its controlnet.")
+CONTROLNET = TensorKind("a ControlNet", "Give it as the recipe's controlnet, and a checkpoint as its source.")
+VAE = TensorKind("a VAE alone", _WHOLE)
+TEXT_ENCODER = TensorKind("a text encoder alone", _WHOLE)
 
-_CONTROL_LORA = Kind("a Control-LoRA, a ControlNet kept as low-rank changes of a UNet", _FULL_CONTROLNET)
-_LLLITE = Kind("a ControlNet-LLLite", _FULL_CONTROLNET)
-_DIFFERENCE = Kind(
+_CONTROL_LORA = TensorKind("a Control-LoRA, a ControlNet kept as low-rank changes of a UNet", _FULL_CONTROLNET)
+_LLLITE = TensorKind("a ControlNet-LLLite", _FULL_CONTROLNET)
+_DIFFERENCE = TensorKind(
     "a difference ControlNet, whose weights are to be added to those of the UNet it was made from", _FULL_CONTROLNET
 )
-_UNION = Kind("a union ControlNet, which takes several kinds of control", _FULL_CONTROLNET)
-_XS = Kind("a ControlNet-XS", _FULL_CONTROLNET)
-_HALF = Kind("the down half of a UNet, without the layers that a ControlNet adds", _FULL_CONTROLNET)
-_T2I = Kind("a T2I-Adapter", _FULL_CONTROLNET)
-_TRANSFORMER_CONTROLNET = Kind("a ControlNet for a transformer such as Flux or SD3", _FULL_CONTROLNET)
+_UNION = TensorKind("a union ControlNet, which takes several kinds of control", _FULL_CONTROLNET)
+_XS = TensorKind("a ControlNet-XS", _FULL_CONTROLNET)
+_HALF = TensorKind("the down half of a UNet, without the layers that a ControlNet adds", _FULL_CONTROLNET)
+_T2I = TensorKind("a T2I-Adapter", _FULL_CONTROLNET)
+_TRANSFORMER_CONTROLNET = TensorKind("a ControlNet for a transformer such as Flux or SD3", _FULL_CONTROLNET)
 
-_Rows = tuple[tuple[re.Pattern[str], Kind], ...]
+_Rows = tuple[tuple[re.Pattern[str], TensorKind], ...]
 
 _ADDED: _Rows = (
     (re.compile(r"^lora_controlnet$"), _CONTROL_LORA),
     (re.compile(r"^lllite_"), _LLLITE),
     (re.compile(r"^difference$"), _DIFFERENCE),
-    (re.compile(r"ip_adapter|^image_proj|to_[kv]_ip\b|^encoder_hid_proj"), Kind("an IP-Adapter", _PLAIN)),
+    (re.compile(r"ip_adapter|^image_proj|to_[kv]_ip\b|^encoder_hid_proj"), TensorKind("an IP-Adapter", _PLAIN)),
     (re.compile(r"(^|[._])lora[._]|lora_(A|B|up|down)\b|hada_w\d|lokr_w\d|dora_scale|\.oft_"), LORA),
-    (re.compile(r"motion_modules?\.|temporal_transformer\."), Kind("an AnimateDiff motion module", _PLAIN)),
-    (re.compile(r"^position_net\.|\.fuser\."), Kind("GLIGEN's layers", _PLAIN)),
-    (re.compile(r"^time_embed(ding)?\.cond_proj\."), Kind("an LCM's guidance embedding", _LCM)),
+    (re.compile(r"motion_modules?\.|temporal_transformer\."), TensorKind("an AnimateDiff motion module", _PLAIN)),
+    (re.compile(r"^position_net\.|\.fuser\."), TensorKind("GLIGEN's layers", _PLAIN)),
+    (re.compile(r"^time_embed(ding)?\.cond_proj\."), TensorKind("an LCM's guidance embedding", _LCM)),
     (
         re.compile(r"^emb_params$|^string_to_param|^clip_[lg]$|^<[^>]+>$|^bundle_emb\."),
-        Kind("a textual inversion", "Write the words into the prompt; embeddings are not taken."),
+        TensorKind("a textual inversion", "Write the words into the prompt; embeddings are not taken."),
     ),
 )
 """What people add to a UNet, beside its own tensors or in a file of its own. The first that matches counts."""
@@ -76,21 +76,27 @@ _CONTROLS: _Rows = (
 )
 
 _OTHER_MODELS: _Rows = (
-    (re.compile(r"^joint_transformer_blocks\."), Kind("an AuraFlow transformer", _SUPPORTED)),
-    (re.compile(r"^distilled_guidance_layer\."), Kind("a Chroma transformer", _SUPPORTED)),
+    (re.compile(r"^joint_transformer_blocks\."), TensorKind("an AuraFlow transformer", _SUPPORTED)),
+    (re.compile(r"^distilled_guidance_layer\."), TensorKind("a Chroma transformer", _SUPPORTED)),
     (
         re.compile(r"^double_blocks\.\d|^single_transformer_blocks\."),
-        Kind("a Flux transformer, or one of its kind", _SUPPORTED),
+        TensorKind("a Flux transformer, or one of its kind", _SUPPORTED),
     ),
-    (re.compile(r"^joint_blocks\.\d|norm1_context\b"), Kind("a Stable Diffusion 3 transformer", _SUPPORTED)),
-    (re.compile(r"clip_txt(_pooled)?_mapper|effnet_mapper|\.channelwise\."), Kind("a Stable Cascade UNet", _SUPPORTED)),
-    (re.compile(r"adaln_single|^y_embedder\."), Kind("a PixArt transformer", _SUPPORTED)),
-    (re.compile(r"^(transformer_)?blocks\.\d|^layers\.\d+\.(attention|adaLN)"), Kind("a transformer", _SUPPORTED)),
-    (re.compile(r"^encoder\.block\.\d+\.layer\.|^shared\.weight$"), Kind("a T5 text encoder", _SUPPORTED)),
+    (re.compile(r"^joint_blocks\.\d|norm1_context\b"), TensorKind("a Stable Diffusion 3 transformer", _SUPPORTED)),
+    (
+        re.compile(r"clip_txt(_pooled)?_mapper|effnet_mapper|\.channelwise\."),
+        TensorKind("a Stable Cascade UNet", _SUPPORTED),
+    ),
+    (re.compile(r"adaln_single|^y_embedder\."), TensorKind("a PixArt transformer", _SUPPORTED)),
+    (
+        re.compile(r"^(transformer_)?blocks\.\d|^layers\.\d+\.(attention|adaLN)"),
+        TensorKind("a transformer", _SUPPORTED),
+    ),
+    (re.compile(r"^encoder\.block\.\d+\.layer\.|^shared\.weight$"), TensorKind("a T5 text encoder", _SUPPORTED)),
     (re.compile(r"token_embedding\.weight$|text_model\.encoder\."), TEXT_ENCODER),
-    (re.compile(r"^(encoder|decoder)\.layers\.\d|^taesd"), Kind("a tiny VAE (TAESD)", _WHOLE)),
+    (re.compile(r"^(encoder|decoder)\.layers\.\d|^taesd"), TensorKind("a tiny VAE (TAESD)", _WHOLE)),
     (re.compile(r"(^|\.)(post_)?quant_conv\.|^(encoder|decoder)\.(conv_in|mid)"), VAE),
-    (re.compile(r"\.rdb\d\.|RRDB_trunk|\.RDB\d\."), Kind("an upscaler of pictures (ESRGAN)", _SUPPORTED)),
+    (re.compile(r"\.rdb\d\.|RRDB_trunk|\.RDB\d\."), TensorKind("an upscaler of pictures (ESRGAN)", _SUPPORTED)),
 )
 
 _FIRST = ("conv_in.weight", "input_blocks.0.0.weight")
@@ -98,7 +104,7 @@ _DOWNWARD = ("down_blocks.", "input_blocks.1.")
 _UPWARD = ("up_blocks.", "output_blocks.")
 
 
-def kind_of(names: Collection[str]) -> Kind | None:
+def kind_of(names: Collection[str]) -> TensorKind | None:
     """What a file is by its tensors' names, or None if it is unknown.
 
     A UNet is one whatever else was put into it; so is a ControlNet, unless it is of a kind with a name of its own.
@@ -115,31 +121,31 @@ def kind_of(names: Collection[str]) -> Kind | None:
     return added or _first_match(_OTHER_MODELS, names) or half
 
 
-def changing_kind(names: Collection[str]) -> Kind | None:
+def changing_kind(names: Collection[str]) -> TensorKind | None:
     """Which adapter is among tensors that a checkpoint's network has no place for; None where none changes weights."""
     return _first_match(_ADDED[:-1], names)
 
 
-def added_kind(name: str) -> Kind | None:
+def added_kind(name: str) -> TensorKind | None:
     """What a tensor belongs to that is none of a network's own: an adapter of one kind or another, or None."""
     return _first_match((*_ADDED, *_CONTROLS), (name,))
 
 
-def other_unet(shapes: Shapes) -> Kind | None:
+def other_unet(shapes: Shapes) -> TensorKind | None:
     """Which published UNet of another architecture this is, by what only that one has; None if it is unknown."""
     names = tuple(shapes)
     first = next((shapes[name] for name in _FIRST if name in shapes), ())
     keys = next((shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), ())
     if any(part in name for name in names for part in ("time_stack", "temporal_")):
-        return Kind("a video UNet, such as Stable Video Diffusion's", _SUPPORTED)
+        return TensorKind("a video UNet, such as Stable Video Diffusion's", _SUPPORTED)
     if any(name.startswith("add_embedding.image_") for name in names):
-        return Kind("a Kandinsky UNet", _SUPPORTED)
+        return TensorKind("a Kandinsky UNet", _SUPPORTED)
     if any(".add_k_proj." in name for name in names):
-        return Kind("a DeepFloyd IF UNet", _SUPPORTED)
+        return TensorKind("a DeepFloyd IF UNet", _SUPPORTED)
     if first[:1] == (384,) and keys[-1:] == (1280,):
-        return Kind("SDXL's refiner", "Give SDXL's base model: the refiner is another UNet, which is not built.")
+        return TensorKind("SDXL's refiner", "Give SDXL's base model: the refiner is another UNet, which is not built.")
     if first[1:2] == (7,):
-        return Kind("the UNet of Stable Diffusion's x4 upscaler", _SUPPORTED)
+        return TensorKind("the UNet of Stable Diffusion's x4 upscaler", _SUPPORTED)
     return None
 
 
@@ -175,5 +181,5 @@ def listed(items: Iterable[str]) -> str:
     return ", ".join(shown[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _first_match(rows: _Rows, names: Collection[str]) -> Kind | None:
+def _first_match(rows: _Rows, names: Collection[str]) -> TensorKind | None:
     return next((kind for pattern, kind in rows if any(pattern.search(name) for name in names)), None)

@@ -17,7 +17,7 @@ from hidiff_export.checkpoints.original_layout import under_library_names, witho
 from hidiff_export.checkpoints.sources import find_checkpoint
 from hidiff_export.checkpoints.spare_tensors import SortedNames, left_out_notices, sort_names
 from hidiff_export.checkpoints.state_dict import map_tensors, shapes_of
-from hidiff_export.checkpoints.synthetic import fabricate
+from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.errors import CheckpointError, InputError
 from hidiff_export.families.family import Family, Task, Width
 from hidiff_runtime.format.safetensors import SafetensorsFile
@@ -60,7 +60,7 @@ def load(component: Component, source: str, family: Family, task: Task, width: W
     if kind == "random":
         if not (colon and seed.isascii() and seed.isdigit()):
             raise InputError("A fabricated checkpoint needs a seed.", given=source, advice="Write random:0.")
-        return Checkpoint(expected, fabricate(component, expected, int(seed)))
+        return Checkpoint(expected, synthesize(component, expected, int(seed)))
     files = find_checkpoint(source, component)
     if component is Component.CONTROLNET and files.config is None:
         _refuse_pooling(files.weights[0])

@@ -21,7 +21,7 @@ from hidiff_export.checkpoints.lora_scaling import factor_of, lacks_settings, re
 from hidiff_export.checkpoints.state_dict import LazyStateDict, map_tensors, shapes_of
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families.family import Family, Task, Width
-from hidiff_runtime.format.manifest import FileRecord
+from hidiff_runtime.format.manifest import FileDigest
 from hidiff_runtime.format.safetensors import SafetensorsFile
 
 
@@ -179,7 +179,7 @@ def _notices(read: LoraFile) -> tuple[str, ...]:
 
 def _fingerprint(path: Path) -> str:
     try:
-        return FileRecord.of(path).sha256
+        return FileDigest.of(path).sha256
     except OSError as error:
         raise CheckpointError(
             "A LoRA file cannot be read.", given=f"{path}: {error.strerror}", advice="Check the path."

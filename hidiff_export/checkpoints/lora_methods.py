@@ -27,7 +27,7 @@ _METHODS = {
 _LEAVE = "leave it out: bundles take none."
 
 
-class Kind(NamedTuple):
+class LoraMethod(NamedTuple):
     """What a file is that is no LoRA.
 
     Args:
@@ -39,28 +39,34 @@ class Kind(NamedTuple):
     advice: str
 
 
-_CONTROLNET = Kind("a ControlNet", "Give it as the recipe's controlnet: --set controlnet=PATH --set task=controlnet.")
+_CONTROLNET = LoraMethod(
+    "a ControlNet", "Give it as the recipe's controlnet: --set controlnet=PATH --set task=controlnet."
+)
 _SOURCE = "Give it as --source PATH (in a recipe: source)."
-_CHECKPOINT = Kind("a whole checkpoint", _SOURCE)
-_INVERSION = Kind("a textual inversion embedding", f"Say in the prompt what it stands for, and {_LEAVE}")
-_UNET = Kind("a whole UNet", f"{_SOURCE[:-1]}, with text: false and vae: false where it is all there is.")
+_CHECKPOINT = LoraMethod("a whole checkpoint", _SOURCE)
+_INVERSION = LoraMethod("a textual inversion embedding", f"Say in the prompt what it stands for, and {_LEAVE}")
+_UNET = LoraMethod("a whole UNet", f"{_SOURCE[:-1]}, with text: false and vae: false where it is all there is.")
 
 _KINDS = {
-    r"lora_controlnet": Kind("a Control-LoRA", f"Give a whole ControlNet as the recipe's controlnet, or {_LEAVE}"),
-    r"lllite_.*": Kind("a ControlNet-LLLite", f"Give a whole ControlNet as the recipe's controlnet, or {_LEAVE}"),
+    r"lora_controlnet": LoraMethod(
+        "a Control-LoRA", f"Give a whole ControlNet as the recipe's controlnet, or {_LEAVE}"
+    ),
+    r"lllite_.*": LoraMethod("a ControlNet-LLLite", f"Give a whole ControlNet as the recipe's controlnet, or {_LEAVE}"),
     r"control_model\..*": _CONTROLNET,
     r"(.*\.)?(controlnet_cond_embedding|input_hint_block|controlnet_down_blocks|zero_convs)\..*": _CONTROLNET,
-    r"(image_proj|ip_adapter|image_proj_model)\..*|.*\.to_[kv]_ip\..*": Kind(
+    r"(image_proj|ip_adapter|image_proj_model)\..*|.*\.to_[kv]_ip\..*": LoraMethod(
         "an IP-Adapter", f"Start from a picture with task image-to-image, or {_LEAVE}"
     ),
-    r"(adapter\.)?body\.\d+\..*": Kind("a T2I-Adapter", f"Give a ControlNet as the recipe's controlnet, or {_LEAVE}"),
-    r".*\bmotion_modules\..*": Kind("a motion module of AnimateDiff", _LEAVE.capitalize()),
+    r"(adapter\.)?body\.\d+\..*": LoraMethod(
+        "a T2I-Adapter", f"Give a ControlNet as the recipe's controlnet, or {_LEAVE}"
+    ),
+    r".*\bmotion_modules\..*": LoraMethod("a motion module of AnimateDiff", _LEAVE.capitalize()),
     r"(model\.diffusion_model|cond_stage_model|conditioner)\..*": _CHECKPOINT,
     r"(unet\.|diffusion_model\.)?(down_blocks|up_blocks|mid_block|input_blocks|output_blocks)\..*": _UNET,
-    r"(first_stage_model\.|vae\.)?((encoder|decoder)\.(down|up|mid)|(post_)?quant_conv)[._].*": Kind(
+    r"(first_stage_model\.|vae\.)?((encoder|decoder)\.(down|up|mid)|(post_)?quant_conv)[._].*": LoraMethod(
         "a VAE", "Put it into the vae/ folder of the checkpoint that --source names."
     ),
-    r".*\b(token_embedding|final_layer_norm)\..*": Kind(
+    r".*\b(token_embedding|final_layer_norm)\..*": LoraMethod(
         "a text encoder", "Put it into the text_encoder/ folder of the checkpoint that --source names."
     ),
     r"emb_params|string_to_param.*|clip_[lgh](_out)?|bundle_emb\..*|<.+>": _INVERSION,
@@ -99,12 +105,12 @@ def layer_of_method(name: str) -> str:
     return re.sub(f"(?:{'|'.join(_METHODS.values())})$", "", name)
 
 
-def kind_of_file(shapes: Shapes) -> Kind | None:
+def kind_of_file(shapes: Shapes) -> LoraMethod | None:
     """What a file without a LoRA's factors is, None where its tensors tell nothing."""
     kind = next((kind for pattern, kind in _KINDS.items() if any(re.fullmatch(pattern, name) for name in shapes)), None)
     owner = other_architecture(shapes)
     if owner and kind in (None, _CHECKPOINT, _UNET):
-        return Kind(f"a checkpoint, by its layers {owner}", "Bundles are made of Stable Diffusion's UNets alone.")
+        return LoraMethod(f"a checkpoint, by its layers {owner}", "Bundles are made of Stable Diffusion's UNets alone.")
     if kind is None and len(shapes) == 1 and all(len(shape) <= 2 and "." not in name for name, shape in shapes.items()):
         return _INVERSION  # diffusers' hold one tensor under the word that it stands for
     return kind

@@ -18,7 +18,7 @@ from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.contents import listed
 from hidiff_export.checkpoints.weight_files import Folder, find_weights, read_json
 from hidiff_export.errors import CheckpointError, StorageError
-from hidiff_runtime.format.manifest import FileRecord
+from hidiff_runtime.format.manifest import FileDigest
 
 _SCHEDULER = "scheduler/scheduler_config.json"
 MODEL_INDEX = "model_index.json"
@@ -105,7 +105,7 @@ def source_fingerprint(source: str, component: Component, hashes: dict[Path, str
     for path in files.weights:
         try:
             if path not in known:
-                known[path] = FileRecord.of(path).sha256
+                known[path] = FileDigest.of(path).sha256
             sha.update(known[path].encode())
         except OSError as error:
             raise CheckpointError(

@@ -60,7 +60,7 @@ _NORM_SPREAD = 0.1
 _BIAS_SPREAD = 0.1
 
 
-def fabricate(component: Component, config: Mapping[str, Any], seed: int) -> LazyStateDict:
+def synthesize(component: Component, config: Mapping[str, Any], seed: int) -> LazyStateDict:
     """The float32 tensors of a network, each computed when it is asked for.
 
     A tensor's values depend on the seed, the component, its name and its shape alone: not on the order, the threads,

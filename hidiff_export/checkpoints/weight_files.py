@@ -38,7 +38,7 @@ class Folder(Protocol):
         """The names of all files in a folder of the checkpoint, which is empty or ends with a slash."""
 
 
-class Weights(NamedTuple):
+class WeightFiles(NamedTuple):
     """The files that hold a network's weights, and what has to be told about the choice."""
 
     paths: tuple[Path, ...]
@@ -50,7 +50,7 @@ def stem_of(component: Component) -> str:
     return "model" if component.is_text else "diffusion_pytorch_model"
 
 
-def find_weights(folder: Folder, prefix: str, source: str, component: Component) -> Weights:
+def find_weights(folder: Folder, prefix: str, source: str, component: Component) -> WeightFiles:
     """The weight files of a network.
 
     Args:
@@ -65,10 +65,10 @@ def find_weights(folder: Folder, prefix: str, source: str, component: Component)
     stem = stem_of(component)
     plain = folder(f"{prefix}{stem}{_SAFETENSORS}")
     if plain is not None:
-        return Weights((plain,))
+        return WeightFiles((plain,))
     index = folder(f"{prefix}{stem}{_SAFETENSORS}.index.json")
     if index is not None:
-        return Weights(_shards(folder, prefix, index))
+        return WeightFiles(_shards(folder, prefix, index))
     names = folder.names(prefix)
     variants = _variants(names, stem)
     if not variants:
@@ -79,9 +79,9 @@ def find_weights(folder: Folder, prefix: str, source: str, component: Component)
     where = f"{component.value}: the weights are "
     if len(ranked) > 1:
         others = ", ".join(ranked[1:])
-        return Weights(paths, (f"{where}those of the variant {chosen}; not taken: {others}",))
+        return WeightFiles(paths, (f"{where}those of the variant {chosen}; not taken: {others}",))
     told = () if chosen in ("", *_ROUNDED) else (f"{where}those of the variant {chosen}, the only ones there",)
-    return Weights(paths, told)
+    return WeightFiles(paths, told)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -202,12 +202,12 @@ def _missing_shard(name: str, index: str, names: Iterable[str]) -> CheckpointErr
     )
 
 
-def _odd(folder: Folder, prefix: str, source: str, component: Component, names: list[str]) -> Weights:
+def _odd(folder: Folder, prefix: str, source: str, component: Component, names: list[str]) -> WeightFiles:
     """The one safetensors file under a name that no library gives, or the reason why there are no weights."""
     odd = [name for name in names if name.endswith(_SAFETENSORS)]
     if len(odd) == 1:
         notice = f"{component.value}: the weights are taken from {odd[0]}, the only safetensors file there"
-        return Weights((_fetched(folder, prefix, odd[0]),), (notice,))
+        return WeightFiles((_fetched(folder, prefix, odd[0]),), (notice,))
     place = f"{source}: {prefix}" if prefix else source
     expected = f"{stem_of(component)}{_SAFETENSORS}"
     if odd:

@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hidiff_export.engines.tensorrt.libraries import Library
+    from hidiff_export.engines.tensorrt.libraries import BuilderLibrary
 
 _KINDS = {"builds engines": "builders", "runs engines": "backends"}
 
@@ -75,7 +75,7 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _builder(library: Library) -> dict[str, Any]:
+def _builder(library: BuilderLibrary) -> dict[str, Any]:
     """Whether a TensorRT builds engines here, and for which GPUs."""
     from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, check_targets
     from hidiff_export.engines.tensorrt.capabilities import examine as examine_library

@@ -13,7 +13,7 @@ import click
 from hidiff_export.cli.options import allow_links_option
 
 if TYPE_CHECKING:
-    from hidiff_export.triton.repository import Written
+    from hidiff_export.triton.repository import WrittenRepository
 
 
 @click.command(
@@ -90,16 +90,16 @@ def triton(
     or HTTP generate_stream). Both share one set of engines. The server gets ready when the bundle's hashes, its
     reference samples and a warm-up picture are right, and ends with exit code 1 and the reason in its log otherwise.
     """
-    from hidiff_export.triton.model_config import Places, Queue
-    from hidiff_export.triton.repository import Plan, write
+    from hidiff_export.triton.model_config import InstancePlacement, Queue
+    from hidiff_export.triton.repository import RepositoryPlan, write
     from hidiff_runtime.pipeline.request_limits import Limits
 
     limits = {"prompt_characters": max_prompt, "image_bytes": max_image_bytes, "steps": max_steps}
     opening: dict[str, str | int | bool] = {"resident": resident, "prefetch": prefetch}
-    plan = Plan(
+    plan = RepositoryPlan(
         name=name,
         bundle=bundle,
-        places=Places(_gpus(gpus)),
+        places=InstancePlacement(_gpus(gpus)),
         queue=Queue(queue_size, queue_timeout),
         limits=Limits(**{key: value for key, value in limits.items() if value is not None}),
         options={**opening, **({} if backend is None else {"backend": backend}), **_options(options)},
@@ -141,7 +141,7 @@ def _options(texts: Sequence[str]) -> dict[str, str | int | bool]:
     return found
 
 
-def print_written(written: Written, *, as_json: bool) -> None:
+def print_written(written: WrittenRepository, *, as_json: bool) -> None:
     """Says what was written and how to start it."""
     if as_json:
         facts = {

@@ -12,8 +12,8 @@ from hidiff_export.compiler.output_folder import is_plain
 from hidiff_export.engines.protocol import Report
 from hidiff_export.errors import BundleError
 from hidiff_runtime.format.codec import Fields, parse_object
-from hidiff_runtime.format.manifest import FileRecord
-from hidiff_runtime.format.paths import fault_in
+from hidiff_runtime.format.manifest import FileDigest
+from hidiff_runtime.format.paths import path_error
 
 STATE = "build.json"
 _REPLACES = "replaces"
@@ -30,7 +30,7 @@ class StageRecord:
     """
 
     key: str
-    files: dict[str, FileRecord]
+    files: dict[str, FileDigest]
     notices: tuple[str, ...] = ()
 
 
@@ -75,7 +75,7 @@ class BuildState:
         stages = {name: asdict(record) for name, record in self.stages.items()}
         return {"stages": stages, **({} if self.replaces is None else {_REPLACES: self.replaces})}
 
-    def files(self) -> dict[str, FileRecord]:
+    def files(self) -> dict[str, FileDigest]:
         """Every file that the finished stages wrote."""
         return {path: record for stage in self.stages.values() for path, record in stage.files.items()}
 
@@ -88,13 +88,13 @@ def _stage(fields: Fields, name: str) -> StageRecord:
     return fields.nested(name, read)
 
 
-def _file(fields: Fields, name: str) -> FileRecord:
-    if fault := fault_in(name):
+def _file(fields: Fields, name: str) -> FileDigest:
+    if fault := path_error(name):
         raise fields.wrong(repr(name), fault, name)
-    return fields.nested(name, FileRecord.from_fields)
+    return fields.nested(name, FileDigest.from_fields)
 
 
-def faults(folder: Path, files: Mapping[str, FileRecord], report: Report | None = None) -> dict[str, str]:
+def faults(folder: Path, files: Mapping[str, FileDigest], report: Report | None = None) -> dict[str, str]:
     """Compares size and SHA-256 of files with their records; what is wrong with each that differs.
 
     Args:
@@ -117,7 +117,7 @@ def faults(folder: Path, files: Mapping[str, FileRecord], report: Report | None 
     return found
 
 
-def _fault(root: Path, name: str, record: FileRecord) -> str:
+def _fault(root: Path, name: str, record: FileDigest) -> str:
     path = root / name
     try:
         if os.path.realpath(path) != str(path):
@@ -126,7 +126,7 @@ def _fault(root: Path, name: str, record: FileRecord) -> str:
             return "is no plain file"
         if path.stat().st_size != record.size:
             return f"has {path.stat().st_size} bytes instead of {record.size}"
-        return "" if FileRecord.of(path) == record else "has another content"
+        return "" if FileDigest.of(path) == record else "has another content"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

@@ -19,12 +19,12 @@ from hidiff_export.files import storage_errors
 from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import EXPORTERS, tool_versions
 from hidiff_runtime import phases
-from hidiff_runtime.format.manifest import FileRecord, Manifest
+from hidiff_runtime.format.manifest import FileDigest, Manifest
 
 T = TypeVar("T")
 
 
-class Display(Protocol):
+class BuildProgress(Protocol):
     """What shows a build to whoever waits for it."""
 
     def stage(self, title: str, *, reused: bool) -> AbstractContextManager[Report]:
@@ -84,7 +84,7 @@ def stage_key(stage: Stage, context: StageContext, done: dict[str, str]) -> str:
 
 
 def build(
-    recipe: Recipe, output: Path, display: Display, *, force: bool = False, stages: Sequence[Stage] | None = None
+    recipe: Recipe, output: Path, display: BuildProgress, *, force: bool = False, stages: Sequence[Stage] | None = None
 ) -> BuildResult:
     """Builds ``recipe`` into the folder ``output``, or resumes an interrupted build of it.
 
@@ -103,10 +103,10 @@ def build(
     # Here, because the stages bring in torch and onnx, which a refused recipe or folder must not wait for.
     from hidiff_export.compiler.stages.engines import builders_for
     from hidiff_export.compiler.stages.order import stages_of
-    from hidiff_export.quantization.quantize import check_quantiser
+    from hidiff_export.quantization.quantize import check_quantizer
 
     if recipe.precision.quantised:
-        check_quantiser()
+        check_quantizer()
     for builder in builders_for(recipe):
         builder.check()
     notices: list[str] = []
@@ -123,7 +123,7 @@ def build(
 
 
 def _run_and_commit(
-    stages: Sequence[Stage], workspace: Workspace, context: StageContext, display: Display
+    stages: Sequence[Stage], workspace: Workspace, context: StageContext, display: BuildProgress
 ) -> tuple[StageTime, ...]:
     """Runs the stages and publishes the bundle; what files of finished stages were changed for is done a second time.
 
@@ -142,11 +142,11 @@ def _run_and_commit(
 
 
 def _commit(
-    stages: Sequence[Stage], keys: dict[str, str], workspace: Workspace, context: StageContext, display: Display
+    stages: Sequence[Stage], keys: dict[str, str], workspace: Workspace, context: StageContext, display: BuildProgress
 ) -> None:
     from hidiff_export.compiler.stages.order import assemble_manifest
 
-    def assemble(files: Mapping[str, FileRecord]) -> Manifest:
+    def assemble(files: Mapping[str, FileDigest]) -> Manifest:
         for stage in stages:  # the manifest says what the bundle was built from, by what is there now
             _check_inputs_stayed(stage, keys[stage.name] == stage_key(stage, context, keys), workspace)
         return assemble_manifest(context, files)
@@ -185,14 +185,14 @@ class _Times(dict[str, StageTime]):
 
 
 def _run_stages(
-    stages: Sequence[Stage], workspace: Workspace, context: StageContext, display: Display, times: _Times
+    stages: Sequence[Stage], workspace: Workspace, context: StageContext, display: BuildProgress, times: _Times
 ) -> dict[str, str]:
     """Runs the stages that are not whole, and those that need one that was not; the keys of all."""
     keys: dict[str, str] = {}
     run: set[str] = set()
     for stage in stages:
         key = keys[stage.name] = _or_changed(workspace, partial(stage_key, stage, context, keys))
-        reused = run.isdisjoint(stage.needs) and workspace.whole(stage.name, key)
+        reused = run.isdisjoint(stage.needs) and workspace.is_complete(stage.name, key)
         started = time.monotonic()
         with (
             _interruptible(stage.title),

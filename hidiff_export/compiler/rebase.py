@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hidiff_export.compiler.compile import BuildResult, Display, build
+from hidiff_export.compiler.compile import BuildProgress, BuildResult, build
 from hidiff_export.compiler.workspace import Workspace
 from hidiff_export.errors import BundleError, CheckpointError, InputError
 from hidiff_export.recipe import Recipe
@@ -113,7 +113,7 @@ def _check_graphs_stay(manifest: Manifest, before: Recipe, after: Recipe) -> Non
 def rebase(
     folder: Path,
     output: Path,
-    display: Display,
+    display: BuildProgress,
     *,
     changes: Mapping[str, Any],
     overrides: Iterable[str] = (),
@@ -145,17 +145,20 @@ def rebase(
     Workspace(output, force=force).check()
     recipe, notices = rebased_recipe(manifest, changes, overrides)
     # Here, because the stages bring in torch and onnx, which a refused bundle or recipe must not wait for.
-    from hidiff_export.compiler.stages.graphs import Graphs
+    from hidiff_export.compiler.stages.graphs import GraphsStage
     from hidiff_export.compiler.stages.order import stages_of
-    from hidiff_export.compiler.stages.reuse import Origin, TakenGraphs, TakenSamplers
-    from hidiff_export.compiler.stages.scheduler_tables import Samplers
+    from hidiff_export.compiler.stages.reuse import ReusedGraphs, ReusedSchedulerTables, SourceBundle
+    from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage
     from hidiff_export.compiler.stages.stage import Stage
 
     check_checkpoint(before, recipe)
     for notice in notices:
         display.notice(notice)
-    origin = Origin(before, manifest)
-    taken: dict[str, Stage] = {Graphs.name: TakenGraphs(origin), Samplers.name: TakenSamplers(origin)}
+    origin = SourceBundle(before, manifest)
+    taken: dict[str, Stage] = {
+        GraphsStage.name: ReusedGraphs(origin),
+        SchedulerTablesStage.name: ReusedSchedulerTables(origin),
+    }
     stages = tuple(taken.get(stage.name, stage) for stage in stages_of(recipe))
     result = build(recipe, output, display, force=force, stages=stages)
     return replace(result, notices=(*notices, *result.notices))

@@ -22,7 +22,7 @@ from hidiff_export.compiler.output_folder import is_plain, make_parents, output_
 from hidiff_export.engines.protocol import Report
 from hidiff_export.errors import BundleError, InputError, StorageError
 from hidiff_export.files import storage_errors, write_json
-from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, FileDigest, Manifest
 
 __all__ = ["STATE", "FilesChanged", "Workspace"]
 
@@ -225,7 +225,7 @@ class Workspace:
         try_renaming(self.output, self._replaced)
         self._mark(None)
 
-    def whole(self, name: str, key: str) -> bool:
+    def is_complete(self, name: str, key: str) -> bool:
         """Whether stage ``name`` was finished from the same inputs and each of its files is as it was left."""
         record = self._state.stages.get(name)
         return record is not None and record.key == key and not faults(self.folder, record.files)
@@ -244,11 +244,11 @@ class Workspace:
 
     def finish(self, name: str, key: str, paths: tuple[Path, ...], notices: Sequence[str] = ()) -> None:
         """Records that stage ``name`` is whole, wrote ``paths`` and told ``notices``."""
-        files = {path.relative_to(self.folder).as_posix(): FileRecord.of(path) for path in paths}
+        files = {path.relative_to(self.folder).as_posix(): FileDigest.of(path) for path in paths}
         self._state.stages[name] = StageRecord(key, files, tuple(notices))
         self._save()
 
-    def files(self) -> dict[str, FileRecord]:
+    def files(self) -> dict[str, FileDigest]:
         """Every file that the finished stages wrote."""
         return self._state.files()
 
@@ -267,7 +267,7 @@ class Workspace:
             )
 
     def commit(
-        self, assemble: Callable[[Mapping[str, FileRecord]], Manifest], report: Report | None = None
+        self, assemble: Callable[[Mapping[str, FileDigest]], Manifest], report: Report | None = None
     ) -> tuple[str, ...]:
         """Compares all files, writes the manifest, and gives the folder its final name.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from hidiff_export.triton.model_config import Places, group_text, parameter_text, quoted, tensors_text
+from hidiff_export.triton.model_config import InstancePlacement, group_text, parameter_text, quoted, tensors_text
 from hidiff_runtime.backends.onnxruntime import CUDA_OPTIONS
 from hidiff_runtime.format.manifest import GraphRecord
 from hidiff_runtime.serving.triton.layout import LOADED, LOADS, PING
@@ -36,7 +36,7 @@ class SingleConfig:
     kind: tuple[str, str]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    places: Places
+    places: InstancePlacement
     parameters: Mapping[str, str] = field(default_factory=dict)
     warm_up: bool = False
     cuda: Mapping[str, str] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class SingleConfig:
         return "\n".join(parts) + "\n"
 
 
-def engine_config(name: str, record: GraphRecord, backend: str, places: Places) -> SingleConfig:
+def engine_config(name: str, record: GraphRecord, backend: str, places: InstancePlacement) -> SingleConfig:
     """The model of one engine, with the options of ONNX Runtime that the runtime itself opens it with.
 
     Args:
@@ -94,7 +94,7 @@ def start_config(name: str, loads: tuple[str, ...], parameters: Mapping[str, str
         kind=("backend", "python"),
         inputs=(PING,),
         outputs=(LOADED,),
-        places=Places(),
+        places=InstancePlacement(),
         parameters={LOADS: ",".join(loads), **parameters},
         warm_up=True,
     )

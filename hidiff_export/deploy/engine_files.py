@@ -12,7 +12,7 @@ import onnx_ir as ir
 from hidiff_export.errors import BundleError, InputError
 from hidiff_export.triton.repository_files import take_file
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
-from hidiff_runtime.format.paths import fault_in
+from hidiff_runtime.format.paths import path_error
 
 _CHUNK = 1 << 22
 
@@ -44,7 +44,7 @@ def take_onnx(engine: Path, version: Path, *, link: bool, files: Container[Path]
     places = _weights(engine)
     take_file(engine, version / "model.onnx", link=link)
     for location in sorted({location for location, _, _ in places}):
-        if fault := fault_in(location):
+        if fault := path_error(location):
             raise BundleError(f"The weights of {engine.name} lie elsewhere: the path {fault}.", given=location)
         _refuse_foreign(engine, engine.parent / location, files)
         (version / location).parent.mkdir(parents=True, exist_ok=True)

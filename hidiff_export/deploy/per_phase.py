@@ -15,12 +15,12 @@ from pathlib import Path
 from hidiff_export.deploy.engine_config import PLATFORMS, SingleConfig, engine_config, start_config
 from hidiff_export.deploy.engine_files import EngineFiles, take_onnx, take_plan
 from hidiff_export.errors import InputError
-from hidiff_export.triton.model_config import Places
+from hidiff_export.triton.model_config import InstancePlacement
 from hidiff_export.triton.repository import (
     BUNDLE,
     BUNDLES,
-    Plan,
-    Written,
+    RepositoryPlan,
+    WrittenRepository,
     check,
     environment,
     own_bytes,
@@ -54,7 +54,7 @@ class PerPhase:
         start: the model that loads the pipeline.
     """
 
-    written: Written
+    written: WrittenRepository
     backend: str
     engines: Mapping[str, EngineFiles]
     weights: int
@@ -84,7 +84,7 @@ class PerPhase:
         return ("--model-control-mode=explicit", *loaded, *closed)
 
 
-def write_per_phase(bundle: Path, output: Path, plan: Plan, *, force: bool = False) -> PerPhase:
+def write_per_phase(bundle: Path, output: Path, plan: RepositoryPlan, *, force: bool = False) -> PerPhase:
     """Writes the model repository of a bundle with a model for each engine.
 
     Args:
@@ -118,7 +118,7 @@ def write_per_phase(bundle: Path, output: Path, plan: Plan, *, force: bool = Fal
         for name, record in models.items():
             engine, config = source.file(record.engines[backend]), engine_config(name, record, backend, plan.places)
             engines[name] = _write_engine(folder, config, engine, files, link)
-        written = Written(output, (plan.name, plan.stream), manifest.digest, linked, own_bytes(folder))
+        written = WrittenRepository(output, (plan.name, plan.stream), manifest.digest, linked, own_bytes(folder))
         checked = CheckedFiles(source, manifest.files, states)
         for name in manifest.files:
             checked.file(
@@ -128,7 +128,7 @@ def write_per_phase(bundle: Path, output: Path, plan: Plan, *, force: bool = Fal
     return PerPhase(written, backend, engines, stores, start)
 
 
-def _check(plan: Plan) -> None:
+def _check(plan: RepositoryPlan) -> None:
     """Refuses what the other layout can do alone."""
     if plan.bundle not in BUNDLES:
         raise InputError(
@@ -165,9 +165,9 @@ def _backend(models: Mapping[str, GraphRecord], wanted: object) -> str:
     return chosen
 
 
-def _pipeline_plan(plan: Plan) -> Plan:
+def _pipeline_plan(plan: RepositoryPlan) -> RepositoryPlan:
     """The pipeline holds no engine: it is on the CPU, as often as there are engines, and opens with no options."""
-    return replace(plan, places=Places(count=plan.places.instances), options={})
+    return replace(plan, places=InstancePlacement(count=plan.places.instances), options={})
 
 
 def _write_engine(folder: Path, config: SingleConfig, engine: Path, files: Container[Path], link: bool) -> EngineFiles:

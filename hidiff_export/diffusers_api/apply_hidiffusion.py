@@ -1,6 +1,6 @@
 """HiDiffusion on a diffusers pipeline that stays in PyTorch: one call puts it in force, and it undoes itself.
 
-Nothing counts steps inside the UNet. A `hidiff_export.diffusers_api.run_tracker.RunWatch` follows the pipeline's
+Nothing counts steps inside the UNet. A `hidiff_export.diffusers_api.run_tracker.RunTracker` follows the pipeline's
 scheduler, and a hook before each UNet call installs the phase that the step and the latents' size ask for.
 """
 
@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from diffusers.utils.torch_utils import is_compiled_module
 
-from hidiff_export.diffusers_api.method_patches import Overrides
-from hidiff_export.diffusers_api.run_tracker import RunWatch
+from hidiff_export.diffusers_api.method_patches import MethodPatches
+from hidiff_export.diffusers_api.run_tracker import RunTracker
 from hidiff_export.errors import InputError
 from hidiff_export.families.family import PIXELS_PER_LATENT, Family, Layout, Task, phase_rule, unet_config
 from hidiff_export.families.geometry import UNetGeometry
@@ -80,10 +80,10 @@ class HiDiffusion:
         self._geometry: UNetGeometry
         self._tables: WindowTables
         self._phase_handles = ExitStack()
-        overrides = Overrides()
+        overrides = MethodPatches()
         with ExitStack() as handles:
             handles.callback(overrides.undo)
-            self._run = RunWatch(pipe, overrides)
+            self._run = RunTracker(pipe, overrides)
             handles.callback(self._run.close)
             if options.task.has_control:
                 overrides.wrap(pipe.controlnet, "forward", resized_control(self._in_use))

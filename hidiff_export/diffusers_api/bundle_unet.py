@@ -3,8 +3,8 @@
 The pipeline stays diffusers' own, with its text encoders, scheduler, callbacks, VAE and ControlNet; only the UNet's
 evaluations run on the bundle's engines. Which phase an evaluation is in depends on where the run stands, and a UNet is
 not told. So the first time that a pipeline looks at this UNet (at its configuration, or by calling it) it is found
-among the calling frames, and from then on a `hidiff_export.diffusers_api.run_tracker.RunWatch` follows its runs, as it
-does for ``apply_hidiffusion``: same seed, same window shifts, same latents.
+among the calling frames, and from then on a `hidiff_export.diffusers_api.run_tracker.RunTracker` follows its runs, as
+it does for ``apply_hidiffusion``: same seed, same window shifts, same latents.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 import hidiff_runtime
 from hidiff_export.diffusers_api.apply_hidiffusion import draw_window_shifts, task_of
 from hidiff_export.diffusers_api.evaluate import evaluate
-from hidiff_export.diffusers_api.method_patches import Overrides
-from hidiff_export.diffusers_api.run_tracker import RunWatch
+from hidiff_export.diffusers_api.method_patches import MethodPatches
+from hidiff_export.diffusers_api.run_tracker import RunTracker
 from hidiff_export.errors import InputError
 from hidiff_export.families.family import Family, Task, phase_rule
 from hidiff_export.families.graph_io import MID_RESIDUAL, down_residual_name
@@ -85,7 +85,7 @@ class BundleUNet(torch.nn.Module):
         # Pipelines ask their UNet where and in which precision to put latents; .to() moves this as it would weights.
         self._place: torch.Tensor
         self.register_buffer("_place", torch.zeros(()), persistent=False)
-        self._watch: RunWatch | None = None
+        self._watch: RunTracker | None = None
         self._pipe: Any = None
         self._checked = False
         self._following = ExitStack()
@@ -140,7 +140,7 @@ class BundleUNet(torch.nn.Module):
         overrides = _WhileInPlace(lambda: vars(pipe).get("unet") is self, self._leave)
         with ExitStack() as following:
             following.callback(overrides.undo)
-            watch = RunWatch(pipe, overrides)
+            watch = RunTracker(pipe, overrides)
             following.callback(watch.close)
             watch.generator = generator
             if self._has_control and getattr(pipe, "controlnet", None) is not None:
@@ -199,12 +199,12 @@ class BundleUNet(torch.nn.Module):
         assert self._watch is not None
         return self.bundle.manifest.rule.phase_at(*self._watch.position()).control
 
-    def _step_at_hand(self, watch: RunWatch) -> tuple[PhasePlan, int, PhaseRecord]:
+    def _step_at_hand(self, watch: RunTracker) -> tuple[PhasePlan, int, PhaseRecord]:
         step, steps = watch.position()
         plan = PhasePlan(self.bundle.manifest.rule, steps)
         return plan, step, self.bundle.manifest.phase(plan.phase_at(step))
 
-    def _run_at_hand(self, timestep: torch.Tensor | float) -> RunWatch:
+    def _run_at_hand(self, timestep: torch.Tensor | float) -> RunTracker:
         self._find_pipe()
         if self._watch is None:
             raise InputError(
@@ -234,7 +234,7 @@ class BundleUNet(torch.nn.Module):
         self._watch, self._pipe, self._checked = None, None, False
 
 
-class _WhileInPlace(Overrides):
+class _WhileInPlace(MethodPatches):
     """Overrides that undo themselves at the first call that finds another UNet in the pipeline."""
 
     def __init__(self, in_place: Callable[[], bool], leave: Callable[[], None]) -> None:
@@ -243,7 +243,7 @@ class _WhileInPlace(Overrides):
         self._leave = leave
 
     def wrap(self, owner: object, name: str, around: Callable[..., Any]) -> None:
-        """As :meth:`Overrides.wrap` does."""
+        """As :meth:`MethodPatches.wrap` does."""
 
         def guarded(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self._in_place():

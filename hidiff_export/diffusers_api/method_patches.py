@@ -8,7 +8,7 @@ from types import MethodType
 from typing import Any
 
 
-class Overrides:
+class MethodPatches:
     """Wraps methods of instances by shadowing them in the instances' own attributes; the classes are not touched."""
 
     def __init__(self) -> None:

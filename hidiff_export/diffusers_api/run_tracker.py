@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hidiff_export.diffusers_api.method_patches import Overrides
+from hidiff_export.diffusers_api.method_patches import MethodPatches
 from hidiff_export.errors import InputError
 
 _TAKES_GENERATOR = ("prepare_latents", "prepare_extra_step_kwargs")
@@ -20,7 +20,7 @@ class _EarlierCount(int):
     """The number of timesteps of the run before, told apart by its type from one that this run has set."""
 
 
-class RunWatch:
+class RunTracker:
     """Follows the runs of one pipeline through its scheduler.
 
     ``scheduler.set_timesteps`` begins a run, whatever became of the one before, and ``scheduler.step`` ends an
@@ -31,7 +31,7 @@ class RunWatch:
         overrides: takes what is put over the pipeline's and the schedulers' methods.
     """
 
-    def __init__(self, pipe: Any, overrides: Overrides) -> None:
+    def __init__(self, pipe: Any, overrides: MethodPatches) -> None:
         self._pipe = pipe
         self._overrides = overrides
         self._schedulers: list[object] = []

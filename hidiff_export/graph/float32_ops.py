@@ -6,7 +6,7 @@ compute in float32 on 16-bit tensors too. What is not in the table (convolutions
 sums) runs in the recipe's precision, as it does in PyTorch. ``benchmarks/normalisations.py`` has the figures.
 
 ONNX Runtime needs none of this: its kernels add up in float32 whatever the type. So only the lowering for TensorRT
-applies the table (:class:`~hidiff_export.graph.passes.float32_operations.Float32Islands`).
+applies the table (:class:`~hidiff_export.graph.passes.float32_operations.Float32Operations`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Means(Enum):
 
 
 @dataclass(frozen=True)
-class Island:
+class Float32Operation:
     """Operators that compute in float32 in every graph, whatever the precision.
 
     Args:
@@ -43,8 +43,8 @@ class Island:
     reason: str
 
 
-ISLANDS = (
-    Island(
+FLOAT32_OPERATIONS = (
+    Float32Operation(
         "attention",
         frozenset({"Attention", "Softmax"}),
         Means.CASTS,
@@ -54,7 +54,7 @@ ISLANDS = (
         "wrong by 0.4%, 45 dB. With casts TensorRT still runs one fused kernel on 16-bit factors, but adds up in "
         "float32 and scales exactly.",
     ),
-    Island(
+    Float32Operation(
         "layer normalisation",
         frozenset({"LayerNormalization"}),
         Means.CASTS,
@@ -63,7 +63,7 @@ ISLANDS = (
         "asks in vain: TensorRT 11 and TensorRT-RTX have nowhere to put it. The casts cost nothing: TensorRT takes "
         "them into the one kernel that it makes of a normalisation anyway.",
     ),
-    Island(
+    Float32Operation(
         "group normalisation",
         frozenset({"GroupNormalization"}),
         Means.KERNELS,
@@ -73,7 +73,7 @@ ISLANDS = (
         "were it otherwise elsewhere, a float16 plan's first check would fail. Casts would take the fusion with the "
         "activation behind: a quarter more kernels and scratch memory, float32 through memory between the two.",
     ),
-    Island(
+    Float32Operation(
         "time projection",
         frozenset({"Sin", "Cos"}),
         Means.AS_TRACED,
@@ -98,6 +98,6 @@ def precision_of(network: str, precision: Precision) -> Precision:
     return Precision.FLOAT32 if whole else precision.stored
 
 
-def island_of(operator: str) -> Island | None:
+def float32_operation_of(operator: str) -> Float32Operation | None:
     """The island that an operator of ONNX's own domain belongs to."""
-    return next((island for island in ISLANDS if operator in island.operators), None)
+    return next((island for island in FLOAT32_OPERATIONS if operator in island.operators), None)

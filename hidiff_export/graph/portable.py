@@ -11,7 +11,7 @@ from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.errors import ExportError
 from hidiff_export.graph.capture import capture
 from hidiff_export.graph.passes.collect_constants import CollectConstants
-from hidiff_export.graph.passes.externalize_weights import ExternaliseWeights
+from hidiff_export.graph.passes.externalize_weights import ExternalizeWeights
 from hidiff_export.graph.passes.fold_constants import FoldConstants
 from hidiff_export.graph.passes.name_by_module import NameByModule
 from hidiff_export.graph.passes.narrow_indices import NarrowIndices
@@ -59,7 +59,7 @@ def portable_passes(store: WeightStore, network: str) -> ir.passes.Sequential:
         CollectConstants(weights),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
-        ExternaliseWeights(store, prefix),
+        ExternalizeWeights(store, prefix),
         NameByModule(network),
         common.ClearMetadataAndDocStringPass(),
         common.RemoveUnusedOpsetsPass(),

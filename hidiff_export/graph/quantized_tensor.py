@@ -19,7 +19,7 @@ It makes the scale from int8's, and multiplies by 448 / 127 where it should divi
 
 
 @dataclass(frozen=True)
-class QuantisedTensor:
+class QuantizedTensor:
     """A tensor that layers read in few bits: rounded to ``scale`` times a number of the type, which is symmetric.
 
     Args:
@@ -35,7 +35,7 @@ class QuantisedTensor:
     uses: tuple[tuple[str, int], ...]
 
 
-def fp8_tensor(measured: QuantisedTensor) -> QuantisedTensor:
+def fp8_tensor(measured: QuantizedTensor) -> QuantizedTensor:
     """The tensor with a scale that uses fp8's range, in place of ModelOpt's, which makes the largest number 36 of 448.
 
     A weight is what it is: its largest number becomes fp8's largest. What a layer reads differs from run to run, and
@@ -54,15 +54,15 @@ def _rounded_up(scale: float) -> float:
     return float(nearest if float(nearest) >= scale else np.nextafter(nearest, np.float16(np.inf)))
 
 
-def to_json(tensors: Iterable[QuantisedTensor]) -> str:
+def to_json(tensors: Iterable[QuantizedTensor]) -> str:
     """As JSON; float16 values keep their exact value."""
     return json.dumps([asdict(tensor) for tensor in tensors])
 
 
-def from_json(text: str) -> tuple[QuantisedTensor, ...]:
+def from_json(text: str) -> tuple[QuantizedTensor, ...]:
     """Reads what `to_json` wrote."""
     return tuple(
-        QuantisedTensor(
+        QuantizedTensor(
             entry["tensor"],
             tuple(entry["scale"]),
             entry["axis"],

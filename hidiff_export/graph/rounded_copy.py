@@ -16,7 +16,7 @@ from hidiff_export.graph.passes.group_norm_to_layer_norm import GroupNormToLayer
 from hidiff_export.graph.portable import run_passes, save
 
 
-def write_judged(graph: Path, path: Path) -> None:
+def write_rounded_copy(graph: Path, path: Path) -> None:
     """Writes the form of a portable graph that ONNX Runtime judges it by.
 
     A half-precision graph becomes a float32 one that rounds (:class:`EmulateHalf`). In every precision group
@@ -40,11 +40,11 @@ def write_judged(graph: Path, path: Path) -> None:
             "A portable graph cannot be read.", given=f"{graph}: {error}", advice="Build the bundle again."
         ) from error
     model.graph.opset_imports[MICROSOFT] = 1
-    run_passes(model, judged_passes())
+    run_passes(model, rounded_copy_passes())
     save(model, path)
 
 
-def judged_passes() -> ir.passes.Sequential:
+def rounded_copy_passes() -> ir.passes.Sequential:
     """From the portable graph to the form that it is judged by."""
     return ir.passes.Sequential(
         EmulateHalf(),

@@ -11,7 +11,7 @@ OPERATORS = frozenset({"Conv", "Gemm"})
 
 
 @dataclass(frozen=True)
-class Kept:
+class Unquantized:
     """Layers that stay in float16.
 
     Args:
@@ -24,20 +24,20 @@ class Kept:
 
 
 KEPT = (
-    Kept(
+    Unquantized(
         frozenset({"conv_in", "conv_out"}),
         "First and last: what is lost here is lost for the whole network, and four channels are next to no work.",
     ),
-    Kept(
+    Unquantized(
         frozenset({"time_embedding", "time_emb_proj", "add_embedding"}),
         "Every block adds what comes of the timestep, and these work on one row for each picture: nothing to gain.",
     ),
-    Kept(
+    Unquantized(
         frozenset({"conv_shortcut", "proj_in", "proj_out"}),
         "They carry the residual stream itself, so that their error stays in it at full size to the end; what other "
         "layers add to the stream is small beside it. 1x1 convolutions, a tenth of the work, worth 3 to 4 dB.",
     ),
-    Kept(
+    Unquantized(
         frozenset({"downsamplers", "upsamplers"}),
         "They read the residual stream as it is. All other layers read what a normalisation has levelled, so that one "
         "range serves every step and prompt; this one's follows the latents.",
@@ -45,7 +45,7 @@ KEPT = (
 )
 
 
-def quantised_layers(graph: ir.Graph) -> tuple[str, ...]:
+def quantized_layers(graph: ir.Graph) -> tuple[str, ...]:
     """Names of the nodes to quantise, in order.
 
     Requires: nodes are named ``module/operator``, linear layers are ``Gemm``.

@@ -20,11 +20,11 @@ from hidiff_export.errors import EngineError
 from hidiff_export.graph.passes.linear_to_gemm import LinearToGemm
 from hidiff_export.graph.passes.merge_reshapes import MergeReshapes
 from hidiff_export.graph.passes.name_by_module import NameByModule
-from hidiff_export.graph.passes.quantize_tensors import QuantiseTensors
+from hidiff_export.graph.passes.quantize_tensors import QuantizeTensors
 from hidiff_export.graph.portable import run_passes, save
-from hidiff_export.graph.quantized_tensor import QuantisedTensor, from_json
+from hidiff_export.graph.quantized_tensor import QuantizedTensor, from_json
 from hidiff_export.quantization import worker
-from hidiff_export.quantization.layers import quantised_layers
+from hidiff_export.quantization.layers import quantized_layers
 from hidiff_export.recipe.field_types import Precision
 from hidiff_runtime.format import safetensors
 
@@ -41,7 +41,7 @@ _SHOWN_LETTERS = 600
 _ADVICE = "Choose precision float16, or report this with the versions that 'hidiff-export doctor' shows."
 
 
-def check_quantiser() -> None:
+def check_quantizer() -> None:
     """Refuses early, before anything is written.
 
     Raises:
@@ -54,7 +54,7 @@ def check_quantiser() -> None:
         )
 
 
-def quantise_graph(graph: Path, evaluations: Sequence[Inputs], precision: Precision, quantised: Path) -> None:
+def quantize_graph(graph: Path, evaluations: Sequence[Inputs], precision: Precision, quantised: Path) -> None:
     """Writes a quantised copy of a graph, over the same weight store.
 
     Convolutions and linear layers get ranges for their inputs, one for each tensor, and for their weights, one for each
@@ -73,7 +73,7 @@ def quantise_graph(graph: Path, evaluations: Sequence[Inputs], precision: Precis
     """
     model = ir.load(graph)
     run_passes(model, _preparing_passes())
-    layers = quantised_layers(model.graph)
+    layers = quantized_layers(model.graph)
     prepared = quantised.with_suffix(".prepared.onnx")  # beside the weights, which it names relative to itself
     try:
         # ModelOpt leaves copies of the weights in the folder for temporary files.
@@ -83,11 +83,11 @@ def quantise_graph(graph: Path, evaluations: Sequence[Inputs], precision: Precis
     finally:
         prepared.unlink(missing_ok=True)
     _check_complete(tensors, layers, graph)
-    run_passes(model, ir.passes.Sequential(QuantiseTensors(tensors, KINDS[precision]), NameByModule()))
+    run_passes(model, ir.passes.Sequential(QuantizeTensors(tensors, KINDS[precision]), NameByModule()))
     save(model, quantised)
 
 
-def _check_complete(tensors: Sequence[QuantisedTensor], layers: Sequence[str], graph: Path) -> None:
+def _check_complete(tensors: Sequence[QuantizedTensor], layers: Sequence[str], graph: Path) -> None:
     """Refuses what would compute some layers in float16: ModelOpt passes over tensors whose type it does not know."""
     found = {use for tensor in tensors for use in tensor.uses}
     missing = [name for name in layers if not {(name, 0), (name, 1)} <= found]
@@ -111,7 +111,7 @@ def _preparing_passes() -> ir.passes.Sequential:
 
 def _measure(
     graph: Path, evaluations: Sequence[Inputs], precision: Precision, layers: Sequence[str], folder: Path
-) -> tuple[QuantisedTensor, ...]:
+) -> tuple[QuantizedTensor, ...]:
     """What ModelOpt finds; ``folder`` takes the files that it is asked with."""
     inputs, request, result = (folder / name for name in ("inputs.safetensors", "request.json", "result.json"))
     safetensors.write(

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from hidiff_export.graph.quantized_tensor import QuantisedTensor, fp8_tensor, to_json
+from hidiff_export.graph.quantized_tensor import QuantizedTensor, fp8_tensor, to_json
 from hidiff_export.quantization.layers import OPERATORS
 from hidiff_export.recipe.field_types import Precision
 from hidiff_runtime.format.safetensors import SafetensorsFile
@@ -78,7 +78,7 @@ def measure(request: dict[str, Any]) -> onnx.ModelProto:
     return model
 
 
-def places(model: onnx.ModelProto) -> tuple[QuantisedTensor, ...]:
+def places(model: onnx.ModelProto) -> tuple[QuantizedTensor, ...]:
     """What a graph with QuantizeLinear and DequantizeLinear nodes reads in few bits.
 
     Raises:
@@ -101,7 +101,7 @@ def places(model: onnx.ModelProto) -> tuple[QuantisedTensor, ...]:
         values = onnx.numpy_helper.to_array(scale).reshape(-1).astype(np.float64).tolist()
         axis = next((attribute.i for attribute in source.attribute if attribute.name == "axis"), None)
         axis = axis if len(scale.dims) == 1 else None
-        found.append(QuantisedTensor(source.input[0], tuple(values), axis, tuple(uses.get(node.output[0], ()))))
+        found.append(QuantizedTensor(source.input[0], tuple(values), axis, tuple(uses.get(node.output[0], ()))))
     return tuple(found)
 
 

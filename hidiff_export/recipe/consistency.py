@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hidiff_export.families.family import Family, Task, Width
 from hidiff_export.families.geometry import control_latent
-from hidiff_export.recipe.field_types import Backend, EngineLayout, Precision, Target, refusal
+from hidiff_export.recipe.field_types import BackendName, EngineLayout, Precision, Target, refusal
 from hidiff_runtime.format.graph_shapes import MOST_PIXELS
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 _INPAINTING_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
 _CONTROL_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
 _BUILDS_FOR = {
-    Backend.ONNXRUNTIME: "cpu or cuda",
-    Backend.TENSORRT: "cuda",
-    Backend.TENSORRT_RTX: "generations of GPUs like sm89, or cuda alone",
+    BackendName.ONNXRUNTIME: "cpu or cuda",
+    BackendName.TENSORRT: "cuda",
+    BackendName.TENSORRT_RTX: "generations of GPUs like sm89, or cuda alone",
 }
 
 
@@ -95,7 +95,7 @@ def _targets_are_served(recipe: Recipe) -> None:
                 key=("targets",),
                 advice=" ".join(f"{backend.value} builds for {_BUILDS_FOR[backend]}." for backend in recipe.backend),
             )
-    if recipe.layout is EngineLayout.MERGED and recipe.backend == (Backend.ONNXRUNTIME,):
+    if recipe.layout is EngineLayout.MERGED and recipe.backend == (BackendName.ONNXRUNTIME,):
         raise refusal(
             "is merged, which only TensorRT engines can be",
             key=("layout",),

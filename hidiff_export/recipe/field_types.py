@@ -114,7 +114,7 @@ class Target(str, Enum):
         return self.value.startswith("sm")
 
 
-class Backend(str, Enum):
+class BackendName(str, Enum):
     """What builds and runs engines."""
 
     ONNXRUNTIME = "onnxruntime"
@@ -128,18 +128,18 @@ class Backend(str, Enum):
 
     def targets(self, given: Iterable[Target]) -> tuple[Target, ...]:
         """Which of ``given`` it builds for. TensorRT-RTX builds either ahead of time or for the machine it is on."""
-        if self is Backend.ONNXRUNTIME:
+        if self is BackendName.ONNXRUNTIME:
             return tuple(target for target in given if not target.ahead_of_time)
         ahead = tuple(target for target in given if target.ahead_of_time)
-        if self is Backend.TENSORRT_RTX and ahead:
+        if self is BackendName.TENSORRT_RTX and ahead:
             return ahead
         return tuple(target for target in given if target is Target.CUDA)
 
 
 _DEFAULT_TARGETS = {
-    Backend.ONNXRUNTIME: (Target.CPU,),
-    Backend.TENSORRT: (Target.CUDA,),
-    Backend.TENSORRT_RTX: (Target.SM89, Target.SM120),
+    BackendName.ONNXRUNTIME: (Target.CPU,),
+    BackendName.TENSORRT: (Target.CUDA,),
+    BackendName.TENSORRT_RTX: (Target.SM89, Target.SM120),
 }
 
 

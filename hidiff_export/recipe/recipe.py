@@ -36,7 +36,7 @@ from hidiff_export.recipe.field_types import (
     MULTIPLE,
     ONE_OR_A_LIST,
     SMALLEST,
-    Backend,
+    BackendName,
     BetaSchedule,
     EngineLayout,
     Fraction,
@@ -52,7 +52,14 @@ from hidiff_export.recipe.field_types import (
     random_seed,
 )
 from hidiff_export.recipe.library import find_recipe
-from hidiff_export.recipe.sections import Frozen, HiDiffusion, LoraFile, ParityBounds, Range, without_default
+from hidiff_export.recipe.sections import (
+    FractionRange,
+    Frozen,
+    HiDiffusionSettings,
+    LoraSource,
+    ParityBounds,
+    without_default,
+)
 from hidiff_export.recipe.validation_errors import recipe_error
 from hidiff_export.recipe.yaml_source import RecipeSource
 from hidiff_runtime.phases import PhaseRule, StepRange
@@ -101,7 +108,7 @@ class Recipe(Frozen):
         default=None,
         description="The ControlNet's checkpoint, written like source; without one, residuals come from outside.",
     )
-    lora: tuple[LoraFile, ...] = Field(
+    lora: tuple[LoraSource, ...] = Field(
         default=(),
         description="LoRA files to fuse into the UNet and the bundle's text encoders, added in order: a list of "
         "{path, scale}.",
@@ -184,10 +191,13 @@ class Recipe(Frozen):
     precision: Precision = Field(
         default=Precision.FLOAT32, description=f"Type of the weights and the arithmetic: {choices(Precision)}."
     )
-    hidiffusion: HiDiffusion = Field(default=HiDiffusion(), description="A mapping of raunet, windows and thresholds.")
-    backend: Annotated[tuple[Backend, ...], ONE_OR_A_LIST, DISTINCT] = Field(
-        default=(Backend.ONNXRUNTIME,),
-        description=f"What builds and runs the engines, one or a list with the default one first: {choices(Backend)}.",
+    hidiffusion: HiDiffusionSettings = Field(
+        default=HiDiffusionSettings(), description="A mapping of raunet, windows and thresholds."
+    )
+    backend: Annotated[tuple[BackendName, ...], ONE_OR_A_LIST, DISTINCT] = Field(
+        default=(BackendName.ONNXRUNTIME,),
+        description="What builds and runs the engines, one or a list with the default one first: "
+        f"{choices(BackendName)}.",
         json_schema_extra=_also_one,
     )
     targets: Annotated[tuple[Target, ...], ONE_OR_A_LIST, DISTINCT] = Field(
@@ -374,5 +384,5 @@ def _overridden(source: RecipeSource, overrides: Iterable[str]) -> RecipeSource:
     return changed
 
 
-def _step_range(given: Range | None) -> StepRange | None:
+def _step_range(given: FractionRange | None) -> StepRange | None:
     return None if given is None else StepRange(given.start, given.end)

@@ -56,14 +56,14 @@ def without_default(schema: dict[str, Any]) -> None:
     del schema["default"]
 
 
-class Range(Frozen):
+class FractionRange(Frozen):
     """The steps from ``start`` to before ``end``, as fractions of the run."""
 
     start: Fraction = Field(default=0.0, description="First step, as a part of the run: 0 to 1, or a percentage.")
     end: Fraction = Field(description="Where it ends, as a part of the run: 0 to 1, or a percentage like 40%.")
 
     @model_validator(mode="after")
-    def _rises(self) -> Range:
+    def _rises(self) -> FractionRange:
         if self.start >= self.end:
             raise refusal("ends before it starts", advice="Give a start below the end, like {start: 0, end: 40%}.")
         return self
@@ -72,12 +72,12 @@ class Range(Frozen):
 class Thresholds(Frozen):
     """When each of HiDiffusion's changes is in force; a change that is left out never is."""
 
-    strided: Range | None = Field(
+    strided: FractionRange | None = Field(
         default=None,
         description="Steps with the stride-4 downsampler: a ratio like 0.4, or {start: 0, end: 40%}.",
         json_schema_extra=_also_fraction,
     )
-    pooled: Range | None = Field(
+    pooled: FractionRange | None = Field(
         default=None,
         description="Steps with pooled deep features: a ratio like 0.4, or {start: 16%, end: 40%}.",
         json_schema_extra=_also_fraction,
@@ -96,7 +96,7 @@ class Thresholds(Frozen):
         return _ratio_or_range(value)
 
 
-class HiDiffusion(Frozen):
+class HiDiffusionSettings(Frozen):
     """Which of HiDiffusion's changes are made, and when."""
 
     raunet: StrictBool = Field(default=True, description="Shrink deep feature maps in early steps: true or false.")
@@ -117,7 +117,7 @@ class HiDiffusion(Frozen):
         return "published" if thresholds is None else thresholds
 
     @model_validator(mode="after")
-    def _consistent(self) -> HiDiffusion:
+    def _consistent(self) -> HiDiffusionSettings:
         given = self.thresholds
         if not self.raunet and given is not None and (given.strided or given.pooled):
             raise refusal(
@@ -128,7 +128,7 @@ class HiDiffusion(Frozen):
         return self
 
 
-class LoraFile(Frozen):
+class LoraSource(Frozen):
     """A LoRA that is fused into the weights, and how strongly."""
 
     path: LoraPath = Field(

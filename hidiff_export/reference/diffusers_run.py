@@ -26,10 +26,10 @@ from hidiff_export.families.family import LATENT_CHANNELS, PIXELS_PER_LATENT, Ta
 from hidiff_export.families.geometry import UNetGeometry, WindowShape
 from hidiff_export.families.graph_io import control_residuals, phase_inputs
 from hidiff_export.recipe import Recipe
-from hidiff_export.reference.evaluation_plan import Course
+from hidiff_export.reference.evaluation_plan import RunSchedule
 from hidiff_export.reference.random_inputs import Given, arrays, drawn
 from hidiff_export.reference.text_vae_reference import PictureNetworks, PromptInputs
-from hidiff_export.reference.unet_recorder import Evaluation, UNetWatch
+from hidiff_export.reference.unet_recorder import RecordedEvaluation, UNetRecorder
 from hidiff_runtime.denoising.conditioning import EMBEDDINGS, INPAINTING
 from hidiff_runtime.format.manifest import TensorSpec
 from hidiff_runtime.format.validation import CONTROL_IMAGE
@@ -123,7 +123,7 @@ class RunInputs:
 class PipelineRun:
     """A finished run: its evaluations, the latents after each, and so the result."""
 
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[RecordedEvaluation, ...]
     latents: tuple[Array, ...]
 
 
@@ -131,7 +131,7 @@ def run_pipeline(
     networks: Networks,
     scheduler: Any,
     recipe: Recipe,
-    course: Course,
+    course: RunSchedule,
     given: RunInputs,
     started: Callable[[int], None],
 ) -> PipelineRun:
@@ -151,7 +151,7 @@ def run_pipeline(
     unet = networks.unet
     pipe = _pipeline(networks, scheduler, recipe, given)
     pipe.set_progress_bar_config(disable=True)
-    watch = UNetWatch(unet, _windows(unet, recipe, course), started)
+    watch = UNetRecorder(unet, _windows(unet, recipe, course), started)
     latents: list[Array] = []
 
     def keep(_pipe: Any, _index: int, _timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -183,7 +183,7 @@ def run_pipeline(
 
 
 @contextmanager
-def _rescaling(scheduler: Any, watch: UNetWatch, guidance_rescale: float) -> Iterator[None]:
+def _rescaling(scheduler: Any, watch: UNetRecorder, guidance_rescale: float) -> Iterator[None]:
     """Rescales guided noise by diffusers' own function in the pipelines that do not take ``guidance_rescale``.
 
     Before each step of the scheduler, which is given the guided noise; the half for the prompt is what the UNet gave.
@@ -203,7 +203,7 @@ def _rescaling(scheduler: Any, watch: UNetWatch, guidance_rescale: float) -> Ite
         scheduler.__dict__.pop("step", None)
 
 
-def _windows(unet: Any, recipe: Recipe, course: Course) -> list[tuple[WindowShape, ...]]:
+def _windows(unet: Any, recipe: Recipe, course: RunSchedule) -> list[tuple[WindowShape, ...]]:
     size = (recipe.latent_height, recipe.latent_width)
     return [UNetGeometry.of(unet.config, recipe.unet_layout, point.phase, *size).windows for point in course.points]
 

@@ -22,7 +22,7 @@ _LAST_TIMESTEP = 999
 
 
 @dataclass(frozen=True)
-class Course:
+class RunSchedule:
     """A run of ``steps``, as a sampler lays it out.
 
     Args:
@@ -43,16 +43,16 @@ class Course:
         return math.ceil(len(self.timesteps) / self.order)
 
     @cached_property
-    def points(self) -> tuple[Point, ...]:
+    def points(self) -> tuple[EvaluationPoint, ...]:
         """Every evaluation."""
         steps = self.logical_steps
         return tuple(
-            Point(self.rule.phase_at(index // self.order, steps), index // self.order, steps, timestep)
+            EvaluationPoint(self.rule.phase_at(index // self.order, steps), index // self.order, steps, timestep)
             for index, timestep in enumerate(self.timesteps)
         )
 
     @cached_property
-    def edges(self) -> tuple[tuple[Point, Point], ...]:
+    def edges(self) -> tuple[tuple[EvaluationPoint, EvaluationPoint], ...]:
         """The last evaluation of a phase and the first of the next, for each change."""
         pairs = zip(self.points, self.points[1:], strict=False)
         return tuple((before, after) for before, after in pairs if before.phase != after.phase)
@@ -69,7 +69,7 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Point:
+class EvaluationPoint:
     """One evaluation: its phase, its logical step (from 0) of how many, and the timestep the UNet is told."""
 
     phase: Phase
@@ -81,7 +81,7 @@ class Point:
         return f"{self.phase.name}, step {self.step + 1} of {self.steps}"
 
 
-def fullest(courses: Iterable[Course]) -> Course | None:
+def fullest(courses: Iterable[RunSchedule]) -> RunSchedule | None:
     """The run with the most phase changes; of equals the one with the most phases, then with the fewest evaluations."""
     return max(
         courses,
@@ -90,21 +90,23 @@ def fullest(courses: Iterable[Course]) -> Course | None:
     )
 
 
-def recorded(courses: Sequence[Course], flops: Callable[[Phase], float]) -> Course | None:
+def recorded(courses: Sequence[RunSchedule], flops: Callable[[Phase], float]) -> RunSchedule | None:
     """The run that a build records: the fullest of those that are short or cheap, if there is one.
 
     Args:
         flops: of one evaluation of a phase.
     """
 
-    def affordable(course: Course) -> bool:
+    def affordable(course: RunSchedule) -> bool:
         cost = sum(flops(point.phase) for point in course.points)
         return len(course.points) <= FEW_EVALUATIONS or cost <= LITTLE_WORK
 
     return fullest(course for course in courses if affordable(course))
 
 
-def edge_points(rule: PhaseRule, courses: Iterable[Course], run: Course | None = None) -> tuple[Point, ...]:
+def edge_points(
+    rule: PhaseRule, courses: Iterable[RunSchedule], run: RunSchedule | None = None
+) -> tuple[EvaluationPoint, ...]:
     """Evaluations on both sides of each phase change, and one of each of the rule's phases that takes part in none.
 
     Args:
@@ -121,8 +123,8 @@ def edge_points(rule: PhaseRule, courses: Iterable[Course], run: Course | None =
     return tuple(dict.fromkeys(points))
 
 
-def _somewhere(rule: PhaseRule, phase: Phase) -> Point:
+def _somewhere(rule: PhaseRule, phase: Phase) -> EvaluationPoint:
     """The first step of ``phase`` in the shortest run that has one, with the timestep an even spacing gives it."""
     plans = (PhasePlan(rule, steps) for steps in itertools.count(1))
     step, steps = next((span.first, plan.steps) for plan in plans for span in plan.spans if span.phase == phase)
-    return Point(phase, step, steps, float(round(_LAST_TIMESTEP * (1 - step / steps))))
+    return EvaluationPoint(phase, step, steps, float(round(_LAST_TIMESTEP * (1 - step / steps))))

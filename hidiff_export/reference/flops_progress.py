@@ -14,7 +14,7 @@ Progress = Callable[[float, float, str], None]
 """``progress(done, total, note)`` before each evaluation and after the last, in floating-point operations."""
 
 
-class Meter:
+class FlopsProgress:
     """Tells a progress callback how far a number of evaluations of known cost have come."""
 
     def __init__(self, recipe: Recipe, config: Mapping[str, Any], progress: Progress | None) -> None:

@@ -19,7 +19,7 @@ from hidiff_export.checkpoints.component import Component
 from hidiff_export.graph.float32_ops import precision_of
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import Precision
-from hidiff_export.reference.evaluation_plan import Point
+from hidiff_export.reference.evaluation_plan import EvaluationPoint
 from hidiff_export.reference.magnitudes import Magnitude, Magnitudes
 
 _FLOAT32_MODULES = (Timesteps,)
@@ -57,8 +57,8 @@ class MagnitudeRecorder:
             if precision_of(component.value, recipe.precision) is Precision.FLOAT16
         }
         self._found: dict[tuple[str, str, str], Magnitude] = {}
-        self._points: Iterator[Point] = iter(())
-        self._point: Point | None = None
+        self._points: Iterator[EvaluationPoint] = iter(())
+        self._point: EvaluationPoint | None = None
         self._random = False
         self._network: nn.Module | None = None
         self._place = Magnitude("", "", "", 0.0)
@@ -75,7 +75,7 @@ class MagnitudeRecorder:
         """The largest magnitude of each tensor so far."""
         return tuple(self._found.values())
 
-    def follow(self, points: Iterable[Point], *, random: bool = False) -> None:
+    def follow(self, points: Iterable[EvaluationPoint], *, random: bool = False) -> None:
         """Says which evaluations of the UNet come next, one for each of its calls.
 
         Args:

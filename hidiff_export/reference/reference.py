@@ -20,8 +20,8 @@ from hidiff_export.modules.controlnet import ControlNetModule
 from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.diffusers_run import Networks, RunInputs, run_pipeline
-from hidiff_export.reference.evaluation_plan import LITTLE_WORK, Course, Point, edge_points, recorded
-from hidiff_export.reference.flops_progress import Meter, Progress
+from hidiff_export.reference.evaluation_plan import LITTLE_WORK, EvaluationPoint, RunSchedule, edge_points, recorded
+from hidiff_export.reference.flops_progress import FlopsProgress, Progress
 from hidiff_export.reference.magnitude_recorder import MagnitudeRecorder
 from hidiff_export.reference.random_inputs import Given, arrays, mixed_shifts, random_inputs
 from hidiff_export.reference.scheduler_answers import record_samplers
@@ -37,7 +37,7 @@ ORIGIN = f"PyTorch {torch.__version__}, float32"
 
 
 @dataclass(frozen=True)
-class Call:
+class ReferenceCall:
     """One evaluation and its result.
 
     Args:
@@ -47,7 +47,7 @@ class Call:
         noise_pred: the UNet's output, float32.
     """
 
-    point: Point
+    point: EvaluationPoint
     window_shifts: Array
     inputs: Mapping[str, Given]
     noise_pred: Array
@@ -62,7 +62,7 @@ class ControlNetCall:
 
 
 @dataclass(frozen=True)
-class Run:
+class ReferenceRun:
     """A whole run of diffusers.
 
     Args:
@@ -74,10 +74,10 @@ class Run:
         latents: after each evaluation, float32; the last are the result.
     """
 
-    course: Course
+    course: RunSchedule
     sampler: str
     given: RunInputs
-    calls: tuple[Call, ...]
+    calls: tuple[ReferenceCall, ...]
     latents: tuple[Array, ...]
 
     @property
@@ -87,7 +87,7 @@ class Run:
         return (*self.latents[order - 1 : -1 : order], self.latents[-1])
 
 
-def courses(recipe: Recipe, scheduler_config: Mapping[str, Any]) -> tuple[Course, ...]:
+def courses(recipe: Recipe, scheduler_config: Mapping[str, Any]) -> tuple[RunSchedule, ...]:
     """A run of each of the recipe's step counts that its default sampler takes (LCM's takes 50 at most)."""
     scheduler = _scheduler(recipe, scheduler_config)
     possible = []
@@ -97,7 +97,7 @@ def courses(recipe: Recipe, scheduler_config: Mapping[str, Any]) -> tuple[Course
         except ValueError:
             continue
         timesteps = tuple(float(timestep) for timestep in scheduler.timesteps)
-        possible.append(Course(recipe.phase_rule(), steps, timesteps, scheduler.order))
+        possible.append(RunSchedule(recipe.phase_rule(), steps, timesteps, scheduler.order))
     return tuple(possible)
 
 
@@ -110,10 +110,10 @@ def run_reference(
     networks: Networks,
     recipe: Recipe,
     scheduler_config: Mapping[str, Any],
-    course: Course,
-    meter: Meter,
+    course: RunSchedule,
+    meter: FlopsProgress,
     magnitudes: MagnitudeRecorder,
-) -> Run:
+) -> ReferenceRun:
     """Denoises with diffusers under HiDiffusion, and keeps every evaluation.
 
     Args:
@@ -135,7 +135,7 @@ def run_reference(
         lambda index: meter.start(course.points[index].phase, f"diffusers: {course.points[index]}"),
     )
     calls = (
-        Call(
+        ReferenceCall(
             point,
             evaluation.window_shifts,
             {**evaluation.inputs, **(given.control if point.phase.control else {})},
@@ -144,12 +144,16 @@ def run_reference(
         for point, evaluation in zip(course.points, done.evaluations, strict=True)
         if networks.controlnet is None or not point.phase.control
     )
-    return Run(course, sampler, given, tuple(calls), done.latents)
+    return ReferenceRun(course, sampler, given, tuple(calls), done.latents)
 
 
 def random_calls(
-    unet: nn.Module, recipe: Recipe, points: Sequence[Point], meter: Meter, magnitudes: MagnitudeRecorder
-) -> Iterator[Call]:
+    unet: nn.Module,
+    recipe: Recipe,
+    points: Sequence[EvaluationPoint],
+    meter: FlopsProgress,
+    magnitudes: MagnitudeRecorder,
+) -> Iterator[ReferenceCall]:
     """Evaluates the UNet's phases on random inputs; each point has its own inputs and shifts.
 
     Args:
@@ -166,7 +170,7 @@ def random_calls(
         picture = {"width": recipe.width, "height": recipe.height}
         inputs = random_inputs(specs, timestep=point.timestep, **picture, seed=seed)
         shifts = mixed_shifts(len(recipe.unet_layout.windowed_blocks), seed)
-        yield Call(point, shifts, inputs, _evaluate(module, inputs, shifts))
+        yield ReferenceCall(point, shifts, inputs, _evaluate(module, inputs, shifts))
 
 
 def _evaluate(module: PhaseUNet, inputs: Mapping[str, Given], shifts: NDArray[np.int32]) -> Array:
@@ -229,7 +233,7 @@ def record_reference(
         CheckpointError: a tensor exceeds what float16 holds.
         ParityError: a table is not what its scheduler does.
     """
-    meter = Meter(recipe, networks.config, progress)
+    meter = FlopsProgress(recipe, networks.config, progress)
     course, points = _evaluations(recipe, scheduler_config, meter, controlled=networks.controlnet is not None)
     meter.plan(point.phase for point in (*(() if course is None else course.points), *points))
     recorder = SampleRecorder(ORIGIN, bound_for(Boundary.TRAJECTORY, recipe), bound_for(Boundary.RUN, recipe))
@@ -254,8 +258,8 @@ def record_reference(
 
 
 def _evaluations(
-    recipe: Recipe, scheduler_config: Mapping[str, Any], meter: Meter, *, controlled: bool
-) -> tuple[Course | None, tuple[Point, ...]]:
+    recipe: Recipe, scheduler_config: Mapping[str, Any], meter: FlopsProgress, *, controlled: bool
+) -> tuple[RunSchedule | None, tuple[EvaluationPoint, ...]]:
     """The run that a build records, if there is one, and the evaluations on random inputs."""
     possible = courses(recipe, scheduler_config)
     course = recorded(possible, meter.flops)
@@ -265,7 +269,7 @@ def _evaluations(
     return course, edge_points(rule, possible, course) if dear and not controlled else points
 
 
-def _record_run(recorder: SampleRecorder, run: Run) -> None:
+def _record_run(recorder: SampleRecorder, run: ReferenceRun) -> None:
     for call in run.calls:
         _record_call(recorder, call)
     recorder.run(
@@ -281,7 +285,7 @@ def _record_run(recorder: SampleRecorder, run: Run) -> None:
     )
 
 
-def _record_call(recorder: SampleRecorder, call: Call) -> None:
+def _record_call(recorder: SampleRecorder, call: ReferenceCall) -> None:
     recorder.call(
         call.point.phase,
         step=call.point.step,
@@ -293,14 +297,16 @@ def _record_call(recorder: SampleRecorder, call: Call) -> None:
 
 
 def _record_picture(
-    recorder: SampleRecorder, pictures: PictureNetworks | None, recipe: Recipe, run: Run, meter: Meter
+    recorder: SampleRecorder, pictures: PictureNetworks | None, recipe: Recipe, run: ReferenceRun, meter: FlopsProgress
 ) -> None:
     if pictures is not None and pictures.has_vae:
         meter.note("diffusers: part of the picture")
         recorder.picture(*pictures.decode_part(run.latents[-1]), bound=bound_for(Boundary.RECORDED_PICTURE, recipe))
 
 
-def _record_networks(recorder: SampleRecorder, pictures: PictureNetworks | None, recipe: Recipe, meter: Meter) -> None:
+def _record_networks(
+    recorder: SampleRecorder, pictures: PictureNetworks | None, recipe: Recipe, meter: FlopsProgress
+) -> None:
     if pictures is None:
         return
     for boundary, title, calls in (

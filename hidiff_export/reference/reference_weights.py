@@ -65,7 +65,7 @@ def weights_of_source(component: Component, source: str, recipe: Recipe) -> Chec
     return Checkpoint(config, rounded)
 
 
-def judge_weights(network: str, expected: Mapping[str, torch.Tensor], stored: Path, recipe: Recipe) -> Verdict:
+def compare_weights(network: str, expected: Mapping[str, torch.Tensor], stored: Path, recipe: Recipe) -> Verdict:
     """Compares every tensor of a weight store with the expected one, bit for bit; those that differ are named.
 
     Args:
@@ -95,7 +95,7 @@ def judge_weights(network: str, expected: Mapping[str, torch.Tensor], stored: Pa
     return Verdict(Boundary.WEIGHTS.value, bound, metrics, network, fault=_fault(differing))
 
 
-def judge_index(source: str, manifest: Manifest, recipe: Recipe) -> Verdict:
+def compare_model_index(source: str, manifest: Manifest, recipe: Recipe) -> Verdict:
     """Compares what a missing negative prompt stands for with what the source's ``model_index.json`` says."""
     taken = [component for component in Component if component.value in manifest.weights]
     due = read_model_index(source, recipe.family, taken).force_zeros_for_empty_prompt

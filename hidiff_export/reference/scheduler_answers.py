@@ -45,7 +45,9 @@ def record_samplers(
         recorder.sampler(name, answers, order=sample.order, depth=sample.depth, eta=sample.eta)
 
 
-def judge_samplers(recipe: Recipe, config: Mapping[str, Any], tables: Mapping[str, SamplerTable]) -> Iterator[Verdict]:
+def compare_samplers(
+    recipe: Recipe, config: Mapping[str, Any], tables: Mapping[str, SamplerTable]
+) -> Iterator[Verdict]:
     """A verdict on each table, beside its scheduler as it is now; arguments as for `record_samplers`."""
     for name, table in tables.items():
         verdict = replay_sampler(table, *_asked(name, recipe, config, table.rows))

@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class RecordedEvaluation:
     """One call of the pipeline's UNet.
 
     Args:
@@ -36,7 +36,7 @@ class Evaluation:
     noise_pred: Array
 
 
-class UNetWatch:
+class UNetRecorder:
     """Notes the calls of a UNet while its context lasts.
 
     Args:
@@ -51,14 +51,14 @@ class UNetWatch:
     def __init__(
         self, unet: nn.Module, windows: Sequence[tuple[WindowShape, ...]], started: Callable[[int], None]
     ) -> None:
-        self.evaluations: list[Evaluation] = []
+        self.evaluations: list[RecordedEvaluation] = []
         self._unet = unet
         self._windows = windows
         self._started = started
         self._signature = inspect.signature(unet.forward)
         self._handles: list[Any] = []
 
-    def __enter__(self) -> UNetWatch:
+    def __enter__(self) -> UNetRecorder:
         before = self._unet.register_forward_pre_hook(self._before)
         self._handles = [before, self._unet.register_forward_hook(self._after, with_kwargs=True)]
         return self
@@ -82,7 +82,7 @@ class UNetWatch:
         orders: Sequence[TokenOrder] = (call.get("cross_attention_kwargs") or {}).get(WINDOW_ORDERS, ())
         windows = self._windows[len(self.evaluations)]
         shifts = np.array([_shift(*pair) for pair in zip(orders, windows, strict=True)], dtype=np.int32)
-        self.evaluations.append(Evaluation(inputs, shifts, output[0].numpy().copy()))
+        self.evaluations.append(RecordedEvaluation(inputs, shifts, output[0].numpy().copy()))
 
 
 def _shift(order: TokenOrder, shape: WindowShape) -> int:

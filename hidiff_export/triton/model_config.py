@@ -26,7 +26,7 @@ class Queue:
 
 
 @dataclass(frozen=True)
-class Places:
+class InstancePlacement:
     """Where a model's instances are.
 
     Args:
@@ -61,7 +61,7 @@ class ModelConfig:
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    places: Places
+    places: InstancePlacement
     queue: Queue
     parameters: Mapping[str, str]
     decoupled: bool = False
@@ -110,7 +110,7 @@ def _dims(tensor: Tensor) -> str:
     return f"[ {', '.join(str(size) for size in tensor.dims)} ]"
 
 
-def group_text(places: Places) -> str:
+def group_text(places: InstancePlacement) -> str:
     """Where a model's instances are."""
     if places.gpus:
         return f"{{ kind: KIND_GPU count: 1 gpus: [ {', '.join(str(gpu) for gpu in places.gpus)} ] }}"

@@ -19,12 +19,12 @@ from hidiff_export.compiler.output_folder import make_parents, output_folder, tr
 from hidiff_export.errors import BundleError, InputError
 from hidiff_export.files import storage_errors
 from hidiff_export.triton import warm_up
-from hidiff_export.triton.model_config import WARM_UP, ModelConfig, Places, Queue
+from hidiff_export.triton.model_config import WARM_UP, InstancePlacement, ModelConfig, Queue
 from hidiff_export.triton.repository_files import take_file
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.integrity import verify_files
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
-from hidiff_runtime.pipeline.pipeline import check_whole
+from hidiff_runtime.pipeline.pipeline import require_text_and_vae
 from hidiff_runtime.pipeline.request_limits import Limits
 from hidiff_runtime.serving.triton.model_parameters import STREAM, Parameters
 from hidiff_runtime.serving.triton.schema import INPUTS, PROGRESS, results
@@ -49,7 +49,7 @@ __all__ = ["TritonPythonModel"]
 '''
 
 
-class Config(Protocol):
+class RepositoryConfig(Protocol):
     """A model's configuration."""
 
     @property
@@ -63,7 +63,7 @@ class Config(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class RepositoryPlan:
     """What a repository is to be.
 
     Args:
@@ -85,7 +85,7 @@ class Plan:
 
     name: str = "hidiff"
     bundle: str = BUNDLES[0]
-    places: Places = field(default_factory=Places)
+    places: InstancePlacement = field(default_factory=InstancePlacement)
     queue: Queue = field(default_factory=Queue)
     limits: Limits = field(default_factory=Limits)
     options: Mapping[str, str | int | bool] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenRepository:
     """A finished repository.
 
     Args:
@@ -127,7 +127,7 @@ class Written:
     bytes: int
 
 
-def write(bundle: Path, output: Path, plan: Plan, *, force: bool = False) -> Written:
+def write(bundle: Path, output: Path, plan: RepositoryPlan, *, force: bool = False) -> WrittenRepository:
     """Writes the model repository of a bundle.
 
     Args:
@@ -150,11 +150,11 @@ def write(bundle: Path, output: Path, plan: Plan, *, force: bool = False) -> Wri
         if plan.bundle in BUNDLES:
             linked = take_bundle(source, manifest.files, version / BUNDLE, link=plan.bundle == "link")
         size = own_bytes(folder)
-    return Written(output, (plan.name, plan.stream), manifest.digest, linked, size)
+    return WrittenRepository(output, (plan.name, plan.stream), manifest.digest, linked, size)
 
 
 def write_pipeline(
-    folder: Path, manifest: Manifest, plan: Plan, module: str, parameters: Mapping[str, str] | None = None
+    folder: Path, manifest: Manifest, plan: RepositoryPlan, module: str, parameters: Mapping[str, str] | None = None
 ) -> Path:
     """Writes the model that clients ask and the one that it asks, but for the bundle; the latter's version folder.
 
@@ -170,7 +170,7 @@ def write_pipeline(
     return version
 
 
-def write_model(folder: Path, config: Config, module: str) -> Path:
+def write_model(folder: Path, config: RepositoryConfig, module: str) -> Path:
     """Writes a model of the Python backend into the repository ``folder``; its version's folder.
 
     Args:
@@ -181,7 +181,7 @@ def write_model(folder: Path, config: Config, module: str) -> Path:
     return version
 
 
-def write_config(folder: Path, config: Config) -> Path:
+def write_config(folder: Path, config: RepositoryConfig) -> Path:
     """Writes a model without the files that it consists of into the repository ``folder``; its version's folder."""
     version = folder / config.name / VERSION
     version.mkdir(parents=True)
@@ -254,14 +254,14 @@ def _refuse(output: Path, *, force: bool) -> None:
         )
 
 
-def check(manifest: Manifest, bundle: Path, plan: Plan) -> None:
+def check(manifest: Manifest, bundle: Path, plan: RepositoryPlan) -> None:
     """Refuses a bundle that no server would get ready with.
 
     Raises:
         BundleError: it cannot make pictures, or has no reference samples.
         InputError: no run is within the limits.
     """
-    check_whole(manifest, bundle)
+    require_text_and_vae(manifest, bundle)
     if manifest.reference is None:
         raise BundleError(
             "The bundle has no reference samples, by which the server proves its engines.",
@@ -275,7 +275,9 @@ def check(manifest: Manifest, bundle: Path, plan: Plan) -> None:
         )
 
 
-def _stream(manifest: Manifest, plan: Plan, values: warm_up.Values, further: Mapping[str, str]) -> ModelConfig:
+def _stream(
+    manifest: Manifest, plan: RepositoryPlan, values: warm_up.Values, further: Mapping[str, str]
+) -> ModelConfig:
     """The model that holds the engines."""
     place = BUNDLE if plan.bundle in BUNDLES else plan.bundle
     links = () if plan.bundle in BUNDLES else plan.allow_links
@@ -292,18 +294,18 @@ def _stream(manifest: Manifest, plan: Plan, values: warm_up.Values, further: Map
     )
 
 
-def _front(manifest: Manifest, plan: Plan) -> ModelConfig:
+def _front(manifest: Manifest, plan: RepositoryPlan) -> ModelConfig:
     """The model that clients ask: as many instances as there are of the engines, so that none of these is idle."""
     return ModelConfig(
         name=plan.name,
         inputs=INPUTS,
         outputs=results(manifest),
-        places=Places(count=plan.places.instances),
+        places=InstancePlacement(count=plan.places.instances),
         queue=plan.queue,
         parameters={STREAM: plan.stream, "bundle_hash": manifest.digest, **environment(plan)},
     )
 
 
-def environment(plan: Plan) -> dict[str, str]:
+def environment(plan: RepositoryPlan) -> dict[str, str]:
     """The parameter by which Triton's Python backend finds a model's environment, if it has one of its own."""
     return {"EXECUTION_ENV_PATH": plan.environment} if plan.environment else {}

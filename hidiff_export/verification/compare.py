@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hidiff_export.errors import EngineError
 from hidiff_export.recipe import Recipe
-from hidiff_export.reference.flops_progress import Meter
+from hidiff_export.reference.flops_progress import FlopsProgress
 from hidiff_export.reference.random_inputs import arrays
 from hidiff_export.reference.tolerances import Boundary, bound_for
 from hidiff_runtime.backends.protocol import Session
@@ -18,7 +18,7 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.denoising.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.pipeline.prompt_encoding import encode_prompts
 from hidiff_runtime.pipeline.vae import decode
-from hidiff_runtime.verification.comparison import Bound, Verdict, judge, judge_picture
+from hidiff_runtime.verification.comparison import Bound, Verdict, compare, compare_image
 from hidiff_runtime.verification.image_metrics import unit
 from hidiff_runtime.verification.manifest_facts import FACTS
 from hidiff_runtime.verification.replay import CALL, RUN, STEP, check
@@ -26,7 +26,7 @@ from hidiff_runtime.verification.replay_components import PICTURE, TEXT, TOKENS,
 from hidiff_runtime.verification.replay_schedulers import SAMPLER
 
 if TYPE_CHECKING:
-    from hidiff_export.reference.reference import Call, ControlNetCall, Run
+    from hidiff_export.reference.reference import ControlNetCall, ReferenceCall, ReferenceRun
     from hidiff_export.reference.text_vae_reference import NetworkCall
     from hidiff_runtime.backends.session_pool import Network
 
@@ -46,7 +46,9 @@ _RECORDED = {
 NETWORKS = {"vae_decoder": Boundary.VAE_DECODER, "vae_encoder": Boundary.VAE_ENCODER}
 
 
-def judge_call(boundary: Boundary, call: Call, session: Session, recipe: Recipe, meter: Meter) -> Verdict:
+def compare_call(
+    boundary: Boundary, call: ReferenceCall, session: Session, recipe: Recipe, meter: FlopsProgress
+) -> Verdict:
     """Evaluates a phase as PyTorch did, and compares."""
     bound, point = bound_for(boundary, recipe), call.point
     where: dict[str, Any] = {"phase": point.phase.name, "step": point.step, "steps": point.steps}
@@ -56,10 +58,10 @@ def judge_call(boundary: Boundary, call: Call, session: Session, recipe: Recipe,
         output = session.run(inputs).get(OUTPUT)
     except EngineError as error:
         return Verdict(boundary.value, bound, None, **where, fault=error.summary)
-    return judge(boundary.value, call.noise_pred, output, bound, **where)
+    return compare(boundary.value, call.noise_pred, output, bound, **where)
 
 
-def judge_outputs(
+def compare_outputs(
     boundary: Boundary,
     expected: Mapping[str, Array],
     found: Mapping[str, Array],
@@ -69,13 +71,13 @@ def judge_outputs(
     """The verdict on the output that is furthest off, under the network's name, or the output's where it has none."""
     return worst(
         [
-            judge(boundary.value, values, found.get(name), bound, phase=network or name)
+            compare(boundary.value, values, found.get(name), bound, phase=network or name)
             for name, values in expected.items()
         ]
     )
 
 
-class Judge:
+class EngineComparer:
     """Compares one bundle with a reference; each method yields verdicts as they are reached.
 
     Args:
@@ -88,19 +90,19 @@ class Judge:
             from 0 to 1.
     """
 
-    def __init__(self, bundle: Bundle, recipe: Recipe, meter: Meter) -> None:
+    def __init__(self, bundle: Bundle, recipe: Recipe, meter: FlopsProgress) -> None:
         self._bundle = bundle
         self._recipe = recipe
         self._meter = meter
         self.pictures: tuple[Array, Array] | None = None
 
-    def engines(self, calls: Sequence[tuple[Boundary, Call]]) -> Iterator[Verdict]:
+    def engines(self, calls: Sequence[tuple[Boundary, ReferenceCall]]) -> Iterator[Verdict]:
         """Each phase's engine on the calls of that phase; phase by phase, so that no engine is opened twice."""
         for record in self._bundle.manifest.phases:
             for boundary, call in calls:
                 if call.point.phase == record.phase:
                     session = self._bundle.engine(record.phase)
-                    yield judge_call(boundary, call, session, self._recipe, self._meter)
+                    yield compare_call(boundary, call, session, self._recipe, self._meter)
 
     def controlnet(self, call: ControlNetCall) -> Verdict:
         """The ControlNet's engine: the verdict on the residual that is furthest off."""
@@ -110,7 +112,7 @@ class Judge:
             found = self._bundle.controlnet_engine().run(arrays(call.inputs))
         except EngineError as error:
             return Verdict(boundary.value, bound, None, fault=error.summary)
-        return judge_outputs(boundary, call.residuals, found, bound)
+        return compare_outputs(boundary, call.residuals, found, bound)
 
     def networks(self, calls: Sequence[NetworkCall]) -> Iterator[Verdict]:
         """Text encoders and the VAE's halves: for each call the verdict on the output that is furthest off."""
@@ -124,9 +126,9 @@ class Judge:
             except EngineError as error:
                 yield Verdict(boundary.value, bound, None, call.network, fault=error.summary)
                 continue
-            yield judge_outputs(boundary, call.outputs, found, bound, call.network)
+            yield compare_outputs(boundary, call.outputs, found, bound, call.network)
 
-    def run(self, run: Run, picture: Array | None) -> Iterator[Verdict]:
+    def run(self, run: ReferenceRun, picture: Array | None) -> Iterator[Verdict]:
         """The denoiser's latents beside those of the same run in diffusers; then the picture beside ``picture``.
 
         Where the run has a prompt, it is the bundle's own text encoders that encode it.
@@ -161,7 +163,7 @@ class Judge:
                 bound = bound_for(Boundary.PICTURE, self._recipe)
                 yield Verdict(Boundary.PICTURE.value, bound, None, steps=course.logical_steps, fault=error.summary)
             return
-        yield judge(Boundary.RUN.value, run.latents[-1], latents, bound, steps=course.logical_steps)
+        yield compare(Boundary.RUN.value, run.latents[-1], latents, bound, steps=course.logical_steps)
         if picture is not None:
             yield self._picture(latents, picture, course.logical_steps)
 
@@ -174,7 +176,7 @@ class Judge:
         except EngineError as error:
             return Verdict(boundary.value, bound, None, steps=steps, fault=error.summary)
         self.pictures = picture, found
-        return judge_picture(boundary.value, picture, found, bound, steps=steps)
+        return compare_image(boundary.value, picture, found, bound, steps=steps)
 
     def recorded(self) -> Iterator[Verdict]:
         """The bundle's own reference samples, replayed."""

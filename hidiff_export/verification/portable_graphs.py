@@ -1,6 +1,6 @@
 """Judges a bundle's portable graphs, as they are before a backend's lowering, by a reference; imports no torch.
 
-What is evaluated is :func:`~hidiff_export.graph.rounded_copy.write_judged`'s form of each graph: a half-precision graph
+What is evaluated is what `hidiff_export.graph.rounded_copy` makes of each graph: a half-precision graph
 rounds there as a half-precision engine does, though ONNX Runtime runs it on a CPU.
 """
 
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from hidiff_export.errors import EngineError
 from hidiff_export.graph.float32_ops import precision_of
-from hidiff_export.graph.rounded_copy import write_judged
+from hidiff_export.graph.rounded_copy import write_rounded_copy
 from hidiff_export.quantization.paths import traced_graph
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import Precision
-from hidiff_export.reference.flops_progress import Meter
+from hidiff_export.reference.flops_progress import FlopsProgress
 from hidiff_export.reference.random_inputs import arrays
 from hidiff_export.reference.tolerances import Boundary, bound_for
-from hidiff_export.verification.compare import NETWORKS, judge_call, judge_outputs
+from hidiff_export.verification.compare import NETWORKS, compare_call, compare_outputs
 from hidiff_runtime import backends
 from hidiff_runtime.backends.protocol import Availability, Backend, Device, Session
 from hidiff_runtime.bundle import Bundle
@@ -35,7 +35,7 @@ from hidiff_runtime.verification.comparison import Verdict
 
 if TYPE_CHECKING:
     from hidiff_export.reference.random_inputs import Given
-    from hidiff_export.reference.reference import Call, ControlNetCall
+    from hidiff_export.reference.reference import ControlNetCall, ReferenceCall
     from hidiff_export.reference.text_vae_reference import NetworkCall
 
 Array = NDArray[Any]
@@ -103,7 +103,7 @@ def first_and_last(run: Sequence[Phase], phase: Phase, precision: Precision) -> 
     return [*own[:1], *own[1:][-1:]]
 
 
-class GraphJudge:
+class GraphComparer:
     """Compares a bundle's portable graphs with a reference; each method yields verdicts as they are reached.
 
     Args:
@@ -113,14 +113,14 @@ class GraphJudge:
         portable: runs portable graphs.
     """
 
-    def __init__(self, bundle: Bundle, recipe: Recipe, meter: Meter, portable: Backend) -> None:
+    def __init__(self, bundle: Bundle, recipe: Recipe, meter: FlopsProgress, portable: Backend) -> None:
         bundle.close()
         self._bundle = bundle
         self._recipe = recipe
         self._meter = meter
         self._portable = portable
 
-    def phases(self, random: Sequence[Call], run: Sequence[Call]) -> Iterator[Verdict]:
+    def phases(self, random: Sequence[ReferenceCall], run: Sequence[ReferenceCall]) -> Iterator[Verdict]:
         """Each phase's graph on the first of the random calls, and in half precision on some of a run.
 
         A quantised graph comes after the float16 graph it was made from. A phase without a random call is a fault.
@@ -150,7 +150,12 @@ class GraphJudge:
                 yield self._network(boundary, records[call.network], call.inputs, call.outputs, call.network)
 
     def _phase(
-        self, boundary: Boundary, graph: Path, record: PhaseRecord, random: Sequence[Call], run: Sequence[Call] = ()
+        self,
+        boundary: Boundary,
+        graph: Path,
+        record: PhaseRecord,
+        random: Sequence[ReferenceCall],
+        run: Sequence[ReferenceCall] = (),
     ) -> Iterator[Verdict]:
         if not random:
             bound = bound_for(boundary, self._recipe)
@@ -159,7 +164,7 @@ class GraphJudge:
         calls = [*((boundary, call) for call in random), *((Boundary.GRAPH_RUN, call) for call in run)]
         with self._open(graph, record) as session:
             for judged, call in calls:
-                yield judge_call(judged, call, session, self._recipe, self._meter)
+                yield compare_call(judged, call, session, self._recipe, self._meter)
 
     def _network(
         self,
@@ -176,7 +181,7 @@ class GraphJudge:
                 found = session.run(arrays(inputs))
             except EngineError as error:
                 return Verdict(boundary.value, bound, None, network, fault=error.summary)
-        return judge_outputs(boundary, outputs, found, bound, network)
+        return compare_outputs(boundary, outputs, found, bound, network)
 
     @contextmanager
     def _open(self, graph: Path, record: GraphRecord) -> Iterator[Session]:
@@ -189,7 +194,7 @@ class GraphJudge:
                 weights[name].symlink_to(self._bundle.file(path).absolute())
             judged = Path(folder) / record.graph
             judged.parent.mkdir(parents=True, exist_ok=True)
-            write_judged(graph, judged)
+            write_rounded_copy(graph, judged)
             with self._portable.device(_OPTIONS) as device, device.open(judged, weights, record) as session:
                 yield session
 

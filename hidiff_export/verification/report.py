@@ -13,8 +13,8 @@ from hidiff_export.files import storage_errors, write_json
 from hidiff_export.recipe.field_types import Precision
 from hidiff_export.reference.magnitudes import FLOAT16_MAX, RANGE, Magnitudes, figure
 from hidiff_export.reference.tolerances import Boundary
-from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
-from hidiff_runtime.verification.comparison import Bound, Verdict, likeness
+from hidiff_runtime.format.manifest import MANIFEST, FileDigest, Manifest
+from hidiff_runtime.verification.comparison import Bound, Verdict, image_summary
 from hidiff_runtime.verification.half_precision_note import GRAPHS
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Graphs:
+class GraphResults:
     """What the portable graphs were judged by, and what the engines' figures leave open.
 
     Args:
@@ -88,7 +88,7 @@ class Report:
     reference: str
     candidate: str
     checks: tuple[Check, ...]
-    graphs: Graphs
+    graphs: GraphResults
     panels: SideBySide | None = None
     magnitudes: Magnitudes = field(default_factory=Magnitudes)
 
@@ -146,7 +146,7 @@ class Report:
                 name=_place(verdict),
                 time=f"{check.seconds:.3f}",
             )
-            if found := likeness(verdict):
+            if found := image_summary(verdict):
                 ET.SubElement(case, "system-out").text = found
             if not verdict.ok:
                 failure = ET.SubElement(case, "failure", message=_finding(verdict))
@@ -179,7 +179,7 @@ class Report:
     @property
     def _likenesses(self) -> list[str]:
         """PSNR, SSIM and the largest pixel difference of each picture."""
-        return [f"{verdict.boundary}: {text}" for verdict in self.verdicts if (text := likeness(verdict))]
+        return [f"{verdict.boundary}: {text}" for verdict in self.verdicts if (text := image_summary(verdict))]
 
     def table(self) -> Table:
         """The report as a table for the terminal."""
@@ -240,7 +240,7 @@ def store(report: Report, folder: Path, *, verified: str | None = None) -> None:
         if report.panels is not None:
             report.panels.save(folder / PICTURE)
         paths = (REPORT, MARKDOWN, *(() if report.panels is None else (PICTURE,)))
-        written = {path: FileRecord.of(folder / path) for path in paths}
+        written = {path: FileDigest.of(folder / path) for path in paths}
         write_json(folder / MANIFEST, replace(bare, report=REPORT, files={**bare.files, **written}).to_json())
 
 
@@ -256,7 +256,7 @@ def _refuse_links(folder: Path) -> None:
             )
 
 
-def _without(files: Mapping[str, FileRecord], paths: Iterable[str]) -> dict[str, FileRecord]:
+def _without(files: Mapping[str, FileDigest], paths: Iterable[str]) -> dict[str, FileDigest]:
     dropped = set(paths)
     return {path: record for path, record in files.items() if path not in dropped}
 
@@ -273,7 +273,7 @@ def _place(verdict: Verdict) -> str:
 def _finding(verdict: Verdict) -> str:
     if verdict.fault or verdict.metrics is None:
         return verdict.fault or "nothing was measured"
-    found = likeness(verdict)
+    found = image_summary(verdict)
     return f"{verdict.metrics.snr_db:.1f} dB where at least {verdict.bound.snr_db:g} dB is due" + (
         found and f"; {found}"
     )

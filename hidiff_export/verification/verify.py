@@ -22,39 +22,39 @@ from hidiff_export.compiler.stages.stage import StageContext
 from hidiff_export.compiler.stages.weights import SCHEDULER_CONFIG
 from hidiff_export.errors import InputError
 from hidiff_export.recipe import Recipe
-from hidiff_export.reference.evaluation_plan import Course, Point, edge_points, fullest
-from hidiff_export.reference.flops_progress import Meter, Progress
+from hidiff_export.reference.evaluation_plan import EvaluationPoint, RunSchedule, edge_points, fullest
+from hidiff_export.reference.flops_progress import FlopsProgress, Progress
 from hidiff_export.reference.magnitude_recorder import MagnitudeRecorder
 from hidiff_export.reference.reference import (
     ORIGIN,
-    Call,
     ControlNetCall,
-    Run,
+    ReferenceCall,
+    ReferenceRun,
     controlnet_call,
     courses,
     random_calls,
     run_reference,
 )
 from hidiff_export.reference.reference_weights import (
-    judge_index,
-    judge_weights,
+    compare_model_index,
+    compare_weights,
     networks_of_store,
     unet_of_source,
     weights_of_source,
 )
-from hidiff_export.reference.scheduler_answers import judge_samplers
+from hidiff_export.reference.scheduler_answers import compare_samplers
 from hidiff_export.reference.text_vae_reference import NetworkCall, PictureNetworks
 from hidiff_export.reference.tolerances import Boundary
-from hidiff_export.verification.compare import Judge
-from hidiff_export.verification.portable_graphs import GraphJudge, first_and_last, no_engines, portable_backend
-from hidiff_export.verification.report import Check, Graphs, Report
+from hidiff_export.verification.compare import EngineComparer
+from hidiff_export.verification.portable_graphs import GraphComparer, first_and_last, no_engines, portable_backend
+from hidiff_export.verification.report import Check, GraphResults, Report
 from hidiff_export.verification.side_by_side import SideBySide
 from hidiff_runtime.backends.protocol import Backend
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.format.bundle_folder import LinksOption
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
 from hidiff_runtime.verification.comparison import Verdict
-from hidiff_runtime.verification.manifest_facts import facts_of, judge_facts
+from hidiff_runtime.verification.manifest_facts import compare_facts, facts_of
 from hidiff_runtime.verification.replay import read_samples
 
 Array = NDArray[Any]
@@ -79,8 +79,8 @@ class _Task:
     bundle: Bundle
     recipe: Recipe
     scheduler_config: dict[str, Any]
-    course: Course
-    points: tuple[Point, ...]
+    course: RunSchedule
+    points: tuple[EvaluationPoint, ...]
     against: str | None
     graphs_only: bool
 
@@ -98,8 +98,8 @@ class _Reference:
     """What PyTorch computed."""
 
     weights: tuple[Check, ...]
-    run: Run
-    random: tuple[Call, ...]
+    run: ReferenceRun
+    random: tuple[ReferenceCall, ...]
     controlnet: ControlNetCall | None
     networks: tuple[NetworkCall, ...]
     picture: Array | None
@@ -156,7 +156,7 @@ def verify(
 def _report(task: _Task, name: str, portable: Backend, progress: Progress | None) -> Report:
     """What a verification of the bundle called ``name`` finds."""
     bundle, graphs_only = task.bundle, task.graphs_only
-    meter = Meter(task.recipe, task.recipe.unet_config(), progress)
+    meter = FlopsProgress(task.recipe, task.recipe.unet_config(), progress)
     _plan(task, meter)
     magnitudes = MagnitudeRecorder(task.recipe)
     with magnitudes.recording():
@@ -164,14 +164,14 @@ def _report(task: _Task, name: str, portable: Backend, progress: Progress | None
     meter.note("diffusers: schedulers")
     tables = {sampler: bundle.sampler(sampler) for sampler in bundle.manifest.samplers}
     checks = (*reference.weights, *_timed(_settled(task, tables)))
-    judge = Judge(bundle, task.recipe, meter)
+    judge = EngineComparer(bundle, task.recipe, meter)
     if not graphs_only:
         checks = (*checks, *_timed(_verdicts(judge, reference)))
-    graphs = GraphJudge(bundle, task.recipe, meter, portable)
+    graphs = GraphComparer(bundle, task.recipe, meter, portable)
     checks = (*checks, *_timed(_graph_verdicts(graphs, reference)))
     meter.end()
     panels = None if judge.pictures is None else SideBySide.of(*judge.pictures, bundle.backend)
-    arithmetic = Graphs(task.recipe.precision.stored, None if graphs_only else bundle.on_host)
+    arithmetic = GraphResults(task.recipe.precision.stored, None if graphs_only else bundle.on_host)
     candidate = "portable graphs" if graphs_only else bundle.backend
     named = (name, task.against or _OWN, ORIGIN, candidate)
     return Report(*named, checks, arithmetic, panels, magnitudes.found)
@@ -187,7 +187,7 @@ def _noise_schedule(bundle: Bundle, recipe: Recipe) -> dict[str, Any]:
     return config
 
 
-def _chosen(possible: Sequence[Course], steps: int | None) -> Course:
+def _chosen(possible: Sequence[RunSchedule], steps: int | None) -> RunSchedule:
     fitting = possible if steps is None else [course for course in possible if course.steps == steps]
     chosen = fullest(fitting)
     if chosen is None:
@@ -199,7 +199,7 @@ def _chosen(possible: Sequence[Course], steps: int | None) -> Course:
     return chosen
 
 
-def _plan(task: _Task, meter: Meter) -> None:
+def _plan(task: _Task, meter: FlopsProgress) -> None:
     """Counts the evaluations: PyTorch, engines, graphs, denoiser, recorded samples."""
     run = [point.phase for point in task.course.points]
     random = [point.phase for point in task.points]
@@ -216,7 +216,7 @@ def _plan(task: _Task, meter: Meter) -> None:
     meter.plan([*run, *random, *run, *random, *graphs, *run, *recorded, *replayed])
 
 
-def _compute(task: _Task, meter: Meter, magnitudes: MagnitudeRecorder) -> _Reference:
+def _compute(task: _Task, meter: FlopsProgress, magnitudes: MagnitudeRecorder) -> _Reference:
     weights: tuple[Check, ...] = ()
     networks = networks_of_store(task.bundle.root, task.recipe)
     if task.against is not None:
@@ -245,24 +245,24 @@ def _weights(task: _Task, source: str) -> Iterator[Verdict]:
         if component.value in stores and component is not Component.CONTROLNET:
             expected = weights_of_source(component, source, task.recipe).state_dict
             store = task.bundle.file(stores[component.value])
-            yield judge_weights(component.value, expected, store, task.recipe)
+            yield compare_weights(component.value, expected, store, task.recipe)
     if task.recipe.family.is_sdxl and task.bundle.manifest.text_encoders:
-        yield judge_index(source, task.bundle.manifest, task.recipe)
+        yield compare_model_index(source, task.bundle.manifest, task.recipe)
 
 
 def _settled(task: _Task, tables: Mapping[str, SamplerTable]) -> Iterator[Verdict]:
     """What no engine computes: sampler tables, and what the manifest says beside its recipe."""
-    yield from judge_samplers(task.recipe, task.scheduler_config, tables)
+    yield from compare_samplers(task.recipe, task.scheduler_config, tables)
     manifest = task.bundle.manifest
     # What is not there has no configuration to be read, in bundles from before there were text encoders above all.
     held = {"text": bool(manifest.text_encoders), "vae": manifest.vae is not None}
     recipe = Recipe.from_dict({**manifest.recipe, **held}, "the recipe in the bundle's manifest")
     context = StageContext(recipe, task.bundle.root)
     due = bare_manifest(context, tables, manifest.force_zeros_for_empty_prompt)
-    yield judge_facts(Boundary.MANIFEST.value, facts_of(due), facts_of(manifest))
+    yield compare_facts(Boundary.MANIFEST.value, facts_of(due), facts_of(manifest))
 
 
-def _verdicts(judge: Judge, reference: _Reference) -> Iterator[Verdict]:
+def _verdicts(judge: EngineComparer, reference: _Reference) -> Iterator[Verdict]:
     trajectory = [(Boundary.TRAJECTORY, call) for call in reference.run.calls]
     yield from judge.engines([*trajectory, *((Boundary.RANDOM, call) for call in reference.random)])
     if reference.controlnet is not None:
@@ -272,7 +272,7 @@ def _verdicts(judge: Judge, reference: _Reference) -> Iterator[Verdict]:
     yield from judge.recorded()
 
 
-def _graph_verdicts(judge: GraphJudge, reference: _Reference) -> Iterator[Verdict]:
+def _graph_verdicts(judge: GraphComparer, reference: _Reference) -> Iterator[Verdict]:
     yield from judge.phases(reference.random, reference.run.calls)
     if reference.controlnet is not None:
         yield from judge.controlnet(reference.controlnet)

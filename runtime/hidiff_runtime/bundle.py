@@ -14,7 +14,7 @@ from hidiff_runtime.backends.device_tensors import DeviceTensors
 from hidiff_runtime.backends.fork_safety import left_behind, on_fork
 from hidiff_runtime.backends.protocol import Backend, Device, Session
 from hidiff_runtime.backends.selection import choose
-from hidiff_runtime.backends.session_pool import CONTROLNET, STEP, EngineKey, EnginePool, Network
+from hidiff_runtime.backends.session_pool import CONTROLNET, STEP, EngineKey, Network, SessionPool
 from hidiff_runtime.denoising.denoiser import Denoiser
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.format.bundle_folder import BundleFolder, LinksOption
@@ -197,7 +197,7 @@ class Bundle:
         with self.lock:
             session = self._engines.get(phase)
             if upcoming is not None:
-                self._engines.expect(upcoming)
+                self._engines.prefetch(upcoming)
             return session
 
     def controlnet_engine(self) -> Session:
@@ -228,7 +228,7 @@ class Bundle:
             BundleError: the bundle has none.
             EngineError: the engine does not load.
         """
-        with self.lock, self._engines.lent(name, self.manifest.phases[0].phase) as session:
+        with self.lock, self._engines.borrow(name, self.manifest.phases[0].phase) as session:
             yield session
 
     def tensors(self) -> DeviceTensors | None:
@@ -299,9 +299,9 @@ class Bundle:
             if kind is None:  # else it was told already: after a failure a GPU refuses everything
                 raise
 
-    def _pool(self) -> EnginePool:
+    def _pool(self) -> SessionPool:
         opening = self._opening
-        return EnginePool(self._open_engine, opening.resident, prefetch=opening.prefetch, same_file=self._same_file)
+        return SessionPool(self._open_engine, opening.resident, prefetch=opening.prefetch, same_file=self._same_file)
 
     def _table(self, name: str) -> SamplerTable:
         table = SamplerTable.read(self.file(self.manifest.samplers[name]))

@@ -25,14 +25,14 @@ from toy_reference import record
 
 from hidiff_runtime.cli.serve import listen
 from hidiff_runtime.pipeline.request_limits import Limits
-from hidiff_runtime.serving.http.access_control import Rules
+from hidiff_runtime.serving.http.access_control import AccessRules
 from hidiff_runtime.serving.http.app import create_app
 from hidiff_runtime.serving.http.connections import ConnectionLimits
 from hidiff_runtime.serving.http.prometheus import Prometheus
 from hidiff_runtime.serving.http.request_bodies import BodyLimits
 from hidiff_runtime.serving.http.server import Server as HttpServer
-from hidiff_runtime.serving.http.service_loader import Host
-from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.http.service_loader import ServiceLoader
+from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.service import Service
 
 PROMPT = "a lighthouse"
@@ -93,7 +93,7 @@ class Server:
 
     port: int
     gate: Gate
-    host: Host
+    host: ServiceLoader
     folder: Path
     stop: Callable[[], None]
     front: HttpServer
@@ -231,7 +231,7 @@ def serving(
     *,
     waiting: int = 4,
     seconds: float = PATIENCE,
-    rules: Rules | None = None,
+    rules: AccessRules | None = None,
     limits: Limits | None = None,
     connections: ConnectionLimits | None = None,
     bodies: BodyLimits | None = None,
@@ -247,7 +247,7 @@ def serving(
         grace: seconds for what runs when the server is told to stop.
     """
     gate, prometheus, failures = Gate(), Prometheus(), list[BaseException]()
-    meter, opened = Meter(prometheus), threading.Event()
+    meter, opened = MetricsRecorder(prometheus), threading.Event()
 
     def open_service() -> Service:
         before()
@@ -259,8 +259,8 @@ def serving(
         failures.append(error)
         opened.set()
 
-    host = Host(open_service, meter, waiting=waiting, failed=failed, ready=lambda _: opened.set())
-    rules = rules or Rules(keys=(), hosts=None, largest=LARGEST)
+    host = ServiceLoader(open_service, meter, waiting=waiting, failed=failed, ready=lambda _: opened.set())
+    rules = rules or AccessRules(keys=(), hosts=None, largest=LARGEST)
     app = create_app(host, meter, prometheus.registry, rules=rules, seconds=seconds, bodies=bodies)
     listening = listen("127.0.0.1", 0)
     port = listening.getsockname()[1]

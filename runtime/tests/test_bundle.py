@@ -13,7 +13,7 @@ from hidiff_runtime import BundleError, EngineError, InputError, Phase, PhaseKin
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.integrity import verify_files
-from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, FileDigest, Manifest
 
 STRIDED, WINDOWED = Phase(PhaseKind.STRIDED), Phase(PhaseKind.WINDOWED)
 
@@ -147,8 +147,8 @@ def test_every_file_that_an_engine_names_is_checked_once(folder: Path, monkeypat
     (folder / "unet/shared.part").write_text("weights")
     toy.seal(folder)
     hashed: list[str] = []
-    of = FileRecord.of
-    monkeypatch.setattr(FileRecord, "of", lambda path: hashed.append(path.name) or of(path))
+    of = FileDigest.of
+    monkeypatch.setattr(FileDigest, "of", lambda path: hashed.append(path.name) or of(path))
 
     class Backend(toy.ToyBackend):
         def files(self, engine: Path) -> tuple[Path, ...]:

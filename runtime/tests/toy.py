@@ -17,7 +17,7 @@ import numpy as np
 from hidiff_runtime.backends import Availability
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.format import safetensors
-from hidiff_runtime.format.manifest import MANIFEST, FileRecord, GraphRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.format.manifest import MANIFEST, FileDigest, GraphRecord, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.format.step_graph import step_inputs, step_outputs
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
@@ -274,7 +274,7 @@ def seal(folder: Path, manifest: Manifest | None = None) -> Manifest:
     """Writes the manifest for the files as they are now."""
     manifest = manifest or Manifest.read(folder)
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
-    files = {path.relative_to(folder).as_posix(): FileRecord.of(path) for path in paths}
+    files = {path.relative_to(folder).as_posix(): FileDigest.of(path) for path in paths}
     manifest = replace(manifest, files=files)
     (folder / MANIFEST).write_text(json.dumps(manifest.to_json()))
     return manifest

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hidiff_export.triton.repository import Plan, write
+from hidiff_export.triton.repository import RepositoryPlan, write
 from tests.deploy.server import TritonServer
 
 
@@ -37,7 +37,7 @@ def repository(sd15_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     wait for each other where several tests run.
     """
     folder = tmp_path_factory.mktemp("repository") / "models"
-    write(sd15_bundle, folder, Plan(options={"resident": "all", "threads": 1}))
+    write(sd15_bundle, folder, RepositoryPlan(options={"resident": "all", "threads": 1}))
     return folder
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from hidiff_runtime import Pipeline
 from hidiff_runtime.bulk.rows import derived_seed, picture_name
-from hidiff_runtime.bulk.storage import Place, Store
+from hidiff_runtime.bulk.storage import Location, Store
 from hidiff_runtime.errors import StorageError
 
 pytestmark = [pytest.mark.needs("ray", "pyarrow"), pytest.mark.slow]
@@ -336,7 +336,7 @@ def test_from_a_bucket_into_a_bucket_with_a_ray_of_its_own(
 def test_files_of_any_name_in_a_bucket(s3: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED"):
         monkeypatch.setenv(name, environment[name])
-    store = Store(Place("s3://bucket/any", s3))
+    store = Store(Location("s3://bucket/any", s3))
     assert store.is_empty()
     assert (store.read("pictures/none.png"), store.sizes("pictures")) == (None, {})
     names = {f"{picture_name(row_id)}.png": row_id.encode() for row_id in ("a/b", "..", "é +&=?#", "x" * 300, "A", "a")}
@@ -351,7 +351,7 @@ def test_files_of_any_name_in_a_bucket(s3: str, environment: dict[str, str], mon
     with store.locked(), store.locked():  # a bucket has no lock
         pass
     with pytest.raises(StorageError, match="cannot be written"):
-        Store(Place("s3://no-such-bucket/any", s3)).write("a.png", b"x")
+        Store(Location("s3://no-such-bucket/any", s3)).write("a.png", b"x")
 
 
 def test_a_dry_run_checks_every_row_and_writes_nothing(

@@ -19,7 +19,7 @@ from PIL import Image
 
 from hidiff_runtime.pipeline.request_fields import BY_NAME
 from hidiff_runtime.serving.http.openai_fields import CHOICES, UNSUPPORTED
-from hidiff_runtime.serving.http.request_models import Generation
+from hidiff_runtime.serving.http.request_models import GenerationRequest
 
 SIZE = (toy_pictures.WIDTH, toy_pictures.HEIGHT)
 ASKED: dict[str, Any] = {"prompt": PROMPT, "extra_body": {"seed": 3, "steps": 4}}
@@ -187,4 +187,4 @@ def test_the_page_of_the_server_has_every_field() -> None:
     rows = text.partition("## A request")[2].partition("### Edits")[0]
     named = {name for row in rows.splitlines() if row.startswith("|") for name in re.findall(r"`(\w+)`", row)}
     assert {*GENERATION, *EDIT, *BY_NAME} <= named
-    assert {*Generation.model_fields, *UNSUPPORTED, *CHOICES, *BY_NAME} <= named
+    assert {*GenerationRequest.model_fields, *UNSUPPORTED, *CHOICES, *BY_NAME} <= named

@@ -19,7 +19,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from hidiff_export.triton.model_config import Queue
-from hidiff_export.triton.repository import Plan, write
+from hidiff_export.triton.repository import RepositoryPlan, write
 from hidiff_runtime import Pipeline
 from tests.deploy.clients import MODEL, STREAM, grpc, inputs, picture, same, stream
 from tests.deploy.clients import http as plain
@@ -181,7 +181,9 @@ def test_a_deadline_ends_a_run_that_has_begun(served: TritonServer) -> None:
 def test_what_waits_too_long_or_in_too_long_a_queue_is_refused(
     sd15_bundle: Path, tmp_path: Path, triton: Callable[..., TritonServer]
 ) -> None:
-    plan = Plan(queue=Queue(size=2, seconds=0.2), options={"threads": 1})  # engines are opened anew: runs take longer
+    plan = RepositoryPlan(
+        queue=Queue(size=2, seconds=0.2), options={"threads": 1}
+    )  # engines are opened anew: runs take longer
     write(sd15_bundle, tmp_path / "models", plan)
     server = triton(tmp_path / "models")
 

@@ -18,7 +18,7 @@ import tritonclient.http
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from hidiff_export.triton.repository import Plan, write
+from hidiff_export.triton.repository import RepositoryPlan, write
 from hidiff_runtime import Pipeline
 from hidiff_runtime.format.manifest import Manifest
 from tests.deploy.clients import MODEL, STREAM, http, inputs, picture, same
@@ -124,7 +124,7 @@ def test_a_server_that_cannot_prove_its_bundle_ends(
     said: str,
 ) -> None:
     before(bundle)
-    write(bundle, tmp_path / "models", Plan(bundle="copy", options=OPTIONS))
+    write(bundle, tmp_path / "models", RepositoryPlan(bundle="copy", options=OPTIONS))
     after(tmp_path / "models")
     server = triton(tmp_path / "models", wait=False)
     while server.process.poll() is None:
@@ -167,7 +167,7 @@ def test_another_bundle_takes_over_without_a_request_lost(
 ) -> None:
     with Pipeline.open(bundle) as pipe:
         wanted = pipe(PROMPT, seed=5)
-    models, plan = tmp_path / "models", Plan(bundle="copy", options=OPTIONS)
+    models, plan = tmp_path / "models", RepositoryPlan(bundle="copy", options=OPTIONS)
     write(bundle, models, plan)
     first = digest(models)
     server = triton(models, control="explicit")

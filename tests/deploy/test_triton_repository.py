@@ -14,8 +14,8 @@ import pytest
 import tritonclient.http
 from needs import triton_folder
 
-from hidiff_export.triton.model_config import Places
-from hidiff_export.triton.repository import BUNDLE, Plan, write
+from hidiff_export.triton.model_config import InstancePlacement
+from hidiff_export.triton.repository import BUNDLE, RepositoryPlan, write
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
 from tests.deploy.clients import MODEL, STREAM, http, inputs, picture
 from tests.deploy.server import TritonServer
@@ -51,7 +51,7 @@ def test_a_server_follows_the_links_that_its_repository_allows(
     sd15_bundle: Path, tmp_path: Path, triton: Start
 ) -> None:
     bundle, repository = linked.elsewhere(sd15_bundle, tmp_path), tmp_path / "models"
-    plan = Plan(bundle=str(bundle), options=OPTIONS, allow_links=(str(tmp_path / "store"),))
+    plan = RepositoryPlan(bundle=str(bundle), options=OPTIONS, allow_links=(str(tmp_path / "store"),))
     write(bundle, repository, plan)
     server = triton(repository)
     assert draws(server)
@@ -69,7 +69,7 @@ def test_neither_repository_nor_bundle_is_written_to(
     """The bundle lies elsewhere here. Mounted read-only, neither could be."""
     bundle, repository = tmp_path / "bundle", tmp_path / "models"
     shutil.copytree(sd15_bundle, bundle)
-    write(bundle, repository, Plan(bundle=str(bundle), options=OPTIONS))
+    write(bundle, repository, RepositoryPlan(bundle=str(bundle), options=OPTIONS))
     before = state(bundle), state(repository)
     server = triton(repository, before=read_only(bundle, repository) if mounted else [])
     assert draws(server)
@@ -90,7 +90,7 @@ def read_only(*folders: Path) -> list[str]:
 
 def test_instances_share_the_work_and_draw_the_same(sd15_bundle: Path, tmp_path: Path, triton: Start) -> None:
     """On the CPU here; they are made the same way on several GPUs."""
-    write(sd15_bundle, tmp_path / "models", Plan(places=Places(count=2), options=OPTIONS))
+    write(sd15_bundle, tmp_path / "models", RepositoryPlan(places=InstancePlacement(count=2), options=OPTIONS))
     server = triton(tmp_path / "models")
 
     def ask(seed: int) -> bytes:
@@ -116,7 +116,7 @@ def test_instances_share_the_work_and_draw_the_same(sd15_bundle: Path, tmp_path:
 def test_another_bundle_than_the_repository_was_written_for_is_not_served(
     sd15_bundle: Path, tmp_path: Path, triton: Start
 ) -> None:
-    write(sd15_bundle, tmp_path / "models", Plan(options=OPTIONS))
+    write(sd15_bundle, tmp_path / "models", RepositoryPlan(options=OPTIONS))
     config = tmp_path / "models" / STREAM / "config.pbtxt"
     config.write_text(config.read_text().replace(Manifest.read(sd15_bundle).digest, "0" * 64))
     said = ends(triton, tmp_path / "models")
@@ -125,7 +125,7 @@ def test_another_bundle_than_the_repository_was_written_for_is_not_served(
 
 
 def test_a_bundle_with_a_changed_engine_is_not_served(sd15_bundle: Path, tmp_path: Path, triton: Start) -> None:
-    write(sd15_bundle, tmp_path / "models", Plan(bundle="copy", options=OPTIONS))
+    write(sd15_bundle, tmp_path / "models", RepositoryPlan(bundle="copy", options=OPTIONS))
     folder = tmp_path / "models" / STREAM / "1" / BUNDLE
     manifest = Manifest.read(folder / MANIFEST)
     engine = folder / manifest.phases[0].engines["onnxruntime"]
@@ -138,8 +138,8 @@ def test_a_bundle_with_a_changed_engine_is_not_served(sd15_bundle: Path, tmp_pat
 
 def test_the_models_may_have_an_environment_of_their_own(sd15_bundle: Path, tmp_path: Path, triton: Start) -> None:
     environment = triton_folder().parents[4]
-    write(sd15_bundle, tmp_path / "with", Plan(environment=str(environment), options=OPTIONS))
-    write(sd15_bundle, tmp_path / "without", Plan(options=OPTIONS))
+    write(sd15_bundle, tmp_path / "with", RepositoryPlan(environment=str(environment), options=OPTIONS))
+    write(sd15_bundle, tmp_path / "without", RepositoryPlan(options=OPTIONS))
     elsewhere = {"PATH": "/usr/bin:/bin", "VIRTUAL_ENV": ""}
     assert "No module named" in ends(triton, tmp_path / "without", environment=elsewhere)
     assert draws(triton(tmp_path / "with", environment=elsewhere))

@@ -8,9 +8,9 @@ import pytest
 
 from hidiff_export.compiler import compile as compile_module
 from hidiff_export.compiler.compile import stage_key
-from hidiff_export.compiler.stages.engines import Engines
+from hidiff_export.compiler.stages.engines import EnginesStage
 from hidiff_export.compiler.stages.stage import StageContext
-from hidiff_export.compiler.stages.weights import Weights
+from hidiff_export.compiler.stages.weights import WeightsStage
 from hidiff_export.engines.tensorrt import builder
 from hidiff_export.engines.tensorrt.capabilities import Examined
 from hidiff_export.recipe import Recipe
@@ -24,9 +24,9 @@ def test_another_tensorrt_builds_engines_again_and_nothing_else(
     keys = []
     for version in ("1.7.1.116", "1.7.1.116", "1.8.0.1"):
         monkeypatch.setattr(builder, "examine", lambda _library, version=version: Examined(version, ("sm89",), None))
-        weights = stage_key(Weights(), context, {})
-        done = dict.fromkeys(Engines().needs, weights)
-        keys.append((weights, stage_key(Engines(), context, done)))
+        weights = stage_key(WeightsStage(), context, {})
+        done = dict.fromkeys(EnginesStage().needs, weights)
+        keys.append((weights, stage_key(EnginesStage(), context, done)))
     assert keys[0] == keys[1]
     assert keys[0][0] == keys[2][0]
     assert keys[0][1] != keys[2][1]
@@ -34,9 +34,9 @@ def test_another_tensorrt_builds_engines_again_and_nothing_else(
 
 def test_another_exporter_does_everything_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = StageContext(Recipe.load("demo"), tmp_path)
-    before = stage_key(Weights(), context, {})
+    before = stage_key(WeightsStage(), context, {})
     monkeypatch.setattr(compile_module, "tool_versions", lambda names: dict.fromkeys(names, "99"))
-    assert stage_key(Weights(), context, {}) != before
+    assert stage_key(WeightsStage(), context, {}) != before
 
 
 def test_manifests_list_all_tools_and_stages_those_they_use() -> None:

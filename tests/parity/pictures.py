@@ -29,7 +29,7 @@ from hidiff_export.checkpoints.load import load
 from hidiff_export.checkpoints.tokenizer import tokenizer_json
 from hidiff_export.compiler.compile import build
 from hidiff_export.compiler.stages import graphs
-from hidiff_export.compiler.stages.reference import Reference
+from hidiff_export.compiler.stages.reference import ReferenceStage
 from hidiff_export.engines import onnxruntime
 from hidiff_export.families.family import Family, Task, Width
 from hidiff_export.modules.graph_module import GraphModule
@@ -100,7 +100,7 @@ def module_bundle(recipe: Recipe, folder: Path, *, exported: bool = False) -> Pa
         else:
             lower(graph, engine)
 
-    def record_nothing(_stage: Reference, context: Any, _report: Any) -> tuple[Path, ...]:
+    def record_nothing(_stage: ReferenceStage, context: Any, _report: Any) -> tuple[Path, ...]:
         path = context.folder / "reference/samples.json"
         path.parent.mkdir()
         path.write_text("{}", encoding="utf-8")
@@ -111,7 +111,7 @@ def module_bundle(recipe: Recipe, folder: Path, *, exported: bool = False) -> Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graphs, "write_graph", write_number)
         patch.setattr(onnxruntime, "lower", lower_or_copy)
-        patch.setattr(Reference, "run", record_nothing)
+        patch.setattr(ReferenceStage, "run", record_nothing)
         return build(recipe, folder, NoDisplay()).folder
 
 

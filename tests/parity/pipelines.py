@@ -17,7 +17,7 @@ import diffusers
 import torch
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.synthetic import fabricate
+from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.families.family import Family, Task, Width, default_scheduler
 
 SD15_NAME = "runwayml/stable-diffusion-v1-5"
@@ -62,7 +62,7 @@ class Case:
 def _network(component: Component, family: Family, task: Task, seed: int) -> Any:
     config = component.config(family, task, Width.TINY)
     model = component.empty(config).to_empty(device="cpu")
-    model.load_state_dict(dict(fabricate(component, config, seed)))
+    model.load_state_dict(dict(synthesize(component, config, seed)))
     return model
 
 

@@ -25,7 +25,7 @@ from hidiff_export.families.family import Family, Task, Width, unet_config
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.tolerances import TOLERANCES, Boundary
 from hidiff_runtime.phases import PhaseRule
-from hidiff_runtime.verification.comparison import judge
+from hidiff_runtime.verification.comparison import compare
 from tests.export.verification.torch_bundle import TorchBackend, use
 from tests.export.verification.torch_bundle import build as build_torch_bundle
 from tests.parity.pipelines import Case, arguments, build, scheduler_of, trajectory
@@ -87,7 +87,7 @@ def off(expected: list[torch.Tensor], found: list[torch.Tensor]) -> list[int]:
     """The steps after which the latents are further apart than a whole run's bound."""
     assert len(expected) == len(found)
     pairs = enumerate(zip(expected, found, strict=True))
-    return [step for step, (a, b) in pairs if not judge("run", a.numpy(), b.numpy(), BOUND).ok]
+    return [step for step, (a, b) in pairs if not compare("run", a.numpy(), b.numpy(), BOUND).ok]
 
 
 @functools.cache

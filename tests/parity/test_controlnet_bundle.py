@@ -32,7 +32,7 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
 from hidiff_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from hidiff_runtime.denoising.controlnet import nearest
-from hidiff_runtime.format.manifest import FileRecord, Manifest
+from hidiff_runtime.format.manifest import FileDigest, Manifest
 from hidiff_runtime.verification.comparison import Metrics
 from hidiff_runtime.verification.reference_samples import Drawn
 from tests.export.verification.torch_bundle import TorchBackend
@@ -168,7 +168,7 @@ def test_the_bundle_holds_the_controlnet_once(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "controlnet").iterdir()) == sorted(FILES)
     for name in FILES:
         path = f"controlnet/{name}"
-        assert manifest.files[path] == FileRecord.of(folder / path)
+        assert manifest.files[path] == FileDigest.of(folder / path)
     assert manifest.weights == {name: f"{name}/weights.safetensors" for name in ("unet", "controlnet")}
     size = (folder / "controlnet/weights.safetensors").stat().st_size
     assert manifest.files["controlnet/controlnet.onnx"].size < size / 2

@@ -25,7 +25,7 @@ from hidiff_export.scheduler_tables.probe import probe
 from hidiff_runtime import TorchGenerator
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.denoising import denoiser
-from hidiff_runtime.denoising.init_image import Blend, SourceImage
+from hidiff_runtime.denoising.init_image import InitImage, MaskBlend
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.phases import Phase, PhasePlan
 from tests.export.verification.torch_bundle import TorchBackend, build, write_manifest
@@ -222,11 +222,11 @@ def test_the_blends_noise_is_the_runs(bundles: Callable[[Recipe], Path], monkeyp
     folder = bundles(case.recipe)
     expected = diffusers_steps(case, folder)
 
-    def anew(source: SourceImage, schedule: Any, noise: np.ndarray) -> Blend:
+    def anew(source: InitImage, schedule: Any, noise: np.ndarray) -> MaskBlend:
         assert source.mask is not None
-        return Blend(source.mask, source.latents, TorchGenerator(77).randn(noise.shape), schedule)
+        return MaskBlend(source.mask, source.latents, TorchGenerator(77).randn(noise.shape), schedule)
 
-    monkeypatch.setattr(SourceImage, "blend", anew)
+    monkeypatch.setattr(InitImage, "blend", anew)
     found = bundle_steps(case, folder)
     assert difference(found, expected) > 100 * BOUND
     assert difference(found[-1:], expected[-1:]) > BOUND

@@ -20,8 +20,8 @@ from hidiff_runtime import open as open_bundle
 from hidiff_runtime.backends.device_tensors import DeviceTensors
 from hidiff_runtime.backends.onnxruntime import (
     OnnxRuntimeBackend,
+    OnnxRuntimeOptions,
     OnnxRuntimeSession,
-    Options,
     OrtMemory,
     _session_options,
 )
@@ -327,5 +327,5 @@ def test_on_a_gpu_float32_is_not_tf32(sd15_bundle: Path) -> None:
 def test_all_cores_are_used_where_the_system_does_not_say_which(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows and macOS."""
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert _session_options(Options()).intra_op_num_threads == os.cpu_count()
-    assert _session_options(Options(threads=3)).intra_op_num_threads == 3
+    assert _session_options(OnnxRuntimeOptions()).intra_op_num_threads == os.cpu_count()
+    assert _session_options(OnnxRuntimeOptions(threads=3)).intra_op_num_threads == 3

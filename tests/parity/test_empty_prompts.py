@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hidiff_export.checkpoints import model_index
-from hidiff_export.reference.reference_weights import judge_index
+from hidiff_export.reference.reference_weights import compare_model_index
 from hidiff_runtime.format.manifest import Manifest
 from tests.parity.pictures import Picture, diffusers_pipeline, expected, generated, module_bundle, opened
 from tests.parity.test_pictures import ASKED, BOUND, XL, XL_STEPS, assert_alike, recipe, snr_db
@@ -36,7 +36,7 @@ def test_a_missing_negative_prompt_is_what_the_checkpoint_says(
     recorded = Manifest.read(folder)
     for said in (True, False):
         index["force_zeros_for_empty_prompt"] = said
-        assert judge_index(RECIPE.source, recorded, RECIPE).ok == (said == zeros)
+        assert compare_model_index(RECIPE.source, recorded, RECIPE).ok == (said == zeros)
     assert_alike(reference(zeros=zeros), found)
     assert snr_db(reference(zeros=not zeros), found) < BOUND
     assert_alike(reference(zeros=False), empty)

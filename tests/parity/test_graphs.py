@@ -19,7 +19,7 @@ from hidiff_export.engines.tensorrt import lowering as tensorrt_build
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
 from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX
 from hidiff_export.families.family import Family, Layout, Task, Width
-from hidiff_export.graph.float32_ops import island_of
+from hidiff_export.graph.float32_ops import float32_operation_of
 from hidiff_export.graph.passes.float32_operations import computes_in_float32
 from hidiff_export.graph.portable import save, write_graph
 from hidiff_export.modules.phase_unet import PhaseUNet
@@ -130,7 +130,7 @@ def test_what_tensorrt_builds_is_float32_where_the_table_says(exported: Exported
 
 
 def _strays(node: ir.Node) -> bool:
-    return island_of(node.op_type) is not None and not computes_in_float32(node)
+    return float32_operation_of(node.op_type) is not None and not computes_in_float32(node)
 
 
 @pytest.mark.needs("tensorrt-rtx")

@@ -19,7 +19,7 @@ from hidiff_export.cli import main
 from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.evaluation_plan import edge_points
-from hidiff_export.reference.flops_progress import Meter
+from hidiff_export.reference.flops_progress import FlopsProgress
 from hidiff_export.reference.magnitude_recorder import MagnitudeRecorder
 from hidiff_export.reference.random_inputs import arrays
 from hidiff_export.reference.reference import courses, random_calls
@@ -111,7 +111,7 @@ def in_torch(folder: Path) -> dict[str, float]:
     with open_bundle(folder) as opened:
         config = json.loads(opened.sampler().origin["config"])
     points = edge_points(recipe.phase_rule(), courses(recipe, config))
-    networks, meter = networks_of_store(folder, recipe), Meter(recipe, recipe.unet_config(), None)
+    networks, meter = networks_of_store(folder, recipe), FlopsProgress(recipe, recipe.unet_config(), None)
     calls = list(random_calls(networks.unet, recipe, points, meter, MagnitudeRecorder(recipe)))
     half = networks.unet.half()
     found = {}

@@ -10,7 +10,7 @@ import torch
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.tolerances import TOLERANCES, Boundary
 from hidiff_runtime.format.manifest import Manifest
-from hidiff_runtime.verification.comparison import judge
+from hidiff_runtime.verification.comparison import compare
 from tests.parity.pictures import Picture, diffusers_pipeline, expected, generated, module_bundle, opened
 
 BOUND = TOLERANCES[Boundary.RUN, "float32"]
@@ -32,7 +32,7 @@ RECIPE = Recipe.from_dict(
 
 
 def same(found: Picture, wanted: Picture) -> bool:
-    return judge(Boundary.RUN.value, wanted.exact, found.exact, BOUND).ok
+    return compare(Boundary.RUN.value, wanted.exact, found.exact, BOUND).ok
 
 
 def embeds(pipe: Any, text: str) -> torch.Tensor:

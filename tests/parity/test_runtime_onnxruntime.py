@@ -14,7 +14,7 @@ import toy
 
 from hidiff_runtime import BundleError, EngineError, InputError, check
 from hidiff_runtime import open as open_bundle
-from hidiff_runtime.backends.onnxruntime import Options, _session_options
+from hidiff_runtime.backends.onnxruntime import OnnxRuntimeOptions, _session_options
 from hidiff_runtime.format.manifest import MANIFEST, Manifest, TensorSpec
 from hidiff_runtime.format.safetensors import SafetensorsFile
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
@@ -93,7 +93,7 @@ def test_an_option_that_the_backend_lacks_is_refused(pristine: Path) -> None:
 def test_engines_give_the_reference_as_they_stand_too(pristine: Path, optimize: bool) -> None:
     report = check(pristine, device="cpu", optimize=optimize)
     assert report.ok, report.render()
-    level = _session_options(Options(optimize=optimize)).graph_optimization_level
+    level = _session_options(OnnxRuntimeOptions(optimize=optimize)).graph_optimization_level
     assert (level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL) is not optimize
 
 

@@ -32,7 +32,7 @@ from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.format.specs import TensorSpec, TextEncoderRecord
 from hidiff_runtime.format.tokenizer import Tokenizer
 from hidiff_runtime.pipeline.prompt_encoding import TruncationWarning, encode_prompts
-from hidiff_runtime.verification.comparison import judge
+from hidiff_runtime.verification.comparison import compare
 
 BOUND = TOLERANCES[Boundary.TEXT, "float32"]
 START_ID, END_ID, COMMA = 512, 513, 256 + 11
@@ -155,7 +155,7 @@ def tokenizer(padding: str) -> Any:
 def verdicts(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, bool]:
     """Whether each array is within the bound."""
     assert found.keys() == wanted.keys()
-    return {name: judge(Boundary.TEXT.value, wanted[name], found[name], BOUND).ok for name in found}
+    return {name: compare(Boundary.TEXT.value, wanted[name], found[name], BOUND).ok for name in found}
 
 
 @pytest.fixture(scope="module", params=[Family.SD15, Family.SD21, Family.SDXL], ids=lambda family: family.value)

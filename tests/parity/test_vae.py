@@ -23,7 +23,7 @@ from hidiff_export.reference.tolerances import TOLERANCES, Boundary
 from hidiff_runtime.format.specs import GraphRecord
 from hidiff_runtime.pipeline.vae import decode, decode_tiles, encode, encode_tiles
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
-from hidiff_runtime.verification.comparison import Metrics, judge
+from hidiff_runtime.verification.comparison import Metrics, compare
 from tests.vaes import CONFIG, TILES, WEIGHTS, Opened, network, record
 
 DECODER = TOLERANCES[Boundary.VAE_DECODER, "float32"]
@@ -113,27 +113,27 @@ def test_the_engines_are_diffusers_halves(vae_folder: Path, vae: Any) -> None:
     given, image = latents(ROWS, COLUMNS), pictures(ROWS, COLUMNS)
     opened = Opened(vae_folder, WHOLE)
     found = decode(opened, given)
-    assert judge("decoder", decoded(vae, given), found, DECODER).ok
+    assert compare("decoder", decoded(vae, given), found, DECODER).ok
     with opened.network("vae_encoder") as session:
         found_moments = encode_tiles(session, WHOLE, image)
-    assert judge("encoder", moments(vae, image), found_moments, ENCODER).ok
+    assert compare("encoder", moments(vae, image), found_moments, ENCODER).ok
     # The controls: latents without the scaling factor, and a picture in another order of colours.
-    assert not judge("decoder", decoded(vae, given * np.float32(SCALING)), found, DECODER).ok
-    assert not judge("encoder", moments(vae, image[:, ::-1].copy()), found_moments, ENCODER).ok
+    assert not compare("decoder", decoded(vae, given * np.float32(SCALING)), found, DECODER).ok
+    assert not compare("encoder", moments(vae, image[:, ::-1].copy()), found_moments, ENCODER).ok
 
 
 def test_tiles_are_what_pytorch_makes_of_them_one_by_one(vae_folder: Path, vae: Any) -> None:
     given = latents()
     found = decode(Opened(vae_folder), given)
     tile = partial(decoded, vae)
-    assert judge("decoder", by_tiles(tile, given, (1, 8)), found, DECODER).ok
+    assert compare("decoder", by_tiles(tile, given, (1, 8)), found, DECODER).ok
     for wrong in (
         by_tiles(tile, given, (1, 8), normalise=False),
         by_tiles(tile, given, (1, 8), shift=1),
         by_tiles(tile, given * np.float32(SCALING), (1, 8)),
         decoded(vae, given),
     ):
-        assert not judge("decoder", wrong, found, DECODER).ok
+        assert not compare("decoder", wrong, found, DECODER).ok
 
 
 def test_encoded_tiles_are_blended_before_a_sample_is_drawn(vae_folder: Path, vae: Any) -> None:
@@ -142,9 +142,9 @@ def test_encoded_tiles_are_blended_before_a_sample_is_drawn(vae_folder: Path, va
     blended = by_tiles(partial(moments, vae), image, (8, 1))
     noise = torch.randn((1, 4, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(3)).numpy()
     mean, deviation = blended[:, :4], np.exp(0.5 * np.clip(blended[:, 4:], -30, 20))
-    assert judge("encoder", SCALING * (mean + deviation * noise), found, ENCODER).ok
-    assert not judge("encoder", SCALING * mean, found, ENCODER).ok
-    assert not judge("encoder", mean + deviation * noise, found, ENCODER).ok
+    assert compare("encoder", SCALING * (mean + deviation * noise), found, ENCODER).ok
+    assert not compare("encoder", SCALING * mean, found, ENCODER).ok
+    assert not compare("encoder", mean + deviation * noise, found, ENCODER).ok
 
 
 def test_a_sample_is_the_one_that_diffusers_pipelines_draw(vae_folder: Path, vae: Any) -> None:
@@ -154,11 +154,11 @@ def test_a_sample_is_the_one_that_diffusers_pipelines_draw(vae_folder: Path, vae
         due = SCALING * retrieve_latents(vae.encode(torch.from_numpy(image)), generator, "sample").numpy()
     ours = TorchGenerator(11)
     found = encode(Opened(vae_folder, WHOLE), image, ours)
-    assert judge("encoder", due, found, ENCODER).ok
+    assert compare("encoder", due, found, ENCODER).ok
     # Both streams go on from the same place.
     np.testing.assert_allclose(ours.randn((16,)), torch.randn(16, generator=generator).numpy(), atol=1e-5)
     one_by_one = np.concatenate([encode(Opened(vae_folder, WHOLE), one[None], TorchGenerator(11)) for one in image])
-    assert not judge("encoder", due, one_by_one, ENCODER).ok
+    assert not compare("encoder", due, one_by_one, ENCODER).ok
 
 
 def test_tiles_come_nearer_to_the_whole_than_diffusers_own(vae_folder: Path, vae: Any) -> None:

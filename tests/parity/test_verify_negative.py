@@ -16,7 +16,7 @@ from hidiff_export.reference.tolerances import Boundary
 from hidiff_export.verification.report import Report
 from hidiff_export.verification.verify import verify
 from hidiff_runtime import check
-from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, FileDigest, Manifest
 from hidiff_runtime.format.safetensors import SafetensorsFile
 from hidiff_runtime.verification.comparison import Verdict
 from hidiff_runtime.verification.replay_components import PICTURE, TEXT, TOKENS, VAE
@@ -42,7 +42,7 @@ def bundle(sd15_bundle: Path, tmp_path: Path) -> Path:
 def refresh(folder: Path) -> Path:
     """Hashes every file anew, so that nothing but the comparison itself can find the damage."""
     manifest = Manifest.read(folder)
-    files = {path: FileRecord.of(folder / path) for path in manifest.files}
+    files = {path: FileDigest.of(folder / path) for path in manifest.files}
     (folder / MANIFEST).write_text(json.dumps(replace(manifest, files=files).to_json()), encoding="utf-8")
     return folder
 

@@ -13,23 +13,23 @@ from hidiff_export.compiler.stages.stage import Report, StageContext
 from hidiff_export.engines.onnxruntime import OnnxRuntimeBuilder
 from hidiff_export.engines.protocol import Builder, PortableGraph
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
-from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX, Library
+from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX, BuilderLibrary
 from hidiff_export.recipe import Recipe
-from hidiff_export.recipe.field_types import Backend, EngineLayout
+from hidiff_export.recipe.field_types import BackendName, EngineLayout
 from hidiff_runtime.format.manifest import GraphRecord
 
 Record = TypeVar("Record", bound=GraphRecord)
 
 
-def _tensorrt(library: Library, recipe: Recipe, backend: Backend) -> Builder:
+def _tensorrt(library: BuilderLibrary, recipe: Recipe, backend: BackendName) -> Builder:
     targets = tuple(target.value for target in backend.targets(recipe.targets))
     return TensorRtBuilder(library, targets, merged=recipe.layout is EngineLayout.MERGED)
 
 
-_BUILDERS: dict[Backend, Callable[[Recipe, Backend], Builder]] = {
-    Backend.ONNXRUNTIME: lambda _recipe, _backend: OnnxRuntimeBuilder(),
-    Backend.TENSORRT: partial(_tensorrt, TENSORRT),
-    Backend.TENSORRT_RTX: partial(_tensorrt, TENSORRT_RTX),
+_BUILDERS: dict[BackendName, Callable[[Recipe, BackendName], Builder]] = {
+    BackendName.ONNXRUNTIME: lambda _recipe, _backend: OnnxRuntimeBuilder(),
+    BackendName.TENSORRT: partial(_tensorrt, TENSORRT),
+    BackendName.TENSORRT_RTX: partial(_tensorrt, TENSORRT_RTX),
 }
 
 
@@ -52,7 +52,7 @@ def _portable_graphs(context: StageContext) -> tuple[PortableGraph, ...]:
     return tuple(PortableGraph(context.folder / record.graph, record) for record in graph_records(context))
 
 
-class Engines:
+class EnginesStage:
     """The engines, beside the graphs they are built from.
 
     Args:

@@ -27,7 +27,7 @@ from hidiff_export.modules.text_encoder import TextEncoderModule
 from hidiff_export.modules.vae import VaeDecoder, VaeEncoder
 
 
-class Graphs:
+class GraphsStage:
     """``unet/<phase>.onnx``, one a phase, ``step/step.onnx``, and a graph for each other network that there is."""
 
     name = "graphs"

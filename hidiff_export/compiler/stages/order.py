@@ -8,28 +8,28 @@ from pathlib import Path
 
 from hidiff_export.checkpoints.lora import lora_fingerprint
 from hidiff_export.compiler.graph_specs import bare_manifest, step_record
-from hidiff_export.compiler.stages.engines import Engines, with_engines
-from hidiff_export.compiler.stages.graphs import Graphs
-from hidiff_export.compiler.stages.quantization import Quantisation
+from hidiff_export.compiler.stages.engines import EnginesStage, with_engines
+from hidiff_export.compiler.stages.graphs import GraphsStage
+from hidiff_export.compiler.stages.quantization import QuantizationStage
 from hidiff_export.compiler.stages.reference import FOLDER as REFERENCE_FOLDER
-from hidiff_export.compiler.stages.reference import Reference
-from hidiff_export.compiler.stages.scheduler_tables import Samplers, sampler_tables
+from hidiff_export.compiler.stages.reference import ReferenceStage
+from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage, sampler_tables
 from hidiff_export.compiler.stages.stage import Stage, StageContext
-from hidiff_export.compiler.stages.weights import WEIGHTS, Weights, model_index
+from hidiff_export.compiler.stages.weights import WEIGHTS, WeightsStage, model_index
 from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import tool_versions
-from hidiff_runtime.format.manifest import FileRecord, Manifest
+from hidiff_runtime.format.manifest import FileDigest, Manifest
 from hidiff_runtime.verification.reference_samples import INDEX
 
 # The reference comes last: it takes longest, and whatever else is wrong shows before it.
-STAGES: tuple[Stage, ...] = (Weights(), Samplers(), Graphs(), Engines(), Reference())
+STAGES: tuple[Stage, ...] = (WeightsStage(), SchedulerTablesStage(), GraphsStage(), EnginesStage(), ReferenceStage())
 QUANTISED_STAGES: tuple[Stage, ...] = (
-    Weights(),
-    Samplers(),
-    Graphs(),
-    Reference(),
-    Quantisation(),
-    Engines(Quantisation.name),
+    WeightsStage(),
+    SchedulerTablesStage(),
+    GraphsStage(),
+    ReferenceStage(),
+    QuantizationStage(),
+    EnginesStage(QuantizationStage.name),
 )
 """Those of a quantised recipe: ranges are measured on what the reference was given."""
 
@@ -39,7 +39,7 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     return QUANTISED_STAGES if recipe.precision.quantised else STAGES
 
 
-def assemble_manifest(context: StageContext, files: Mapping[str, FileRecord]) -> Manifest:
+def assemble_manifest(context: StageContext, files: Mapping[str, FileDigest]) -> Manifest:
     """The manifest of a finished build.
 
     Args:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from hidiff_export.compiler.stages.stage import Report, StageContext
-from hidiff_export.quantization.quantize import Inputs, quantise_graph
+from hidiff_export.quantization.quantize import Inputs, quantize_graph
 from hidiff_export.tool_versions import QUANTISERS, tool_versions
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.verification.reference_samples import INDEX, CallSample, ReferenceSamples, Stored
 
 
-class Quantisation:
+class QuantizationStage:
     """The portable graph of each phase in int8 or fp8, from the float16 graph that stays beside it."""
 
     name = "quantisation"
@@ -31,7 +31,7 @@ class Quantisation:
         for index, phase in enumerate(context.phases):
             report(index, len(context.phases), phase.name)
             given = calibration(samples, phase)
-            quantise_graph(context.traced(phase), given, context.recipe.precision, context.graph(phase))
+            quantize_graph(context.traced(phase), given, context.recipe.precision, context.graph(phase))
         return tuple(map(context.graph, context.phases))
 
 

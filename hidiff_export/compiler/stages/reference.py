@@ -18,7 +18,7 @@ from hidiff_runtime.verification.manifest_facts import facts_of
 FOLDER = "reference"
 
 
-class Reference:
+class ReferenceStage:
     """The reference samples, in ``reference/``: float32 PyTorch on the weights as they are stored, and diffusers'
     schedulers."""
 

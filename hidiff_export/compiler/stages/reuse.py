@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.compiler.graph_specs import graph_records
-from hidiff_export.compiler.stages.graphs import Graphs, write_beside
-from hidiff_export.compiler.stages.scheduler_tables import FOLDER, Samplers, tabulated
+from hidiff_export.compiler.stages.graphs import GraphsStage, write_beside
+from hidiff_export.compiler.stages.scheduler_tables import FOLDER, SchedulerTablesStage, tabulated
 from hidiff_export.compiler.stages.stage import Report, StageContext
 from hidiff_export.compiler.stages.weights import SCHEDULER_CONFIG, WEIGHTS
 from hidiff_export.errors import BundleError
@@ -22,14 +22,14 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import EXPORTERS, tool_versions
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.integrity import verify_files
-from hidiff_runtime.format.manifest import FileRecord, GraphRecord, Manifest
+from hidiff_runtime.format.manifest import FileDigest, GraphRecord, Manifest
 
 _TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.INT32: "int32"}
 _STORED = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
 
 
 @dataclass(frozen=True)
-class Origin:
+class SourceBundle:
     """The bundle that graphs and tables are taken from: its folder and its manifest."""
 
     folder: BundleFolder
@@ -46,7 +46,7 @@ class Origin:
         return path
 
 
-class TakenGraphs(Graphs):
+class ReusedGraphs(GraphsStage):
     """The traced graphs of another bundle; the step graph and the preview, which cost little, are made anew.
 
     A graph holds no weight, but says where in the store each lies. It is taken only if the new store has every weight
@@ -56,7 +56,7 @@ class TakenGraphs(Graphs):
         origin: where they come from.
     """
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: SourceBundle) -> None:
         self.origin = origin
 
     def inputs(self, context: StageContext) -> Any:
@@ -81,14 +81,14 @@ class TakenGraphs(Graphs):
         return (*taken, *beside)
 
 
-class TakenSamplers(Samplers):
+class ReusedSchedulerTables(SchedulerTablesStage):
     """The sampler tables of another bundle where noise schedule, runs and tools are the same, else new ones.
 
     Args:
         origin: where they come from.
     """
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: SourceBundle) -> None:
         self.origin = origin
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
@@ -101,7 +101,7 @@ class TakenSamplers(Samplers):
     def _same(self, context: StageContext) -> bool:
         tools = tool_versions(EXPORTERS)
         before = self.origin.manifest
-        schedule = FileRecord.of(context.folder / SCHEDULER_CONFIG) == before.files.get(SCHEDULER_CONFIG)
+        schedule = FileDigest.of(context.folder / SCHEDULER_CONFIG) == before.files.get(SCHEDULER_CONFIG)
         same_runs = tabulated(Recipe.from_dict(before.recipe)) == tabulated(context.recipe)
         return schedule and same_runs and all(before.tools.get(name) == version for name, version in tools.items())
 

@@ -15,7 +15,7 @@ from hidiff_runtime.sampling.scheduler_table import SamplerTable
 FOLDER = "samplers"
 
 
-class Samplers:
+class SchedulerTablesStage:
     """One table a sampler of the recipe, in ``samplers/``."""
 
     name = "samplers"

@@ -27,7 +27,7 @@ WEIGHTS = "weights.safetensors"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
-class Weights:
+class WeightsStage:
     """``weights.safetensors`` and ``config.json`` of each network, the tokenizers and the scheduler's configuration."""
 
     name = "weights"

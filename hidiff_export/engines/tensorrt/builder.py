@@ -14,8 +14,8 @@ import onnx_ir as ir
 from hidiff_export.build.tensorrt.merged import lower_merged
 from hidiff_export.engines.protocol import PortableGraph, Report
 from hidiff_export.engines.tensorrt.built_plans import Built
-from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, Gpu, check_targets, examine
-from hidiff_export.engines.tensorrt.libraries import TOOL, Library
+from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, DetectedGpu, check_targets, examine
+from hidiff_export.engines.tensorrt.libraries import TOOL, BuilderLibrary
 from hidiff_export.engines.tensorrt.lowering import lower
 from hidiff_export.engines.tensorrt.shared_weights import share_tails
 from hidiff_export.engines.tensorrt.timings import timing_cache
@@ -25,7 +25,7 @@ from hidiff_export.graph.merge import selector_name
 from hidiff_export.graph.portable import save
 from hidiff_export.tool_versions import tool_versions
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
-from hidiff_runtime.format.manifest import FileRecord, PhaseRecord, TensorSpec
+from hidiff_runtime.format.manifest import FileDigest, PhaseRecord, TensorSpec
 
 OPTIONS = {"profiling_verbosity": "detailed", "tf32": False, "allocates_while_running": False}
 """What every engine is built with; TensorRT-RTX alone has to be asked for the last."""
@@ -103,7 +103,7 @@ class TensorRtBuilder:
         merged: whether all phases go into one plan.
     """
 
-    def __init__(self, library: Library, targets: tuple[str, ...], *, merged: bool = False) -> None:
+    def __init__(self, library: BuilderLibrary, targets: tuple[str, ...], *, merged: bool = False) -> None:
         self._library = library
         self._targets = targets
         self._merged = merged
@@ -213,12 +213,12 @@ class TensorRtBuilder:
         """The fingerprint of everything that a plan depends on."""
         for path in (request.graph, request.weights):
             if path is not None and path not in hashes:
-                hashes[path] = FileRecord.of(Path(path)).sha256
+                hashes[path] = FileDigest.of(Path(path)).sha256
         contents = hashes.pop(request.graph), request.weights and hashes[request.weights]
         return hashlib.sha256(json.dumps([self.key(), *contents], sort_keys=True).encode()).hexdigest()
 
     def _record(self, plan: _Plan, key: str, answer: dict[str, Any]) -> PlanRecord:
-        here = Gpu.of(answer) if self._targets == THIS_MACHINE else None
+        here = DetectedGpu.of(answer) if self._targets == THIS_MACHINE else None
         return PlanRecord(
             backend=self.name,
             version=answer["version"],

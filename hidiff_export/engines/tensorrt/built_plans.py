@@ -13,7 +13,7 @@ from typing import Any
 from hidiff_export.errors import BundleError
 from hidiff_export.files import write_json
 from hidiff_runtime.format.codec import Fields, parse_object
-from hidiff_runtime.format.manifest import FileRecord
+from hidiff_runtime.format.manifest import FileDigest
 
 SUFFIX = ".built"
 COSTS = ("seconds", "peak_bytes")
@@ -31,13 +31,13 @@ class Built:
     """
 
     key: str
-    files: Mapping[str, FileRecord]
+    files: Mapping[str, FileDigest]
     costs: Mapping[str, float]
 
     @classmethod
     def of(cls, key: str, paths: Iterable[Path], answer: Mapping[str, Any]) -> Built:
         """The note on the files ``paths`` that a worker has written and answered for."""
-        return cls(key, {path.name: FileRecord.of(path) for path in paths}, {name: answer[name] for name in COSTS})
+        return cls(key, {path.name: FileDigest.of(path) for path in paths}, {name: answer[name] for name in COSTS})
 
     @classmethod
     def read(cls, engine: Path) -> Built | None:
@@ -45,7 +45,7 @@ class Built:
         path = engine.with_suffix(SUFFIX)
         try:
             fields = Fields(parse_object(path.read_text(encoding="utf-8"), path.name), path.name)
-            files = fields.named("files", lambda inner, name: inner.nested(name, FileRecord.from_fields))
+            files = fields.named("files", lambda inner, name: inner.nested(name, FileDigest.from_fields))
             return cls(fields.text("key"), files, fields.named("costs", Fields.number))
         except (BundleError, OSError, UnicodeDecodeError):
             return None
@@ -58,5 +58,5 @@ class Built:
     def holds(self, key: str, paths: Iterable[Path]) -> bool:
         """Whether these are the plan's files, of the same key and as they were written."""
         return self.key == key and all(
-            path.is_file() and FileRecord.of(path) == self.files.get(path.name) for path in paths
+            path.is_file() and FileDigest.of(path) == self.files.get(path.name) for path in paths
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from hidiff_export.engines.tensorrt.libraries import Library
+from hidiff_export.engines.tensorrt.libraries import BuilderLibrary
 from hidiff_export.engines.tensorrt.worker_process import ask
 from hidiff_export.errors import EngineError
 
@@ -16,14 +16,14 @@ THIS_MACHINE = ("cuda",)
 
 
 @dataclass(frozen=True)
-class Gpu:
+class DetectedGpu:
     """A GPU: its name and its compute capability (``sm90``)."""
 
     name: str
     target: str
 
     @classmethod
-    def of(cls, answer: dict[str, Any]) -> Gpu | None:
+    def of(cls, answer: dict[str, Any]) -> DetectedGpu | None:
         """The GPU in a worker's answer, if the machine has one."""
         return None if answer["gpu"] is None else cls(**answer["gpu"])
 
@@ -34,18 +34,18 @@ class Examined:
 
     version: str
     targets: tuple[str, ...]
-    gpu: Gpu | None
+    gpu: DetectedGpu | None
 
 
 @cache
-def examine(library: Library) -> Examined:
+def examine(library: BuilderLibrary) -> Examined:
     """Loads the library in a worker. Raises EngineError where it is missing or does not load."""
     library.require()
     found = ask(library, "nothing", json.dumps({"do": "examine"}), lambda _fraction, _note: None)
-    return Examined(found["version"], tuple(found["targets"]), Gpu.of(found))
+    return Examined(found["version"], tuple(found["targets"]), DetectedGpu.of(found))
 
 
-def check_targets(library: Library, targets: tuple[str, ...]) -> None:
+def check_targets(library: BuilderLibrary, targets: tuple[str, ...]) -> None:
     """Refuses what the library cannot build here.
 
     Args:
@@ -73,7 +73,7 @@ def check_targets(library: Library, targets: tuple[str, ...]) -> None:
             )
 
 
-def _check_gpu(library: Library, found: Examined) -> None:
+def _check_gpu(library: BuilderLibrary, found: Examined) -> None:
     if found.gpu is None:
         ahead = "Name the GPUs to build for ahead of time, such as targets: [sm89, sm120]"
         other = ahead if library.ahead_of_time else f"{ahead} with backend: tensorrt-rtx"

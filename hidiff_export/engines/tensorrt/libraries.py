@@ -12,7 +12,7 @@ TOOL = "polygraphy"
 
 
 @dataclass(frozen=True)
-class Library:
+class BuilderLibrary:
     """A TensorRT.
 
     Args:
@@ -48,5 +48,5 @@ class Library:
             )
 
 
-TENSORRT = Library("tensorrt", "TensorRT", "tensorrt", (10, 13), ahead_of_time=False)
-TENSORRT_RTX = Library("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", (1, 0), ahead_of_time=True)
+TENSORRT = BuilderLibrary("tensorrt", "TensorRT", "tensorrt", (10, 13), ahead_of_time=False)
+TENSORRT_RTX = BuilderLibrary("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", (1, 0), ahead_of_time=True)

@@ -11,7 +11,7 @@ from hidiff_export.errors import ExportError
 from hidiff_export.graph.passes.base import static_shape
 from hidiff_export.graph.passes.compute_window_orders import ComputeWindowOrders
 from hidiff_export.graph.passes.decompose_attention import DecomposeAttention
-from hidiff_export.graph.passes.float32_operations import Float32Islands
+from hidiff_export.graph.passes.float32_operations import Float32Operations
 from hidiff_export.graph.passes.name_by_module import NameByModule
 from hidiff_export.graph.portable import run_passes
 
@@ -36,7 +36,7 @@ def lowering_passes() -> ir.passes.Sequential:
     """From the portable graph to TensorRT's."""
     return ir.passes.Sequential(
         ComputeWindowOrders(),
-        Float32Islands(),
+        Float32Operations(),
         DecomposeAttention(),
         common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),

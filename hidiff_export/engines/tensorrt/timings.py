@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 from hidiff_export.engines.tensorrt.capabilities import Examined
-from hidiff_export.engines.tensorrt.libraries import Library
+from hidiff_export.engines.tensorrt.libraries import BuilderLibrary
 
 
-def timing_cache(library: Library, found: Examined) -> Path | None:
+def timing_cache(library: BuilderLibrary, found: Examined) -> Path | None:
     """The file for this library's version and this GPU, in the user's cache folder; Polygraphy locks it.
 
     None for TensorRT-RTX, which times nothing while building: its operations on such caches do nothing since 1.2, and

@@ -13,7 +13,7 @@ from typing import IO, Any, NoReturn
 
 from hidiff_export.engines.tensorrt import worker
 from hidiff_export.engines.tensorrt.error_advice import OUT_OF_MEMORY, REPORT, advice_for
-from hidiff_export.engines.tensorrt.libraries import Library
+from hidiff_export.engines.tensorrt.libraries import BuilderLibrary
 from hidiff_export.errors import EngineError
 
 Progress = Callable[[float, str], None]
@@ -26,7 +26,7 @@ _SHOWN_ERRORS, _SHOWN_LETTERS = 4, 600
 _NO_DRIVER = "checkMacros.cpp::catchCudaError"  # on a machine without a GPU, any other error brings this one along
 
 
-def ask(library: Library, what: str, request: str, progress: Progress) -> dict[str, Any]:
+def ask(library: BuilderLibrary, what: str, request: str, progress: Progress) -> dict[str, Any]:
     """What a worker answers to a request.
 
     Args:
@@ -89,7 +89,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.kill()  # nothing happens where it has ended
 
 
-def _fail(library: Library, what: str, event: dict[str, Any]) -> NoReturn:
+def _fail(library: BuilderLibrary, what: str, event: dict[str, Any]) -> NoReturn:
     """Raises the error that the worker reported."""
     errors: list[str] = [error for error in event["errors"] if _NO_DRIVER not in error] or event["errors"]
     text = "\n".join(error[:_SHOWN_LETTERS].strip() for error in errors[:_SHOWN_ERRORS])
@@ -107,7 +107,7 @@ def _fail(library: Library, what: str, event: dict[str, Any]) -> NoReturn:
     raise EngineError(f"{library.title} cannot build {what}.", given=text or "no reason", advice=advice_for(text))
 
 
-def _died(library: Library, what: str, code: int, said: IO[bytes]) -> NoReturn:
+def _died(library: BuilderLibrary, what: str, code: int, said: IO[bytes]) -> NoReturn:
     """Raises the error about a worker that ended without an answer."""
     said.seek(0)
     words = said.read().decode(errors="replace").strip()[-_SHOWN_LETTERS:]

@@ -28,7 +28,7 @@ class EmulateHalf(ir.passes.InPlacePass):
     takes float32, and its result is cast to half precision and back. What exceeds float16's 65504 becomes an infinity.
 
     A node is rounded once, behind it. So nothing is rounded inside an operator that
-    `hidiff_export.graph.float32_ops.ISLANDS` has in float32: attention's scores, a softmax, a normalisation's means.
+    `hidiff_export.graph.float32_ops` has in float32: attention's scores, a softmax, a normalisation's means.
     Sums within a convolution or a matrix product are float32 too.
 
     Requires: types known; no subgraphs; inputs and outputs of other types than float16 and bfloat16.

@@ -23,7 +23,7 @@ _TYPES = {
 }
 
 
-class ExternaliseWeights(ir.passes.InPlacePass):
+class ExternalizeWeights(ir.passes.InPlacePass):
     """Points every weight at its bytes in the store, after comparing them.
 
     Requires: initialisers under the store's own names or with ``prefix`` before them.

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from hidiff_export.graph.float32_ops import ISLANDS, Means, island_of
+from hidiff_export.graph.float32_ops import FLOAT32_OPERATIONS, Means, float32_operation_of
 from hidiff_export.graph.passes.base import Operator, Outcome, Replacement, RewritePass, make
 
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -16,27 +16,29 @@ _STASH_TYPE = "stash_type"
 _FLOAT = int(ir.DataType.FLOAT)
 
 
-class Float32Islands(RewritePass):
-    """Applies :data:`~hidiff_export.graph.float32_ops.ISLANDS`.
+class Float32Operations(RewritePass):
+    """Applies :data:`~hidiff_export.graph.float32_ops.FLOAT32_OPERATIONS`.
 
     Requires: types known.
     Ensures: every operator of the table computes in float32.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset(("", name) for island in ISLANDS for name in island.operators)
+    operators: ClassVar[frozenset[Operator]] = frozenset(
+        ("", name) for island in FLOAT32_OPERATIONS for name in island.operators
+    )
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Makes one node compute in float32."""
         if computes_in_float32(node):
             return None
-        island = island_of(node.op_type)
+        island = float32_operation_of(node.op_type)
         assert island is not None  # by `operators`
         return between_casts(node) if island.means is Means.CASTS else None
 
     def ensures(self, model: ir.Model) -> None:
         """Checks the graph against the table."""
         for node in model.graph:
-            island = island_of(node.op_type)
+            island = float32_operation_of(node.op_type)
             if island is not None and not node.domain and not computes_in_float32(node):
                 raise ir.passes.PostconditionError(
                     f"{node.op_type} {node.name} is of {node.inputs[0].dtype if node.inputs[0] else None}, but in "
@@ -46,7 +48,7 @@ class Float32Islands(RewritePass):
 
 def computes_in_float32(node: ir.Node) -> bool:
     """Whether a node of the table computes in float32 or more, by its types and attributes."""
-    island = island_of(node.op_type)
+    island = float32_operation_of(node.op_type)
     if island is not None and island.means is Means.KERNELS:
         stash_type = node.attributes.get(_STASH_TYPE)
         return stash_type is None or stash_type.as_int() == _FLOAT  # float32 is ONNX's default

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from hidiff_export.graph.passes.base import add_constant, make
-from hidiff_export.graph.quantized_tensor import QuantisedTensor
+from hidiff_export.graph.quantized_tensor import QuantizedTensor
 
 
-class QuantiseTensors(ir.passes.InPlacePass):
+class QuantizeTensors(ir.passes.InPlacePass):
     """Puts ``QuantizeLinear`` and ``DequantizeLinear`` between tensors and the nodes that read them in few bits.
 
     Weights are quantised in the graph, from the weight store's own bytes: no second copy of them is written. Backends
@@ -28,7 +28,7 @@ class QuantiseTensors(ir.passes.InPlacePass):
         kind: ``ir.DataType.INT8`` or ``FLOAT8E4M3FN``.
     """
 
-    def __init__(self, tensors: Iterable[QuantisedTensor], kind: ir.DataType) -> None:
+    def __init__(self, tensors: Iterable[QuantizedTensor], kind: ir.DataType) -> None:
         super().__init__()
         self._tensors = tuple(tensors)
         self._kind = kind
@@ -52,7 +52,7 @@ class QuantiseTensors(ir.passes.InPlacePass):
                 nodes[name].replace_input_with(position, pair[-1].outputs[0])
         return ir.passes.PassResult(model, modified=bool(self._tensors))
 
-    def _insert(self, graph: ir.Graph, tensor: QuantisedTensor, before: ir.Node) -> tuple[ir.Node, ir.Node]:
+    def _insert(self, graph: ir.Graph, tensor: QuantizedTensor, before: ir.Node) -> tuple[ir.Node, ir.Node]:
         value = next(value for value in before.inputs if value is not None and value.name == tensor.tensor)
         scale = np.array(tensor.scale, np.float16)
         scale = scale if tensor.axis is not None else scale.reshape(())

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hidiff_runtime.errors import BundleError, EngineError
 from hidiff_runtime.format.codec import REBUILD
-from hidiff_runtime.format.paths import fault_in
+from hidiff_runtime.format.paths import path_error
 from hidiff_runtime.format.regular_files import open_regular
 
 _MESSAGES: Mapping[str, Mapping[int, str]] = {
@@ -56,7 +56,7 @@ def files_of(engine: Path) -> tuple[Path, ...]:
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError("A graph cannot be read.", given=f"{engine}: {error}", advice=REBUILD) from error
     for location in found:
-        if fault := fault_in(location):
+        if fault := path_error(location):
             raise BundleError(
                 f"A graph looks for its weights outside the bundle: the path {fault}.",
                 given=f"{engine.name}: {location[:200]!r}",

@@ -49,7 +49,7 @@ _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "available memor
 
 
 @dataclass(frozen=True)
-class Options:
+class OnnxRuntimeOptions:
     """Options of this backend.
 
     Args:
@@ -66,7 +66,7 @@ class Options:
     optimize: bool = True
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Options:
+    def of(cls, options: Mapping[str, Any]) -> OnnxRuntimeOptions:
         """The options by name. Raises InputError for one that there is not, or a value that it cannot have."""
         known = [field.name for field in fields(cls)]
         for name in options:
@@ -118,8 +118,8 @@ class OnnxRuntimeBackend:
         return files_of(engine)
 
     def device(self, options: Mapping[str, Any]) -> OnnxRuntimeDevice:
-        """The device of these options. Raises InputError for one that is not of `Options`."""
-        return OnnxRuntimeDevice(Options.of(options))
+        """The device of these options. Raises InputError for one that is not of `OnnxRuntimeOptions`."""
+        return OnnxRuntimeDevice(OnnxRuntimeOptions.of(options))
 
 
 def backend() -> Backend:
@@ -130,7 +130,7 @@ def backend() -> Backend:
 class OnnxRuntimeDevice:
     """The CPU or one GPU; sessions share no more than the place."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: OnnxRuntimeOptions) -> None:
         self._options = options
         self._memory: OrtMemory | None = None
 
@@ -240,7 +240,7 @@ class OnnxRuntimeSession:
     """One engine; loaded on entering, freed on leaving."""
 
     def __init__(
-        self, engine: Path, weights: Sequence[Path], record: GraphRecord, options: Options, place: Place
+        self, engine: Path, weights: Sequence[Path], record: GraphRecord, options: OnnxRuntimeOptions, place: Place
     ) -> None:
         self._engine = engine
         self._weights = weights
@@ -358,7 +358,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _session_options(options: Options) -> Any:
+def _session_options(options: OnnxRuntimeOptions) -> Any:
     import onnxruntime
 
     made = onnxruntime.SessionOptions()

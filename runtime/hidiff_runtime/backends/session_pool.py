@@ -23,7 +23,7 @@ CONTROLNET: Literal["controlnet"] = "controlnet"
 STEP: Literal["step"] = "step"
 
 
-class EnginePool:
+class SessionPool:
     """The sessions of a bundle's phases, of its ControlNet and of its step graph.
 
     Args:
@@ -75,12 +75,12 @@ class EnginePool:
             for other in [other for other in self._expected if other != phase]:
                 self._discard(other)
         kept = (phase, STEP, CONTROLNET) if phase.control else (phase, STEP)
-        for key in self._stale(kept):
+        for key in self._evictable(kept):
             # One that was opened ahead is in memory beside the others already: nothing is won by closing them first.
             if phase not in self._expected and not self._same_file(key, phase):
                 self._close(key)
         session = self._get(phase)
-        for key in self._stale(kept):
+        for key in self._evictable(kept):
             self._close(key)
         return session
 
@@ -93,7 +93,7 @@ class EnginePool:
         return self._get(STEP)
 
     @contextmanager
-    def lent(self, network: Network, first: Phase) -> Iterator[Session]:
+    def borrow(self, network: Network, first: Phase) -> Iterator[Session]:
         """A network's session, closed at the end unless all may stay. Raises as `get` does.
 
         Networks run before a run's first step or after its last. So engines that the next run does not begin with are
@@ -103,7 +103,7 @@ class EnginePool:
             first: the phase that runs begin with.
         """
         if self._resident != "all":
-            for key in self._stale((first, STEP)):
+            for key in self._evictable((first, STEP)):
                 if not self._same_file(key, first):
                     self._close(key)
         try:
@@ -112,7 +112,7 @@ class EnginePool:
             if self._resident != "all" and network in self._sessions:
                 self._close(network)
 
-    def expect(self, phase: Phase) -> None:
+    def prefetch(self, phase: Phase) -> None:
         """Opens the phase's engine in a thread, if the pool does that; `get` waits for it, and raises what it met."""
         if not self._prefetch or phase in self._sessions or phase in self._expected:
             return
@@ -151,7 +151,7 @@ class EnginePool:
             for phase in reversed(tuple(self._expected)):
                 closing.callback(self._discard, phase)
 
-    def _stale(self, kept: tuple[EngineKey, ...]) -> list[EngineKey]:
+    def _evictable(self, kept: tuple[EngineKey, ...]) -> list[EngineKey]:
         """What the pool itself may close: who was lent a network's session gives it back."""
         return [key for key in self._sessions if key not in kept and key not in get_args(Network)]
 

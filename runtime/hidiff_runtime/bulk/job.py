@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hidiff_runtime.bulk.job_progress import Progress
+from hidiff_runtime.bulk.job_progress import JobProgress
 from hidiff_runtime.bulk.output import DEAD, Output
 from hidiff_runtime.bulk.ray_pool import Cluster, Pool, connected
 from hidiff_runtime.bulk.reading import read_prompts
-from hidiff_runtime.bulk.resume import Plan, make_plan
+from hidiff_runtime.bulk.resume import ResumePlan, plan_resume
 from hidiff_runtime.bulk.row_worker import DIED, LIMITS, Outcome, Work, request_values
 from hidiff_runtime.bulk.rows import DeadLetter, Row, find_rows
-from hidiff_runtime.bulk.storage import Place, Store
+from hidiff_runtime.bulk.storage import Location, Store
 from hidiff_runtime.errors import EngineError, InputError, StorageError
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.manifest import Manifest
-from hidiff_runtime.pipeline.pipeline import Pipeline, check_whole
+from hidiff_runtime.pipeline.pipeline import Pipeline, require_text_and_vae
 from hidiff_runtime.pipeline.prompt_encoding import TokenCounter
 from hidiff_runtime.pipeline.request_fields import read_request
 from hidiff_runtime.pipeline.request_summary import FIRST, describe_request
@@ -50,8 +50,8 @@ class Job:
     """
 
     folder: Path
-    prompts: Place
-    output: Place
+    prompts: Location
+    output: Location
     pool: Pool
     seed: int = 0
     defaults: Mapping[str, Value] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Checked:
         first: rows that passed, as they will be drawn: id, where, and what `describe_request` says.
     """
 
-    plan: Plan
+    plan: ResumePlan
     refused: tuple[DeadLetter, ...]
     first: tuple[dict[str, Any], ...]
 
@@ -186,7 +186,7 @@ def check_job(job: Job) -> Checked:
 
 def _manifest(job: Job) -> Manifest:
     manifest = BundleFolder(job.folder, job.opening.get("allow_links", ())).manifest()
-    check_whole(manifest, job.folder)
+    require_text_and_vae(manifest, job.folder)
     return manifest
 
 
@@ -195,8 +195,8 @@ def _rows(job: Job) -> tuple[list[Row], list[DeadLetter]]:
     return find_rows(raws, seed=job.seed, defaults=job.defaults, ignored=job.ignored)
 
 
-def _plan(job: Job, manifest: Manifest, rows: list[Row], refused: list[DeadLetter], output: Output) -> Plan:
-    return make_plan(
+def _plan(job: Job, manifest: Manifest, rows: list[Row], refused: list[DeadLetter], output: Output) -> ResumePlan:
+    return plan_resume(
         rows,
         refused,
         output,
@@ -218,7 +218,7 @@ def _kept(output: Output) -> Iterator[None]:
         raise
 
 
-def _make(job: Job, manifest: Manifest, plan: Plan, output: Output, summary: Summary) -> None:
+def _make(job: Job, manifest: Manifest, plan: ResumePlan, output: Output, summary: Summary) -> None:
     """Makes what is left to do."""
     started = time.monotonic()
     work = Work(
@@ -230,13 +230,15 @@ def _make(job: Job, manifest: Manifest, plan: Plan, output: Output, summary: Sum
         inputs=job.prompts.parent,
     )
     with connected(job.pool) as cluster:
-        shown = Progress(summary.rows, summary.finished, summary.failed, manifest.batch, cluster.actors, cluster.alive)
+        shown = JobProgress(
+            summary.rows, summary.finished, summary.failed, manifest.batch, cluster.actors, cluster.alive
+        )
         with shown:
             _take(cluster, work, plan, output, summary, shown)
     summary.seconds = round(time.monotonic() - started, 3)
 
 
-def _take(cluster: Cluster, work: Work, plan: Plan, output: Output, summary: Summary, shown: Progress) -> None:
+def _take(cluster: Cluster, work: Work, plan: ResumePlan, output: Output, summary: Summary, shown: JobProgress) -> None:
     """Writes down each outcome. Rows that ended their workers are held back until another shows that workers work."""
     left = {row.number for row in plan.todo}
     parities: Counter[str] = Counter(summary.parity)
@@ -262,7 +264,7 @@ def _take(cluster: Cluster, work: Work, plan: Plan, output: Output, summary: Sum
 
 def _note(outcome: Outcome, output: Output, summary: Summary, parities: Counter[str]) -> None:
     if outcome.letter is not None:
-        output.bury(outcome.letter)
+        output.add_dead_letter(outcome.letter)
         summary.failed += 1
         return
     output.add(outcome.pictures)
@@ -276,7 +278,7 @@ def _note(outcome: Outcome, output: Output, summary: Summary, parities: Counter[
 
 def _bury(ended: list[DeadLetter], output: Output, summary: Summary) -> None:
     for letter in ended:
-        output.bury(letter)
+        output.add_dead_letter(letter)
     summary.failed += len(ended)
     ended.clear()
 

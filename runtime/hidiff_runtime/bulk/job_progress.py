@@ -16,7 +16,7 @@ WINDOW = 50
 """Rows that the speed is taken from."""
 
 
-class Progress:
+class JobProgress:
     """Shows a line now and then, from a thread of its own. A context manager.
 
     Args:
@@ -64,7 +64,7 @@ class Progress:
         told.append(f"{self._alive()} of {self._actors} workers alive")
         return ", ".join(told)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> JobProgress:
         self._thread.start()
         return self
 

@@ -34,7 +34,7 @@ EACH_SECONDS, EACH_ROWS = 20.0, 1000
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageEntry:
     """A row of the index.
 
     Args:
@@ -75,9 +75,9 @@ class Output:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.index: dict[str, list[Picture]] = {}
+        self.index: dict[str, list[ImageEntry]] = {}
         self.dead: list[DeadLetter] = []
-        self._fresh: list[Picture] = []
+        self._fresh: list[ImageEntry] = []
         self._dead_changed = False
         self._bound: dict[str, Any] = {}
         self._written = time.monotonic()
@@ -112,7 +112,7 @@ class Output:
         _check_same(self.store.place.url, _object(RUN, content), bundle, settings)
         self._read()
 
-    def add(self, pictures: Iterable[Picture]) -> None:
+    def add(self, pictures: Iterable[ImageEntry]) -> None:
         """Notes the pictures of a row."""
         made = list(pictures)
         self.index[made[0].id] = made
@@ -124,7 +124,7 @@ class Output:
         self._dead_changed |= kept != self.dead
         self.dead = kept
 
-    def bury(self, letter: DeadLetter) -> None:
+    def add_dead_letter(self, letter: DeadLetter) -> None:
         """Notes that a row failed; the index forgets pictures that were made of it when it was another."""
         self.dead.append(letter)
         self.index.pop(letter.id, None)
@@ -161,7 +161,7 @@ class Output:
         self.store.write(RUN, f"{json_text({**self._bound, **facts}, indent=2)}\n".encode())
 
     def _read(self) -> None:
-        rows: dict[tuple[str, str], dict[int, Picture]] = {}
+        rows: dict[tuple[str, str], dict[int, ImageEntry]] = {}
         for name in (INDEX, *self._parts()):
             content = self.store.read(name)
             for picture in [] if content is None else _pictures(name, content):
@@ -176,14 +176,14 @@ class Output:
         return [f"{PARTS}/{name}" for name in found if name.startswith("part-") and name.endswith(".parquet")]
 
 
-def _table(pictures: list[Picture]) -> bytes:
+def _table(pictures: list[ImageEntry]) -> bytes:
     """The Parquet file of these rows."""
     pyarrow = arrow()
     from pyarrow import parquet
 
     types = {"row": "int64", "picture": "int32", "bytes": "int64", "seed": "int64", "seconds": "float64"}
     schema = pyarrow.schema(
-        [(field.name, pyarrow.type_for_alias(types.get(field.name, "string"))) for field in fields(Picture)]
+        [(field.name, pyarrow.type_for_alias(types.get(field.name, "string"))) for field in fields(ImageEntry)]
     )
     content = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist([asdict(picture) for picture in pictures], schema), content)
@@ -205,12 +205,12 @@ def _letter(line: bytes) -> DeadLetter:
     return _record(DeadLetter, values)
 
 
-def _pictures(name: str, content: bytes) -> list[Picture]:
+def _pictures(name: str, content: bytes) -> list[ImageEntry]:
     pyarrow = arrow()
     from pyarrow import parquet
 
     try:
-        return [_record(Picture, row) for row in parquet.read_table(io.BytesIO(content)).to_pylist()]
+        return [_record(ImageEntry, row) for row in parquet.read_table(io.BytesIO(content)).to_pylist()]
     except (pyarrow.ArrowException, OSError, TypeError, ValueError, OverflowError) as error:
         raise _broken(name, error) from error
 

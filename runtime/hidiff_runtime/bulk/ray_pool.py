@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hidiff_runtime.bulk.row_worker import Maker, Outcome, Work
+from hidiff_runtime.bulk.row_worker import Outcome, RowWorker, Work
 from hidiff_runtime.bulk.rows import Row
 from hidiff_runtime.errors import EngineError, InputError
 
@@ -71,7 +71,7 @@ class Pool:
             )
 
 
-class Board:
+class Coordinator:
     """An actor that outlives workers: how often each row was begun, and which workers are alive."""
 
     def __init__(self) -> None:
@@ -93,18 +93,18 @@ class Board:
         return sum(now - beat < 3 * BEAT_SECONDS for beat in self._beats.values())
 
 
-class Worker:
+class RayWorker:
     """An actor of the pool: makes the rows of one block after another.
 
     Args:
         work: what to do.
-        board: handle of the `Board`.
+        board: handle of the `Coordinator`.
     """
 
     def __init__(self, work: Work, board: Any) -> None:
         import ray
 
-        self._maker = Maker(work, lambda row: int(ray.get(board.begin.remote(row))), lambda: os._exit(1))
+        self._maker = RowWorker(work, lambda row: int(ray.get(board.begin.remote(row))), lambda: os._exit(1))
         self._board = board
         threading.Thread(target=self._beat, name="hidiff-beat", daemon=True).start()
 
@@ -137,7 +137,7 @@ class Cluster:
         self.actors = actors
         self._ray = ray
         self._alive = 0
-        self._board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
+        self._board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator).remote()
 
     def alive(self) -> int:
         """Workers that are alive, as far as was heard last."""
@@ -158,7 +158,7 @@ class Cluster:
         # from_arrow would run a task for each block.
         items = from_items([{"row": row.to_json()} for row in rows], override_num_blocks=min(len(rows), MOST_BLOCKS))
         dataset = items.map_batches(
-            Worker,
+            RayWorker,
             batch_size=None,  # a block
             batch_format="pyarrow",
             # One block at a time: else a row that ends its worker takes blocks with it that only waited there.

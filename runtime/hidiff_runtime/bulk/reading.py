@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hidiff_runtime.bulk.storage import Place, Store
+from hidiff_runtime.bulk.storage import Location, Store
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.pipeline.request_fields import BY_NAME
 from hidiff_runtime.prompt_files.field_values import ID
@@ -12,7 +12,7 @@ from hidiff_runtime.prompt_files.formats import check_ending, read_rows
 from hidiff_runtime.prompt_files.raw_rows import Columns, Raw
 
 
-def read_prompts(place: Place, ignored: Iterable[str] = ()) -> list[Raw]:
+def read_prompts(place: Location, ignored: Iterable[str] = ()) -> list[Raw]:
     """The rows of a file, by its ending.
 
     Args:

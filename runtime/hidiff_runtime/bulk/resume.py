@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from hidiff_runtime.bulk.output import PICTURES, Output, Picture
+from hidiff_runtime.bulk.output import PICTURES, ImageEntry, Output
 from hidiff_runtime.bulk.rows import DeadLetter, Row
 
 RECHECKS = ("hash", "size")
@@ -19,7 +19,7 @@ SPOILT = "a picture is not the one that was made"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResumePlan:
     """What to do with each row.
 
     Args:
@@ -35,7 +35,7 @@ class Plan:
     again: Counter[str]
 
 
-def make_plan(
+def plan_resume(
     rows: Sequence[Row],
     refused: Sequence[DeadLetter],
     output: Output,
@@ -44,7 +44,7 @@ def make_plan(
     batch: int,
     recheck: str = "hash",
     retry_failed: bool = False,
-) -> Plan:
+) -> ResumePlan:
     """Compares rows with what is there.
 
     Args:
@@ -85,10 +85,12 @@ def make_plan(
         else:
             failed.append(letter)
     finished = len(rows) - len(todo) - (len(failed) - len(refused))
-    return Plan(tuple(todo), finished, tuple(failed), Counter(reasons[row.id] for row in todo if row.id in reasons))
+    return ResumePlan(
+        tuple(todo), finished, tuple(failed), Counter(reasons[row.id] for row in todo if row.id in reasons)
+    )
 
 
-def _name(picture: Picture) -> str:
+def _name(picture: ImageEntry) -> str:
     return picture.file.removeprefix(f"{PICTURES}/")
 
 

@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NoReturn
 
-from hidiff_runtime.bulk.output import PICTURES, Picture
+from hidiff_runtime.bulk.output import PICTURES, ImageEntry
 from hidiff_runtime.bulk.rows import DeadLetter, Row, picture_name
-from hidiff_runtime.bulk.storage import Place, Store
+from hidiff_runtime.bulk.storage import Location, Store
 from hidiff_runtime.errors import BundleError, EngineError, HidiffError, InputError, ParityError, StorageError
 from hidiff_runtime.pipeline.image_processing import decode_picture
 from hidiff_runtime.pipeline.pipeline import Result
 from hidiff_runtime.pipeline.png_metadata import HIDIFF, encoded
 from hidiff_runtime.pipeline.request_fields import BY_NAME
 from hidiff_runtime.pipeline.request_limits import Limits
-from hidiff_runtime.serving.service import Service, used
+from hidiff_runtime.serving.service import Service, generation_metadata
 from hidiff_runtime.text_safety import json_text
 from hidiff_runtime.version import __version__
 
@@ -53,13 +53,13 @@ class Work:
     opening: Mapping[str, Any]
     bundle: str
     batch: int
-    output: Place
-    inputs: Place
+    output: Location
+    inputs: Location
     version: str = __version__
 
 
 @dataclass(frozen=True)
-class Fault:
+class FatalError:
     """Why no row can be made: a `HidiffError` as plain values."""
 
     name: str
@@ -68,7 +68,7 @@ class Fault:
     advice: str
 
     @classmethod
-    def of(cls, error: HidiffError) -> Fault:
+    def of(cls, error: HidiffError) -> FatalError:
         """Of this error."""
         given = None if error.given is None else str(error.given)
         kinds = (ParityError, InputError, BundleError, EngineError, StorageError)
@@ -96,9 +96,9 @@ class Outcome:
 
     row: int
     attempts: int
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[ImageEntry, ...] = ()
     letter: DeadLetter | None = None
-    fault: Fault | None = None
+    fault: FatalError | None = None
 
     def to_json(self) -> str:
         """What `from_json` reads."""
@@ -111,13 +111,13 @@ class Outcome:
         return cls(
             row=found["row"],
             attempts=found["attempts"],
-            pictures=tuple(Picture(**picture) for picture in found["pictures"]),
+            pictures=tuple(ImageEntry(**picture) for picture in found["pictures"]),
             letter=found["letter"] and DeadLetter(**found["letter"]),
-            fault=found["fault"] and Fault(**found["fault"]),
+            fault=found["fault"] and FatalError(**found["fault"]),
         )
 
 
-class Maker:
+class RowWorker:
     """Makes rows' pictures with one bundle.
 
     Args:
@@ -149,7 +149,7 @@ class Maker:
                 return Outcome(row.number, attempts, letter=self._died(row))
             service = self._open()
         except HidiffError as error:
-            return Outcome(row.number, attempts, fault=Fault.of(error))
+            return Outcome(row.number, attempts, fault=FatalError.of(error))
         return self._made(service, row, attempts)
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ class Maker:
         try:
             return Outcome(row.number, attempts, self._stored(row, result))
         except HidiffError as error:
-            return Outcome(row.number, attempts, fault=Fault.of(error))
+            return Outcome(row.number, attempts, fault=FatalError.of(error))
 
     def _failed(self, row: Row, attempts: int, error: Exception) -> Outcome:
         return Outcome(row.number, attempts, letter=DeadLetter.of(row, error, self.work.bundle))
@@ -218,10 +218,10 @@ class Maker:
         names = [name] if self.work.batch == 1 else [f"{name}.{index}" for index in range(self.work.batch)]
         return [f"{PICTURES}/{name}.png" for name in names]
 
-    def _stored(self, row: Row, result: Result) -> tuple[Picture, ...]:
+    def _stored(self, row: Row, result: Result) -> tuple[ImageEntry, ...]:
         made = []
         for index, (file, image) in enumerate(zip(self._files(row), result.images, strict=True)):
-            facts = used(result, index)
+            facts = generation_metadata(result, index)
             origin = {"id": row.id, "row": row.fingerprint(self.work.bundle), "pixels": _digest(image.tobytes())}
             image.info[HIDIFF] = json_text({**facts, BULK: origin})
             content = encoded(image)
@@ -229,7 +229,7 @@ class Maker:
             made.append(self._picture(row, index, file, content, facts, result.seconds))
         return tuple(made)
 
-    def _made_before(self, row: Row) -> tuple[Picture, ...]:
+    def _made_before(self, row: Row) -> tuple[ImageEntry, ...]:
         """The row's pictures if all are there, whole and made from this row; none otherwise."""
         found = []
         for index, file in enumerate(self._files(row)):
@@ -242,9 +242,9 @@ class Maker:
 
     def _picture(
         self, row: Row, index: int, file: str, content: bytes, facts: Mapping[str, Any], seconds: float | None
-    ) -> Picture:
+    ) -> ImageEntry:
         seed = int(facts["seed"])
-        return Picture(
+        return ImageEntry(
             id=row.id,
             row=row.number,
             picture=index,
@@ -267,7 +267,7 @@ class Maker:
         return replace(DeadLetter.of(row, error, self.work.bundle), kind=DIED)
 
 
-def request_values(row: Row, inputs: Place) -> dict[str, object]:
+def request_values(row: Row, inputs: Location) -> dict[str, object]:
     """A row's values as a request takes them: pictures read from where they are.
 
     Args:

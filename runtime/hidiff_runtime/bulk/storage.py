@@ -36,7 +36,7 @@ def arrow() -> ModuleType:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A folder or a prefix of a bucket, as text that travels to workers.
 
     Args:
@@ -49,7 +49,7 @@ class Place:
     endpoint: str | None = None
 
     @classmethod
-    def of(cls, text: str, endpoint: str | None = None) -> Place:
+    def of(cls, text: str, endpoint: str | None = None) -> Location:
         """The place that a person wrote: a path is made absolute, the endpoint taken from the environment.
 
         Raises:
@@ -74,19 +74,19 @@ class Place:
         return not self.url.startswith(SCHEME)
 
     @property
-    def parent(self) -> Place:
+    def parent(self) -> Location:
         """Where it lies."""
         if self.is_local:
-            return Place(str(Path(self.url).parent))
-        return Place(self.url.rpartition("/")[0], self.endpoint)
+            return Location(str(Path(self.url).parent))
+        return Location(self.url.rpartition("/")[0], self.endpoint)
 
-    def joined(self, name: str) -> Place:
+    def joined(self, name: str) -> Location:
         """A place inside; ``name`` may itself be a whole path or URL."""
         if name.startswith(SCHEME):
-            return Place(name, self.endpoint)
+            return Location(name, self.endpoint)
         if self.is_local or name.startswith("/"):
-            return Place(str(Path(self.url if self.is_local else "/") / name))
-        return Place(f"{self.url}/{name}", self.endpoint)
+            return Location(str(Path(self.url if self.is_local else "/") / name))
+        return Location(f"{self.url}/{name}", self.endpoint)
 
 
 class Store:
@@ -99,7 +99,7 @@ class Store:
         EngineError: pyarrow is not installed.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Location) -> None:
         self.place = place
         arrow()
         from pyarrow import fs

@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
 def _job(options: argparse.Namespace) -> Job:
     from hidiff_runtime.bulk.job import Job
     from hidiff_runtime.bulk.ray_pool import Pool
-    from hidiff_runtime.bulk.storage import Place
+    from hidiff_runtime.bulk.storage import Location
 
     memory = options.object_store
     gpus = options.gpus_per_actor
@@ -142,8 +142,8 @@ def _job(options: argparse.Namespace) -> Job:
     )
     return Job(
         folder=options.folder,
-        prompts=Place.of(options.prompts, options.s3_endpoint),
-        output=Place.of(options.output, options.s3_endpoint),
+        prompts=Location.of(options.prompts, options.s3_endpoint),
+        output=Location.of(options.output, options.s3_endpoint),
         pool=pool,
         seed=options.seed,
         defaults=_defaults(options.set),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hidiff_runtime.bundle import Bundle
-from hidiff_runtime.cli.output_paths import Outputs
+from hidiff_runtime.cli.output_paths import OutputPaths
 from hidiff_runtime.cli.prompt_options import Prompt
 from hidiff_runtime.pipeline.prompt_encoding import TokenCounter
 from hidiff_runtime.pipeline.request import Request
@@ -18,7 +18,7 @@ def describe_runs(
     bundle: Bundle,
     asked: Sequence[Prompt],
     requests: Sequence[Request],
-    outputs: Outputs,
+    outputs: OutputPaths,
     *,
     as_json: bool,
     warned: Sequence[str] = (),

@@ -19,7 +19,7 @@ from hidiff_runtime.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hidiff_runtime.cli.output_paths import Outputs
+    from hidiff_runtime.cli.output_paths import OutputPaths
     from hidiff_runtime.cli.prompt_options import Prompt
     from hidiff_runtime.pipeline.pipeline import Pipeline
     from hidiff_runtime.pipeline.request import Request, Settings
@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
     """Makes the pictures, or says what would be made."""
     from hidiff_runtime.cli.dry_run import describe_runs
     from hidiff_runtime.cli.like_option import likeness
-    from hidiff_runtime.cli.output_paths import find_outputs
+    from hidiff_runtime.cli.output_paths import find_output_paths
     from hidiff_runtime.cli.prompt_options import Prompt, read_prompts
     from hidiff_runtime.pipeline.image_parameters import read_parameters
     from hidiff_runtime.pipeline.late_start import late_starts
@@ -154,7 +154,7 @@ def run(options: argparse.Namespace) -> int:
         seeds = [request.settings.seed for request in requests for _ in range(batch)]
         many = options.prompts is not None or len(seeds) > 1
         extra = (options.sheet, options.previews)
-        outputs = find_outputs(options.output, seeds, many=many, extra=extra, force=options.force)
+        outputs = find_output_paths(options.output, seeds, many=many, extra=extra, force=options.force)
         if options.dry_run:
             described = describe_runs(bundle, asked, requests, outputs, as_json=options.json, warned=warned)
             write(f"{described}\n", sys.stdout)
@@ -225,17 +225,17 @@ def _merged(asked: Mapping[str, Any], read: Callable[[Path, str, bool], Image]) 
 def _generate(
     pipeline: Pipeline,
     requests: Sequence[Request],
-    outputs: Outputs,
+    outputs: OutputPaths,
     options: argparse.Namespace,
     warned: Sequence[str],
 ) -> None:
     """Makes and writes each run's pictures as they are done."""
-    from hidiff_runtime.console.progress import Progress
+    from hidiff_runtime.console.progress import RunProgress
     from hidiff_runtime.pipeline.contact_sheet import Cell, contact_sheet
     from hidiff_runtime.pipeline.png_metadata import save_png
     from hidiff_runtime.pipeline.prompt_encoding import TruncationWarning
 
-    shown = Progress([request.steps for request in requests], options.previews is not None)
+    shown = RunProgress([request.steps for request in requests], options.previews is not None)
     cells: list[Cell] = []
     told: list[dict[str, Any]] = []
     paths = iter(outputs.pictures)
@@ -262,7 +262,7 @@ def _generate(
     _tell_rest(told, outputs, warned, as_json=options.json)
 
 
-def _tell_rest(told: list[dict[str, Any]], outputs: Outputs, warned: Sequence[str], *, as_json: bool) -> None:
+def _tell_rest(told: list[dict[str, Any]], outputs: OutputPaths, warned: Sequence[str], *, as_json: bool) -> None:
     """The files beside the pictures; everything where it is to be JSON."""
     files = [str(path) for path in outputs.extra]
     text = (

@@ -16,7 +16,7 @@ INDEX, SEED = "{index}", "{seed}"
 
 
 @dataclass(frozen=True)
-class Outputs:
+class OutputPaths:
     """The files to write.
 
     Args:
@@ -43,9 +43,9 @@ class Outputs:
             ) from error
 
 
-def find_outputs(
+def find_output_paths(
     output: str, seeds: Sequence[int], *, many: bool, extra: Sequence[Path | None] = (), force: bool = False
-) -> Outputs:
+) -> OutputPaths:
     """The files for pictures of these seeds.
 
     Args:
@@ -69,7 +69,7 @@ def find_outputs(
         ) from error
 
 
-def _found(output: str, seeds: Sequence[int], many: bool, extra: tuple[Path, ...], force: bool) -> Outputs:
+def _found(output: str, seeds: Sequence[int], many: bool, extra: tuple[Path, ...], force: bool) -> OutputPaths:
     folder = Path(output) if output.endswith(("/", os.sep)) or Path(output).is_dir() else None
     if folder is not None and not many:
         raise InputError("The output is a folder.", given=output, advice=f"Name a file: {folder / 'picture.png'}, say.")
@@ -85,7 +85,7 @@ def _found(output: str, seeds: Sequence[int], many: bool, extra: tuple[Path, ...
         Path(pattern.replace(INDEX, f"{number:03}").replace(SEED, str(seed))) for number, seed in enumerate(seeds)
     )
     _check(pictures, extra, folder, force)
-    return Outputs(pictures, extra, folder)
+    return OutputPaths(pictures, extra, folder)
 
 
 def _check(pictures: Sequence[Path], extra: Sequence[Path], folder: Path | None, force: bool) -> None:

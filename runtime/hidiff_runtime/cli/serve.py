@@ -18,12 +18,12 @@ from hidiff_runtime.cli import EXIT_CODES
 from hidiff_runtime.cli.bundle_options import add_opening, named_value, opening
 from hidiff_runtime.console.printing import tell_error, write
 from hidiff_runtime.errors import Cancelled, EngineError, HidiffError, InputError
-from hidiff_runtime.serving.http.log_throttle import CountRepeats
+from hidiff_runtime.serving.http.log_throttle import RepeatCounter
 from hidiff_runtime.version import __version__
 
 if TYPE_CHECKING:
     from hidiff_runtime.pipeline.request_limits import Limits
-    from hidiff_runtime.serving.http.access_control import Rules
+    from hidiff_runtime.serving.http.access_control import AccessRules
     from hidiff_runtime.serving.http.connections import ConnectionLimits
     from hidiff_runtime.serving.http.request_bodies import BodyLimits
     from hidiff_runtime.serving.http.server import Server
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until it is told to stop; returns the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    repeats = CountRepeats()
+    repeats = RepeatCounter()
     for handler in logging.getLogger().handlers:
         handler.addFilter(repeats)
     try:
@@ -141,17 +141,17 @@ def _positive(text: str) -> int:
 def _serve(options: argparse.Namespace) -> int:
     try:
         from hidiff_runtime.serving.http.app import create_app
-        from hidiff_runtime.serving.http.large_bodies import give_back_large
+        from hidiff_runtime.serving.http.large_bodies import trim_heap_after_large_bodies
         from hidiff_runtime.serving.http.prometheus import Prometheus
         from hidiff_runtime.serving.http.server import Server
-        from hidiff_runtime.serving.http.service_loader import Host
+        from hidiff_runtime.serving.http.service_loader import ServiceLoader
     except ImportError as error:
         raise EngineError(
             "The server needs FastAPI, uvicorn and prometheus-client, which are not all installed.",
             given=error,
             advice="pip install 'hidiff-runtime[serve]'",
         ) from error
-    from hidiff_runtime.serving.metrics import Meter
+    from hidiff_runtime.serving.metrics import MetricsRecorder
     from hidiff_runtime.serving.service import Service
 
     limits = _limits(options)
@@ -160,7 +160,7 @@ def _serve(options: argparse.Namespace) -> int:
     connections, bodies = _connection_limits(options), _body_limits(options, rules)
     listening = listen(options.host, options.port)
     prometheus = Prometheus()
-    meter = Meter(prometheus)
+    meter = MetricsRecorder(prometheus)
     failures: list[BaseException] = []
 
     def failed(error: BaseException) -> None:
@@ -168,10 +168,10 @@ def _serve(options: argparse.Namespace) -> int:
         server.should_exit = True
 
     open_service = partial(Service.open, options.folder, limits=limits, meter=meter, **bundle_options)
-    host = Host(open_service, meter, waiting=options.queue, failed=failed, ready=_tell_ready)
+    host = ServiceLoader(open_service, meter, waiting=options.queue, failed=failed, ready=_tell_ready)
     app = create_app(host, meter, prometheus.registry, rules=rules, seconds=options.timeout, bodies=bodies)
     server = Server(app, listening, connections, options.grace)
-    give_back_large()
+    trim_heap_after_large_bodies()
     code = _run(server, listening)
     if failures:
         raise failures[0]
@@ -202,9 +202,9 @@ def _limits(options: argparse.Namespace) -> Limits:
     return Limits(**dict(options.limit))
 
 
-def _rules(options: argparse.Namespace, limits: Limits) -> Rules:
+def _rules(options: argparse.Namespace, limits: Limits) -> AccessRules:
     """Who may ask, and how much may be sent: three pictures in base64, and the rest of a request."""
-    from hidiff_runtime.serving.http.access_control import LOOPBACK, Rules, hashed
+    from hidiff_runtime.serving.http.access_control import LOOPBACK, AccessRules, hashed
 
     keys = tuple(hashed(key) for key in _keys(options.api_key_file)) if options.api_key_file else ()
     own = options.host in LOOPBACK
@@ -212,7 +212,7 @@ def _rules(options: argparse.Namespace, limits: Limits) -> Rules:
     hosts = (*LOOPBACK, *allowed) if own and not keys else None
     if not own and not keys:
         write("warning: without --api-key-file, everyone who reaches this address may ask for pictures\n", sys.stderr)
-    return Rules(keys, hosts, largest=4 * limits.image_bytes + 2**20, origins=allowed)
+    return AccessRules(keys, hosts, largest=4 * limits.image_bytes + 2**20, origins=allowed)
 
 
 def _connection_limits(options: argparse.Namespace) -> ConnectionLimits:
@@ -240,7 +240,7 @@ def _open_files() -> int:
     return 2 * CONNECTIONS if soft == resource.RLIM_INFINITY else soft
 
 
-def _body_limits(options: argparse.Namespace, rules: Rules) -> BodyLimits:
+def _body_limits(options: argparse.Namespace, rules: AccessRules) -> BodyLimits:
     from hidiff_runtime.serving.http.request_bodies import BodyLimits
 
     together = options.body_memory or 4 * rules.largest

@@ -20,7 +20,7 @@ PREVIEWS = 8
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """Shows steps and tiles as they are done, and keeps previews of each run's first picture.
 
     Args:

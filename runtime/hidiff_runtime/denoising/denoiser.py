@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.denoising.conditioning import Conditioning, check_array, check_guidance, check_rescale, check_steps
 from hidiff_runtime.denoising.controlnet import ControlNet, check_conditioning_scale
-from hidiff_runtime.denoising.device_loop import finish_on_device
-from hidiff_runtime.denoising.host_loop import finish_on_host
-from hidiff_runtime.denoising.init_image import SourceImage
-from hidiff_runtime.denoising.run_context import Callback, Control, ControlRequest, Run, StepInfo
+from hidiff_runtime.denoising.device_loop import run_on_device
+from hidiff_runtime.denoising.host_loop import run_on_host
+from hidiff_runtime.denoising.init_image import InitImage
+from hidiff_runtime.denoising.run_context import Callback, Control, ControlRequest, RunContext, StepInfo
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.format.step_graph import GUIDANCE_RESCALE
 from hidiff_runtime.format.step_graph import NOISE_PRED as OUTPUT
@@ -110,7 +110,7 @@ class Denoiser:
             "mask": mask,
             "masked_image_latents": masked_image_latents,
         }
-        source = SourceImage.of(manifest, image_latents, strength, embeddings)
+        source = InitImage.of(manifest, image_latents, strength, embeddings)
         conditioning = Conditioning.of(manifest, embeddings)
         scale, rescale = check_guidance(manifest, guidance_scale), check_rescale(manifest, guidance_rescale)
         schedule = self._bundle.sampler(sampler).schedule(check_steps(steps), strength=strength, eta=eta)
@@ -126,14 +126,14 @@ class Denoiser:
             noise = generator.randn(shape) if latents is None else latents
             state = schedule.start(noise) if source is None else source.start(schedule, noise)
             blend = None if source is None else source.blend(schedule, noise)
-            run = Run(self._bundle, plan, conditioning, scale, rescale, generator, control, callback)
+            run = RunContext(self._bundle, plan, conditioning, scale, rescale, generator, control, callback)
             tensors, step = self._bundle.tensors(), manifest.step
             older = step is not None and rescale > 0 and step.input(GUIDANCE_RESCALE) is None
             # The blend is the host's: two small copies an evaluation cost nothing beside it, and the step graph stays
             # what every run needs.
             if tensors is None or step is None or older or blend is not None:
-                return finish_on_host(run, state, blend)
-            return finish_on_device(run, schedule, state, tensors, step)
+                return run_on_host(run, state, blend)
+            return run_on_device(run, schedule, state, tensors, step)
 
     def _control(
         self, plan: PhasePlan, control: Control | None, image: Array | None, conditioning_scale: float

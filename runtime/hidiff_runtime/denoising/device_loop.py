@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hidiff_runtime.backends.device_tensors import DeviceTensors
 from hidiff_runtime.backends.protocol import DeviceArray, Session
 from hidiff_runtime.denoising.controlnet import ControlNet
-from hidiff_runtime.denoising.run_context import Run, engine_errors
+from hidiff_runtime.denoising.run_context import RunContext, engine_errors
 from hidiff_runtime.format.specs import GraphRecord
 from hidiff_runtime.format.step_graph import (
     CHANNELS,
@@ -44,8 +44,8 @@ _NEXT = {SAMPLE: NEXT_SAMPLE, STATE: NEXT_STATE, UNSOUND: NEXT_UNSOUND}
 """What a step makes of what the last one left."""
 
 
-def finish_on_device(
-    run: Run, schedule: Schedule, state: SamplerState, tensors: DeviceTensors, step: GraphRecord
+def run_on_device(
+    run: RunContext, schedule: Schedule, state: SamplerState, tensors: DeviceTensors, step: GraphRecord
 ) -> Array:
     """Takes every step; returns the latents.
 
@@ -68,7 +68,7 @@ class _DeviceLoop:
     """The run while it goes on."""
 
     def __init__(
-        self, run: Run, evaluations: tuple[Evaluation, ...], tensors: DeviceTensors, step: GraphRecord
+        self, run: RunContext, evaluations: tuple[Evaluation, ...], tensors: DeviceTensors, step: GraphRecord
     ) -> None:
         self._run = run
         self._evaluations = evaluations
@@ -161,7 +161,7 @@ class _DeviceLoop:
             latents = memory.download(self._flipping(SAMPLE, index))
         if first:
             where = self._run.where(self._evaluations[first - 1].step)
-            raise self._run.unsound(bad, math.prod(pred.shape), where)
+            raise self._run.nonfinite(bad, math.prod(pred.shape), where)
         return latents
 
     def _model_input(self) -> Array:

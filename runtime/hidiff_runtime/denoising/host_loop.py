@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.denoising.conditioning import guided
-from hidiff_runtime.denoising.init_image import Blend
-from hidiff_runtime.denoising.run_context import Run, engine_errors
+from hidiff_runtime.denoising.init_image import MaskBlend
+from hidiff_runtime.denoising.run_context import RunContext, engine_errors
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.format.step_graph import LATENTS, NOISE_PRED
 from hidiff_runtime.sampling.scheduler_state import SamplerState
@@ -18,7 +18,7 @@ from hidiff_runtime.sampling.scheduler_state import SamplerState
 Array = NDArray[np.float32]
 
 
-def finish_on_host(run: Run, state: SamplerState, blend: Blend | None = None) -> Array:
+def run_on_host(run: RunContext, state: SamplerState, blend: MaskBlend | None = None) -> Array:
     """Takes every step that is left; returns the latents. ``blend`` puts the picture back outside a mask."""
     started = time.perf_counter()
     while not state.done:
@@ -35,7 +35,7 @@ def finish_on_host(run: Run, state: SamplerState, blend: Blend | None = None) ->
     return np.array(state.latents)
 
 
-def _evaluate(run: Run, state: SamplerState) -> Array:
+def _evaluate(run: RunContext, state: SamplerState) -> Array:
     record = run.bundle.manifest.phase(run.plan.phase_at(state.step))
     inputs: dict[str, NDArray[Any]] = {
         LATENTS: run.conditioning.model_input(state.model_input(), run.repeat),
@@ -51,7 +51,7 @@ def _evaluate(run: Run, state: SamplerState) -> Array:
     return _sound(run, noise, record.outputs[0].shape, where)
 
 
-def _sound(run: Run, noise: NDArray[Any] | None, shape: tuple[int, ...], where: str) -> Array:
+def _sound(run: RunContext, noise: NDArray[Any] | None, shape: tuple[int, ...], where: str) -> Array:
     if noise is None:
         raise EngineError(f"The engine gave no {NOISE_PRED} in {where}.", advice="Build the bundle again.")
     if noise.shape != shape:
@@ -62,5 +62,5 @@ def _sound(run: Run, noise: NDArray[Any] | None, shape: tuple[int, ...], where: 
         )
     bad = int(noise.size - np.isfinite(noise).sum())
     if bad:
-        raise run.unsound(bad, noise.size, where)
+        raise run.nonfinite(bad, noise.size, where)
     return noise.astype(np.float32, copy=False)

@@ -22,7 +22,7 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Blend:
+class MaskBlend:
     """What puts the picture back outside the mask.
 
     Args:
@@ -47,7 +47,7 @@ class Blend:
 
 
 @dataclass(frozen=True)
-class SourceImage:
+class InitImage:
     """A picture to start from.
 
     Args:
@@ -63,7 +63,7 @@ class SourceImage:
     @classmethod
     def of(
         cls, manifest: Manifest, image_latents: Any, strength: float | None, conditions: dict[str, Any]
-    ) -> SourceImage | None:
+    ) -> InitImage | None:
         """Checks what the caller gave; None for a run from noise.
 
         Args:
@@ -97,9 +97,9 @@ class SourceImage:
         """The run before its first evaluation."""
         return schedule.start(noise) if self.from_noise else schedule.start_from(self.latents, noise)
 
-    def blend(self, schedule: Schedule, noise: Array) -> Blend | None:
+    def blend(self, schedule: Schedule, noise: Array) -> MaskBlend | None:
         """What each evaluation is followed by; None for nothing."""
-        return None if self.mask is None else Blend(self.mask, self.latents, noise, schedule)
+        return None if self.mask is None else MaskBlend(self.mask, self.latents, noise, schedule)
 
 
 def _check_no_strength(strength: float | None, mask: Any) -> None:

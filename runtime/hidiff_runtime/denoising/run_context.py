@@ -74,7 +74,7 @@ Control = Callable[[ControlRequest], Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunContext:
     """What stays the same from step to step.
 
     Args:
@@ -142,7 +142,7 @@ class Run:
         if answer is False:
             raise Cancelled(f"The step callback cancelled the run {where}.")
 
-    def unsound(self, bad: int, size: int, where: str) -> EngineError:
+    def nonfinite(self, bad: int, size: int, where: str) -> EngineError:
         """The error for ``bad`` of ``size`` values that are NaN or infinite."""
         return EngineError(
             f"The engine gave NaN or infinite values in {where}.",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
-from hidiff_runtime.format.paths import fault_in
+from hidiff_runtime.format.paths import path_error
 from hidiff_runtime.format.symlinks import is_dangling, refusal, stores_of
 
 FETCH_LINKED = "Get what the links lead to: with dvc pull, git annex get, or a new download."
@@ -52,7 +52,7 @@ class BundleFolder:
         Raises:
             BundleError: the name leaves the folder, or a symbolic link on its way leads where it may not.
         """
-        if fault := fault_in(name):
+        if fault := path_error(name):
             raise BundleError(
                 f"The path {name!r} {fault}.",
                 given=name,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.format.bundle_folder import FETCH_LINKED, BundleFolder
-from hidiff_runtime.format.manifest import FileRecord
+from hidiff_runtime.format.manifest import FileDigest
 from hidiff_runtime.format.regular_files import kind_of
 from hidiff_runtime.format.symlinks import is_dangling
 
@@ -30,7 +30,7 @@ class CheckedFiles:
         known: states in which files need no look at their hash.
     """
 
-    def __init__(self, folder: BundleFolder, files: Mapping[str, FileRecord], known: Mapping[str, State]) -> None:
+    def __init__(self, folder: BundleFolder, files: Mapping[str, FileDigest], known: Mapping[str, State]) -> None:
         self._folder = folder
         self._files = files
         self._known = dict(known)
@@ -46,7 +46,7 @@ class CheckedFiles:
         path = self._folder.file(name)
         state = state_of(path)
         if state is None or self._known.get(name) != state:
-            if fault := fault_of(path, self._files[name]):
+            if fault := mismatch(path, self._files[name]):
                 raise BundleError(f"The bundle's {name} {fault}.", advice=_advice([path]))
             if state is not None:
                 self._known[name] = state
@@ -58,12 +58,12 @@ class CheckedFiles:
 
     def _is_lost(self, name: str) -> bool:
         try:
-            return fault_of(self._folder.file(name), self._files[name], "size") != ""
+            return mismatch(self._folder.file(name), self._files[name], "size") != ""
         except BundleError:  # a link that leads elsewhere now
             return True
 
 
-def verify_files(folder: BundleFolder, files: Mapping[str, FileRecord], mode: str = "hash") -> None:
+def verify_files(folder: BundleFolder, files: Mapping[str, FileDigest], mode: str = "hash") -> None:
     """Compares every file with its record: size and SHA-256, or the size alone.
 
     Hashing takes one thread per processor; each lets go of the interpreter while it hashes.
@@ -78,7 +78,7 @@ def verify_files(folder: BundleFolder, files: Mapping[str, FileRecord], mode: st
         )
     largest_first = sorted(files, key=lambda name: -files[name].size)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        faults = pool.map(lambda name: fault_of(folder.file(name), files[name], mode), largest_first)
+        faults = pool.map(lambda name: mismatch(folder.file(name), files[name], mode), largest_first)
         found = {name: fault for name, fault in zip(largest_first, faults, strict=True) if fault}
     if found:
         lines = [f"{name} {fault}" for name, fault in sorted(found.items())]
@@ -95,7 +95,7 @@ def _advice(broken: list[Path]) -> str:
     return FETCH_LINKED if all(map(is_dangling, broken)) else "Fetch the bundle again, or build it again."
 
 
-def fault_of(path: Path, record: FileRecord, mode: str = "hash") -> str:
+def mismatch(path: Path, record: FileDigest, mode: str = "hash") -> str:
     """What is wrong with the file at ``path``; empty when it is as recorded."""
     try:
         if is_dangling(path):
@@ -106,7 +106,7 @@ def fault_of(path: Path, record: FileRecord, mode: str = "hash") -> str:
         size = state.st_size
         if size != record.size:
             return f"has {size} bytes instead of {record.size}"
-        if mode == "hash" and FileRecord.of(path).sha256 != record.sha256:
+        if mode == "hash" and FileDigest.of(path).sha256 != record.sha256:
             return "has changed: its SHA-256 is not the manifest's"
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"

@@ -16,11 +16,11 @@ from typing import Any
 
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.codec import FLOAT32_MAX, LARGEST_JSON, Fields, parse_object
-from hidiff_runtime.format.paths import fault_in
+from hidiff_runtime.format.paths import path_error
 from hidiff_runtime.format.regular_files import read_regular
 from hidiff_runtime.format.specs import (
     DTYPES,
-    FileRecord,
+    FileDigest,
     GraphRecord,
     PhaseRecord,
     TensorSpec,
@@ -28,10 +28,10 @@ from hidiff_runtime.format.specs import (
     VaeRecord,
     tensors_beside,
 )
-from hidiff_runtime.format.validation import check_whole
+from hidiff_runtime.format.validation import validate_manifest
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
 
-__all__ = ["DTYPES", "FORMAT", "MANIFEST", "FileRecord", "GraphRecord", "Manifest", "PhaseRecord", "TensorSpec"]
+__all__ = ["DTYPES", "FORMAT", "MANIFEST", "FileDigest", "GraphRecord", "Manifest", "PhaseRecord", "TensorSpec"]
 
 FORMAT = 1
 """The newest bundle format this runtime reads."""
@@ -97,7 +97,7 @@ class Manifest:
     default_sampler: str
     steps: tuple[int, ...]
     weights: Mapping[str, str]
-    files: Mapping[str, FileRecord]
+    files: Mapping[str, FileDigest]
     controlnet: GraphRecord | None = None
     step: GraphRecord | None = None
     text_encoders: tuple[TextEncoderRecord, ...] = ()
@@ -147,7 +147,7 @@ class Manifest:
         if self.report is not None:
             yield "report", self.report
 
-    def thin_files(self) -> dict[str, FileRecord]:
+    def thin_files(self) -> dict[str, FileDigest]:
         """The files that the runtime itself reads: tokenizers, sampler tables and reference samples, no engine's."""
         paths = {*self.samplers.values(), *(record.tokenizer for record in self.text_encoders)}
         folder = None if self.reference is None else PurePosixPath(self.reference).parent
@@ -177,7 +177,7 @@ class Manifest:
         digest = fields.text("digest")
         manifest = _manifest(fields)
         fields.done()
-        check_whole(manifest, fields)
+        validate_manifest(manifest, fields)
         content = {key: value for key, value in data.items() if key != "digest"}
         if digest != _digest(content):
             raise fields.wrong(
@@ -419,11 +419,11 @@ def _tensor(fields: Fields) -> TensorSpec:
     return spec
 
 
-def _file(fields: Fields, key: str) -> FileRecord:
-    fault = fault_in(key)
+def _file(fields: Fields, key: str) -> FileDigest:
+    fault = path_error(key)
     if fault:
         raise fields.wrong(repr(key), fault, key)
-    record = fields.nested(key, FileRecord.from_fields)
+    record = fields.nested(key, FileDigest.from_fields)
     if len(record.sha256) != 64 or set(record.sha256) - set("0123456789abcdef"):
         raise fields.wrong(f"{key}.sha256", "must be 64 hexadecimal digits", record.sha256)
     return record
@@ -431,7 +431,7 @@ def _file(fields: Fields, key: str) -> FileRecord:
 
 def _path(fields: Fields, key: str) -> str:
     path = fields.text(key)
-    fault = fault_in(path)
+    fault = path_error(path)
     if fault:
         raise fields.wrong(key, fault, path)
     return path

@@ -6,7 +6,7 @@ LONGEST_PART, LONGEST = 255, 1024
 """Bytes that a file's name and a whole path may have: what every common file system takes."""
 
 
-def fault_in(path: str) -> str:
+def path_error(path: str) -> str:
     """Why ``path`` cannot name a file inside a bundle; empty when it can.
 
     The same on every system: what would be absolute, a drive or a parent folder anywhere is refused everywhere.

@@ -47,19 +47,19 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class FileRecord:
+class FileDigest:
     """What a file must be: its size in bytes and the SHA-256 of its content, in hexadecimal."""
 
     size: int
     sha256: str
 
     @classmethod
-    def from_fields(cls, fields: Fields) -> FileRecord:
+    def from_fields(cls, fields: Fields) -> FileDigest:
         """Reads a record as every JSON file of the format writes it; weight stores are larger than int32 counts."""
         return cls(fields.whole("size", most=INT64_MAX), fields.text("sha256"))
 
     @classmethod
-    def of(cls, path: Path) -> FileRecord:
+    def of(cls, path: Path) -> FileDigest:
         """The record of the regular file at ``path`` as it is now. Raises OSError for anything else."""
         digest = hashlib.sha256()
         size = 0

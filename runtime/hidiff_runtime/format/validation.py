@@ -18,7 +18,7 @@ _SMALLEST_FACTOR = 1e-4
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
-def check_whole(manifest: Manifest, fields: Fields) -> None:
+def validate_manifest(manifest: Manifest, fields: Fields) -> None:
     """Refuses a manifest whose fields do not agree with each other.
 
     Raises:

@@ -87,7 +87,7 @@ class Pipeline:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        check_whole(bundle.manifest, bundle.root)
+        require_text_and_vae(bundle.manifest, bundle.root)
         pillow()
         self.bundle = bundle
 
@@ -313,7 +313,7 @@ class Pipeline:
         return call
 
 
-def check_whole(manifest: Manifest, root: Path) -> None:
+def require_text_and_vae(manifest: Manifest, root: Path) -> None:
     """Refuses a bundle that cannot make pictures from prompts.
 
     Args:

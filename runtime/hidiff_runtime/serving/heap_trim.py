@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Returns freed memory to the system, where the C library is one that can be told to.
 
     Threads of glibc keep what they freed: hundreds of megabytes after a few large pictures, for as long as they live.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.metrics import MetricsRecorder
 
 SECONDS = 5.0
 """Between two beats."""
@@ -18,7 +18,7 @@ class Heartbeat:
         seconds: between two beats.
     """
 
-    def __init__(self, meter: Meter, seconds: float = SECONDS) -> None:
+    def __init__(self, meter: MetricsRecorder, seconds: float = SECONDS) -> None:
         self._meter = meter
         self._seconds = seconds
         self._stopped = threading.Event()

@@ -72,7 +72,7 @@ class Sink(Protocol):
         ...
 
 
-class Nowhere:
+class NullSink:
     """A sink of one's own process that nobody looks at."""
 
     def add(self, metric: Metric, labels: Mapping[str, str]) -> None:
@@ -85,7 +85,7 @@ class Nowhere:
         """Observes nothing."""
 
 
-class Meter:
+class MetricsRecorder:
     """Says what happened, in the words of a server.
 
     Args:

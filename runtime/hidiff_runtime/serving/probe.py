@@ -35,7 +35,7 @@ def beats(text: str) -> dict[str, float]:
     return {found["labels"] or "": float(found["value"]) for found in _BEAT.finditer(text)}
 
 
-def judge(text: str, now: float, older_than: float) -> tuple[int, str]:
+def probe_result(text: str, now: float, older_than: float) -> tuple[int, str]:
     """Whether all heartbeats in a page of metrics are young enough: the exit code, and a line that says why.
 
     Args:
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, http.client.HTTPException) as error:
         code, line = LIVES_NOT, f"not alive: {options.url} does not answer ({error})"
     else:
-        code, line = judge(text, time.time(), options.older_than)
+        code, line = probe_result(text, time.time(), options.older_than)
     encoding = sys.stdout.encoding or "utf-8"  # which may be ASCII, and a label's name need not be
     sys.stdout.write(f"{line}\n".encode(encoding, "backslashreplace").decode(encoding))
     return code

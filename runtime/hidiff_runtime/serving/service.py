@@ -21,7 +21,7 @@ from hidiff_runtime.pipeline.request import Request, Settings
 from hidiff_runtime.pipeline.request_fields import read_request
 from hidiff_runtime.pipeline.request_limits import Limits
 from hidiff_runtime.pipeline.seeds import with_seed
-from hidiff_runtime.serving.metrics import Meter, Nowhere
+from hidiff_runtime.serving.metrics import MetricsRecorder, NullSink
 from hidiff_runtime.serving.public_errors import kind_of
 from hidiff_runtime.verification.comparison import render
 from hidiff_runtime.verification.replay import check
@@ -50,10 +50,10 @@ class Service:
         ParityError: the engines of this machine do not compute what PyTorch computed.
     """
 
-    def __init__(self, pipeline: Pipeline, limits: Limits | None = None, meter: Meter | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, limits: Limits | None = None, meter: MetricsRecorder | None = None) -> None:
         self.pipeline = pipeline
         self.limits = limits or Limits()
-        self._meter = meter or Meter(Nowhere())
+        self._meter = meter or MetricsRecorder(NullSink())
         self.bundle_hash = pipeline.bundle.manifest.digest
         _prove(pipeline)
         self.parity_hash = _warm_up(pipeline)
@@ -61,7 +61,7 @@ class Service:
 
     @classmethod
     def open(
-        cls, folder: str | Path, *, limits: Limits | None = None, meter: Meter | None = None, **options: Any
+        cls, folder: str | Path, *, limits: Limits | None = None, meter: MetricsRecorder | None = None, **options: Any
     ) -> Service:
         """Opens the bundle in ``folder``, compares every file's hash, and proves it.
 
@@ -156,7 +156,7 @@ class Service:
         self.pipeline.__exit__(kind, error, traceback)
 
 
-def used(result: Result, index: int = 0) -> dict[str, Any]:
+def generation_metadata(result: Result, index: int = 0) -> dict[str, Any]:
     """All that a picture was made with, what was left out filled in: the JSON that its PNG file carries.
 
     Args:
@@ -167,7 +167,7 @@ def used(result: Result, index: int = 0) -> dict[str, Any]:
 
 
 @contextmanager
-def _counted(meter: Meter) -> Iterator[None]:
+def _counted(meter: MetricsRecorder) -> Iterator[None]:
     """Counts how a request ended badly."""
     try:
         yield

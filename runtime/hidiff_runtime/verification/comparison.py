@@ -193,7 +193,7 @@ class Verdict:
         return verdict
 
 
-def judge(
+def compare(
     boundary: str,
     reference: Array,
     candidate: Array | None,
@@ -209,11 +209,11 @@ def judge(
     return Verdict(boundary, bound, metrics, phase, step, steps, fault)
 
 
-def judge_picture(
+def compare_image(
     boundary: str, reference: Array, candidate: Array | None, bound: Bound, *, steps: int | None = None
 ) -> Verdict:
     """Compares pictures ``[batch, 3, height, width]`` from 0 to 1: their PSNR and SSIM are measured too."""
-    verdict = judge(boundary, reference, candidate, bound, steps=steps)
+    verdict = compare(boundary, reference, candidate, bound, steps=steps)
     if verdict.metrics is None or candidate is None:
         return verdict
     alike = {"psnr_db": psnr(reference, candidate), "ssim": ssim(reference, candidate)}
@@ -272,10 +272,12 @@ def render(verdicts: Iterable[Verdict]) -> str:
             for cell, width, flush in zip(row, widths, right, strict=True)
         )
         lines.append("  ".join(cells).rstrip())
-    return "\n".join([*lines, *(f"{verdict.boundary}: {text}" for verdict in judged if (text := likeness(verdict)))])
+    return "\n".join(
+        [*lines, *(f"{verdict.boundary}: {text}" for verdict in judged if (text := image_summary(verdict)))]
+    )
 
 
-def likeness(verdict: Verdict) -> str:
+def image_summary(verdict: Verdict) -> str:
     """What a picture's PSNR, SSIM and largest pixel difference are, and must be; empty for what is no picture."""
     metrics, bound = verdict.metrics, verdict.bound
     if metrics is None or metrics.psnr_db is None or metrics.ssim is None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.phases import PhasePlan, PhaseRule
-from hidiff_runtime.verification.comparison import Verdict, judge
+from hidiff_runtime.verification.comparison import Verdict, compare
 from hidiff_runtime.verification.reference_samples import ReferenceSamples
 from hidiff_runtime.verification.replay_components import EXACT
 
@@ -54,10 +54,10 @@ def replay_facts(manifest: Manifest, samples: ReferenceSamples) -> Verdict | Non
     """The verdict on what the manifest says; None for samples from before it was recorded."""
     if not samples.facts:
         return None
-    return judge_facts(FACTS, samples.facts, facts_of(manifest))
+    return compare_facts(FACTS, samples.facts, facts_of(manifest))
 
 
-def judge_facts(boundary: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> Verdict:
+def compare_facts(boundary: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> Verdict:
     """Compares facts; a fact that only one of them has differs."""
     names = sorted(expected.keys() | found.keys())
     differing = [name for name in names if expected.get(name) != found.get(name)]
@@ -65,7 +65,7 @@ def judge_facts(boundary: str, expected: Mapping[str, Any], found: Mapping[str, 
         text = "; ".join(_difference(name, expected.get(name), found.get(name)) for name in differing[:3])
         return Verdict(boundary, EXACT, None, fault=text)
     agreed = np.ones(len(names))
-    return judge(boundary, agreed, agreed, EXACT)
+    return compare(boundary, agreed, agreed, EXACT)
 
 
 def _difference(name: str, expected: object, found: object) -> str:

@@ -18,7 +18,7 @@ from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.denoising.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.errors import BundleError, EngineError, InputError, ParityError
 from hidiff_runtime.format.codec import REBUILD
-from hidiff_runtime.verification.comparison import Verdict, judge, render
+from hidiff_runtime.verification.comparison import Verdict, compare, render
 from hidiff_runtime.verification.half_precision_note import half_note
 from hidiff_runtime.verification.manifest_facts import replay_facts
 from hidiff_runtime.verification.reference_samples import (
@@ -175,7 +175,7 @@ def _replay_call(bundle: Bundle, samples: ReferenceSamples, call: CallSample) ->
     except EngineError as error:
         return Verdict(CALL, samples.call_bound, None, **where, fault=error.summary)
     found = None if output is None else samples.candidate(call.expected, output)
-    return judge(CALL, samples.reference(call.expected), found, samples.call_bound, **where)
+    return compare(CALL, samples.reference(call.expected), found, samples.call_bound, **where)
 
 
 def _replay_run(
@@ -222,4 +222,4 @@ def _judge_latents(
     if info is not None:
         where = {"phase": info.phase.name, "step": info.step, "steps": info.steps}
     found = samples.candidate(expected, latents)
-    return judge(boundary, samples.reference(expected), found, samples.run_bound, **where)
+    return compare(boundary, samples.reference(expected), found, samples.run_bound, **where)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hidiff_runtime.errors import BundleError, EngineError
 from hidiff_runtime.format.tokenizer import Tokenizer
 from hidiff_runtime.pipeline.vae import decode_tiles, vae_of
-from hidiff_runtime.verification.comparison import Bound, Verdict, judge, judge_picture
+from hidiff_runtime.verification.comparison import Bound, Verdict, compare, compare_image
 from hidiff_runtime.verification.image_metrics import unit
 from hidiff_runtime.verification.reference_samples import NetworkSample, PictureSample, ReferenceSamples
 
@@ -87,7 +87,7 @@ def _tokens(bundle: Bundle, samples: ReferenceSamples, sample: NetworkSample, pr
     except (BundleError, EngineError) as error:
         return Verdict(TOKENS, EXACT, None, sample.network, fault=error.summary)
     found = np.array([tokens.ids], dtype=np.int32)
-    return judge(TOKENS, samples.array(sample.inputs["input_ids"]), found, EXACT, phase=sample.network)
+    return compare(TOKENS, samples.array(sample.inputs["input_ids"]), found, EXACT, phase=sample.network)
 
 
 def _evaluated(session: Session, samples: ReferenceSamples, sample: NetworkSample) -> Verdict:
@@ -101,7 +101,7 @@ def _evaluated(session: Session, samples: ReferenceSamples, sample: NetworkSampl
     for name, expected in sample.expected.items():
         found = outputs.get(name)
         candidate = None if found is None else samples.candidate(expected, found)
-        verdicts.append(judge(boundary, samples.reference(expected), candidate, sample.bound, phase=sample.network))
+        verdicts.append(compare(boundary, samples.reference(expected), candidate, sample.bound, phase=sample.network))
     return worst(verdicts)
 
 
@@ -126,4 +126,4 @@ def replay_picture(bundle: Bundle, samples: ReferenceSamples, sample: PictureSam
         return Verdict(PICTURE, sample.bound, None, fault=error.summary)
     (top, left), (height, width) = sample.corner, expected.shape[2:]
     part = tile[..., top : top + height, left : left + width]
-    return judge_picture(PICTURE, expected, part, sample.bound, steps=samples.runs[sample.run].steps)
+    return compare_image(PICTURE, expected, part, sample.bound, steps=samples.runs[sample.run].steps)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.sampling.scheduler_state import NOISE, OUTPUT, SAMPLE
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
-from hidiff_runtime.verification.comparison import Verdict, judge
+from hidiff_runtime.verification.comparison import Verdict, compare
 from hidiff_runtime.verification.reference_samples import ReferenceSamples
 from hidiff_runtime.verification.scheduler_samples import AGREES, COUNT, LENGTH, SKIPPED, SamplerAnswers, SamplerSample
 
@@ -110,7 +110,7 @@ def _first(table: SamplerTable, runs: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def _judged(sample: SamplerSample, answers: SamplerAnswers, compared: _Compared) -> Verdict:
-    verdict = judge(SAMPLER, compared.expected, compared.found, AGREES, phase=sample.sampler)
+    verdict = compare(SAMPLER, compared.expected, compared.found, AGREES, phase=sample.sampler)
     if verdict.ok or not compared.found.size:
         return verdict
     worst = int(np.nanargmax(np.abs(compared.found - compared.expected).max(axis=-1)))

@@ -14,7 +14,7 @@ import toy
 
 from hidiff_runtime import Cancelled, EngineError, Phase, PhaseKind, StepInfo
 from hidiff_runtime import open as open_bundle
-from hidiff_runtime.backends.session_pool import EngineKey, EnginePool
+from hidiff_runtime.backends.session_pool import EngineKey, SessionPool
 
 PATIENCE = 120
 
@@ -81,13 +81,13 @@ def sessions() -> Sessions:
     return Sessions()
 
 
-def pool(sessions: Callable[[EngineKey], Session], resident: str = "current", *, merged: bool = False) -> EnginePool:
+def pool(sessions: Callable[[EngineKey], Session], resident: str = "current", *, merged: bool = False) -> SessionPool:
     """A pool that prefetches; ``merged`` has every phase in one file."""
 
     def same(one: EngineKey, other: EngineKey) -> bool:
         return merged and isinstance(one, Phase) and isinstance(other, Phase)
 
-    return EnginePool(sessions, resident, prefetch=True, same_file=same)  # type: ignore[arg-type]  # a double
+    return SessionPool(sessions, resident, prefetch=True, same_file=same)  # type: ignore[arg-type]  # a double
 
 
 def test_engines_of_one_file_overlap_so_that_it_stays_loaded(sessions: Sessions) -> None:
@@ -125,8 +125,8 @@ def test_the_next_engine_opens_in_a_thread_while_the_current_one_runs(sessions: 
     sessions.hold[WINDOWED] = threading.Event()
     engines = pool(sessions)
     current = engines.get(STRIDED)
-    engines.expect(WINDOWED)
-    engines.expect(WINDOWED)
+    engines.prefetch(WINDOWED)
+    engines.prefetch(WINDOWED)
     assert engines.get(STRIDED) is current
     assert sessions.events == ["open strided"]
     assert engines.open_phases == (STRIDED,)
@@ -135,7 +135,7 @@ def test_the_next_engine_opens_in_a_thread_while_the_current_one_runs(sessions: 
     assert sessions.events == ["open strided", "open windowed", "close strided"]
     assert sessions.threads["windowed"].startswith("hidiff-prefetch")
     assert sessions.threads["strided"] == threading.current_thread().name
-    engines.expect(WINDOWED)
+    engines.prefetch(WINDOWED)
     engines.close()
     assert sessions.events[3:] == ["close windowed"]
 
@@ -143,7 +143,7 @@ def test_the_next_engine_opens_in_a_thread_while_the_current_one_runs(sessions: 
 def test_an_expected_phase_that_does_not_come_is_closed(sessions: Sessions) -> None:
     engines = pool(sessions)
     engines.get(STRIDED)
-    engines.expect(POOLED)
+    engines.prefetch(POOLED)
     until(sessions.events, "open pooled")
     engines.get(WINDOWED)
     assert sessions.events == ["open strided", "open pooled", "close pooled", "close strided", "open windowed"]
@@ -153,14 +153,14 @@ def test_what_went_wrong_in_the_thread_is_raised_when_the_phase_is_asked_for(ses
     sessions.broken[WINDOWED] = EngineError("It does not load.")
     engines = pool(sessions)
     engines.get(STRIDED)
-    engines.expect(WINDOWED)
+    engines.prefetch(WINDOWED)
     engines.get(STRIDED)
     with pytest.raises(EngineError, match="does not load"):
         engines.get(WINDOWED)
     engines.get(WINDOWED)
     assert sessions.events == ["open strided", "close strided", "open windowed"]
     sessions.broken[POOLED] = EngineError("It does not load.")
-    engines.expect(POOLED)
+    engines.prefetch(POOLED)
     engines.close()  # nobody asked for it
 
 
@@ -168,7 +168,7 @@ def test_closing_waits_for_an_engine_on_its_way(sessions: Sessions) -> None:
     gate = sessions.hold[WINDOWED] = threading.Event()
     engines = pool(sessions)
     engines.get(STRIDED)
-    engines.expect(WINDOWED)
+    engines.prefetch(WINDOWED)
     threading.Timer(0.05, gate.set).start()
     engines.close()
     assert sorted(sessions.events) == ["close strided", "close windowed", "open strided", "open windowed"]
@@ -178,9 +178,9 @@ def test_closing_waits_for_an_engine_on_its_way(sessions: Sessions) -> None:
 
 
 def test_nothing_opens_ahead_unless_asked(sessions: Sessions) -> None:
-    engines = EnginePool(sessions)  # type: ignore[arg-type]  # a double
+    engines = SessionPool(sessions)  # type: ignore[arg-type]  # a double
     engines.get(STRIDED)
-    engines.expect(WINDOWED)
+    engines.prefetch(WINDOWED)
     engines.close()
     assert sessions.events == ["open strided", "close strided"]
 
@@ -217,13 +217,13 @@ def test_a_run_opens_each_phase_once_ahead_or_not(folder: Path, prefetch: bool) 
 
 def test_what_the_next_run_does_not_begin_with_is_closed_before_a_network_opens() -> None:
     sessions = Sessions()
-    pool = EnginePool(sessions)
+    pool = SessionPool(sessions)
     pool.get(CONTROLLED)
     pool.controlnet()
     pool.step()
     pool.get(WINDOWED)
     del sessions.events[:]
-    with pool.lent("vae_decoder", STRIDED) as decoder:
+    with pool.borrow("vae_decoder", STRIDED) as decoder:
         assert decoder.key == "vae_decoder"
     assert sessions.events == ["close windowed", "open vae_decoder", "close vae_decoder"]
 
@@ -232,9 +232,9 @@ def test_what_the_next_run_does_not_begin_with_is_closed_before_a_network_opens(
 def test_what_it_begins_with_stays_and_so_does_a_plan_of_all_phases(same_file: bool) -> None:
     sessions = Sessions()
     phase = WINDOWED if same_file else STRIDED
-    pool = EnginePool(sessions, same_file=lambda _one, _other: same_file)
+    pool = SessionPool(sessions, same_file=lambda _one, _other: same_file)
     pool.get(phase)
-    with pool.lent("vae_decoder", STRIDED):
+    with pool.borrow("vae_decoder", STRIDED):
         assert pool.open_phases == (phase,)
         pool.get(WINDOWED)
         assert "close vae_decoder" not in sessions.events  # what is lent is not the pool's to close
@@ -243,14 +243,14 @@ def test_what_it_begins_with_stays_and_so_does_a_plan_of_all_phases(same_file: b
 
 def test_a_network_is_closed_after_a_failure_and_stays_where_all_may() -> None:
     sessions = Sessions()
-    with pytest.raises(ZeroDivisionError), EnginePool(sessions).lent("text_encoder", STRIDED):
+    with pytest.raises(ZeroDivisionError), SessionPool(sessions).lent("text_encoder", STRIDED):
         raise ZeroDivisionError
     assert sessions.events == ["open text_encoder", "close text_encoder"]
-    pool = EnginePool(sessions, "all")
+    pool = SessionPool(sessions, "all")
     pool.get(WINDOWED)
-    with pool.lent("text_encoder", STRIDED) as first:
+    with pool.borrow("text_encoder", STRIDED) as first:
         assert pool.open_phases == (WINDOWED,)
-    with pool.lent("text_encoder", STRIDED) as second:
+    with pool.borrow("text_encoder", STRIDED) as second:
         assert second is first
     pool.close()
     assert sessions.events[2:] == ["open windowed", "open text_encoder", "close windowed", "close text_encoder"]

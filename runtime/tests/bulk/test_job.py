@@ -18,12 +18,12 @@ from hidiff_runtime import cli
 from hidiff_runtime.bulk import job as job_module
 from hidiff_runtime.bulk import ray_pool as cluster_module
 from hidiff_runtime.bulk.job import Job, run_job
-from hidiff_runtime.bulk.job_progress import Progress
-from hidiff_runtime.bulk.output import Output, Picture
-from hidiff_runtime.bulk.ray_pool import Board, Pool
-from hidiff_runtime.bulk.row_worker import DIED, Fault, Outcome, Work
+from hidiff_runtime.bulk.job_progress import JobProgress
+from hidiff_runtime.bulk.output import ImageEntry, Output
+from hidiff_runtime.bulk.ray_pool import Coordinator, Pool
+from hidiff_runtime.bulk.row_worker import DIED, FatalError, Outcome, Work
 from hidiff_runtime.bulk.rows import DeadLetter, Row
-from hidiff_runtime.bulk.storage import Place, Store
+from hidiff_runtime.bulk.storage import Location, Store
 from hidiff_runtime.cli.bulk import _default_gpus
 from hidiff_runtime.errors import EngineError, InputError, ParityError
 
@@ -49,14 +49,14 @@ class Scripted:
 
 def outcome(kind: str, work: Work, row: Row) -> Outcome:
     if kind == FAULT:
-        return Outcome(row.number, 1, fault=Fault.of(ParityError("It draws something else.")))
+        return Outcome(row.number, 1, fault=FatalError.of(ParityError("It draws something else.")))
     if kind == MADE:
         content = f"a picture of {row.id}".encode()
         file = f"pictures/{row.id}.png"
         Store(work.output).write(file, content)
         facts: dict[str, Any] = {"sha256": "0" * 64, "bytes": len(content), "seed": 0, "seconds": 1.0, "parity": "p"}
         facts |= {"parameters": "{}", "fingerprint": row.fingerprint(work.bundle), "bundle": work.bundle}
-        return Outcome(row.number, 2, (Picture(id=row.id, row=row.number, picture=0, file=file, **facts),))
+        return Outcome(row.number, 2, (ImageEntry(id=row.id, row=row.number, picture=0, file=file, **facts),))
     letter = DeadLetter.of(row, InputError("No."), work.bundle)
     return Outcome(row.number, 1, letter=dataclasses.replace(letter, kind=DIED) if kind == ENDED else letter)
 
@@ -67,7 +67,7 @@ def job(tmp_path: Path) -> Job:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"picture {number}\n" for number in range(6)))
     pool = Pool(actors=1, gpus=0, cpus=1, address=None)
-    return Job(bundle, Place(str(prompts)), Place(str(tmp_path / "out")), pool, recheck="size")
+    return Job(bundle, Location(str(prompts)), Location(str(tmp_path / "out")), pool, recheck="size")
 
 
 def play(monkeypatch: pytest.MonkeyPatch, *script: str) -> None:
@@ -134,7 +134,7 @@ def test_an_interrupt_keeps_what_is_done(job: Job, monkeypatch: pytest.MonkeyPat
 def test_the_board_counts_beginnings_and_beats(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(cluster_module.time, "monotonic", lambda: now)
-    board = Board()
+    board = Coordinator()
     assert [board.begin(3), board.begin(3), board.begin(4)] == [1, 2, 1]
     board.beat("one")
     now += 2 * cluster_module.BEAT_SECONDS
@@ -147,7 +147,7 @@ def test_the_board_counts_beginnings_and_beats(monkeypatch: pytest.MonkeyPatch) 
 def test_the_line_tells_where_a_job_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("hidiff_runtime.bulk.job_progress.time.monotonic", lambda: now)
-    shown = Progress(total=20, done=3, failed=1, batch=2, actors=4, alive=lambda: 3)
+    shown = JobProgress(total=20, done=3, failed=1, batch=2, actors=4, alive=lambda: 3)
     assert shown.line() == "3/20 rows done, 1 failed, workers open the bundle, 3 of 4 workers alive"
     for failed in (False, True, False):
         now += 6

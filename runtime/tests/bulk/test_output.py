@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hidiff_runtime.bulk.output import DEAD, INDEX, PARTS, RUN, Output, Picture
-from hidiff_runtime.bulk.resume import CHANGED, MISSING, SPOILT, Plan, make_plan
+from hidiff_runtime.bulk.output import DEAD, INDEX, PARTS, RUN, ImageEntry, Output
+from hidiff_runtime.bulk.resume import CHANGED, MISSING, SPOILT, ResumePlan, plan_resume
 from hidiff_runtime.bulk.rows import DeadLetter, Row, find_rows
-from hidiff_runtime.bulk.storage import Place, Store
+from hidiff_runtime.bulk.storage import Location, Store
 from hidiff_runtime.errors import InputError, StorageError
 from hidiff_runtime.prompt_files.raw_rows import Raw
 
@@ -23,11 +23,11 @@ SETTINGS = {"seed": 0, "set": {}}
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(str(tmp_path / "out"))
+def place(tmp_path: Path) -> Location:
+    return Location(str(tmp_path / "out"))
 
 
-def opened(place: Place) -> Output:
+def opened(place: Location) -> Output:
     output = Output(Store(place))
     output.begin(HASH, SETTINGS, {"prompts": "here"})
     return output
@@ -38,11 +38,11 @@ def rows(*prompts: str) -> list[Row]:
     return found
 
 
-def made(output: Output, row: Row, index: int = 0, content: bytes = b"a picture") -> Picture:
+def made(output: Output, row: Row, index: int = 0, content: bytes = b"a picture") -> ImageEntry:
     """A picture of a row, written."""
     file = f"pictures/{row.id}.{index}.png"
     output.store.write(file, content)
-    return Picture(
+    return ImageEntry(
         id=row.id,
         row=row.number,
         picture=index,
@@ -58,13 +58,13 @@ def made(output: Output, row: Row, index: int = 0, content: bytes = b"a picture"
     )
 
 
-def plan(place: Place, asked: list[Row], **options: object) -> Plan:
+def plan(place: Location, asked: list[Row], **options: object) -> ResumePlan:
     output = Output(Store(place))
     output.look(HASH, SETTINGS)
-    return make_plan(asked, [], output, HASH, **{"batch": 1, **options})  # type: ignore[arg-type]
+    return plan_resume(asked, [], output, HASH, **{"batch": 1, **options})  # type: ignore[arg-type]
 
 
-def test_the_index_is_read_back_and_has_each_picture_once(place: Place) -> None:
+def test_the_index_is_read_back_and_has_each_picture_once(place: Location) -> None:
     output = opened(place)
     first, second = rows("x", "y")
     output.add([made(output, second, 0), made(output, second, 1)])
@@ -81,18 +81,18 @@ def test_the_index_is_read_back_and_has_each_picture_once(place: Place) -> None:
     assert [(row["id"], row["picture"]) for row in table] == [("000000", 0), ("000001", 0), ("000001", 1)]
 
 
-def test_what_was_flushed_outlives_a_job_that_is_cut_off(place: Place) -> None:
+def test_what_was_flushed_outlives_a_job_that_is_cut_off(place: Location) -> None:
     output = opened(place)
     first, second = rows("x", "y")
     output.add([made(output, first)])
-    output.bury(DeadLetter.of(second, InputError("No."), HASH))
+    output.add_dead_letter(DeadLetter.of(second, InputError("No."), HASH))
     output.flush(now=True)
     found = plan(place, [first, second])
     assert (found.todo, found.finished, [letter.id for letter in found.failed]) == ((), 1, ["000001"])
     assert plan(place, [first, second], retry_failed=True).todo == (second,)
 
 
-def test_a_row_that_is_made_again_replaces_itself_in_the_index(place: Place) -> None:
+def test_a_row_that_is_made_again_replaces_itself_in_the_index(place: Location) -> None:
     output = opened(place)
     (old,), (new,) = rows("x"), rows("y")
     output.add([made(output, old)])
@@ -104,7 +104,7 @@ def test_a_row_that_is_made_again_replaces_itself_in_the_index(place: Place) -> 
     assert plan(place, [old]).again == {CHANGED: 1}
 
 
-def test_only_whole_pictures_of_the_same_row_count(place: Place) -> None:
+def test_only_whole_pictures_of_the_same_row_count(place: Location) -> None:
     output = opened(place)
     asked = rows("same", "changed", "missing", "short", "spoilt", "new")
     for row in asked[:5]:
@@ -123,10 +123,10 @@ def test_only_whole_pictures_of_the_same_row_count(place: Place) -> None:
     assert plan(place, asked[:1], batch=2).again == {MISSING: 1}
 
 
-def test_a_row_that_failed_is_tried_again_once_it_changed(place: Place) -> None:
+def test_a_row_that_failed_is_tried_again_once_it_changed(place: Location) -> None:
     output = opened(place)
     (row,) = rows("x")
-    output.bury(DeadLetter.of(row, InputError("No.", given="x", advice="Mend it."), HASH))
+    output.add_dead_letter(DeadLetter.of(row, InputError("No.", given="x", advice="Mend it."), HASH))
     output.finish({})
     assert plan(place, [row]).todo == ()
     mended = dataclasses.replace(row, values={**row.values, "prompt": "y"})
@@ -136,7 +136,7 @@ def test_a_row_that_failed_is_tried_again_once_it_changed(place: Place) -> None:
     assert (told["reason"], told["given"], told["advice"], told["kind"]) == ("No.", "x", "Mend it.", "input")
 
 
-def test_an_output_belongs_to_one_bundle_and_its_settings(place: Place) -> None:
+def test_an_output_belongs_to_one_bundle_and_its_settings(place: Location) -> None:
     output = opened(place)
     assert json.loads((Path(place.url) / RUN).read_text())["bundle"] == HASH
     for bundle, settings, message in (
@@ -149,7 +149,7 @@ def test_an_output_belongs_to_one_bundle_and_its_settings(place: Place) -> None:
     output.begin(HASH, SETTINGS, {})
 
 
-def test_a_folder_of_something_else_is_left_alone(place: Place) -> None:
+def test_a_folder_of_something_else_is_left_alone(place: Location) -> None:
     folder = Path(place.url)
     folder.mkdir()
     (folder / "mine.txt").write_text("mine")
@@ -158,7 +158,7 @@ def test_a_folder_of_something_else_is_left_alone(place: Place) -> None:
     assert [path.name for path in folder.iterdir()] == ["mine.txt"]
 
 
-def test_dead_letters_are_read_back_whatever_text_they_hold(place: Place) -> None:
+def test_dead_letters_are_read_back_whatever_text_they_hold(place: Location) -> None:
     output = opened(place)
     texts = ["a\u2028b\u2029c\u0085d\x0be\x1cf", "a \ud800 boat", "\r\n\t\x00\x1b", "é \U0001f600", "]"]
     letters = [
@@ -166,7 +166,7 @@ def test_dead_letters_are_read_back_whatever_text_they_hold(place: Place) -> Non
         for n, text in enumerate(texts)
     ]
     for letter in letters:
-        output.bury(letter)
+        output.add_dead_letter(letter)
     output.finish({"output": "\udcff"})
     again = opened(place)
     assert again.dead == letters
@@ -179,7 +179,7 @@ def test_dead_letters_are_read_back_whatever_text_they_hold(place: Place) -> Non
         json.loads(line, parse_constant=pytest.fail)
 
 
-def test_facts_that_cannot_be_encoded_are_noted_all_the_same(place: Place) -> None:
+def test_facts_that_cannot_be_encoded_are_noted_all_the_same(place: Location) -> None:
     Output(Store(place)).begin(HASH, SETTINGS, {"prompts": "\udcff.txt"})
     assert json.loads((Path(place.url) / RUN).read_bytes())["prompts"] == "\udcff.txt"
 
@@ -206,7 +206,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_file_of_an_earlier_job_is_named_with_what_to_do(place: Place, case: str) -> None:
+def test_a_broken_file_of_an_earlier_job_is_named_with_what_to_do(place: Location, case: str) -> None:
     name, content, advice = BROKEN[case]
     opened(place).finish({})
     path = Path(place.url) / name
@@ -218,7 +218,7 @@ def test_a_broken_file_of_an_earlier_job_is_named_with_what_to_do(place: Place, 
     assert advice in caught.value.advice
 
 
-def test_an_index_of_other_types_is_named(place: Place) -> None:
+def test_an_index_of_other_types_is_named(place: Location) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -237,7 +237,7 @@ def test_an_index_of_other_types_is_named(place: Place) -> None:
         assert list(opened(place).index) == [row.id]
 
 
-def test_what_is_no_part_of_the_index_is_left_alone(place: Place) -> None:
+def test_what_is_no_part_of_the_index_is_left_alone(place: Location) -> None:
     output = opened(place)
     (row,) = rows("x")
     output.add([made(output, row)])
@@ -256,24 +256,24 @@ def test_what_is_no_part_of_the_index_is_left_alone(place: Place) -> None:
     [float("inf"), float("-inf"), float("nan"), 1e308, 10**400, 10**5000],
     ids=["inf", "-inf", "nan", "large", "whole", "long"],
 )
-def test_dead_letters_are_json_whatever_number_was_given(place: Place, value: float) -> None:
+def test_dead_letters_are_json_whatever_number_was_given(place: Location, value: float) -> None:
     output = opened(place)
     _, (letter,) = find_rows([Raw(0, "line 1", {"prompt": "x", "steps": value, "eta": value})], seed=0, defaults={})
-    output.bury(letter)
-    output.bury(DeadLetter.of(rows("y")[0], InputError("No.", given=value), HASH))
+    output.add_dead_letter(letter)
+    output.add_dead_letter(DeadLetter.of(rows("y")[0], InputError("No.", given=value), HASH))
     output.finish({})
     for line in (Path(place.url) / DEAD).read_text().split("\n")[:-1]:
         json.loads(line, parse_constant=pytest.fail)
     assert opened(place).dead == output.dead
 
 
-def test_letters_of_earlier_versions_may_give_numbers(place: Place) -> None:
+def test_letters_of_earlier_versions_may_give_numbers(place: Location) -> None:
     opened(place).finish({})
     (Path(place.url) / DEAD).write_text(json.dumps({**LETTER, "given": 2**64}) + "\n")
     assert opened(place).dead == [DeadLetter("a", 0, "line 1", "No.", str(2**64), "Mend it.", "input")]
 
 
-def test_two_jobs_do_not_write_into_one_folder(place: Place) -> None:
+def test_two_jobs_do_not_write_into_one_folder(place: Location) -> None:
     with Store(place).locked(), pytest.raises(StorageError, match="Another job"), Store(place).locked():
         pass
     with Store(place).locked():
@@ -282,7 +282,7 @@ def test_two_jobs_do_not_write_into_one_folder(place: Place) -> None:
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    store = Store(Place(str(tmp_path / "file/out")))
+    store = Store(Location(str(tmp_path / "file/out")))
     with pytest.raises(StorageError, match="cannot be written"), store.locked():
         pass
     with pytest.raises(StorageError):

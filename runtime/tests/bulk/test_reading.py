@@ -9,7 +9,7 @@ import pytest
 
 from hidiff_runtime.bulk.reading import read_prompts
 from hidiff_runtime.bulk.rows import find_rows
-from hidiff_runtime.bulk.storage import Place
+from hidiff_runtime.bulk.storage import Location
 from hidiff_runtime.errors import InputError
 
 pytestmark = pytest.mark.needs("pyarrow")
@@ -36,7 +36,7 @@ def write(folder: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "txt"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
-    raws = read_prompts(Place.of(str(write(tmp_path, kind))))
+    raws = read_prompts(Location.of(str(write(tmp_path, kind))))
     rows, refused = find_rows(raws, seed=0, defaults={})
     assert refused == []
     assert [row.id for row in rows] == ["a", "b"]
@@ -48,7 +48,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
 def test_lines_are_text_or_json_and_a_bad_one_stops_none(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text('a boat\n\n{"prompt": "a tree", "seed": 3}\n{"prompt": \n{"prompt": "x", "seed": "y"}\n["a"]\n')
-    rows, refused = find_rows(read_prompts(Place.of(str(path))), seed=0, defaults={})
+    rows, refused = find_rows(read_prompts(Location.of(str(path))), seed=0, defaults={})
     assert [(row.number, row.where, row.values["prompt"]) for row in rows] == [
         (0, "line 1", "a boat"),
         (1, "line 3", "a tree"),
@@ -63,7 +63,7 @@ def test_lines_are_text_or_json_and_a_bad_one_stops_none(tmp_path: Path) -> None
 def test_a_csv_row_with_too_few_values_is_refused_alone(tmp_path: Path) -> None:
     path = tmp_path / "prompts.csv"
     path.write_text("prompt,seed\na boat\na tree,1\n")
-    rows, refused = find_rows(read_prompts(Place.of(str(path))), seed=0, defaults={})
+    rows, refused = find_rows(read_prompts(Location.of(str(path))), seed=0, defaults={})
     assert [row.values["prompt"] for row in rows] == ["a tree"]
     assert "1 values, 2 columns" in refused[0].given
 
@@ -91,27 +91,27 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, name: str, content: str 
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message):
-        read_prompts(Place.of(str(path)))
+        read_prompts(Location.of(str(path)))
 
 
 def test_a_column_may_be_passed_over_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("prompt,author\nx,me\n")
-    assert len(read_prompts(Place.of(str(path)), ["author"])) == 1
+    assert len(read_prompts(Location.of(str(path)), ["author"])) == 1
 
 
 def test_places_are_paths_or_buckets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://here:9000")
-    bucket = Place.of("s3://bucket/some/prompts.csv")
+    bucket = Location.of("s3://bucket/some/prompts.csv")
     assert bucket.endpoint == "http://here:9000"
-    assert Place.of("s3://bucket/x", "http://there").endpoint == "http://there"
+    assert Location.of("s3://bucket/x", "http://there").endpoint == "http://there"
     assert bucket.parent.joined("a.png").url == "s3://bucket/some/a.png"
-    assert bucket.parent.joined("s3://other/a.png") == Place("s3://other/a.png", "http://here:9000")
-    folder = Place.of(str(tmp_path / "prompts.csv")).parent
+    assert bucket.parent.joined("s3://other/a.png") == Location("s3://other/a.png", "http://here:9000")
+    folder = Location.of(str(tmp_path / "prompts.csv")).parent
     assert folder.joined("a/b.png").url == str(tmp_path / "a/b.png")
     assert folder.joined("/c.png").url == "/c.png"
     assert bucket.parent.joined("/c.png").is_local
     for wrong in ("gs://bucket/x", "s3://", "s3:///"):
         with pytest.raises(InputError):
-            Place.of(wrong)
+            Location.of(wrong)

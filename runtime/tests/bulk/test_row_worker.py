@@ -17,9 +17,9 @@ from toy_reference import record
 
 from hidiff_runtime import EngineError, Pipeline
 from hidiff_runtime.bulk import row_worker as maker_module
-from hidiff_runtime.bulk.row_worker import MOST_ATTEMPTS, Maker, Outcome, Work
+from hidiff_runtime.bulk.row_worker import MOST_ATTEMPTS, Outcome, RowWorker, Work
 from hidiff_runtime.bulk.rows import Row
-from hidiff_runtime.bulk.storage import Place
+from hidiff_runtime.bulk.storage import Location
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.pipeline.pipeline import Result
 from hidiff_runtime.pipeline.png_metadata import encoded
@@ -28,7 +28,7 @@ from hidiff_runtime.serving.service import Service
 
 pytestmark = pytest.mark.needs("pyarrow")
 
-MakeMaker = Callable[..., Maker]
+MakeMaker = Callable[..., RowWorker]
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +54,18 @@ def worker(folder: Path, tmp_path: Path, begun: Counter[int]) -> MakeMaker:
     def end() -> NoReturn:
         raise Ended
 
-    def make(backend: toy.ToyBackend | None = None, home: Path = folder, **changes: Any) -> Maker:
+    def make(backend: toy.ToyBackend | None = None, home: Path = folder, **changes: Any) -> RowWorker:
         manifest = Manifest.read(home)
         given: dict[str, Any] = {
             "folder": str(home),
             "opening": {"backend": backend or toy_pictures.Backend()},
             "bundle": manifest.digest,
             "batch": manifest.batch,
-            "output": Place(str(tmp_path / "out")),
-            "inputs": Place(str(tmp_path)),
+            "output": Location(str(tmp_path / "out")),
+            "inputs": Location(str(tmp_path)),
             **changes,
         }
-        return Maker(Work(**given), begin, end)
+        return RowWorker(Work(**given), begin, end)
 
     return make
 

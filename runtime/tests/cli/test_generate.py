@@ -18,7 +18,7 @@ from PIL import Image
 from hidiff_runtime import bundle as bundle_module
 from hidiff_runtime import cli
 from hidiff_runtime.bundle import Bundle
-from hidiff_runtime.console.progress import Progress
+from hidiff_runtime.console.progress import RunProgress
 from hidiff_runtime.format import tokenizer
 from hidiff_runtime.format.tokenizer import Tokenizer
 
@@ -351,11 +351,11 @@ def test_a_folder_that_cannot_be_written_to(generate: Run, work: Path) -> None:
 def test_an_interrupt_exits_130_and_leaves_no_file(
     generate: Run, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(_: Progress, info: Any) -> None:
+    def interrupt(_: RunProgress, info: Any) -> None:
         if info.step == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Progress, "step", interrupt)
+    monkeypatch.setattr(RunProgress, "step", interrupt)
     before = sorted(work.iterdir())
     assert generate("-p", "x", "--steps", "4", "-o", "out.png", "--sheet", "sheet.png") == 130
     assert "interrupted" in capsys.readouterr().err

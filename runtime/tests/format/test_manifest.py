@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.format.manifest import FORMAT, MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.format.manifest import FORMAT, MANIFEST, FileDigest, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
 
 PATHS = ("samplers/ddim.safetensors", "unet/strided.onnx", "unet/windowed.onnx", "unet/weights.safetensors")
@@ -50,7 +50,7 @@ def sample() -> Manifest:
         default_sampler="ddim",
         steps=(1, 2),
         weights={"unet": PATHS[3]},
-        files={path: FileRecord(12, "0f" * 32) for path in PATHS},
+        files={path: FileDigest(12, "0f" * 32) for path in PATHS},
         fingerprints={"recipe": "abc"},
     )
 
@@ -125,8 +125,8 @@ def test_tensor_specs_know_their_size() -> None:
 
 def test_a_file_record_is_size_and_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
-    expected = FileRecord(3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
-    assert FileRecord.of(tmp_path / "a") == expected
+    expected = FileDigest(3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+    assert FileDigest.of(tmp_path / "a") == expected
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.format.manifest import FileRecord, GraphRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.format.manifest import FileDigest, GraphRecord, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.format.specs import TextEncoderRecord, VaeRecord
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule
 
@@ -72,7 +72,7 @@ def sample() -> Manifest:
         text_encoders=(text_encoder("text_encoder", 8), text_encoder("text_encoder_2", 12, pooled)),
         vae=vae,
     )
-    return replace(manifest, files={path: FileRecord(1, "0" * 64) for _, path in manifest.paths()})
+    return replace(manifest, files={path: FileDigest(1, "0" * 64) for _, path in manifest.paths()})
 
 
 def test_text_encoders_and_vae_survive_json() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from hidiff_runtime.format.paths import fault_in
+from hidiff_runtime.format.paths import path_error
 
 
 @pytest.mark.parametrize("path", ["unet/weights.safetensors", "a", "é/日本", "x" * 255, "/".join(["y" * 203] * 5)])
 def test_a_path_inside_the_bundle(path: str) -> None:
-    assert fault_in(path) == ""
+    assert path_error(path) == ""
 
 
 @pytest.mark.parametrize(
@@ -29,4 +29,4 @@ def test_a_path_inside_the_bundle(path: str) -> None:
     ],
 )
 def test_what_is_no_such_path_is_told(path: str, fault: str) -> None:
-    assert fault in fault_in(path)
+    assert fault in path_error(path)

@@ -24,7 +24,7 @@ from hidiff_runtime import bundle as bundle_module
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.format.bundle_folder import BundleFolder
-from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, FileDigest, Manifest
 from hidiff_runtime.format.symlinks import refusal
 from hidiff_runtime.pipeline.prompt_encoding import TokenCounter, encode_prompts
 
@@ -301,14 +301,14 @@ def test_links_to_what_was_not_fetched_say_so(pristine: Path, tmp_path: Path, la
 
 def test_a_store_that_may_not_be_read_is_told(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = linked.hub(pristine, tmp_path / "home")
-    weights, of = folder / "unet/weights.safetensors", FileRecord.of
+    weights, of = folder / "unet/weights.safetensors", FileDigest.of
 
-    def closed(path: Path) -> FileRecord:
+    def closed(path: Path) -> FileDigest:
         if path == weights:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return of(path)
 
-    monkeypatch.setattr(FileRecord, "of", closed)
+    monkeypatch.setattr(FileDigest, "of", closed)
     assert refused(folder).given == "unet/weights.safetensors cannot be read: Permission denied"
 
 

@@ -32,10 +32,10 @@ def test_what_a_thread_freed_is_given_back() -> None:
     thread.start()
     thread.join()
     before = resident()
-    heap_trim.give_back()
+    heap_trim.trim_heap()
     assert before - resident() > 50 * MEBIBYTE
 
 
 def test_where_nothing_can_be_given_back_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heap_trim, "_trim", lambda: None)
-    heap_trim.give_back()
+    heap_trim.trim_heap()

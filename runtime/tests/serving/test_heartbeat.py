@@ -8,7 +8,7 @@ import time
 from serving_sink import Counts
 
 from hidiff_runtime.serving.heartbeat import Heartbeat
-from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.metrics import MetricsRecorder
 
 
 class Beats(Counts):
@@ -26,7 +26,7 @@ class Beats(Counts):
 
 def test_beats_until_it_is_stopped() -> None:
     beats = Beats(3)
-    heart = Heartbeat(Meter(beats), seconds=0.01)
+    heart = Heartbeat(MetricsRecorder(beats), seconds=0.01)
     before = time.time()
     heart.start()
     assert beats.enough.wait(120)
@@ -38,4 +38,4 @@ def test_beats_until_it_is_stopped() -> None:
 
 
 def test_stopping_what_never_began_is_nothing() -> None:
-    Heartbeat(Meter(Counts())).stop()
+    Heartbeat(MetricsRecorder(Counts())).stop()

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from hidiff_runtime.serving.probe import beats, judge, main
+from hidiff_runtime.serving.probe import beats, main, probe_result
 
 PAGE = """# HELP hidiff_heartbeat_seconds Unix time at which this process last said that it lives.
 # TYPE hidiff_heartbeat_seconds gauge
@@ -70,8 +70,8 @@ def test_command_reads_a_served_page() -> None:
 def test_one_dead_model_is_not_hidden_by_another() -> None:
     labelled = 'hidiff_heartbeat_seconds{model="hidiff_stream",instance="0_1"}'
     young, old = f"{labelled} 990.5", labelled.replace("0_1", "0_0") + " 100"
-    assert judge(page(young), 1000, 30) == (0, "alive: the oldest of 1 heartbeats is 10 s old")
-    code, line = judge(page(young, old), 1000, 30)
+    assert probe_result(page(young), 1000, 30) == (0, "alive: the oldest of 1 heartbeats is 10 s old")
+    code, line = probe_result(page(young, old), 1000, 30)
     assert code == 1
     assert '"0_0"} is 900 s old' in line
 
@@ -85,27 +85,29 @@ def test_no_heartbeat_is_not_alive() -> None:
     other = page(
         "hidiff_heartbeat_seconds_created 5", "some_hidiff_heartbeat_seconds 5", "# hidiff_heartbeat_seconds 5"
     )
-    code, line = judge(other, 1000, 30)
+    code, line = probe_result(other, 1000, 30)
     assert code == 1
     assert "there is no hidiff_heartbeat_seconds" in line
 
 
 def test_a_heartbeat_before_the_proof_is_not_alive() -> None:
     text = page("hidiff_heartbeat_seconds 995")
-    assert judge(text, 1000, 30)[0] == 0
-    code, line = judge(text.replace("\nhidiff_parity_info{", "\n# hidiff_parity_info{"), 1000, 30)
+    assert probe_result(text, 1000, 30)[0] == 0
+    code, line = probe_result(text.replace("\nhidiff_parity_info{", "\n# hidiff_parity_info{"), 1000, 30)
     assert code == 1
     assert "still being opened and proven" in line
 
 
 @pytest.mark.parametrize("value", ["NaN", "-Inf", "nonsense"])
 def test_values_that_are_no_time_are_not_alive(value: str) -> None:
-    code, line = judge(page("hidiff_heartbeat_seconds 995", f'hidiff_heartbeat_seconds{{a="b"}} {value}'), 1000, 30)
+    code, line = probe_result(
+        page("hidiff_heartbeat_seconds 995", f'hidiff_heartbeat_seconds{{a="b"}} {value}'), 1000, 30
+    )
     assert (code, line.split(":")[0]) == (1, "not alive")
 
 
 def test_a_clock_that_was_set_back_is_no_death() -> None:
-    assert judge(page("hidiff_heartbeat_seconds 1003"), 1000, 30)[0] == 0
+    assert probe_result(page("hidiff_heartbeat_seconds 1003"), 1000, 30)[0] == 0
 
 
 def test_a_label_that_the_terminal_cannot_show_is_no_death() -> None:

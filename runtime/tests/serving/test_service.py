@@ -19,8 +19,8 @@ from hidiff_runtime import BundleError, Cancelled, EngineError, Expired, InputEr
 from hidiff_runtime.pipeline.pipeline import PictureStep
 from hidiff_runtime.pipeline.request_limits import Limits
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
-from hidiff_runtime.serving.metrics import Meter
-from hidiff_runtime.serving.service import Service, used
+from hidiff_runtime.serving.metrics import MetricsRecorder
+from hidiff_runtime.serving.service import Service, generation_metadata
 
 PROMPT = "a lighthouse"
 
@@ -44,7 +44,7 @@ def counts() -> Counts:
 
 @pytest.fixture
 def service(folder: Path, counts: Counts) -> Iterator[Service]:
-    with Service.open(folder, backend=toy_pictures.Backend(), meter=Meter(counts)) as opened:
+    with Service.open(folder, backend=toy_pictures.Backend(), meter=MetricsRecorder(counts)) as opened:
         yield opened
 
 
@@ -64,13 +64,17 @@ def test_pictures_are_the_pipelines_with_the_same_seed(service: Service, folder:
 
 def test_tells_what_a_picture_was_made_with(service: Service) -> None:
     result = service.generate(service.request({"prompt": PROMPT, "steps": 4}))
-    assert used(result)["prompt"] == PROMPT
-    assert (used(result)["seed"], used(result)["steps"], used(result)["guidance_scale"]) == (0, 4, 7.5)
+    assert generation_metadata(result)["prompt"] == PROMPT
+    assert (
+        generation_metadata(result)["seed"],
+        generation_metadata(result)["steps"],
+        generation_metadata(result)["guidance_scale"],
+    ) == (0, 4, 7.5)
 
 
 def test_is_ready_only_where_the_reference_samples_hold(folder: Path, counts: Counts) -> None:
     with pytest.raises(ParityError, match="do not compute what PyTorch computed"):
-        Service.open(folder, backend=Spoilt(), meter=Meter(counts))
+        Service.open(folder, backend=Spoilt(), meter=MetricsRecorder(counts))
     assert not counts.gauges
 
 
@@ -179,7 +183,7 @@ def test_a_deadline_ends_the_run(service: Service, counts: Counts) -> None:
 @pytest.mark.parametrize("broken", ["noise_pred", "prompt_embeds", "image"])
 def test_counts_what_was_refused_and_what_failed(folder: Path, counts: Counts, broken: str) -> None:
     backend = toy_pictures.Backend()
-    with Service.open(folder, backend=backend, meter=Meter(counts), limits=Limits(steps=8)) as service:
+    with Service.open(folder, backend=backend, meter=MetricsRecorder(counts), limits=Limits(steps=8)) as service:
         with pytest.raises(InputError):
             service.request({"prompt": PROMPT, "steps": 9})
         backend.spoil = lambda outputs, _call: {
@@ -198,7 +202,7 @@ def test_a_cut_prompt_is_told_in_the_result_alone(service: Service) -> None:
         warnings.simplefilter("error")
         result = service.generate(service.request({"prompt": "b" * 200, "steps": 4}))
     assert result.cut
-    assert used(result)["cut"] == list(result.cut)
+    assert generation_metadata(result)["cut"] == list(result.cut)
 
 
 def test_a_seed_of_minus_one_is_drawn_anew_for_each_request(service: Service) -> None:

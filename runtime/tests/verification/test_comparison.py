@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.verification.comparison import Bound, Metrics, Verdict, judge, render
+from hidiff_runtime.verification.comparison import Bound, Metrics, Verdict, compare, render
 
 BOUND = Bound(80.0, "float32 arithmetic in another order")
 
@@ -17,7 +17,7 @@ def signal(seed: int = 0) -> np.ndarray:
 
 
 def test_equal_arrays_have_an_infinite_ratio_and_pass() -> None:
-    verdict = judge("a", signal(), signal(), BOUND)
+    verdict = compare("a", signal(), signal(), BOUND)
     assert verdict.ok
     assert verdict.metrics == Metrics(math.inf, 0.0, 1.0)
 
@@ -54,7 +54,7 @@ def test_sums_are_taken_in_float64() -> None:
     ids=["missing", "shape", "nan", "inf"],
 )
 def test_what_cannot_be_measured_fails(candidate: np.ndarray | None, fault: str) -> None:
-    verdict = judge("a", signal(), candidate, Bound(-math.inf, "anything"))
+    verdict = compare("a", signal(), candidate, Bound(-math.inf, "anything"))
     assert not verdict.ok
     assert verdict.fault == fault
 
@@ -62,12 +62,12 @@ def test_what_cannot_be_measured_fails(candidate: np.ndarray | None, fault: str)
 def test_a_broken_reference_fails_too() -> None:
     broken = signal()
     broken[0, 0, 0, 0] = np.nan
-    assert "reference" in judge("a", broken, broken, BOUND).fault
-    assert judge("a", np.empty((0, 4)), np.empty((0, 4)), BOUND).fault == "nothing to compare"
+    assert "reference" in compare("a", broken, broken, BOUND).fault
+    assert compare("a", np.empty((0, 4)), np.empty((0, 4)), BOUND).fault == "nothing to compare"
 
 
 def test_noise_over_silence_fails() -> None:
-    verdict = judge("a", np.zeros(4), np.full(4, 1e-30), BOUND)
+    verdict = compare("a", np.zeros(4), np.full(4, 1e-30), BOUND)
     assert verdict.metrics is not None
     assert verdict.metrics.snr_db == -math.inf
     assert not verdict.ok
@@ -77,22 +77,22 @@ def test_one_element_beyond_its_allowance_fails_what_the_ratio_would_pass() -> N
     reference = np.ones(100_000)
     candidate = reference.copy()
     candidate[5] += 1e-3
-    assert judge("a", reference, candidate, BOUND).ok
+    assert compare("a", reference, candidate, BOUND).ok
     strict = Bound(80.0, "one pixel matters", rtol=1e-4, atol=1e-6)
-    verdict = judge("a", reference, candidate, strict)
+    verdict = compare("a", reference, candidate, strict)
     assert not verdict.ok
     assert verdict.metrics is not None
     assert verdict.metrics.excess == pytest.approx(1e-3 / (1e-6 + 1e-4))
-    assert judge("a", reference, reference + 1e-5, strict).ok
+    assert compare("a", reference, reference + 1e-5, strict).ok
 
 
 @pytest.mark.parametrize(
     "verdict",
     [
-        judge("engine against reference", signal(), signal() * 1.1, BOUND, phase="strided", step=3, steps=20),
-        judge("run", signal(), signal(), Bound(60.0, "rounding adds up", rtol=1e-3, atol=0.0)),
-        judge("run", signal(), None, BOUND),
-        judge("run", np.zeros(3), np.ones(3), Bound(0.0, "x", rtol=0.1)),
+        compare("engine against reference", signal(), signal() * 1.1, BOUND, phase="strided", step=3, steps=20),
+        compare("run", signal(), signal(), Bound(60.0, "rounding adds up", rtol=1e-3, atol=0.0)),
+        compare("run", signal(), None, BOUND),
+        compare("run", np.zeros(3), np.ones(3), Bound(0.0, "x", rtol=0.1)),
     ],
     ids=["measured", "equal", "fault", "silence"],
 )
@@ -105,7 +105,7 @@ def test_a_verdict_survives_json(verdict: Verdict) -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("bound", None), ("metrics", {"snr_db": "many"}), ("extra", 1)])
 def test_a_broken_verdict_is_refused_by_field(field: str, value: object) -> None:
-    data = {**judge("a", signal(), signal(), BOUND).to_dict(), field: value}
+    data = {**compare("a", signal(), signal(), BOUND).to_dict(), field: value}
     with pytest.raises(BundleError, match=field):
         Verdict.from_dict(data)
 
@@ -113,8 +113,8 @@ def test_a_broken_verdict_is_refused_by_field(field: str, value: object) -> None
 def test_the_table_shows_figure_bound_and_result() -> None:
     table = render(
         [
-            judge("engine against reference", signal(), signal() * 1.01, BOUND, phase="pooled", step=3, steps=20),
-            judge("run", signal(), None, BOUND),
+            compare("engine against reference", signal(), signal() * 1.01, BOUND, phase="pooled", step=3, steps=20),
+            compare("run", signal(), None, BOUND),
         ]
     )
     heading, first, second = table.splitlines()

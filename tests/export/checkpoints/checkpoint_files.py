@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.synthetic import fabricate
+from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.families.family import Family, Task, Width
 from hidiff_runtime.format.safetensors import write
 
@@ -22,7 +22,7 @@ STEM = "diffusion_pytorch_model"
 
 def arrays(component: Component, config: Mapping[str, Any], seed: int = 0) -> Arrays:
     """A fabricated network's tensors."""
-    return {name: tensor.numpy() for name, tensor in fabricate(component, config, seed).items()}
+    return {name: tensor.numpy() for name, tensor in synthesize(component, config, seed).items()}
 
 
 def tiny(family: Family, task: Task = Task.TEXT_TO_IMAGE, component: Component = Component.UNET) -> dict[str, Any]:

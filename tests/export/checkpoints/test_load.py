@@ -13,7 +13,7 @@ import torch
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import build_controlnet, build_unet, load_controlnet, load_unet
-from hidiff_export.checkpoints.synthetic import fabricate
+from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.errors import CheckpointError, InputError
 from hidiff_export.families.family import Family, Task, Width
@@ -78,14 +78,14 @@ def test_a_network_computes_what_diffusers_own_loading_computes(pipeline: Path) 
 
 
 def test_a_network_in_another_dtype() -> None:
-    unet = build_unet(CONFIG, fabricate(Component.UNET, CONFIG, 0), torch.bfloat16)
+    unet = build_unet(CONFIG, synthesize(Component.UNET, CONFIG, 0), torch.bfloat16)
     assert {parameter.dtype for parameter in unet.parameters()} == {torch.bfloat16}
 
 
 def test_a_random_source() -> None:
     config, found, _ = load("random:7")
     assert config == CONFIG
-    assert torch.equal(found["conv_in.weight"], fabricate(Component.UNET, CONFIG, 7)["conv_in.weight"])
+    assert torch.equal(found["conv_in.weight"], synthesize(Component.UNET, CONFIG, 7)["conv_in.weight"])
 
 
 @pytest.mark.parametrize("source", ["random", "random:", "random:x", "random:-1", "random:99999999999999999999999"])

@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import Checkpoint, load
 from hidiff_export.checkpoints.spare_tensors import MARKERS
-from hidiff_export.checkpoints.synthetic import fabricate
+from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families.family import Family, Task, Width, text_encoder_configs
 from tests.export.checkpoints.checkpoint_files import ldm_name, tiny
@@ -36,7 +36,7 @@ def loaded(component: Component, source: Path, family: Family = Family.SD15) -> 
 
 
 def tensors_of(component: Component, family: Family = Family.SD15) -> Tensors:
-    return dict(fabricate(component, tiny(family, component=component), 0))
+    return dict(synthesize(component, tiny(family, component=component), 0))
 
 
 def same(found: Any, expected: Any) -> bool:

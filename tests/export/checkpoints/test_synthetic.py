@@ -10,7 +10,7 @@ import torch
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import build_controlnet, build_unet
-from hidiff_export.checkpoints.synthetic import fabricate
+from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.errors import InputError
 from hidiff_export.families.family import Family, Task
 from tests.export.checkpoints.checkpoint_files import tiny
@@ -21,7 +21,7 @@ SIDE = 16
 
 def unet(family: Family, task: Task = Task.TEXT_TO_IMAGE) -> tuple[Any, dict[str, Any]]:
     config = tiny(family, task)
-    return build_unet(config, fabricate(Component.UNET, config, 0)), config
+    return build_unet(config, synthesize(Component.UNET, config, 0)), config
 
 
 def inputs(config: dict[str, Any], seed: int = 0) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def distance(network: Any, call: dict[str, Any], **changed: Any) -> float:
 
 
 def test_a_tensor_has_the_same_bits_on_every_machine() -> None:
-    tensors = fabricate(Component.UNET, tiny(Family.SD15), 0)
+    tensors = synthesize(Component.UNET, tiny(Family.SD15), 0)
     digest = hashlib.sha256()
     for name in ("conv_in.weight", "conv_norm_out.weight", "conv_out.bias", "mid_block.resnets.0.conv2.weight"):
         digest.update(tensors[name].numpy().tobytes())
@@ -61,25 +61,25 @@ def test_a_tensor_has_the_same_bits_on_every_machine() -> None:
 def test_a_tensor_depends_on_seed_component_and_name_but_not_on_the_order() -> None:
     config, control = tiny(Family.SD15), tiny(Family.SD15, component=Component.CONTROLNET)
     name, twin = "down_blocks.0.resnets.0.conv1.weight", "down_blocks.0.resnets.1.conv1.weight"
-    tensors = fabricate(Component.UNET, config, 0)
+    tensors = synthesize(Component.UNET, config, 0)
     first = tensors[name]
     assert tensors[twin].shape == first.shape
     assert not torch.equal(tensors[twin], first)
     assert torch.equal(tensors[name], first)
-    assert torch.equal(fabricate(Component.UNET, config, 0)[name], first)
-    assert not torch.equal(fabricate(Component.UNET, config, 1)[name], first)
-    assert not torch.equal(fabricate(Component.CONTROLNET, control, 0)[name], first)
+    assert torch.equal(synthesize(Component.UNET, config, 0)[name], first)
+    assert not torch.equal(synthesize(Component.UNET, config, 1)[name], first)
+    assert not torch.equal(synthesize(Component.CONTROLNET, control, 0)[name], first)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_out_of_range_is_refused(seed: int) -> None:
     with pytest.raises(InputError, match="out of range"):
-        fabricate(Component.UNET, tiny(Family.SD15), seed)
+        synthesize(Component.UNET, tiny(Family.SD15), seed)
 
 
 def test_a_lazy_state_dict_has_no_other_names() -> None:
     with pytest.raises(KeyError):
-        fabricate(Component.UNET, tiny(Family.SD15), 0)["nothing"]
+        synthesize(Component.UNET, tiny(Family.SD15), 0)["nothing"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -133,7 +133,7 @@ def test_every_weight_matters(family: Family) -> None:
 @pytest.mark.parametrize("family", [Family.SD15, Family.SDXL])
 def test_a_controlnet_gives_residuals_that_move_the_unet(family: Family) -> None:
     config = tiny(family, component=Component.CONTROLNET)
-    network = build_controlnet(config, fabricate(Component.CONTROLNET, config, 0))
+    network = build_controlnet(config, synthesize(Component.CONTROLNET, config, 0))
     picture = torch.rand((2, 1, 3, 8 * SIDE, 8 * SIDE), generator=torch.Generator().manual_seed(2))
     main, main_config = unet(family)
     call = inputs(main_config)

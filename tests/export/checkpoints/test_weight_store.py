@@ -19,7 +19,7 @@ import torch
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import build_unet
 from hidiff_export.checkpoints.state_dict import LazyStateDict
-from hidiff_export.checkpoints.synthetic import fabricate
+from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
 from hidiff_export.errors import BundleError, CheckpointError, StorageError
 from hidiff_export.families.family import Family, Task, Width, unet_config
@@ -104,7 +104,7 @@ def test_the_state_dict_is_mapped_and_the_file_is_never_written_to(tmp_path: Pat
 
 def test_a_network_built_from_the_store_holds_the_mapped_tensors(tmp_path: Path) -> None:
     config = tiny(Family.SD15)
-    found = WeightStore.write(fabricate(Component.UNET, config, 0), tmp_path / NAME, Precision.FLOAT32).state_dict()
+    found = WeightStore.write(synthesize(Component.UNET, config, 0), tmp_path / NAME, Precision.FLOAT32).state_dict()
     unet = build_unet(config, found)
     assert {name: tensor.data_ptr() for name, tensor in unet.state_dict().items()} == {
         name: tensor.data_ptr() for name, tensor in found.items()
@@ -284,7 +284,7 @@ def test_diffusers_reads_a_store(tmp_path: Path) -> None:
     config = tiny(Family.SD15)
     write_folder(tmp_path / "unet", {}, config, "UNet2DConditionModel")
     store = WeightStore.write(
-        fabricate(Component.UNET, config, 0), tmp_path / "unet" / f"{STEM}.safetensors", Precision.FLOAT32
+        synthesize(Component.UNET, config, 0), tmp_path / "unet" / f"{STEM}.safetensors", Precision.FLOAT32
     )
     theirs = UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet").state_dict()
     ours = store.state_dict()

@@ -18,14 +18,14 @@ from hidiff_export.compiler.workspace import Workspace
 from hidiff_export.errors import BundleError
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.integrity import verify_files
-from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.format.manifest import MANIFEST, FileDigest, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule
 from tests.export.compiler.killing import killed
 
 STAGES = {"first": "unet/a.bin", "second": "samplers/b.bin"}
 
 
-def manifest(files: Mapping[str, FileRecord]) -> Manifest:
+def manifest(files: Mapping[str, FileDigest]) -> Manifest:
     """Of a bundle that has no engine."""
     shapes = {"latents": (1, 4, 8, 8), "timestep": (1,), "prompt_embeds": (1, 77, 32)}
     inputs = tuple(TensorSpec(name, shape, "float32") for name, shape in shapes.items())
@@ -58,7 +58,7 @@ def publish(output: Path, content: str, *, force: bool = False) -> list[str]:
     ran = []
     with Workspace(output, force=force) as workspace:
         for name, path in STAGES.items():
-            if not workspace.whole(name, content):
+            if not workspace.is_complete(name, content):
                 workspace.begin(name)
                 (workspace.folder / path).parent.mkdir(exist_ok=True)
                 (workspace.folder / path).write_text(content)

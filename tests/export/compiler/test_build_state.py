@@ -10,9 +10,9 @@ import pytest
 from hidiff_export.compiler.build_state import STATE, BuildState, StageRecord
 from hidiff_export.engines.tensorrt.built_plans import Built
 from hidiff_export.errors import BundleError
-from hidiff_runtime.format.manifest import FileRecord
+from hidiff_runtime.format.manifest import FileDigest
 
-SDXL = FileRecord(10_269_600_000, "a" * 64)
+SDXL = FileDigest(10_269_600_000, "a" * 64)
 """Of SDXL's UNet in float32: more bytes than int32 counts."""
 
 

@@ -16,7 +16,7 @@ from hidiff_export.compiler.compile import build, stage_key
 from hidiff_export.compiler.stages.order import STAGES
 from hidiff_export.compiler.stages.scheduler_tables import tabulated
 from hidiff_export.compiler.stages.stage import Report, StageContext
-from hidiff_export.compiler.stages.weights import Weights
+from hidiff_export.compiler.stages.weights import WeightsStage
 from hidiff_export.compiler.workspace import STATE
 from hidiff_export.errors import BundleError, Cancelled, StorageError
 from hidiff_export.families.family import default_scheduler
@@ -118,12 +118,12 @@ def test_a_stage_of_other_code_or_another_recipe_is_not_reused(recipe: Recipe, t
 def test_weights_with_another_noise_schedule_are_not_reused(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = stage_key(Weights(), StageContext(recipe, tmp_path), {})
+    before = stage_key(WeightsStage(), StageContext(recipe, tmp_path), {})
     schedule = {**default_scheduler(recipe.family)[1], "prediction_type": "v_prediction"}
     monkeypatch.setattr("hidiff_export.scheduler_tables.noise_schedule.find_scheduler_config", lambda _source: schedule)
-    assert stage_key(Weights(), StageContext(recipe, tmp_path), {}) != before
+    assert stage_key(WeightsStage(), StageContext(recipe, tmp_path), {}) != before
     own = recipe.model_copy(update={"prediction": Prediction.EPSILON})  # which outdoes what comes with the checkpoint
-    assert stage_key(Weights(), StageContext(own, tmp_path), {}) == before
+    assert stage_key(WeightsStage(), StageContext(own, tmp_path), {}) == before
 
 
 def test_what_is_doubted_of_a_checkpoint_is_told_once_a_build_and_again_when_it_goes_on(tmp_path: Path) -> None:
@@ -140,12 +140,12 @@ def test_what_is_doubted_of_a_checkpoint_is_told_once_a_build_and_again_when_it_
 def test_weights_of_another_pipeline_are_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sdxl = {"family": "sdxl", "source": "random:0", "unet_width": "tiny", "width": 128, "height": 128}
     context = StageContext(Recipe.from_dict(sdxl), tmp_path)
-    before = stage_key(Weights(), context, {})
+    before = stage_key(WeightsStage(), context, {})
     index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": False}
     monkeypatch.setattr("hidiff_export.checkpoints.model_index.find_model_index", lambda _source: index)
-    assert stage_key(Weights(), context, {}) != before
+    assert stage_key(WeightsStage(), context, {}) != before
     index["force_zeros_for_empty_prompt"] = True
-    assert stage_key(Weights(), context, {}) == before
+    assert stage_key(WeightsStage(), context, {}) == before
 
 
 @pytest.mark.parametrize("changed", [{"timesteps": [999, 599, 100]}, {"tcd_eta": 0.1}, {"sampler": ["euler"]}])
@@ -161,7 +161,7 @@ def test_a_build_tells_what_it_leaves_out_of_a_pipeline_whether_weights_are_made
     index = {"_class_name": "StableDiffusionPipeline", "safety_checker": ["stable_diffusion", "SafetyChecker"]}
     monkeypatch.setattr("hidiff_export.checkpoints.model_index.find_model_index", lambda _source: index)
     told: list[str] = []
-    Weights().inputs(StageContext(Recipe.load("demo"), tmp_path, notice=told.append))
+    WeightsStage().inputs(StageContext(Recipe.load("demo"), tmp_path, notice=told.append))
     assert [text for text in told if text == "model_index.json: left out safety_checker (no picture is checked)"]
 
 

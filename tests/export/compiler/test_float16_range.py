@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 
 from hidiff_export.cli import main
 from hidiff_export.compiler.stages import order
-from hidiff_export.compiler.stages.reference import Reference
-from hidiff_export.compiler.stages.scheduler_tables import Samplers
-from hidiff_export.compiler.stages.weights import Weights
-from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_export.compiler.stages.reference import ReferenceStage
+from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage
+from hidiff_export.compiler.stages.weights import WeightsStage
+from hidiff_runtime.format.manifest import MANIFEST, FileDigest, Manifest
 from hidiff_runtime.format.safetensors import SafetensorsFile
 from tests.export.reference.test_magnitudes import BLOCK, PRODUCT, feed_forward, lora
 
@@ -43,7 +43,9 @@ def near(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
 
 
 def test_a_build_beyond_the_range_ends_with_the_tensors_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "STAGES", (Weights(), Samplers(), Reference()))  # graphs and engines have no part in it
+    monkeypatch.setattr(
+        order, "STAGES", (WeightsStage(), SchedulerTablesStage(), ReferenceStage())
+    )  # graphs and engines have no part in it
     path = lora(tmp_path / "beyond.safetensors", feed_forward(200))
     done = build(tmp_path / "bundle", path)
     assert done.exit_code == 3
@@ -114,7 +116,7 @@ def scale(folder: Path, name: str, factor: float) -> None:
     values *= np.float16(factor)
     values.flush()
     manifest = Manifest.read(folder)
-    files = {**manifest.files, "unet/weights.safetensors": FileRecord.of(store)}
+    files = {**manifest.files, "unet/weights.safetensors": FileDigest.of(store)}
     (folder / MANIFEST).write_text(json.dumps(replace(manifest, files=files).to_json()), encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from hidiff_export.compiler.stages.stage import StageContext
 from hidiff_export.families import family
 from hidiff_export.recipe import Recipe, shipped_recipes
 from hidiff_runtime import BundleError
-from hidiff_runtime.format.manifest import FileRecord, Manifest
+from hidiff_runtime.format.manifest import FileDigest, Manifest
 
 SAMPLER_STATES = 4
 
@@ -42,7 +42,7 @@ def manifest(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> M
     stores = {name: f"{name}/weights.safetensors" for name in networks}
     whole = replace(bare, weights=stores)
     # Of more bytes than int32 counts, as SDXL's are.
-    return replace(whole, files={path: FileRecord(10_269_600_000, "a" * 64) for _, path in whole.paths()})
+    return replace(whole, files={path: FileDigest(10_269_600_000, "a" * 64) for _, path in whole.paths()})
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))

@@ -13,11 +13,11 @@ from hidiff_export.checkpoints.load import load
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.cli.options import lora_setting
 from hidiff_export.compiler.stages.stage import StageContext
-from hidiff_export.compiler.stages.weights import Weights, checkpoints
+from hidiff_export.compiler.stages.weights import WeightsStage, checkpoints
 from hidiff_export.errors import CheckpointError, InputError, RecipeError
 from hidiff_export.families.family import Family, Task, Width
 from hidiff_export.recipe import Recipe
-from hidiff_export.reference.reference_weights import judge_weights, unet_of_source
+from hidiff_export.reference.reference_weights import compare_weights, unet_of_source
 from tests.loras import bare_peft, factors, kohya
 
 SMALL = ("width=64", "height=64", "vae=false", "steps=3")
@@ -63,7 +63,7 @@ def test_a_recipe_refuses_other_files_and_scales(text: str, word: str) -> None:
 def test_the_weight_stores_hold_the_sums(lora: Path, tmp_path: Path) -> None:
     recipe = recipe_with(f"{lora}:0.5", precision="float16")
     context = StageContext(recipe, tmp_path / "bundle")
-    Weights().run(context, ignore)
+    WeightsStage().run(context, ignore)
     given = factors(Family.SD15, rank=2, seed=0, only=SOME)
     for part in (Component.UNET, Component.TEXT_ENCODER):
         stored = WeightStore.open(context.folder / part.value / "weights.safetensors").state_dict()
@@ -83,13 +83,13 @@ def test_the_weight_stores_hold_the_sums(lora: Path, tmp_path: Path) -> None:
         (recipe_with(precision="float16"), False),
         (recipe_with(f"{lora}:0.6", precision="float16"), False),
     ):
-        verdict = judge_weights("unet", unet_of_source("random:0", other).state_dict(), store, other)
+        verdict = compare_weights("unet", unet_of_source("random:0", other).state_dict(), store, other)
         assert verdict.ok is ok
 
 
 def test_the_key_of_the_weights_holds_content_and_scale(lora: Path, tmp_path: Path) -> None:
     def key(recipe: Recipe) -> str:
-        return json.dumps(Weights().inputs(StageContext(recipe, tmp_path)))
+        return json.dumps(WeightsStage().inputs(StageContext(recipe, tmp_path)))
 
     first = key(recipe_with(f"{lora}:0.5"))
     assert first != key(recipe_with(f"{lora}:0.6"))
@@ -106,7 +106,7 @@ def test_the_key_of_the_weights_holds_the_settings_beside_a_lora(tmp_path: Path)
     for alpha in (None, 4, 8):
         if alpha is not None:
             (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha, "r": 2}))
-        keys.add(json.dumps(Weights().inputs(StageContext(recipe_with(str(path)), tmp_path / "bundle"))))
+        keys.add(json.dumps(WeightsStage().inputs(StageContext(recipe_with(str(path)), tmp_path / "bundle"))))
     assert len(keys) == 3
 
 
@@ -114,7 +114,7 @@ def test_a_build_tells_what_a_lora_is_taken_for(tmp_path: Path) -> None:
     """Whose settings are not beside it, and so are not obeyed."""
     path = bare_peft(factors(Family.SD15, rank=2, seed=0, only=r"mid_block.*attn1"), tmp_path / "adapter.safetensors")
     told: list[str] = []
-    Weights().run(StageContext(recipe_with(str(path)), tmp_path / "bundle", notice=told.append), ignore)
+    WeightsStage().run(StageContext(recipe_with(str(path)), tmp_path / "bundle", notice=told.append), ignore)
     assert [text for text in told if "adapter_config.json is not beside it" in text]
 
 
@@ -123,7 +123,7 @@ def test_nothing_is_written_for_a_lora_that_does_not_fit(tmp_path: Path) -> None
     other = kohya(given, tmp_path / "other.safetensors", alpha=1.0, sgm=True)
     context = StageContext(recipe_with(str(other)), tmp_path / "bundle")
     with pytest.raises(CheckpointError, match="not for sd15"):
-        Weights().run(context, ignore)
+        WeightsStage().run(context, ignore)
     assert not context.folder.exists()
 
 

@@ -16,11 +16,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from hidiff_export.compiler.compile import build
-from hidiff_export.compiler.stages.engines import Engines
-from hidiff_export.compiler.stages.quantization import Quantisation, calibration
+from hidiff_export.compiler.stages.engines import EnginesStage
+from hidiff_export.compiler.stages.quantization import QuantizationStage, calibration
 from hidiff_export.compiler.stages.stage import StageContext
 from hidiff_export.errors import EngineError
-from hidiff_export.graph.quantized_tensor import FP8_LARGEST, QuantisedTensor
+from hidiff_export.graph.quantized_tensor import FP8_LARGEST, QuantizedTensor
 from hidiff_export.quantization import quantize, worker
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.random_inputs import arrays, mixed_shifts, random_inputs
@@ -28,7 +28,7 @@ from hidiff_export.reference.tolerances import Boundary, bound_for
 from hidiff_export.verification.verify import verify
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.format.manifest import Manifest, PhaseRecord
-from hidiff_runtime.verification.comparison import judge
+from hidiff_runtime.verification.comparison import compare
 from hidiff_runtime.verification.reference_samples import INDEX, ReferenceSamples, Stored
 from tests.conftest import NoDisplay
 
@@ -82,7 +82,7 @@ def fp8(int8: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) ->
         if not folder.is_dir():
             unfinished = Path(shutil.copytree(int8, folder.with_name("fp8-bundle.partial"), dirs_exist_ok=True))
             context = StageContext(RECIPES["fp8"], unfinished)
-            for stage in (Quantisation(), Engines(Quantisation.name)):
+            for stage in (QuantizationStage(), EnginesStage(QuantizationStage.name)):
                 stage.run(context, _silent)
             unfinished.rename(folder)
     return folder
@@ -133,7 +133,7 @@ def test_new_inputs_are_within_bounds_and_another_phase_is_not(built: tuple[Reci
         half = _evaluate(folder / "unet" / f"{name}.float16.onnx", record)
         for other in ("strided", "windowed"):
             few = _evaluate(folder / "unet" / f"{other}.onnx", record)
-            assert judge("held out", half, few, bound).ok is (other == name), (name, other)
+            assert compare("held out", half, few, bound).ok is (other == name), (name, other)
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def test_ranges_a_quarter_as_wide_are_found_out(built: tuple[Recipe, Path], tmp_
     onnx.save(model, graph)
     record = _phases(recipe, folder)["strided"]
     half = _evaluate(folder / "unet" / "strided.float16.onnx", record)
-    assert not judge("narrow", half, _evaluate(graph, record), bound_for(Boundary.GRAPH, recipe)).ok
+    assert not compare("narrow", half, _evaluate(graph, record), bound_for(Boundary.GRAPH, recipe)).ok
 
 
 @pytest.mark.slow
@@ -233,15 +233,15 @@ def test_what_modelopt_says_when_it_fails_is_shown(tmp_path: Path, monkeypatch: 
     ir.save(ir.Model(graph, ir_version=10), tmp_path / "g.float16.onnx")
     precision = _recipe("int8").precision
     with pytest.raises(EngineError, match="ModelOpt cannot quantise g") as caught:
-        quantize.quantise_graph(tmp_path / "g.float16.onnx", [{}], precision, tmp_path / "g.onnx")
+        quantize.quantize_graph(tmp_path / "g.float16.onnx", [{}], precision, tmp_path / "g.onnx")
     assert "no such operator" in str(caught.value.given)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.py", "g.float16.onnx"]
 
 
 def test_a_layer_that_modelopt_passes_over_is_a_fault() -> None:
     found = [
-        QuantisedTensor("x", (1.0,), None, (("a/Conv", 0), ("b/Conv", 0))),
-        QuantisedTensor("w", (1.0,), 0, (("a/Conv", 1),)),
+        QuantizedTensor("x", (1.0,), None, (("a/Conv", 0), ("b/Conv", 0))),
+        QuantizedTensor("w", (1.0,), 0, (("a/Conv", 1),)),
     ]
     quantize._check_complete(found, ["a/Conv"], Path("g.onnx"))
     with pytest.raises(EngineError, match=r"left 1 of 2 layers of g\.onnx as they were") as caught:

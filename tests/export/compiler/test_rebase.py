@@ -21,7 +21,7 @@ from hidiff_export.compiler.graph_specs import phase_record
 from hidiff_export.compiler.rebase import check_checkpoint, rebase, rebased_recipe
 from hidiff_export.compiler.stages.graphs import _modules
 from hidiff_export.compiler.stages.reuse import check_graph
-from hidiff_export.compiler.stages.scheduler_tables import Samplers
+from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage
 from hidiff_export.compiler.stages.stage import StageContext
 from hidiff_export.errors import BundleError, CheckpointError, InputError
 from hidiff_export.graph import portable
@@ -41,7 +41,7 @@ def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every export fail."""
 
     monkeypatch.setattr(portable, "capture", _refuse)
-    monkeypatch.setattr(Samplers, "run", _refuse)
+    monkeypatch.setattr(SchedulerTablesStage, "run", _refuse)
 
 
 def recipe_of(bundle: Path) -> Recipe:

@@ -17,7 +17,7 @@ import pytest
 from hidiff_export.compiler.workspace import STATE, FilesChanged, Workspace
 from hidiff_export.errors import BundleError, InputError, StorageError
 from hidiff_export.files import storage_errors, write_json
-from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, FileDigest, Manifest
 from tests.export.compiler.killed_commits import manifest
 
 
@@ -35,7 +35,7 @@ def test_a_committed_bundle_holds_exactly_what_its_manifest_lists(tmp_path: Path
     build(tmp_path / "bundle", b"data")
     assert sorted(path.name for path in (tmp_path / "bundle").rglob("*")) == ["a.bin", MANIFEST]
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-    assert Manifest.read(tmp_path / "bundle").files["a.bin"] == FileRecord.of(tmp_path / "bundle" / "a.bin")
+    assert Manifest.read(tmp_path / "bundle").files["a.bin"] == FileDigest.of(tmp_path / "bundle" / "a.bin")
 
 
 def test_a_finished_bundle_is_replaced_only_by_force(tmp_path: Path) -> None:
@@ -55,13 +55,13 @@ def test_what_is_half_built_is_there_next_time(tmp_path: Path) -> None:
         workspace.finish("stage", "key", (path,))
     assert not (tmp_path / "bundle").exists()
     with Workspace(tmp_path / "bundle") as workspace:
-        assert workspace.whole("stage", "key")
-        assert not workspace.whole("stage", "another key")
-        assert not workspace.whole("another stage", "key")
+        assert workspace.is_complete("stage", "key")
+        assert not workspace.is_complete("stage", "another key")
+        assert not workspace.is_complete("another stage", "key")
         path.write_bytes(b"dat4")
-        assert not workspace.whole("stage", "key")
+        assert not workspace.is_complete("stage", "key")
         path.unlink()
-        assert not workspace.whole("stage", "key")
+        assert not workspace.is_complete("stage", "key")
 
 
 def test_beginning_a_stage_again_forgets_its_files(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_force_forgets_what_is_half_built(tmp_path: Path) -> None:
         path.write_bytes(b"data")
         workspace.finish("stage", "key", (path,))
     with Workspace(tmp_path / "bundle", force=True) as workspace:
-        assert not workspace.whole("stage", "key")
+        assert not workspace.is_complete("stage", "key")
         assert not path.exists()
 
 
@@ -215,7 +215,7 @@ def test_a_record_of_files_elsewhere_deletes_nothing(tmp_path: Path, path: str, 
     given = path.replace("/victim", str(victim)) if path.startswith("/") else path
     partial = tmp_path / "bundle.partial"
     partial.mkdir()
-    files = {given: asdict(FileRecord.of(victim))}
+    files = {given: asdict(FileDigest.of(victim))}
     (partial / STATE).write_text(json.dumps({"stages": {"stage": {"key": "key", "files": files}}}))
     expected = nullcontext() if force else pytest.raises(BundleError, match="record of the interrupted build")
     with expected as caught, Workspace(tmp_path / "bundle", force=force) as workspace:
@@ -302,7 +302,7 @@ def test_whoever_builds_first_is_not_disturbed_at_its_end(tmp_path: Path) -> Non
     with Workspace(tmp_path / "bundle") as workspace:
         finished(workspace)
 
-        def assemble(files: Mapping[str, FileRecord]) -> Manifest:
+        def assemble(files: Mapping[str, FileDigest]) -> Manifest:
             with pytest.raises(StorageError, match="Another build"):
                 Workspace(tmp_path / "bundle").__enter__()
             return manifest(files)
@@ -351,7 +351,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_lists_a_file_of_no_stage_is_refused_when_read() -> None:
-    record = manifest({"a.bin": FileRecord(4, "0" * 64)})
+    record = manifest({"a.bin": FileDigest(4, "0" * 64)})
     stranger = replace(record, report="parity/report.json")
     with pytest.raises(BundleError, match="report"):
         Manifest.from_json(stranger.to_json())

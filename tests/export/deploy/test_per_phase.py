@@ -17,13 +17,13 @@ from hidiff_export.cli import main
 from hidiff_export.deploy import per_phase
 from hidiff_export.deploy.per_phase import PerPhase, write_per_phase
 from hidiff_export.errors import BundleError, InputError
-from hidiff_export.triton.model_config import Places
-from hidiff_export.triton.repository import Plan
+from hidiff_export.triton.model_config import InstancePlacement
+from hidiff_export.triton.repository import RepositoryPlan
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
-from hidiff_runtime.format.manifest import MANIFEST, FileRecord, GraphRecord, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, FileDigest, GraphRecord, Manifest
 
 ENGINES = {"hidiff_strided", "hidiff_windowed", "hidiff_text_encoder", "hidiff_vae_decoder", "hidiff_vae_encoder"}
-GPUS = Plan(places=Places((0, 1)))
+GPUS = RepositoryPlan(places=InstancePlacement((0, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def with_plans(bundle: Path, into: Path, backend: str, phases: tuple[str, ...] =
         step=None,
     )
     paths = [path for path in into.rglob("*") if path.is_file() and path.name != MANIFEST]
-    files = {path.relative_to(into).as_posix(): FileRecord.of(path) for path in paths}
+    files = {path.relative_to(into).as_posix(): FileDigest.of(path) for path in paths}
     (into / MANIFEST).write_text(json.dumps(replace(manifest, files=files).to_json()))
     return into
 
@@ -157,7 +157,7 @@ def test_plans_are_for_the_tensorrt_that_built_them(sd15_bundle: Path, tmp_path:
 def test_triton_has_no_platform_for_tensorrt_rtx(sd15_bundle: Path, tmp_path: Path) -> None:
     bundle = with_plans(sd15_bundle, tmp_path / "bundle", "tensorrt-rtx")
     with pytest.raises(InputError, match="no platform") as caught:
-        write_per_phase(bundle, tmp_path / "models", Plan())
+        write_per_phase(bundle, tmp_path / "models", RepositoryPlan())
     assert "--layout pipeline" in caught.value.advice
     assert not (tmp_path / "models").exists()
 
@@ -165,7 +165,7 @@ def test_triton_has_no_platform_for_tensorrt_rtx(sd15_bundle: Path, tmp_path: Pa
 def test_a_merged_plan_is_refused(sd15_bundle: Path, tmp_path: Path) -> None:
     bundle = with_plans(sd15_bundle, tmp_path / "bundle", "tensorrt", ("strided", "windowed"))
     with pytest.raises(InputError, match="One plan holds all phases"):
-        write_per_phase(bundle, tmp_path / "models", Plan())
+        write_per_phase(bundle, tmp_path / "models", RepositoryPlan())
     assert not (tmp_path / "models").exists()
 
 
@@ -174,7 +174,7 @@ def test_a_broken_engine_is_refused_here_since_the_server_has_no_hash_of_it(sd15
     engine = tmp_path / "bundle/unet/strided.onnxruntime.onnx"
     engine.write_bytes(engine.read_bytes()[:-1] + b"?")
     with pytest.raises(BundleError, match="broken"):
-        write_per_phase(tmp_path / "bundle", tmp_path / "models", Plan())
+        write_per_phase(tmp_path / "bundle", tmp_path / "models", RepositoryPlan())
 
 
 def test_an_engine_that_changes_while_the_repository_is_written_is_found_at_the_end(
@@ -190,21 +190,21 @@ def test_an_engine_that_changes_while_the_repository_is_written_is_found_at_the_
 
     monkeypatch.setattr(per_phase, "take_bundle", change_and_take)
     with pytest.raises(BundleError, match=f"{plan.name} has changed"):
-        write_per_phase(own, tmp_path / "models", Plan())
+        write_per_phase(own, tmp_path / "models", RepositoryPlan())
     assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (Plan(bundle="/mnt/bundle"), "cannot stay elsewhere"),
-        (Plan(options={"threads": 2}), "options of a backend mean nothing"),
-        (Plan(options={"backend": "tensorrt"}), "no engines of this backend"),
+        (RepositoryPlan(bundle="/mnt/bundle"), "cannot stay elsewhere"),
+        (RepositoryPlan(options={"threads": 2}), "options of a backend mean nothing"),
+        (RepositoryPlan(options={"backend": "tensorrt"}), "no engines of this backend"),
     ],
     ids=["bundle elsewhere", "option", "backend"],
 )
 def test_what_only_the_other_layout_can_do_is_refused(
-    sd15_bundle: Path, tmp_path: Path, plan: Plan, message: str
+    sd15_bundle: Path, tmp_path: Path, plan: RepositoryPlan, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         write_per_phase(sd15_bundle, tmp_path / "models", plan)

@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-from hidiff_export.diffusers_api.method_patches import Overrides
+from hidiff_export.diffusers_api.method_patches import MethodPatches
 
 
 class Counter:
@@ -20,7 +20,7 @@ class Counter:
 
 
 def test_the_wrapper_sees_the_call_and_the_method_as_it_was() -> None:
-    counter, overrides = Counter(), Overrides()
+    counter, overrides = Counter(), MethodPatches()
     overrides.wrap(counter, "add", lambda add, amount, **more: -add(amount + 1, **more))
     assert counter.add(1, twice=True) == -4
     assert list(inspect.signature(counter.add).parameters) == ["amount", "twice"]
@@ -30,7 +30,7 @@ def test_the_wrapper_sees_the_call_and_the_method_as_it_was() -> None:
 
 
 def test_wrappers_nest_and_a_shadow_from_before_comes_back() -> None:
-    counter, overrides = Counter(), Overrides()
+    counter, overrides = Counter(), MethodPatches()
     counter.add = own = lambda amount: 100 + amount  # type: ignore[method-assign,assignment,misc]
     overrides.wrap(counter, "add", lambda add, amount: add(amount) + 1)
     overrides.wrap(counter, "add", lambda add, amount: add(amount) * 2)
@@ -40,7 +40,7 @@ def test_wrappers_nest_and_a_shadow_from_before_comes_back() -> None:
 
 
 def test_what_others_put_over_it_stays() -> None:
-    counter, overrides = Counter(), Overrides()
+    counter, overrides = Counter(), MethodPatches()
     overrides.wrap(counter, "add", lambda add, amount: 2 * add(amount))
     ours = counter.add
     theirs = counter.add = lambda amount: 10 + ours(amount)  # type: ignore[method-assign,assignment,misc]
@@ -51,7 +51,7 @@ def test_what_others_put_over_it_stays() -> None:
 
 
 def test_a_deep_copy_works_on_its_own_state() -> None:
-    counter, overrides = Counter(), Overrides()
+    counter, overrides = Counter(), MethodPatches()
     overrides.wrap(counter, "add", lambda add, amount: add(amount))
     other = copy.deepcopy(counter)
     other.add(5)
@@ -59,7 +59,7 @@ def test_a_deep_copy_works_on_its_own_state() -> None:
 
 
 def test_a_method_that_raises_still_raises() -> None:
-    overrides = Overrides()
+    overrides = MethodPatches()
     overrides.wrap(counter := Counter(), "add", lambda add, *args: add(*args))
     with pytest.raises(TypeError, match="amount"):
         counter.add()  # type: ignore[call-arg]

@@ -9,8 +9,8 @@ import diffusers
 import pytest
 import torch
 
-from hidiff_export.diffusers_api.method_patches import Overrides
-from hidiff_export.diffusers_api.run_tracker import RunWatch
+from hidiff_export.diffusers_api.method_patches import MethodPatches
+from hidiff_export.diffusers_api.run_tracker import RunTracker
 from hidiff_export.errors import InputError
 
 
@@ -50,7 +50,7 @@ def ddim() -> Any:
 @pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # diffusers' KDPM2 hands a tensor to numpy
 def test_steps_are_logical_ones(name: str, steps: int, logical: list[int]) -> None:
     pipe = Pipe(getattr(diffusers, name)())
-    watch = RunWatch(pipe, Overrides())
+    watch = RunTracker(pipe, MethodPatches())
     pipe.scheduler.set_timesteps(steps)
     seen = []
     latents = torch.ones(1, 4, 2, 2)
@@ -62,14 +62,14 @@ def test_steps_are_logical_ones(name: str, steps: int, logical: list[int]) -> No
 
 def test_pndm_counts_its_extra_evaluation_as_a_step() -> None:
     pipe = Pipe(diffusers.PNDMScheduler(skip_prk_steps=True))
-    watch = RunWatch(pipe, Overrides())
+    watch = RunTracker(pipe, MethodPatches())
     pipe.scheduler.set_timesteps(4)
     evaluate(pipe, 2)
     assert watch.position() == (2, 5)
 
 
 def test_new_timesteps_begin_a_new_run(ddim: Any) -> None:
-    watch = RunWatch(pipe := Pipe(ddim), Overrides())
+    watch = RunTracker(pipe := Pipe(ddim), MethodPatches())
     ddim.set_timesteps(10)
     evaluate(pipe, 3)
     ddim.set_timesteps(4)
@@ -78,7 +78,7 @@ def test_new_timesteps_begin_a_new_run(ddim: Any) -> None:
 
 def test_the_pipelines_own_count_holds_for_its_own_run_alone(ddim: Any) -> None:
     pipe = Pipe(ddim)
-    watch = RunWatch(pipe, Overrides())
+    watch = RunTracker(pipe, MethodPatches())
     ddim.set_timesteps(10)
     pipe._num_timesteps = 6  # type: ignore[attr-defined]  # as image-to-image at strength 0.6 does
     assert watch.position() == (0, 6)
@@ -90,8 +90,8 @@ def test_the_pipelines_own_count_holds_for_its_own_run_alone(ddim: Any) -> None:
 
 
 def test_a_scheduler_put_in_later_is_followed_from_then_on(ddim: Any) -> None:
-    pipe, overrides = Pipe(ddim), Overrides()
-    watch = RunWatch(pipe, overrides)
+    pipe, overrides = Pipe(ddim), MethodPatches()
+    watch = RunTracker(pipe, overrides)
     ddim.set_timesteps(10)
     evaluate(pipe, 3)
     other = pipe.scheduler = diffusers.EulerDiscreteScheduler()
@@ -107,7 +107,7 @@ def test_a_scheduler_put_in_later_is_followed_from_then_on(ddim: Any) -> None:
 
 
 def test_a_copy_of_the_scheduler_does_not_count(ddim: Any) -> None:
-    watch = RunWatch(pipe := Pipe(ddim), Overrides())
+    watch = RunTracker(pipe := Pipe(ddim), MethodPatches())
     ddim.set_timesteps(10)
     evaluate(pipe, 3)
     spare = copy.deepcopy(ddim)
@@ -119,7 +119,7 @@ def test_a_copy_of_the_scheduler_does_not_count(ddim: Any) -> None:
 
 def test_the_generator_is_that_of_the_run(ddim: Any) -> None:
     pipe = Pipe(ddim)
-    watch = RunWatch(pipe, Overrides())
+    watch = RunTracker(pipe, MethodPatches())
     first, second = torch.Generator(), torch.Generator()
     ddim.set_timesteps(10)
     pipe.prepare_latents((1,), generator=first)
@@ -132,6 +132,6 @@ def test_the_generator_is_that_of_the_run(ddim: Any) -> None:
 
 
 def test_outside_a_run_there_is_no_step(ddim: Any) -> None:
-    watch = RunWatch(Pipe(ddim), Overrides())
+    watch = RunTracker(Pipe(ddim), MethodPatches())
     with pytest.raises(InputError, match="outside a run"):
         watch.position()

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.graph.float32_ops import ISLANDS, island_of, precision_of
+from hidiff_export.graph.float32_ops import FLOAT32_OPERATIONS, float32_operation_of, precision_of
 from hidiff_export.recipe.field_types import Precision
 
 
 def test_each_operator_belongs_to_one_island() -> None:
-    operators = [operator for island in ISLANDS for operator in island.operators]
+    operators = [operator for island in FLOAT32_OPERATIONS for operator in island.operators]
     assert len(set(operators)) == len(operators)
-    assert all(island_of(operator) in ISLANDS for operator in operators)
-    assert island_of("Conv") is None
+    assert all(float32_operation_of(operator) in FLOAT32_OPERATIONS for operator in operators)
+    assert float32_operation_of("Conv") is None
 
 
 def test_each_island_has_a_reason() -> None:
-    assert all(island.reason.endswith(".") for island in ISLANDS)
+    assert all(island.reason.endswith(".") for island in FLOAT32_OPERATIONS)
 
 
 @pytest.mark.parametrize("component", [component for component in Component if component is not Component.VAE])

@@ -10,9 +10,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from hidiff_export.graph.quantized_tensor import FP8_LARGEST, INT8_LARGEST, MODELOPT_FP8, QuantisedTensor, fp8_tensor
+from hidiff_export.graph.quantized_tensor import FP8_LARGEST, INT8_LARGEST, MODELOPT_FP8, QuantizedTensor, fp8_tensor
 from hidiff_export.quantization import worker
-from hidiff_export.quantization.quantize import quantise_graph
+from hidiff_export.quantization.quantize import quantize_graph
 from hidiff_export.recipe.field_types import Precision
 
 LARGEST = np.array([2.0, 0.25, 1.0, 0.03, 0.0078125])
@@ -22,8 +22,8 @@ SEEN = 3.0
 """The largest magnitude among the calibration inputs."""
 
 
-def tensor(scale: float, axis: int | None) -> QuantisedTensor:
-    return QuantisedTensor("t", (scale,), axis, (("a/Gemm", 0),))
+def tensor(scale: float, axis: int | None) -> QuantizedTensor:
+    return QuantizedTensor("t", (scale,), axis, (("a/Gemm", 0),))
 
 
 @pytest.mark.parametrize("largest", [0.01, 1.0, 36.0, 1000.0])
@@ -65,7 +65,7 @@ def test_scales_come_of_the_largest_numbers_that_modelopt_sees(tmp_path: Path) -
     pytest.importorskip("modelopt")
     graph, weight = gemm(tmp_path)
     inputs = [np.linspace(-size, size, 256).reshape(4, 64).astype(np.float16) for size in (1.0, SEEN)]
-    quantise_graph(graph, [{"x": x} for x in inputs], Precision.FP8, tmp_path / "layer.onnx")
+    quantize_graph(graph, [{"x": x} for x in inputs], Precision.FP8, tmp_path / "layer.onnx")
     scales = {place.axis: np.array(place.scale) for place in worker.places(onnx.load(tmp_path / "layer.onnx"))}
     largest = np.abs(weight.astype(np.float64)).max(axis=1)
     np.testing.assert_allclose(scales[0], largest / FP8_LARGEST, rtol=5e-3)

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from hidiff_export.errors import BundleError, ExportError
 from hidiff_export.graph.portable import save
-from hidiff_export.graph.rounded_copy import write_judged
+from hidiff_export.graph.rounded_copy import write_rounded_copy
 from hidiff_runtime import backends
 from hidiff_runtime.format.specs import GraphRecord, TensorSpec
 from hidiff_runtime.verification.comparison import Metrics
@@ -49,7 +49,7 @@ def test_a_mean_far_from_zero_is_no_fault_of_the_graph(tmp_path: Path, mean: flo
     spread = np.sqrt(groups.var(-1, keepdims=True) + 1e-5)
     expected = ((groups - groups.mean(-1, keepdims=True)) / spread).reshape(SHAPE)
 
-    write_judged(group_norm(tmp_path), tmp_path / "judged.onnx")
+    write_rounded_copy(group_norm(tmp_path), tmp_path / "judged.onnx")
 
     found = Metrics.of(expected, evaluate(tmp_path / "judged.onnx", x)).snr_db
     assert found > least
@@ -104,7 +104,7 @@ def test_weights_are_read_from_where_they_are_stored(tmp_path: Path) -> None:
     elsewhere.mkdir()
     shutil.copy(tmp_path / "weights.safetensors", elsewhere)
 
-    write_judged(tmp_path / "portable.onnx", elsewhere / "judged.onnx")
+    write_rounded_copy(tmp_path / "portable.onnx", elsewhere / "judged.onnx")
 
     written = onnx.load(elsewhere / "judged.onnx", load_external_data=False)
     (weight,) = (tensor for tensor in written.graph.initializer if tensor.name == "w")
@@ -117,11 +117,11 @@ def test_what_is_no_graph_or_none_of_ours_is_refused(tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
     with pytest.raises(BundleError, match="cannot be read") as caught:
-        write_judged(broken, tmp_path / "judged.onnx")
+        write_rounded_copy(broken, tmp_path / "judged.onnx")
     assert "broken.onnx" in str(caught.value.given)
 
     model = graph([helper.make_node("Sigmoid", ["x"], ["y"])], {"x": [3]})
     model.graph.inputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
     save(model, broken)
     with pytest.raises(ExportError, match="A graph pass failed"):
-        write_judged(broken, tmp_path / "judged.onnx")
+        write_rounded_copy(broken, tmp_path / "judged.onnx")

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import build, load
-from hidiff_export.checkpoints.synthetic import fabricate
+from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families.family import Family, Task, Width, vae_config
 from hidiff_export.families.vae_tiling import VaeTiles
@@ -31,7 +31,7 @@ SIDE = 24
 
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKL:
-    return build(Component.VAE, CONFIG, fabricate(Component.VAE, CONFIG, 0))
+    return build(Component.VAE, CONFIG, synthesize(Component.VAE, CONFIG, 0))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_fabricated_encoder_gives_latents_that_follow_the_picture(vae: Autoenc
 
 
 def test_every_weight_of_a_fabricated_one_matters() -> None:
-    network = build(Component.VAE, CONFIG, fabricate(Component.VAE, CONFIG, 0)).requires_grad_(True)
+    network = build(Component.VAE, CONFIG, synthesize(Component.VAE, CONFIG, 0)).requires_grad_(True)
     latents = network.encode(picture(network, normal(1, 4, 8, 8))).latent_dist
     (latents.mean + latents.std + network.decode(latents.mean).sample.mean()).square().mean().backward()
     idle = {name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()}
@@ -109,7 +109,7 @@ def test_the_modules_are_the_halves_of_diffusers_network(vae: AutoencoderKL) -> 
 
 @torch.no_grad()
 def test_a_module_over_bfloat16_weights_takes_and_gives_float32(vae: AutoencoderKL) -> None:
-    half = build(Component.VAE, CONFIG, fabricate(Component.VAE, CONFIG, 0), torch.bfloat16)
+    half = build(Component.VAE, CONFIG, synthesize(Component.VAE, CONFIG, 0), torch.bfloat16)
     found, due = (VaeDecoder(network, VaeTiles(64, 64, 0))(normal(1, 4, 8, 8)) for network in (half, vae))
     assert found.dtype == torch.float32
     assert 0 < float((found - due).std()) < 0.05 * float(due.std())

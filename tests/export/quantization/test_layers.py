@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from hidiff_export.quantization.layers import KEPT, quantised_layers
+from hidiff_export.quantization.layers import KEPT, quantized_layers
 
 
 def _graph(*names: str) -> ir.Graph:
@@ -19,7 +19,7 @@ def test_layers_behind_a_normalisation_are_quantised() -> None:
         "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q/Gemm",
         "mid_block.attentions.0.transformer_blocks.0.ff.net.2/Gemm",
     )
-    assert quantised_layers(_graph(*names)) == names
+    assert quantized_layers(_graph(*names)) == names
 
 
 def test_the_table_and_what_has_no_weights_are_left_out() -> None:
@@ -34,11 +34,11 @@ def test_the_table_and_what_has_no_weights_are_left_out() -> None:
         "down_blocks.0.attentions.0.transformer_blocks.0.attn1/Attention",
         "down_blocks.0.resnets.0/Add",
     )
-    assert quantised_layers(_graph(*names)) == ()
+    assert quantized_layers(_graph(*names)) == ()
 
 
 def test_a_name_that_only_begins_like_a_kept_one_is_quantised() -> None:
-    assert quantised_layers(_graph("block.conv_input/Conv")) == ("block.conv_input/Conv",)
+    assert quantized_layers(_graph("block.conv_input/Conv")) == ("block.conv_input/Conv",)
 
 
 def test_each_group_says_why() -> None:

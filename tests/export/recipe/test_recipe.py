@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from hidiff_export.errors import RecipeError
 from hidiff_export.families.family import Family, Layout, Task, phase_rule
 from hidiff_export.recipe import Recipe, shipped_recipes
-from hidiff_export.recipe.field_types import Backend, EngineLayout, Precision, SamplerName, Target
+from hidiff_export.recipe.field_types import BackendName, EngineLayout, Precision, SamplerName, Target
 from hidiff_export.scheduler_tables.names import SAMPLERS
 from hidiff_runtime.phases import PhaseRule, StepRange
 
@@ -40,7 +40,7 @@ def test_defaults() -> None:
 
 def test_a_backend_may_be_written_alone_as_older_manifests_do() -> None:
     recipe = _recipe(backend="onnxruntime", targets=["cpu"])
-    assert recipe.backend == (Backend.ONNXRUNTIME,)
+    assert recipe.backend == (BackendName.ONNXRUNTIME,)
     assert recipe == _recipe()
     assert recipe.layout is EngineLayout.PER_PHASE
 
@@ -61,10 +61,10 @@ def test_default_targets_follow_the_backends(backends: list[str], targets: list[
 
 def test_each_backend_builds_for_its_own_targets() -> None:
     given = (Target.CPU, Target.CUDA, Target.SM89)
-    assert Backend.ONNXRUNTIME.targets(given) == (Target.CPU, Target.CUDA)
-    assert Backend.TENSORRT.targets(given) == (Target.CUDA,)
-    assert Backend.TENSORRT_RTX.targets(given) == (Target.SM89,)
-    assert Backend.TENSORRT_RTX.targets(given[:2]) == (Target.CUDA,)
+    assert BackendName.ONNXRUNTIME.targets(given) == (Target.CPU, Target.CUDA)
+    assert BackendName.TENSORRT.targets(given) == (Target.CUDA,)
+    assert BackendName.TENSORRT_RTX.targets(given) == (Target.SM89,)
+    assert BackendName.TENSORRT_RTX.targets(given[:2]) == (Target.CUDA,)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 
 from hidiff_export.families.family import Family, Task, phase_rule
-from hidiff_export.reference.evaluation_plan import Course, edge_points, fullest, recorded
+from hidiff_export.reference.evaluation_plan import RunSchedule, edge_points, fullest, recorded
 from hidiff_runtime.phases import PhaseRule, StepRange
 
 CASES = [
@@ -17,16 +17,16 @@ CASES = [
 ]
 
 
-def course(rule: PhaseRule, steps: int, order: int = 1) -> Course:
+def course(rule: PhaseRule, steps: int, order: int = 1) -> RunSchedule:
     evaluations = steps * order - (order - 1)
-    return Course(rule, steps, tuple(float(999 - index) for index in range(evaluations)), order)
+    return RunSchedule(rule, steps, tuple(float(999 - index) for index in range(evaluations)), order)
 
 
-def courses(rule: PhaseRule) -> list[Course]:
+def courses(rule: PhaseRule) -> list[RunSchedule]:
     return [course(rule, steps) for steps in range(1, 101)]
 
 
-def names(course: Course) -> list[str]:
+def names(course: RunSchedule) -> list[str]:
     return [point.phase.name for point in course.points]
 
 

@@ -13,18 +13,18 @@ from torch import nn
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import build, build_unet, load
-from hidiff_export.checkpoints.synthetic import fabricate
-from hidiff_export.compiler.stages.reference import Reference
-from hidiff_export.compiler.stages.scheduler_tables import Samplers
+from hidiff_export.checkpoints.synthetic import synthesize
+from hidiff_export.compiler.stages.reference import ReferenceStage
+from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage
 from hidiff_export.compiler.stages.stage import StageContext
-from hidiff_export.compiler.stages.weights import Weights
+from hidiff_export.compiler.stages.weights import WeightsStage
 from hidiff_export.errors import BundleError, CheckpointError
 from hidiff_export.families.family import Family, Task, Width, default_scheduler
 from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.diffusers_run import Networks
-from hidiff_export.reference.evaluation_plan import Point
-from hidiff_export.reference.flops_progress import Meter
+from hidiff_export.reference.evaluation_plan import EvaluationPoint
+from hidiff_export.reference.flops_progress import FlopsProgress
 from hidiff_export.reference.magnitude_recorder import MagnitudeRecorder
 from hidiff_export.reference.magnitudes import FILE, FLOAT16_MAX, Magnitude, Magnitudes
 from hidiff_export.reference.random_inputs import arrays, mixed_shifts, random_inputs
@@ -56,10 +56,10 @@ def record(folder: Path, by: dict[tuple[Component, str], float], **changes: Any)
     values = {"family": "sd15", "source": "random:0", "unet_width": "tiny", "lora": files, **SMALL, **changes}
     told: list[str] = []
     context = StageContext(Recipe.from_dict({"precision": "float16", **values}), folder / "bundle", told.append)
-    for stage in (Weights(), Samplers()):
+    for stage in (WeightsStage(), SchedulerTablesStage()):
         stage.run(context, lambda *_: None)
     told.clear()
-    written = Reference().run(context, lambda *_: None)
+    written = ReferenceStage().run(context, lambda *_: None)
     path = context.folder / "reference" / FILE
     assert (path in written) == path.exists()
     return path, told
@@ -186,7 +186,7 @@ CASES: dict[str, dict[str, Any]] = {
 @cache
 def network(recipe: Recipe, component: Component) -> Any:
     config = recipe.unet_config() if component is Component.UNET else recipe.controlnet_config()
-    return build(component, config, fabricate(component, config, 0))
+    return build(component, config, synthesize(component, config, 0))
 
 
 class Independent:
@@ -221,7 +221,7 @@ def measured(case: str, index: int) -> tuple[dict[tuple[str, str], Magnitude], I
     values = {**arrays(inputs), "window_shifts": mixed_shifts(len(recipe.unet_layout.windowed_blocks), 1)}
     tensors = {name: torch.from_numpy(value) for name, value in values.items() if value.size}
     recorder = MagnitudeRecorder(recipe)
-    recorder.follow([Point(phase, 0, 3, 999.0)], random=True)
+    recorder.follow([EvaluationPoint(phase, 0, 3, 999.0)], random=True)
     with recorder.recording(), torch.inference_mode():
         module(**PhaseUNet.arguments(tensors))
     assert {(one.phase, one.step, one.steps, one.random) for one in recorder.tensors} == {(phase.name, 0, 3, True)}
@@ -275,7 +275,7 @@ def test_a_controlnet_is_told_by_its_own_step() -> None:
     (course,) = courses(recipe, config)
     recorder = MagnitudeRecorder(recipe)
     with recorder.recording():
-        run_reference(networks, recipe, config, course, Meter(recipe, networks.config, None), recorder)
+        run_reference(networks, recipe, config, course, FlopsProgress(recipe, networks.config, None), recorder)
     control = {(one.tensor, one.operator): one for one in recorder.tensors if one.network == "controlnet"}
     image = control["controlnet_cond", "input"]
     assert (image.phase, image.step, image.steps, image.random) == (None, 0, 3, False)

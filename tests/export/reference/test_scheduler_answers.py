@@ -8,7 +8,7 @@ import pytest
 from hidiff_export.errors import ParityError
 from hidiff_export.families.family import Family, default_scheduler
 from hidiff_export.recipe import Recipe
-from hidiff_export.reference.scheduler_answers import judge_samplers, record_samplers
+from hidiff_export.reference.scheduler_answers import compare_samplers, record_samplers
 from hidiff_export.reference.tolerances import Boundary
 from hidiff_export.scheduler_tables.probe import probe
 from hidiff_runtime.verification.reference_samples import ReferenceSamples
@@ -42,7 +42,7 @@ def test_what_is_recorded_survives_the_disk_and_a_changed_table_is_not_recorded(
         record_samplers(recorder, RECIPE, CONFIG, wrong)
     assert caught.value.given == "scaled sample of 2 steps, evaluation 1"
     assert caught.value.exit_code == 1
-    verdicts = list(judge_samplers(RECIPE, CONFIG, wrong))
+    verdicts = list(compare_samplers(RECIPE, CONFIG, wrong))
     assert [(verdict.boundary, verdict.phase, verdict.ok) for verdict in verdicts] == [
         (Boundary.SAMPLER.value, "ddim", True),
         (Boundary.SAMPLER.value, "tcd", False),

@@ -18,8 +18,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 import hidiff_runtime
 from hidiff_export.errors import BundleError, InputError
-from hidiff_export.triton.model_config import Places, Queue
-from hidiff_export.triton.repository import BUNDLE, Plan, replacing, write
+from hidiff_export.triton.model_config import InstancePlacement, Queue
+from hidiff_export.triton.repository import BUNDLE, RepositoryPlan, replacing, write
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
 from hidiff_runtime.pipeline.request_fields import FIELDS
 from hidiff_runtime.pipeline.request_limits import Limits
@@ -55,7 +55,7 @@ def entries(folder: Path) -> list[str]:
 
 
 def test_triton_understands_both_configurations(bundle: Path, tmp_path: Path) -> None:
-    written = write(bundle, tmp_path / "models", Plan())
+    written = write(bundle, tmp_path / "models", RepositoryPlan())
     assert written.models == (FRONT, STREAM)
     assert entries(tmp_path / "models") == [FRONT, STREAM]
     for model in written.models:
@@ -80,7 +80,7 @@ def test_triton_understands_both_configurations(bundle: Path, tmp_path: Path) ->
 
 
 def test_the_check_sees_what_triton_would_not_understand(bundle: Path, tmp_path: Path) -> None:
-    write(bundle, tmp_path / "models", Plan())
+    write(bundle, tmp_path / "models", RepositoryPlan())
     file = tmp_path / "models" / STREAM / "config.pbtxt"
     file.write_text(file.read_text().replace("max_queue_size", "most_in_queue"))
     with pytest.raises(text_format.ParseError, match="most_in_queue"):
@@ -89,7 +89,9 @@ def test_the_check_sees_what_triton_would_not_understand(bundle: Path, tmp_path:
 
 def test_queues_and_limits_are_what_the_plan_says(bundle: Path, tmp_path: Path) -> None:
     limits = Limits(prompt_characters=10, image_bytes=20, image_pixels=30, steps=40, pictures=2)
-    plan = Plan(queue=Queue(3, 1.5), limits=limits, options={"threads": 2, "resident": "all", "prefetch": True})
+    plan = RepositoryPlan(
+        queue=Queue(3, 1.5), limits=limits, options={"threads": 2, "resident": "all", "prefetch": True}
+    )
     write(bundle, tmp_path / "models", plan)
     for model in (FRONT, STREAM):
         policy = config(tmp_path / "models", model).dynamic_batching.default_queue_policy
@@ -109,7 +111,7 @@ def test_a_repository_of_a_bundle_of_links_has_the_files_themselves(
     bundle: Path, tmp_path: Path, layout: str, way: str
 ) -> None:
     source = linked.KNOWN[layout](bundle, tmp_path / "home")
-    written = write(source, tmp_path / "models", Plan(bundle=way))
+    written = write(source, tmp_path / "models", RepositoryPlan(bundle=way))
     own = tmp_path / "models" / STREAM / "1" / BUNDLE
     assert written.linked == (way == "link")
     assert not [path for path in own.rglob("*") if path.is_symlink()]
@@ -121,21 +123,21 @@ def test_a_repository_of_a_bundle_of_links_has_the_files_themselves(
 def test_a_bundle_of_links_is_refused_unless_their_folder_is_allowed(bundle: Path, tmp_path: Path) -> None:
     source = linked.elsewhere(bundle, tmp_path)
     with pytest.raises(BundleError, match="consists of symbolic links that lead out"):
-        write(source, tmp_path / "models", Plan())
+        write(source, tmp_path / "models", RepositoryPlan())
     allowed = (str(tmp_path / "store"),)
-    write(source, tmp_path / "models", Plan(allow_links=allowed))
+    write(source, tmp_path / "models", RepositoryPlan(allow_links=allowed))
     assert "allow_links" not in parameters(config(tmp_path / "models", STREAM))
-    write(source, tmp_path / "thin", Plan(allow_links=allowed, bundle="/mnt/bundle"))
+    write(source, tmp_path / "thin", RepositoryPlan(allow_links=allowed, bundle="/mnt/bundle"))
     assert json.loads(parameters(config(tmp_path / "thin", STREAM))["allow_links"]) == list(allowed)
 
 
 def test_instances_are_one_on_each_gpu_and_as_many_in_front(bundle: Path, tmp_path: Path) -> None:
-    write(bundle, tmp_path / "gpus", Plan(places=Places((0, 2))))
+    write(bundle, tmp_path / "gpus", RepositoryPlan(places=InstancePlacement((0, 2))))
     (group,) = config(tmp_path / "gpus", STREAM).instance_group
     assert (group.kind, group.count, list(group.gpus)) == (pb.ModelInstanceGroup.KIND_GPU, 1, [0, 2])
     (group,) = config(tmp_path / "gpus", FRONT).instance_group
     assert (group.kind, group.count) == (pb.ModelInstanceGroup.KIND_CPU, 2)
-    write(bundle, tmp_path / "cpu", Plan())
+    write(bundle, tmp_path / "cpu", RepositoryPlan())
     for model in (FRONT, STREAM):
         (group,) = config(tmp_path / "cpu", model).instance_group
         assert (group.kind, group.count) == (pb.ModelInstanceGroup.KIND_CPU, 1)
@@ -150,7 +152,7 @@ def test_the_warm_up_request_has_a_file_for_each_of_its_inputs(
     kind: toy.Toy, pictures: list[str], tmp_path: Path
 ) -> None:
     bundle = made(tmp_path / "bundle", kind)
-    write(bundle, tmp_path / "models", Plan())
+    write(bundle, tmp_path / "models", RepositoryPlan())
     (warm_up,) = config(tmp_path / "models", STREAM).model_warmup
     folder = tmp_path / "models" / STREAM / "warmup"
     assert sorted(warm_up.inputs) == sorted(["prompt", "steps", *pictures]) == entries(folder)
@@ -165,8 +167,8 @@ def test_the_warm_up_request_has_a_file_for_each_of_its_inputs(
 
 
 def test_links_share_the_bundles_files_and_copies_do_not(bundle: Path, tmp_path: Path) -> None:
-    linked = write(bundle, tmp_path / "linked", Plan())
-    copied = write(bundle, tmp_path / "copied", Plan(bundle="copy"))
+    linked = write(bundle, tmp_path / "linked", RepositoryPlan())
+    copied = write(bundle, tmp_path / "copied", RepositoryPlan(bundle="copy"))
     assert linked.linked is True
     assert copied.linked is False
     size = sum(record.size for record in Manifest.read(bundle).files.values())
@@ -180,21 +182,21 @@ def test_links_share_the_bundles_files_and_copies_do_not(bundle: Path, tmp_path:
 
 def test_a_bundle_elsewhere_stays_there(bundle: Path, tmp_path: Path) -> None:
     place = '/mnt/a "good" place/é'
-    written = write(bundle, tmp_path / "models", Plan(bundle=place))
+    written = write(bundle, tmp_path / "models", RepositoryPlan(bundle=place))
     assert written.linked is None
     assert parameters(config(tmp_path / "models", STREAM))["bundle"] == place
     assert entries(tmp_path / "models" / STREAM / "1") == ["model.py"]
     with pytest.raises(InputError, match="absolute"):
-        Plan(bundle="mnt/bundle")
+        RepositoryPlan(bundle="mnt/bundle")
 
 
 def test_a_repository_is_replaced_only_by_force(bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "models"
-    write(bundle, output, Plan(name="one"))
+    write(bundle, output, RepositoryPlan(name="one"))
     with pytest.raises(InputError, match="already"):
-        write(bundle, output, Plan(name="two"))
+        write(bundle, output, RepositoryPlan(name="two"))
     assert entries(output) == ["one", "one_stream"]
-    write(bundle, output, Plan(name="two"), force=True)
+    write(bundle, output, RepositoryPlan(name="two"), force=True)
     assert entries(output) == ["two", "two_stream"]
     assert entries(tmp_path) == ["models"]
 
@@ -205,11 +207,11 @@ def test_a_folder_that_is_no_repository_is_never_replaced(bundle: Path, tmp_path
     refusals = {"home": "no model repository", "home/letters.txt": "is a file", "home/letters.txt/in": "below a file"}
     for name, refusal in refusals.items():
         with pytest.raises(InputError, match=refusal):
-            write(bundle, tmp_path / name, Plan(), force=True)
+            write(bundle, tmp_path / name, RepositoryPlan(), force=True)
     assert (tmp_path / "home" / "letters.txt").read_text() == "mine"
-    write(bundle, tmp_path / "models", Plan())  # a folder that is there and empty is as good as none
+    write(bundle, tmp_path / "models", RepositoryPlan())  # a folder that is there and empty is as good as none
     (tmp_path / "empty").mkdir()
-    write(bundle, tmp_path / "empty", Plan())
+    write(bundle, tmp_path / "empty", RepositoryPlan())
     assert entries(tmp_path / "empty") == [FRONT, STREAM]
 
 
@@ -217,7 +219,7 @@ def test_a_repository_goes_where_a_link_leads(bundle: Path, tmp_path: Path) -> N
     (tmp_path / "disk").mkdir()
     (tmp_path / "models").symlink_to(tmp_path / "disk" / "models")
     for name in ("one", "two"):
-        write(bundle, tmp_path / "models", Plan(name=name), force=True)
+        write(bundle, tmp_path / "models", RepositoryPlan(name=name), force=True)
         assert entries(tmp_path / "disk" / "models") == [name, f"{name}_stream"]
     assert (tmp_path / "models").is_symlink()
     assert entries(tmp_path / "disk") == ["models"]
@@ -236,7 +238,7 @@ def test_a_folder_that_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
 
 def test_nothing_is_left_of_a_repository_that_failed(bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "models"
-    write(bundle, output, Plan(name="before"))
+    write(bundle, output, RepositoryPlan(name="before"))
     with pytest.raises(FileExistsError), replacing(output, force=True) as folder:
         [(folder / "half").mkdir() for _ in range(2)]
     assert entries(tmp_path) == ["models"]
@@ -244,29 +246,29 @@ def test_nothing_is_left_of_a_repository_that_failed(bundle: Path, tmp_path: Pat
 
 
 def test_a_bundle_that_lacks_a_file_is_refused(bundle: Path, tmp_path: Path) -> None:
-    write(bundle, tmp_path / "in", Plan(bundle="copy"))
+    write(bundle, tmp_path / "in", RepositoryPlan(bundle="copy"))
     broken = tmp_path / "in" / STREAM / "1" / BUNDLE
     (broken / next(iter(Manifest.read(broken).files))).unlink()
     with pytest.raises(BundleError, match="is broken"):
-        write(broken, tmp_path / "models", Plan())
+        write(broken, tmp_path / "models", RepositoryPlan())
     assert entries(tmp_path) == ["in"]
 
 
 def test_a_bundle_that_no_server_could_prove_is_refused(bundle: Path, tmp_path: Path) -> None:
-    write(bundle, tmp_path / "in", Plan(bundle="copy"))
+    write(bundle, tmp_path / "in", RepositoryPlan(bundle="copy"))
     bare = tmp_path / "in" / STREAM / "1" / BUNDLE
     toy.seal(bare, replace(Manifest.read(bare), reference=None))
     with pytest.raises(BundleError, match="no reference samples"):
-        write(bare, tmp_path / "models", Plan())
+        write(bare, tmp_path / "models", RepositoryPlan())
     toy.seal(bare, replace(Manifest.read(bundle), steps=(8,)))
     with pytest.raises(InputError, match="within the limit"):
-        write(bare, tmp_path / "models", Plan(limits=Limits(steps=7)))
+        write(bare, tmp_path / "models", RepositoryPlan(limits=Limits(steps=7)))
     with pytest.raises(BundleError):
-        write(tmp_path, tmp_path / "models", Plan())
+        write(tmp_path, tmp_path / "models", RepositoryPlan())
     assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../up", "1st", "x" * 65])
 def test_names_that_are_no_models_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="no name"):
-        Plan(name=name)
+        RepositoryPlan(name=name)

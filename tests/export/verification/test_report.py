@@ -13,22 +13,22 @@ from hidiff_export.recipe.field_types import Precision
 from hidiff_export.reference.magnitudes import Magnitude, Magnitudes
 from hidiff_export.reference.tolerances import Boundary
 from hidiff_export.verification import report as report_module
-from hidiff_export.verification.report import Check, Graphs, Report, store
+from hidiff_export.verification.report import Check, GraphResults, Report, store
 from hidiff_export.verification.side_by_side import SideBySide
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.integrity import verify_files
-from hidiff_runtime.format.manifest import MANIFEST, FileRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.format.manifest import MANIFEST, FileDigest, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.phases import PhaseRule
-from hidiff_runtime.verification.comparison import Bound, Verdict, judge, judge_picture
+from hidiff_runtime.verification.comparison import Bound, Verdict, compare, compare_image
 
 BOUND = Bound(80, "float32 rounding")
 VALUES = np.linspace(-1, 1, 64, dtype=np.float32)
-GRAPHS = Graphs(Precision.FLOAT32, engines_on_host=True)
+GRAPHS = GraphResults(Precision.FLOAT32, engines_on_host=True)
 
 
 def report(candidate: np.ndarray | None) -> Report:
-    whole = judge("denoiser against diffusers", VALUES, VALUES, Bound(60, "rounding adds up"), steps=3)
-    call = judge("engine against PyTorch", VALUES, candidate, BOUND, phase="strided", step=0, steps=3)
+    whole = compare("denoiser against diffusers", VALUES, VALUES, Bound(60, "rounding adds up"), steps=3)
+    call = compare("engine against PyTorch", VALUES, candidate, BOUND, phase="strided", step=0, steps=3)
     checks = (Check(whole, 2.5), Check(call, 0.25))
     return Report("my-bundle", "random:0", "PyTorch 2, float32", "onnxruntime", checks, GRAPHS)
 
@@ -139,7 +139,7 @@ PICTURE = Bound(20, "pictures differ by rounding", psnr_db=40, ssim=0.99)
 def picture_report(amount: float) -> Report:
     reference = np.random.RandomState(0).uniform(0, 1, (1, 3, 32, 48)).astype(np.float32)
     candidate = reference + np.float32(amount)
-    verdict = judge_picture("picture", reference, candidate, PICTURE, steps=3)
+    verdict = compare_image("picture", reference, candidate, PICTURE, steps=3)
     panels = SideBySide.of(reference, candidate, "onnxruntime")
     return Report("my-bundle", "random:0", "PyTorch 2, float32", "onnxruntime", (Check(verdict, 1.0),), GRAPHS, panels)
 
@@ -170,9 +170,9 @@ def test_each_demand_of_a_pictures_bound_counts() -> None:
     reference = np.random.RandomState(0).uniform(0, 1, (1, 3, 32, 48)).astype(np.float32)
     candidate = reference + np.float32(0.02)
     for demands in ({"psnr_db": 34.1}, {"ssim": 0.99999}):
-        assert not judge_picture("picture", reference, candidate, Bound(20, "", **demands)).ok
-        assert not judge("picture", reference, candidate, Bound(20, "", **demands)).ok
-    assert judge_picture("picture", reference, candidate, Bound(20, "", psnr_db=33, ssim=0.9)).ok
+        assert not compare_image("picture", reference, candidate, Bound(20, "", **demands)).ok
+        assert not compare("picture", reference, candidate, Bound(20, "", **demands)).ok
+    assert compare_image("picture", reference, candidate, Bound(20, "", psnr_db=33, ssim=0.9)).ok
 
 
 def test_the_picture_is_kept_with_the_report_and_goes_with_it(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def bundle(folder: Path) -> Path:
         default_sampler="ddim",
         steps=(1, 2),
         weights={"unet": paths[2]},
-        files={path: FileRecord.of(folder / path) for path in paths},
+        files={path: FileDigest.of(folder / path) for path in paths},
     )
     (folder / MANIFEST).write_text(json.dumps(manifest.to_json()), encoding="utf-8")
     return folder
@@ -323,7 +323,7 @@ def _failing_after(writes: int, write: Callable[[Path, object], None]) -> Callab
 def test_every_form_of_the_report_says_what_the_graphs_were_computed_in(
     precision: Precision, on_host: bool | None, engines: str | None
 ) -> None:
-    made = replace(report(VALUES), graphs=Graphs(precision, engines_on_host=on_host))
+    made = replace(report(VALUES), graphs=GraphResults(precision, engines_on_host=on_host))
     console = Console(width=500)
     with console.capture() as capture:
         console.print(made.table())
@@ -339,8 +339,8 @@ def test_every_form_of_the_report_says_what_the_graphs_were_computed_in(
 @pytest.mark.parametrize(("candidate", "ok"), [(VALUES, True), (None, False)])
 @pytest.mark.parametrize("boundary", [Boundary.GRAPH_RUN, Boundary.TEXT_GRAPH, Boundary.CONTROLNET_GRAPH])
 def test_the_graphs_have_an_outcome_of_their_own(boundary: Boundary, candidate: np.ndarray | None, ok: bool) -> None:
-    engine = Check(judge(Boundary.RANDOM.value, VALUES, None, BOUND), 1.0)
-    graph = Check(judge(boundary.value, VALUES, candidate, BOUND), 1.0)
+    engine = Check(compare(Boundary.RANDOM.value, VALUES, None, BOUND), 1.0)
+    graph = Check(compare(boundary.value, VALUES, candidate, BOUND), 1.0)
 
     graphs = replace(report(VALUES), checks=(engine, graph)).to_dict()["graphs"]
 

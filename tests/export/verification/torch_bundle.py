@@ -27,7 +27,7 @@ from hidiff_export.scheduler_tables.probe import probe
 from hidiff_export.verification import portable_graphs
 from hidiff_runtime import backends
 from hidiff_runtime.backends import Availability
-from hidiff_runtime.format.manifest import MANIFEST, FileRecord, GraphRecord, Manifest, PhaseRecord
+from hidiff_runtime.format.manifest import MANIFEST, FileDigest, GraphRecord, Manifest, PhaseRecord
 from hidiff_runtime.phases import Phase, PhaseKind
 
 Outputs = dict[str, np.ndarray]
@@ -111,7 +111,7 @@ _MODULES: dict[tuple[Recipe, Phase | None, str], PhaseUNet | ControlNetModule] =
 
 def _module(recipe: Recipe, phase: Phase | None, root: Path) -> PhaseUNet | ControlNetModule:
     """A phase, or the ControlNet for ``None``."""
-    key = (recipe, phase, FileRecord.of(root / "unet/weights.safetensors").sha256)
+    key = (recipe, phase, FileDigest.of(root / "unet/weights.safetensors").sha256)
     if key not in _MODULES:
         networks = networks_of_store(root, recipe)
         size = (recipe.latent_height, recipe.latent_width)
@@ -181,7 +181,7 @@ def refresh(folder: Path) -> Path:
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Writes ``manifest`` with the hashes of the files as they are."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
-    files = {path.relative_to(folder).as_posix(): FileRecord.of(path) for path in paths}
+    files = {path.relative_to(folder).as_posix(): FileDigest.of(path) for path in paths}
     (folder / MANIFEST).write_text(json.dumps(replace(manifest, files=files).to_json()), encoding="utf-8")
     return folder
 

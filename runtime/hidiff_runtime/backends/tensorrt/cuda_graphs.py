@@ -15,7 +15,7 @@ KEPT = 8
 """Recordings of one session: a run alternates between two sets of tensors, and the next run may find them swapped."""
 
 
-class Graphs:
+class CudaGraphs:
     """The recordings of one session, one for each set of addresses of its tensors.
 
     A set is first run as it is: that is the work, and it makes the library do what it does only once, which cannot be

@@ -14,7 +14,7 @@ from hidiff_runtime.backends.tensorrt import runtime_library as libraries
 from hidiff_runtime.backends.tensorrt.cuda import CudaError
 from hidiff_runtime.backends.tensorrt.gpu_memory import CudaMemory, Scratch
 from hidiff_runtime.backends.tensorrt.logger import logger_of
-from hidiff_runtime.backends.tensorrt.plan import Place, Plans
+from hidiff_runtime.backends.tensorrt.plan import PlanContext, Plans
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.backends.tensorrt.plan_validation import check_graph
 from hidiff_runtime.backends.tensorrt.session import TensorRtSession
@@ -25,7 +25,7 @@ _TRUTHS = {True: True, False: False, "true": True, "false": False, "on": True, "
 
 
 @dataclass(frozen=True)
-class Options:
+class TensorRtOptions:
     """Options of this backend.
 
     Args:
@@ -40,7 +40,7 @@ class Options:
     cache: str | None = None
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Options:
+    def of(cls, options: Mapping[str, Any]) -> TensorRtOptions:
         """The options by name. Raises InputError for one that there is not, or a value that it cannot have."""
         known = [field.name for field in fields(cls)]
         for name in options:
@@ -81,18 +81,18 @@ class TensorRtBackend:
         return (engine, *PlanRecord.read(engine).paths(engine))
 
     def device(self, options: Mapping[str, Any]) -> TensorRtDevice:
-        """The GPU that these options ask for. Raises InputError for one that is not of `Options`."""
-        return TensorRtDevice(self.name, Options.of(options))
+        """The GPU that these options ask for. Raises InputError for one that is not of `TensorRtOptions`."""
+        return TensorRtDevice(self.name, TensorRtOptions.of(options))
 
 
 class TensorRtDevice:
     """One GPU, and on it a stream, the memory, and the library's runtime, which all sessions of a bundle share."""
 
-    def __init__(self, backend: str, options: Options) -> None:
+    def __init__(self, backend: str, options: TensorRtOptions) -> None:
         self._backend = backend
         self._options = options
         self._stack = ExitStack()
-        self._open: tuple[Place, Plans, CudaMemory] | None = None
+        self._open: tuple[PlanContext, Plans, CudaMemory] | None = None
 
     @property
     def memory(self) -> CudaMemory | None:
@@ -119,7 +119,7 @@ class TensorRtDevice:
             except (TypeError, RuntimeError) as error:  # what the bindings raise when the library gives nothing
                 said = messages.take() or error
                 raise EngineError(f"{library.title} does not start.", given=said, advice="Install it again.") from error
-            place = Place(library, gpu, stream, scratch, runtime, messages)
+            place = PlanContext(library, gpu, stream, scratch, runtime, messages)
             plans = Plans(place, self._options.cache)
             stack.callback(plans.close)
             stack.callback(cuda.wait, stream)

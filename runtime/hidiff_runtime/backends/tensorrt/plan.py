@@ -15,13 +15,13 @@ from hidiff_runtime.backends.tensorrt.logger import Messages
 from hidiff_runtime.backends.tensorrt.mapped_parts import map_parts
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.backends.tensorrt.plan_validation import check_record, check_tensors, too_little_memory
-from hidiff_runtime.backends.tensorrt.runtime_library import Gpu, Library
+from hidiff_runtime.backends.tensorrt.runtime_library import GpuInfo, LoadedLibrary
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.format.codec import REBUILD
 
 
 @dataclass(frozen=True)
-class Place:
+class PlanContext:
     """Where plans run: everything that all of them share.
 
     Args:
@@ -33,8 +33,8 @@ class Place:
         messages: what the library said.
     """
 
-    library: Library
-    gpu: Gpu
+    library: LoadedLibrary
+    gpu: GpuInfo
     stream: Any
     scratch: Scratch
     runtime: Any
@@ -54,7 +54,7 @@ class Plan:
     """
 
     def __init__(
-        self, place: Place, path: Path, engine: Any, context: Any, config: Any, on_host: frozenset[str]
+        self, place: PlanContext, path: Path, engine: Any, context: Any, config: Any, on_host: frozenset[str]
     ) -> None:
         self.path = path
         self.on_host = on_host
@@ -134,7 +134,7 @@ class Plans:
         cache: ``off``, a folder, or ``None`` for one beside the bundle.
     """
 
-    def __init__(self, place: Place, cache: str | None) -> None:
+    def __init__(self, place: PlanContext, cache: str | None) -> None:
         self._place = place
         self._cache_option = cache
         self._cache: rtx_cache.RuntimeCache | None = None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
-from hidiff_runtime.backends.tensorrt.runtime_library import RTX_TARGETS, Gpu, Library
+from hidiff_runtime.backends.tensorrt.runtime_library import RTX_TARGETS, GpuInfo, LoadedLibrary
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.format.codec import REBUILD
 from hidiff_runtime.format.manifest import GraphRecord, PhaseRecord
@@ -19,7 +19,7 @@ MORE_ROOM = (
 )
 
 
-def rebuild_command(library: Library, gpu: Gpu) -> str:
+def rebuild_command(library: LoadedLibrary, gpu: GpuInfo) -> str:
     """The command that builds the bundle for this library and GPU."""
     command = "'hidiff-export build RECIPE -o DIR"
     if not library.is_rtx:
@@ -31,7 +31,7 @@ def rebuild_command(library: Library, gpu: Gpu) -> str:
     )
 
 
-def check_record(plan: PlanRecord, path: Path, library: Library, gpu: Gpu) -> None:
+def check_record(plan: PlanRecord, path: Path, library: LoadedLibrary, gpu: GpuInfo) -> None:
     """Refuses a plan of another library, another version of it, or for other GPUs.
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.backends.tensorrt.plan_validation import MORE_ROOM, rebuild_command
-from hidiff_runtime.backends.tensorrt.runtime_library import Gpu, Library
+from hidiff_runtime.backends.tensorrt.runtime_library import GpuInfo, LoadedLibrary
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.format.manifest import MANIFEST
 
@@ -28,7 +28,7 @@ _WORDS = {
 }
 
 
-def check_validity(runtime: Any, plan: memoryview, path: Path, library: Library, gpu: Gpu) -> None:
+def check_validity(runtime: Any, plan: memoryview, path: Path, library: LoadedLibrary, gpu: GpuInfo) -> None:
     """Asks TensorRT-RTX whether it can run a plan, from its first bytes.
 
     Raises:
@@ -69,7 +69,7 @@ def is_capturable(context: Any, stream: Any) -> bool:
     return bool(context.is_stream_capturable(int(stream)))
 
 
-def cache_file(option: str | None, record: Path, library: Library, gpu: Gpu) -> Path | None:
+def cache_file(option: str | None, record: Path, library: LoadedLibrary, gpu: GpuInfo) -> Path | None:
     """Where the kernels finished for this GPU are kept; ``None`` for nowhere.
 
     Args:

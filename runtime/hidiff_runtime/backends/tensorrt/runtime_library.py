@@ -18,7 +18,7 @@ RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuInfo:
     """A CUDA device of this machine.
 
     Args:
@@ -36,7 +36,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Library:
+class LoadedLibrary:
     """A library that was imported, and CUDA's runtime beside it.
 
     Args:
@@ -64,15 +64,15 @@ class Library:
         """Whether it is TensorRT-RTX."""
         return self.backend == "tensorrt-rtx"
 
-    def gpus(self) -> tuple[Gpu, ...]:
+    def gpus(self) -> tuple[GpuInfo, ...]:
         """The GPUs of this machine.
 
         Raises:
             EngineError: NVIDIA's driver is missing or too old, or there is no GPU.
         """
-        return tuple(Gpu(index, *self.cuda.describe(index)) for index in range(self.cuda.device_count()))
+        return tuple(GpuInfo(index, *self.cuda.describe(index)) for index in range(self.cuda.device_count()))
 
-    def gpu(self, index: int) -> Gpu:
+    def gpu(self, index: int) -> GpuInfo:
         """The GPU that CUDA counts as ``index``. Raises EngineError as `gpus` does, or if there are fewer."""
         found = self.gpus()
         if index >= len(found):
@@ -89,7 +89,7 @@ def import_module_of(name: str) -> Any:
     return import_module(name)
 
 
-def load(backend: str) -> Library:
+def load(backend: str) -> LoadedLibrary:
     """Imports the library of ``backend``, and CUDA's runtime; touches no GPU.
 
     Raises:
@@ -98,7 +98,7 @@ def load(backend: str) -> Library:
     extra = f"pip install 'hidiff-runtime[{backend}]'"
     trt = _import(_MODULES[backend], f"{_TITLES[backend]} is not here.", extra)
     cuda = _import("cuda.bindings.runtime", "cuda-python is not here.", extra)
-    return Library(backend, trt, Cuda(cuda))
+    return LoadedLibrary(backend, trt, Cuda(cuda))
 
 
 def _import(name: str, summary: str, advice: str) -> Any:

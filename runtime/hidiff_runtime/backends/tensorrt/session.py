@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.backends.protocol import DeviceArray
-from hidiff_runtime.backends.tensorrt.cuda_graphs import Graphs
+from hidiff_runtime.backends.tensorrt.cuda_graphs import CudaGraphs
 from hidiff_runtime.backends.tensorrt.gpu_memory import CudaArray, CudaMemory, address_of
-from hidiff_runtime.backends.tensorrt.plan import Place, Plan, Plans
+from hidiff_runtime.backends.tensorrt.plan import Plan, PlanContext, Plans
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.format.manifest import GraphRecord, PhaseRecord, TensorSpec
@@ -37,7 +37,7 @@ class TensorRtSession:
 
     def __init__(
         self,
-        place: Place,
+        place: PlanContext,
         plans: Plans,
         memory: CudaMemory,
         path: Path,
@@ -53,7 +53,7 @@ class TensorRtSession:
         self._record = record
         self._cuda_graph = cuda_graph
         self._plan: Plan | None = None
-        self._graphs: Graphs | None = None
+        self._graphs: CudaGraphs | None = None
         self._constants: dict[str, int] = {}
         self._kept: list[Any] = []
         self._own: dict[str, CudaArray] = {}
@@ -114,7 +114,7 @@ class TensorRtSession:
             raise EngineError("The engine is not open.", given=self._path, advice="Run it inside 'with session:'.")
         return self._plan
 
-    def _made_ready(self, plan: Plan) -> Graphs:
+    def _made_ready(self, plan: Plan) -> CudaGraphs:
         """Fills what a merged plan takes beside the graph's own inputs; gives what runs the work.
 
         Branches of a merged plan choose what runs when it runs, which a recording cannot.
@@ -127,7 +127,7 @@ class TensorRtSession:
             if spec not in self._record.inputs:
                 self._hold(spec.name, np.zeros(spec.shape, spec.dtype), on_host=False)
         recorded = self._cuda_graph and not merged
-        return Graphs(self._place.library.cuda, self._place.stream, recorded, plan.capturable)
+        return CudaGraphs(self._place.library.cuda, self._place.stream, recorded, plan.capturable)
 
     def _hold(self, name: str, value: NDArray[Any], *, on_host: bool) -> None:
         """Gives an input one value for as long as the session is open."""

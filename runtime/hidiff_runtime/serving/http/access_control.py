@@ -23,7 +23,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
-class Rules:
+class AccessRules:
     """What the guard lets through.
 
     Args:
@@ -42,11 +42,11 @@ class Rules:
 
 
 def hashed(key: str) -> bytes:
-    """A key as `Rules` takes it: of one length, so that comparing tells nothing."""
+    """A key as `AccessRules` takes it: of one length, so that comparing tells nothing."""
     return hashlib.sha256(key.encode()).digest()
 
 
-class Guard:
+class AccessControl:
     """ASGI middleware around the application.
 
     Args:
@@ -54,7 +54,7 @@ class Guard:
         rules: what it lets through.
     """
 
-    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+    def __init__(self, app: ASGIApp, rules: AccessRules) -> None:
         self._app = app
         self._rules = rules
 

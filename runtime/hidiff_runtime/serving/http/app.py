@@ -10,24 +10,24 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from hidiff_runtime.serving.http.access_control import Guard, Rules
+from hidiff_runtime.serving.http.access_control import AccessControl, AccessRules
 from hidiff_runtime.serving.http.errors import add_handlers
 from hidiff_runtime.serving.http.images import images_router
 from hidiff_runtime.serving.http.models import models_router
 from hidiff_runtime.serving.http.page import read_page
 from hidiff_runtime.serving.http.request_bodies import Bodies, BodyLimits
-from hidiff_runtime.serving.http.service_loader import Host
-from hidiff_runtime.serving.http.unanswered import Ends
-from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.http.service_loader import ServiceLoader
+from hidiff_runtime.serving.http.unanswered import UnansweredRequests
+from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.version import __version__
 
 
 def create_app(
-    host: Host,
-    meter: Meter,
+    host: ServiceLoader,
+    meter: MetricsRecorder,
     registry: CollectorRegistry,
     *,
-    rules: Rules,
+    rules: AccessRules,
     seconds: float,
     bodies: BodyLimits | None = None,
 ) -> FastAPI:
@@ -51,8 +51,8 @@ def create_app(
     app = FastAPI(title="hidiff-serve", version=__version__, lifespan=living, docs_url=None, redoc_url=None)
     add_handlers(app, meter)
     app.add_middleware(Bodies, largest=rules.largest, limits=bodies or BodyLimits(), meter=meter)
-    app.add_middleware(Guard, rules=rules)
-    app.add_middleware(Ends)  # the last one added is asked first
+    app.add_middleware(AccessControl, rules=rules)
+    app.add_middleware(UnansweredRequests)  # the last one added is asked first
     app.include_router(images_router(host, seconds))
     app.include_router(models_router(host))
     page, page_headers = read_page()

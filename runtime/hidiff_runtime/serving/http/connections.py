@@ -44,7 +44,7 @@ class ConnectionLimits:
     send_seconds: float = 60
 
 
-class Stage(Enum):
+class ConnectionStage(Enum):
     """What a connection waits for."""
 
     HEAD = "the client: for a request, or for the rest of its head"
@@ -53,7 +53,7 @@ class Stage(Enum):
     ANSWER = "the server"
 
 
-class Places:
+class ConnectionSlots:
     """The connections that there are; where there is none left, those go that wait for their clients.
 
     Args:
@@ -64,7 +64,7 @@ class Places:
         self._most = most
         self._taken = 0
         self._freed = asyncio.Event()
-        self._waiting: dict[Stage, dict[Connection, None]] = {stage: {} for stage in Stage}
+        self._waiting: dict[ConnectionStage, dict[Connection, None]] = {stage: {} for stage in ConnectionStage}
 
     async def take(self) -> None:
         """Takes a place; waits for one while all connections wait for the server."""
@@ -90,12 +90,12 @@ class Places:
 
     def _close_longest(self) -> None:
         """Looks for those that wait for a head first, then for a body."""
-        for stage in (Stage.UNREAD, Stage.HEAD, Stage.BODY):
+        for stage in (ConnectionStage.UNREAD, ConnectionStage.HEAD, ConnectionStage.BODY):
             for connection in self._waiting[stage]:
                 connection.give_up()
                 return
 
-    def move(self, connection: Connection, before: Stage | None, after: Stage | None) -> None:
+    def move(self, connection: Connection, before: ConnectionStage | None, after: ConnectionStage | None) -> None:
         """Notes what a connection waits for now; None before it is made, and after it is lost."""
         if before is not None:
             self._waiting[before].pop(connection, None)
@@ -143,14 +143,14 @@ class Connection(H11Protocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         *,
-        places: Places,
+        places: ConnectionSlots,
         limits: ConnectionLimits,
     ) -> None:
         super().__init__(config, server_state, app_state)
         self.conn = Parser()
         self._places = places
         self._limits = limits
-        self._stage: Stage | None = None
+        self._stage: ConnectionStage | None = None
         self._waiting: asyncio.TimerHandle | None = None
         self._sending: asyncio.Handle | None = None
 
@@ -158,14 +158,14 @@ class Connection(H11Protocol):
         """Begins to wait for the first head."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # so that an answer of any size that nobody takes is noticed
-        self._enter(Stage.HEAD)
+        self._enter(ConnectionStage.HEAD)
         self._wait(self._limits.head_seconds)
 
     def data_received(self, data: bytes) -> None:
         """Reads what came."""
         super().data_received(data)
         self._look()
-        if self._stage is Stage.HEAD and self._waiting is None:
+        if self._stage is ConnectionStage.HEAD and self._waiting is None:
             self._wait(self._limits.head_seconds)
 
     def on_response_complete(self) -> None:
@@ -193,7 +193,7 @@ class Connection(H11Protocol):
 
     def shutdown(self) -> None:
         """Ends what waits for its client; the server waits for the others."""
-        if self._stage is Stage.BODY:
+        if self._stage is ConnectionStage.BODY:
             self.give_up("The server is stopping: ask again.")
         else:
             super().shutdown()
@@ -209,7 +209,7 @@ class Connection(H11Protocol):
 
     def give_up(self, reason: str = "The server has no place for this request: ask again later.") -> None:
         """Closes the connection at once, with an error where a request's body was coming."""
-        if self._stage is Stage.BODY:
+        if self._stage is ConnectionStage.BODY:
             headers = {"Retry-After": "2"}
             self._answer(ApiError(503, reason, kind=SERVER, code="too_busy", headers=headers))
         self.transport.abort()
@@ -220,19 +220,19 @@ class Connection(H11Protocol):
         if stage is self._stage:
             return
         self._enter(stage)
-        if stage is Stage.UNREAD:
+        if stage is ConnectionStage.UNREAD:
             self._wait(self._limits.idle_seconds)
 
-    def _find_stage(self) -> Stage:
+    def _find_stage(self) -> ConnectionStage:
         if self.cycle is None or self.conn.their_state is h11.IDLE:
-            return Stage.HEAD
+            return ConnectionStage.HEAD
         if self.conn.their_state is not h11.SEND_BODY:
-            return Stage.ANSWER
+            return ConnectionStage.ANSWER
         if self.cycle.response_complete:
-            return Stage.UNREAD
-        return Stage.ANSWER if self.cycle.response_started else Stage.BODY
+            return ConnectionStage.UNREAD
+        return ConnectionStage.ANSWER if self.cycle.response_started else ConnectionStage.BODY
 
-    def _enter(self, stage: Stage | None) -> None:
+    def _enter(self, stage: ConnectionStage | None) -> None:
         self._places.move(self, self._stage, stage)
         self._stage = stage
         if self._waiting is not None:
@@ -244,7 +244,7 @@ class Connection(H11Protocol):
 
     def _end_waiting(self) -> None:
         """Says why where half a head has come, and closes."""
-        if self._stage is Stage.HEAD and self.conn.trailing_data[0]:
+        if self._stage is ConnectionStage.HEAD and self.conn.trailing_data[0]:
             told = f"The request's head did not come within {self._limits.head_seconds:g} seconds."
             self._answer(ApiError(408, told, code="too_slow"))
         self.transport.abort()

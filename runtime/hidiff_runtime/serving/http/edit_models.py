@@ -14,7 +14,7 @@ from hidiff_runtime.pipeline.request_fields import BY_NAME, Kind, read_picture
 from hidiff_runtime.serving.http.alpha_masks import split_hole, white_where_transparent, without_transparency
 from hidiff_runtime.serving.http.errors import ApiError, api_error, validation_error
 from hidiff_runtime.serving.http.openai_fields import UNSUPPORTED, refuse_unsupported
-from hidiff_runtime.serving.http.request_models import Generation
+from hidiff_runtime.serving.http.request_models import GenerationRequest
 from hidiff_runtime.serving.service import Service
 
 FORM_FIELDS, FORM_FILES = 40, 20
@@ -30,7 +30,7 @@ _READ: dict[Kind, TypeAdapter[Any]] = {
 }
 
 
-class Edit(Generation):
+class EditRequest(GenerationRequest):
     """A form's content."""
 
     def given(self, service: Service) -> dict[str, object]:
@@ -52,7 +52,7 @@ class Edit(Generation):
         return {**found, "image": image, "mask": mask}
 
 
-async def read_form(request: Request) -> Edit:
+async def read_form(request: Request) -> EditRequest:
     """The request that a form stands for; all of it is text but the pictures.
 
     Raises:
@@ -74,7 +74,7 @@ async def read_form(request: Request) -> Edit:
         told = "An edit needs an image: add a file by the name of image to the form."
         raise ApiError(400, told, code="missing_required_parameter", param="image")
     try:
-        return Edit.model_validate(values, strict=False)
+        return EditRequest.model_validate(values, strict=False)
     except ValidationError as error:
         raise validation_error(error.errors()[0]) from error
 

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from hidiff_runtime.errors import Cancelled, Expired, HidiffError, InputError
-from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.public_errors import public_message
 from hidiff_runtime.text_safety import json_text
 
@@ -112,7 +112,7 @@ def log_fault(error: BaseException) -> None:
         log.error("A request failed: %s", error, exc_info=not isinstance(error, HidiffError))
 
 
-def add_handlers(app: FastAPI, meter: Meter) -> None:
+def add_handlers(app: FastAPI, meter: MetricsRecorder) -> None:
     """Makes every error of the application one of OpenAI's form."""
 
     def answer(_request: Request, error: Exception) -> JSONResponse:

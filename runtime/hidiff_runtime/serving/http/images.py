@@ -13,11 +13,11 @@ from fastapi.responses import Response
 from hidiff_runtime.pipeline.image_formats import FileFormat
 from hidiff_runtime.serving.http.edit_models import read_form
 from hidiff_runtime.serving.http.errors import ApiError, PlainJson, api_error, log_fault
-from hidiff_runtime.serving.http.job_queue import Event, Picture, Step
+from hidiff_runtime.serving.http.job_queue import Event, ImageEvent, StepEvent
 from hidiff_runtime.serving.http.models import model_name
 from hidiff_runtime.serving.http.request_bodies import release_body
-from hidiff_runtime.serving.http.request_models import Generation, read_json
-from hidiff_runtime.serving.http.service_loader import Host
+from hidiff_runtime.serving.http.request_models import GenerationRequest, read_json
+from hidiff_runtime.serving.http.service_loader import ServiceLoader
 from hidiff_runtime.serving.http.sse import EventStream, comment, event, while_connected
 from hidiff_runtime.serving.service import Service
 
@@ -34,11 +34,11 @@ _USAGE = {
 }
 """Nothing is billed by tokens, but some clients want to read of them."""
 
-_SCHEMA = {"content": {"application/json": {"schema": Generation.model_json_schema()}}, "required": True}
+_SCHEMA = {"content": {"application/json": {"schema": GenerationRequest.model_json_schema()}}, "required": True}
 """Of a request in JSON, for ``/openapi.json``."""
 
 
-def images_router(host: Host, seconds: float) -> APIRouter:
+def images_router(host: ServiceLoader, seconds: float) -> APIRouter:
     """The routes.
 
     Args:
@@ -67,7 +67,9 @@ def images_router(host: Host, seconds: float) -> APIRouter:
     return router
 
 
-async def _answer(request: Request, body: Generation, host: Host, seconds: float, name: str) -> Response:
+async def _answer(
+    request: Request, body: GenerationRequest, host: ServiceLoader, seconds: float, name: str
+) -> Response:
     worker, file_format = host.worker, body.file_format
     streams = bool(body.stream)
     job = await worker.submit(
@@ -104,13 +106,13 @@ def _about(service: Service, file_format: FileFormat) -> dict[str, Any]:
     return {"background": "opaque", "output_format": file_format.name, "size": size}
 
 
-def _told(picture: Picture) -> dict[str, Any]:
+def _told(picture: ImageEvent) -> dict[str, Any]:
     """A picture, and what it was made with."""
     return {"b64_json": picture.file, "seed": picture.parameters["seed"], "parameters": picture.parameters}
 
 
-async def _pictures(events: AsyncGenerator[Event, None]) -> list[Picture]:
-    return [news async for news in events if isinstance(news, Picture)]
+async def _pictures(events: AsyncGenerator[Event, None]) -> list[ImageEvent]:
+    return [news async for news in events if isinstance(news, ImageEvent)]
 
 
 async def _lines(events: AsyncGenerator[Event, None], name: str, about: dict[str, Any]) -> AsyncGenerator[str, None]:
@@ -120,9 +122,9 @@ async def _lines(events: AsyncGenerator[Event, None], name: str, about: dict[str
     try:
         async for news in events:
             told = {"created_at": int(time.time()), "quality": "auto", **about}
-            if isinstance(news, Picture):
+            if isinstance(news, ImageEvent):
                 yield event(f"{name}.completed", {**told, **_told(news), "usage": _USAGE})
-            elif isinstance(news, Step):
+            elif isinstance(news, StepEvent):
                 yield comment("progress", news.progress)
                 if news.preview is not None:
                     shown = {"b64_json": news.preview, "partial_image_index": previews, **news.progress}

@@ -20,11 +20,11 @@ from anyio import to_thread
 from hidiff_runtime.errors import Expired
 from hidiff_runtime.pipeline.pipeline import PictureStep
 from hidiff_runtime.pipeline.request import Request
-from hidiff_runtime.serving.heap_trim import give_back
+from hidiff_runtime.serving.heap_trim import trim_heap
 from hidiff_runtime.serving.http.errors import BUSY, SERVER, ApiError
-from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.public_errors import kind_of
-from hidiff_runtime.serving.service import Service, used
+from hidiff_runtime.serving.service import Service, generation_metadata
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,11 +41,11 @@ Encoder = Callable[["Image"], bytes]
 """Gives a picture's file."""
 
 QUIET = 10.0
-"""Seconds without news after which `Job.events` says so, so that connections are not taken for dead."""
+"""Seconds without news after which `QueuedJob.events` says so, so that connections are not taken for dead."""
 
 
 @dataclass(frozen=True)
-class Step:
+class StepEvent:
     """A step that ended.
 
     Args:
@@ -71,7 +71,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageEvent:
     """A picture that is done.
 
     Args:
@@ -83,14 +83,14 @@ class Picture:
     parameters: dict[str, Any]
 
 
-class Quiet:
+class KeepAlive:
     """Nothing happened for a while."""
 
 
-Event = Step | Picture | Quiet
+Event = StepEvent | ImageEvent | KeepAlive
 
 
-class Job:
+class QueuedJob:
     """The runs of one request, in the order of their seeds. Whoever has one ends it.
 
     Args:
@@ -106,7 +106,7 @@ class Job:
         requests: Sequence[Request],
         previews: int,
         deadline: float,
-        meter: Meter,
+        meter: MetricsRecorder,
         encode: Encoder,
     ) -> None:
         self._requests = requests
@@ -120,7 +120,7 @@ class Job:
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
 
-    def queue(self, pool: ThreadPoolExecutor, work: Callable[[Job], None]) -> Future[None]:
+    def queue(self, pool: ThreadPoolExecutor, work: Callable[[QueuedJob], None]) -> Future[None]:
         """Puts the job behind those that wait for the pool's thread."""
         self._future = pool.submit(work, self)
         return self._future
@@ -138,7 +138,7 @@ class Job:
                 news = await asyncio.wait_for(self._news.get(), min(left, QUIET))
             except asyncio.TimeoutError:
                 if left > QUIET:
-                    yield Quiet()
+                    yield KeepAlive()
                     continue
                 self._expired = True
                 raise Expired("The deadline passed before the picture was made.") from None
@@ -170,7 +170,7 @@ class Job:
                     deadline=self._deadline,
                 )
                 for index, image in enumerate(result.images):
-                    self._tell(Picture(self._file(image), used(result, index)))
+                    self._tell(ImageEvent(self._file(image), generation_metadata(result, index)))
         except Exception as error:
             return error
         finally:
@@ -184,7 +184,7 @@ class Job:
     def _step(self, run: int, step: PictureStep) -> None:
         shown = step.step in previewed(step.steps, self._previews)
         preview = self._file(step.preview()) if shown else None
-        self._tell(Step(run, step.step, step.steps, step.phase.name, step.seconds, preview))
+        self._tell(StepEvent(run, step.step, step.steps, step.phase.name, step.seconds, preview))
 
     def _file(self, image: Image) -> str:
         return base64.b64encode(self._encode(image)).decode()
@@ -231,7 +231,7 @@ class Trial:
                 self._due = time.monotonic() + AGAIN
 
 
-class Worker:
+class JobWorker:
     """Takes jobs while there is a place, and does one at a time.
 
     Args:
@@ -241,7 +241,9 @@ class Worker:
         picture_bytes: of the pixels that all jobs may hold together; one job alone may hold more.
     """
 
-    def __init__(self, service: Service, meter: Meter, waiting: int, picture_bytes: int = PICTURE_BYTES) -> None:
+    def __init__(
+        self, service: Service, meter: MetricsRecorder, waiting: int, picture_bytes: int = PICTURE_BYTES
+    ) -> None:
         self.service = service
         self._meter = meter
         self._most = picture_bytes
@@ -261,7 +263,7 @@ class Worker:
         previews: int,
         deadline: float,
         encode: Encoder,
-    ) -> Job:
+    ) -> QueuedJob:
         """Takes a place, reads the request in a thread, and queues it.
 
         Args:
@@ -282,7 +284,7 @@ class Worker:
             async with self._decoding if pictures else nullcontext():
                 requests = await to_thread.run_sync(self._read, read, pictures)
                 held = self._hold(requests)
-            job = Job(requests, previews, deadline, self._meter, encode)
+            job = QueuedJob(requests, previews, deadline, self._meter, encode)
             future = job.queue(self._pool, partial(self._work, held=held))
         except BaseException:
             self._leave(held)
@@ -313,7 +315,7 @@ class Worker:
             return read(self.service)
         finally:
             if pictures:
-                give_back()
+                trim_heap()
 
     def _hold(self, requests: Sequence[Request]) -> int:
         """Counts the bytes of pictures, which a request's runs share. Raises ApiError where they are too many."""
@@ -338,7 +340,7 @@ class Worker:
         wait = {"Retry-After": str(math.ceil(self._seconds))}
         return ApiError(429, f"{told} Ask again later.", kind=BUSY, code="queue_full", headers=wait)
 
-    def _work(self, job: Job, held: int) -> None:
+    def _work(self, job: QueuedJob, held: int) -> None:
         started = time.monotonic()
         try:
             error = job.run(self.service)

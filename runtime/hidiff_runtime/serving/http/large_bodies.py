@@ -12,7 +12,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Names of glibc's ``mallopt``."""
 
 
-def give_back_large() -> None:
+def trim_heap_after_large_bodies() -> None:
     """Has large pieces of memory given back when they are freed, where the C library is glibc.
 
     By itself it learns from each large piece that is freed to keep those of its size, up to 32 MiB in each thread.

@@ -19,7 +19,7 @@ class _Repeated:
     count: int = 0
 
 
-class CountRepeats(logging.Filter):
+class RepeatCounter(logging.Filter):
     """Lets a message through once in a while, and says with the next one how many there were between.
 
     Messages are the same whose first lines are, with the place of the error that they tell of.

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 from hidiff_runtime.denoising.conditioning import takes_channels
 from hidiff_runtime.serving.http.errors import PlainJson, unknown_model
-from hidiff_runtime.serving.http.service_loader import Host
+from hidiff_runtime.serving.http.service_loader import ServiceLoader
 from hidiff_runtime.serving.service import Service
 
 
@@ -19,7 +19,7 @@ def model_name(service: Service) -> str:
     return str(manifest.recipe.get("name") or manifest.family)
 
 
-def models_router(host: Host) -> APIRouter:
+def models_router(host: ServiceLoader) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1/models")
     created = int(time.time())

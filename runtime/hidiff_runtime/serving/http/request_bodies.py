@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hidiff_runtime.serving.http.errors import SERVER, ApiError
-from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.metrics import MetricsRecorder
 
 SMALL = 2**16
 """Bytes of each body that are not counted: about what a connection buffers anyway. So a prompt is always taken."""
@@ -64,7 +64,7 @@ class Bodies:
         meter: told of what finds no room.
     """
 
-    def __init__(self, app: ASGIApp, largest: int, limits: BodyLimits, meter: Meter) -> None:
+    def __init__(self, app: ASGIApp, largest: int, limits: BodyLimits, meter: MetricsRecorder) -> None:
         self._app = app
         self._largest = largest
         self._seconds = limits.seconds

@@ -20,7 +20,7 @@ from hidiff_runtime.serving.http.openai_fields import UNSUPPORTED, refuse_unsupp
 from hidiff_runtime.serving.service import Service
 
 
-class Generation(BaseModel):
+class GenerationRequest(BaseModel):
     """What OpenAI's images endpoint takes and a bundle can do; besides, every name of `FIELDS`.
 
     Null is as good as leaving out.
@@ -109,7 +109,7 @@ class Generation(BaseModel):
         return runs
 
 
-async def read_json(request: HttpRequest) -> Generation:
+async def read_json(request: HttpRequest) -> GenerationRequest:
     """The request that a body of JSON stands for.
 
     Raises:
@@ -125,6 +125,6 @@ async def read_json(request: HttpRequest) -> Generation:
     values = await read_object(request)
     refuse_unsupported(values)
     try:
-        return Generation.model_validate(values)
+        return GenerationRequest.model_validate(values)
     except ValidationError as error:
         raise validation_error(error.errors()[0]) from error

@@ -13,7 +13,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from hidiff_runtime.serving.http.connections import Connection, ConnectionLimits, Places
+from hidiff_runtime.serving.http.connections import Connection, ConnectionLimits, ConnectionSlots
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._listening = listening
         self._limits = limits
-        self._places = Places(limits.most)
+        self._places = ConnectionSlots(limits.most)
         self._accepting: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - it has its own

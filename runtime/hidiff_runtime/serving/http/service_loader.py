@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 from hidiff_runtime.serving.heartbeat import Heartbeat
 from hidiff_runtime.serving.http.errors import SERVER, ApiError
-from hidiff_runtime.serving.http.job_queue import Worker
-from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.http.job_queue import JobWorker
+from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.service import Service
 
 log = logging.getLogger(__name__)
 
 
-class Host:
+class ServiceLoader:
     """Opens the service in a thread of its own, and hands out the worker when there is one.
 
     Args:
@@ -29,7 +29,7 @@ class Host:
     def __init__(
         self,
         open_service: Callable[[], Service],
-        meter: Meter,
+        meter: MetricsRecorder,
         *,
         waiting: int,
         failed: Callable[[BaseException], object],
@@ -40,12 +40,12 @@ class Host:
         self._waiting = waiting
         self._failed = failed
         self._ready = ready
-        self._worker: Worker | None = None
+        self._worker: JobWorker | None = None
         self._heartbeat = Heartbeat(meter)
         self._thread = threading.Thread(target=self._open, name="hidiff-open", daemon=True)
 
     @property
-    def worker(self) -> Worker:
+    def worker(self) -> JobWorker:
         """Who makes pictures. Raises ApiError before the service is proven."""
         if self._worker is None:
             raise ApiError(
@@ -79,5 +79,5 @@ class Host:
         except BaseException as error:
             self._failed(error)
             return
-        self._worker = Worker(service, self._meter, self._waiting)
+        self._worker = JobWorker(service, self._meter, self._waiting)
         self._ready(service)

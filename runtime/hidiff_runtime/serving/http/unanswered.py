@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hidiff_runtime.serving.http.errors import SERVER, ApiError
 
 
-class Ends:
+class UnansweredRequests:
     """ASGI middleware, the outermost: what is nobody's fault is no fault in the log.
 
     It takes ``HEAD`` for ``GET`` at every address (uvicorn leaves the body out), passes over clients that go away while

@@ -21,7 +21,7 @@ PAUSE = 0.02
 Work = Callable[[], object]
 
 
-class Aside:
+class BackgroundThread:
     """Does one thing after another.
 
     Args:
@@ -94,7 +94,7 @@ class Aside:
             self._failed(error)
 
 
-class AsideSink:
+class BackgroundSink:
     """A sink of metrics that writes into another one by the thread.
 
     Args:
@@ -102,7 +102,7 @@ class AsideSink:
         sink: where values go.
     """
 
-    def __init__(self, aside: Aside, sink: Sink) -> None:
+    def __init__(self, aside: BackgroundThread, sink: Sink) -> None:
         self._aside = aside
         self._sink = sink
 

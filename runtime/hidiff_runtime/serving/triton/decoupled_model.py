@@ -17,15 +17,15 @@ from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.serving.heartbeat import Heartbeat
-from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.public_errors import kind_of
 from hidiff_runtime.serving.service import Service
 from hidiff_runtime.serving.triton import tensor_codec
-from hidiff_runtime.serving.triton.background_thread import Aside, AsideSink
+from hidiff_runtime.serving.triton.background_thread import BackgroundSink, BackgroundThread
 from hidiff_runtime.serving.triton.metrics_sink import TritonSink
 from hidiff_runtime.serving.triton.model_parameters import AGAIN, Parameters
 from hidiff_runtime.serving.triton.responses import answer, refusal, tensors_of, timeout_of, told
-from hidiff_runtime.serving.triton.run_tokens import Tokens
+from hidiff_runtime.serving.triton.run_tokens import RunTokens
 
 if TYPE_CHECKING:
     from hidiff_runtime.pipeline.pipeline import PictureStep
@@ -50,9 +50,11 @@ class TritonPythonModel:
         parameters = Parameters.read(json.loads(args["model_config"]))
         folder = parameters.folder(Path(args["model_repository"]) / args["model_version"])
         manifest = _manifest(folder, parameters)
-        self._aside = Aside(lambda error: pb_utils.Logger.log_error(f"beside a run: {error!r}"))
-        self._meter = Meter(AsideSink(self._aside, TritonSink(args["model_name"], args["model_instance_name"])))
-        self._tokens = Tokens(os.getppid())
+        self._aside = BackgroundThread(lambda error: pb_utils.Logger.log_error(f"beside a run: {error!r}"))
+        self._meter = MetricsRecorder(
+            BackgroundSink(self._aside, TritonSink(args["model_name"], args["model_instance_name"]))
+        )
+        self._tokens = RunTokens(os.getppid())
         options = {**self._opening(args, parameters, manifest), "allow_links": parameters.allow_links}
         self._service = Service.open(folder, limits=parameters.limits, meter=self._meter, **options)
         self._heartbeat = Heartbeat(self._meter)
@@ -116,7 +118,7 @@ class TritonPythonModel:
         with self._aside.watching(gone) as cancelled:
             for index, (row, run) in enumerate(zip(asked, runs, strict=True)):
 
-                def watch(step: PictureStep, index: int = index, row: tensor_codec.Row = row) -> None:
+                def watch(step: PictureStep, index: int = index, row: tensor_codec.TensorRow = row) -> None:
                     self._aside.do(lambda: sender.send(answer(tensor_codec.progress(index, step, row))))
 
                 result = self._service.generate(
@@ -127,7 +129,7 @@ class TritonPythonModel:
                     self._aside.do(partial(sender.send, message))
         self._end(sender, message)
 
-    def _rows(self, request: Any) -> list[tensor_codec.Row]:
+    def _rows(self, request: Any) -> list[tensor_codec.TensorRow]:
         try:
             return tensor_codec.read_rows(tensors_of(request), self._service.limits)
         except InputError as error:
@@ -138,7 +140,7 @@ class TritonPythonModel:
 def _token(request: Any) -> str | None:
     """The front's token; anything else that a client sends by that name is none."""
     found = json.loads(request.parameters()).get(TOKEN)
-    return found if Tokens.valid(found) else None
+    return found if RunTokens.valid(found) else None
 
 
 def _manifest(folder: Path, parameters: Parameters) -> Manifest:

@@ -24,7 +24,7 @@ _MEMORY = Path("/dev/shm")  # where Triton's Python backend has to be able to wr
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
-class Tokens:
+class RunTokens:
     """The tokens of one server's models, in a folder that nobody else can look into.
 
     Args:

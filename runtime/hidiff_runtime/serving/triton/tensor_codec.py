@@ -15,7 +15,7 @@ from hidiff_runtime.errors import InputError
 from hidiff_runtime.pipeline.png_metadata import encoded
 from hidiff_runtime.pipeline.request_fields import BY_NAME, Kind
 from hidiff_runtime.pipeline.request_limits import Limits
-from hidiff_runtime.serving.service import used
+from hidiff_runtime.serving.service import generation_metadata
 from hidiff_runtime.serving.triton.schema import OUTPUT, OUTPUTS, PREVIEWS, RESULT
 from hidiff_runtime.text_safety import encodable
 
@@ -28,7 +28,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorRow:
     """One run that a request asks for.
 
     Args:
@@ -42,7 +42,7 @@ class Row:
     previews: int
 
 
-def read_rows(tensors: Mapping[str, NDArray[Any]], limits: Limits) -> list[Row]:
+def read_rows(tensors: Mapping[str, NDArray[Any]], limits: Limits) -> list[TensorRow]:
     """The rows of a request.
 
     An optional tensor is there for all rows or for none; an empty text in it stands for left out.
@@ -66,7 +66,7 @@ def read_rows(tensors: Mapping[str, NDArray[Any]], limits: Limits) -> list[Row]:
     for index in range(rows):
         values = {name: _plain(name, array[index, 0]) for name, array in tensors.items()}
         given = {name: value for name, value in values.items() if value not in ("", b"")}
-        found.append(Row(given, _output(given.pop(OUTPUT, OUTPUTS[0])), _previews(given.pop(PREVIEWS, 0))))
+        found.append(TensorRow(given, _output(given.pop(OUTPUT, OUTPUTS[0])), _previews(given.pop(PREVIEWS, 0))))
     if len({row.output for row in found}) > 1:
         raise InputError("The rows of one request must have the same output.", advice="Send a request for each.")
     return found
@@ -102,7 +102,7 @@ def shows(step: int, steps: int, previews: int) -> bool:
     return (step + 1) * previews // steps > step * previews // steps
 
 
-def progress(row: int, step: PictureStep, how: Row) -> Arrays:
+def progress(row: int, step: PictureStep, how: TensorRow) -> Arrays:
     """The message of a finished step."""
     made: Arrays = {
         "event": _texts("progress"),
@@ -121,7 +121,7 @@ def finished(row: int, result: Result, output: str) -> Arrays:
     made: Arrays = {
         "event": _texts("result"),
         "row": np.array([[row]], np.int32),
-        "parameters": _texts(*(json.dumps(used(result, index)) for index in range(len(result.images)))),
+        "parameters": _texts(*(json.dumps(generation_metadata(result, index)) for index in range(len(result.images)))),
     }
     if output == "uint8":
         made["pixels"] = np.stack([np.asarray(image) for image in result.images])[None]

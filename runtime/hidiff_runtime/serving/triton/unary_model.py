@@ -15,14 +15,14 @@ import triton_python_backend_utils as pb_utils
 
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.serving.heartbeat import Heartbeat
-from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.triton import tensor_codec
-from hidiff_runtime.serving.triton.background_thread import Aside
+from hidiff_runtime.serving.triton.background_thread import BackgroundThread
 from hidiff_runtime.serving.triton.decoupled_model import TOKEN
 from hidiff_runtime.serving.triton.metrics_sink import TritonSink
 from hidiff_runtime.serving.triton.model_parameters import STREAM
 from hidiff_runtime.serving.triton.responses import answer, refusal, timeout_of, told
-from hidiff_runtime.serving.triton.run_tokens import Tokens
+from hidiff_runtime.serving.triton.run_tokens import RunTokens
 from hidiff_runtime.serving.triton.schema import RESULT
 
 _POLL = 0.05
@@ -35,13 +35,13 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Reads which model to ask. Raises KeyError where the configuration does not say."""
         self._stream = json.loads(args["model_config"])["parameters"][STREAM]["string_value"]
-        self._tokens = Tokens(os.getppid())
+        self._tokens = RunTokens(os.getppid())
         # Triton's stub (2.51) lets go of a finished answer in a thread of its own without the interpreter's lock. Where
         # that was the last hold on it, its arrays are freed while other code runs: one process in thousands of requests
         # crashed. So the last answers are kept here.
         self._asked: deque[Any] = deque(maxlen=2)
         self._aside = _thread()
-        self._heartbeat = Heartbeat(Meter(TritonSink(args["model_name"], args["model_instance_name"])))
+        self._heartbeat = Heartbeat(MetricsRecorder(TritonSink(args["model_name"], args["model_instance_name"])))
         self._heartbeat.start()
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -113,9 +113,9 @@ class TritonPythonModel:
         return found
 
 
-def _thread() -> Aside:
+def _thread() -> BackgroundThread:
     """What asks: kept from request to request, since starting a thread takes longer than what it has to do."""
-    return Aside(lambda error: pb_utils.Logger.log_error(f"asking: {error!r}"))
+    return BackgroundThread(lambda error: pb_utils.Logger.log_error(f"asking: {error!r}"))
 
 
 class _Refused(Exception):  # noqa: N818 - names the outcome

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hidiff_runtime.backends.tensorrt.cuda import Cuda, CudaError
-from hidiff_runtime.backends.tensorrt.cuda_graphs import Graphs
+from hidiff_runtime.backends.tensorrt.cuda_graphs import CudaGraphs
 from hidiff_runtime.backends.tensorrt.gpu_memory import CudaMemory, Scratch
 from hidiff_runtime.backends.tensorrt.runtime_library import import_module_of
 
@@ -80,7 +80,7 @@ def test_work_that_repeats_is_recorded(rig: Rig) -> None:
         asked.append(1)
         rig.cuda.copy_to_device(into.address, pinned, 256, rig.stream)
 
-    graphs = Graphs(rig.cuda, rig.stream, True, lambda: True)
+    graphs = CudaGraphs(rig.cuda, rig.stream, True, lambda: True)
     for _ in range(5):
         graphs.run((into.address,), 1, enqueue)
     rig.cuda.wait(rig.stream)
@@ -98,7 +98,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(rig: Rig) -> None:
         if len(asked) == 2:
             rig.cuda.wait(rig.stream)  # which a recording refuses
 
-    graphs = Graphs(rig.cuda, rig.stream, True, lambda: True)
+    graphs = CudaGraphs(rig.cuda, rig.stream, True, lambda: True)
     for _ in range(4):
         graphs.run((into.address,), 1, enqueue)
     assert len(asked) == 5

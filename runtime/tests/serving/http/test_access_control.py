@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from http_server import GENERATIONS, LARGEST, PROMPT, Server, proven, refused, serving
 
-from hidiff_runtime.serving.http.access_control import LOOPBACK, Rules, hashed
+from hidiff_runtime.serving.http.access_control import LOOPBACK, AccessRules, hashed
 
 EDITS = "/v1/images/edits"
 
@@ -18,7 +18,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield started
 
 
-KEYED = Rules(keys=(hashed("first"), hashed("second")), hosts=None, largest=LARGEST)
+KEYED = AccessRules(keys=(hashed("first"), hashed("second")), hosts=None, largest=LARGEST)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_takes_its_own_page_and_what_no_page_asks(server: Server) -> None:
 
 
 def test_takes_pages_of_sites_that_are_allowed(server: Server) -> None:
-    rules = Rules(keys=(), hosts=None, largest=LARGEST, origins=("pictures.example", "::1"))
+    rules = AccessRules(keys=(), hosts=None, largest=LARGEST, origins=("pictures.example", "::1"))
     body = {"prompt": PROMPT, "steps": 4}
     with serving(server.folder, rules=rules) as named:
         for origin in ("https://pictures.example", "http://Pictures.example:8080", "http://[::1]:3000"):
@@ -119,7 +119,7 @@ def test_takes_pages_of_sites_that_are_allowed(server: Server) -> None:
 
 
 def test_refuses_to_be_called_by_another_name(server: Server) -> None:
-    rules = Rules(keys=(), hosts=(*LOOPBACK, "pictures.test"), largest=LARGEST)
+    rules = AccessRules(keys=(), hosts=(*LOOPBACK, "pictures.test"), largest=LARGEST)
     with serving(server.folder, rules=rules) as named:
         for name in ("127.0.0.1", f"localhost:{named.port}", "[::1]:80", "Pictures.test"):
             assert named.get("/v1/models", host=name).status == 200

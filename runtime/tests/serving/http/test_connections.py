@@ -16,8 +16,8 @@ import uvicorn
 from http_server import GENERATIONS, LARGEST, PATIENCE, PROMPT, Server, eventually, proven, rest, serving, until
 from uvicorn.server import ServerState
 
-from hidiff_runtime.serving.http.access_control import Rules, hashed
-from hidiff_runtime.serving.http.connections import PIECES, Connection, ConnectionLimits, Places
+from hidiff_runtime.serving.http.access_control import AccessRules, hashed
+from hidiff_runtime.serving.http.connections import PIECES, Connection, ConnectionLimits, ConnectionSlots
 from hidiff_runtime.serving.http.request_bodies import SMALL, BodyLimits
 
 POST = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hasty(folder: Path) -> Iterator[Server]:
     """A server that waits for clients no longer than it must."""
     limits = ConnectionLimits(head_seconds=0.3, idle_seconds=1, send_seconds=0.3)
-    rules = Rules(keys=(hashed("key"),), hosts=None, largest=LARGEST)
+    rules = AccessRules(keys=(hashed("key"),), hosts=None, largest=LARGEST)
     with serving(folder, connections=limits, rules=rules) as started:
         yield started
 
@@ -162,7 +162,7 @@ def test_an_answer_that_is_taken_slowly_is_not_ended() -> None:
         transport = Slow(looks=5)
         config = uvicorn.Config(nobody, log_config=None)
         limits = ConnectionLimits(send_seconds=0.01)
-        connection = Connection(config, ServerState(), {}, places=Places(1), limits=limits)
+        connection = Connection(config, ServerState(), {}, places=ConnectionSlots(1), limits=limits)
         connection.connection_made(transport)
         connection.pause_writing()
         await asyncio.wait_for(transport.aborted.wait(), PATIENCE)
@@ -218,7 +218,7 @@ def test_who_waits_for_the_server_keeps_its_place(folder: Path) -> None:
 
 def test_there_is_room_for_prompts_where_bodies_have_taken_all(folder: Path) -> None:
     largest = 8 * SMALL
-    rules = Rules(keys=(), hosts=None, largest=largest)
+    rules = AccessRules(keys=(), hosts=None, largest=largest)
     with serving(folder, rules=rules, bodies=BodyLimits(together=largest)) as server:
         large = f"{POST}Content-Length: {largest}\r\n\r\n".encode() + b" " * (largest - 1)
         with connect(server, large) as first, connect(server, large) as second:

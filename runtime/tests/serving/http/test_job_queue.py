@@ -21,8 +21,8 @@ from serving_sink import Counts
 from hidiff_runtime.pipeline.request import Request
 from hidiff_runtime.serving.http import job_queue as worker_module
 from hidiff_runtime.serving.http.errors import ApiError
-from hidiff_runtime.serving.http.job_queue import Job, Worker
-from hidiff_runtime.serving.metrics import Meter
+from hidiff_runtime.serving.http.job_queue import JobWorker, QueuedJob
+from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.service import Service
 
 SIZE = (toy_pictures.WIDTH, toy_pictures.HEIGHT)
@@ -104,7 +104,7 @@ def test_a_request_that_is_taken_back_lets_go_of_its_pictures_before_its_turn(se
 
 
 def test_pictures_that_wait_are_bounded_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module.Worker.__init__, "__defaults__", (2 * FITTED + 1,))
+    monkeypatch.setattr(worker_module.JobWorker.__init__, "__defaults__", (2 * FITTED + 1,))
     given = {**ASKED, "image": data_url(png()), "strength": 0.5, "stream": True}
     with serving(folder) as server, ExitStack() as closing:
         server.gate.close()
@@ -127,14 +127,14 @@ def test_pictures_that_wait_are_bounded_together(folder: Path, monkeypatch: pyte
 
 
 def test_one_request_is_taken_however_large_its_pictures_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module.Worker.__init__, "__defaults__", (1,))
+    monkeypatch.setattr(worker_module.JobWorker.__init__, "__defaults__", (1,))
     with serving(folder) as server:
         for _ in range(2):
             assert server.post({**ASKED, "image": data_url(png()), "strength": 0.5}).status == 200
 
 
 def test_pictures_are_decoded_one_request_at_a_time_and_others_pass(service: Service) -> None:
-    worker = Worker(service, Meter(Counts()), waiting=8)
+    worker = JobWorker(service, MetricsRecorder(Counts()), waiting=8)
     going, most, lock, go_on = 0, 0, threading.Lock(), threading.Semaphore(0)
     begun = threading.Semaphore(0)
 
@@ -149,7 +149,7 @@ def test_pictures_are_decoded_one_request_at_a_time_and_others_pass(service: Ser
             going -= 1
         return [opened.request(ASKED)]
 
-    async def submit(read: Callable[[Service], list[Request]], pictures: bool) -> Job:
+    async def submit(read: Callable[[Service], list[Request]], pictures: bool) -> QueuedJob:
         return await worker.submit(
             read, pictures=pictures, previews=0, deadline=time.monotonic() + PATIENCE, encode=lambda _: b""
         )
@@ -172,7 +172,7 @@ def test_pictures_are_decoded_one_request_at_a_time_and_others_pass(service: Ser
 
 
 def test_what_is_refused_gives_its_place_back(service: Service) -> None:
-    worker = Worker(service, Meter(Counts()), waiting=0)
+    worker = JobWorker(service, MetricsRecorder(Counts()), waiting=0)
 
     def refuse(_: Service) -> list[Request]:
         raise ApiError(400, "No.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hidiff_runtime.serving.http.log_throttle import KINDS, CountRepeats
+from hidiff_runtime.serving.http.log_throttle import KINDS, RepeatCounter
 
 
 class Kept(logging.Handler):
@@ -17,7 +17,7 @@ class Kept(logging.Handler):
         super().__init__()
         self.now = 0.0
         self.lines: list[str] = []
-        self.repeats = CountRepeats(seconds=60, clock=lambda: self.now)
+        self.repeats = RepeatCounter(seconds=60, clock=lambda: self.now)
         self.addFilter(self.repeats)
 
     def emit(self, record: logging.LogRecord) -> None:

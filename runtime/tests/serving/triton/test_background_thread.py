@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import pytest
 from serving_sink import Counts
 
-from hidiff_runtime.serving.metrics import Meter
-from hidiff_runtime.serving.triton.background_thread import Aside, AsideSink
+from hidiff_runtime.serving.metrics import MetricsRecorder
+from hidiff_runtime.serving.triton.background_thread import BackgroundSink, BackgroundThread
 
 PATIENCE = 120
 
@@ -22,13 +22,13 @@ def failures() -> list[Exception]:
 
 
 @pytest.fixture
-def aside(failures: list[Exception]) -> Iterator[Aside]:
-    made = Aside(failures.append)
+def aside(failures: list[Exception]) -> Iterator[BackgroundThread]:
+    made = BackgroundThread(failures.append)
     yield made
     made.close()
 
 
-def test_does_everything_in_order_in_another_thread(aside: Aside) -> None:
+def test_does_everything_in_order_in_another_thread(aside: BackgroundThread) -> None:
     done: list[tuple[int, str]] = []
     for number in range(100):
         aside.do(lambda number=number: done.append((number, threading.current_thread().name)))
@@ -36,7 +36,7 @@ def test_does_everything_in_order_in_another_thread(aside: Aside) -> None:
     assert done == [(number, "hidiff-aside") for number in range(100)]
 
 
-def test_the_caller_does_not_wait(aside: Aside) -> None:
+def test_the_caller_does_not_wait(aside: BackgroundThread) -> None:
     go_on, reached = threading.Event(), threading.Event()
     aside.do(go_on.wait)
     aside.do(reached.set)
@@ -45,7 +45,7 @@ def test_the_caller_does_not_wait(aside: Aside) -> None:
     assert reached.wait(PATIENCE)
 
 
-def test_what_fails_is_told_and_stops_nothing(aside: Aside, failures: list[Exception]) -> None:
+def test_what_fails_is_told_and_stops_nothing(aside: BackgroundThread, failures: list[Exception]) -> None:
     done: list[int] = []
     aside.do(lambda: [][0])
     aside.do(lambda: done.append(1))
@@ -54,14 +54,14 @@ def test_what_fails_is_told_and_stops_nothing(aside: Aside, failures: list[Excep
     assert [type(error) for error in failures] == [IndexError]
 
 
-def test_sees_that_a_client_has_gone_without_being_asked(aside: Aside) -> None:
+def test_sees_that_a_client_has_gone_without_being_asked(aside: BackgroundThread) -> None:
     left = threading.Event()
     with aside.watching(left.is_set) as gone:
         left.set()
         assert gone.wait(PATIENCE)
 
 
-def test_a_client_that_stays_is_asked_again_and_again(aside: Aside) -> None:
+def test_a_client_that_stays_is_asked_again_and_again(aside: BackgroundThread) -> None:
     with aside.watching(lambda: True) as gone:
         assert gone.wait(PATIENCE)
     with asked_often(aside) as gone:  # the next run is another client's
@@ -69,7 +69,7 @@ def test_a_client_that_stays_is_asked_again_and_again(aside: Aside) -> None:
 
 
 @contextmanager
-def asked_often(aside: Aside) -> Iterator[threading.Event]:
+def asked_often(aside: BackgroundThread) -> Iterator[threading.Event]:
     """A run whose client stays, after several looks whether it has gone."""
     often = threading.Semaphore(0)
     with aside.watching(lambda: bool(often.release())) as gone:
@@ -78,7 +78,7 @@ def asked_often(aside: Aside) -> Iterator[threading.Event]:
         yield gone
 
 
-def test_looks_also_while_there_is_much_to_do(aside: Aside) -> None:
+def test_looks_also_while_there_is_much_to_do(aside: BackgroundThread) -> None:
     over = threading.Event()
 
     def again() -> None:
@@ -94,7 +94,7 @@ def test_looks_also_while_there_is_much_to_do(aside: Aside) -> None:
         over.set()
 
 
-def test_a_client_that_cannot_be_asked_counts_as_gone(aside: Aside, failures: list[Exception]) -> None:
+def test_a_client_that_cannot_be_asked_counts_as_gone(aside: BackgroundThread, failures: list[Exception]) -> None:
     def broken() -> bool:
         raise BrokenPipeError
 
@@ -103,7 +103,7 @@ def test_a_client_that_cannot_be_asked_counts_as_gone(aside: Aside, failures: li
     assert {type(error) for error in failures} == {BrokenPipeError}
 
 
-def test_nothing_is_asked_after_the_run(aside: Aside) -> None:
+def test_nothing_is_asked_after_the_run(aside: BackgroundThread) -> None:
     asked: list[float] = []
     with aside.watching(lambda: bool(asked.append(time.monotonic()))):
         aside.flush()
@@ -114,9 +114,9 @@ def test_nothing_is_asked_after_the_run(aside: Aside) -> None:
     assert len(asked) == count
 
 
-def test_metrics_are_written_in_order(aside: Aside) -> None:
+def test_metrics_are_written_in_order(aside: BackgroundThread) -> None:
     counts = Counts()
-    meter = Meter(AsideSink(aside, counts))
+    meter = MetricsRecorder(BackgroundSink(aside, counts))
     meter.step("strided", 1.5)
     meter.step("windowed", 0.5)
     meter.pictures(2)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from hidiff_runtime import StorageError
-from hidiff_runtime.serving.triton.run_tokens import Tokens
+from hidiff_runtime.serving.triton.run_tokens import RunTokens
 
 
 def test_a_token_is_seen_by_another_process_of_the_same_server(tmp_path: Path) -> None:
-    tokens = Tokens(7, tmp_path)
+    tokens = RunTokens(7, tmp_path)
     one, other = tokens.new(), tokens.new()
     assert one != other
     program = (
@@ -28,7 +28,7 @@ def test_a_token_is_seen_by_another_process_of_the_same_server(tmp_path: Path) -
     assert seen() == "False False"
     tokens.cancel(one)
     assert seen() == "True False"
-    assert not Tokens(8, tmp_path).cancelled(one)
+    assert not RunTokens(8, tmp_path).cancelled(one)
     tokens.forget(one)
     tokens.forget(one)
     assert seen() == "False False"
@@ -36,14 +36,14 @@ def test_a_token_is_seen_by_another_process_of_the_same_server(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["../secret", "", ".", "0" * 31, "G" * 32, "0" * 32 + "\n", 7, None])
 def test_a_name_that_is_no_token_leads_nowhere(tmp_path: Path, name: str) -> None:
-    assert Tokens.valid(Tokens.new())
-    assert not Tokens.valid(name)
+    assert RunTokens.valid(RunTokens.new())
+    assert not RunTokens.valid(name)
     with pytest.raises(ValueError, match="no token"):
-        Tokens(7, tmp_path).cancelled(name)
+        RunTokens(7, tmp_path).cancelled(name)
 
 
 def test_a_run_is_abandoned_when_its_process_ends_inside_it(tmp_path: Path) -> None:
-    tokens = Tokens(7, tmp_path)
+    tokens = RunTokens(7, tmp_path)
     name = tokens.new()
     program = (
         "import sys, pathlib; from hidiff_runtime.serving.triton.run_tokens import Tokens; "
@@ -72,7 +72,7 @@ def test_a_run_is_abandoned_when_its_process_ends_inside_it(tmp_path: Path) -> N
 
 
 def test_the_folder_is_this_users_alone_and_goes_away_when_it_is_empty(tmp_path: Path) -> None:
-    tokens = Tokens(7, tmp_path)
+    tokens = RunTokens(7, tmp_path)
     (folder,) = tmp_path.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
     name = tokens.new()
@@ -85,19 +85,19 @@ def test_the_folder_is_this_users_alone_and_goes_away_when_it_is_empty(tmp_path:
 
 
 def test_a_folder_that_others_can_look_into_is_refused(tmp_path: Path) -> None:
-    Tokens(7, tmp_path)
+    RunTokens(7, tmp_path)
     (folder,) = tmp_path.iterdir()
     folder.chmod(0o755)
     with pytest.raises(StorageError, match="not this user's alone"):
-        Tokens(7, tmp_path)
+        RunTokens(7, tmp_path)
     folder.rmdir()
     folder.symlink_to(tmp_path)
     with pytest.raises(StorageError):
-        Tokens(7, tmp_path)
+        RunTokens(7, tmp_path)
 
 
 def test_the_folder_comes_back_where_another_model_took_it_away_as_it_ended(tmp_path: Path) -> None:
-    stays, ends = Tokens(7, tmp_path), Tokens(7, tmp_path)
+    stays, ends = RunTokens(7, tmp_path), RunTokens(7, tmp_path)
     one, other = stays.new(), stays.new()
     ends.close()
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from hidiff_runtime.pipeline.pipeline import Result
 from hidiff_runtime.pipeline.request_limits import Limits
 from hidiff_runtime.serving.triton import tensor_codec
 from hidiff_runtime.serving.triton.schema import results
-from hidiff_runtime.serving.triton.tensor_codec import Row, read_rows
+from hidiff_runtime.serving.triton.tensor_codec import TensorRow, read_rows
 
 LIMITS = Limits(pictures=3)
 
@@ -39,7 +39,7 @@ def test_each_row_has_its_own_values_as_plain_ones() -> None:
     }
     first, second = read_rows(tensors, LIMITS)
     values = {"prompt": "a", "seed": 1, "strength": 0.7, "resize": True, "image": b"\x89PNG"}
-    assert first == Row(values, "base64", 2)
+    assert first == TensorRow(values, "base64", 2)
     assert [type(value) for value in first.values.values()] == [str, int, float, bool, bytes]
     assert second.values["seed"] == 2**62
     assert second.previews == 0
@@ -52,7 +52,7 @@ def test_an_empty_text_or_picture_is_left_out_and_zero_is_not() -> None:
         "image": texts(b""),
         "seed": np.array([[0]], np.int64),
     }
-    assert read_rows(tensors, LIMITS) == [Row({"prompt": "a", "seed": 0}, "png", 0)]
+    assert read_rows(tensors, LIMITS) == [TensorRow({"prompt": "a", "seed": 0}, "png", 0)]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[PictureStep], Re
 
 def test_a_step_becomes_a_message(run: tuple[list[PictureStep], Result]) -> None:
     steps, _ = run
-    messages = [tensor_codec.progress(5, step, Row({}, "base64", 2)) for step in steps]
+    messages = [tensor_codec.progress(5, step, TensorRow({}, "base64", 2)) for step in steps]
     assert [one["step"].item() for one in messages] == [1, 2, 3, 4]
     assert ["preview" in one for one in messages] == [False, True, False, True]
     assert all(one["event"].tolist() == [[b"progress"]] and one["row"].tolist() == [[5]] for one in messages)

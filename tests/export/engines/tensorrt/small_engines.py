@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX, Library
+from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX, BuilderLibrary
 from hidiff_export.engines.tensorrt.worker_process import ask
 from hidiff_export.engines.tensorrt.worker_protocol import BuildRequest, Initializer
 from hidiff_runtime.format.manifest import TensorSpec
@@ -90,7 +90,7 @@ def specs(values: Sequence[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
 
 def build(
     made: BuildRequest,
-    library: Library = TENSORRT_RTX,
+    library: BuilderLibrary = TENSORRT_RTX,
     progress: Callable[[float, str], None] = lambda _fraction, _note: None,
 ) -> dict[str, Any]:
     """The worker's answer."""

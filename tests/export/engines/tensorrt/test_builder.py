@@ -15,7 +15,7 @@ from hidiff_export.engines.protocol import PortableGraph
 from hidiff_export.engines.tensorrt import builder as module
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
 from hidiff_export.engines.tensorrt.built_plans import COSTS, Built
-from hidiff_export.engines.tensorrt.capabilities import Examined, Gpu
+from hidiff_export.engines.tensorrt.capabilities import DetectedGpu, Examined
 from hidiff_export.engines.tensorrt.engine_build import set_flags
 from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX
 from hidiff_export.errors import EngineError
@@ -213,7 +213,7 @@ def test_a_graph_that_is_not_as_its_record_says_leaves_nothing(builder: TensorRt
 
 
 def test_the_key_holds_targets_layout_version_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    h100, l40 = Gpu("NVIDIA H100", "sm90"), Gpu("NVIDIA L40S", "sm89")
+    h100, l40 = DetectedGpu("NVIDIA H100", "sm90"), DetectedGpu("NVIDIA L40S", "sm89")
     keys = [TensorRtBuilder(TENSORRT_RTX, targets).key() for targets in (("sm89",), ("sm89", "sm120"))]
     for found in (Examined("11.3", (), h100), Examined("11.4", (), h100), Examined("11.4", (), l40)):
         monkeypatch.setattr(module, "examine", lambda _library, found=found: found)

@@ -10,14 +10,14 @@ from click.testing import CliRunner
 
 from hidiff_export.cli import main
 from hidiff_export.engines.tensorrt import capabilities as module
-from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, Examined, Gpu, check_targets, examine
-from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX, Library
+from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, DetectedGpu, Examined, check_targets, examine
+from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX, BuilderLibrary
 from hidiff_export.engines.tensorrt.timings import timing_cache
 from hidiff_export.errors import EngineError
 from hidiff_export.recipe.field_types import Target
 
-H100 = Gpu("NVIDIA H100 80GB HBM3", "sm90")
-L40 = Gpu("NVIDIA L40S", "sm89")
+H100 = DetectedGpu("NVIDIA H100 80GB HBM3", "sm90")
+L40 = DetectedGpu("NVIDIA L40S", "sm89")
 RTX = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 
 
@@ -49,7 +49,7 @@ def test_the_installed_library_knows_every_target_that_a_recipe_can_name() -> No
     ],
 )
 def test_what_cannot_be_built_here_is_refused(
-    library: Library,
+    library: BuilderLibrary,
     found: Examined,
     targets: tuple[str, ...],
     summary: str,
@@ -68,7 +68,7 @@ def test_what_cannot_be_built_here_is_refused(
     [(TENSORRT, "10.13.2", H100), (TENSORRT, "11.4.0", L40), (TENSORRT_RTX, "1.7.1", L40)],
 )
 def test_a_gpu_that_is_here_can_be_built_for(
-    library: Library, version: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+    library: BuilderLibrary, version: str, gpu: DetectedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = RTX if library.ahead_of_time else ()
     monkeypatch.setattr(module, "examine", lambda _library: Examined(version, known, gpu))
@@ -76,7 +76,7 @@ def test_a_gpu_that_is_here_can_be_built_for(
 
 
 def test_a_missing_module_is_named_with_the_command() -> None:
-    library = Library("tensorrt-rtx", "TensorRT-RTX", "tensorrt_of_next_year", (1, 0), ahead_of_time=True)
+    library = BuilderLibrary("tensorrt-rtx", "TensorRT-RTX", "tensorrt_of_next_year", (1, 0), ahead_of_time=True)
     with pytest.raises(EngineError, match="tensorrt_of_next_year is not installed") as refused:
         examine(library)
     assert "pip install 'hidiff-export[tensorrt-rtx]'" in refused.value.advice

@@ -18,7 +18,7 @@ from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
 from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX
 from hidiff_export.engines.tensorrt.lowering import lower
 from hidiff_export.families.family import Family, Layout, Task, Width, unet_config
-from hidiff_export.graph.float32_ops import ISLANDS
+from hidiff_export.graph.float32_ops import FLOAT32_OPERATIONS
 from hidiff_export.graph.passes.decompose_attention import HEAD_SIZES
 from hidiff_export.graph.passes.float32_operations import computes_in_float32
 from hidiff_export.graph.portable import save, write_graph
@@ -32,7 +32,7 @@ from tests.export.engines.tensorrt.parsed import check_islands, parse
 pytestmark = pytest.mark.slow
 
 SIZE = 16
-ISLAND_OPERATORS = frozenset().union(*(island.operators for island in ISLANDS))
+ISLAND_OPERATORS = frozenset().union(*(island.operators for island in FLOAT32_OPERATIONS))
 MOVED = frozenset({"Cast", "Transpose", "Split", "Concat", "Reshape", "Expand", "Unsqueeze", "Slice"})
 """Operators that compute nothing, so that their type does not matter."""
 

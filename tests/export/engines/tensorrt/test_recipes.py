@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from hidiff_export.compiler.graph_specs import graph_records
-from hidiff_export.compiler.stages.engines import Engines
-from hidiff_export.compiler.stages.graphs import Graphs
-from hidiff_export.compiler.stages.scheduler_tables import Samplers
+from hidiff_export.compiler.stages.engines import EnginesStage
+from hidiff_export.compiler.stages.graphs import GraphsStage
+from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage
 from hidiff_export.compiler.stages.stage import StageContext
-from hidiff_export.compiler.stages.weights import Weights
+from hidiff_export.compiler.stages.weights import WeightsStage
 from hidiff_export.recipe import Recipe, shipped_recipes
 from hidiff_runtime.backends.tensorrt.mapped_parts import map_parts
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
@@ -90,9 +90,9 @@ BUNDLE = ("sd15", ("strided-control", "windowed-control"))
 def test_every_graph_becomes_an_engine(case: Case, tmp_path: Path) -> None:
     context = StageContext(case.recipe, tmp_path)
     assert tuple(phase.name for phase in context.phases) == case.phases
-    for stage in (Weights(), Samplers(), Graphs()):
+    for stage in (WeightsStage(), SchedulerTablesStage(), GraphsStage()):
         stage.run(context, lambda _done, _total, _note: None)
-    written = Engines().run(context, lambda _done, _total, _note: None)
+    written = EnginesStage().run(context, lambda _done, _total, _note: None)
     assert not list(tmp_path.rglob("*.tmp"))
     assert_engines(tmp_path, graph_records(context), written)
 

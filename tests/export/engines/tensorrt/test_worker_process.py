@@ -17,7 +17,7 @@ import pytest
 from onnx import helper
 
 from hidiff_export.engines.tensorrt import worker_process
-from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX, Library
+from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX, BuilderLibrary
 from hidiff_export.errors import EngineError
 from hidiff_runtime.format.manifest import TensorSpec
 from tests.export.compiler.disk import files_of_at_most
@@ -27,14 +27,14 @@ pytestmark = pytest.mark.needs("tensorrt-rtx")
 
 WEIGHT = np.random.default_rng(0).standard_normal((256, 512)).astype(np.float16)
 
-ImportedAs = Callable[[str], Library]
+ImportedAs = Callable[[str], BuilderLibrary]
 
 
 @pytest.fixture
 def imported_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImportedAs:
     """Makes a library whose module is a text of one's own, which the worker imports."""
 
-    def make(text: str) -> Library:
+    def make(text: str) -> BuilderLibrary:
         (tmp_path / "another_tensorrt.py").write_text(textwrap.dedent(text))
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         return replace(TENSORRT_RTX, module="another_tensorrt")

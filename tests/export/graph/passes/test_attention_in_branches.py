@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from hidiff_export.graph.passes.attention_in_branches import AttentionInBranches, piece_count
-from hidiff_export.graph.passes.float32_operations import Float32Islands
+from hidiff_export.graph.passes.float32_operations import Float32Operations
 from tests.export.graph.small import evaluate, graph, operators, random_feeds
 
 BATCH, HEADS, TOKENS, CONTEXT, SIZE = 2, 3, 12, 7, 16
@@ -39,7 +39,7 @@ def difference(found: ir.Model, due: ir.Model) -> float:
 def test_it_computes_what_attention_does(islands: bool, attributes: dict[str, Any]) -> None:
     model = attention(**attributes)
     if islands:
-        Float32Islands()(model)
+        Float32Operations()(model)
     AttentionInBranches()(model)
     assert operators(model)["Attention"] == 0
     assert difference(model, attention(**attributes)) < 2e-3

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common
 
 from hidiff_export.graph.passes.decompose_attention import DecomposeAttention
-from hidiff_export.graph.passes.float32_operations import HALVES, Float32Islands, computes_in_float32
+from hidiff_export.graph.passes.float32_operations import HALVES, Float32Operations, computes_in_float32
 
 HALF = pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.BFLOAT16], ids=["float16", "bfloat16"])
 
@@ -54,7 +54,7 @@ def compute(found: ir.Model, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
 def test_attention_is_float32_between_casts(dtype: int) -> None:
     wrapped = attention(dtype)
     assert types(wrapped, "Attention") <= HALVES
-    assert Float32Islands()(wrapped).modified
+    assert Float32Operations()(wrapped).modified
     assert types(wrapped, "Attention") == {ir.DataType.FLOAT}
     assert [node.op_type for node in wrapped.graph] == ["Cast"] * 3 + ["Attention", "Cast"]
     assert wrapped.graph.outputs[0].dtype == ir.DataType(dtype)
@@ -64,7 +64,7 @@ def test_attention_is_float32_between_casts(dtype: int) -> None:
 @HALF
 def test_a_softmax_by_itself_is_one_too(dtype: int) -> None:
     wrapped = model("Softmax", {"x": [2, 5]}, dtype, axis=-1)
-    Float32Islands()(wrapped)
+    Float32Operations()(wrapped)
     assert types(wrapped, "Softmax") == {ir.DataType.FLOAT}
     assert wrapped.graph[1].attributes["axis"].as_int() == -1
 
@@ -74,7 +74,7 @@ def test_a_layer_normalisation_is_float32_between_casts_with_its_weights(dtype: 
     shapes = {"x": [2, 8], "w": [8], "b": [8]}
     wrapped = model("LayerNormalization", shapes, dtype, axis=-1, epsilon=1e-3)
     assert not computes_in_float32(wrapped.graph[0])
-    Float32Islands()(wrapped)
+    Float32Operations()(wrapped)
     assert types(wrapped, "LayerNormalization") == {ir.DataType.FLOAT}
     assert [node.op_type for node in wrapped.graph] == ["Cast"] * 3 + ["LayerNormalization", "Cast"]
     assert wrapped.graph[3].attributes["epsilon"].as_float() == pytest.approx(1e-3)
@@ -86,11 +86,11 @@ def test_a_layer_normalisation_is_float32_between_casts_with_its_weights(dtype: 
 def test_a_float32_graph_is_left(op_type: str) -> None:
     names = {"Attention": "qkv", "Softmax": "x", "LayerNormalization": "xw"}[op_type]
     shapes = {name: [64] if name == "w" else [1, 2, 6, 64] for name in names}
-    assert not Float32Islands()(model(op_type, shapes, TensorProto.FLOAT)).modified
+    assert not Float32Operations()(model(op_type, shapes, TensorProto.FLOAT)).modified
 
 
 def test_what_is_no_island_is_left() -> None:
-    assert not Float32Islands()(model("MatMul", {"a": [2, 3], "b": [3, 2]}, TensorProto.FLOAT16)).modified
+    assert not Float32Operations()(model("MatMul", {"a": [2, 3], "b": [3, 2]}, TensorProto.FLOAT16)).modified
 
 
 GROUPS = {"x": [2, 8, 4], "w": [8], "b": [8]}
@@ -100,21 +100,21 @@ GROUPS = {"x": [2, 8, 4], "w": [8], "b": [8]}
 def test_a_group_normalisation_is_left_to_the_kernels(attributes: dict[str, Any]) -> None:
     norm = model("GroupNormalization", GROUPS, TensorProto.FLOAT16, num_groups=2, **attributes)
     assert computes_in_float32(norm.graph[0])
-    assert not Float32Islands()(norm).modified
+    assert not Float32Operations()(norm).modified
 
 
 @pytest.mark.parametrize("stash_type", [TensorProto.FLOAT16, TensorProto.BFLOAT16], ids=["float16", "bfloat16"])
 def test_a_group_normalisation_that_states_16_bit_sums_is_an_error(stash_type: int) -> None:
     norm = model("GroupNormalization", GROUPS, TensorProto.FLOAT16, num_groups=2, stash_type=stash_type)
     with pytest.raises(ir.passes.PostconditionError, match="block/node is of FLOAT16, but in group normalisation the"):
-        Float32Islands()(norm)
+        Float32Operations()(norm)
 
 
 @HALF
 @pytest.mark.parametrize("op_type", ["Sin", "Cos"])
 def test_a_time_projection_in_16_bits_is_an_error(op_type: str, dtype: int) -> None:
     with pytest.raises(ir.passes.PostconditionError, match="in time projection the network itself computes it in"):
-        Float32Islands()(model(op_type, {"x": [4]}, dtype))
+        Float32Operations()(model(op_type, {"x": [4]}, dtype))
 
 
 def test_products_of_queries_and_keys_that_overflow_float16() -> None:
@@ -127,7 +127,7 @@ def test_products_of_queries_and_keys_that_overflow_float16() -> None:
     due = weights / weights.sum(-1, keepdims=True) @ v
     bare, wrapped = attention(TensorProto.FLOAT16, 8), attention(TensorProto.FLOAT16, 8)
     DecomposeAttention()(bare)
-    Float32Islands()(wrapped)
+    Float32Operations()(wrapped)
     DecomposeAttention()(wrapped)
     np.testing.assert_allclose(compute(wrapped, feeds), due, rtol=1e-3, atol=1e-2)
     assert not np.isfinite(compute(bare, feeds)).all()

@@ -8,8 +8,8 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from hidiff_export.graph.passes.quantize_tensors import QuantiseTensors
-from hidiff_export.graph.quantized_tensor import QuantisedTensor
+from hidiff_export.graph.passes.quantize_tensors import QuantizeTensors
+from hidiff_export.graph.quantized_tensor import QuantizedTensor
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((3, 4)).astype(np.float16)
@@ -39,16 +39,16 @@ def _run(model: ir.Model) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
     return few, whole
 
 
-def _tensors(use: tuple[str, int] = ("few/Gemm", 1)) -> list[QuantisedTensor]:
+def _tensors(use: tuple[str, int] = ("few/Gemm", 1)) -> list[QuantizedTensor]:
     return [
-        QuantisedTensor("x", (0.03125,), None, (("few/Gemm", 0),)),
-        QuantisedTensor("w", tuple(SCALES.astype(float).tolist()), 0, (use,)),
+        QuantizedTensor("x", (0.03125,), None, (("few/Gemm", 0),)),
+        QuantizedTensor("w", tuple(SCALES.astype(float).tolist()), 0, (use,)),
     ]
 
 
 def test_int8_is_rounded_to_the_scale_of_the_tensor_or_the_channel() -> None:
     model = _model()
-    QuantiseTensors(_tensors(), ir.DataType.INT8)(model)
+    QuantizeTensors(_tensors(), ir.DataType.INT8)(model)
     few, whole = _run(model)
     rows = SCALES[:, None].astype(np.float32)
     x = np.clip(np.rint(X.astype(np.float32) / 0.03125), -128, 127) * 0.03125
@@ -60,7 +60,7 @@ def test_int8_is_rounded_to_the_scale_of_the_tensor_or_the_channel() -> None:
 
 def test_fp8_has_four_significant_bits() -> None:
     model = _model()
-    QuantiseTensors(_tensors()[:1], ir.DataType.FLOAT8E4M3FN)(model)
+    QuantizeTensors(_tensors()[:1], ir.DataType.FLOAT8E4M3FN)(model)
     few, whole = _run(model)
     error = np.abs(few.astype(np.float32) - whole)
     assert 0 < error.max() < np.abs(X).max() * np.abs(W).sum(axis=1).max() / 16
@@ -73,8 +73,8 @@ def test_quotients_are_rounded_once_because_the_node_says_so(stated: bool, quoti
     scale = np.float16(0.04208)
     x = np.full(X.shape, 3.389, np.float16)  # 80.522 times the scale, in float16 80.5
     model = _model()
-    tensor = QuantisedTensor("x", (float(scale),), None, (("few/Gemm", 0),))
-    QuantiseTensors([tensor], ir.DataType.INT8)(model)
+    tensor = QuantizedTensor("x", (float(scale),), None, (("few/Gemm", 0),))
+    QuantizeTensors([tensor], ir.DataType.INT8)(model)
     (node,) = (node for node in model.graph if node.op_type == "QuantizeLinear")
     assert node.attributes["precision"].as_int() == ir.DataType.FLOAT
     if not stated:
@@ -90,7 +90,7 @@ def test_quotients_are_rounded_once_because_the_node_says_so(stated: bool, quoti
 
 def test_the_weight_stays_one_initialiser() -> None:
     model = _model()
-    QuantiseTensors(_tensors(), ir.DataType.INT8)(model)
+    QuantizeTensors(_tensors(), ir.DataType.INT8)(model)
     large = [value.name for value in model.graph.initializers.values() if value.const_value.size > 2]
     assert large == ["w"]
 
@@ -98,4 +98,4 @@ def test_the_weight_stays_one_initialiser() -> None:
 @pytest.mark.parametrize("use", [("few/Gemm", 0), ("none/Gemm", 1)])
 def test_a_place_that_does_not_read_the_tensor_is_refused(use: tuple[str, int]) -> None:
     with pytest.raises(ir.passes.PreconditionError, match=rf"Input {use[1]} of {use[0]} is not w\."):
-        QuantiseTensors(_tensors(use), ir.DataType.INT8)(_model())
+        QuantizeTensors(_tensors(use), ir.DataType.INT8)(_model())

@@ -14,7 +14,7 @@ from onnx.helper import make_node
 from onnx_ir.passes import common
 
 from hidiff_export.checkpoints.weight_store import WeightStore
-from hidiff_export.graph.passes.externalize_weights import ExternaliseWeights
+from hidiff_export.graph.passes.externalize_weights import ExternalizeWeights
 from hidiff_export.graph.passes.split_gemm import SplitGemm
 from tests.export.graph.small import apply, evaluate, graph, operators, random_feeds
 
@@ -42,7 +42,7 @@ def test_each_part_has_a_piece_of_the_weight(tmp_path: Path) -> None:
     feeds = random_feeds(model)
     due = evaluate(model, feeds)
     store = WeightStore.write(WEIGHTS, tmp_path / "weights.safetensors", "float32")
-    ExternaliseWeights(store, "")(model)
+    ExternalizeWeights(store, "")(model)
     SplitGemm()(model)
     common.RemoveUnusedNodesPass()(model)
     assert operators(model) == {"Gemm": 2, "Reshape": 2}
@@ -75,7 +75,7 @@ def test_reasons(model: ir.Model, reason: str) -> None:
 def test_a_weight_stored_by_input_stays(tmp_path: Path) -> None:
     model = gated(trans=0)
     transposed = {**WEIGHTS, "w": WEIGHTS["w"].T.contiguous()}
-    ExternaliseWeights(WeightStore.write(transposed, tmp_path / "w.safetensors", "float32"), "")(model)
+    ExternalizeWeights(WeightStore.write(transposed, tmp_path / "w.safetensors", "float32"), "")(model)
     split = SplitGemm()
     assert not split(model).modified
     assert operators(model)["Split"] == 1
@@ -94,7 +94,7 @@ def test_a_split_right_behind_the_product(tmp_path: Path, bias: bool) -> None:
     model = graph(nodes, {"x": [ROWS, IN]}, ["y1", "g", "y0"], constants)
     feeds = random_feeds(model)
     due = evaluate(model, feeds)
-    ExternaliseWeights(WeightStore.write(weights, tmp_path / "w.safetensors", "float32"), "")(model)
+    ExternalizeWeights(WeightStore.write(weights, tmp_path / "w.safetensors", "float32"), "")(model)
     SplitGemm()(model)
     assert operators(model) == {"Gemm": 3, "Reshape": 2}
     path = tmp_path / "graph.onnx"
@@ -115,7 +115,7 @@ def test_a_split_of_something_else_stays() -> None:
 
 def unsplit(model: ir.Model, weights: dict[str, torch.Tensor], folder: Path) -> str:
     """The reason why the pass leaves the model's only split alone."""
-    ExternaliseWeights(WeightStore.write(weights, folder / "w.safetensors", "float32"), "")(model)
+    ExternalizeWeights(WeightStore.write(weights, folder / "w.safetensors", "float32"), "")(model)
     split = SplitGemm()
     assert not split(model).modified
     (reason,) = split.declined.values()
@@ -157,7 +157,7 @@ def test_two_products_on_one_weight_share_its_pieces(tmp_path: Path) -> None:
     model = graph(nodes, {"x": [ROWS, IN], "z": [ROWS, IN]}, ["y0", "y1", "y2", "y3"], constants)
     feeds = random_feeds(model)
     due = evaluate(model, feeds)
-    ExternaliseWeights(WeightStore.write(WEIGHTS, tmp_path / "w.safetensors", "float32"), "")(model)
+    ExternalizeWeights(WeightStore.write(WEIGHTS, tmp_path / "w.safetensors", "float32"), "")(model)
     SplitGemm()(model)
     common.RemoveUnusedNodesPass()(model)
     assert operators(model) == {"Gemm": 4, "Reshape": 4}
