@@ -1,6 +1,6 @@
 """Builds every phase of a recipe with TensorRT-RTX at real size, without a GPU, and records what it took.
 
-    python benchmarks/tensorrt_builds.py sd15-2048 --layout merged --targets sm89 --work /tmp/builds
+    python benchmarks/tensorrt_builds.py sd15-2048 --targets sm89 --work /tmp/builds
 
 Each run is one row in ``benchmarks/tensorrt_builds.json``, in place of an earlier row of the same build, and the
 tables of ``benchmarks/tensorrt_builds.md`` are written anew from all rows. Weights are random. Times are of a whole
@@ -32,7 +32,6 @@ from hidiff_export.engines.tensorrt.built_plans import Built
 from hidiff_export.engines.tensorrt.capabilities import examine
 from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX
 from hidiff_export.recipe import Recipe
-from hidiff_export.recipe.field_types import EngineLayout
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -57,7 +56,6 @@ class Row:
 
     recipe: str
     precision: str
-    layout: str
     targets: str
     phases: int
     graph_seconds: float
@@ -69,9 +67,9 @@ class Row:
     machine: str
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> tuple[str, str, str]:
         """What tells builds apart."""
-        return self.recipe, self.precision, self.layout, self.targets
+        return self.recipe, self.precision, self.targets
 
 
 def context_of(given: argparse.Namespace) -> StageContext:
@@ -87,7 +85,6 @@ def context_of(given: argparse.Namespace) -> StageContext:
             f"precision={given.precision}",
             "backend=tensorrt-rtx",
             f"targets=[{given.targets}]",
-            f"layout={given.layout}",
         ),
     )
     return StageContext(recipe, given.work / f"{given.recipe}-{given.precision}")
@@ -120,7 +117,7 @@ def measure(context: StageContext) -> Row:
     seconds, peak = exported(context)
     graphs = [PortableGraph(context.graph(phase), phase_record(context, phase)) for phase in context.phases]
     targets = tuple(target.value for target in recipe.targets)
-    builder = TensorRtBuilder(TENSORRT_RTX, targets, merged=recipe.layout is EngineLayout.MERGED)
+    builder = TensorRtBuilder(TENSORRT_RTX, targets)
     builder.check()
     written = builder.build(graphs, lambda done, total, note: print(f"\r{done:.2f}/{total:.0f} {note:70}", end=""))
     print()
@@ -144,7 +141,6 @@ def measure(context: StageContext) -> Row:
     row = Row(
         recipe=recipe.name,
         precision=recipe.precision.value,
-        layout=recipe.layout.value,
         targets=", ".join(targets),
         phases=len(graphs),
         graph_seconds=seconds,
@@ -230,7 +226,7 @@ def report(rows: Sequence[Row]) -> str:
         ("bundle", "all plans built in, s", "plans whole, GB", "plans in parts, GB", "with store and graphs, GB"),
         [
             (
-                f"{row.recipe}, {row.precision}, {row.targets}, {row.layout}",
+                f"{row.recipe}, {row.precision}, {row.targets}",
                 f"{sum(plan.seconds for plan in row.plans):.0f}",
                 gb(sum(plan.plan for plan in row.plans)),
                 gb(row.stored),
@@ -247,7 +243,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--precision", default="float16", choices=("float16", "bfloat16"))
-    parser.add_argument("--layout", default="per-phase", choices=[layout.value for layout in EngineLayout])
     parser.add_argument("--targets", default="sm89", help="separated by commas")
     parser.add_argument("--work", type=Path, default=Path("tensorrt-builds"), help="for weights, graphs and plans")
     parser.add_argument("--export", action="store_true", help=argparse.SUPPRESS)

@@ -23,7 +23,6 @@ Examples:
   hidiff-export triton bundle -o model_repository
   hidiff-export triton bundle -o model_repository --gpus 0,1 --queue-size 32
   hidiff-export triton bundle -o model_repository --bundle /mnt/bundles/sdxl
-  hidiff-export triton bundle -o model_repository --layout per-phase
   tritonserver --model-repository model_repository --model-control-mode none
 """,
 )
@@ -42,8 +41,8 @@ Examples:
     "--layout",
     type=click.Choice(["pipeline", "per-phase"]),
     default="pipeline",
-    show_default=True,
-    help="pipeline holds all engines in one model; per-phase makes each a model that Triton opens, and copies weights.",
+    hidden=True,
+    help="Kept for older commands.",
 )
 @click.option("--gpus", metavar="N,N", default="", help="A set of engines on each of these GPUs. [default: one set]")
 @click.option("--backend", metavar="NAME", help="Whose engines to run. [default: the first that the server has]")
@@ -94,6 +93,7 @@ def triton(
     from hidiff_export.triton.repository import RepositoryPlan, write
     from hidiff_runtime.pipeline.request_limits import Limits
 
+    _check_layout(layout)
     limits = {"prompt_characters": max_prompt, "image_bytes": max_image_bytes, "steps": max_steps}
     opening: dict[str, str | int | bool] = {"resident": resident, "prefetch": prefetch}
     plan = RepositoryPlan(
@@ -106,13 +106,20 @@ def triton(
         environment=environment,
         allow_links=tuple(str(folder.absolute()) for folder in allow_links),
     )
-    if layout == "per-phase":
-        from hidiff_export.cli.triton_layout import print_per_phase
-        from hidiff_export.deploy.per_phase import write_per_phase
+    print_written(write(directory, output, plan, force=force), as_json=as_json)
 
-        print_per_phase(write_per_phase(directory, output, plan, force=force), as_json=as_json)
-    else:
-        print_written(write(directory, output, plan, force=force), as_json=as_json)
+
+def _check_layout(layout: str) -> None:
+    """Raises InputError for the layout that there was once: each engine a model of Triton's own."""
+    from hidiff_export.errors import InputError
+
+    if layout != "pipeline":
+        raise InputError(
+            "The layout that made each engine a Triton model of its own is no longer written: it took 2.15 times the "
+            "weights in memory, and with a ControlNet passed 430 MB between models at each step.",
+            given=f"--layout {layout}",
+            advice="Leave --layout out: one model then holds all engines. Add --resident all to keep them open.",
+        )
 
 
 def _gpus(text: str) -> tuple[int, ...]:

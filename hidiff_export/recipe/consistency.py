@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hidiff_export.families.family import Family, Task, Width
 from hidiff_export.families.geometry import control_latent
-from hidiff_export.recipe.field_types import BackendName, EngineLayout, Precision, Target, refusal
+from hidiff_export.recipe.field_types import BackendName, Precision, Target, refusal
 from hidiff_runtime.format.graph_shapes import MOST_PIXELS
 
 if TYPE_CHECKING:
@@ -95,12 +95,6 @@ def _targets_are_served(recipe: Recipe) -> None:
                 key=("targets",),
                 advice=" ".join(f"{backend.value} builds for {_BUILDS_FOR[backend]}." for backend in recipe.backend),
             )
-    if recipe.layout is EngineLayout.MERGED and recipe.backend == (BackendName.ONNXRUNTIME,):
-        raise refusal(
-            "is merged, which only TensorRT engines can be",
-            key=("layout",),
-            advice="Leave layout out, or set backend: tensorrt or tensorrt-rtx.",
-        )
 
 
 def _targets_compute(recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from enum import Enum
 from itertools import pairwise
 from pathlib import PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, StrictStr, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -143,18 +143,6 @@ _DEFAULT_TARGETS = {
 }
 
 
-class EngineLayout(str, Enum):
-    """How the phases of a TensorRT bundle are stored."""
-
-    # The default, by the figures in benchmarks/tensorrt_builds.md. Stored in parts, an engine for each phase takes no
-    # more of the disk than a merged one. Each builds in a fraction of the time, runs attention as the library's own
-    # operator, can be captured in a CUDA graph, and never makes the host wait for a selector.
-    PER_PHASE = "per-phase"
-    # Weights are on the GPU once for all phases, and no phase change loads any: what else only holding every engine
-    # gives, at two or three times the memory.
-    MERGED = "merged"
-
-
 def choices(kind: type[Enum]) -> str:
     """The values of an enumeration, in words: ``a, b or c``."""
     *first, last = (str(member.value) for member in kind)
@@ -171,6 +159,21 @@ def refusal(what: str, *, key: tuple[str, ...] = (), advice: str = "") -> Pydant
     """
     # Pydantic fills {} in its template from the context, so the text goes in through the context.
     return PydanticCustomError("recipe", "{what}", {"what": what, "key": key, "advice": advice})
+
+
+def _layout(value: Any) -> Any:
+    if value == "merged":
+        raise refusal(
+            "is merged, one engine for all phases, which is no longer made: it took 1.4 to 2.5 times as long to build, "
+            "rounded attention scores to 16 bits and could not be recorded as a CUDA graph",
+            advice="Leave layout out: each phase then has an engine of its own. A bundle whose engine is merged has to "
+            "be built again with 'hidiff-export build'.",
+        )
+    return value
+
+
+EnginePerPhase = Annotated[Literal["per-phase"], BeforeValidator(_layout)]
+"""How TensorRT engines hold the phases. Recipes could once say something else, and older ones say this."""
 
 
 def _fraction(value: Any) -> Any:

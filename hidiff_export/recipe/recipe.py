@@ -38,7 +38,7 @@ from hidiff_export.recipe.field_types import (
     SMALLEST,
     BackendName,
     BetaSchedule,
-    EngineLayout,
+    EnginePerPhase,
     Fraction,
     Precision,
     Prediction,
@@ -206,9 +206,9 @@ class Recipe(Frozen):
         "cpu for onnxruntime, cuda for tensorrt, sm89 and sm120 for tensorrt-rtx.",
         json_schema_extra=_also_one,
     )
-    layout: EngineLayout = Field(
-        default=EngineLayout.PER_PHASE,
-        description="How TensorRT engines hold the phases: per-phase for an engine each, or merged for all in one.",
+    layout: EnginePerPhase = Field(
+        default="per-phase",
+        description="How TensorRT engines hold the phases: always per-phase, an engine for each. Leave it out.",
     )
     sampler: Annotated[tuple[SamplerName, ...], ONE_OR_A_LIST, DISTINCT] = Field(
         default=(SamplerName.DDIM,),

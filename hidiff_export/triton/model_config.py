@@ -70,47 +70,47 @@ class ModelConfig:
     def text(self) -> str:
         """The file's content."""
         parts = [
-            f"name: {quoted(self.name)}",
+            f"name: {_quoted(self.name)}",
             'backend: "python"',
             f"max_batch_size: {MOST_ROWS}",
-            f"input {tensors_text(self.inputs)}",
-            f"output {tensors_text(self.outputs)}",
-            f"instance_group [\n  {group_text(self.places)}\n]",
+            f"input {_tensors_text(self.inputs)}",
+            f"output {_tensors_text(self.outputs)}",
+            f"instance_group [\n  {_group_text(self.places)}\n]",
             _waiting(self.queue),
         ]
         if self.decoupled:
             parts.append("model_transaction_policy { decoupled: true }")
         if self.warm_up:
             parts.append(_warm_up(self.warm_up))
-        parts += (parameter_text(key, value) for key, value in self.parameters.items())
+        parts += (_parameter_text(key, value) for key, value in self.parameters.items())
         return "\n".join(parts) + "\n"
 
 
-def quoted(text: str) -> str:
+def _quoted(text: str) -> str:
     """A string of the text format: JSON's escapes are among its own."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def parameter_text(key: str, value: str) -> str:
+def _parameter_text(key: str, value: str) -> str:
     """A parameter of a model."""
-    return f"parameters {{ key: {quoted(key)} value: {{ string_value: {quoted(value)} }} }}"
+    return f"parameters {{ key: {_quoted(key)} value: {{ string_value: {_quoted(value)} }} }}"
 
 
-def tensors_text(tensors: Iterable[Tensor]) -> str:
+def _tensors_text(tensors: Iterable[Tensor]) -> str:
     """A list of inputs or outputs."""
     return "[\n" + ",\n".join(f"  {_tensor(tensor)}" for tensor in tensors) + "\n]"
 
 
 def _tensor(tensor: Tensor) -> str:
     optional = " optional: true" if tensor.optional else ""
-    return f"{{ name: {quoted(tensor.name)} data_type: {tensor.datatype} dims: {_dims(tensor)}{optional} }}"
+    return f"{{ name: {_quoted(tensor.name)} data_type: {tensor.datatype} dims: {_dims(tensor)}{optional} }}"
 
 
 def _dims(tensor: Tensor) -> str:
     return f"[ {', '.join(str(size) for size in tensor.dims)} ]"
 
 
-def group_text(places: InstancePlacement) -> str:
+def _group_text(places: InstancePlacement) -> str:
     """Where a model's instances are."""
     if places.gpus:
         return f"{{ kind: KIND_GPU count: 1 gpus: [ {', '.join(str(gpu) for gpu in places.gpus)} ] }}"
@@ -136,8 +136,8 @@ def _waiting(queue: Queue) -> str:
 
 def _warm_up(tensors: Sequence[Tensor]) -> str:
     inputs = "\n".join(
-        f"    inputs {{ key: {quoted(tensor.name)} value: {{ data_type: {tensor.datatype} dims: {_dims(tensor)} "
-        f"input_data_file: {quoted(tensor.name)} }} }}"
+        f"    inputs {{ key: {_quoted(tensor.name)} value: {{ data_type: {tensor.datatype} dims: {_dims(tensor)} "
+        f"input_data_file: {_quoted(tensor.name)} }} }}"
         for tensor in tensors
     )
     return f'model_warmup [\n  {{\n    name: "picture"\n    batch_size: 1\n{inputs}\n  }}\n]'

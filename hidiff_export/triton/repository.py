@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from hidiff_export.compiler.output_folder import make_parents, output_folder, try_renaming
 from hidiff_export.errors import BundleError, InputError
@@ -47,19 +46,6 @@ from hidiff_runtime.serving.triton.{module} import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
-
-
-class RepositoryConfig(Protocol):
-    """A model's configuration."""
-
-    @property
-    def name(self) -> str:
-        """Of the model and its folder."""
-        ...
-
-    def text(self) -> str:
-        """The content of ``config.pbtxt``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -142,60 +128,46 @@ def write(bundle: Path, output: Path, plan: RepositoryPlan, *, force: bool = Fal
     """
     source = BundleFolder(bundle, plan.allow_links)
     manifest = source.manifest()
-    check(manifest, bundle, plan)
+    _check(manifest, bundle, plan)
     verify_files(source, manifest.files, "size")  # the server compares hashes, each time it starts
     with replacing(output, force=force) as folder:
-        version = write_pipeline(folder, manifest, plan, "decoupled_model")
+        version = _write_models(folder, manifest, plan)
         linked = None
         if plan.bundle in BUNDLES:
-            linked = take_bundle(source, manifest.files, version / BUNDLE, link=plan.bundle == "link")
-        size = own_bytes(folder)
+            linked = _take_bundle(source, manifest.files, version / BUNDLE, link=plan.bundle == "link")
+        size = _own_bytes(folder)
     return WrittenRepository(output, (plan.name, plan.stream), manifest.digest, linked, size)
 
 
-def write_pipeline(
-    folder: Path, manifest: Manifest, plan: RepositoryPlan, module: str, parameters: Mapping[str, str] | None = None
-) -> Path:
-    """Writes the model that clients ask and the one that it asks, but for the bundle; the latter's version folder.
-
-    Args:
-        folder: the repository.
-        module: of `hidiff_runtime.serving.triton`, which has the class of the model that is asked.
-        parameters: further ones of that model.
-    """
-    write_model(folder, _front(manifest, plan), "unary_model")
+def _write_models(folder: Path, manifest: Manifest, plan: RepositoryPlan) -> Path:
+    """Writes both models, but for the bundle, into the repository ``folder``; the version folder that it goes into."""
+    _write_model(folder, _front(manifest, plan), "unary_model")
     values = warm_up.warm_up(manifest)
-    version = write_model(folder, _stream(manifest, plan, values, parameters or {}), module)
+    version = _write_model(folder, _stream(manifest, plan, values), "decoupled_model")
     warm_up.write(values, version.parent / WARM_UP)
     return version
 
 
-def write_model(folder: Path, config: RepositoryConfig, module: str) -> Path:
-    """Writes a model of the Python backend into the repository ``folder``; its version's folder.
+def _write_model(folder: Path, config: ModelConfig, module: str) -> Path:
+    """Writes a model into the repository ``folder``; its version's folder.
 
     Args:
         module: of `hidiff_runtime.serving.triton`, which has the model's class.
     """
-    version = write_config(folder, config)
+    version = folder / config.name / VERSION
+    version.mkdir(parents=True)
+    (version.parent / "config.pbtxt").write_text(config.text(), encoding="utf-8")
     (version / "model.py").write_text(_MODEL.format(module=module), encoding="utf-8")
     return version
 
 
-def write_config(folder: Path, config: RepositoryConfig) -> Path:
-    """Writes a model without the files that it consists of into the repository ``folder``; its version's folder."""
-    version = folder / config.name / VERSION
-    version.mkdir(parents=True)
-    (version.parent / "config.pbtxt").write_text(config.text(), encoding="utf-8")
-    return version
-
-
-def own_bytes(folder: Path) -> int:
+def _own_bytes(folder: Path) -> int:
     """Bytes of the files that take room of their own, as hard links do not."""
     found = (path.stat() for path in folder.rglob("*") if path.is_file())
     return sum(status.st_size for status in found if status.st_nlink == 1)
 
 
-def take_bundle(bundle: BundleFolder, files: Iterable[str], target: Path, *, link: bool) -> bool:
+def _take_bundle(bundle: BundleFolder, files: Iterable[str], target: Path, *, link: bool) -> bool:
     """Puts a bundle's files into ``target``; whether all of them are hard links.
 
     Args:
@@ -254,7 +226,7 @@ def _refuse(output: Path, *, force: bool) -> None:
         )
 
 
-def check(manifest: Manifest, bundle: Path, plan: RepositoryPlan) -> None:
+def _check(manifest: Manifest, bundle: Path, plan: RepositoryPlan) -> None:
     """Refuses a bundle that no server would get ready with.
 
     Raises:
@@ -275,9 +247,7 @@ def check(manifest: Manifest, bundle: Path, plan: RepositoryPlan) -> None:
         )
 
 
-def _stream(
-    manifest: Manifest, plan: RepositoryPlan, values: warm_up.Values, further: Mapping[str, str]
-) -> ModelConfig:
+def _stream(manifest: Manifest, plan: RepositoryPlan, values: warm_up.Values) -> ModelConfig:
     """The model that holds the engines."""
     place = BUNDLE if plan.bundle in BUNDLES else plan.bundle
     links = () if plan.bundle in BUNDLES else plan.allow_links
@@ -288,7 +258,7 @@ def _stream(
         outputs=(*PROGRESS, *results(manifest)),
         places=plan.places,
         queue=plan.queue,
-        parameters={**parameters.to_config(), **environment(plan), **further},
+        parameters={**parameters.to_config(), **_environment(plan)},
         decoupled=True,
         warm_up=warm_up.tensors(values),
     )
@@ -302,10 +272,10 @@ def _front(manifest: Manifest, plan: RepositoryPlan) -> ModelConfig:
         outputs=results(manifest),
         places=InstancePlacement(count=plan.places.instances),
         queue=plan.queue,
-        parameters={STREAM: plan.stream, "bundle_hash": manifest.digest, **environment(plan)},
+        parameters={STREAM: plan.stream, "bundle_hash": manifest.digest, **_environment(plan)},
     )
 
 
-def environment(plan: RepositoryPlan) -> dict[str, str]:
+def _environment(plan: RepositoryPlan) -> dict[str, str]:
     """The parameter by which Triton's Python backend finds a model's environment, if it has one of its own."""
     return {"EXECUTION_ENV_PATH": plan.environment} if plan.environment else {}

@@ -71,7 +71,6 @@ class _NoEngines:
 
     name: str
     portable: Backend
-    remote: bool = False
 
     def available(self) -> Availability:
         return Availability(True, "no engine is opened")

@@ -161,7 +161,7 @@ class Bundle:
 
         None where every engine stays open: those files are read no more.
         """
-        if self._opening.resident == "all" or self._backend.remote:
+        if self._opening.resident == "all":
             return ()
         graphs = [*self.manifest.phases, *(record for _, record in self.manifest.others())]
         engines = [record.engines[self.backend] for record in graphs if self.backend in record.engines]
@@ -301,7 +301,7 @@ class Bundle:
 
     def _pool(self) -> SessionPool:
         opening = self._opening
-        return SessionPool(self._open_engine, opening.resident, prefetch=opening.prefetch, same_file=self._same_file)
+        return SessionPool(self._open_engine, opening.resident, prefetch=opening.prefetch)
 
     def _table(self, name: str) -> SamplerTable:
         table = SamplerTable.read(self.file(self.manifest.samplers[name]))
@@ -326,9 +326,6 @@ class Bundle:
             raise BundleError(f"The bundle has no {named}.", given=self.root, advice=advice)
         return record
 
-    def _same_file(self, one: EngineKey, other: EngineKey) -> bool:
-        return self._record(one).engines[self.backend] == self._record(other).engines[self.backend]
-
     def _open_engine(self, key: EngineKey) -> Session:
         """A session of an engine, all of whose files are the manifest's even where only sizes were checked.
 
@@ -336,12 +333,9 @@ class Bundle:
         """
         record = self._record(key)
         relative = record.engines[self.backend]
-        if self._backend.remote:
-            path = self._folder.file(relative)
-        else:
-            path = self._checked_engine(relative)
-            if store := self.manifest.weights.get(Path(record.graph).parent.as_posix()):
-                self.file(store)
+        path = self._checked_engine(relative)
+        if store := self.manifest.weights.get(Path(record.graph).parent.as_posix()):
+            self.file(store)
         weights = {name: self._folder.file(store) for name, store in self.manifest.weights.items()}
         return self._enter().open(path, weights, record)
 
@@ -373,8 +367,7 @@ def open(
     Args:
         verify: ``hash`` reads every file and compares SHA-256; ``size`` compares sizes, for fast starts, and hashes
             what is not a weight store when it is first used.
-        backend: whose engines to run; the first that this machine has, if left out. With a remote one the folder may
-            be *thin*, without graphs, engines and weights, and what it has of them is not looked at.
+        backend: whose engines to run; the first that this machine has, if left out.
         resident: ``current`` keeps one phase's engine open, ``all`` keeps every one that was used.
         prefetch: opens the next phase's engine in a thread while the current one runs: a phase change then takes no
             time, and twice the memory.
@@ -392,11 +385,10 @@ def open(
     """
     place = BundleFolder(folder, allow_links)
     manifest = place.manifest()
-    remote = backend is not None and not isinstance(backend, str) and backend.remote
-    files = manifest.thin_files() if remote else manifest.files
-    states = ((path, state_of(place.file(path))) for path in (files if verify == "hash" else manifest.weights.values()))
+    hashed = manifest.files if verify == "hash" else manifest.weights.values()
+    states = ((path, state_of(place.file(path))) for path in hashed)
     known = {path: state for path, state in states if state is not None}
-    verify_files(place, files, verify)
+    verify_files(place, manifest.files, verify)
     opening = Opening(resident, prefetch, loop, known, options)
     bundle = Bundle(place, manifest, choose(manifest, backend), opening)
     bundle.check_samplers()

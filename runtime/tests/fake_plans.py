@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import toy
 import toy_device
@@ -42,7 +41,7 @@ def use(monkeypatch: pytest.MonkeyPatch, trt: FakeTrt) -> FakeTrt:
     return trt
 
 
-def record_of(trt: FakeTrt, graph: GraphRecord, *, phases: tuple[str, ...] = (), **fields: Any) -> PlanRecord:
+def record_of(trt: FakeTrt, graph: GraphRecord, *, phase: str | None = None, **fields: Any) -> PlanRecord:
     """The record of one graph's plan."""
     made = PlanRecord(
         backend="tensorrt-rtx" if trt.rtx else "tensorrt",
@@ -50,8 +49,7 @@ def record_of(trt: FakeTrt, graph: GraphRecord, *, phases: tuple[str, ...] = (),
         targets=(trt.target,),
         device=None,
         parts=("engine.plan",),
-        phases=phases,
-        selectors=(),
+        phase=phase,
         inputs=graph.inputs,
         outputs=graph.outputs,
     )
@@ -66,7 +64,6 @@ def write_plan(folder: Path, name: str, record: PlanRecord, kernel: str, **more:
         record.outputs,
         version=record.version,
         targets=record.targets,
-        selectors=record.selectors,
         **more,
     )
     parts = (f"{name}.head", f"{name}.tail")
@@ -78,27 +75,21 @@ def write_plan(folder: Path, name: str, record: PlanRecord, kernel: str, **more:
 
 
 KIND = toy.Toy(reference=False)
-SELECTORS = ("is_strided", "is_windowed")
 
 
 def kernels(kind: toy.Toy) -> dict[str, Kernel]:
-    """The toy's UNet by phase, all phases by selectors, and its step graph."""
+    """The toy's UNet by phase, and its step graph."""
     stored = toy.stored_weights(kind)
     batch = kind.graph_batch
-    phases = [phase.name for phase in kind.rule.phases()]
 
     def unet(phase: str) -> Kernel:
         return lambda inputs: {"noise_pred": toy.unet(phase, stored, inputs)}
 
-    def merged(inputs: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        on = [bool(inputs[name]) for name in SELECTORS]
-        return unet(phases[1 + on.index(True) if any(on) else 0])(inputs)
-
-    made: dict[str, Kernel] = {phase: unet(phase) for phase in phases}
-    return {**made, "merged": merged, "step": lambda inputs: toy_device.step(inputs, batch)}
+    made: dict[str, Kernel] = {phase.name: unet(phase.name) for phase in kind.rule.phases()}
+    return {**made, "step": lambda inputs: toy_device.step(inputs, batch)}
 
 
-def add_engines(folder: Path, trt: FakeTrt, *, merged: bool = False, **more: Any) -> None:
+def add_engines(folder: Path, trt: FakeTrt, **more: Any) -> None:
     """Gives every graph of a toy bundle a plan; the parts of the plan follow its record's name."""
     backend = "tensorrt-rtx" if trt.rtx else "tensorrt"
     manifest = Manifest.read(folder)
@@ -108,14 +99,9 @@ def add_engines(folder: Path, trt: FakeTrt, *, merged: bool = False, **more: Any
         return replace(record, engines={**record.engines, backend: path.relative_to(folder).as_posix()})
 
     phases = []
-    names = tuple(record.phase.name for record in manifest.phases)
     for record in manifest.phases:
-        if merged:
-            plan = record_of(trt, record, phases=names, selectors=SELECTORS)
-            phases.append(added(record, "merged", plan, "merged"))
-        else:
-            name = record.phase.name
-            phases.append(added(record, name, record_of(trt, record, phases=(name,)), name))
+        name = record.phase.name
+        phases.append(added(record, name, record_of(trt, record, phase=name), name))
     assert manifest.step is not None
     step = added(manifest.step, "step", record_of(trt, manifest.step), "step")
     toy.seal(folder, replace(manifest, phases=tuple(phases), step=step))

@@ -5,7 +5,6 @@ A plan is a header of 64 bytes (version and targets), a line of JSON, and bytes 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import weakref
@@ -32,13 +31,11 @@ def plan_bytes(
     targets: tuple[str, ...] = ("sm89",),
     scratch: int = 4096,
     weights: int = 1000,
-    selectors: tuple[str, ...] = (),
     on_host: tuple[str, ...] = (),
     **more: Any,
 ) -> bytes:
     """A plan whose engine runs the kernel of that name."""
     tensors = [(spec.name, "INPUT", spec.dtype, spec.shape) for spec in inputs]
-    tensors += [(name, "INPUT", "bool", ()) for name in selectors]
     tensors += [(spec.name, "OUTPUT", spec.dtype, spec.shape) for spec in outputs]
     content = {"kernel": kernel, "tensors": tensors, "scratch": scratch, "on_host": on_host, **more}
     header = f"{version} {','.join(targets)}".ljust(HEADER).encode()
@@ -309,22 +306,20 @@ class IExecutionContext:
         """The work, which does not keep the engine."""
         cuda, engine, bound, memory = self._cuda, self._engine, dict(self._bound), self._memory
         tensors, kernel = engine._tensors, engine._library.kernels[engine._described["kernel"]]
-        on_host = engine._described["on_host"]
-        from_host = {name: _read_host(bound[name], *tensors[name][1:]) for name in on_host}
+        assert not engine._described["on_host"]  # such an engine is refused before it runs
 
         def run() -> None:
             cuda.reads(*memory)[:] = 0x5A  # activations of whoever ran before are gone
-            inputs, outputs = dict(from_host), {}
+            inputs: dict[str, np.ndarray] = {}
+            outputs: dict[str, np.ndarray] = {}
             for name, (mode, dtype, shape) in tensors.items():
-                if name in from_host:
-                    continue
                 view = cuda.reads(bound[name], math.prod(shape) * np.dtype(dtype).itemsize).view(dtype).reshape(shape)
                 (inputs if mode == "INPUT" else outputs)[name] = view
             for name, value in kernel({name: np.array(view) for name, view in inputs.items()}).items():
                 assert value.shape == outputs[name].shape
                 outputs[name][...] = value
 
-        blocks = {cuda.block_of(bound[name]) for name in bound if name not in on_host} | {cuda.block_of(memory[0])}
+        blocks = {cuda.block_of(address) for address in bound.values()} | {cuda.block_of(memory[0])}
         return Op(engine._work, run, frozenset(blocks))
 
 
@@ -339,11 +334,6 @@ class RtxContext(IExecutionContext):
     def is_stream_capturable(self, stream: int) -> bool:
         assert isinstance(stream, int)
         return not self._engine._described.get("not_capturable", False)
-
-
-def _read_host(address: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    return np.frombuffer(ctypes.string_at(address, size), dtype).reshape(shape)
 
 
 class IRuntimeConfig:

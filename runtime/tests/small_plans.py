@@ -15,7 +15,6 @@ from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
 
 X = TensorSpec("x", (2, 3), "float32")
 SHIFTS = TensorSpec("shifts", (3,), "int32")
-RESIDUAL = TensorSpec("residual", (2, 3), "float32")
 Y = TensorSpec("y", (2, 3), "float32")
 GRAPH = GraphRecord("g.onnx", {}, (X, SHIFTS), (Y,))
 
@@ -24,14 +23,7 @@ def scaled(factor: float) -> Kernel:
     return lambda inputs: {"y": inputs["x"] * np.float32(factor) + inputs["shifts"]}
 
 
-def merged(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Phase 0 adds, phase 1 takes the residual too, phase 2 multiplies."""
-    if inputs["second"]:
-        return {"y": inputs["x"] - inputs["shifts"] + inputs["residual"]}
-    return {"y": inputs["x"] * inputs["shifts"] if inputs["third"] else inputs["x"] + inputs["shifts"]}
-
-
-KERNELS: dict[str, Kernel] = {"double": scaled(2), "triple": scaled(3), "merged": merged}
+KERNELS: dict[str, Kernel] = {"double": scaled(2), "triple": scaled(3)}
 INPUTS = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "shifts": np.array([3, 1, 2], np.int32)}
 DOUBLED = INPUTS["x"] * 2 + INPUTS["shifts"]
 

@@ -95,7 +95,6 @@ class ToyBackend:
     spoil: Callable[[dict[str, np.ndarray], int], dict[str, np.ndarray]] = unspoilt
     opened_with: ClassVar[Mapping[str, Any]] = {}
     name: str = "toy"
-    remote: bool = False
     events: list[str] = field(default_factory=list)
     calls: list[tuple[str, dict[str, np.ndarray]]] = field(default_factory=list)
 

@@ -14,8 +14,6 @@ import pytest
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from hidiff_export.deploy.per_phase import write_per_phase
-from hidiff_export.triton.repository import RepositoryPlan
 from tests.deploy.clients import grpc, http, inputs
 from tests.deploy.server import TritonServer
 
@@ -81,11 +79,3 @@ def test_a_killed_model_is_seen_by_the_probe_alone(
     assert f'{{model="{model}",' in said
     assert "s old, more than 7 s" in said
     assert server.ready()
-
-
-def test_the_script_loads_every_engine_that_is_a_model(sd15_bundle: Path, tmp_path: Path) -> None:
-    found = write_per_phase(sd15_bundle, tmp_path / "models", RepositoryPlan())
-    wanted = [word for word in found.options("secret") if not word.startswith(("--http-", "--grpc-"))]
-    assert len(wanted) > 3
-    said = started(tmp_path / "models")
-    assert {word for word in said if word.startswith(("--load-model", "--model-control-mode"))} == set(wanted)

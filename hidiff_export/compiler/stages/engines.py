@@ -15,7 +15,7 @@ from hidiff_export.engines.protocol import Builder, PortableGraph
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
 from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX, BuilderLibrary
 from hidiff_export.recipe import Recipe
-from hidiff_export.recipe.field_types import BackendName, EngineLayout
+from hidiff_export.recipe.field_types import BackendName
 from hidiff_runtime.format.manifest import GraphRecord
 
 Record = TypeVar("Record", bound=GraphRecord)
@@ -23,7 +23,7 @@ Record = TypeVar("Record", bound=GraphRecord)
 
 def _tensorrt(library: BuilderLibrary, recipe: Recipe, backend: BackendName) -> Builder:
     targets = tuple(target.value for target in backend.targets(recipe.targets))
-    return TensorRtBuilder(library, targets, merged=recipe.layout is EngineLayout.MERGED)
+    return TensorRtBuilder(library, targets)
 
 
 _BUILDERS: dict[BackendName, Callable[[Recipe, BackendName], Builder]] = {

@@ -11,7 +11,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from hidiff_export.build.tensorrt.merged import lower_merged
 from hidiff_export.engines.protocol import PortableGraph, Report
 from hidiff_export.engines.tensorrt.built_plans import Built
 from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, DetectedGpu, check_targets, examine
@@ -21,20 +20,16 @@ from hidiff_export.engines.tensorrt.shared_weights import share_tails
 from hidiff_export.engines.tensorrt.timings import timing_cache
 from hidiff_export.engines.tensorrt.worker_process import Progress, ask
 from hidiff_export.engines.tensorrt.worker_protocol import BuildRequest, Initializer
-from hidiff_export.graph.merge import selector_name
 from hidiff_export.graph.portable import save
 from hidiff_export.tool_versions import tool_versions
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
-from hidiff_runtime.format.manifest import FileDigest, PhaseRecord, TensorSpec
+from hidiff_runtime.format.manifest import FileDigest, PhaseRecord
 
 OPTIONS = {"profiling_verbosity": "detailed", "tf32": False, "allocates_while_running": False}
 """What every engine is built with; TensorRT-RTX alone has to be asked for the last."""
 
 SIZES = ("scratch_bytes", "weights_bytes")
 """What the library says that a plan will take on the device; None where it does not say."""
-
-MERGED = "merged"
-"""Begins the names of the files of a plan that runs all phases."""
 
 
 @dataclass(frozen=True)
@@ -43,45 +38,28 @@ class _Plan:
 
     Args:
         engine: where its record goes; the other files lie beside it.
-        graphs: what it runs: one graph, or those of all phases as branches of one.
+        graph: what it runs.
     """
 
     engine: Path
-    graphs: tuple[PortableGraph, ...]
+    graph: PortableGraph
 
     @property
     def name(self) -> str:
-        """For people: ``strided``, ``merged``."""
+        """For people: ``strided``."""
         return self.engine.name.partition(".")[0]
 
     @property
-    def phases(self) -> tuple[str, ...]:
-        """The phases that it runs; none where it is no UNet."""
-        records = (graph.record for graph in self.graphs)
-        return tuple(record.phase.name for record in records if isinstance(record, PhaseRecord))
-
-    @property
-    def selectors(self) -> tuple[str, ...]:
-        """The bool inputs that choose among several phases."""
-        return tuple(map(selector_name, self.phases[1:]))
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs of all its graphs, each once, without the selectors."""
-        return tuple(dict.fromkeys(spec for graph in self.graphs for spec in graph.record.inputs))
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """The outputs, the same for all its graphs."""
-        return self.graphs[0].record.outputs
+    def phase(self) -> str | None:
+        """The phase that it runs; None where it is no UNet."""
+        record = self.graph.record
+        return record.phase.name if isinstance(record, PhaseRecord) else None
 
     def lowered(self) -> ir.Model:
         """The graph that TensorRT is given."""
-        models = [ir.load(graph.path) for graph in self.graphs]
-        if len(models) > 1:
-            return lower_merged(dict(zip(self.phases, models, strict=True)))
-        lower(models[0])
-        return models[0]
+        model = ir.load(self.graph.path)
+        lower(model)
+        return model
 
     @property
     def plan(self) -> Path:
@@ -100,13 +78,11 @@ class TensorRtBuilder:
     Args:
         library: which.
         targets: compute capabilities such as ``sm89``, or ``cuda`` alone for the GPU of this machine.
-        merged: whether all phases go into one plan.
     """
 
-    def __init__(self, library: BuilderLibrary, targets: tuple[str, ...], *, merged: bool = False) -> None:
+    def __init__(self, library: BuilderLibrary, targets: tuple[str, ...]) -> None:
         self._library = library
         self._targets = targets
-        self._merged = merged
 
     @property
     def name(self) -> str:
@@ -118,12 +94,11 @@ class TensorRtBuilder:
         check_targets(self._library, self._targets)
 
     def key(self) -> Any:
-        """Targets, layout, options and the library's version; the GPU, where the engines are for it."""
+        """Targets, options and the library's version; the GPU, where the engines are for it."""
         found = examine(self._library)
         here = found.gpu if self._targets == THIS_MACHINE else None
         return {
             "targets": list(self._targets),
-            "merged": self._merged,
             "options": OPTIONS,
             "version": found.version,
             "tools": tool_versions((TOOL,)),
@@ -131,24 +106,15 @@ class TensorRtBuilder:
         }
 
     def engines(self, graphs: Sequence[PortableGraph]) -> tuple[Path, ...]:
-        """The plan records: ``strided.tensorrt-rtx.json`` beside ``strided.onnx``, or all phases' ``merged.….json``."""
-        together = self._merged and sum(isinstance(graph.record, PhaseRecord) for graph in graphs) > 1
-        return tuple(
-            graph.path.with_name(
-                f"{MERGED if together and isinstance(graph.record, PhaseRecord) else graph.path.stem}.{self.name}.json"
-            )
-            for graph in graphs
-        )
+        """The plan records: ``strided.tensorrt-rtx.json`` beside ``strided.onnx``."""
+        return tuple(graph.path.with_name(f"{graph.path.stem}.{self.name}.json") for graph in graphs)
 
     def build(self, graphs: Sequence[PortableGraph], report: Report) -> tuple[Path, ...]:
         """Builds plan after plan, then stores once what they share; see `hidiff_export.engines.protocol.Builder`.
 
         A plan that an interrupted build left whole, of the same graph, weights, library and options, is kept.
         """
-        of: dict[Path, tuple[PortableGraph, ...]] = {}
-        for engine, graph in zip(self.engines(graphs), graphs, strict=True):
-            of[engine] = (*of.get(engine, ()), graph)
-        plans = [_Plan(engine, together) for engine, together in of.items()]
+        plans = [_Plan(engine, graph) for engine, graph in zip(self.engines(graphs), graphs, strict=True)]
         hashes: dict[str, str] = {}
         records: dict[Path, PlanRecord] = {}
         for index, plan in enumerate(plans):
@@ -183,7 +149,7 @@ class TensorRtBuilder:
         return record
 
     def _request(self, plan: _Plan, lowered: Path, built: Path, layers: Path) -> BuildRequest:
-        """Lowers the graphs to the file ``lowered``, and says what is to be built from it."""
+        """Lowers the graph to the file ``lowered``, and says what is to be built from it."""
         model = plan.lowered()
         save(model, lowered)
         outside = {
@@ -202,8 +168,8 @@ class TensorRtBuilder:
                 for name, tensor in outside.items()
             ),
             targets=() if self._targets == THIS_MACHINE else self._targets,
-            inputs=(*plan.inputs, *(TensorSpec(name, (), "bool") for name in plan.selectors)),
-            outputs=plan.outputs,
+            inputs=plan.graph.record.inputs,
+            outputs=plan.graph.record.outputs,
             plan=str(built),
             layers=str(layers),
             timing_cache=None if cache is None else str(cache),
@@ -225,10 +191,9 @@ class TensorRtBuilder:
             targets=self._targets if here is None else (here.target,),
             device=None if here is None or self._library.ahead_of_time else here.name,
             parts=(plan.plan.name,),
-            phases=plan.phases,
-            selectors=plan.selectors,
-            inputs=plan.inputs,
-            outputs=plan.outputs,
+            phase=plan.phase,
+            inputs=plan.graph.record.inputs,
+            outputs=plan.graph.record.outputs,
             options={**OPTIONS, **{name: answer[name] for name in SIZES}, "key": key},
         )
 

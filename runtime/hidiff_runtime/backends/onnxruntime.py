@@ -33,7 +33,7 @@ _EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
 
 Place = Literal["cuda", "cpu"]
 
-CUDA_OPTIONS: dict[str, str] = {
+_CUDA_OPTIONS: dict[str, str] = {
     # float32 graphs mean float32: by default convolutions and matrix products drop 13 bits of the mantissa.
     "use_tf32": "0",
     # The default measures every algorithm for every convolution when an engine first runs. An engine is opened anew at
@@ -101,7 +101,6 @@ class OnnxRuntimeBackend:
     """Opens ONNX files whose weights lie in the store beside them."""
 
     name = NAME
-    remote = False
 
     def available(self) -> Availability:
         """Version and execution providers."""
@@ -255,7 +254,7 @@ class OnnxRuntimeSession:
 
         providers: list[Any] = [_PROVIDERS["cpu"]]
         if self._place == "cuda":
-            providers.insert(0, (_PROVIDERS["cuda"], {**CUDA_OPTIONS, "device_id": str(self._options.gpu)}))
+            providers.insert(0, (_PROVIDERS["cuda"], {**_CUDA_OPTIONS, "device_id": str(self._options.gpu)}))
         settings = _session_options(self._options)
         model: Path | bytes = self._engine
         if found_behind_links := relinked(self._engine, self._weights):

@@ -151,11 +151,6 @@ class Backend(Protocol):
         """Its name in manifests and options."""
         ...
 
-    @property
-    def remote(self) -> bool:
-        """Whether something else opened its engines, from files of its own: the bundle's folder then needs none."""
-        ...
-
     def available(self) -> Availability:
         """Whether it can run here; imports its library if there is one, and never raises."""
         ...

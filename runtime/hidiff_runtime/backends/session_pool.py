@@ -31,8 +31,6 @@ class SessionPool:
         resident: ``current`` keeps at most one phase's engine open, and the ControlNet's beside it from when it is
             asked for until a phase without residuals is; ``all`` keeps every engine it has opened.
         prefetch: whether `expect` opens engines in a thread.
-        same_file: whether two engines are one file: then the new one is opened before the old one is closed, so that
-            what they share stays loaded.
 
     Raises:
         InputError: ``resident`` is neither.
@@ -44,7 +42,6 @@ class SessionPool:
         resident: str = "current",
         *,
         prefetch: bool = False,
-        same_file: Callable[[EngineKey, EngineKey], bool] = lambda _one, _other: False,
     ) -> None:
         if resident not in RESIDENT:
             raise InputError(
@@ -53,7 +50,6 @@ class SessionPool:
         self._open_session = open_session
         self._resident = resident
         self._prefetch = prefetch
-        self._same_file = same_file
         self._sessions: dict[EngineKey, Session] = {}
         self._expected: dict[Phase, Future[Session]] = {}
         self._thread: ThreadPoolExecutor | None = None
@@ -75,9 +71,9 @@ class SessionPool:
             for other in [other for other in self._expected if other != phase]:
                 self._discard(other)
         kept = (phase, STEP, CONTROLNET) if phase.control else (phase, STEP)
-        for key in self._evictable(kept):
-            # One that was opened ahead is in memory beside the others already: nothing is won by closing them first.
-            if phase not in self._expected and not self._same_file(key, phase):
+        # One that was opened ahead is in memory beside the others already: nothing is won by closing them first.
+        if phase not in self._expected:
+            for key in self._evictable(kept):
                 self._close(key)
         session = self._get(phase)
         for key in self._evictable(kept):
@@ -104,8 +100,7 @@ class SessionPool:
         """
         if self._resident != "all":
             for key in self._evictable((first, STEP)):
-                if not self._same_file(key, first):
-                    self._close(key)
+                self._close(key)
         try:
             yield self._get(network)
         finally:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.errors import BundleError
@@ -146,14 +146,6 @@ class Manifest:
             yield from (("reference", path) for path in (self.reference, tensors_beside(self.reference)))
         if self.report is not None:
             yield "report", self.report
-
-    def thin_files(self) -> dict[str, FileDigest]:
-        """The files that the runtime itself reads: tokenizers, sampler tables and reference samples, no engine's."""
-        paths = {*self.samplers.values(), *(record.tokenizer for record in self.text_encoders)}
-        folder = None if self.reference is None else PurePosixPath(self.reference).parent
-        return {
-            path: record for path, record in self.files.items() if path in paths or PurePosixPath(path).parent == folder
-        }
 
     def to_json(self) -> dict[str, Any]:
         """What ``manifest.json`` holds, the content's digest included. Keys may be written in any order."""

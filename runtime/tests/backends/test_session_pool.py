@@ -81,32 +81,9 @@ def sessions() -> Sessions:
     return Sessions()
 
 
-def pool(sessions: Callable[[EngineKey], Session], resident: str = "current", *, merged: bool = False) -> SessionPool:
-    """A pool that prefetches; ``merged`` has every phase in one file."""
-
-    def same(one: EngineKey, other: EngineKey) -> bool:
-        return merged and isinstance(one, Phase) and isinstance(other, Phase)
-
-    return SessionPool(sessions, resident, prefetch=True, same_file=same)  # type: ignore[arg-type]  # a double
-
-
-def test_engines_of_one_file_overlap_so_that_it_stays_loaded(sessions: Sessions) -> None:
-    engines = pool(sessions, merged=True)
-    for phase in (STRIDED, WINDOWED, WINDOWED, CONTROLLED):
-        engines.get(phase)
-    engines.controlnet()
-    engines.get(WINDOWED)
-    assert sessions.events == [
-        "open strided",
-        "open windowed",
-        "close strided",
-        "open strided-control",
-        "close windowed",
-        "open controlnet",
-        "close controlnet",
-        "open windowed",
-        "close strided-control",
-    ]
+def pool(sessions: Callable[[EngineKey], Session], resident: str = "current") -> SessionPool:
+    """A pool that prefetches."""
+    return SessionPool(sessions, resident, prefetch=True)
 
 
 def test_the_step_graph_stays_beside_every_phase(sessions: Sessions) -> None:
@@ -228,14 +205,12 @@ def test_what_the_next_run_does_not_begin_with_is_closed_before_a_network_opens(
     assert sessions.events == ["close windowed", "open vae_decoder", "close vae_decoder"]
 
 
-@pytest.mark.parametrize("same_file", [False, True])
-def test_what_it_begins_with_stays_and_so_does_a_plan_of_all_phases(same_file: bool) -> None:
+def test_what_the_next_run_begins_with_stays_while_a_network_is_lent() -> None:
     sessions = Sessions()
-    phase = WINDOWED if same_file else STRIDED
-    pool = SessionPool(sessions, same_file=lambda _one, _other: same_file)
-    pool.get(phase)
+    pool = SessionPool(sessions)
+    pool.get(STRIDED)
     with pool.borrow("vae_decoder", STRIDED):
-        assert pool.open_phases == (phase,)
+        assert pool.open_phases == (STRIDED,)
         pool.get(WINDOWED)
         assert "close vae_decoder" not in sessions.events  # what is lent is not the pool's to close
     assert sessions.events[-1] == "close vae_decoder"

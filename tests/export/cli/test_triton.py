@@ -105,3 +105,17 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
     done = triton(tmp_path, "-o", tmp_path / "models")
     assert done.exit_code == 4
     assert "manifest" in done.output
+
+
+def test_one_layout_is_left_and_the_other_says_why(bundle: Path, tmp_path: Path) -> None:
+    done = triton(bundle, "-o", tmp_path / "models", "--layout", "per-phase")
+    assert done.exit_code == 2
+    assert "2.15 times the weights in memory" in done.stderr
+    assert "430 MB" in done.stderr
+    assert "given: --layout per-phase" in done.stderr
+    assert "Leave --layout out" in done.stderr
+    assert not (tmp_path / "models").exists()
+    usual = triton(bundle, "-o", tmp_path / "models")
+    named = triton(bundle, "-o", tmp_path / "models", "--force", "--layout", "pipeline")
+    assert (named.exit_code, named.output) == (0, usual.output)
+    assert "--layout" not in triton("--help").output

@@ -43,7 +43,7 @@ def test_the_schema_is_a_schema() -> None:
         {"targets": []},
         {"targets": "sm90"},
         {"backend": []},
-        {"layout": "joint"},
+        {"layout": "merged"},
         {"hidiffusion": {"thresholds": "usual"}},
         {"hidiffusion": {"thresholds": {"pooled": 1.5}}},
         {"hidiffusion": {"thresholds": {"pooled": {"start": 0.5}}}},
@@ -63,7 +63,7 @@ def test_the_schema_refuses_what_is_wrong(values: dict[str, object]) -> None:
         {"hidiffusion": {"thresholds": {"strided": "16%", "pooled": {"start": 0.16, "end": "40%"}}}},
         {"hidiffusion": {"raunet": False, "windows": False}},
         {"backend": "tensorrt"},
-        {"backend": ["tensorrt-rtx", "onnxruntime"], "targets": ["sm75", "sm121", "cpu"], "layout": "merged"},
+        {"backend": ["tensorrt-rtx", "onnxruntime"], "targets": ["sm75", "sm121", "cpu"], "layout": "per-phase"},
         {"task": "controlnet", "controlnet": "random:1", "hidiffusion": {"thresholds": {"control": 1}}},
     ],
 )

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from hidiff_export.errors import RecipeError
 from hidiff_export.families.family import Family, Layout, Task, phase_rule
 from hidiff_export.recipe import Recipe, shipped_recipes
-from hidiff_export.recipe.field_types import BackendName, EngineLayout, Precision, SamplerName, Target
+from hidiff_export.recipe.field_types import BackendName, Precision, SamplerName, Target
 from hidiff_export.scheduler_tables.names import SAMPLERS
 from hidiff_runtime.phases import PhaseRule, StepRange
 
@@ -42,7 +42,11 @@ def test_a_backend_may_be_written_alone_as_older_manifests_do() -> None:
     recipe = _recipe(backend="onnxruntime", targets=["cpu"])
     assert recipe.backend == (BackendName.ONNXRUNTIME,)
     assert recipe == _recipe()
-    assert recipe.layout is EngineLayout.PER_PHASE
+
+
+def test_the_layout_that_is_left_may_be_written_as_older_recipes_do() -> None:
+    assert _recipe(layout="per-phase") == _recipe()
+    assert _recipe(layout="per-phase").fingerprint() == _recipe().fingerprint()
 
 
 @pytest.mark.parametrize(

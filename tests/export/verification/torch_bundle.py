@@ -81,7 +81,6 @@ class TorchBackend:
         return Availability(not self.missing, self.missing or "torch", "pip install it" if self.missing else "")
 
     memory: None = None
-    remote: bool = False
 
     def files(self, engine: Path) -> tuple[Path, ...]:
         return (engine,)

@@ -67,8 +67,6 @@ class TensorRtBackend:
         name: ``tensorrt`` or ``tensorrt-rtx``, which chooses the library.
     """
 
-    remote = False
-
     def __init__(self, name: str) -> None:
         self.name = name
 

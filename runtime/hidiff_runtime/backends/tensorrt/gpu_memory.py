@@ -21,7 +21,7 @@ class CudaArray:
 
     Attributes:
         shape: static.
-        dtype: ``float32``, ``int32``, or ``bool`` for a selector.
+        dtype: ``float32`` or ``int32``.
         address: of its first byte.
     """
 

@@ -1,4 +1,4 @@
-"""Plans in the GPU's memory: deserialised once, however many sessions use them."""
+"""Plans in the GPU's memory."""
 
 from __future__ import annotations
 
@@ -50,14 +50,10 @@ class Plan:
         engine: the library's engine.
         context: the library's execution context, without memory yet.
         config: of the context, if it has one.
-        on_host: names of inputs that the library reads from the host's memory.
     """
 
-    def __init__(
-        self, place: PlanContext, path: Path, engine: Any, context: Any, config: Any, on_host: frozenset[str]
-    ) -> None:
+    def __init__(self, place: PlanContext, path: Path, engine: Any, context: Any, config: Any) -> None:
         self.path = path
-        self.on_host = on_host
         self._place = place
         self._engine = engine
         self._context = context
@@ -120,14 +116,8 @@ class Plan:
         return EngineError(summary, given=f"{self.path}: {said}" if said else self.path)
 
 
-@dataclass
-class _Shared:
-    plan: Plan
-    users: int
-
-
 class Plans:
-    """The plans that are open. Safe to use from several threads: one may open the next while another runs this one.
+    """Opens plans. Safe to use from several threads: one may open the next while another runs this one.
 
     Args:
         place: where they run.
@@ -138,7 +128,6 @@ class Plans:
         self._place = place
         self._cache_option = cache
         self._cache: rtx_cache.RuntimeCache | None = None
-        self._open: dict[Path, _Shared] = {}
         self._known: set[Path] = set()
         self._lock = threading.Lock()
 
@@ -149,20 +138,12 @@ class Plans:
             EngineError: it does not fit this library or GPU, there is too little memory, or it does not load.
         """
         with self._lock:
-            shared = self._open.get(path)
-            if shared is None:
-                shared = self._open[path] = _Shared(self._load(path, record), 0)
-            shared.users += 1
-            return shared.plan
+            return self._load(path, record)
 
     def release(self, plan: Plan) -> None:
-        """Closes the plan if nobody else uses it."""
+        """Closes the plan."""
         with self._lock:
-            shared = self._open[plan.path]
-            shared.users -= 1
-            if not shared.users:
-                del self._open[plan.path]
-                plan.close()
+            plan.close()
 
     def close(self) -> None:
         """Keeps what the library finished for this GPU."""
@@ -186,9 +167,9 @@ class Plans:
             rtx_cache.check_validity(place.runtime, blob, path, library, place.gpu)
         self._check_memory(path, len(blob), 0)
         engine = self._deserialized(path, blob)
-        on_host = check_tensors(engine, record, path, library.trt)
+        check_tensors(engine, record, path, library.trt)
         self._check_memory(path, 0, int(engine.device_memory_size_v2) - place.scratch.size)
-        return Plan(place, path, engine, *self._created_context(engine, path), on_host)
+        return Plan(place, path, engine, *self._created_context(engine, path))
 
     def _check_memory(self, path: Path, engine: int, activations: int) -> None:
         """Refuses what cannot fit, where the GPU knows, before the library fails on it in its own words."""

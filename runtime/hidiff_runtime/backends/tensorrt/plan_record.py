@@ -32,10 +32,8 @@ class PlanRecord:
         targets: compute capabilities it was built for, such as ``sm89``.
         device: name of the GPU that it was built on and is tied to; ``None`` where any GPU of ``targets`` runs it.
         parts: names of files beside the record; the plan is their bytes one after another.
-        phases: names of the phases in the plan: one, or all of a merged plan's; none for other graphs.
-        selectors: names of a merged plan's bool 0-D inputs, one less than phases: selector i true means phase i + 1,
-            none true means phase 0.
-        inputs: of the plan without its selectors; a merged plan's are those of all its phases together.
+        phase: name of the phase that it evaluates; ``None`` for other graphs.
+        inputs: of the plan.
         outputs: of the plan.
         options: that it was built with, for people and for rebuilding.
     """
@@ -45,29 +43,10 @@ class PlanRecord:
     targets: tuple[str, ...]
     device: str | None
     parts: tuple[str, ...]
-    phases: tuple[str, ...]
-    selectors: tuple[str, ...]
+    phase: str | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def merged(self) -> bool:
-        """Whether the plan holds several phases."""
-        return len(self.phases) > 1
-
-    def selected(self, phase: str) -> dict[str, bool]:
-        """What each selector must be for ``phase`` to run; nothing where the plan is not merged.
-
-        Raises:
-            BundleError: the plan is merged and has no such phase.
-        """
-        if not self.merged:
-            return {}
-        if phase not in self.phases:
-            raise BundleError(f"The plan has no phase {phase}.", given=", ".join(self.phases), advice=REBUILD)
-        chosen = self.phases.index(phase)
-        return {name: index + 1 == chosen for index, name in enumerate(self.selectors)}
 
     def paths(self, record: Path) -> tuple[Path, ...]:
         """The files of the plan, in order, where its record lies at ``record``."""
@@ -78,7 +57,8 @@ class PlanRecord:
         """Reads what :meth:`write` wrote.
 
         Raises:
-            BundleError: there is no such file, or it is no plan record of a format this runtime reads.
+            BundleError: there is no such file, it is no plan record of a format this runtime reads, or its plan holds
+                several phases, as older versions could build it.
         """
         return _read(read_object(path, path.name, "A plan record"), path.name)
 
@@ -92,8 +72,8 @@ class PlanRecord:
             "targets": list(self.targets),
             "device": self.device,
             "parts": list(self.parts),
-            "phases": list(self.phases),
-            "selectors": list(self.selectors),
+            "phases": [] if self.phase is None else [self.phase],
+            "selectors": [],  # of plans of several phases, which there were once: older runtimes want the field
             "inputs": [_tensor_content(spec) for spec in self.inputs],
             "outputs": [_tensor_content(spec) for spec in self.outputs],
             "options": dict(self.options),
@@ -126,8 +106,7 @@ def _read(data: Mapping[str, Any], source: str) -> PlanRecord:
         targets=fields.texts("targets"),
         device=fields.optional("device", fields.text),
         parts=fields.texts("parts"),
-        phases=fields.texts("phases"),
-        selectors=fields.texts("selectors"),
+        phase=_phase(fields, source),
         inputs=fields.each("inputs", _tensor),
         outputs=fields.each("outputs", _tensor),
         options=fields.mapping("options"),
@@ -146,13 +125,24 @@ def _check(record: PlanRecord, source: str) -> None:
         raise fields.wrong("targets", "must be compute capabilities such as sm89", list(record.targets))
     if not record.parts or any(_is_no_file_name(part) for part in record.parts):
         raise fields.wrong("parts", "must be names of files beside the record", list(record.parts))
-    if len(set(record.phases)) != len(record.phases):
-        raise fields.wrong("phases", "must differ from each other", list(record.phases))
-    if len(record.selectors) != max(len(record.phases) - 1, 0):
-        raise fields.wrong("selectors", "must be one less than phases", list(record.selectors))
-    names = [*record.selectors, *(spec.name for spec in (*record.inputs, *record.outputs))]
+    names = [spec.name for spec in (*record.inputs, *record.outputs)]
     if len(set(names)) != len(names) or not record.outputs:
-        raise fields.wrong("inputs", "and selectors and outputs must have names of their own", names)
+        raise fields.wrong("inputs", "and outputs must have names of their own", names)
+
+
+def _phase(fields: Fields, source: str) -> str | None:
+    """The one phase of the plan, if it is a phase's."""
+    phases, selectors = fields.texts("phases"), fields.texts("selectors")
+    if len(phases) > 1:
+        raise BundleError(
+            "The engine holds several phases (layout: merged), which this hidiff-runtime does not run.",
+            given=f"{source}: {', '.join(phases)}",
+            advice="Take layout out of the recipe and build the bundle again with 'hidiff-export build': each phase "
+            "then has an engine of its own.",
+        )
+    if selectors:
+        raise fields.wrong("selectors", "must be empty", list(selectors))
+    return next(iter(phases), None)
 
 
 def _tensor(fields: Fields) -> TensorSpec:

@@ -63,20 +63,17 @@ def check_record(plan: PlanRecord, path: Path, library: LoadedLibrary, gpu: GpuI
 def check_graph(plan: PlanRecord, path: Path, record: GraphRecord) -> None:
     """Refuses a plan whose record is not that of the graph it is opened for.
 
-    A merged plan may take more inputs than one of its phases does.
-
     Raises:
-        EngineError: phases, inputs or outputs differ.
+        EngineError: phase, inputs or outputs differ.
     """
     faults = []
     phase = record.phase.name if isinstance(record, PhaseRecord) else None
-    if phase is not None and phase not in plan.phases:
-        faults.append(f"phases {', '.join(plan.phases) or 'none'} without {phase}")
+    if phase is not None and phase != plan.phase:
+        faults.append(f"phase {plan.phase or 'none'} instead of {phase}")
     faults += [f"no input {spec}" for spec in record.inputs if spec not in plan.inputs]
     faults += [f"no output {spec}" for spec in record.outputs if spec not in plan.outputs]
     faults += [f"another output {spec}" for spec in plan.outputs if spec not in record.outputs]
-    if not plan.merged:
-        faults += [f"another input {spec}" for spec in plan.inputs if spec not in record.inputs]
+    faults += [f"another input {spec}" for spec in plan.inputs if spec not in record.inputs]
     if faults:
         raise EngineError(
             "The engine is not one of the graph that the manifest names.",
@@ -85,11 +82,8 @@ def check_graph(plan: PlanRecord, path: Path, record: GraphRecord) -> None:
         )
 
 
-def check_tensors(engine: Any, plan: PlanRecord, path: Path, trt: Any) -> frozenset[str]:
+def check_tensors(engine: Any, plan: PlanRecord, path: Path, trt: Any) -> None:
     """Refuses a deserialised engine that takes or gives other tensors than its record says, or not on the device.
-
-    Returns:
-        the selectors that it reads from the host's memory.
 
     Raises:
         EngineError: all differences.
@@ -103,7 +97,7 @@ def check_tensors(engine: Any, plan: PlanRecord, path: Path, trt: Any) -> frozen
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     takes = {described(name) for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
     gives = {described(name) for name in names} - takes
-    due = {*map(str, plan.inputs), *(f"{name} bool[]" for name in plan.selectors)}
+    due = set(map(str, plan.inputs))
     faults = [f"takes {text}" for text in sorted(takes - due)] + [
         f"does not take {text}" for text in sorted(due - takes)
     ]
@@ -111,13 +105,12 @@ def check_tensors(engine: Any, plan: PlanRecord, path: Path, trt: Any) -> frozen
     faults += [f"gives {text}" for text in sorted(gives - outputs)]
     faults += [f"does not give {text}" for text in sorted(outputs - gives)]
     host = trt.TensorLocation.HOST
-    on_host = frozenset(name for name in names if engine.get_tensor_location(name) == host)
-    faults += [f"wants {name} in the host's memory" for name in sorted(on_host.difference(plan.selectors))]
+    on_host = sorted(name for name in names if engine.get_tensor_location(name) == host)
+    faults += [f"wants {name} in the host's memory" for name in on_host]
     if faults:
         raise EngineError(
             "The engine is not what its record says.", given=f"{path}: {'; '.join(faults)}", advice=REBUILD
         )
-    return on_host
 
 
 def too_little_memory(path: Path, engine: int, activations: int, free: int) -> EngineError:

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.backends.protocol import DeviceArray
@@ -16,11 +15,11 @@ from hidiff_runtime.backends.tensorrt.gpu_memory import CudaArray, CudaMemory, a
 from hidiff_runtime.backends.tensorrt.plan import Plan, PlanContext, Plans
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.errors import EngineError
-from hidiff_runtime.format.manifest import GraphRecord, PhaseRecord, TensorSpec
+from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
 
 
 class TensorRtSession:
-    """One graph's engine, or one phase of a merged engine.
+    """One graph's engine.
 
     Entering loads the plan, from any thread, and touches neither stream nor tensors; the rest is for the thread that
     runs.
@@ -54,8 +53,6 @@ class TensorRtSession:
         self._cuda_graph = cuda_graph
         self._plan: Plan | None = None
         self._graphs: CudaGraphs | None = None
-        self._constants: dict[str, int] = {}
-        self._kept: list[Any] = []
         self._own: dict[str, CudaArray] = {}
 
     def __enter__(self) -> TensorRtSession:
@@ -75,8 +72,6 @@ class TensorRtSession:
         finally:
             if plan is not None:
                 self._plans.release(plan)
-            self._constants.clear()
-            self._kept.clear()
             self._own.clear()
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -104,41 +99,15 @@ class TensorRtSession:
         addresses = {name: address_of(array) for name, array in (*inputs.items(), *outputs.items())}
         moves = plan.prepare()
         if self._graphs is None:
-            self._graphs = self._made_ready(plan)
-        every = {**addresses, **self._constants}
+            library = self._place.library
+            self._graphs = CudaGraphs(library.cuda, self._place.stream, self._cuda_graph, plan.capturable)
         order = (spec.name for spec in (*self._record.inputs, *self._record.outputs))
-        self._graphs.run(tuple(addresses[name] for name in order), moves, lambda: plan.enqueue(every))
+        self._graphs.run(tuple(addresses[name] for name in order), moves, lambda: plan.enqueue(addresses))
 
     def _opened(self) -> Plan:
         if self._plan is None:
             raise EngineError("The engine is not open.", given=self._path, advice="Run it inside 'with session:'.")
         return self._plan
-
-    def _made_ready(self, plan: Plan) -> CudaGraphs:
-        """Fills what a merged plan takes beside the graph's own inputs; gives what runs the work.
-
-        Branches of a merged plan choose what runs when it runs, which a recording cannot.
-        """
-        merged = self._plan_record.merged
-        if merged and isinstance(self._record, PhaseRecord):
-            for name, value in self._plan_record.selected(self._record.phase.name).items():
-                self._hold(name, np.array(value), on_host=name in plan.on_host)
-        for spec in self._plan_record.inputs:
-            if spec not in self._record.inputs:
-                self._hold(spec.name, np.zeros(spec.shape, spec.dtype), on_host=False)
-        recorded = self._cuda_graph and not merged
-        return CudaGraphs(self._place.library.cuda, self._place.stream, recorded, plan.capturable)
-
-    def _hold(self, name: str, value: NDArray[Any], *, on_host: bool) -> None:
-        """Gives an input one value for as long as the session is open."""
-        if on_host:
-            self._kept.append(value)
-            self._constants[name] = value.ctypes.data
-            return
-        array = self._memory.empty(value.shape, value.dtype.name)
-        self._memory.upload(value, array)
-        self._kept.append(array)
-        self._constants[name] = array.address
 
     def _check(
         self, what: str, specs: Sequence[TensorSpec], given: Mapping[str, NDArray[Any]] | Mapping[str, DeviceArray]

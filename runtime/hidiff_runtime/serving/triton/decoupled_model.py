@@ -15,7 +15,6 @@ import triton_python_backend_utils as pb_utils
 
 from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.format.bundle_folder import BundleFolder
-from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.serving.heartbeat import Heartbeat
 from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.public_errors import kind_of
@@ -30,7 +29,7 @@ from hidiff_runtime.serving.triton.run_tokens import RunTokens
 if TYPE_CHECKING:
     from hidiff_runtime.pipeline.pipeline import PictureStep
 
-FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 TOKEN = "hidiff_token"
 """The request parameter by which the front names its token. A request that has one gets no progress."""
 
@@ -49,13 +48,14 @@ class TritonPythonModel:
         """
         parameters = Parameters.read(json.loads(args["model_config"]))
         folder = parameters.folder(Path(args["model_repository"]) / args["model_version"])
-        manifest = _manifest(folder, parameters)
+        _check_bundle(folder, parameters)
         self._aside = BackgroundThread(lambda error: pb_utils.Logger.log_error(f"beside a run: {error!r}"))
         self._meter = MetricsRecorder(
             BackgroundSink(self._aside, TritonSink(args["model_name"], args["model_instance_name"]))
         )
         self._tokens = RunTokens(os.getppid())
-        options = {**self._opening(args, parameters, manifest), "allow_links": parameters.allow_links}
+        gpu = {"device": int(args["model_instance_device_id"])} if args["model_instance_kind"] == "GPU" else {}
+        options = {**parameters.options, **gpu, "allow_links": parameters.allow_links}
         self._service = Service.open(folder, limits=parameters.limits, meter=self._meter, **options)
         self._heartbeat = Heartbeat(self._meter)
         self._heartbeat.start()
@@ -71,16 +71,6 @@ class TritonPythonModel:
         self._service.close()
         self._tokens.close()
         self._aside.close()
-
-    def _opening(
-        self,
-        args: Mapping[str, str],
-        parameters: Parameters,
-        manifest: Manifest,  # noqa: ARG002 - for models that open another backend
-    ) -> dict[str, Any]:
-        """How to open the bundle: as the configuration says, on the GPU of this instance if it has one."""
-        gpu = {"device": int(args["model_instance_device_id"])} if args["model_instance_kind"] == "GPU" else {}
-        return {**parameters.options, **gpu}
 
     def _serve(self, request: Any) -> None:
         sender = request.get_response_sender()
@@ -101,7 +91,7 @@ class TritonPythonModel:
 
         def send() -> None:
             time.sleep(_RETURN)
-            sender.send(response, flags=FINAL)
+            sender.send(response, flags=_FINAL)
 
         self._aside.do(send)
 
@@ -143,8 +133,8 @@ def _token(request: Any) -> str | None:
     return found if RunTokens.valid(found) else None
 
 
-def _manifest(folder: Path, parameters: Parameters) -> Manifest:
-    """The manifest of the bundle that the repository was written for. Raises BundleError where it is another's."""
+def _check_bundle(folder: Path, parameters: Parameters) -> None:
+    """Raises BundleError where the bundle is another than the repository was written for."""
     manifest = BundleFolder(folder, parameters.allow_links).manifest()
     if manifest.digest != parameters.bundle_hash:
         raise BundleError(
@@ -152,4 +142,3 @@ def _manifest(folder: Path, parameters: Parameters) -> Manifest:
             given=f"{folder} has {manifest.digest} instead of {parameters.bundle_hash}",
             advice=AGAIN,
         )
-    return manifest

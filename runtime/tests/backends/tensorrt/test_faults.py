@@ -177,7 +177,7 @@ def test_a_plan_of_another_graph(tmp_path: Path, capsys: pytest.CaptureFixture[s
     toy.seal(tmp_path / "bundle")
     code, error = failure(tmp_path, capsys)
     assert code == EngineError.exit_code
-    assert "phases windowed without strided_pooled" in error
+    assert "phase windowed instead of strided_pooled" in error
 
 
 @pytest.mark.parametrize(

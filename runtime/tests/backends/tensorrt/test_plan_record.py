@@ -11,14 +11,13 @@ from hidiff_runtime.backends.tensorrt.plan_record import FORMAT, PlanRecord
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.manifest import TensorSpec
 
-MERGED = PlanRecord(
+RECORD = PlanRecord(
     backend="tensorrt-rtx",
     version="1.7.1.116",
     targets=("sm89", "sm120"),
     device=None,
-    parts=("merged.tensorrt-rtx.plan", "unet.tensorrt-rtx.tail"),
-    phases=("strided_pooled", "strided", "windowed"),
-    selectors=("is_strided", "is_windowed"),
+    parts=("strided.tensorrt-rtx.plan", "unet.tensorrt-rtx.tail"),
+    phase="strided",
     inputs=(TensorSpec("latents", (2, 4, 8, 8), "float32"), TensorSpec("scalar", (), "int32")),
     outputs=(TensorSpec("noise_pred", (2, 4, 8, 8), "float32"),),
     options={"opset": 23, "tf32": False},
@@ -27,8 +26,8 @@ MERGED = PlanRecord(
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "merged.tensorrt-rtx.json"
-    MERGED.write(path)
+    path = tmp_path / "strided.tensorrt-rtx.json"
+    RECORD.write(path)
     return path
 
 
@@ -38,26 +37,30 @@ def changed(path: Path, **fields: Any) -> Path:
 
 
 def test_a_record_reads_back_as_it_was_written(path: Path) -> None:
-    assert PlanRecord.read(path) == MERGED
-    tied = replace(MERGED, backend="tensorrt", device="NVIDIA H100 80GB HBM3", phases=(), selectors=())
+    assert PlanRecord.read(path) == RECORD
+    tied = replace(RECORD, backend="tensorrt", device="NVIDIA H100 80GB HBM3", phase=None)
     tied.write(path)
     assert PlanRecord.read(path) == tied
 
 
 def test_the_parts_lie_beside_the_record(path: Path) -> None:
-    assert MERGED.paths(path) == tuple(path.parent / part for part in MERGED.parts)
+    assert RECORD.paths(path) == tuple(path.parent / part for part in RECORD.parts)
 
 
-def test_selectors_are_true_for_their_own_phase_alone() -> None:
-    assert MERGED.merged
-    assert MERGED.selected("strided_pooled") == {"is_strided": False, "is_windowed": False}
-    assert MERGED.selected("strided") == {"is_strided": True, "is_windowed": False}
-    assert MERGED.selected("windowed") == {"is_strided": False, "is_windowed": True}
-    with pytest.raises(BundleError, match="no phase pooled"):
-        MERGED.selected("pooled")
-    alone = replace(MERGED, phases=("strided",), selectors=())
-    assert not alone.merged
-    assert alone.selected("strided") == {}
+def test_a_phase_and_its_absence_read_as_older_versions_wrote_them(path: Path) -> None:
+    assert {key: json.loads(path.read_text())[key] for key in ("phases", "selectors")} == {
+        "phases": ["strided"],
+        "selectors": [],
+    }
+    assert PlanRecord.read(changed(path, phases=["windowed"])).phase == "windowed"
+    assert PlanRecord.read(changed(path, phases=[])).phase is None
+
+
+def test_a_plan_of_several_phases_is_refused_with_the_way_out(path: Path) -> None:
+    with pytest.raises(BundleError, match=r"several phases \(layout: merged\)") as caught:
+        PlanRecord.read(changed(path, phases=["strided", "windowed"], selectors=["select_windowed"]))
+    assert f"given: {path.name}: strided, windowed" in str(caught.value)
+    assert "hidiff-export build" in caught.value.advice
 
 
 @pytest.mark.parametrize(
@@ -69,9 +72,8 @@ def test_selectors_are_true_for_their_own_phase_alone() -> None:
         ({"parts": []}, "parts must be"),
         ({"parts": ["../other.plan"]}, "parts must be"),
         ({"parts": [".."]}, "parts must be"),
-        ({"phases": ["strided", "strided", "windowed"]}, "phases must differ"),
-        ({"selectors": []}, "selectors must be"),
-        ({"selectors": ["latents", "is_windowed"]}, "names of their own"),
+        ({"phases": "strided"}, "phases must be"),
+        ({"selectors": ["is_windowed"]}, "selectors must be empty"),
         ({"outputs": []}, "names of their own"),
         ({"inputs": [{"name": "latents", "shape": [0], "dtype": "float32"}]}, "whole number of 1 or more"),
         ({"inputs": [{"name": "latents", "shape": [1], "dtype": "float16"}]}, "dtype must be one of"),

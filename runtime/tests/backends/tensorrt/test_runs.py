@@ -16,7 +16,6 @@ from fake_trt import FakeTrt
 from hidiff_runtime import EngineError
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.errors import HidiffError
-from hidiff_runtime.phases import PhaseKind
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
@@ -43,17 +42,15 @@ def same(found: list[np.ndarray], due: list[np.ndarray]) -> bool:
     [KIND, toy.Toy(guidance=False, sdxl=True, reference=False), toy.Toy(inpainting=True, batch=2, reference=False)],
     ids=["plain", "unguided sdxl", "inpainting"],
 )
-@pytest.mark.parametrize("merged", [False, True], ids=["per phase", "merged"])
-def test_a_run_on_the_device_is_the_hosts(tmp_path: Path, trt: FakeTrt, kind: toy.Toy, merged: bool) -> None:
+def test_a_run_on_the_device_is_the_hosts(tmp_path: Path, trt: FakeTrt, kind: toy.Toy) -> None:
     folder = toy.make(tmp_path / "bundle", kind)
     trt.kernels = kernels(kind)
-    add_engines(folder, trt, merged=merged)
+    add_engines(folder, trt)
     due = denoise(folder, toy.ToyBackend(), kind)
     found = denoise(folder, None, kind, loop="device")
     assert same(found, due)
     assert not same(found, due[::-1])
-    if not merged:
-        assert trt.cuda.calls.count("cudaGraphLaunch") > 5
+    assert trt.cuda.calls.count("cudaGraphLaunch") > 5
 
 
 @pytest.mark.parametrize(
@@ -66,11 +63,10 @@ def test_a_run_on_the_device_is_the_hosts(tmp_path: Path, trt: FakeTrt, kind: to
     ],
     ids=str,
 )
-@pytest.mark.parametrize("merged", [False, True], ids=["per phase", "merged"])
-def test_ways_of_opening_change_nothing(tmp_path: Path, trt: FakeTrt, options: dict[str, Any], merged: bool) -> None:
+def test_ways_of_opening_change_nothing(tmp_path: Path, trt: FakeTrt, options: dict[str, Any]) -> None:
     folder = toy.make(tmp_path / "bundle", KIND)
     trt.kernels = kernels(KIND)
-    add_engines(folder, trt, merged=merged)
+    add_engines(folder, trt)
     assert same(denoise(folder, None, KIND, **options), denoise(folder, toy.ToyBackend(), KIND))
 
 
@@ -99,12 +95,3 @@ def test_a_run_that_is_given_up_leaves_the_next_one_whole(tmp_path: Path, trt: F
         assert same([bundle.denoiser().denoise(**given)], due[:1])
         bundle.close()
         assert same([bundle.denoiser().denoise(**given)], due[:1])
-
-
-def test_phases_of_the_toy_are_three() -> None:
-    """What the merged kernel and its selectors rely on."""
-    assert [phase.kind for phase in KIND.rule.phases()] == [
-        PhaseKind.STRIDED_POOLED,
-        PhaseKind.STRIDED,
-        PhaseKind.WINDOWED,
-    ]

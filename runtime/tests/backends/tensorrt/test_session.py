@@ -6,23 +6,18 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda, cudaError_t
-from fake_plans import record_of, watched, write_plan
+from fake_plans import record_of, watched
 from fake_trt import FakeTrt
-from small_plans import DOUBLED, GRAPH, INPUTS, KERNELS, RESIDUAL, SHIFTS, X, Y, device_of, written
+from small_plans import DOUBLED, GRAPH, INPUTS, KERNELS, SHIFTS, X, Y, device_of, written
 
 from hidiff_runtime import backends
 from hidiff_runtime.backends.tensorrt.device import TensorRtDevice
 from hidiff_runtime.backends.tensorrt.session import TensorRtSession
 from hidiff_runtime.errors import EngineError
-from hidiff_runtime.format.manifest import PhaseRecord
-from hidiff_runtime.phases import Phase, PhaseKind
-
-STRIDED, WINDOWED = Phase(PhaseKind.STRIDED), Phase(PhaseKind.WINDOWED)
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
@@ -184,35 +179,6 @@ def test_another_thread_may_open_the_next_engine_meanwhile(tmp_path: Path, trt: 
         assert len(trt.cuda.pending()) == waiting
         np.testing.assert_array_equal(following.run(INPUTS)["y"], INPUTS["x"] * 3 + INPUTS["shifts"])
         following.__exit__(None, None, None)
-
-
-def merged_plan(folder: Path, trt: FakeTrt, **more: Any) -> tuple[Path, list[PhaseRecord]]:
-    """A plan of three phases, the second of which takes a residual, and the phases' records."""
-    phases = (STRIDED, Phase(PhaseKind.STRIDED, True), WINDOWED)
-    inputs = [(X, SHIFTS), (X, SHIFTS, RESIDUAL), (X, SHIFTS)]
-    records = [PhaseRecord("g.onnx", {}, taken, (Y,), phase) for taken, phase in zip(inputs, phases, strict=True)]
-    plan = record_of(trt, records[1], phases=tuple(phase.name for phase in phases), selectors=("second", "third"))
-    return write_plan(folder, "merged", plan, "merged", **more), records
-
-
-@pytest.mark.parametrize("on_host", [(), ("second", "third"), ("third",)])
-def test_the_phases_of_a_merged_plan_share_one_engine(tmp_path: Path, trt: FakeTrt, on_host: tuple[str, ...]) -> None:
-    path, records = merged_plan(tmp_path, trt, on_host=on_host, weights=100_000)
-    x, shifts = INPUTS["x"], INPUTS["shifts"]
-    residual = {"residual": np.full((2, 3), 10, np.float32)}
-    with device_of(trt) as device:
-        first, second, third = (device.open(path, {}, record) for record in records)
-        with first, second:
-            with third:
-                assert trt.cuda.weights < 101_000
-                for _ in range(3):
-                    np.testing.assert_array_equal(first.run(INPUTS)["y"], x + shifts)
-                    np.testing.assert_array_equal(second.run({**INPUTS, **residual})["y"], x - shifts + 10)
-                    np.testing.assert_array_equal(third.run(INPUTS)["y"], x * shifts)
-            assert trt.cuda.weights > 99_000
-            np.testing.assert_array_equal(first.run(INPUTS)["y"], x + shifts)
-        assert trt.cuda.weights == 0
-    assert graph_calls(trt) == (0, 0)
 
 
 @pytest.mark.parametrize("name", ["cudaErrorMemoryAllocation", "cudaErrorIllegalAddress"])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hidiff_export.build.tensorrt as package
 import pytest
 import tensorrt_api as api
-
-import hidiff_export.build.tensorrt as package
 
 FOLDER = Path(package.__file__).parent
 VARIABLES = {

@@ -83,7 +83,7 @@ def test_each_graph_has_a_record_a_plan_and_a_list_of_layers(builder: TensorRtBu
     assert {path.name for path in written} == set(FILES[2:])
     plan = PlanRecord.read(builder.engines([graph])[0])
     assert plan.backend == builder.name == "tensorrt-rtx"
-    assert (plan.targets, plan.device, plan.phases, plan.selectors) == (("sm89",), None, ("strided",), ())
+    assert (plan.targets, plan.device, plan.phase) == (("sm89",), None, "strided")
     assert plan.parts == ("first.tensorrt-rtx.plan",)
     assert (plan.inputs, plan.outputs) == (record.inputs, record.outputs)
     assert not plan.options.keys() & set(COSTS)
@@ -212,10 +212,10 @@ def test_a_graph_that_is_not_as_its_record_says_leaves_nothing(builder: TensorRt
     assert names(tmp_path) == ["first.onnx"]
 
 
-def test_the_key_holds_targets_layout_version_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_holds_targets_version_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     h100, l40 = DetectedGpu("NVIDIA H100", "sm90"), DetectedGpu("NVIDIA L40S", "sm89")
     keys = [TensorRtBuilder(TENSORRT_RTX, targets).key() for targets in (("sm89",), ("sm89", "sm120"))]
     for found in (Examined("11.3", (), h100), Examined("11.4", (), h100), Examined("11.4", (), l40)):
         monkeypatch.setattr(module, "examine", lambda _library, found=found: found)
-        keys += [TensorRtBuilder(TENSORRT, ("cuda",), merged=merged).key() for merged in (False, True)]
+        keys.append(TensorRtBuilder(TENSORRT, ("cuda",)).key())
     assert all(keys.count(key) == 1 for key in keys)

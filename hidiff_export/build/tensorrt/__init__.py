@@ -1,1 +1,0 @@
-"""Engines for TensorRT and TensorRT-RTX."""

@@ -1,1 +1,0 @@
-"""Writes what others serve: Triton model repositories of a bundle."""
