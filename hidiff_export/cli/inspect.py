@@ -31,8 +31,9 @@ Examples:
 @allow_links_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(directory: Path, allow_links: tuple[Path, ...], as_json: bool) -> None:
-    """Show the phases, files, sizes, noise schedule, parity figures and largest magnitudes of the bundle in DIRECTORY.
-    Reads the manifest, the records of plans, verification and reference, and the scheduler's configuration alone.
+    """Show the phases, files, sizes, noise schedule, parity figures and largest magnitudes of the bundle in DIRECTORY,
+    and what graph passes left as it was. Reads the manifest, the records of plans, passes, verification and reference,
+    and the scheduler's configuration alone.
     """
     print_bundle(bundle_summary(directory, allow_links), as_json=as_json)
 
@@ -70,8 +71,23 @@ def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[st
         "bytes": sum(record.size for record in manifest.files.values()),
         "parity": _parity(report, manifest),
         "magnitudes": _magnitudes(folder, manifest, report),
+        "declined": _declined(folder, manifest),
         "tools": dict(manifest.tools),
     }
+
+
+def _declined(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
+    """How many nodes of which graph a pass left as they were, and why; empty for bundles that do not say."""
+    from hidiff_export.graph.declined import read_declined
+
+    return read_declined(folder, manifest.files)
+
+
+def _print_declined(summary: dict[str, Any], console: Console) -> None:
+    from hidiff_export.graph.declined import lines
+
+    for line in lines(summary["declined"]):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _phase(folder: BundleFolder, manifest: Manifest, index: int) -> dict[str, Any]:
@@ -337,5 +353,6 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
         console.print(f"left out: {left_out} steps, which a sampler of diffusers refuses", style="yellow")
     _print_parity(summary, console)
     _print_magnitudes(summary, console)
+    _print_declined(summary, console)
     for title, stage in summary.get("stages", {}).items():
         console.print(f"[dim]{title}: {'reused' if stage['reused'] else format(stage['seconds'], '.1f') + ' s'}[/dim]")

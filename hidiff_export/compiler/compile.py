@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from hidiff_export.compiler.code_fingerprint import own_sources
 from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.compiler.workspace import FilesChanged, Workspace
 from hidiff_export.errors import BundleError, Cancelled, CheckpointError
 from hidiff_export.files import storage_errors
 from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import EXPORTERS, tool_versions
-from hidiff_runtime import phases
 from hidiff_runtime.format.manifest import FileDigest, Manifest
 
 T = TypeVar("T")
@@ -54,19 +54,8 @@ class BuildResult:
     notices: tuple[str, ...] = ()
 
 
-@cache
-def code_fingerprint() -> str:
-    """SHA-256 over the sources of both packages: a stage's result is reused only by the code that made it."""
-    sha = hashlib.sha256()
-    for root in (Path(__file__).parents[1], Path(phases.__file__).parent):
-        for path in sorted(root.rglob("*.py")):
-            sha.update(path.relative_to(root).as_posix().encode())
-            sha.update(path.read_bytes())
-    return sha.hexdigest()
-
-
 def stage_key(stage: Stage, context: StageContext, done: dict[str, str]) -> str:
-    """The fingerprint of everything a stage's result depends on.
+    """The fingerprint of everything a stage's result depends on; of the code, what the stage itself runs.
 
     Args:
         stage: the stage.
@@ -77,7 +66,7 @@ def stage_key(stage: Stage, context: StageContext, done: dict[str, str]) -> str:
         "stage": stage.name,
         "inputs": stage.inputs(context),
         "needs": {name: done[name] for name in stage.needs},
-        "code": code_fingerprint(),
+        "code": own_sources().fingerprint(type(stage).__module__),
         "tools": tool_versions(EXPORTERS),
     }
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
@@ -96,15 +85,18 @@ def build(
         stages: in place of those that the recipe takes.
 
     Raises:
+        ExportError: ``stages`` are not in an order that they can run in; nothing was written.
         HidiffError: of the class that says what failed; finished stages stay in ``<output>.partial``.
     """
     workspace = Workspace(output, force=force)
     workspace.check()
     # Here, because the stages bring in torch and onnx, which a refused recipe or folder must not wait for.
     from hidiff_export.compiler.stages.engines import builders_for
-    from hidiff_export.compiler.stages.order import stages_of
+    from hidiff_export.compiler.stages.order import check_order, stages_of
     from hidiff_export.quantization.quantize import check_quantizer
 
+    stages = stages or stages_of(recipe)
+    check_order(stages)
     if recipe.precision.quantised:
         check_quantizer()
     for builder in builders_for(recipe):
@@ -118,7 +110,7 @@ def build(
 
     with workspace:
         context = StageContext(recipe, workspace.folder, notice)
-        times = _run_and_commit(stages or stages_of(recipe), workspace, context, display)
+        times = _run_and_commit(stages, workspace, context, display)
     return BuildResult(output.absolute(), times, tuple(notices))
 
 

@@ -51,7 +51,7 @@ def lower(graph: Path, engine: Path) -> None:
     """Writes the portable graph ``graph`` as ONNX Runtime's, in the same folder. Raises ExportError."""
     model = ir.load(graph)
     model.graph.opset_imports[MICROSOFT] = 1
-    run_passes(model, lowering_passes())
+    run_passes(model, lowering_passes(), engine.name)
     save(model, engine)
 
 

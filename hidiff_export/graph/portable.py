@@ -10,6 +10,8 @@ from onnx_ir.passes import common
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.errors import ExportError
 from hidiff_export.graph.capture import capture
+from hidiff_export.graph.declined import note_declined
+from hidiff_export.graph.passes.base import RewritePass
 from hidiff_export.graph.passes.collect_constants import CollectConstants
 from hidiff_export.graph.passes.externalize_weights import ExternalizeWeights
 from hidiff_export.graph.passes.fold_constants import FoldConstants
@@ -37,7 +39,7 @@ def write_graph(module: GraphModule, model_batch: int, store: WeightStore, path:
         OSError: the file cannot be written.
     """
     model = capture(module, model_batch)
-    run_passes(model, portable_passes(store, module.network))
+    run_passes(model, portable_passes(store, module.network), path.name)
     save(model, path)
 
 
@@ -66,8 +68,17 @@ def portable_passes(store: WeightStore, network: str) -> ir.passes.Sequential:
     )
 
 
-def run_passes(model: ir.Model, passes: ir.passes.PassBase) -> None:
-    """Runs passes in place. Raises ExportError when one fails."""
+def run_passes(model: ir.Model, passes: ir.passes.Sequential, name: str = "") -> None:
+    """Runs passes in place, and notes what they decline: see `hidiff_export.graph.declined`.
+
+    Args:
+        model: the graph.
+        passes: to be run in their order.
+        name: of the file that the graph is for; by default the graph's own.
+
+    Raises:
+        ExportError: one fails.
+    """
     try:
         passes(model)
     except (ir.passes.PassError, ir.passes.InvariantError) as error:
@@ -76,6 +87,9 @@ def run_passes(model: ir.Model, passes: ir.passes.PassBase) -> None:
             given=" ".join(str(cause) for cause in _causes(error)),
             advice="Report this together with the recipe and the versions that 'hidiff-export doctor' shows.",
         ) from error
+    for done in passes.passes:
+        if isinstance(done, RewritePass):
+            note_declined(name or model.graph.name or "graph", type(done).__name__, done.declined.values())
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

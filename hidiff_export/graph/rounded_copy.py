@@ -40,7 +40,7 @@ def write_rounded_copy(graph: Path, path: Path) -> None:
             "A portable graph cannot be read.", given=f"{graph}: {error}", advice="Build the bundle again."
         ) from error
     model.graph.opset_imports[MICROSOFT] = 1
-    run_passes(model, rounded_copy_passes())
+    run_passes(model, rounded_copy_passes(), path.name)
     save(model, path)
 
 

@@ -72,7 +72,7 @@ def quantize_graph(graph: Path, evaluations: Sequence[Inputs], precision: Precis
         OSError: a file cannot be written.
     """
     model = ir.load(graph)
-    run_passes(model, _preparing_passes())
+    run_passes(model, _preparing_passes(), quantised.name)
     layers = quantized_layers(model.graph)
     prepared = quantised.with_suffix(".prepared.onnx")  # beside the weights, which it names relative to itself
     try:
@@ -83,7 +83,7 @@ def quantize_graph(graph: Path, evaluations: Sequence[Inputs], precision: Precis
     finally:
         prepared.unlink(missing_ok=True)
     _check_complete(tensors, layers, graph)
-    run_passes(model, ir.passes.Sequential(QuantizeTensors(tensors, KINDS[precision]), NameByModule()))
+    run_passes(model, ir.passes.Sequential(QuantizeTensors(tensors, KINDS[precision]), NameByModule()), quantised.name)
     save(model, quantised)
 
 

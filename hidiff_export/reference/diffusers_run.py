@@ -204,8 +204,10 @@ def _rescaling(scheduler: Any, watch: UNetRecorder, guidance_rescale: float) -> 
 
 
 def _windows(unet: Any, recipe: Recipe, course: RunSchedule) -> list[tuple[WindowShape, ...]]:
+    """The windows of each evaluation's phase."""
     size = (recipe.latent_height, recipe.latent_width)
-    return [UNetGeometry.of(unet.config, recipe.unet_layout, point.phase, *size).windows for point in course.points]
+    windows = {phase: UNetGeometry.of(unet.config, recipe.unet_layout, phase, *size).windows for phase in course.phases}
+    return [windows[point.phase] for point in course.points]
 
 
 def _pipeline(networks: Networks, scheduler: Any, recipe: Recipe, given: RunInputs) -> Any:

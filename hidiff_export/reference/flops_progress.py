@@ -8,7 +8,7 @@ from typing import Any
 from hidiff_export.families.cost import unet_cost
 from hidiff_export.families.geometry import UNetGeometry
 from hidiff_export.recipe import Recipe
-from hidiff_runtime.phases import Phase
+from hidiff_runtime.phases import Phase, PhaseKind
 
 Progress = Callable[[float, float, str], None]
 """``progress(done, total, note)`` before each evaluation and after the last, in floating-point operations."""
@@ -21,16 +21,20 @@ class FlopsProgress:
         self._recipe = recipe
         self._config = config
         self._progress = progress
+        self._flops: dict[PhaseKind, float] = {}
         self._done = 0.0
         self._total = 0.0
         self._next = 0.0
 
     def flops(self, phase: Phase) -> float:
-        """Floating-point operations of one evaluation."""
-        recipe = self._recipe
-        size = (recipe.latent_height, recipe.latent_width)
-        geometry = UNetGeometry.of(self._config, recipe.unet_layout, phase, *size)
-        return recipe.model_batch * float(unet_cost(self._config, recipe.unet_layout, geometry).flops)
+        """Floating-point operations of one evaluation, computed once a kind: thousands of steps are asked about."""
+        if phase.kind not in self._flops:
+            recipe = self._recipe
+            size = (recipe.latent_height, recipe.latent_width)
+            geometry = UNetGeometry.of(self._config, recipe.unet_layout, phase, *size)
+            cost = unet_cost(self._config, recipe.unet_layout, geometry)
+            self._flops[phase.kind] = recipe.model_batch * float(cost.flops)
+        return self._flops[phase.kind]
 
     def plan(self, phases: Iterable[Phase]) -> None:
         """Adds evaluations, one of each of ``phases``, to what there is to do."""

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from needs import triton_folder
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds that a server may take to become ready."""
 
 _MEMORY = Path("/dev/shm")
@@ -164,7 +164,7 @@ class TritonServer:
 
     def measured(self, start: str) -> dict[str, float]:
         """The metrics whose names begin with ``start``: name and labels as they are written, and the value."""
-        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=PATIENCE) as answer:
             lines = answer.read().decode().splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if line.startswith(start))
         return {name: float(value) for name, value in pairs}

@@ -230,7 +230,7 @@ def triton(program: str, *options: str) -> Iterator[str]:
 def asked(url: str, method: str = "GET") -> int:
     """The status of the answer; 0 where there is none."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=300) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         with error:

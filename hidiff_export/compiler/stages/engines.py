@@ -14,6 +14,7 @@ from hidiff_export.engines.onnxruntime import OnnxRuntimeBuilder
 from hidiff_export.engines.protocol import Builder, PortableGraph
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
 from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX, BuilderLibrary
+from hidiff_export.graph.declined import collecting, write_declined
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import BackendName
 from hidiff_runtime.format.manifest import GraphRecord
@@ -74,9 +75,10 @@ class EnginesStage:
         graphs = _portable_graphs(context)
         builders = builders_for(context.recipe)
         written: list[Path] = []
-        for index, builder in enumerate(builders):
-            written += builder.build(graphs, _part(report, index, len(builders)))
-        return tuple(written)
+        with collecting() as declined:
+            for index, builder in enumerate(builders):
+                written += builder.build(graphs, _part(report, index, len(builders)))
+        return (*written, *write_declined(declined, context.declined(self.name)))
 
 
 def _part(report: Report, index: int, builders: int) -> Report:

@@ -17,6 +17,7 @@ from hidiff_export.compiler.graph_specs import states, step_record
 from hidiff_export.compiler.stages.stage import Report, StageContext
 from hidiff_export.compiler.stages.weights import CONFIG, WEIGHTS
 from hidiff_export.files import write_json
+from hidiff_export.graph.declined import collecting, write_declined
 from hidiff_export.graph.portable import write_graph
 from hidiff_export.graph.step_graph import write_step_graph
 from hidiff_export.modules.controlnet import ControlNetModule
@@ -52,11 +53,12 @@ class GraphsStage:
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Traces phase after phase over the same mapped weights, then the other networks."""
         written: list[Path] = []
-        for module, model_batch, store, path in _modules(context):
-            report(len(written), len(context.graphs), module.title)
-            write_graph(module, model_batch, store, path)
-            written.append(path)
-        return (*written, *write_beside(context))
+        with collecting() as declined:
+            for module, model_batch, store, path in _modules(context):
+                report(len(written), len(context.graphs), module.title)
+                write_graph(module, model_batch, store, path)
+                written.append(path)
+        return (*written, *write_beside(context), *write_declined(declined, context.declined(self.name)))
 
 
 def write_beside(context: StageContext) -> tuple[Path, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from hidiff_export.compiler.stages.reference import ReferenceStage
 from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage, sampler_tables
 from hidiff_export.compiler.stages.stage import Stage, StageContext
 from hidiff_export.compiler.stages.weights import WEIGHTS, WeightsStage, model_index
+from hidiff_export.errors import ExportError
 from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import tool_versions
 from hidiff_runtime.format.manifest import FileDigest, Manifest
@@ -37,6 +38,31 @@ QUANTISED_STAGES: tuple[Stage, ...] = (
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """The stages that a recipe takes."""
     return QUANTISED_STAGES if recipe.precision.quantised else STAGES
+
+
+def check_order(stages: Sequence[Stage]) -> None:
+    """Checks that every stage comes once, and after those whose results it needs.
+
+    Raises:
+        ExportError: one does not; whoever put the stages together is wrong, not the recipe.
+    """
+    names = [stage.name for stage in stages]
+    for index, stage in enumerate(stages):
+        if stage.name in names[:index]:
+            raise _wrong_order(f"two stages are called {stage.name}", names)
+        for needed in stage.needs:
+            if needed not in names:
+                raise _wrong_order(f"{stage.name} needs {needed}, which is not among them", names)
+            if needed not in names[:index]:
+                raise _wrong_order(f"{stage.name} needs {needed}, which does not come before it", names)
+
+
+def _wrong_order(fault: str, names: Sequence[str]) -> ExportError:
+    return ExportError(
+        "The stages of the build cannot run in the order that they were put together in.",
+        given=f"{', '.join(names)}: {fault}",
+        advice="Put each stage once, after those that its needs name, as hidiff_export.compiler.stages.order does.",
+    )
 
 
 def assemble_manifest(context: StageContext, files: Mapping[str, FileDigest]) -> Manifest:

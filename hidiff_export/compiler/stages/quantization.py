@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.graph.declined import collecting, write_declined
 from hidiff_export.quantization.quantize import Inputs, quantize_graph
 from hidiff_export.tool_versions import QUANTISERS, tool_versions
 from hidiff_runtime.phases import Phase
@@ -28,11 +29,12 @@ class QuantizationStage:
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Measures and writes phase after phase."""
         samples = ReferenceSamples.read(context.folder / "reference" / INDEX)
-        for index, phase in enumerate(context.phases):
-            report(index, len(context.phases), phase.name)
-            given = calibration(samples, phase)
-            quantize_graph(context.traced(phase), given, context.recipe.precision, context.graph(phase))
-        return tuple(map(context.graph, context.phases))
+        with collecting() as declined:
+            for index, phase in enumerate(context.phases):
+                report(index, len(context.phases), phase.name)
+                given = calibration(samples, phase)
+                quantize_graph(context.traced(phase), given, context.recipe.precision, context.graph(phase))
+        return (*map(context.graph, context.phases), *write_declined(declined, context.declined(self.name)))
 
 
 def calibration(samples: ReferenceSamples, phase: Phase) -> tuple[Inputs, ...]:

@@ -78,6 +78,9 @@ class ReusedGraphs(GraphsStage):
             self.origin.take(context, path)
             check_graph(path, record, WeightStore.open(path.parent / WEIGHTS))
             taken.append(path)
+        declined = context.declined(self.name)
+        if declined.relative_to(context.folder).as_posix() in self.origin.manifest.files:
+            beside = (*beside, self.origin.take(context, declined))
         return (*taken, *beside)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from hidiff_export.engines.protocol import Report
+from hidiff_export.graph.declined import ENDING
 from hidiff_export.quantization.paths import traced_graph
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.phases import Phase, PhaseRule
@@ -59,6 +60,10 @@ class StageContext:
     def graph(self, phase: Phase) -> Path:
         """The portable graph of a phase."""
         return self.unet / f"{phase.name}.onnx"
+
+    def declined(self, stage: str) -> Path:
+        """Where a stage keeps what its passes declined."""
+        return self.unet / f"{stage}{ENDING}"
 
     def traced(self, phase: Phase) -> Path:
         """The graph of a phase as it is traced: the portable one, or the float16 one that is quantised to it."""

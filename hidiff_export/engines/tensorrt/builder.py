@@ -58,7 +58,7 @@ class _Plan:
     def lowered(self) -> ir.Model:
         """The graph that TensorRT is given."""
         model = ir.load(self.graph.path)
-        lower(model)
+        lower(model, self.engine.name)
         return model
 
     @property

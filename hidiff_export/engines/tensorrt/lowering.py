@@ -19,16 +19,17 @@ LARGEST_TENSOR = 2**31 - 1
 """Elements of a tensor at most: TensorRT counts them in 32 bits with a sign."""
 
 
-def lower(model: ir.Model) -> None:
+def lower(model: ir.Model, name: str = "") -> None:
     """Lowers a portable graph in place; weights stay where they are.
 
     Args:
         model: the portable graph, its shapes and types known.
+        name: of the engine that it is lowered for; by default the graph's own.
 
     Raises:
         ExportError: a pass failed, or a tensor has more elements than TensorRT can count.
     """
-    run_passes(model, lowering_passes())
+    run_passes(model, lowering_passes(), name)
     check_tensor_sizes(model)
 
 

@@ -47,7 +47,8 @@ class RewritePass(ir.passes.InPlacePass, abc.ABC):
 
     A subclass lists its operators and returns an `Outcome` for each of their nodes. Requires the
     nodes in topological order, which it keeps. Nodes that nothing uses any more are left for
-    ``onnx_ir.passes.common.RemoveUnusedNodesPass``.
+    ``onnx_ir.passes.common.RemoveUnusedNodesPass``. Only the main graph is rewritten: a graph is refused in which a
+    branch or a loop's body holds one of the operators, for that node would stay as it is and nobody would know.
 
     Attributes:
         declined: reason by name of the node, from the latest call.
@@ -62,6 +63,13 @@ class RewritePass(ir.passes.InPlacePass, abc.ABC):
     @abc.abstractmethod
     def rewrite(self, node: ir.Node) -> Outcome:
         """What is to become of ``node``."""
+
+    def requires(self, model: ir.Model) -> None:
+        """Checks that no subgraph holds one of the operators."""
+        for node in ir.traversal.RecursiveGraphIterator(model.graph):
+            if node.graph is not model.graph and (node.domain, node.op_type) in self.operators:
+                found = f"{node.op_type} {node.name} is in a subgraph"
+                raise ir.passes.PreconditionError(f"{type(self).__name__} rewrites the main graph alone, and {found}")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Runs over the main graph."""

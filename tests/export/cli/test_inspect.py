@@ -13,7 +13,7 @@ import toy
 from click.testing import CliRunner, Result
 
 from hidiff_export.cli import main
-from hidiff_runtime.format.manifest import MANIFEST, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, FileDigest, Manifest
 
 
 def _inspect(*arguments: object) -> Result:
@@ -42,6 +42,31 @@ def test_it_shows_phases_sizes_and_samplers(sd15_bundle: Path) -> None:
     assert "left out" not in table
     assert "text encoders: text_encoder, 32 wide, clip skip up to 2" in table
     assert "VAE: 128x128 pixels, one tile, scaling factor 0.18215" in table
+
+
+def test_it_shows_what_passes_declined_and_nothing_for_a_bundle_that_does_not_say(
+    sd15_bundle: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sd15_bundle, tmp_path / "bundle"))
+    manifest = Manifest.read(folder)
+    kept = {name: record for name, record in manifest.files.items() if not name.endswith(".declined.json")}
+    counts = {"strided.onnx": {"NearestToGather": {"a shape is not known": 2}}}
+    (folder / "unet/graphs.declined.json").write_text(json.dumps(counts), encoding="utf-8")
+    for names, expected in (({}, {}), ({"unet/graphs.declined.json"}, counts)):
+        added = {name: FileDigest.of(folder / name) for name in names}
+        written = replace(manifest, files={**kept, **added})
+        (folder / MANIFEST).write_text(json.dumps(written.to_json()), encoding="utf-8")
+        assert json.loads(_inspect(folder, "--json").stdout)["declined"] == expected
+        line = "strided.onnx: NearestToGather left 2 nodes as they were: a shape is not known"
+        assert (line in _inspect(folder).stdout) == bool(names)
+
+
+def test_a_build_keeps_what_its_passes_declined(sd15_bundle: Path) -> None:
+    kept = [name for name in Manifest.read(sd15_bundle).files if name.endswith(".declined.json")]
+    read: dict[str, object] = {}
+    for name in kept:
+        read |= json.loads((sd15_bundle / name).read_text(encoding="utf-8"))
+    assert json.loads(_inspect(sd15_bundle, "--json").stdout)["declined"] == read
 
 
 def test_it_says_which_steps_a_scheduler_refused(sd15_bundle: Path, tmp_path: Path) -> None:

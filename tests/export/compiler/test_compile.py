@@ -13,12 +13,15 @@ from click.testing import CliRunner
 
 from hidiff_export.cli import main
 from hidiff_export.compiler.compile import build, stage_key
-from hidiff_export.compiler.stages.order import STAGES
-from hidiff_export.compiler.stages.scheduler_tables import tabulated
-from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.compiler.stages.engines import EnginesStage
+from hidiff_export.compiler.stages.graphs import GraphsStage
+from hidiff_export.compiler.stages.order import QUANTISED_STAGES, STAGES, check_order
+from hidiff_export.compiler.stages.quantization import QuantizationStage
+from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage, tabulated
+from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.compiler.stages.weights import WeightsStage
 from hidiff_export.compiler.workspace import STATE
-from hidiff_export.errors import BundleError, Cancelled, StorageError
+from hidiff_export.errors import BundleError, Cancelled, ExportError, StorageError
 from hidiff_export.families.family import default_scheduler
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import Prediction
@@ -163,6 +166,46 @@ def test_a_build_tells_what_it_leaves_out_of_a_pipeline_whether_weights_are_made
     told: list[str] = []
     WeightsStage().inputs(StageContext(Recipe.load("demo"), tmp_path, notice=told.append))
     assert [text for text in told if text == "model_index.json: left out safety_checker (no picture is checked)"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "fault"),
+    [
+        (
+            (WeightsStage(), GraphsStage(), EnginesStage(), SchedulerTablesStage(), WeightsStage()),
+            "weights, graphs, engines, samplers, weights: two stages are called weights",
+        ),
+        (
+            (WeightsStage(), EnginesStage(), GraphsStage()),
+            "weights, engines, graphs: engines needs graphs, which does not come before it",
+        ),
+        ((GraphsStage(),), "graphs: graphs needs weights, which is not among them"),
+        (
+            (WeightsStage(), GraphsStage(), EnginesStage(QuantizationStage.name)),
+            "weights, graphs, engines: engines needs quantisation, which is not among them",
+        ),
+    ],
+)
+def test_stages_in_an_order_that_cannot_run_are_refused_before_any_work(
+    stages: tuple[Stage, ...], fault: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    display = Interrupting("weights")
+    with pytest.raises(ExportError) as refused:
+        build(recipe, tmp_path / "bundle", display, stages=stages)
+    assert refused.value.summary == "The stages of the build cannot run in the order that they were put together in."
+    assert refused.value.given == fault
+    assert "hidiff_export.compiler.stages.order" in refused.value.advice
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stages", [STAGES, QUANTISED_STAGES])
+def test_the_usual_stages_are_in_order_and_depend_on_it(stages: tuple[Stage, ...]) -> None:
+    check_order(stages)
+    with pytest.raises(ExportError):
+        check_order(stages[::-1])
+    for needed in {name for stage in stages for name in stage.needs}:
+        with pytest.raises(ExportError):
+            check_order([stage for stage in stages if stage.name != needed])
 
 
 @pytest.mark.parametrize(
