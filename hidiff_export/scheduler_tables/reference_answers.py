@@ -1,6 +1,6 @@
 """Asks a diffusers scheduler a few numbers in every run there is, for the runtime to compare a table with.
 
-This is apart from the probing that makes tables (`hidiff_export.scheduler_tables.probe`): the scheduler runs as
+This is apart from `hidiff_export.scheduler_tables.scheduler_probe`, which makes the tables: the scheduler runs as
 pipelines run it, keeps to itself what it remembers, and what it answers is kept as it is.
 """
 

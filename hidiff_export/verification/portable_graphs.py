@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hidiff_export.errors import EngineError
 from hidiff_export.graph.float32_ops import precision_of
 from hidiff_export.graph.rounded_copy import write_rounded_copy
-from hidiff_export.quantization.paths import traced_graph
+from hidiff_export.quantization.traced_graph import traced_graph
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import Precision
 from hidiff_export.reference.flops_progress import FlopsProgress

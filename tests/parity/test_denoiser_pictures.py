@@ -21,7 +21,7 @@ from hidiff_export.families.family import Task, default_scheduler
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.reference_weights import networks_of_store
 from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
-from hidiff_export.scheduler_tables.probe import probe
+from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_runtime import TorchGenerator
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.denoising import denoiser

@@ -16,7 +16,7 @@ import torch
 from hidiff_export.families.family import Family, default_scheduler
 from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
 from hidiff_export.scheduler_tables.names import SAMPLERS, samplers_for
-from hidiff_export.scheduler_tables.probe import probe
+from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_runtime.sampling.scheduler_state import OUTPUT, SAMPLE, STATE
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
 from hidiff_runtime.sampling.table_rows import Rows

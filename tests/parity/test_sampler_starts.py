@@ -21,7 +21,7 @@ from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
 from hidiff_export.scheduler_tables.linear_probe import respond_from
 from hidiff_export.scheduler_tables.names import SAMPLERS
 from hidiff_export.scheduler_tables.partial_runs import drop_unread
-from hidiff_export.scheduler_tables.probe import probe
+from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
 from hidiff_runtime.sampling.table_rows import Rows
 from hidiff_runtime.sampling.torch_rng import TorchGenerator

@@ -10,7 +10,7 @@ import pytest
 from hidiff_export.families.family import Family, Task, default_scheduler
 from hidiff_export.scheduler_tables.corrections import corrected
 from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
-from hidiff_export.scheduler_tables.probe import probe
+from hidiff_export.scheduler_tables.scheduler_probe import probe
 
 OLD = {"steps_offset": 0, "clip_sample": True, "skip_prk_steps": False}
 TASKS = {

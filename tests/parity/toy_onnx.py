@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hidiff_export.families.family import Family, default_scheduler
 from hidiff_export.graph.step_graph import write_step_graph
-from hidiff_export.scheduler_tables.probe import probe
+from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_runtime.format.manifest import GraphRecord, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.format.safetensors import SafetensorsFile
 from hidiff_runtime.format.step_graph import step_inputs, step_outputs

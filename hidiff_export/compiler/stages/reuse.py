@@ -17,7 +17,7 @@ from hidiff_export.compiler.stages.scheduler_tables import FOLDER, SchedulerTabl
 from hidiff_export.compiler.stages.stage import Report, StageContext
 from hidiff_export.compiler.stages.weights import SCHEDULER_CONFIG, WEIGHTS
 from hidiff_export.errors import BundleError
-from hidiff_export.quantization.paths import traced_graph
+from hidiff_export.quantization.traced_graph import traced_graph
 from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import EXPORTERS, tool_versions
 from hidiff_runtime.format.bundle_folder import BundleFolder

@@ -9,7 +9,7 @@ from typing import Any
 from hidiff_export.compiler.stages.stage import Report, StageContext
 from hidiff_export.compiler.stages.weights import SCHEDULER_CONFIG
 from hidiff_export.recipe import Recipe
-from hidiff_export.scheduler_tables.probe import probe
+from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
 
 FOLDER = "samplers"

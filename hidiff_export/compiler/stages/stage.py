@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from hidiff_export.engines.protocol import Report
 from hidiff_export.graph.declined import ENDING
-from hidiff_export.quantization.paths import traced_graph
+from hidiff_export.quantization.traced_graph import traced_graph
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.phases import Phase, PhaseRule
 

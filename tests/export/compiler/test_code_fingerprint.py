@@ -107,12 +107,15 @@ def test_no_stage_runs_servers_commands_or_what_writes_reports(
         ("hidiff_export/compiler/stages/stage.py", {*STAGES}),
         ("hidiff_export/graph/passes/nearest_to_gather.py", {"graphs", "engines", "quantization", "reuse"}),
         ("hidiff_export/graph/passes/split_gemm.py", {"engines"}),
-        ("hidiff_export/scheduler_tables/probe.py", {"scheduler_tables", "graphs", "engines", "reference", "reuse"}),
+        (
+            "hidiff_export/scheduler_tables/scheduler_probe.py",
+            {"scheduler_tables", "graphs", "engines", "reference", "reuse"},
+        ),
         ("hidiff_export/reference/diffusers_run.py", {"reference"}),
         ("hidiff_export/compiler/stages/reuse.py", {"reuse"}),
         ("hidiff_export/engines/tensorrt/worker.py", {"engines"}),
         ("hidiff_export/quantization/worker.py", {"quantization"}),
-        ("hidiff_runtime/backends/tensorrt/plan.py", {"engines", "reference"}),
+        ("hidiff_runtime/backends/tensorrt/plans.py", {"engines", "reference"}),
     ],
 )
 def test_stages_run_what_they_import_and_what_runs_in_a_process_of_its_own(

@@ -15,7 +15,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from hidiff_export.families.family import Family, default_scheduler
 from hidiff_export.graph.step_graph import write_step_graph
 from hidiff_export.recipe.field_types import SamplerName
-from hidiff_export.scheduler_tables.probe import probe
+from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_runtime.denoising.conditioning import guided
 from hidiff_runtime.format.specs import GraphRecord, TensorSpec
 from hidiff_runtime.format.step_graph import padded_rows, step_inputs, step_outputs

@@ -10,7 +10,7 @@ from hidiff_export.families.family import Family, default_scheduler
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.scheduler_answers import compare_samplers, record_samplers
 from hidiff_export.reference.tolerances import Boundary
-from hidiff_export.scheduler_tables.probe import probe
+from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_runtime.verification.reference_samples import ReferenceSamples
 from hidiff_runtime.verification.replay_schedulers import replay_sampler
 from hidiff_runtime.verification.sample_recorder import SampleRecorder

@@ -13,8 +13,8 @@ import pytest
 from hidiff_export.families.family import Family, default_scheduler
 from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
 from hidiff_export.scheduler_tables.names import SAMPLERS, samplers_for
-from hidiff_export.scheduler_tables.probe import probe
 from hidiff_export.scheduler_tables.reference_answers import ask, shown
+from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.sampling.scheduler_table import EtaTerms, SamplerTable
 from hidiff_runtime.sampling.table_rows import Rows

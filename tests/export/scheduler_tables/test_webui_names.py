@@ -9,7 +9,7 @@ import pytest
 
 from hidiff_export.families.family import Family, default_scheduler
 from hidiff_export.scheduler_tables.names import SAMPLERS
-from hidiff_export.scheduler_tables.probe import probe
+from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_runtime.pipeline.webui_names import NAMES, follows, sampler_name, schedule_name, split_name
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
 

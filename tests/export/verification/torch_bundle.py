@@ -23,7 +23,7 @@ from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.reference import record_reference
 from hidiff_export.reference.reference_weights import networks_of_store
-from hidiff_export.scheduler_tables.probe import probe
+from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_export.verification import portable_graphs
 from hidiff_runtime import backends
 from hidiff_runtime.backends import Availability

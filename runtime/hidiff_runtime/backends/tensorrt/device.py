@@ -14,9 +14,9 @@ from hidiff_runtime.backends.tensorrt import runtime_library as libraries
 from hidiff_runtime.backends.tensorrt.cuda import CudaError
 from hidiff_runtime.backends.tensorrt.gpu_memory import CudaMemory, Scratch
 from hidiff_runtime.backends.tensorrt.logger import logger_of
-from hidiff_runtime.backends.tensorrt.plan import PlanContext, Plans
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.backends.tensorrt.plan_validation import check_graph
+from hidiff_runtime.backends.tensorrt.plans import PlanContext, Plans
 from hidiff_runtime.backends.tensorrt.session import TensorRtSession
 from hidiff_runtime.errors import EngineError, InputError
 from hidiff_runtime.format.manifest import GraphRecord

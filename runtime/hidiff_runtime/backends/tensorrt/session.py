@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from hidiff_runtime.backends.protocol import DeviceArray
 from hidiff_runtime.backends.tensorrt.cuda_graphs import CudaGraphs
 from hidiff_runtime.backends.tensorrt.gpu_memory import CudaArray, CudaMemory, address_of
-from hidiff_runtime.backends.tensorrt.plan import Plan, PlanContext, Plans
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
+from hidiff_runtime.backends.tensorrt.plans import Plan, PlanContext, Plans
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
 

@@ -20,7 +20,7 @@ from hidiff_export.recipe.field_types import SamplerName
 from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
 from hidiff_export.scheduler_tables.linear_probe import SHAPE, StepsUnsupported, respond
 from hidiff_export.scheduler_tables.names import SAMPLERS, find_sampler, samplers_for
-from hidiff_export.scheduler_tables.probe import probe
+from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
 
 CONFIG = default_scheduler(Family.SDXL)[1]
