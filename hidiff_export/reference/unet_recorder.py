@@ -94,7 +94,7 @@ def _shift(order: TokenOrder, shape: WindowShape) -> int:
     if not same:
         raise ParityError(
             "HiDiffusion cut a feature map into other windows than the plan says.",
-            given=f"{order.gather.numel()} tokens where {shape} is due",
+            given=f"expected {shape}, got {order.gather.numel()} tokens",
             advice="Report this: the phases of the run and of the plan differ.",
         )
     return int(same[0])

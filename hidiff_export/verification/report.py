@@ -274,9 +274,8 @@ def _finding(verdict: Verdict) -> str:
     if verdict.fault or verdict.metrics is None:
         return verdict.fault or "nothing was measured"
     found = image_summary(verdict)
-    return f"{verdict.metrics.snr_db:.1f} dB where at least {verdict.bound.snr_db:g} dB is due" + (
-        found and f"; {found}"
-    )
+    expected = f"expected at least {verdict.bound.snr_db:g} dB, got {verdict.metrics.snr_db:.1f} dB"
+    return expected + (found and f"; {found}")
 
 
 def _cells(verdict: Verdict) -> tuple[str, ...]:

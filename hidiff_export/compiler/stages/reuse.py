@@ -135,7 +135,7 @@ def check_graph(path: Path, record: GraphRecord, store: WeightStore) -> None:
         found = [(value.name, _shape(value), _TYPES.get(value.dtype or ir.DataType.UNDEFINED)) for value in values]
         if found != wanted:
             odd = next((one for one in found if one not in wanted), None)
-            raise _untakeable(f"{path.name} has {odd or found}, where {wanted} is due")
+            raise _untakeable(f"{path.name}: expected {wanted}, got {odd or found}")
     for name, value in graph.initializers.items():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and (fault := _fault(name, tensor, store)):

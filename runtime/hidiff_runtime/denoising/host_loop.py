@@ -57,7 +57,7 @@ def _sound(run: RunContext, noise: NDArray[Any] | None, shape: tuple[int, ...], 
     if noise.shape != shape:
         raise EngineError(
             f"The engine gave {NOISE_PRED} of another shape than the manifest's in {where}.",
-            given=f"{list(noise.shape)} where {list(shape)} is due",
+            given=f"expected shape {list(shape)}, got {list(noise.shape)}",
             advice="Build the bundle again.",
         )
     bad = int(noise.size - np.isfinite(noise).sum())

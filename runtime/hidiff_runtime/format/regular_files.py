@@ -1,4 +1,4 @@
-"""Reading what a bundle holds: regular files alone, and no more of them than is due.
+"""Reading what a bundle holds: regular files alone, and no more of them than is expected.
 
 A pipe would be waited for and a device read without end, so neither is opened.
 """

@@ -224,7 +224,7 @@ def _fault(reference: Array, candidate: Array | None) -> str:
     if candidate is None:
         return "missing output"
     if candidate.shape != reference.shape:
-        return f"shape {list(candidate.shape)} where {list(reference.shape)} is due"
+        return f"expected shape {list(reference.shape)}, got {list(candidate.shape)}"
     if not reference.size:
         return "nothing to compare"
     for name, values in (("reference", reference), ("candidate", candidate)):

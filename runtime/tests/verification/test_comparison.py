@@ -47,7 +47,7 @@ def test_sums_are_taken_in_float64() -> None:
     ("candidate", "fault"),
     [
         (None, "missing output"),
-        (signal()[:1], "shape [1, 4, 8, 8] where [2, 4, 8, 8] is due"),
+        (signal()[:1], "expected shape [2, 4, 8, 8], got [1, 4, 8, 8]"),
         (np.where(np.arange(8) == 3, np.nan, signal()), "the candidate has 64 of 512 values that are NaN or infinite"),
         (np.full_like(signal(), np.inf), "the candidate has 512 of 512 values that are NaN or infinite"),
     ],
