@@ -25,7 +25,8 @@ from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import build_unet
 from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
-from hidiff_export.families.family import Family, Layout, Task, Width, unet_config
+from hidiff_export.families.family import Family, Task, Width, unet_config
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.graph.portable import write_graph
 from hidiff_export.graph.quantized_tensor import FP8_LARGEST, INT8_LARGEST, MODELOPT_FP8
 from hidiff_export.modules.phase_unet import PhaseUNet

@@ -23,7 +23,8 @@ from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
 from hidiff_export.engines.protocol import PortableGraph
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
 from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX
-from hidiff_export.families.family import Family, Layout, Task, Width
+from hidiff_export.families.family import Family, Task, Width
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.graph.passes.base import Operator, Outcome, RewritePass
 from hidiff_export.graph.passes.float32_operations import between_casts
 from hidiff_export.graph.portable import save, write_graph

@@ -18,8 +18,9 @@ from diffusers.utils.torch_utils import is_compiled_module
 from hidiff_export.diffusers_api.method_patches import MethodPatches
 from hidiff_export.diffusers_api.run_tracker import RunTracker
 from hidiff_export.errors import InputError
-from hidiff_export.families.family import PIXELS_PER_LATENT, Family, Layout, Task, phase_rule, unet_config
+from hidiff_export.families.family import PIXELS_PER_LATENT, Family, Task, unet_config
 from hidiff_export.families.geometry import UNetGeometry
+from hidiff_export.families.hidiffusion_rules import Layout, phase_rule
 from hidiff_export.modules.controlnet import fit_residuals, resized_control
 from hidiff_export.modules.raunet import install_phase
 from hidiff_export.modules.window_attention import WINDOW_ORDERS, WindowTables

@@ -29,8 +29,9 @@ from hidiff_export.diffusers_api.evaluate import evaluate
 from hidiff_export.diffusers_api.method_patches import MethodPatches
 from hidiff_export.diffusers_api.run_tracker import RunTracker
 from hidiff_export.errors import InputError
-from hidiff_export.families.family import Family, Task, phase_rule
+from hidiff_export.families.family import Family, Task
 from hidiff_export.families.graph_io import MID_RESIDUAL, down_residual_name
+from hidiff_export.families.hidiffusion_rules import phase_rule
 from hidiff_export.modules.controlnet import resized_control
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.format.specs import PhaseRecord

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from hidiff_export.families.family import Layout
 from hidiff_export.families.geometry import Feature, UNetGeometry, WindowShape
 from hidiff_export.families.graph_io import PROMPT_TOKENS
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_runtime.phases import Phase, PhaseKind
 
 _WINDOWS = 4

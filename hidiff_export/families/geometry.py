@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hidiff_export.errors import InputError
-from hidiff_export.families.family import Layout
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_runtime.phases import Phase, PhaseKind
 
 SHIFTS = 4

@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hidiff_export.families.family import PIXELS_PER_LATENT, Layout
+from hidiff_export.families.family import PIXELS_PER_LATENT
 from hidiff_export.families.geometry import UNetGeometry, control_latent
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_runtime.format.manifest import TensorSpec
 from hidiff_runtime.format.validation import CONDITIONING_SCALE, CONTROL_IMAGE
 from hidiff_runtime.phases import Phase, PhaseKind

@@ -12,9 +12,9 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from hidiff_export.errors import InputError
-from hidiff_export.families.family import Layout
 from hidiff_export.families.geometry import UNetGeometry
 from hidiff_export.families.graph_io import DOWN_RESIDUAL, MID_RESIDUAL, PROMPT_TOKENS, phase_inputs, phase_outputs
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.modules.controlnet import fit_residuals
 from hidiff_export.modules.graph_module import GraphModule
 from hidiff_export.modules.raunet import install_phase

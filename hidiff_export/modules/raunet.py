@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hidiff_export.families.family import Layout
 from hidiff_export.families.geometry import UNetGeometry
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.modules.window_attention import install_windows, submodule
 
 _MORE_THAN_ANY_SIZE = 32

@@ -25,8 +25,10 @@ from pydantic import (
 
 from hidiff_export.errors import RecipeError
 from hidiff_export.families import family as families
-from hidiff_export.families.family import LATENT_CHANNELS, PIXELS_PER_LATENT, Family, Layout, Task, Width
+from hidiff_export.families import hidiffusion_rules
+from hidiff_export.families.family import LATENT_CHANNELS, PIXELS_PER_LATENT, Family, Task, Width
 from hidiff_export.families.graph_io import PROMPT_TOKENS
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.families.vae_tiling import VaeTiles
 from hidiff_export.recipe.consistency import check_agreement
 from hidiff_export.recipe.field_types import (
@@ -369,7 +371,7 @@ class Recipe(Frozen):
 
     def phase_rule(self) -> PhaseRule:
         """When each change is in force."""
-        rule = families.phase_rule(self.family, self.task, self.width, self.height)
+        rule = hidiffusion_rules.phase_rule(self.family, self.task, self.width, self.height)
         given = self.hidiffusion.thresholds
         if given is not None:
             control = rule.control if given.control is None else given.control

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from hidiff_export.families.family import CONTROL_END
+from hidiff_export.families.hidiffusion_rules import CONTROL_END
 from hidiff_export.recipe.field_types import FRACTION_SCHEMA, Fraction, LoraPath, Precision, refusal
 
 # SNR in dB of one evaluation and of a whole run. float32 is the project's promise; the others lie about 10 dB below

@@ -18,7 +18,8 @@ from hidiff_export.engines.protocol import PortableGraph
 from hidiff_export.engines.tensorrt import lowering as tensorrt_build
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
 from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX
-from hidiff_export.families.family import Family, Layout, Task, Width
+from hidiff_export.families.family import Family, Task, Width
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.graph.float32_ops import float32_operation_of
 from hidiff_export.graph.passes.float32_operations import computes_in_float32
 from hidiff_export.graph.portable import save, write_graph

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.families.family import Family, Layout, Task, Width, phase_rule
+from hidiff_export.families.family import Family, Task, Width
+from hidiff_export.families.hidiffusion_rules import Layout, phase_rule
 from hidiff_runtime.phases import Phase, PhaseKind, PhasePlan, PhaseRule, StepRange
 from tests.parity import published
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.families.family import Family, Layout, Task, phase_rule, unet_config
+from hidiff_export.families.family import Family, Task, unet_config
 from hidiff_export.families.geometry import UNetGeometry
+from hidiff_export.families.hidiffusion_rules import Layout, phase_rule
 from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_export.reference.random_inputs import arrays, random_inputs
 from hidiff_runtime.phases import Phase, PhaseKind, PhasePlan

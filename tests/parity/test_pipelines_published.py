@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from hidiff_export import apply_hidiffusion
-from hidiff_export.families.family import Family, Task, phase_rule
+from hidiff_export.families.family import Family, Task
+from hidiff_export.families.hidiffusion_rules import phase_rule
 from hidiff_export.modules.window_attention import WINDOW_ORDERS
 from hidiff_runtime.phases import PhaseRule, StepRange
 from tests.parity import published

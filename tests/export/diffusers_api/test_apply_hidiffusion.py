@@ -14,7 +14,8 @@ import torch
 from hidiff_export import apply_hidiffusion
 from hidiff_export.diffusers_api import apply_hidiffusion as patch
 from hidiff_export.errors import InputError
-from hidiff_export.families.family import Family, Layout, Task, phase_rule
+from hidiff_export.families.family import Family, Task
+from hidiff_export.families.hidiffusion_rules import Layout, phase_rule
 from hidiff_runtime.phases import PhaseKind, PhasePlan, PhaseRule, StepRange
 from tests.export.diffusers_api.live import CONTROLNET, SD15, cancel, equal, hidiffused
 from tests.parity.pipelines import (
@@ -99,7 +100,7 @@ def test_a_scheduler_put_in_between_runs_is_followed() -> None:
 
 @pytest.mark.parametrize("sizes", [(8, 12), (12, 8), (8, 10)])
 def test_a_second_size_is_as_in_a_fresh_pipeline(sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hidiff_export.families.family._EXTREME_LATENT", {False: 12, True: 12})
+    monkeypatch.setattr("hidiff_export.families.hidiffusion_rules._EXTREME_LATENT", {False: 12, True: 12})
     with apply_hidiffusion(pipe := build(SD15)) as hidiff:
         for size in sizes:
             case = replace(SD15, height=size, width=size)

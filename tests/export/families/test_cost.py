@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.families.cost import controlnet_cost, stock_geometry, unet_cost, unet_parameters
-from hidiff_export.families.family import Family, Layout, Task, Width, controlnet_config, unet_config
+from hidiff_export.families.family import Family, Task, Width, controlnet_config, unet_config
 from hidiff_export.families.geometry import UNetGeometry
 from hidiff_export.families.graph_io import phase_inputs
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_runtime.phases import Phase, PhaseKind
 from tests.parity.published import unet_arguments

@@ -9,7 +9,8 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers import schedulers as diffusers_schedulers
 
-from hidiff_export.families.family import Family, Layout, Task, Width, controlnet_config, default_scheduler, unet_config
+from hidiff_export.families.family import Family, Task, Width, controlnet_config, default_scheduler, unet_config
+from hidiff_export.families.hidiffusion_rules import Layout
 
 # Counted on the published checkpoints, in millions.
 UNET_PARAMETERS = {Family.SD15: 859.52, Family.SD21: 865.91, Family.SDXL: 2567.46}

@@ -9,8 +9,9 @@ import torch
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.errors import InputError
-from hidiff_export.families.family import Family, Layout, Task, unet_config
+from hidiff_export.families.family import Family, Task, unet_config
 from hidiff_export.families.geometry import UNetGeometry, WindowShape, control_latent
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_runtime.phases import Phase, PhaseKind
 from tests.parity.pipelines import network

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hidiff_export.families.family import Family, Layout, Task, controlnet_config, text_encoder_configs, unet_config
+from hidiff_export.families.family import Family, Task, controlnet_config, text_encoder_configs, unet_config
 from hidiff_export.families.graph_io import (
     controlnet_inputs,
     controlnet_outputs,
@@ -12,6 +12,7 @@ from hidiff_export.families.graph_io import (
     text_encoder_inputs,
     text_encoder_outputs,
 )
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_runtime.phases import Phase, PhaseKind
 
 

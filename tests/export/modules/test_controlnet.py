@@ -15,9 +15,10 @@ from hidiff_export import apply_hidiffusion
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import load_controlnet
 from hidiff_export.errors import CheckpointError, InputError
-from hidiff_export.families.family import Family, Layout, Task, Width, controlnet_config, unet_config
+from hidiff_export.families.family import Family, Task, Width, controlnet_config, unet_config
 from hidiff_export.families.geometry import UNetGeometry
 from hidiff_export.families.graph_io import control_residuals
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.modules.controlnet import ControlNetModule, control_image_size, fit_residuals, nearest
 from hidiff_runtime.phases import Phase, PhaseKind
 from tests.export.checkpoints.checkpoint_files import arrays, write_folder

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.errors import InputError
-from hidiff_export.families.family import Family, Layout
+from hidiff_export.families.family import Family
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.modules.phase_unet import PhaseUNet, structural_copy
 from hidiff_export.reference.random_inputs import arrays, mixed_shifts, random_inputs
 from hidiff_runtime.phases import Phase, PhaseKind

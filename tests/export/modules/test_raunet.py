@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.errors import InputError
-from hidiff_export.families.family import Family, Layout
+from hidiff_export.families.family import Family
 from hidiff_export.families.geometry import UNetGeometry
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.modules.raunet import every_other, install_phase, pooled, restored
 from hidiff_export.modules.window_attention import WINDOW_ORDERS, WindowTables
 from hidiff_runtime.phases import Phase, PhaseKind

@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from hidiff_export.errors import RecipeError
-from hidiff_export.families.family import Family, Layout, Task, phase_rule
+from hidiff_export.families.family import Family, Task
+from hidiff_export.families.hidiffusion_rules import Layout, phase_rule
 from hidiff_export.recipe import Recipe, shipped_recipes
 from hidiff_export.recipe.field_types import BackendName, Precision, SamplerName, Target
 from hidiff_export.scheduler_tables.names import SAMPLERS

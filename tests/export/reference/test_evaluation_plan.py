@@ -1,6 +1,7 @@
 import pytest
 
-from hidiff_export.families.family import Family, Task, phase_rule
+from hidiff_export.families.family import Family, Task
+from hidiff_export.families.hidiffusion_rules import phase_rule
 from hidiff_export.reference.evaluation_plan import RunSchedule, edge_points, fullest, recorded
 from hidiff_runtime.phases import PhaseRule, StepRange
 

@@ -17,7 +17,8 @@ from hidiff_export.engines.protocol import PortableGraph
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
 from hidiff_export.engines.tensorrt.libraries import TENSORRT_RTX
 from hidiff_export.engines.tensorrt.lowering import lower
-from hidiff_export.families.family import Family, Layout, Task, Width, unet_config
+from hidiff_export.families.family import Family, Task, Width, unet_config
+from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.graph.float32_ops import FLOAT32_OPERATIONS
 from hidiff_export.graph.passes.decompose_attention import HEAD_SIZES
 from hidiff_export.graph.passes.float32_operations import computes_in_float32
