@@ -16,8 +16,10 @@ TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-ver
 # What tests must find here rather than skip (runtime/tests/needs.py). CLIP's vocabulary comes with open_clip_torch, whose
 # dependencies are left out: they would replace torch.
 REQUIRE := clip-vocabulary,moto,pyarrow,ray,tritonserver$(if $(HIDIFF_REQUIRE),$(COMMA)$(HIDIFF_REQUIRE))
-# A file's tests stay together, for they share what they build; files keep the order that tests/conftest.py gives them.
-TWO_WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes for two cores, since some wait for servers. A file's tests stay together, for they share what they
+# build; files keep the order that tests/conftest.py gives them.
+PROCESSES ?= 3
+WORKERS := -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test coverage lint types imports format install clean
 
@@ -56,11 +58,11 @@ imports: $(INSTALLED)
 	$(BIN)/lint-imports
 
 test: lint types imports $(TRITON)
-	HIDIFF_REQUIRE=$(REQUIRE) $(BIN)/python -m pytest $(TWO_WORKERS)
+	HIDIFF_REQUIRE=$(REQUIRE) $(BIN)/python -m pytest $(WORKERS)
 
 # A third slower than the tests alone, so by hand.
 coverage: $(INSTALLED) $(TRITON)
-	HIDIFF_REQUIRE=$(REQUIRE) $(BIN)/python -m pytest $(TWO_WORKERS) --cov --cov-report=term:skip-covered
+	HIDIFF_REQUIRE=$(REQUIRE) $(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term:skip-covered
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -17,6 +17,8 @@ from hidiff_runtime import bundle as bundle_module
 from hidiff_runtime import cli
 from hidiff_runtime.verification import replay
 
+pytestmark = pytest.mark.alone
+
 KIND = toy.Toy(tokens=toy_pictures.TOKENS)
 README = Path(__file__).parents[1] / "README.md"
 

@@ -34,26 +34,15 @@ from tests.parity.test_verify_negative import refresh
 
 pytestmark = pytest.mark.slow
 
-CHANGES = ("precision=float16", "width=128", "height=128", "sampler=ddim", "steps=[3]", "vae=false")
 BLOCK = "up_blocks.3.attentions.1.transformer_blocks.0"
 LARGEST = 65504.0
 GRAPHS = {Boundary.GRAPH.value, Boundary.GRAPH_RUN.value}
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo recipe in float16 at 128 pixels."""
-    folder = tmp_path_factory.mktemp("half") / "bundle"
-    changes = [word for change in CHANGES for word in ("--set", change)]
-    result = CliRunner().invoke(main, ["build", "demo", "-o", str(folder), *changes, "--json"])
-    assert result.exit_code == 0, result.output
-    return folder
-
-
 @pytest.fixture
-def bundle(sound: Path, tmp_path: Path) -> Path:
+def bundle(half_bundle: Path, tmp_path: Path) -> Path:
     """A copy of one's own."""
-    return Path(shutil.copytree(sound, tmp_path / "bundle"))
+    return Path(shutil.copytree(half_bundle, tmp_path / "bundle"))
 
 
 def verified(folder: Path, exit_code: int) -> dict[str, list[Verdict]]:
@@ -85,7 +74,7 @@ def checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def test_a_sound_bundle_is_as_exact_as_pytorch_in_float16(sound: Path, bundle: Path, capsys: Any) -> None:
+def test_a_sound_bundle_is_as_exact_as_pytorch_in_float16(half_bundle: Path, bundle: Path, capsys: Any) -> None:
     before = checked(bundle, capsys)
     assert "do not say whether numbers overflow or lose digits in a GPU's float16 arithmetic" in before
     assert "holds no verdict on that: 'hidiff-export verify' judges its graphs in float16 arithmetic" in before
@@ -96,7 +85,7 @@ def test_a_sound_bundle_is_as_exact_as_pytorch_in_float16(sound: Path, bundle: P
     assert len(found[Boundary.GRAPH_RUN.value]) == 3
     assert len(found[Boundary.TEXT_GRAPH.value]) == 2
     assert "its graphs in float16 arithmetic: within bounds" in checked(bundle, capsys)
-    for phase, halves in in_torch(sound).items():
+    for phase, halves in in_torch(half_bundle).items():
         (graph,) = (v for v in found[Boundary.GRAPH.value] if v.phase == phase)
         (engine,) = (v for v in found[Boundary.RANDOM.value] if v.phase == phase)
         assert graph.metrics is not None

@@ -47,12 +47,6 @@ class Case:
 
 EULER = diffusers.EulerDiscreteScheduler
 CASES = {
-    "zero terminal SNR": Case(
-        {"prediction": "v_prediction", "rescale_betas_zero_snr": True},
-        EULER,
-        {**OWN, **ZERO_SNR},
-        {**OWN, "prediction_type": "v_prediction"},
-    ),
     "zero terminal SNR, trailing": Case(
         {"prediction": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
         EULER,

@@ -23,6 +23,8 @@ from hidiff_runtime.phases import Phase, PhaseKind, PhasePlan, PhaseRule, StepRa
 from tests.parity import published
 
 MOST_STEPS = 200
+RUNS = (*range(1, 61), 75, 90, 99, 100, 125, 150, 170, 180, MOST_STEPS)
+"""Numbers of steps that every case is compared at; the last control below goes through all of them."""
 TABULATED = (4, 20, 30, 50)
 """Runs in which the way up is driven too, which has to undo what the way down did."""
 
@@ -156,7 +158,7 @@ def _runs(rule: PhaseRule, steps: int) -> list[Phase]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_step_has_the_packages_phase(case: Case) -> None:
     with _driver(case) as driver:
-        for steps in range(1, MOST_STEPS + 1):
+        for steps in RUNS:
             assert _runs(case.rule, steps) == driver.run(steps), steps
 
 
@@ -173,3 +175,4 @@ def test_the_comparison_sees_an_exact_product_where_the_package_truncates() -> N
     with _driver(case) as driver:
         differing = [steps for steps in range(1, MOST_STEPS + 1) if _runs(exact, steps) != driver.run(steps)]
     assert differing == [90, 170, 180]
+    assert set(differing) <= set(RUNS)

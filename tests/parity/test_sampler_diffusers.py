@@ -101,7 +101,7 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("sampler", "config"), CASES)
 def test_every_sampler_runs_as_its_scheduler_does(sampler: str, config: str) -> None:
-    asked = FEW_STEPS if config in ("sdxl-turbo", "linspace-v", "sdxl-zero-snr", "edm") else STEPS
+    asked = STEPS if config in ("sd15", "sdxl") else FEW_STEPS
     table, scheduler = tabulate(sampler, config, asked), build_scheduler(sampler, CONFIGS[config])
     assert table.steps.tolist() == [steps for steps in asked if steps <= MOST.get(sampler, steps)]
     for steps in table.steps.tolist():
@@ -115,7 +115,7 @@ def test_every_sampler_runs_as_its_scheduler_does(sampler: str, config: str) -> 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_numbers_of_steps_to_100(sampler: str) -> None:
     config = "sd15"
-    asked = (*range(1, 31), *range(31, 100, 6), 100)  # all that are common, and a part of the long ones, for the time
+    asked = (*range(1, 13), *range(15, 31, 3), 40, 51, 64, 77, 99, 100)  # the common ones, and a part of the rest
     table = tabulate(sampler, config, asked)
     scheduler = build_scheduler(sampler, CONFIGS[config])
     assert table.steps.tolist() == [steps for steps in asked if steps <= MOST.get(sampler, steps)]
@@ -197,7 +197,8 @@ def forget(rows: np.ndarray, first: int) -> None:
 
 @pytest.mark.parametrize(
     ("sampler", "change"),
-    [(name, change) for name in SAMPLERS for change in (nudge, swap)]
+    [(name, change) for name in SAMPLERS for change in (nudge,)]
+    + [(name, swap) for name in ("ddim", "heun", "pndm")]
     + [(name, forget) for name in ("dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "unipc", "deis", "pndm")],
 )
 def test_a_changed_table_is_noticed(sampler: str, change: Any) -> None:

@@ -29,8 +29,8 @@ from tests.parity.test_sampler_diffusers import ITS_OWN_ROUNDING, SHAPE, differe
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers' DEIS, on numpy 2
 
-STEPS = (1, 2, 5, 8, 20, 33)
-STRENGTHS = (1.0, 0.999, 0.8, 0.5, 0.3, 0.1)
+STEPS = (1, 2, 5, 8, 20)
+STRENGTHS = (1.0, 0.999, 0.5, 0.1)
 BOUND = 5e-6
 """Largest difference over the largest value at the end of a run: float32 rounding alone, measured 3e-6 at most."""
 
@@ -112,8 +112,9 @@ def runs(table: SamplerTable) -> list[tuple[int, float]]:
     return [(steps, strength) for steps in table.steps.tolist() for strength in STRENGTHS if int(steps * strength)]
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("sampler", "config"), [*((name, "sd15") for name in SAMPLERS), ("pndm", "sd21-v"), ("dpmpp_2m", "sd21-v")]
+)
 def test_every_sampler_starts_from_a_picture_as_its_scheduler_does(sampler: str, config: str) -> None:
     table, scheduler = tabulate(sampler, config), build_scheduler(sampler, CONFIGS[config])
     for steps, strength in runs(table):
@@ -125,7 +126,7 @@ def test_every_sampler_starts_from_a_picture_as_its_scheduler_does(sampler: str,
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_keeps_the_picture_outside_the_mask(sampler: str) -> None:
     table, scheduler = tabulate(sampler, "sd15"), build_scheduler(sampler, CONFIGS["sd15"])
-    for steps, strength in ((20, 1.0), (20, 0.5), (8, 0.8), (5, 0.3)):
+    for steps, strength in ((20, 0.5), (8, 1.0), (5, 0.3)):
         found = run_table(table, steps, strength, 1, blend=True)
         expected = run_diffusers(scheduler, steps, strength, 1, blend=True)
         assert difference(found, expected) < BOUND, (steps, strength)

@@ -22,6 +22,8 @@ from hidiff_runtime.console.progress import RunProgress
 from hidiff_runtime.format import tokenizer
 from hidiff_runtime.format.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.alone
+
 SIZE = (toy_pictures.WIDTH, toy_pictures.HEIGHT)
 Run = Callable[..., int]
 
@@ -55,11 +57,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     colours = np.random.RandomState(0).randint(0, 256, (SIZE[1], SIZE[0], 3)).astype(np.uint8)
     Image.fromarray(colours).save("image.png")
-    Image.fromarray(colours).convert("CMYK").save("cmyk.jpg")
     Image.fromarray(colours[:8, :8]).save("small.png")
     Image.new("L", SIZE, 255).save("mask.png")
-    content = Path("image.png").read_bytes()
-    Path("cut.png").write_bytes(content[: len(content) // 2])
     Path("empty.txt").write_text("\n \n")
     Path("bad.jsonl").write_text('"a boat"\n{"prompt": "a tree", "seed": }\n')
     Path("unknown.jsonl").write_text('{"prompt": "a tree", "sead": 3}\n')
@@ -264,29 +263,20 @@ def test_a_dry_run_finds_what_a_run_would(generate: Run, folders: dict[str, Path
     assert generate("-p", "x", "--dry-run", "-o", "out.png", bundle="broken") == 4
 
 
+# One of each kind: the rest is tested where its rule is, in test_pipeline.py, test_images.py and test_prompt_files.py.
 BAD: dict[str, tuple[str, list[str], int, str]] = {
     "empty prompt": ("sd", ["-p", " "], 2, "prompt is empty"),
-    "control characters": ("sd", ["-p", "a\x07b"], 2, "control character"),
     "bytes that are no text": ("sd", ["-p", "a\udcff"], 2, "surrogate"),
     "controls in a name": ("sd", ["-p", "x", "--sampler", "a\x1b[31mb\udcff"], 2, "a\\x1b[31mb\\udcff"),
-    "negative control characters": ("sd", ["-p", "a", "-n", "\x1b[31m"], 2, "control character"),
     "no image for the mask": ("sd", ["-p", "x", "--mask", "mask.png"], 2, "mask needs an image"),
     "wrong size": ("sd", ["-p", "x", "--image", "small.png"], 2, "--resize"),
-    "wrong mode": ("sd", ["-p", "x", "--image", "cmyk.jpg"], 2, "mode CMYK"),
     "mask of a wrong size": ("sd", ["-p", "x", "--image", "image.png", "--mask", "small.png"], 2, "The mask is not"),
-    "corrupt PNG": ("sd", ["-p", "x", "--image", "cut.png"], 2, "broken or cut short"),
-    "no picture": ("sd", ["-p", "x", "--image", "empty.txt"], 2, "no picture"),
     "missing picture": ("sd", ["-p", "x", "--image", "none.png"], 2, "none.png: No such file"),
     "negative strength": ("sd", ["-p", "x", "--image", "image.png", "--strength", "-0.5"], 2, "strength"),
-    "strength above 1": ("sd", ["-p", "x", "--image", "image.png", "--strength", "1.5"], 2, "strength"),
-    "strength NaN": ("sd", ["-p", "x", "--image", "image.png", "--strength", "nan"], 2, "strength"),
-    "strength 0": ("sd", ["-p", "x", "--image", "image.png", "--strength", "0"], 2, "strength"),
     "strength alone": ("sd", ["-p", "x", "--strength", "0.5"], 2, "start from an image"),
     "guidance beyond float32": ("sd", ["-p", "x", "--guidance", "1e39"], 2, "from -1000 to 1000"),
-    "guidance NaN": ("sd", ["-p", "x", "--guidance", "nan"], 2, "finite"),
     "unknown sampler": ("sd", ["-p", "x", "--sampler", "brush"], 2, "no such sampler"),
     "untabulated steps": ("sd", ["-p", "x", "--steps", "99"], 2, "no table"),
-    "steps 0": ("sd", ["-p", "x", "--steps", "0"], 2, "no table"),
     "clip skip": ("sd", ["-p", "x", "--clip-skip", "9"], 2, "clip_skip"),
     "seed": ("sd", ["-p", "x", "--seed", str(2**64)], 2, "not a seed"),
     "long prompt": ("sd", ["-p", "x" * 76, "--long-prompt", "chunk"], 2, "prompt_chunks"),

@@ -17,6 +17,8 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.format import safetensors
 from hidiff_runtime.format.manifest import Manifest
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:

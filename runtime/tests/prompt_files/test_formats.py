@@ -15,6 +15,8 @@ from hidiff_runtime.errors import EngineError, InputError
 from hidiff_runtime.prompt_files.formats import ENDINGS, read_rows
 from hidiff_runtime.prompt_files.raw_rows import Columns, Raw
 
+pytestmark = pytest.mark.alone
+
 COLUMNS = Columns(("id", "prompt", "seed", "negative_prompt"))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.verification.comparison import Bound, Metrics, Verdict, compare, render
+from hidiff_runtime.verification.comparison import Bound, Metrics, Verdict, compare, compare_image, render
 
 BOUND = Bound(80.0, "float32 arithmetic in another order")
 
@@ -125,3 +125,15 @@ def test_the_table_shows_figure_bound_and_result() -> None:
     assert ">= 80" in first
     assert first.endswith("FAILED")
     assert second.endswith("FAILED missing output")
+
+
+@pytest.mark.parametrize("least", [{"psnr_db": 30.0}, {"ssim": 0.9}], ids=str)
+def test_a_picture_keeps_to_its_psnr_and_ssim_too(least: dict[str, float]) -> None:
+    picture = np.random.default_rng(0).random((1, 3, 32, 32)).astype(np.float32)
+    noise = np.random.default_rng(1).standard_normal(picture.shape).astype(np.float32)
+    bound = Bound(0.0, "the ratio alone would take both", **least)
+    near, far = (compare_image("picture", picture, picture + noise * size, bound) for size in (0.001, 0.3))
+    assert near.ok
+    assert far.metrics is not None
+    assert far.metrics.snr_db > bound.snr_db
+    assert not far.ok

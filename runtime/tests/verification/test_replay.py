@@ -16,6 +16,8 @@ from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.verification.reference_samples import INDEX, TENSORS, Drawn, ReferenceSamples, Stored, write_index
 from hidiff_runtime.verification.sample_recorder import SampleRecorder
 
+pytestmark = pytest.mark.alone
+
 KINDS = {
     "plain": toy.Toy(),
     "unguided": toy.Toy(guidance=False),

@@ -15,12 +15,15 @@ import pytest
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.compiler.compile import build
+from hidiff_export.compiler.stages import graphs
 from hidiff_export.compiler.stages.engines import EnginesStage
 from hidiff_export.compiler.stages.quantization import QuantizationStage, calibration
 from hidiff_export.compiler.stages.stage import StageContext
 from hidiff_export.errors import EngineError
 from hidiff_export.graph.quantized_tensor import FP8_LARGEST, QuantizedTensor
+from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_export.quantization import quantize, worker
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.random_inputs import arrays, mixed_shifts, random_inputs
@@ -62,11 +65,17 @@ def _shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def int8(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The bundle of an int8 recipe."""
+def int8(half_bundle: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The bundle of an int8 recipe; its float16 graphs are those of `half_bundle`, which has the same weights."""
+
+    def take(module: PhaseUNet, _batch: int, store: WeightStore, path: Path) -> None:
+        assert store.path.read_bytes() == (half_bundle / "unet/weights.safetensors").read_bytes()
+        shutil.copy(half_bundle / "unet" / f"{module.phase.name}.onnx", path)
+
     folder = _shared(tmp_path_factory, worker_id) / "int8-bundle"
-    with FileLock(f"{folder}.lock"):
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
         if not folder.is_dir():
+            patch.setattr(graphs, "write_graph", take)
             build(RECIPES["int8"], folder, NoDisplay())
     return folder
 

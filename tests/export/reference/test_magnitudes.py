@@ -179,7 +179,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sd15": {"family": "sd15"},
     "sd21": {"family": "sd21"},
     "sdxl": {"family": "sdxl", "steps": [7]},
-    "control": {"family": "sd15", "width": 64, "height": 64, "task": "controlnet", "controlnet": "random:1"},
+    "control": {"family": "sd15", "width": 768, "height": 64, "task": "controlnet", "controlnet": "random:1"},
 }
 
 

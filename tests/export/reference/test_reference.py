@@ -18,11 +18,10 @@ from hidiff_export.reference.diffusers_run import Networks
 from hidiff_export.reference.reference import record_reference
 from hidiff_runtime.verification.reference_samples import CallSample, ReferenceSamples, Stored
 
+# test_verify.py replays what the other families and tasks record.
 TASKS = {
     "sd15": {"family": "sd15", "sampler": "pndm", "steps": [2]},
-    "sd21 without windows": {"family": "sd21", "hidiffusion": {"windows": False}, "height": 192},
     "sdxl": {"family": "sdxl", "steps": [7], "sampler": "euler_ancestral", "batch": 2, "guidance": False},
-    "sdxl inpainting": {"family": "sdxl", "task": "inpainting"},
     "sdxl controlnet": {"family": "sdxl", "task": "controlnet"},
     "turbo, second order": {"family": "sdxl-turbo", "sampler": "heun", "steps": [2]},
 }

@@ -60,7 +60,7 @@ def sample_of(table: SamplerTable) -> SamplerSample:
 
 @pytest.mark.parametrize(("sampler", "config"), CASES)
 def test_every_table_agrees_with_its_scheduler(sampler: str, config: str) -> None:
-    table, answers = made(sampler, config, (1, 2, 3, 5, 8, 20))
+    table, answers = made(sampler, config, (1, 2, 3, 5, 8, 20) if config == "sd15" else (1, 2, 5))
     verdict = replay_sampler(table, sample_of(table), answers)
     assert verdict.ok, (verdict.fault, verdict.metrics)
     assert answers.steps.tolist() == table.steps.tolist()

@@ -18,6 +18,8 @@ from PIL import Image
 from hidiff_runtime import Pipeline
 from hidiff_runtime.serving.http.job_queue import previewed
 
+pytestmark = pytest.mark.alone
+
 ASKED = {"prompt": PROMPT, "steps": 4}
 SIZE = f"{toy_pictures.WIDTH}x{toy_pictures.HEIGHT}"
 

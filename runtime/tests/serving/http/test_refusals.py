@@ -40,22 +40,19 @@ RAW = {
     "a comment": b'{"prompt": "a"} // b',
 }
 
+# What any layer refuses is tested where its rule is: test_serving_fields.py and test_pipeline.py. Of these there is one
+# of each kind here, beside what JSON and OpenAI's fields bring.
 FIELDS: dict[str, dict[str, Any]] = {
     "no prompt": {},
     "an empty prompt": {"prompt": ""},
-    "a blank prompt": {"prompt": " \n"},
     "a prompt that is null": {"prompt": None},
     "a prompt that is a number": {"prompt": 5},
-    "a list of prompts": {"prompt": ["a", "b"]},
     "a prompt of half a character": {"prompt": "\ud800"},
-    "a sampler of half a character": {"sampler": "\ud800"},
     "an image of half a character": {"image": "data:image/png;base64,\ud800AAA"},
     "an unknown field of half a character": {"\ud800": 1},
     "a model of half a character": {"model": "\ud800"},
     "a size of half a character": {"size": "\ud800"},
     "a prompt too long": {"prompt": "a" * 51},
-    "a negative prompt too long": {"negative_prompt": "a" * 51},
-    "a negative prompt of half a character": {"negative_prompt": "\udfff"},
     "no pictures": {"n": 0},
     "fewer than no pictures": {"n": -1},
     "too many pictures": {"n": 4},
@@ -81,44 +78,19 @@ FIELDS: dict[str, dict[str, Any]] = {
     "an unknown field that is a path": {"/etc/passwd": 1},
     "a field of Python's": {"__class__": "x"},
     "a field of pydantic's": {"model_config": {}, "model_extra": {}},
-    "steps as text": {"steps": "4"},
-    "no steps": {"steps": 0},
-    "fewer than no steps": {"steps": -4},
     "too many steps": {"steps": 9},
     "steps that are no number": {"steps": float("nan")},
     "a seed below that of a random one": {"seed": -2},
-    "a seed below the first": {"seed": -(2**70)},
     "a seed beyond the last": {"seed": 2**70},
     "seeds that go beyond the last": {"seed": 2**64 - 1, "n": 2},
-    "a seed that is a fraction": {"seed": 0.5},
-    "a guidance scale that is no number": {"guidance_scale": float("nan")},
-    "a guidance scale without an end": {"guidance_scale": float("inf")},
-    "a guidance scale beyond float32": {"guidance_scale": 1e39},
-    "a conditioning scale beyond float32": {"conditioning_scale": 1e39},
-    "eta beyond float32": {"eta": 1e39},
-    "a strength beyond float32": {"strength": 1e39, "image": data_url(png())},
-    "a guidance scale that is text": {"guidance_scale": "7"},
-    "a sampler there is not": {"sampler": "nope"},
     "a sampler that is a path": {"sampler": "../../etc/passwd"},
-    "eta without an end": {"eta": float("inf")},
-    "a strength without an image": {"strength": 0.5},
-    "a strength beyond 1": {"strength": 1.5, "image": data_url(png())},
-    "a mask without an image": {"mask": data_url(png())},
     "an image that is a path": {"image": "/etc/passwd"},
-    "an image that is a file's URL": {"image": "file:///etc/passwd"},
     "an image that is another server's": {"image": "http://127.0.0.1/secret.png"},
     "an image that is none": {"image": data_url(b"no picture")},
     "an image cut short": {"image": data_url(png()[:-20])},
-    "an image of another size": {"image": data_url(png(size=(8, 8)))},
-    "an image of too many pixels": {"image": data_url(png(size=(100, 51)))},
     "an image of too many bytes": {"image": data_url(b"x" * 20_001)},
-    "an image without base64": {"image": "data:image/png,abc"},
     "an image with holes": {"image": data_url(png(0, mode="RGBA"))},
     "an image that is a list": {"image": [data_url(png())]},
-    "a control image": {"control_image": data_url(png())},
-    "clip_skip beyond the layers": {"clip_skip": 99},
-    "long_prompt of another kind": {"long_prompt": "wrap"},
-    "resize as a number": {"resize": 1},
 }
 
 
@@ -127,8 +99,12 @@ def test_refuses_what_is_no_body(server: Server, name: str) -> None:
     refused(server.ask("POST", GENERATIONS, RAW[name], content_type="application/json"), 400)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("name", FIELDS)
+STREAMED = ("an empty prompt", "a prompt of half a character", "too many pictures", "an unknown field", "another model")
+
+
+@pytest.mark.parametrize(
+    ("name", "stream"), [*((name, False) for name in FIELDS), *((name, True) for name in STREAMED)]
+)
 def test_refuses(server: Server, name: str, stream: bool) -> None:
     before = server.count("hidiff_pictures_total")
     given = {"prompt": PROMPT, "steps": 4, **FIELDS[name]} if FIELDS[name] else {"steps": 4}
