@@ -16,9 +16,8 @@ TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-ver
 # What tests must find here rather than skip (runtime/tests/needs.py). CLIP's vocabulary comes with open_clip_torch, whose
 # dependencies are left out: they would replace torch.
 REQUIRE := clip-vocabulary,moto,pyarrow,ray,tritonserver$(if $(HIDIFF_REQUIRE),$(COMMA)$(HIDIFF_REQUIRE))
-# Three processes for two cores, since some wait for servers. A file's tests stay together, for they share what they
-# build; files keep the order that tests/conftest.py gives them.
-PROCESSES ?= 3
+# A file's tests stay together, for they share what they build; files keep the order that tests/conftest.py gives them.
+PROCESSES ?= 2
 WORKERS := -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test coverage lint types imports format install clean

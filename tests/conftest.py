@@ -41,7 +41,14 @@ TENSORRT_CHANGES = (
 """What `tensorrt_bundle` changes in the demo recipe: two phases come up, both with a ControlNet's residuals."""
 
 
-LONG = ("test_verify.py", "test_rebase.py", "test_bundle_unet.py", "test_apply_hidiffusion.py", "test_magnitudes.py", "test_vae.py")
+LONG = (
+    "test_verify.py",
+    "test_rebase.py",
+    "test_bundle_unet.py",
+    "test_apply_hidiffusion.py",
+    "test_magnitudes.py",
+    "test_vae.py",
+)
 """Files without a slow test that take long as a whole."""
 
 
