@@ -8,6 +8,7 @@ refuses what is something else. Keys are the fields' names in their order, if no
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import cache
@@ -62,9 +63,21 @@ def _bundle_path(fields: Fields, name: str) -> str:
     return path
 
 
+def _float_or_inf(fields: Fields, name: str) -> float:
+    value = fields.take(name)
+    if value in ("inf", "-inf"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise fields.wrong(name, "must be a number, 'inf' or '-inf'", value)
+    return float(value)
+
+
 Positive = Annotated[int, whole(1)]
 Float = Annotated[float, Form(Fields.number, float)]
 """A number that is written as it is read, 0 as 0.0, so that a digest stays the same."""
+
+FloatOrInf = Annotated[float, Form(_float_or_inf, lambda value: value if math.isfinite(value) else str(value))]
+"""A number that may be infinite, which JSON has as the text ``inf`` or ``-inf``."""
 
 AnyText = Annotated[str, Form(lambda fields, name: fields.text(name, empty=True))]
 Shape = Annotated[tuple[int, ...], Form(Fields.shape)]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.format.codec import Fields
-from hidiff_runtime.format.record_codec import LATER, AnyText, Form, decode, encode
+from hidiff_runtime.format.record_codec import LATER, AnyText, FloatOrInf, decode, encode
 from hidiff_runtime.verification.image_metrics import psnr, ssim
 
 Array = NDArray[Any]
@@ -62,19 +62,6 @@ class Bound:
         return ", ".join(demands)
 
 
-def _ratio(fields: Fields, name: str) -> float:
-    value = fields.take(name)
-    if value in ("inf", "-inf"):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise fields.wrong(name, "must be a number, 'inf' or '-inf'", value)
-    return float(value)
-
-
-Ratio = Annotated[float, Form(_ratio, lambda value: value if math.isfinite(value) else str(value))]
-"""A number that may be infinite, which JSON has as the text ``inf`` or ``-inf``."""
-
-
 @dataclass(frozen=True)
 class Metrics:
     """Distance between two arrays.
@@ -88,11 +75,11 @@ class Metrics:
         ssim: likewise.
     """
 
-    snr_db: Ratio
+    snr_db: FloatOrInf
     max_abs: float
     cosine: float
-    excess: Ratio | None = None
-    psnr_db: Ratio | None = field(default=None, metadata=LATER)
+    excess: FloatOrInf | None = None
+    psnr_db: FloatOrInf | None = field(default=None, metadata=LATER)
     ssim: float | None = field(default=None, metadata=LATER)
 
     @classmethod
