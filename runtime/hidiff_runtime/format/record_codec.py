@@ -112,7 +112,7 @@ def decode(cls: type[T], fields: Fields, **given: Any) -> T:
         BundleError: a field is missing or is not what its type says; its path is named.
     """
     values = dict(given)
-    for field, name, hint in _members(cls):
+    for field, name, hint in _members(cls):  # type: ignore[arg-type]  # classes can be hashed
         if field.name in given or ("absent" in field.metadata and name not in fields):
             continue
         values[field.name] = decode(hint, fields) if "flat" in field.metadata else _read(hint, fields, name)
@@ -144,7 +144,7 @@ def _some(arguments: tuple[Any, ...]) -> Any:
 def encode(record: Any) -> dict[str, Any]:
     """Returns the JSON object of a dataclass, which `decode` reads."""
     content: dict[str, Any] = {}
-    for field, name, hint in _members(type(record)):
+    for field, name, hint in _members(record.__class__):
         value, marks = getattr(record, field.name), field.metadata
         if "unwritten" in marks or ("omitted" in marks and value == _default(field)):
             continue

@@ -72,7 +72,10 @@ class Drawn:
 
 
 def _source(fields: Fields, name: str) -> Stored | Drawn:
-    return fields.nested(name, lambda inner: decode(Drawn if "seed" in inner else Stored, inner))
+    def read(inner: Fields) -> Stored | Drawn:
+        return decode(Drawn, inner) if "seed" in inner else decode(Stored, inner)
+
+    return fields.nested(name, read)
 
 
 Source = Annotated[Stored | Drawn, Form(_source)]
