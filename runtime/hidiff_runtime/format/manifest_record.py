@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.codec import Fields
-from hidiff_runtime.format.record_codec import LATER, OMITTED, BundlePath, Float, Form, Positive, whole
+from hidiff_runtime.format.record_codec import LATER, OMITTED, BundlePath, Float, Form, Positive, whole, wholes
 from hidiff_runtime.format.specs import (
     GraphRecord,
     ListedFile,
@@ -23,11 +23,7 @@ FORMAT = 1
 """The newest bundle format this runtime reads."""
 
 
-def _latent(fields: Fields, name: str) -> tuple[int, ...]:
-    latent = fields.wholes(name, 1)
-    if len(latent) != 3:
-        raise fields.wrong(name, "must be channels, height and width", latent)
-    return latent
+Latent = Annotated[tuple[int, int, int], wholes(3, "must be channels, height and width", least=1)]
 
 
 def _rule(fields: Fields, name: str) -> PhaseRule:
@@ -112,7 +108,7 @@ class ManifestRecord:
     guidance: bool
     precision: str
     rule: Annotated[PhaseRule, Form(_rule, _rule_content)]
-    latent: Annotated[tuple[int, int, int], Form(_latent)]
+    latent: Latent
     windowed_blocks: tuple[str, ...]
     phases: tuple[PhaseRecord, ...]
     samplers: Mapping[str, BundlePath]

@@ -56,6 +56,18 @@ def whole(least: int = 0, most: int = INT32_MAX) -> Form:
     return Form(lambda fields, name: fields.whole(name, least, most))
 
 
+def wholes(count: int, rule: str, least: int = 0) -> Form:
+    """Returns the form of a list of so many whole numbers; ``rule`` is what messages say of another number of them."""
+
+    def read(fields: Fields, name: str) -> tuple[int, ...]:
+        found = fields.wholes(name, least)
+        if len(found) != count:
+            raise fields.wrong(name, rule, found)
+        return found
+
+    return Form(read)
+
+
 def _bundle_path(fields: Fields, name: str) -> str:
     path = fields.text(name)
     if fault := path_error(path):

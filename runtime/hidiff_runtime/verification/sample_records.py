@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.format.codec import Fields
-from hidiff_runtime.format.record_codec import FLAT, LATER, Form, Positive, Shape, decode, whole
+from hidiff_runtime.format.record_codec import FLAT, LATER, Form, Positive, Shape, decode, whole, wholes
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.sampling.torch_rng import SEED_MAX, SEED_MIN, TorchGenerator
 from hidiff_runtime.verification.comparison import Bound
@@ -28,15 +28,8 @@ def _prompt(fields: Fields, name: str) -> str:
     return prompt
 
 
-def _corner(fields: Fields, name: str) -> tuple[int, ...]:
-    corner = fields.wholes(name)
-    if len(corner) != 2:
-        raise fields.wrong(name, "must be a row and a column", corner)
-    return corner
-
-
 Prompt = Annotated[str, Form(_prompt)]
-Corner = Annotated[tuple[int, int], Form(_corner)]
+Corner = Annotated[tuple[int, int], wholes(2, "must be a row and a column")]
 Shift = Annotated[int, whole(0, 3)]
 
 

@@ -72,12 +72,7 @@ class SamplerSample:
 
     def tensors(self) -> dict[str, str]:
         """The name of each tensor, by what it is."""
-        return {name: getattr(self, name) for name in _TENSORS}
-
-
-_TENSORS = (
-    *("steps", "init_noise_sigma", "runs", "etas", "asked", "samples", "draws", "timesteps", "scaled", "noised"),
-)
+        return {name: getattr(self, name) for name in SamplerAnswers.__dataclass_fields__}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _TARGET = re.compile(r"sm[0-9]{2,3}")
 
 
 def _phase(fields: Fields, name: str) -> str | None:
-    """The one phase of the plan, if it is a phase's."""
+    """Reads the one phase of the plan; None where it is no phase's."""
     phases = fields.listed(name, Fields.text)
     if len(phases) > 1:
         raise BundleError(
@@ -37,7 +37,7 @@ def _phase(fields: Fields, name: str) -> str | None:
 
 
 def _tensors(fields: Fields, name: str) -> tuple[TensorSpec, ...]:
-    """A plan's may have no axes."""
+    """Reads a plan's tensors, which may have no axes."""
     return fields.each(name, lambda inner: decode(TensorSpec, inner, shape=inner.shape("shape", 0)))
 
 
