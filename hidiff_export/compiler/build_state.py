@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hidiff_export.compiler.output_folder import is_plain
 from hidiff_export.engines.protocol import Report
 from hidiff_export.errors import BundleError
 from hidiff_runtime.format.codec import Fields, parse_object
-from hidiff_runtime.format.manifest import FileDigest
-from hidiff_runtime.format.paths import path_error
+from hidiff_runtime.format.record_codec import LATER, OMITTED, decode, encode
+from hidiff_runtime.format.specs import FileDigest, ListedFile
 
 STATE = "build.json"
-_REPLACES = "replaces"
 
 
 @dataclass
@@ -30,8 +30,8 @@ class StageRecord:
     """
 
     key: str
-    files: dict[str, FileDigest]
-    notices: tuple[str, ...] = ()
+    files: dict[str, ListedFile]
+    notices: tuple[str, ...] = field(default=(), metadata=LATER)
 
 
 @dataclass
@@ -44,7 +44,7 @@ class BuildState:
     """
 
     stages: dict[str, StageRecord] = field(default_factory=dict)
-    replaces: str | None = None
+    replaces: str | None = field(default=None, metadata=OMITTED)
 
     @classmethod
     def read(cls, folder: Path) -> BuildState:
@@ -58,8 +58,7 @@ class BuildState:
             return cls()
         try:
             fields = Fields(parse_object(path.read_text(encoding="utf-8"), STATE), STATE)
-            replaces = fields.optional(_REPLACES, fields.text) if _REPLACES in fields else None
-            state = cls(fields.named("stages", _stage), replaces)
+            state = decode(cls, fields)
             fields.done()
         except (BundleError, OSError, UnicodeDecodeError) as error:
             summary = error.summary if isinstance(error, BundleError) else str(error)
@@ -70,28 +69,13 @@ class BuildState:
             ) from error
         return state
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """What ``build.json`` holds."""
-        stages = {name: asdict(record) for name, record in self.stages.items()}
-        return {"stages": stages, **({} if self.replaces is None else {_REPLACES: self.replaces})}
+        return encode(self)
 
     def files(self) -> dict[str, FileDigest]:
         """Every file that the finished stages wrote."""
         return {path: record for stage in self.stages.values() for path, record in stage.files.items()}
-
-
-def _stage(fields: Fields, name: str) -> StageRecord:
-    def read(inner: Fields) -> StageRecord:
-        notices = inner.texts("notices") if "notices" in inner else ()
-        return StageRecord(inner.text("key"), inner.named("files", _file), notices)
-
-    return fields.nested(name, read)
-
-
-def _file(fields: Fields, name: str) -> FileDigest:
-    if fault := path_error(name):
-        raise fields.wrong(repr(name), fault, name)
-    return fields.nested(name, FileDigest.from_fields)
 
 
 def faults(folder: Path, files: Mapping[str, FileDigest], report: Report | None = None) -> dict[str, str]:

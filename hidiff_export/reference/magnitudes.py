@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from hidiff_export.errors import CheckpointError
 from hidiff_export.files import write_json
 from hidiff_export.recipe.field_types import Target
 from hidiff_runtime.format.codec import Fields, read_object
+from hidiff_runtime.format.record_codec import AnyText, FloatOrInf, Form, decode, encode, key
 
 if TYPE_CHECKING:
     from hidiff_export.recipe import Recipe
@@ -56,9 +57,9 @@ class Magnitude:
     """
 
     network: str
-    tensor: str
+    tensor: AnyText
     operator: str
-    value: float
+    value: FloatOrInf = field(metadata=key("magnitude"))
     phase: str | None = None
     step: int | None = None
     steps: int | None = None
@@ -89,34 +90,20 @@ class Magnitude:
         reaches = "is infinite or NaN in float32 too" if math.isinf(self.value) else f"reaches {figure(self.value)}"
         return f"{self.name} {reaches} in {self.place}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The record as JSON values; an infinite magnitude is the text ``inf``."""
-        return {
-            "network": self.network,
-            "phase": self.phase,
-            "tensor": self.tensor,
-            "operator": self.operator,
-            "magnitude": _plain(self.value),
-            "headroom": _plain(self.headroom),
-            "step": self.step,
-            "steps": self.steps,
-            "random": self.random,
-        }
 
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Magnitude:
-        """Reads what :meth:`to_dict` wrote."""
-        fields.take("headroom")
-        return cls(
-            network=fields.text("network"),
-            tensor=str(fields.take("tensor")),
-            operator=fields.text("operator"),
-            value=_value(fields),
-            phase=fields.optional("phase", fields.text),
-            step=fields.optional("step", fields.whole),
-            steps=fields.optional("steps", fields.whole),
-            random=fields.flag("random"),
-        )
+def _read(fields: Fields, name: str) -> Magnitude:
+    def read(inner: Fields) -> Magnitude:
+        inner.take("headroom")  # for people
+        return decode(Magnitude, inner)
+
+    return fields.nested(name, read)
+
+
+def _content(one: Magnitude) -> dict[str, Any]:
+    return {**encode(one), "headroom": "inf" if math.isinf(one.headroom) else one.headroom}
+
+
+Entry = Annotated[Magnitude, Form(_read, _content)]
 
 
 @dataclass(frozen=True)
@@ -129,8 +116,8 @@ class Magnitudes:
             a tensor of several phases once.
     """
 
-    largest: tuple[Magnitude, ...] = ()
-    near: tuple[Magnitude, ...] = ()
+    largest: tuple[Entry, ...] = ()
+    near: tuple[Entry, ...] = ()
 
     @classmethod
     def of(cls, found: Iterable[Magnitude]) -> Magnitudes:
@@ -194,12 +181,7 @@ class Magnitudes:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON values."""
-        return {
-            "limit": FLOAT16_MAX,
-            "margin": MARGIN,
-            "largest": [one.to_dict() for one in self.largest],
-            "near": [one.to_dict() for one in self.near],
-        }
+        return {"limit": FLOAT16_MAX, "margin": MARGIN, **encode(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str) -> Magnitudes:
@@ -211,7 +193,7 @@ class Magnitudes:
         fields = Fields(data, source)
         fields.number("limit")
         fields.number("margin")
-        found = cls(fields.each("largest", Magnitude.from_fields), fields.each("near", Magnitude.from_fields))
+        found = decode(cls, fields)
         fields.done()
         return found
 
@@ -234,16 +216,3 @@ def figure(value: float) -> str:
 def _first(found: tuple[Magnitude, ...]) -> str:
     more = "" if len(found) <= _NAMED else f"; and {len(found) - _NAMED} more"
     return "; ".join(map(str, found[:_NAMED])) + more
-
-
-def _plain(value: float) -> float | str:
-    return value if math.isfinite(value) else "inf"
-
-
-def _value(fields: Fields) -> float:
-    value = fields.take("magnitude")
-    if value == "inf":
-        return math.inf
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise fields.wrong("magnitude", "must be a number or 'inf'", value)
-    return float(value)

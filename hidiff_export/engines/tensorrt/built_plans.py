@@ -13,7 +13,8 @@ from typing import Any
 from hidiff_export.errors import BundleError
 from hidiff_export.files import write_json
 from hidiff_runtime.format.codec import Fields, parse_object
-from hidiff_runtime.format.manifest import FileDigest
+from hidiff_runtime.format.record_codec import decode, encode
+from hidiff_runtime.format.specs import FileDigest
 
 SUFFIX = ".built"
 COSTS = ("seconds", "peak_bytes")
@@ -45,15 +46,13 @@ class Built:
         path = engine.with_suffix(SUFFIX)
         try:
             fields = Fields(parse_object(path.read_text(encoding="utf-8"), path.name), path.name)
-            files = fields.named("files", lambda inner, name: inner.nested(name, FileDigest.from_fields))
-            return cls(fields.text("key"), files, fields.named("costs", Fields.number))
+            return decode(cls, fields)
         except (BundleError, OSError, UnicodeDecodeError):
             return None
 
     def write(self, engine: Path) -> None:
         """Writes the note beside the plan's record."""
-        files = {name: {"size": record.size, "sha256": record.sha256} for name, record in self.files.items()}
-        write_json(engine.with_suffix(SUFFIX), {"key": self.key, "files": files, "costs": dict(self.costs)})
+        write_json(engine.with_suffix(SUFFIX), encode(self))
 
     def holds(self, key: str, paths: Iterable[Path]) -> bool:
         """Whether these are the plan's files, of the same key and as they were written."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -143,7 +143,7 @@ class Fields:
     """
 
     def __init__(self, data: Any, source: str, where: str = "") -> None:
-        self._source = source
+        self.source = source
         self._where = where
         if not isinstance(data, Mapping):
             raise self.wrong("", "must be an object", data)
@@ -155,7 +155,7 @@ class Fields:
     def wrong(self, key: str, rule: str, given: object) -> BundleError:
         """The error for field ``key``: it broke ``rule``."""
         path = f"{self._where}.{key}".strip(".")[:_SHOWN] or "the outermost object"
-        return BundleError(f"{self._source}: {path} {rule[: _SHOWN * 4]}.", given=repr(given)[:_SHOWN], advice=REBUILD)
+        return BundleError(f"{self.source}: {path} {rule[: _SHOWN * 4]}.", given=repr(given)[:_SHOWN], advice=REBUILD)
 
     def take(self, key: str) -> Any:
         """The field as it is.
@@ -167,18 +167,23 @@ class Fields:
             raise self.wrong(key, "is missing", sorted(self._left))
         return self._left.pop(key)
 
-    def text(self, key: str) -> str:
-        """A string that is not empty."""
+    def text(self, key: str, *, empty: bool = False) -> str:
+        """A string that is not empty, or may be."""
         value = self.take(key)
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not (value or empty):
             raise self.wrong(key, "must be a text", value)
+        return value
+
+    def choice(self, key: str, names: Iterable[str]) -> str:
+        """One of ``names``."""
+        value, known = self.text(key), list(names)
+        if value not in known:
+            raise self.wrong(key, f"must be one of {', '.join(known)}", value)
         return value
 
     def whole(self, key: str, least: int = 0, most: int = INT32_MAX) -> int:
         """A whole number from ``least`` to ``most``."""
-        return self._whole(key, self.take(key), least, most)
-
-    def _whole(self, key: str, value: Any, least: int, most: int) -> int:
+        value = self.take(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise self.wrong(key, f"must be a whole number of {least} or more", value)
         if value > most:
@@ -203,7 +208,7 @@ class Fields:
 
     def wholes(self, key: str, least: int = 0, most: int = INT32_MAX) -> tuple[int, ...]:
         """A list of whole numbers from ``least`` to ``most``."""
-        return tuple(self._whole(f"{key}[{index}]", value, least, most) for index, value in enumerate(self.items(key)))
+        return self.listed(key, lambda inner, place: inner.whole(place, least, most))
 
     def shape(self, key: str, least: int = 1) -> tuple[int, ...]:
         """A tensor's shape: whole numbers of 1 or more, ``least`` to `MOST_AXES` of them."""
@@ -212,14 +217,6 @@ class Fields:
             raise self.wrong(key, f"must have {least} to {MOST_AXES} axes", found)
         return found
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        """A list of strings."""
-        values = self.items(key)
-        for index, value in enumerate(values):
-            if not isinstance(value, str):
-                raise self.wrong(f"{key}[{index}]", "must be a text", value)
-        return tuple(values)
-
     def optional(self, key: str, read: Callable[[str], T]) -> T | None:
         """``read(key)``, or ``None`` where the field is null."""
         if key in self._left and self._left[key] is None:
@@ -227,13 +224,22 @@ class Fields:
             return None
         return read(key)
 
+    def listed(self, key: str, read: Callable[[Fields, str], T]) -> tuple[T, ...]:
+        """A list whose values are read by ``read(fields, place)``: as if it were an object with keys ``list[0]``, …"""
+        places = {f"{key}[{index}]": value for index, value in enumerate(self.items(key))}
+        inner = Fields(places, self.source, self._where)
+        return tuple(read(inner, place) for place in places)
+
     def each(self, key: str, read: Callable[[Fields], T]) -> tuple[T, ...]:
         """A list of objects, each taken apart by ``read`` to its last key."""
-        return tuple(self._nested(f"{key}[{index}]", value, read) for index, value in enumerate(self.items(key)))
+        return self.listed(key, lambda inner, place: inner.nested(place, read))
 
     def nested(self, key: str, read: Callable[[Fields], T]) -> T:
         """One object, taken apart by ``read`` to its last key."""
-        return self._nested(key, self.take(key), read)
+        inner = Fields(self.take(key), self.source, f"{self._where}.{key}".strip("."))
+        result = read(inner)
+        inner.done()
+        return result
 
     def mapping(self, key: str) -> dict[str, Any]:
         """An object with free keys."""
@@ -244,7 +250,7 @@ class Fields:
 
     def named(self, key: str, read: Callable[[Fields, str], T]) -> dict[str, T]:
         """An object with free keys whose values are read by ``read(fields, key)``."""
-        inner = Fields(self.mapping(key), self._source, f"{self._where}.{key}".strip("."))
+        inner = Fields(self.mapping(key), self.source, f"{self._where}.{key}".strip("."))
         return {name: read(inner, name) for name in list(inner._left)}
 
     def done(self) -> None:
@@ -262,9 +268,3 @@ class Fields:
         if not isinstance(value, list):
             raise self.wrong(key, "must be a list", value)
         return value
-
-    def _nested(self, key: str, value: Any, read: Callable[[Fields], T]) -> T:
-        inner = Fields(value, self._source, f"{self._where}.{key}".strip("."))
-        result = read(inner)
-        inner.done()
-        return result

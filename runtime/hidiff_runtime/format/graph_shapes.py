@@ -7,13 +7,10 @@ may be larger than such a picture needs.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from hidiff_runtime.format.codec import Fields
-
-if TYPE_CHECKING:
-    from hidiff_runtime.format.manifest import Manifest
-    from hidiff_runtime.format.specs import GraphRecord, PhaseRecord, TensorSpec, VaeRecord
+from hidiff_runtime.format.manifest_record import ManifestRecord
+from hidiff_runtime.format.specs import GraphRecord, PhaseRecord, TensorSpec, VaeRecord
 
 PIXELS = 8
 """Pixels of a picture for each of its latents, along either side."""
@@ -33,7 +30,7 @@ _EMBEDDINGS = {"prompt_embeds": 3, "text_embeds": 2, "time_ids": 2}
 """A phase's inputs beside its latents and residuals, with the axes of those that there is one of for each picture."""
 
 
-def check_geometry(manifest: Manifest, fields: Fields) -> None:
+def check_geometry(manifest: ManifestRecord, fields: Fields) -> None:
     """Refuses sizes that do not belong together.
 
     Raises:
@@ -54,7 +51,7 @@ def check_geometry(manifest: Manifest, fields: Fields) -> None:
         _check_vae(manifest.vae, fields)
 
 
-def _check_picture(manifest: Manifest, fields: Fields) -> None:
+def _check_picture(manifest: ManifestRecord, fields: Fields) -> None:
     """The latents are the picture's, and no more of them than `MOST_PIXELS` are for."""
     if manifest.batch * manifest.width * manifest.height > MOST_PIXELS:
         given = f"{manifest.batch} of {manifest.width}x{manifest.height}"
@@ -65,7 +62,7 @@ def _check_picture(manifest: Manifest, fields: Fields) -> None:
         raise fields.wrong("latent", rule, list(manifest.latent))
 
 
-def _check_phase(manifest: Manifest, record: PhaseRecord, fields: Fields, key: str) -> None:
+def _check_phase(manifest: ManifestRecord, record: PhaseRecord, fields: Fields, key: str) -> None:
     """A phase takes latents, what runs are conditioned on and shifts, and gives noise for the latents' channels."""
     _check_inputs(manifest, record, fields, f"{key}.inputs")
     _check_residuals(manifest, record, fields, f"{key}.inputs")
@@ -76,7 +73,7 @@ def _check_phase(manifest: Manifest, record: PhaseRecord, fields: Fields, key: s
         raise fields.wrong(f"{key}.outputs", f"must be noise_pred float32{list(due)} alone", given)
 
 
-def _check_inputs(manifest: Manifest, record: PhaseRecord, fields: Fields, key: str) -> None:
+def _check_inputs(manifest: ManifestRecord, record: PhaseRecord, fields: Fields, key: str) -> None:
     channels, *size = manifest.latent
     batch, blocks = _batch(manifest), len(manifest.windowed_blocks)
     inputs = {spec.name: spec for spec in record.inputs}
@@ -94,7 +91,7 @@ def _check_inputs(manifest: Manifest, record: PhaseRecord, fields: Fields, key: 
             raise fields.wrong(key, "must be what a run gives, one for each picture", str(spec))
 
 
-def _check_residuals(manifest: Manifest, record: PhaseRecord, fields: Fields, key: str) -> None:
+def _check_residuals(manifest: ManifestRecord, record: PhaseRecord, fields: Fields, key: str) -> None:
     """A phase takes residuals exactly where it is one with a ControlNet's, and all else as the first phase does."""
     residuals, first, batch = record.residuals, manifest.phases[0], _batch(manifest)
     if bool(residuals) != record.phase.control:
@@ -107,7 +104,7 @@ def _check_residuals(manifest: Manifest, record: PhaseRecord, fields: Fields, ke
         raise fields.wrong(key, "must be those of the first phase", ", ".join(map(str, record.inputs)))
 
 
-def _batch(manifest: Manifest) -> int:
+def _batch(manifest: ManifestRecord) -> int:
     """Of the graphs: each picture's latents, with guidance twice."""
     return manifest.batch * (1 + manifest.guidance)
 
@@ -122,7 +119,7 @@ def _is_given(spec: TensorSpec, batch: int, blocks: int) -> bool:
     return known and (spec.name != "time_ids" or spec.shape[1] == 6)
 
 
-def _check_tensors(manifest: Manifest, record: GraphRecord, fields: Fields, key: str) -> None:
+def _check_tensors(manifest: ManifestRecord, record: GraphRecord, fields: Fields, key: str) -> None:
     pixels = _batch(manifest) * manifest.width * manifest.height
     for spec in (*record.inputs, *record.outputs):
         if spec.bytes > _BYTES + pixels * _BYTES_PER_PIXEL:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
-from hidiff_runtime.format.codec import INT64_MAX, Fields
+from hidiff_runtime.format.codec import FLOAT32_MAX, INT64_MAX, Fields
+from hidiff_runtime.format.paths import path_error
+from hidiff_runtime.format.record_codec import FLAT, BundlePath, Float, Form, Shape, decode, whole
 from hidiff_runtime.format.regular_files import open_regular
 from hidiff_runtime.phases import Phase
 
 DTYPES = {"float32": 4, "int32": 4}
 """Types a graph's inputs and outputs may have, and their bytes; other precisions stay inside the graph."""
 
+
+Dtype = Annotated[str, Form(lambda fields, name: fields.choice(name, DTYPES))]
 
 SAMPLE_TENSORS = "samples.safetensors"
 """The reference samples' tensors, beside their index."""
@@ -34,8 +39,8 @@ class TensorSpec:
     """Name, static shape and type (``float32`` or ``int32``) of a graph's input or output."""
 
     name: str
-    shape: tuple[int, ...]
-    dtype: str
+    shape: Shape
+    dtype: Dtype
 
     @property
     def bytes(self) -> int:
@@ -46,17 +51,19 @@ class TensorSpec:
         return f"{self.name} {self.dtype}{list(self.shape)}"
 
 
+def _sha256(fields: Fields, name: str) -> str:
+    digest = fields.text(name)
+    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise fields.wrong(name, "must be 64 hexadecimal digits", digest)
+    return digest
+
+
 @dataclass(frozen=True)
 class FileDigest:
     """What a file must be: its size in bytes and the SHA-256 of its content, in hexadecimal."""
 
-    size: int
-    sha256: str
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> FileDigest:
-        """Reads a record as every JSON file of the format writes it; weight stores are larger than int32 counts."""
-        return cls(fields.whole("size", most=INT64_MAX), fields.text("sha256"))
+    size: Annotated[int, whole(most=INT64_MAX)]  # weight stores are larger than int32 counts
+    sha256: Annotated[str, Form(_sha256)]
 
     @classmethod
     def of(cls, path: Path) -> FileDigest:
@@ -70,6 +77,16 @@ class FileDigest:
         return cls(size, digest.hexdigest())
 
 
+def _listed_file(fields: Fields, path: str) -> FileDigest:
+    if fault := path_error(path):
+        raise fields.wrong(repr(path), fault, path)
+    return fields.nested(path, lambda inner: decode(FileDigest, inner))
+
+
+ListedFile = Annotated[FileDigest, Form(_listed_file)]
+"""A file of the bundle, by its path."""
+
+
 @dataclass(frozen=True)
 class GraphRecord:
     """A graph, the engines built from it, and what goes in and out.
@@ -81,8 +98,8 @@ class GraphRecord:
         outputs: in the graph's order.
     """
 
-    graph: str
-    engines: Mapping[str, str]
+    graph: BundlePath
+    engines: Mapping[str, BundlePath]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -103,7 +120,7 @@ class PhaseRecord(GraphRecord):
         phase: which phase.
     """
 
-    phase: Phase
+    phase: Phase = field(metadata=FLAT)
 
     @property
     def residuals(self) -> tuple[TensorSpec, ...]:
@@ -122,7 +139,7 @@ class TextEncoderRecord(GraphRecord):
     """
 
     name: str
-    tokenizer: str
+    tokenizer: BundlePath
     clip_skip: int
 
     @property
@@ -130,6 +147,19 @@ class TextEncoderRecord(GraphRecord):
         """How many tokens it takes."""
         ids = self.input("input_ids")
         return None if ids is None else ids.shape[-1]
+
+
+def _preview(fields: Fields, name: str) -> tuple[tuple[float, ...], ...]:
+    rows = fields.take(name)
+    lists = isinstance(rows, list) and all(isinstance(row, list) and len(row) == 3 for row in rows)
+    if not lists or not all(type(value) in (int, float) and abs(value) <= FLOAT32_MAX for row in rows for value in row):
+        raise fields.wrong(name, "must be rows of three numbers that float32 can hold", rows)
+    return tuple(tuple(map(float, row)) for row in rows)
+
+
+Preview = Annotated[
+    tuple[tuple[float, float, float], ...], Form(_preview, lambda rows: [list(map(float, row)) for row in rows])
+]
 
 
 @dataclass(frozen=True)
@@ -146,6 +176,6 @@ class VaeRecord:
 
     decoder: GraphRecord
     encoder: GraphRecord
-    scaling_factor: float
+    scaling_factor: Float
     overlap: int
-    preview: tuple[tuple[float, float, float], ...]
+    preview: Preview

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from hidiff_runtime.format.codec import Fields
 from hidiff_runtime.format.graph_shapes import check_geometry
+from hidiff_runtime.format.manifest_record import ManifestRecord
+from hidiff_runtime.format.specs import GraphRecord, TensorSpec, VaeRecord
 from hidiff_runtime.format.step_graph import GUIDANCE_RESCALE, STATE, step_inputs, step_outputs
-
-if TYPE_CHECKING:
-    from hidiff_runtime.format.manifest import GraphRecord, Manifest, TensorSpec
-    from hidiff_runtime.format.specs import VaeRecord
 
 CONTROL_IMAGE = "control_image"
 CONDITIONING_SCALE = "conditioning_scale"
@@ -18,7 +14,7 @@ _SMALLEST_FACTOR = 1e-4
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
-def validate_manifest(manifest: Manifest, fields: Fields) -> None:
+def validate_manifest(manifest: ManifestRecord, fields: Fields) -> None:
     """Refuses a manifest whose fields do not agree with each other.
 
     Raises:
@@ -53,14 +49,14 @@ def validate_manifest(manifest: Manifest, fields: Fields) -> None:
         _check_vae(manifest, manifest.vae, fields)
 
 
-def _check_rescale(manifest: Manifest, fields: Fields) -> None:
+def _check_rescale(manifest: ManifestRecord, fields: Fields) -> None:
     """Guidance is rescaled by a part of it, where there is some."""
     rescale = manifest.guidance_rescale
     if not 0 <= rescale <= 1 or (rescale and not manifest.guidance):
         raise fields.wrong("guidance_rescale", "must be from 0 to 1, and 0 without guidance", rescale)
 
 
-def _check_controlnet(manifest: Manifest, controlnet: GraphRecord, fields: Fields) -> None:
+def _check_controlnet(manifest: ManifestRecord, controlnet: GraphRecord, fields: Fields) -> None:
     """The ControlNet takes what the phases take, a picture and a scale, and gives the residuals that they take."""
     if "controlnet" not in manifest.weights:
         raise fields.wrong("weights", "must name the ControlNet's store", sorted(manifest.weights))
@@ -85,7 +81,7 @@ def _check_controlnet(manifest: Manifest, controlnet: GraphRecord, fields: Field
         raise fields.wrong("controlnet.inputs", rule, f"{image}, {scale}")
 
 
-def _check_step(manifest: Manifest, step: GraphRecord, fields: Fields) -> None:
+def _check_step(manifest: ManifestRecord, step: GraphRecord, fields: Fields) -> None:
     """The step graph takes what every phase gives, and gives what every phase takes."""
     state, rescale = step.input(STATE), step.input(GUIDANCE_RESCALE) is not None
     for record in manifest.phases:
@@ -102,12 +98,12 @@ def _check_step(manifest: Manifest, step: GraphRecord, fields: Fields) -> None:
                 raise fields.wrong(key, rule, ", ".join(map(str, found)))
 
 
-def _is_picture(spec: TensorSpec, manifest: Manifest) -> bool:
+def _is_picture(spec: TensorSpec, manifest: ManifestRecord) -> bool:
     batch = manifest.batch * (1 + manifest.guidance)
     return len(spec.shape) == 4 and spec.shape[:2] == (batch, 3) and spec.dtype == "float32"
 
 
-def _check_text_encoders(manifest: Manifest, fields: Fields) -> None:
+def _check_text_encoders(manifest: ManifestRecord, fields: Fields) -> None:
     """Together the text encoders give what the phases take."""
     if not manifest.text_encoders:
         return
@@ -132,7 +128,7 @@ def _check_text_encoders(manifest: Manifest, fields: Fields) -> None:
         raise fields.wrong("text_encoders", f"must give {pooled}", str(given))
 
 
-def _check_vae(manifest: Manifest, vae: VaeRecord, fields: Fields) -> None:
+def _check_vae(manifest: ManifestRecord, vae: VaeRecord, fields: Fields) -> None:
     """Encoder and decoder are for tiles of one size, which the picture is not smaller than."""
     if "vae" not in manifest.weights:
         raise fields.wrong("weights", "must name the VAE's store", sorted(manifest.weights))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.format.codec import Fields
+from hidiff_runtime.format.record_codec import LATER, AnyText, FloatOrInf, decode, encode
 from hidiff_runtime.verification.image_metrics import psnr, ssim
 
 Array = NDArray[Any]
@@ -33,11 +34,11 @@ class Bound:
     """
 
     snr_db: float
+    rtol: float | None = field(default=None, kw_only=True)
+    atol: float | None = field(default=None, kw_only=True)
+    psnr_db: float | None = field(default=None, kw_only=True, metadata=LATER)
+    ssim: float | None = field(default=None, kw_only=True, metadata=LATER)
     reason: str
-    rtol: float | None = None
-    atol: float | None = None
-    psnr_db: float | None = None
-    ssim: float | None = None
 
     @property
     def elementwise(self) -> bool:
@@ -53,23 +54,6 @@ class Bound:
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(error == 0, 0.0, error / allowed)
         return float(share.max(initial=0.0))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The bound as JSON values."""
-        picture = {"psnr_db": self.psnr_db, "ssim": self.ssim}
-        return {"snr_db": self.snr_db, "rtol": self.rtol, "atol": self.atol, **picture, "reason": self.reason}
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Bound:
-        """Reads what :meth:`to_dict` wrote."""
-        return cls(
-            snr_db=fields.number("snr_db"),
-            reason=fields.text("reason"),
-            rtol=fields.optional("rtol", fields.number),
-            atol=fields.optional("atol", fields.number),
-            psnr_db=fields.optional("psnr_db", fields.number) if "psnr_db" in fields else None,
-            ssim=fields.optional("ssim", fields.number) if "ssim" in fields else None,
-        )
 
     def __str__(self) -> str:
         demands = [f"{self.snr_db:g} dB"]
@@ -91,12 +75,12 @@ class Metrics:
         ssim: likewise.
     """
 
-    snr_db: float
+    snr_db: FloatOrInf
     max_abs: float
     cosine: float
-    excess: float | None = None
-    psnr_db: float | None = None
-    ssim: float | None = None
+    excess: FloatOrInf | None = None
+    psnr_db: FloatOrInf | None = field(default=None, metadata=LATER)
+    ssim: float | None = field(default=None, metadata=LATER)
 
     @classmethod
     def of(cls, reference: Array, candidate: Array, bound: Bound | None = None) -> Metrics:
@@ -135,7 +119,7 @@ class Verdict:
     phase: str | None = None
     step: int | None = None
     steps: int | None = None
-    fault: str = ""
+    fault: AnyText = ""
 
     @property
     def ok(self) -> bool:
@@ -150,26 +134,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as JSON values; an infinite ratio is the text ``inf`` or ``-inf``."""
-        metrics = self.metrics
-        return {
-            "boundary": self.boundary,
-            "phase": self.phase,
-            "step": self.step,
-            "steps": self.steps,
-            "ok": self.ok,
-            "fault": self.fault,
-            "metrics": None
-            if metrics is None
-            else {
-                "snr_db": _plain(metrics.snr_db),
-                "max_abs": metrics.max_abs,
-                "cosine": metrics.cosine,
-                "excess": None if metrics.excess is None else _plain(metrics.excess),
-                "psnr_db": None if metrics.psnr_db is None else _plain(metrics.psnr_db),
-                "ssim": metrics.ssim,
-            },
-            "bound": self.bound.to_dict(),
-        }
+        return {"ok": self.ok, **encode(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str = "verdict") -> Verdict:
@@ -180,15 +145,7 @@ class Verdict:
         """
         fields = Fields(data, source)
         fields.flag("ok")
-        verdict = cls(
-            boundary=fields.text("boundary"),
-            bound=fields.nested("bound", Bound.from_fields),
-            metrics=fields.optional("metrics", lambda key: fields.nested(key, _metrics)),
-            phase=fields.optional("phase", fields.text),
-            step=fields.optional("step", fields.whole),
-            steps=fields.optional("steps", fields.whole),
-            fault=str(fields.take("fault")),
-        )
+        verdict = decode(cls, fields)
         fields.done()
         return verdict
 
@@ -232,30 +189,6 @@ def _fault(reference: Array, candidate: Array | None) -> str:
         if bad:
             return f"the {name} has {bad} of {values.size} values that are NaN or infinite"
     return ""
-
-
-def _plain(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
-
-
-def _ratio(fields: Fields, key: str) -> float:
-    value = fields.take(key)
-    if value in ("inf", "-inf"):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise fields.wrong(key, "must be a number, 'inf' or '-inf'", value)
-    return float(value)
-
-
-def _metrics(fields: Fields) -> Metrics:
-    return Metrics(
-        snr_db=_ratio(fields, "snr_db"),
-        max_abs=fields.number("max_abs"),
-        cosine=fields.number("cosine"),
-        excess=fields.optional("excess", lambda key: _ratio(fields, key)),
-        psnr_db=fields.optional("psnr_db", lambda key: _ratio(fields, key)) if "psnr_db" in fields else None,
-        ssim=fields.optional("ssim", fields.number) if "ssim" in fields else None,
-    )
 
 
 def render(verdicts: Iterable[Verdict]) -> str:

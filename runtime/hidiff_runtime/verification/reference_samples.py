@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.codec import REBUILD, Fields, read_object
+from hidiff_runtime.format.record_codec import LATER, OMITTED, UNWRITTEN, decode, encode
 from hidiff_runtime.format.safetensors import SafetensorsFile
 from hidiff_runtime.format.specs import SAMPLE_TENSORS
 from hidiff_runtime.verification.comparison import Bound
@@ -31,14 +32,6 @@ from hidiff_runtime.verification.sample_records import (
     RunSample,
     Source,
     Stored,
-    call_content,
-    network_content,
-    picture_content,
-    read_call,
-    read_network,
-    read_picture,
-    read_run,
-    run_content,
 )
 from hidiff_runtime.verification.scheduler_samples import SamplerSample
 
@@ -68,6 +61,9 @@ class ReferenceSamples:
     """The samples of a bundle and the tensors they refer to.
 
     Args:
+        samplers: of every sampler; none in bundles from before they were recorded.
+        facts: fields of the manifest that no engine shows, as they were when the samples were recorded, see
+            `hidiff_runtime.verification.manifest_facts`; empty likewise.
         origin: what computed them, for people: ``PyTorch 2.13.0, float32``.
         call_bound: what an engine's single evaluation must keep to.
         run_bound: what a whole run must keep to.
@@ -76,21 +72,18 @@ class ReferenceSamples:
         tensors: everything referred to.
         networks: of the text encoders and the VAE, where the bundle has them.
         pictures: of the runs, where it has a VAE.
-        samplers: of every sampler; none in bundles from before they were recorded.
-        facts: fields of the manifest that no engine shows, as they were when the samples were recorded, see
-            `hidiff_runtime.verification.manifest_facts`; empty likewise.
     """
 
+    samplers: tuple[SamplerSample, ...] = field(default=(), kw_only=True, metadata=OMITTED)
+    facts: Mapping[str, Any] = field(default_factory=dict, kw_only=True, metadata=OMITTED)
     origin: str
     call_bound: Bound
     run_bound: Bound
     calls: tuple[CallSample, ...]
     runs: tuple[RunSample, ...]
-    tensors: Mapping[str, Array] = field(repr=False)
-    networks: tuple[NetworkSample, ...] = ()
-    pictures: tuple[PictureSample, ...] = ()
-    samplers: tuple[SamplerSample, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Array] = field(repr=False, metadata=UNWRITTEN)
+    networks: tuple[NetworkSample, ...] = field(default=(), metadata=LATER)
+    pictures: tuple[PictureSample, ...] = field(default=(), metadata=LATER)
 
     def array(self, source: Source) -> Array:
         """The input that ``source`` stands for; float16 is widened to float32."""
@@ -110,24 +103,6 @@ class ReferenceSamples:
             return output
         return output.reshape(-1)[self.tensors[expected.positions]]
 
-    def to_json(self) -> dict[str, Any]:
-        """What ``samples.json`` holds."""
-        later: dict[str, Any] = {}
-        if self.samplers:
-            later["samplers"] = [sample.to_json() for sample in self.samplers]
-        if self.facts:
-            later["facts"] = dict(self.facts)
-        return {
-            **later,
-            "origin": self.origin,
-            "call_bound": self.call_bound.to_dict(),
-            "run_bound": self.run_bound.to_dict(),
-            "calls": [call_content(call) for call in self.calls],
-            "runs": [run_content(run) for run in self.runs],
-            "networks": [network_content(sample) for sample in self.networks],
-            "pictures": [picture_content(sample) for sample in self.pictures],
-        }
-
     @classmethod
     def read(cls, index: Path) -> ReferenceSamples:
         """Reads ``samples.json`` and the tensors beside it, which stay mapped, not copied.
@@ -138,18 +113,7 @@ class ReferenceSamples:
         fields = Fields(read_object(index, INDEX, "The reference samples"), INDEX)
         with SafetensorsFile.open(index.with_name(TENSORS)) as file:
             tensors = file.arrays()
-        samples = cls(
-            origin=fields.text("origin"),
-            call_bound=fields.nested("call_bound", Bound.from_fields),
-            run_bound=fields.nested("run_bound", Bound.from_fields),
-            calls=fields.each("calls", read_call),
-            runs=fields.each("runs", read_run),
-            tensors=tensors,
-            networks=fields.each("networks", read_network) if "networks" in fields else (),
-            pictures=fields.each("pictures", read_picture) if "pictures" in fields else (),
-            samplers=fields.each("samplers", SamplerSample.from_fields) if "samplers" in fields else (),
-            facts=fields.mapping("facts") if "facts" in fields else {},
-        )
+        samples = decode(cls, fields, tensors=tensors)
         fields.done()
         missing = sorted(samples.names() - tensors.keys())
         if missing:
@@ -174,5 +138,5 @@ class ReferenceSamples:
 def write_index(folder: Path, samples: ReferenceSamples) -> Path:
     """Writes ``samples.json`` into ``folder``."""
     path = folder / INDEX
-    path.write_text(json.dumps(samples.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(encode(samples), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path

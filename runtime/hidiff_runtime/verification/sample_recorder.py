@@ -146,8 +146,8 @@ class SampleRecorder:
             self._tensors,
             tuple(self._networks),
             tuple(self._pictures),
-            tuple(self._samplers),
-            self._facts,
+            samplers=tuple(self._samplers),
+            facts=self._facts,
         )
         return write_index(folder, samples), folder / TENSORS
 

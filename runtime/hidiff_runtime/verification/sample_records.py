@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.format.codec import Fields
-from hidiff_runtime.phases import Phase, PhaseKind
+from hidiff_runtime.format.record_codec import FLAT, LATER, Form, Positive, Shape, decode, whole, wholes
+from hidiff_runtime.phases import Phase
 from hidiff_runtime.sampling.torch_rng import SEED_MAX, SEED_MIN, TorchGenerator
 from hidiff_runtime.verification.comparison import Bound
 
 LONGEST_PROMPT = 10_000
 """Characters of a sample's prompt."""
+
+Seed = Annotated[int, whole(SEED_MIN, SEED_MAX)]
+
+
+def _prompt(fields: Fields, name: str) -> str:
+    prompt = fields.text(name)
+    if len(prompt) > LONGEST_PROMPT:
+        raise fields.wrong(name, f"must have at most {LONGEST_PROMPT} characters", len(prompt))
+    return prompt
+
+
+Prompt = Annotated[str, Form(_prompt)]
+Corner = Annotated[tuple[int, int], wholes(2, "must be a row and a column")]
+Shift = Annotated[int, whole(0, 3)]
 
 
 @dataclass(frozen=True)
@@ -26,7 +41,7 @@ class Stored:
     """
 
     tensor: str
-    repeat: int = 1
+    repeat: Positive = 1
 
 
 @dataclass(frozen=True)
@@ -36,8 +51,8 @@ class Drawn:
     With ``uniform`` it is ``torch.rand(shape)``, from 0 to 1, as a picture's values are.
     """
 
-    seed: int
-    shape: tuple[int, ...]
+    seed: Seed
+    shape: Shape
     scale: float = 1.0
     uniform: bool = False
 
@@ -49,7 +64,14 @@ class Drawn:
         return noise
 
 
-Source = Stored | Drawn
+def _source(fields: Fields, name: str) -> Stored | Drawn:
+    def read(inner: Fields) -> Stored | Drawn:
+        return decode(Drawn, inner) if "seed" in inner else decode(Stored, inner)
+
+    return fields.nested(name, read)
+
+
+Source = Annotated[Stored | Drawn, Form(_source)]
 
 
 @dataclass(frozen=True)
@@ -57,7 +79,7 @@ class Expected:
     """An output kept under ``tensor``: whole, or at the flat indices that the tensor ``positions`` lists."""
 
     tensor: str
-    shape: tuple[int, ...]
+    shape: Shape
     positions: str | None = None
 
 
@@ -74,10 +96,10 @@ class CallSample:
         expected: ``noise_pred`` of the reference.
     """
 
-    phase: Phase
+    phase: Phase = field(metadata=FLAT)
     step: int
-    steps: int
-    window_shifts: tuple[int, ...]
+    steps: Positive
+    window_shifts: tuple[Shift, ...]
     inputs: Mapping[str, Source]
     expected: Expected
 
@@ -91,24 +113,24 @@ class RunSample:
         sampler: its name in the bundle.
         seed: of the run's random stream.
         guidance_scale: as given to the denoiser; ``None`` for a bundle without guidance.
-        eta: as given to the denoiser.
         guidance_rescale: as given to the denoiser; 0 in samples of older bundles, which do not say.
+        eta: as given to the denoiser.
         inputs: arrays given to the denoiser by keyword: ``prompt_embeds``, ``latents``, …
         control: ControlNet residuals by input name, the same at each step that takes them.
         expected: the final latents.
         trajectory: the latents after each logical step, or empty.
     """
 
-    steps: int
+    steps: Positive
     sampler: str
-    seed: int
+    seed: Seed
     guidance_scale: float | None
+    guidance_rescale: float = field(default=0.0, kw_only=True, metadata=LATER)
     eta: float
     inputs: Mapping[str, Source]
     control: Mapping[str, Source]
     expected: Expected
     trajectory: tuple[Expected, ...] = ()
-    guidance_rescale: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +149,7 @@ class NetworkSample:
     bound: Bound
     inputs: Mapping[str, Source]
     expected: Mapping[str, Expected]
-    prompt: str | None = None
+    prompt: Prompt | None = None
 
 
 @dataclass(frozen=True)
@@ -143,141 +165,5 @@ class PictureSample:
 
     run: int
     bound: Bound
-    corner: tuple[int, int]
+    corner: Corner
     tensor: str
-
-
-def _source_content(source: Source) -> dict[str, Any]:
-    if isinstance(source, Drawn):
-        return {"seed": source.seed, "shape": list(source.shape), "scale": source.scale, "uniform": source.uniform}
-    return {"tensor": source.tensor, "repeat": source.repeat}
-
-
-def _expected_content(expected: Expected) -> dict[str, Any]:
-    return {"tensor": expected.tensor, "shape": list(expected.shape), "positions": expected.positions}
-
-
-def call_content(call: CallSample) -> dict[str, Any]:
-    """What ``samples.json`` says of an evaluation."""
-    return {
-        "kind": call.phase.kind.value,
-        "control": call.phase.control,
-        "step": call.step,
-        "steps": call.steps,
-        "window_shifts": list(call.window_shifts),
-        "inputs": {name: _source_content(source) for name, source in call.inputs.items()},
-        "expected": _expected_content(call.expected),
-    }
-
-
-def run_content(run: RunSample) -> dict[str, Any]:
-    """What ``samples.json`` says of a run."""
-    return {
-        "steps": run.steps,
-        "sampler": run.sampler,
-        "seed": run.seed,
-        "guidance_scale": run.guidance_scale,
-        "guidance_rescale": run.guidance_rescale,
-        "eta": run.eta,
-        "inputs": {name: _source_content(source) for name, source in run.inputs.items()},
-        "control": {name: _source_content(source) for name, source in run.control.items()},
-        "expected": _expected_content(run.expected),
-        "trajectory": [_expected_content(expected) for expected in run.trajectory],
-    }
-
-
-def network_content(sample: NetworkSample) -> dict[str, Any]:
-    """What ``samples.json`` says of a network's evaluation."""
-    return {
-        "network": sample.network,
-        "bound": sample.bound.to_dict(),
-        "inputs": {name: _source_content(source) for name, source in sample.inputs.items()},
-        "expected": {name: _expected_content(expected) for name, expected in sample.expected.items()},
-        "prompt": sample.prompt,
-    }
-
-
-def picture_content(sample: PictureSample) -> dict[str, Any]:
-    """What ``samples.json`` says of a picture."""
-    return {
-        "run": sample.run,
-        "bound": sample.bound.to_dict(),
-        "corner": list(sample.corner),
-        "tensor": sample.tensor,
-    }
-
-
-def _source(fields: Fields, key: str) -> Source:
-    def read(inner: Fields) -> Source:
-        if "seed" in inner:
-            shape = inner.shape("shape")
-            return Drawn(inner.whole("seed", SEED_MIN, SEED_MAX), shape, inner.number("scale"), inner.flag("uniform"))
-        return Stored(inner.text("tensor"), inner.whole("repeat", 1))
-
-    return fields.nested(key, read)
-
-
-def _expected(fields: Fields) -> Expected:
-    return Expected(fields.text("tensor"), fields.shape("shape"), fields.optional("positions", fields.text))
-
-
-def read_call(fields: Fields) -> CallSample:
-    """Reads what `call_content` gave."""
-    kind = fields.text("kind")
-    if kind not in {known.value for known in PhaseKind}:
-        raise fields.wrong("kind", f"must be one of {', '.join(known.value for known in PhaseKind)}", kind)
-    return CallSample(
-        phase=Phase(PhaseKind(kind), fields.flag("control")),
-        step=fields.whole("step"),
-        steps=fields.whole("steps", 1),
-        window_shifts=fields.wholes("window_shifts", 0, 3),
-        inputs=fields.named("inputs", _source),
-        expected=fields.nested("expected", _expected),
-    )
-
-
-def read_run(fields: Fields) -> RunSample:
-    """Reads what `run_content` gave."""
-    return RunSample(
-        steps=fields.whole("steps", 1),
-        sampler=fields.text("sampler"),
-        seed=fields.whole("seed", SEED_MIN, SEED_MAX),
-        guidance_scale=fields.optional("guidance_scale", fields.number),
-        eta=fields.number("eta"),
-        inputs=fields.named("inputs", _source),
-        control=fields.named("control", _source),
-        expected=fields.nested("expected", _expected),
-        trajectory=fields.each("trajectory", _expected),
-        guidance_rescale=fields.number("guidance_rescale") if "guidance_rescale" in fields else 0.0,
-    )
-
-
-def read_network(fields: Fields) -> NetworkSample:
-    """Reads what `network_content` gave."""
-    return NetworkSample(
-        network=fields.text("network"),
-        bound=fields.nested("bound", Bound.from_fields),
-        inputs=fields.named("inputs", _source),
-        expected=fields.named("expected", lambda inner, key: inner.nested(key, _expected)),
-        prompt=fields.optional("prompt", lambda key: _prompt(fields, key)),
-    )
-
-
-def _prompt(fields: Fields, key: str) -> str:
-    prompt = fields.text(key)
-    if len(prompt) > LONGEST_PROMPT:
-        raise fields.wrong(key, f"must have at most {LONGEST_PROMPT} characters", len(prompt))
-    return prompt
-
-
-def read_picture(fields: Fields) -> PictureSample:
-    """Reads what `picture_content` gave."""
-    corner = fields.wholes("corner")
-    if len(corner) != 2:
-        raise fields.wrong("corner", "must be a row and a column", corner)
-    return PictureSample(
-        run=fields.whole("run"),
-        bound=fields.nested("bound", Bound.from_fields),
-        corner=(corner[0], corner[1]),
-        tensor=fields.text("tensor"),
-    )

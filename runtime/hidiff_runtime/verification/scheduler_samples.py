@@ -10,14 +10,15 @@ one of these for each number of steps that goes on to its end.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.format.codec import REBUILD, Fields
+from hidiff_runtime.format.codec import REBUILD
+from hidiff_runtime.format.record_codec import Positive
 from hidiff_runtime.verification.comparison import Bound
 
 Array = NDArray[Any]
@@ -55,7 +56,7 @@ class SamplerSample:
     """
 
     sampler: str
-    order: int
+    order: Positive
     eta: float | None
     depth: int
     steps: str = ""
@@ -71,27 +72,7 @@ class SamplerSample:
 
     def tensors(self) -> dict[str, str]:
         """The name of each tensor, by what it is."""
-        return {name: getattr(self, name) for name in _TENSORS}
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``samples.json`` holds of it."""
-        return asdict(self)
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> SamplerSample:
-        """Reads what :meth:`to_json` gave."""
-        return cls(
-            sampler=fields.text("sampler"),
-            order=fields.whole("order", 1),
-            eta=fields.optional("eta", fields.number),
-            depth=fields.whole("depth"),
-            **{name: fields.text(name) for name in _TENSORS},
-        )
-
-
-_TENSORS = (
-    *("steps", "init_noise_sigma", "runs", "etas", "asked", "samples", "draws", "timesteps", "scaled", "noised"),
-)
+        return {name: getattr(self, name) for name in SamplerAnswers.__dataclass_fields__}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import toy
 from hidiff_runtime import BundleError, CheckReport, EngineError, Verdict, check
 from hidiff_runtime.format import safetensors
 from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.format.record_codec import encode
 from hidiff_runtime.verification.reference_samples import INDEX, TENSORS, Drawn, ReferenceSamples, Stored, write_index
 from hidiff_runtime.verification.sample_recorder import SampleRecorder
 
@@ -211,6 +212,21 @@ def test_broken_samples_are_refused_by_field(folder: Path, change: Any, named: s
     index.write_text(json.dumps(data))
     with pytest.raises(BundleError, match=named):
         ReferenceSamples.read(index)
+
+
+def test_the_samples_have_the_fields_that_they_always_had_in_their_order(folder: Path) -> None:
+    data = json.loads((folder / "reference" / INDEX).read_text())
+    assert [key for key in data if key not in ("samplers", "facts")] == [
+        *("origin", "call_bound", "run_bound", "calls", "runs", "networks", "pictures"),
+    ]
+    assert list(data["call_bound"]) == ["snr_db", "rtol", "atol", "psnr_db", "ssim", "reason"]
+    assert list(data["calls"][0]) == ["kind", "control", "step", "steps", "window_shifts", "inputs", "expected"]
+    assert list(data["runs"][0]) == [
+        *("steps", "sampler", "seed", "guidance_scale", "guidance_rescale", "eta"),
+        *("inputs", "control", "expected", "trajectory"),
+    ]
+    drawn = Drawn(1, (2,))
+    assert list(encode(drawn)) == ["seed", "shape", "scale", "uniform"]
 
 
 def test_missing_sample_files_are_refused(folder: Path) -> None:

@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.codec import REBUILD, Fields, read_object
-from hidiff_runtime.format.manifest import DTYPES, TensorSpec
+from hidiff_runtime.format.record_codec import Form, decode, encode, key
+from hidiff_runtime.format.specs import TensorSpec
 
 FORMAT = 1
 """The newest format of plan records that this runtime reads."""
@@ -20,6 +21,28 @@ BACKENDS = ("tensorrt", "tensorrt-rtx")
 """The backends whose engines are plan records."""
 
 _TARGET = re.compile(r"sm[0-9]{2,3}")
+
+
+def _phase(fields: Fields, name: str) -> str | None:
+    """Reads the one phase of the plan; None where it is no phase's."""
+    phases = fields.listed(name, Fields.text)
+    if len(phases) > 1:
+        raise BundleError(
+            "The engine holds several phases (layout: merged), which this hidiff-runtime does not run.",
+            given=f"{fields.source}: {', '.join(phases)}",
+            advice="Take layout out of the recipe and build the bundle again with 'hidiff-export build': each phase "
+            "then has an engine of its own.",
+        )
+    return next(iter(phases), None)
+
+
+def _tensors(fields: Fields, name: str) -> tuple[TensorSpec, ...]:
+    """Reads a plan's tensors, which may have no axes."""
+    return fields.each(name, lambda inner: decode(TensorSpec, inner, shape=inner.shape("shape", 0)))
+
+
+Phases = Annotated[str | None, Form(_phase, lambda phase: [] if phase is None else [phase])]
+Tensors = Annotated[tuple[TensorSpec, ...], Form(_tensors)]
 
 
 @dataclass(frozen=True)
@@ -33,6 +56,7 @@ class PlanRecord:
         device: name of the GPU that it was built on and is tied to; ``None`` where any GPU of ``targets`` runs it.
         parts: names of files beside the record; the plan is their bytes one after another.
         phase: name of the phase that it evaluates; ``None`` for other graphs.
+        selectors: empty; of plans of several phases, which there were once: older runtimes want the field.
         inputs: of the plan.
         outputs: of the plan.
         options: that it was built with, for people and for rebuilding.
@@ -43,9 +67,10 @@ class PlanRecord:
     targets: tuple[str, ...]
     device: str | None
     parts: tuple[str, ...]
-    phase: str | None
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    phase: Phases = field(metadata=key("phases"))
+    selectors: tuple[str, ...] = field(default=(), kw_only=True)
+    inputs: Tensors
+    outputs: Tensors
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def paths(self, record: Path) -> tuple[Path, ...]:
@@ -65,28 +90,12 @@ class PlanRecord:
     def write(self, path: Path) -> None:
         """Writes the record to ``path``, beside the plan's parts. Raises BundleError if its fields do not agree."""
         _check(self, path.name)
-        content = {
-            "format": FORMAT,
-            "backend": self.backend,
-            "version": self.version,
-            "targets": list(self.targets),
-            "device": self.device,
-            "parts": list(self.parts),
-            "phases": [] if self.phase is None else [self.phase],
-            "selectors": [],  # of plans of several phases, which there were once: older runtimes want the field
-            "inputs": [_tensor_content(spec) for spec in self.inputs],
-            "outputs": [_tensor_content(spec) for spec in self.outputs],
-            "options": dict(self.options),
-        }
+        content = {"format": FORMAT, **encode(self)}
         path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _is_no_file_name(part: str) -> bool:
     return part in ("", ".", "..") or any(letter in '/\\:"' or ord(letter) < 32 for letter in part)
-
-
-def _tensor_content(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
 
 
 def _read(data: Mapping[str, Any], source: str) -> PlanRecord:
@@ -100,17 +109,7 @@ def _read(data: Mapping[str, Any], source: str) -> PlanRecord:
         )
     fields = Fields(data, source)
     fields.take("format")
-    record = PlanRecord(
-        backend=fields.text("backend"),
-        version=fields.text("version"),
-        targets=fields.texts("targets"),
-        device=fields.optional("device", fields.text),
-        parts=fields.texts("parts"),
-        phase=_phase(fields, source),
-        inputs=fields.each("inputs", _tensor),
-        outputs=fields.each("outputs", _tensor),
-        options=fields.mapping("options"),
-    )
+    record = decode(PlanRecord, fields)
     fields.done()
     _check(record, source)
     return record
@@ -125,28 +124,8 @@ def _check(record: PlanRecord, source: str) -> None:
         raise fields.wrong("targets", "must be compute capabilities such as sm89", list(record.targets))
     if not record.parts or any(_is_no_file_name(part) for part in record.parts):
         raise fields.wrong("parts", "must be names of files beside the record", list(record.parts))
+    if record.selectors:
+        raise fields.wrong("selectors", "must be empty", list(record.selectors))
     names = [spec.name for spec in (*record.inputs, *record.outputs)]
     if len(set(names)) != len(names) or not record.outputs:
         raise fields.wrong("inputs", "and outputs must have names of their own", names)
-
-
-def _phase(fields: Fields, source: str) -> str | None:
-    """The one phase of the plan, if it is a phase's."""
-    phases, selectors = fields.texts("phases"), fields.texts("selectors")
-    if len(phases) > 1:
-        raise BundleError(
-            "The engine holds several phases (layout: merged), which this hidiff-runtime does not run.",
-            given=f"{source}: {', '.join(phases)}",
-            advice="Take layout out of the recipe and build the bundle again with 'hidiff-export build': each phase "
-            "then has an engine of its own.",
-        )
-    if selectors:
-        raise fields.wrong("selectors", "must be empty", list(selectors))
-    return next(iter(phases), None)
-
-
-def _tensor(fields: Fields) -> TensorSpec:
-    spec = TensorSpec(fields.text("name"), fields.shape("shape", 0), fields.text("dtype"))
-    if spec.dtype not in DTYPES:
-        raise fields.wrong("dtype", f"must be one of {', '.join(DTYPES)}", spec.dtype)
-    return spec

@@ -43,6 +43,13 @@ def test_a_record_reads_back_as_it_was_written(path: Path) -> None:
     assert PlanRecord.read(path) == tied
 
 
+def test_the_file_has_the_fields_that_it_always_had_in_their_order(path: Path) -> None:
+    assert list(json.loads(path.read_text())) == [
+        *("format", "backend", "version", "targets", "device", "parts", "phases", "selectors"),
+        *("inputs", "outputs", "options"),
+    ]
+
+
 def test_the_parts_lie_beside_the_record(path: Path) -> None:
     assert RECORD.paths(path) == tuple(path.parent / part for part in RECORD.parts)
 

@@ -1,0 +1,166 @@
+"""The fields of a bundle's manifest: what it computes, and which files it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from hidiff_runtime.errors import BundleError
+from hidiff_runtime.format.codec import Fields
+from hidiff_runtime.format.record_codec import LATER, OMITTED, BundlePath, Float, Form, Positive, whole, wholes
+from hidiff_runtime.format.specs import (
+    GraphRecord,
+    ListedFile,
+    PhaseRecord,
+    TextEncoderRecord,
+    VaeRecord,
+    tensors_beside,
+)
+from hidiff_runtime.phases import Phase, PhaseRule, StepRange
+
+FORMAT = 1
+"""The newest bundle format this runtime reads."""
+
+
+Latent = Annotated[tuple[int, int, int], wholes(3, "must be channels, height and width", least=1)]
+
+
+def _rule(fields: Fields, name: str) -> PhaseRule:
+    return fields.nested(name, _rule_fields)
+
+
+def _rule_fields(fields: Fields) -> PhaseRule:
+    def span(key: str) -> StepRange:
+        value = fields.take(key)
+        numbers = isinstance(value, list) and all(type(end) in (int, float) for end in value)
+        if not numbers or len(value) != 2 or not 0 <= value[0] <= value[1] <= 1:
+            raise fields.wrong(key, "must be null or two rising fractions from 0 to 1", value)
+        return StepRange(float(value[0]), float(value[1]))
+
+    def share(key: str) -> float:
+        value = fields.number(key)
+        if not 0 <= value <= 1:
+            raise fields.wrong(key, "must be null or a fraction from 0 to 1", value)
+        return value
+
+    return PhaseRule(
+        strided=fields.optional("strided", span),
+        pooled=fields.optional("pooled", span),
+        control=fields.optional("control", share),
+    )
+
+
+def _rule_content(rule: PhaseRule) -> dict[str, Any]:
+    # Fractions are written as they are read, 0 as 0.0, or the digest would be another once the manifest was read.
+    def span(steps: StepRange | None) -> list[float] | None:
+        return None if steps is None else [float(steps.start), float(steps.end)]
+
+    control = None if rule.control is None else float(rule.control)
+    return {"strided": span(rule.strided), "pooled": span(rule.pooled), "control": control}
+
+
+@dataclass(frozen=True)
+class ManifestRecord:
+    """Everything the runtime knows about a bundle: the fields of its manifest.
+
+    Args:
+        tools: versions of what built it, ``hidiff-runtime`` among them.
+        recipe: the recipe as it was resolved, for people and for rebuilding.
+        family: model family, for example ``sdxl``.
+        task: for example ``text-to-image``.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        batch: pictures of one run.
+        guidance: whether each evaluation carries the negative prompt too, which doubles the graphs' batch.
+        precision: of the weights: ``float32``, ``float16`` or ``bfloat16``.
+        rule: which phase runs at which step.
+        latent: channels, height and width of the latents that are denoised.
+        windowed_blocks: names of the blocks with shifted windows, in execution order; one shift each.
+        phases: in running order.
+        samplers: sampler name to the path of its table.
+        default_sampler: one of ``samplers``.
+        steps: the step counts every table holds, rising.
+        weights: model name (``unet``, ``controlnet``, ``text_encoder``, …) to the path of its weight store.
+        controlnet: takes the inputs of a phase that it shares, ``control_image`` and ``conditioning_scale``, and gives
+            the residuals; left out where they come from outside or not at all.
+        step: what follows an evaluation, for a device to do: see `hidiff_runtime.format.step_graph`; without it the
+            host does.
+        text_encoders: in the order in which their embeddings are joined; none where prompts come as embeddings.
+        vae: left out where latents come out.
+        guidance_rescale: 0 to 1, of runs that do not say; see `hidiff_runtime.denoising.conditioning.guided`.
+        force_zeros_for_empty_prompt: whether SDXL's prompts without a negative one have zeros in the place of its
+            embeddings, and not the empty prompt's.
+        reference: path of the reference samples' index, if they were recorded.
+        report: path of the parity report, if there is one.
+        fingerprints: content fingerprints of what the bundle was built from.
+        files: every file of the bundle but the manifest, by relative path.
+        format: of the bundle.
+    """
+
+    tools: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    family: str
+    task: str
+    width: Annotated[int, whole(8)]
+    height: Annotated[int, whole(8)]
+    batch: Positive
+    guidance: bool
+    precision: str
+    rule: Annotated[PhaseRule, Form(_rule, _rule_content)]
+    latent: Latent
+    windowed_blocks: tuple[str, ...]
+    phases: tuple[PhaseRecord, ...]
+    samplers: Mapping[str, BundlePath]
+    default_sampler: str
+    steps: tuple[Positive, ...]
+    weights: Mapping[str, BundlePath]
+    files: Mapping[str, ListedFile]
+    controlnet: GraphRecord | None = None
+    step: GraphRecord | None = field(default=None, metadata=LATER)
+    text_encoders: tuple[TextEncoderRecord, ...] = field(default=(), metadata=LATER)
+    vae: VaeRecord | None = field(default=None, metadata=LATER)
+    guidance_rescale: Float = field(default=0.0, metadata=OMITTED)
+    force_zeros_for_empty_prompt: bool = field(default=True, metadata=OMITTED)
+    reference: BundlePath | None = None
+    report: BundlePath | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    format: Positive = FORMAT
+
+    def phase(self, phase: Phase) -> PhaseRecord:
+        """The record of ``phase``.
+
+        Raises:
+            BundleError: the bundle has no such phase.
+        """
+        for record in self.phases:
+            if record.phase == phase:
+                return record
+        raise BundleError(
+            f"The bundle has no graph for the phase {phase.name}.",
+            given=", ".join(record.phase.name for record in self.phases),
+            advice="Build it again with this step count among the recipe's steps.",
+        )
+
+    def others(self) -> Iterable[tuple[str, GraphRecord]]:
+        """The graphs beside the phases', by the name of their engine."""
+        single = {"controlnet": self.controlnet, "step": self.step}
+        yield from ((name, record) for name, record in single.items() if record is not None)
+        yield from ((record.name, record) for record in self.text_encoders)
+        if self.vae is not None:
+            yield from (("vae_decoder", self.vae.decoder), ("vae_encoder", self.vae.encoder))
+
+    def paths(self) -> Iterable[tuple[str, str]]:
+        """Every path the manifest refers to, with the field that does."""
+        graphs: dict[str, GraphRecord] = {f"phases[{index}]": record for index, record in enumerate(self.phases)}
+        graphs |= dict(self.others())
+        for key, record in graphs.items():
+            yield f"{key}.graph", record.graph
+            yield from ((f"{key}.engines.{name}", path) for name, path in record.engines.items())
+        yield from ((f"{encoder.name}.tokenizer", encoder.tokenizer) for encoder in self.text_encoders)
+        yield from ((f"samplers.{name}", path) for name, path in self.samplers.items())
+        yield from ((f"weights.{name}", path) for name, path in self.weights.items())
+        if self.reference is not None:
+            yield from (("reference", path) for path in (self.reference, tensors_beside(self.reference)))
+        if self.report is not None:
+            yield "report", self.report
