@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hidiff_export.build.tensorrt as package
+import hidiff_export.engines.tensorrt as package
 import pytest
 import tensorrt_api as api
 
