@@ -11,7 +11,7 @@ import pytest
 import toy
 import toy_pictures
 from PIL import Image
-from test_replay_networks import record
+from toy_reference import record
 
 from hidiff_runtime import bundle as bundle_module
 from hidiff_runtime import cli
