@@ -117,11 +117,15 @@ def undefined(page: Path) -> list[str]:
     return found
 
 
+def shell_lines(page: Path) -> list[str]:
+    """Returns the lines of a page's blocks of shell commands, continued ones joined."""
+    blocks = (block for _, kind, block in FENCE.findall(page.read_text(encoding="utf-8")) if kind == "sh")
+    return [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+
+
 def commands(page: Path) -> Iterator[list[str]]:
     """Yields this project's commands on a page, in blocks and in the text, as lists of words."""
-    text = page.read_text(encoding="utf-8")
-    lines = [line for _, kind, block in FENCE.findall(text) if kind == "sh" for line in block.splitlines()]
-    for line in (*lines, *(code.replace("\n", " ") for code in CODE.findall(prose(page)))):
+    for line in (*shell_lines(page), *(code.replace("\n", " ") for code in CODE.findall(prose(page)))):
         words = shlex.split(line.replace("…", ""), comments=True) if line.startswith("hidiff-") else []
         if words and words[0] in ("hidiff-export", "hidiff-run", "hidiff-serve"):
             yield words
@@ -180,6 +184,12 @@ def unmapped(page: Path) -> list[str]:
     return sorted(folder.relative_to(ROOT).as_posix() for folder in folders - mapped)
 
 
+def british(page: Path) -> list[str]:
+    """Returns API words on a page, outside of code and addresses, that are not spelled as the APIs spell them."""
+    text = LINK.sub(r"\1", CODE.sub("", prose(page)))
+    return re.findall(r"\w*(?:quanti|normali|initiali|externali|optimi|seriali)s(?:e|a|i)\w*", text, re.IGNORECASE)
+
+
 @each_page
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert broken_links(page) == []
@@ -200,6 +210,23 @@ def test_names_are_in_the_packages(page: Path) -> None:
 def test_commands_options_and_recipes_are_there(page: Path) -> None:
     assert wrong_commands(page) == []
     assert wrong_recipes(page) == []
+
+
+@each_page
+def test_api_words_are_spelled_as_in_the_apis(page: Path) -> None:
+    assert british(page) == []
+
+
+def test_the_first_screen_leads_from_a_checkpoint_to_a_picture(tmp_path: Path) -> None:
+    page = tmp_path / "first_screen.md"
+    page.write_text("\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:40]), encoding="utf-8")
+    shown = FENCE.findall(page.read_text(encoding="utf-8"))
+    assert "pip install ./runtime '.[cpu]'" in shown[0][2]
+    build, generate = (shlex.split(line, comments=True) for line in shell_lines(page) if line.startswith("hidiff-"))
+    assert build[:4] == ["hidiff-export", "build", "sd15-1024", "--source"]
+    assert generate[:2] == ["hidiff-run", "generate"]
+    assert generate[2] == build[build.index("-o") + 1]
+    assert shown[1][1] == "python"
 
 
 def test_every_folder_is_on_the_map() -> None:
@@ -223,7 +250,7 @@ def test_what_is_not_there_is_noticed(tmp_path: Path) -> None:
         "[there](#one-two) [again](#one-two-1) [page](page.md#one-two) [web](https://example.com/none)\n"
         "[gone](gone.md) [no heading](#three) [neither](page.md#three) [`Gone`](code.py) [`There`](code.py)\n"
         "`families.py` `family.py` `hidiff_export/build/` `hidiff_export/graph/`\n"
-        "`hidiff_runtime.open` `hidiff_runtime.close`\n"
+        "`hidiff_runtime.open` `hidiff_runtime.close` quantised `quantised` Normalisation [quantized](quantised.md)\n"
         "`hidiff_runtime.proof.verdict` `hidiff-export plan sd15-1024 --step 3` `hidiff-export plan sd15-1025`\n\n"
         "```python\nfrom hidiff_runtime.bulk.storage import Location, Place\n# [not a link](none)\n```\n\n"
         "```sh\n# Three\nhidiff-run draw bundle\nhidiff-export build sd15-1024 -o bundle --set widht=3  # note\n"
@@ -231,7 +258,8 @@ def test_what_is_not_there_is_noticed(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     (tmp_path / "code.py").write_text("class There: ...\n", encoding="utf-8")
-    assert broken_links(page) == ["gone.md", "#three", "page.md#three"]
+    assert broken_links(page) == ["gone.md", "#three", "page.md#three", "quantised.md"]
+    assert british(page) == ["quantised", "Normalisation"]
     assert undefined(page) == ["`Gone`"]
     assert missing_files(page) == ["families.py", "hidiff_export/build/"]
     assert missing_names(page) == [
