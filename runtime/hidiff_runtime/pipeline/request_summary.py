@@ -11,6 +11,8 @@ from hidiff_runtime.pipeline.request import Request
 FIRST = 5
 """Requests that are shown of many."""
 
+_TOLD = ("seed", "sampler", "steps", "strength", "guidance_scale", "guidance_rescale")
+
 
 def describe_request(manifest: Manifest, counter: TokenCounter, request: Request) -> dict[str, Any]:
     """Returns a run's prompts with their tokens, its settings and its phases, as JSON values.
@@ -27,12 +29,7 @@ def describe_request(manifest: Manifest, counter: TokenCounter, request: Request
     return {
         "prompts": prompts,
         "negative_prompts": list(request.negative_prompts or ()),
-        "seed": settings.seed,
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        "strength": settings.strength,
-        "guidance_scale": settings.guidance_scale,
-        "guidance_rescale": settings.guidance_rescale,
+        **{name: getattr(settings, name) for name in _TOLD},
         "phases": [{"phase": span.phase.name, "first": span.first, "last": span.last} for span in spans],
         "given": list(request.given),
     }

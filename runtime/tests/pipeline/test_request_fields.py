@@ -13,8 +13,9 @@ import toy_pictures
 from PIL import Image
 
 from hidiff_runtime import InputError, Pipeline, Settings
-from hidiff_runtime.pipeline.request_fields import FIELDS, read_request
+from hidiff_runtime.pipeline.request_fields import FIELDS
 from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import read_request
 
 SIZE = (toy_pictures.WIDTH, toy_pictures.HEIGHT)
 
