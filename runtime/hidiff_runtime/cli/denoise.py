@@ -32,17 +32,15 @@ def add_options(command: argparse.ArgumentParser) -> None:
     source.add_argument("--random-embeds", metavar="SEED", type=int, help="random embeddings, to try a bundle out")
     command.add_argument("--steps", type=int, required=True, help="denoising steps")
     command.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale; needed with guidance")
-    add_field(command, SETTINGS["guidance_rescale"])
+    for name in ("guidance_rescale", "sampler", "eta", "conditioning_scale"):
+        add_field(command, SETTINGS[name], default=SETTINGS[name].default)
     command.add_argument("--seed", type=int, default=0, help="of latents, window shifts and noise (default: 0)")
-    add_field(command, SETTINGS["sampler"])
-    add_field(command, SETTINGS["eta"], default=SETTINGS["eta"].default)
     command.add_argument(
         "--control-image",
         metavar="FILE",
         type=Path,
         help="safetensors with control_image, float32 from 0 to 1, for a bundle with a ControlNet",
     )
-    add_field(command, SETTINGS["conditioning_scale"], default=SETTINGS["conditioning_scale"].default)
     command.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="safetensors to write")
     add_opening(command)
 

@@ -70,95 +70,53 @@ def fits(kind: Kind, value: object) -> bool:
 
 def _setting(default: Value, kind: Kind, told: str, **more: Any) -> Value:
     """Returns a dataclass field with its default and, by the names of `Field`, what else the table holds of it."""
-    found: Value = field(default=default, metadata={"kind": kind, "help": told, **more})
-    return found
+    return field(default=default, metadata={"kind": kind, "help": told, **more})
 
 
 @dataclass(frozen=True)
 class Settings:
     """What is asked beside the prompt. Texts and pictures may be lists, one for each picture of the batch."""
 
-    # fmt: off - a table
+    # fmt: off
     negative_prompt: str | Sequence[str] | None = _setting(
-        None,
-        "text",
-        "what it must not show; only with guidance",
-        many=True,
-        group="prompts",
-        option="-n --negative-prompt",
-        metavar="TEXT",
-    )
+        None, "text", "what it must not show; only with guidance", many=True, group="prompts",
+        option="-n --negative-prompt", metavar="TEXT")
     seed: int = _setting(
-        0,
-        "whole",
-        "of everything random; -1 is a random one but in Python (default: 0, and random where OpenAI's "
-        "clients leave it out)",
-        bounds=(-1, 2**64 - 1),
-    )
+        0, "whole", "of everything random; -1 is a random one but in Python (default: 0, and random where OpenAI's "
+        "clients leave it out)", bounds=(-1, 2**64 - 1))
     steps: int | None = _setting(
-        None, "whole", f"denoising steps (default: {STEPS}, or the nearest the bundle has)", bounds=(1, math.inf)
-    )
+        None, "whole", f"denoising steps (default: {STEPS}, or the nearest the bundle has)", bounds=(1, math.inf))
     guidance_scale: float | None = _setting(
-        None,
-        "number",
-        "how strongly the prompt is followed (default: 7.5; 5 for SDXL, but for inpainting)",
-        bounds=(-1000, 1000),
-        option="--guidance",
-        metavar="SCALE",
-    )
+        None, "number", "how strongly the prompt is followed (default: 7.5; 5 for SDXL, but for inpainting)",
+        bounds=(-1000, 1000), option="--guidance", metavar="SCALE")
     guidance_rescale: float | None = _setting(
-        None,
-        "number",
-        "against overexposure by guidance, 0 to 1 (default: the bundle's own)",
-        bounds=(0, 1),
-        metavar="SHARE",
-    )
+        None, "number", "against overexposure by guidance, 0 to 1 (default: the bundle's own)", bounds=(0, 1),
+        metavar="SHARE")
     sampler: str | None = _setting(None, "text", "one of the bundle's (default: its own)", metavar="NAME")
     eta: float = _setting(0.0, "number", "of DDIM, 0 to 1 (default: 0)", bounds=(0, 1))
     image: Any = _setting(None, "picture", "what to start from, or with a mask to paint in", group="pictures")
     mask: Any = _setting(None, "picture", "white where to paint in the image, black where to keep it", group="pictures")
     control_image: Any = _setting(
-        None, "picture", "what the bundle's ControlNet sees", group="pictures", option="--control"
-    )
+        None, "picture", "what the bundle's ControlNet sees", group="pictures", option="--control")
     strength: float | None = _setting(
-        None,
-        "number",
-        "how much of the image is replaced, above 0 to 1 (default: 0.8, 0.3 for SDXL without a ControlNet; "
-        "with a mask 1, 0.9999 for SDXL)",
-        bounds=(0, 1),
-        group="pictures",
-    )
+        None, "number", "how much of the image is replaced, above 0 to 1 (default: 0.8, 0.3 for SDXL without a "
+        "ControlNet; with a mask 1, 0.9999 for SDXL)", bounds=(0, 1), group="pictures")
     conditioning_scale: float = _setting(
-        1.0, "number", "of the ControlNet (default: 1)", bounds=(-1000, 1000), group="pictures", metavar="SCALE"
-    )
+        1.0, "number", "of the ControlNet (default: 1)", bounds=(-1000, 1000), group="pictures", metavar="SCALE")
     clip_skip: int = _setting(
-        0,
-        "whole",
-        "layers of the text encoders to leave out, counted from the one that is usual (default: 0)",
-        bounds=(0, math.inf),
-        group="prompts",
-        metavar="N",
-    )
+        0, "whole", "layers of the text encoders to leave out, counted from the one that is usual (default: 0)",
+        bounds=(0, math.inf), group="prompts", metavar="N")
     long_prompt: str = _setting(
-        LONG_PROMPTS[0],
-        "text",
-        f"truncate cuts what is over 75 tokens, chunk spreads it over the bundle's chunks (default: {LONG_PROMPTS[0]})",
-        choices=LONG_PROMPTS,
-        group="prompts",
-    )
+        LONG_PROMPTS[0], "text", "truncate cuts what is over 75 tokens, chunk spreads it over the bundle's chunks "
+        f"(default: {LONG_PROMPTS[0]})", choices=LONG_PROMPTS, group="prompts")
     original_size: Size | None = _setting(None, "size", "the original's size, as SDXL is told (default: the picture's)")
     crops: Size = _setting((0, 0), "place", "the crop's corner, as SDXL is told (default: 0,0)", option="--crop")
     target_size: Size | None = _setting(None, "size", "the target's size, as SDXL is told (default: the picture's)")
     negative_original_size: Size | None = _setting(
-        None, "size", "for the negative prompt (default: the same)", group=""
-    )
+        None, "size", "for the negative prompt (default: the same)", group="")
     negative_crops: Size | None = _setting(
-        None,
-        "place",
-        "for the negative prompt (default: 0,0 from an image without both mask and ControlNet, and where "
-        "both negative sizes are given; else the same)",
-        group="",
-    )
+        None, "place", "for the negative prompt (default: 0,0 from an image without both mask and ControlNet, and "
+        "where both negative sizes are given; else the same)", group="")
     negative_target_size: Size | None = _setting(None, "size", "for the negative prompt (default: the same)", group="")
     resize: bool = _setting(False, "flag", "fit pictures of another size, refused otherwise", group="pictures")
     # fmt: on

@@ -11,8 +11,6 @@ from hidiff_runtime.pipeline.request import Request
 FIRST = 5
 """Requests that are shown of many."""
 
-_TOLD = ("seed", "sampler", "steps", "strength", "guidance_scale", "guidance_rescale")
-
 
 def describe_request(manifest: Manifest, counter: TokenCounter, request: Request) -> dict[str, Any]:
     """Returns a run's prompts with their tokens, its settings and its phases, as JSON values.
@@ -26,10 +24,11 @@ def describe_request(manifest: Manifest, counter: TokenCounter, request: Request
         tokens, cut = counter.count(text, long_prompt=settings.long_prompt)
         prompts.append({"text": text, "tokens": tokens, "cut": cut})
     spans = request.phases(manifest).spans
+    told = ("seed", "sampler", "steps", "strength", "guidance_scale", "guidance_rescale")
     return {
         "prompts": prompts,
         "negative_prompts": list(request.negative_prompts or ()),
-        **{name: getattr(settings, name) for name in _TOLD},
+        **{name: getattr(settings, name) for name in told},
         "phases": [{"phase": span.phase.name, "first": span.first, "last": span.last} for span in spans],
         "given": list(request.given),
     }

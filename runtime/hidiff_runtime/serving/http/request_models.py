@@ -77,8 +77,7 @@ class GenerationRequest(BaseModel):
     @property
     def has_pictures(self) -> bool:
         """Whether there are pictures to be decoded."""
-        given = self.model_extra or {}
-        return any(given.get(name) is not None for name in PICTURES)
+        return any((self.model_extra or {}).get(name) is not None for name in PICTURES)
 
     def given(self, service: Service) -> dict[str, object]:  # noqa: ARG002 - what reads a form needs it
         """What is not OpenAI's, but ours. Raises ApiError for a name that is neither."""
