@@ -87,8 +87,8 @@ class Settings:
     steps: int | None = _setting(
         None, "whole", f"denoising steps (default: {STEPS}, or the nearest the bundle has)", bounds=(1, math.inf))
     guidance_scale: float | None = _setting(
-        None, "number", "how strongly the prompt is followed (default: 7.5; 5 for SDXL, but for inpainting)",
-        bounds=(-1000, 1000), option="--guidance", metavar="SCALE")
+        None, "number", "how strongly the prompt is followed (default: 7.5; 5 for SDXL, but for inpainting without a "
+        "ControlNet)", bounds=(-1000, 1000), option="--guidance", metavar="SCALE")
     guidance_rescale: float | None = _setting(
         None, "number", "against overexposure by guidance, 0 to 1 (default: the bundle's own)", bounds=(0, 1),
         metavar="SHARE")

@@ -9,6 +9,7 @@ import io
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,23 @@ def test_the_default_that_is_told_is_taken(field: Field) -> None:
     elif field.default is not None and field.default is not False:
         assert told is not None
         assert told[1].partition(",")[0] == (field.default if field.kind == "text" else f"{field.default:g}")
+
+
+def test_what_is_told_of_a_tasks_defaults_is_taken(tmp_path: Path) -> None:
+    kinds = {"SD": toy.Toy(), "SDXL": toy.Toy(sdxl=True), "SDXL with a ControlNet": toy.Toy(sdxl=True, control=True)}
+    picture = Image.new("RGB", SIZE)
+    found: dict[str, list[Any]] = {"guidance_scale": [], "strength": []}
+    for name, kind in kinds.items():
+        given = {"image": picture, **({"control_image": picture} if kind.control else {})}
+        with Pipeline.open(toy_pictures.make(tmp_path / name, kind), backend=toy_pictures.Backend()) as pipe:
+            for masked in ({}, {"mask": picture}):
+                settings = pipe.request("a", Settings(**given, **masked)).settings
+                found["guidance_scale"].append(settings.guidance_scale)
+                found["strength"].append(settings.strength)
+    assert found == {"guidance_scale": [7.5, 7.5, 5.0, 7.5, 5.0, 5.0], "strength": [0.8, 1.0, 0.3, 0.9999, 0.8, 0.9999]}
+    assert "(default: 7.5; 5 for SDXL, but for inpainting without a ControlNet)" in SETTINGS["guidance_scale"].help
+    told = "(default: 0.8, 0.3 for SDXL without a ControlNet; with a mask 1, 0.9999 for SDXL)"
+    assert told in SETTINGS["strength"].help
 
 
 BOUNDS = [(field.name, *field.bounds) for field in FIELDS if field.bounds]
