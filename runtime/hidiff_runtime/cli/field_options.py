@@ -36,7 +36,7 @@ def add_field(command: argparse._ActionsContainer, field: Field, **changes: Any)
 
 
 def _pair(mark: str, form: str) -> Callable[[str], tuple[int, int]]:
-    """Returns a reader of two numbers with a mark between, which SDXL is told in the other order."""
+    """Returns a reader of two numbers with a mark between, which SDXL takes in the other order."""
 
     def read(text: str) -> tuple[int, int]:
         first, found, second = text.partition(mark)

@@ -66,12 +66,7 @@ def located(path: Path | None, where: str) -> Iterator[None]:
 
 def _prompt(path: Path, raw: Raw) -> Prompt:
     with located(path, raw.where):
-        if isinstance(raw.values, InputError):
-            raise raw.values
-        present = {name: value for name, value in raw.values.items() if value is not None}
-        if raw.text:
-            present = {name: text for name, text in present.items() if text != ""}
-        settings = {name: _value(path, name, value, text=raw.text) for name, value in present.items()}
+        settings = {name: _value(path, name, value, text=raw.text) for name, value in raw.given().items()}
         if "prompt" not in settings:
             raise InputError("The prompt is missing.", advice="Say what the picture is to show.")
         return Prompt(settings.pop("prompt"), settings, raw.where)

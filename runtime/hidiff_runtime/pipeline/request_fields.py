@@ -75,7 +75,7 @@ def _setting(default: Value, kind: Kind, told: str, **more: Any) -> Value:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked beside the prompt. Texts and pictures may be lists, one for each picture of the batch."""
+    """What is asked beside the prompt. Pictures are Pillow's; they and texts may be lists, one each of the batch."""
 
     # fmt: off
     negative_prompt: str | Sequence[str] | None = _setting(
@@ -118,7 +118,7 @@ class Settings:
         None, "place", "for the negative prompt (default: 0,0 from an image without both mask and ControlNet, and "
         "where both negative sizes are given; else the same)", group="")
     negative_target_size: Size | None = _setting(None, "size", "for the negative prompt (default: the same)", group="")
-    resize: bool = _setting(False, "flag", "fit pictures of another size, refused otherwise", group="pictures")
+    resize: bool = _setting(False, "flag", "fit pictures of another size with Lanczos", group="pictures")
     # fmt: on
 
 

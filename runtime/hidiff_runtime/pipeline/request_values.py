@@ -39,11 +39,10 @@ def read_request(pipeline: Pipeline, values: Mapping[str, object], limits: Limit
         _check(BY_NAME[name], value, limits)
     if "prompt" not in given:
         raise InputError("The prompt is missing.", advice="Say what the picture is to show.")
-    pictures = {name: value for name, value in given.items() if name in PICTURES}
     settings: dict[str, Any] = dict(given)
     size = (pipeline.bundle.manifest.width, pipeline.bundle.manifest.height)
-    for name, value in pictures.items():
-        picture: Any = read_picture(name, value, limits)
+    for name in [name for name in given if name in PICTURES]:
+        picture: Any = read_picture(name, given[name], limits)
         if given.get("resize"):  # now: all of them, decoded, may be many times as large
             picture = fitted_pictures(picture, size, name, batch=1, resize=True)
         settings[name] = picture
