@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from hidiff_runtime.pipeline.image_settings import Likeness, settings_like
     from hidiff_runtime.pipeline.pipeline import PictureStep, Pipeline, Result
     from hidiff_runtime.pipeline.png_metadata import save_png
-    from hidiff_runtime.pipeline.request import Request, Settings
+    from hidiff_runtime.pipeline.request import Request
+    from hidiff_runtime.pipeline.request_fields import Settings
     from hidiff_runtime.sampling.scheduler_table import SamplerTable
     from hidiff_runtime.sampling.torch_rng import TorchGenerator
     from hidiff_runtime.verification.comparison import Bound, Verdict
@@ -93,7 +94,8 @@ _HOMES = {
     "pipeline.png_metadata": ("save_png",),
     "pipeline.image_parameters": ("PictureParameters", "read_parameters"),
     "verification.replay": ("CheckReport", "check"),
-    "pipeline.request": ("Request", "Settings"),
+    "pipeline.request": ("Request",),
+    "pipeline.request_fields": ("Settings",),
     "sampling.torch_rng": ("TorchGenerator",),
     "sampling.scheduler_table": ("SamplerTable",),
     "verification.comparison": ("Bound", "Verdict"),

@@ -23,8 +23,8 @@ from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.pipeline.pipeline import Pipeline, require_text_and_vae
 from hidiff_runtime.pipeline.prompt_encoding import TokenCounter
-from hidiff_runtime.pipeline.request_fields import read_request
 from hidiff_runtime.pipeline.request_summary import FIRST, describe_request
+from hidiff_runtime.pipeline.request_values import read_request
 from hidiff_runtime.prompt_files.field_values import Value
 from hidiff_runtime.version import __version__
 

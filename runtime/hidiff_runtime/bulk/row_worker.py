@@ -18,6 +18,7 @@ from hidiff_runtime.pipeline.pipeline import Result
 from hidiff_runtime.pipeline.png_metadata import HIDIFF, encoded
 from hidiff_runtime.pipeline.request_fields import BY_NAME
 from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import DATA
 from hidiff_runtime.serving.service import Service, generation_metadata
 from hidiff_runtime.text_safety import json_text
 from hidiff_runtime.version import __version__
@@ -279,7 +280,7 @@ def request_values(row: Row, inputs: Location) -> dict[str, object]:
     """
     values: dict[str, object] = dict(row.values)
     for name, value in row.values.items():
-        if BY_NAME[name].kind != "picture" or not isinstance(value, str) or value.startswith("data:"):
+        if BY_NAME[name].kind != "picture" or not isinstance(value, str) or value.startswith(DATA):
             continue
         place = inputs.joined(value)
         try:

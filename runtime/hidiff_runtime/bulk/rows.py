@@ -148,12 +148,10 @@ def find_rows(
 
 
 def _row(raw: Raw, seed: int, defaults: Mapping[str, Value], ignored: frozenset[str]) -> Row:
-    if isinstance(raw.values, InputError):
-        raise raw.values
     values = dict(defaults)
     row_id = f"{raw.number:06}"
-    for name, given in raw.values.items():
-        if name in ignored or _is_nothing(given, raw.text):
+    for name, given in raw.given().items():
+        if name in ignored:
             continue
         if name == ID:
             row_id = _id(given)
@@ -176,10 +174,6 @@ def _check_id(row: Row, taken: dict[str, str]) -> None:
             advice="Give each row an id of its own; upper and lower case do not tell ids apart.",
         )
     taken[name] = row.where
-
-
-def _is_nothing(given: object, text: bool) -> bool:
-    return given is None or (text and given == "")
 
 
 def _id(given: object) -> str:

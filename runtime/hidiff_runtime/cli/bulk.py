@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hidiff_runtime.cli.bundle_options import add_opening, opening
 from hidiff_runtime.console.printing import write
 from hidiff_runtime.errors import RowsFailed
+from hidiff_runtime.pipeline.request_fields import BY_NAME
 
 if TYPE_CHECKING:
     from hidiff_runtime.bulk.job import Checked, Job, Summary
@@ -38,7 +39,7 @@ def _add_rows(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         required=True,
         help=".parquet, .csv, .tsv, .jsonl, .json, .yaml, or .txt (one prompt a line); a path or s3://. Columns: id, "
-        "prompt, seed, steps, ...",
+        f"{', '.join(BY_NAME)}",
     )
     group.add_argument(
         "--seed", type=int, default=0, help="what the seeds of rows without one are derived from (default: 0)"

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime.cli.bundle_options import add_opening, open_bundle
+from hidiff_runtime.cli.field_options import add_field
 from hidiff_runtime.console.printing import progress, write
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.pipeline.request_fields import SETTINGS
 
 if TYPE_CHECKING:
     from hidiff_runtime.denoising.denoiser import StepInfo
@@ -30,20 +32,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
     source.add_argument("--random-embeds", metavar="SEED", type=int, help="random embeddings, to try a bundle out")
     command.add_argument("--steps", type=int, required=True, help="denoising steps")
     command.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale; needed with guidance")
-    command.add_argument(
-        "--guidance-rescale", type=float, metavar="SHARE", help="of guidance, 0 to 1 (default: the bundle's own)"
-    )
+    for name in ("guidance_rescale", "sampler", "eta", "conditioning_scale"):
+        add_field(command, SETTINGS[name], default=SETTINGS[name].default)
     command.add_argument("--seed", type=int, default=0, help="of latents, window shifts and noise (default: 0)")
-    command.add_argument("--sampler", metavar="NAME", help="one of the bundle's (default: its own)")
-    command.add_argument("--eta", type=float, default=0.0, help="of DDIM (default: 0)")
     command.add_argument(
         "--control-image",
         metavar="FILE",
         type=Path,
         help="safetensors with control_image, float32 from 0 to 1, for a bundle with a ControlNet",
-    )
-    command.add_argument(
-        "--conditioning-scale", type=float, default=1.0, metavar="SCALE", help="of the ControlNet (default: 1)"
     )
     command.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="safetensors to write")
     add_opening(command)

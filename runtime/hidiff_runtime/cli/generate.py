@@ -8,13 +8,14 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime.cli.bundle_options import add_opening, open_bundle
+from hidiff_runtime.cli.field_options import OPTIONS, add_field, add_group
 from hidiff_runtime.console.printing import write
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.pipeline.request_fields import PICTURES, PROMPT, Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,29 +23,23 @@ if TYPE_CHECKING:
     from hidiff_runtime.cli.output_paths import OutputPaths
     from hidiff_runtime.cli.prompt_options import Prompt
     from hidiff_runtime.pipeline.pipeline import Pipeline
-    from hidiff_runtime.pipeline.request import Request, Settings
+    from hidiff_runtime.pipeline.request import Request
 
 SUMMARY = "make pictures from prompts"
 EXAMPLE = 'generate bundle -p "a lighthouse at dusk" --seed 1 -o lighthouse.png'
 
-_PICTURES = {"image": "image", "mask": "mask", "control_image": "control image"}
-
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Adds the command's own options."""
-    _add_prompts(command)
-    _add_run(command)
-    _add_pictures(command)
+    _add_request(command)
     _add_results(command)
     add_opening(command)
 
 
-def _add_prompts(command: argparse.ArgumentParser) -> None:
+def _add_request(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("prompts")
     source = group.add_mutually_exclusive_group()
-    source.add_argument(
-        "-p", "--prompt", metavar="TEXT", action="append", help="what the picture shows; may be given again"
-    )
+    add_field(source, PROMPT, action="append", help=f"{PROMPT.help}; may be given again")
     source.add_argument(
         "--prompts",
         metavar="FILE",
@@ -58,50 +53,9 @@ def _add_prompts(command: argparse.ArgumentParser) -> None:
         type=Path,
         help="draw with the prompt and the settings that this picture tells of itself; options given beside it win",
     )
-    group.add_argument("-n", "--negative-prompt", metavar="TEXT", help="what the picture must not show")
-    group.add_argument("--clip-skip", type=int, metavar="N", help="text encoder layers to skip (default: 0)")
-    group.add_argument(
-        "--long-prompt",
-        choices=("truncate", "chunk"),
-        help="cut what is over 75 tokens, or spread it over the bundle's chunks (default: truncate)",
-    )
-
-
-def _add_run(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("run")
-    group.add_argument(
-        "--seed",
-        type=int,
-        help="of everything random, for each prompt; -1 is a random one, told with the picture (default: 0)",
-    )
-    group.add_argument("--steps", type=int, help="denoising steps (default: 50, or the nearest the bundle has)")
-    group.add_argument(
-        "--guidance",
-        type=float,
-        metavar="SCALE",
-        help="guidance scale (default: 7.5, or 5 for SDXL)",
-    )
-    group.add_argument(
-        "--guidance-rescale",
-        type=float,
-        metavar="SHARE",
-        help="against overexposure by guidance, 0 to 1 (default: the bundle's own)",
-    )
-    group.add_argument("--sampler", metavar="NAME", help="one of the bundle's (default: its own)")
-    group.add_argument("--eta", type=float, help="of DDIM (default: 0)")
-    group.add_argument("--original-size", type=_size, metavar="WxH", help="SDXL's (default: the picture's)")
-    group.add_argument("--crop", type=_place, metavar="LEFT,TOP", help="SDXL's (default: 0,0)")
-    group.add_argument("--target-size", type=_size, metavar="WxH", help="SDXL's (default: the picture's)")
-
-
-def _add_pictures(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("pictures to start from (PNG, JPEG, WebP)")
-    group.add_argument("--image", metavar="FILE", type=Path, help="start from this picture, or paint in it with --mask")
-    group.add_argument("--mask", metavar="FILE", type=Path, help="paint where this is white; needs --image")
-    group.add_argument("--control", metavar="FILE", type=Path, help="what the bundle's ControlNet sees")
-    group.add_argument("--strength", type=float, help="how much of the image is replaced, above 0 to 1")
-    group.add_argument("--conditioning-scale", type=float, metavar="SCALE", help="of the ControlNet (default: 1)")
-    group.add_argument("--resize", action="store_true", help="resize pictures that are not of the bundle's size")
+    add_group(group, "prompts")
+    add_group(command.add_argument_group("run"), "run")
+    add_group(command.add_argument_group("pictures to start from (PNG, JPEG, WebP)"), "pictures")
 
 
 def _add_results(command: argparse.ArgumentParser) -> None:
@@ -204,21 +158,15 @@ def _reader(size: tuple[int, int]) -> Callable[[Path, str, bool], Image]:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the command line asks for all prompts, pictures as paths; what it leaves out is not there."""
-    from hidiff_runtime.pipeline.request import Settings
-
-    named = {"guidance_scale": options.guidance, "control_image": options.control, "crops": options.crop}
-    names = {field.name for field in fields(Settings)} & vars(options).keys()
-    given = {**{name: getattr(options, name) for name in names}, **named}
+    given = {field.name: getattr(options, field.name) for field in OPTIONS}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def _merged(asked: Mapping[str, Any], read: Callable[[Path, str, bool], Image]) -> Settings:
-    from hidiff_runtime.pipeline.request import Settings
-
     given = dict(asked)
-    for name, called in _PICTURES.items():
+    for name in PICTURES:
         if given.get(name) is not None:
-            given[name] = read(given[name], called, bool(given.get("resize")))
+            given[name] = read(given[name], name.replace("_", " "), bool(given.get("resize")))
     return Settings(**given)
 
 
@@ -278,19 +226,3 @@ def _tell(path: Path, facts: dict[str, Any]) -> None:
     write(text, sys.stdout)
     for cut in facts.get("cut", ()):
         write(f"cut from the prompt, which is over 75 tokens: {cut!r}\n", sys.stderr)
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Height and width from ``WIDTHxHEIGHT``."""
-    width, cross, height = text.partition("x")
-    if not cross or not width.isdecimal() or not height.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT")
-    return int(height), int(width)
-
-
-def _place(text: str) -> tuple[int, int]:
-    """Top and left from ``LEFT,TOP``."""
-    left, comma, top = text.partition(",")
-    if not comma or not left.isdecimal() or not top.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not LEFT,TOP")
-    return int(top), int(left)

@@ -9,22 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.pipeline.request_fields import BY_NAME
-from hidiff_runtime.prompt_files.field_values import DATA, parse_value, plain_value
+from hidiff_runtime.pipeline.request_fields import BY_NAME, ORDERS, SETTINGS
+from hidiff_runtime.pipeline.request_values import DATA
+from hidiff_runtime.prompt_files.field_values import parse_value, plain_value
 from hidiff_runtime.prompt_files.formats import check_ending, read_rows
 from hidiff_runtime.prompt_files.raw_rows import Columns, Raw, kind_name
 from hidiff_runtime.text_safety import printable
 
-PAIRS = (
-    *("original_size", "crops", "target_size"),
-    *("negative_original_size", "negative_crops", "negative_target_size"),
-)
-"""What SDXL is conditioned on beside the fields of a request: two whole numbers each, height or top first."""
-
-_LISTS = ("prompt", "negative_prompt")
-"""Fields that may have a text for each picture of the batch."""
-
-_COLUMNS = Columns((*BY_NAME, *PAIRS), unknown="Take {name} out: hidiff-run bulk has ids, and --ignore for others.")
+_PAIRS = tuple(name for name, field in SETTINGS.items() if field.kind in ORDERS)
+_COLUMNS = Columns((*BY_NAME, *_PAIRS), unknown="Take {name} out: hidiff-run bulk has ids, and --ignore for others.")
 
 
 @dataclass(frozen=True)
@@ -73,19 +66,14 @@ def located(path: Path | None, where: str) -> Iterator[None]:
 
 def _prompt(path: Path, raw: Raw) -> Prompt:
     with located(path, raw.where):
-        if isinstance(raw.values, InputError):
-            raise raw.values
-        present = {name: value for name, value in raw.values.items() if value is not None}
-        if raw.text:
-            present = {name: text for name, text in present.items() if text != ""}
-        settings = {name: _value(path, name, value, text=raw.text) for name, value in present.items()}
+        settings = {name: _value(path, name, value, text=raw.text) for name, value in raw.given().items()}
         if "prompt" not in settings:
             raise InputError("The prompt is missing.", advice="Say what the picture is to show.")
         return Prompt(settings.pop("prompt"), settings, raw.where)
 
 
 def _value(path: Path, name: str, given: Any, *, text: bool) -> Any:
-    if name in PAIRS:
+    if name in _PAIRS:
         return _pair(name, given.split(",") if text else given)
     if name not in BY_NAME:
         raise InputError(
@@ -93,7 +81,7 @@ def _value(path: Path, name: str, given: Any, *, text: bool) -> Any:
             given=printable(name[:60]),
             advice=f"Expected one of {', '.join(_COLUMNS.names)}. {_COLUMNS.unknown.format(name='it')}",
         )
-    if name in _LISTS and isinstance(given, list):
+    if BY_NAME[name].many and isinstance(given, list):
         return tuple(plain_value(name, part) for part in given)
     value = parse_value(name, given) if text else plain_value(name, given)
     if BY_NAME[name].kind != "picture":
@@ -108,9 +96,12 @@ def _value(path: Path, name: str, given: Any, *, text: bool) -> Any:
 
 
 def _pair(name: str, given: Any) -> list[int]:
-    order = "top and left" if "crops" in name else "height and width"
     words = [str(part).strip() for part in given] if isinstance(given, (list, tuple)) else []
     if len(words) != 2 or not all(word.isascii() and word.isdigit() and len(word) < 10 for word in words):
         told = repr(given) if isinstance(given, (str, int, float)) else kind_name(given)
-        raise InputError(f"{name} must be {order}, two whole numbers.", given=told, advice="Such as [1024, 1024].")
+        raise InputError(
+            f"{name} must be {ORDERS[SETTINGS[name].kind]}, two whole numbers.",
+            given=told,
+            advice="Such as [1024, 1024].",
+        )
     return [int(word) for word in words]

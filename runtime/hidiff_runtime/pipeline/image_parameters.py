@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hidiff_runtime.errors import InputError
 from hidiff_runtime.pipeline.image_processing import picture_texts
 from hidiff_runtime.pipeline.infotext import Infotext, read_infotext
 from hidiff_runtime.pipeline.png_metadata import HIDIFF, PARAMETERS
-from hidiff_runtime.pipeline.request import Settings
+from hidiff_runtime.pipeline.request_fields import ORDERS, SETTINGS, TYPES
 
 _UTF16, _ASCII, _UNDEFINED = b"UNICODE\0", b"ASCII\0\0\0", b"\0" * 8
 """What an EXIF comment begins with, by its encoding."""
@@ -31,14 +31,10 @@ _OTHERS = {
 }
 """Text chunks of other programs: whose they are, and why they are not read."""
 
-_TEXTS, _WHOLE = ("sampler", "long_prompt"), ("seed", "steps", "clip_skip")
 _WHAT = {str: "text", int: "a whole number", float: "a number"}
 
-_SIZES = ("original_size", "crops", "target_size")
+_SIZES = tuple(name for name, field in SETTINGS.items() if field.kind in ORDERS and not name.startswith("negative_"))
 """Settings in the order of `time_ids`, two numbers each."""
-
-_NO_SETTING = (*_SIZES, *(f"negative_{name}" for name in _SIZES), "image", "mask", "control_image", "resize")
-"""Settings that are not in our pictures by their name."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +85,9 @@ def _ours(text: str, infotext: str | None) -> PictureParameters:
     if not isinstance(facts, dict):
         raise _malformed(f"it is no object: {text[:60]!r}")
     settings: dict[str, Any] = {}
-    for name in (field.name for field in fields(Settings)):
-        if name in facts and name not in _NO_SETTING:
-            kind = str if name in (*_TEXTS, "negative_prompt") else int if name in _WHOLE else float
-            settings[name] = _typed(facts, name, kind)
+    for name, field in SETTINGS.items():
+        if name in facts and field.kind in ("text", "whole", "number"):
+            settings[name] = _typed(facts, name, TYPES[field.kind][-1])
     settings |= _sizes(facts)
     _check_facts(facts)
     try:
@@ -175,7 +170,7 @@ def _web_settings(infotext: Infotext) -> dict[str, Any]:
     found: dict[str, Any] = {} if infotext.negative_prompt is None else {"negative_prompt": infotext.negative_prompt}
     for web, name in names.items():
         if web in infotext.settings:
-            found[name] = web_number(infotext.settings, web, whole=name in _WHOLE)
+            found[name] = web_number(infotext.settings, web, whole=SETTINGS[name].kind == "whole")
     return found
 
 

@@ -17,15 +17,14 @@ from hidiff_runtime.pipeline.image_parameters import PictureParameters, web_numb
 from hidiff_runtime.pipeline.infotext import Infotext, from_web_clip_skip
 from hidiff_runtime.pipeline.png_metadata import fused_loras, model_name, other_weights
 from hidiff_runtime.pipeline.prompt_encoding import chunks_of
-from hidiff_runtime.pipeline.request import PICTURES, takes_sizes
+from hidiff_runtime.pipeline.request import takes_sizes
+from hidiff_runtime.pipeline.request_fields import ORDERS, PICTURES, SETTINGS
 from hidiff_runtime.pipeline.webui_names import NAMES, follows, sampler_name, schedule_name, split_name
 
 if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle
     from hidiff_runtime.format.manifest import Manifest
     from hidiff_runtime.sampling.scheduler_table import SamplerTable
-
-_OPTIONS = {"image": "--image", "mask": "--mask", "control_image": "--control"}
 
 _LEFT_OUT = (
     "Hires",
@@ -105,7 +104,7 @@ def settings_like(
     warnings += _fit_guidance(manifest, settings, bool(parameters.facts))
     warnings += _fit_sampler(bundle, settings, named, asked)
     if not takes_sizes(manifest):
-        settings = {name: value for name, value in settings.items() if not name.endswith(("_size", "crops"))}
+        settings = {name: value for name, value in settings.items() if SETTINGS[name].kind not in ORDERS}
     if asked.get("image") is None:
         settings.pop("strength", None)
     return Likeness(prompt, {**settings, **asked}, tuple(dict.fromkeys(warnings)))
@@ -243,7 +242,7 @@ def _check_sources(manifest: Manifest, parameters: PictureParameters, asked: Map
         raise InputError(
             f"The picture was drawn with {'an' if name == 'image' else 'a'} {what}, which is not in its file.",
             given=f"no {what}",
-            advice=f"Give it: {name}= ({_OPTIONS[name]} FILE on the command line).",
+            advice=f"Give it: {name}= ({SETTINGS[name].flags[-1]} FILE on the command line).",
         )
 
 

@@ -23,7 +23,8 @@ from hidiff_runtime.pipeline.image_processing import from_bytes, latent_mask, pi
 from hidiff_runtime.pipeline.late_start import LateStartWarning, late_start
 from hidiff_runtime.pipeline.png_metadata import describe
 from hidiff_runtime.pipeline.prompt_encoding import encode_prompts
-from hidiff_runtime.pipeline.request import Request, Settings, Size, repeated
+from hidiff_runtime.pipeline.request import Request, repeated
+from hidiff_runtime.pipeline.request_fields import SETTINGS, Settings, Size
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 
 if TYPE_CHECKING:
@@ -138,31 +139,7 @@ class Pipeline:
 
         Args:
             prompt: what the picture shows; a list for a batch, of as many as the bundle was built for.
-            negative_prompt: what it must not show; one for all, or a list. Only with guidance.
-            seed: of the one stream that everything random of the run comes from.
-            steps: one of the tabulated counts; 50, or the nearest there is, if left out.
-            guidance_scale: 7.5 for SD and SDXL inpainting, 5 for SDXL, if left out; up to 1000. Only with guidance.
-            guidance_rescale: 0 to 1, against overexposure by guidance; the bundle's own if left out.
-            sampler: one of the bundle's; its default if left out.
-            eta: of DDIM, 0 to 1.
-            image: a Pillow image to start from, or to paint in; of the bundle's size. A list for a batch, as with
-                ``mask`` and ``control_image``.
-            mask: where to paint: white; black is kept. Needs ``image``.
-            control_image: what the bundle's ControlNet sees.
-            strength: how much of ``image`` is replaced, above 0 to 1. If left out: 0.8, 0.3 for SDXL without a
-                ControlNet; with a mask 1, 0.9999 for SDXL.
-            conditioning_scale: of the ControlNet's residuals.
-            clip_skip: layers of the text encoders to leave out, counted from the one that is usual.
-            long_prompt: ``truncate`` cuts what the text encoder has no place for, with a warning; ``chunk`` spreads
-                it over the chunks that the bundle was built with.
-            original_size: SDXL's, height and width in pixels; the picture's if left out.
-            crops: SDXL's, top and left in pixels.
-            target_size: SDXL's, height and width; the picture's if left out.
-            negative_original_size: for the negative prompt; as for the prompt if left out.
-            negative_crops: for the negative prompt; if left out, 0 and 0 in runs from an image (without a mask and a
-                ControlNet both) and where both negative sizes are given, else as for the prompt.
-            negative_target_size: for the negative prompt; as for the prompt if left out.
-            resize: resizes images of another size with Lanczos, as diffusers does, where they are refused otherwise.
+            negative_prompt: and all that follow it: see `hidiff_runtime.Settings`.
             callback: called after each step with a `PictureStep`; returning False, or raising, cancels the run.
 
         Returns:
@@ -179,7 +156,7 @@ class Pipeline:
             EngineError: an engine is missing, failed, or gave NaN.
         """
         given = locals()
-        settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
+        settings = Settings(**{name: given[name] for name in SETTINGS})
         request = self.request(prompt, settings)
         if told := late_start(self.bundle, request):
             warnings.warn(told, LateStartWarning, stacklevel=2)

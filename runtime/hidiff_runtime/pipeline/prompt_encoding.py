@@ -15,6 +15,7 @@ from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.denoising.conditioning import is_whole
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.format.tokenizer import Tokenizer, Tokens
+from hidiff_runtime.pipeline.request_fields import LONG_PROMPTS
 
 if TYPE_CHECKING:
     from hidiff_runtime.backends.session_pool import Network
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from hidiff_runtime.format.specs import TextEncoderRecord
 
 Array = NDArray[np.float32]
-
-LONG_PROMPTS = ("truncate", "chunk")
-"""What may become of a prompt that is longer than the text encoder has places."""
 
 MOST_CHUNKS = 4
 """Chunks of 75 tokens that a bundle can be built for."""
@@ -91,7 +89,7 @@ def encode_prompts(
             given=bundle.root,
             advice="Give embeddings, or build it with text: true in the recipe.",
         )
-    _check_options(clip_skip, min(record.clip_skip for record in records), long_prompt)
+    check_options(clip_skip, min(record.clip_skip for record in records), long_prompt)
     clip_skip = int(clip_skip)
     _check_prompts(prompts, negative, guidance=bundle.manifest.guidance)
     sdxl = any(record.output("text_embeds") is not None for record in records)
@@ -230,7 +228,12 @@ class _Encoder:
         return outputs
 
 
-def _check_options(clip_skip: int, most: int, long_prompt: str) -> None:
+def check_options(clip_skip: Any, most: int, long_prompt: Any) -> None:
+    """Refuses layers that no text encoder leaves out, and what cannot become of a long prompt.
+
+    Raises:
+        InputError: says what there is.
+    """
     if not is_whole(clip_skip) or not 0 <= clip_skip <= most:
         raise InputError(
             f"clip_skip must be a whole number from 0 to {most}.",

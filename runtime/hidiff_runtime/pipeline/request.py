@@ -27,7 +27,8 @@ from hidiff_runtime.pipeline.image_processing import (
     mask_array,
     picture_bytes,
 )
-from hidiff_runtime.pipeline.prompt_encoding import LONG_PROMPTS, check_text
+from hidiff_runtime.pipeline.prompt_encoding import check_options, check_text
+from hidiff_runtime.pipeline.request_fields import ORDERS, PICTURES, SETTINGS, STEPS, Settings, Size
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 
 if TYPE_CHECKING:
@@ -35,44 +36,10 @@ if TYPE_CHECKING:
     from hidiff_runtime.format.manifest import Manifest
 
 Array = NDArray[np.float32]
-Size = tuple[int, int]
 Found = TypeVar("Found")
-
-PICTURES = ("image", "mask", "control_image")
-"""What a run may be given beside prompts."""
 
 MOST_PIXELS = 2**24
 """The largest size and crop: float32, which SDXL is told them in, holds no larger ones exactly."""
-
-STEPS = 50
-"""Steps of diffusers' pipelines, or the nearest number that is tabulated."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is asked beside the prompt; `Pipeline.__call__` says what each means."""
-
-    negative_prompt: str | Sequence[str] | None = None
-    seed: int = 0
-    steps: int | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float | None = None
-    sampler: str | None = None
-    eta: float = 0.0
-    image: Any = None
-    mask: Any = None
-    control_image: Any = None
-    strength: float | None = None
-    conditioning_scale: float = 1.0
-    clip_skip: int = 0
-    long_prompt: str = "truncate"
-    original_size: Size | None = None
-    crops: Size = (0, 0)
-    target_size: Size | None = None
-    negative_original_size: Size | None = None
-    negative_crops: Size | None = None
-    negative_target_size: Size | None = None
-    resize: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +175,8 @@ def _filled(bundle: Bundle, settings: Settings) -> Settings:
     TorchGenerator(settings.seed)
     if not is_finite(settings.eta):
         raise InputError("eta must be a number.", given=repr(settings.eta), advice="Give 0, or up to 1 with DDIM.")
-    _check_text_options(manifest, settings)
+    most = min((encoder.clip_skip for encoder in manifest.text_encoders), default=0)
+    check_options(settings.clip_skip, most, settings.long_prompt)
     table = bundle.sampler(settings.sampler)
     tabulated = table.steps.tolist()
     steps = (
@@ -265,22 +233,6 @@ def _check_pictures(manifest: Manifest, settings: Settings) -> None:
             "conditioning_scale is for a ControlNet, which this bundle does not have.",
             given=settings.conditioning_scale,
             advice="Leave it out.",
-        )
-
-
-def _check_text_options(manifest: Manifest, settings: Settings) -> None:
-    most = min((encoder.clip_skip for encoder in manifest.text_encoders), default=0)
-    if not is_whole(settings.clip_skip) or not 0 <= settings.clip_skip <= most:
-        raise InputError(
-            f"clip_skip must be a whole number from 0 to {most}.",
-            given=repr(settings.clip_skip),
-            advice="0 takes the layer that is usual, 1 the one before it.",
-        )
-    if settings.long_prompt not in LONG_PROMPTS:
-        raise InputError(
-            f"long_prompt must be one of {', '.join(LONG_PROMPTS)}.",
-            given=repr(settings.long_prompt),
-            advice="'truncate' cuts long prompts, 'chunk' spreads them over the bundle's chunks.",
         )
 
 
@@ -343,9 +295,8 @@ def _pair(name: str, given: Any, default: Size) -> Size:
         return default
     pair = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
     if len(pair) != 2 or not all(is_whole(value) and 0 <= value <= MOST_PIXELS for value in pair):
-        order = "top and left" if "crops" in name else "height and width"
         raise InputError(
-            f"{name} must be {order} in pixels, whole numbers from 0 to {MOST_PIXELS}.",
+            f"{name} must be {ORDERS[SETTINGS[name].kind]} in pixels, whole numbers from 0 to {MOST_PIXELS}.",
             given=repr(given),
             advice=f"Give {default}.",
         )

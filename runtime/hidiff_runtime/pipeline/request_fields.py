@@ -1,25 +1,31 @@
-"""The fields of a request by their names on the wire, and a request read from plain values."""
+"""The one table of a request's fields, from which Python, commands, prompts' files, servers and bulk jobs take them."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
 
-from hidiff_runtime.errors import InputError
-from hidiff_runtime.pipeline.image_processing import decode_picture, fitted_pictures, pillow
-from hidiff_runtime.pipeline.request import Settings
-from hidiff_runtime.pipeline.request_limits import Limits
+Kind = Literal["text", "whole", "number", "flag", "picture", "size", "place"]
+Size = tuple[int, int]
+Value = TypeVar("Value")
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+TYPES: dict[Kind, tuple[type, ...]]
+TYPES = {"text": (str,), "whole": (int,), "number": (int, float), "flag": (bool,), "picture": (str, bytes)}
+"""Python's types of a value, by its kind; a size and a place are two whole numbers."""
 
-    from hidiff_runtime.pipeline.pipeline import Pipeline
-    from hidiff_runtime.pipeline.request import Request
+CALLED: dict[Kind, str] = {"text": "text", "whole": "a whole number", "number": "a number", "flag": "true or false"}
+"""What messages call a value, by its kind; what is said of pictures is for each reader to say."""
 
-Kind = Literal["text", "whole", "number", "flag", "picture"]
+ORDERS: dict[Kind, str] = {"size": "height and width", "place": "top and left"}
+"""What the two numbers of a pair are."""
+
+STEPS = 50
+"""Steps of diffusers' pipelines, or the nearest number that is tabulated."""
+
+LONG_PROMPTS = ("truncate", "chunk")
+"""What may become of a prompt that is longer than the text encoder has places."""
 
 
 @dataclass(frozen=True)
@@ -27,132 +33,109 @@ class Field:
     """A field of a request.
 
     Args:
-        name: on the wire; but for ``prompt`` also that of `hidiff_runtime.pipeline.request.Settings`.
-        kind: ``picture`` is the bytes of a PNG, JPEG or WebP file, or a ``data:`` URL of one.
-        help: what it is, in a few words.
+        name: of `Settings`, but for ``prompt``; on the wire too.
+        kind: ``picture`` is the bytes of a PNG, JPEG or WebP file, or a ``data:`` URL of one; ``size`` and ``place``
+            are pairs of `ORDERS`, for SDXL alone, which no server takes.
+        help: what it is, and what is taken where it is left out, in a few words.
+        default: None where the bundle and the task decide.
+        bounds: the least and the most that any bundle takes, from outside Python; empty where there are none.
+        choices: the texts that it may be; empty where it may be any.
+        many: whether it may be texts, one for each picture of the batch.
+        group: of options of ``hidiff-run generate``; empty where it has no option.
+        option: its names on the command line, with a blank between; empty for its own.
+        metavar: what stands for its value there; empty for what is usual with its kind.
     """
 
     name: str
     kind: Kind
     help: str
+    default: Any = None
+    bounds: tuple[float, ...] = ()
+    choices: tuple[str, ...] = ()
+    many: bool = False
+    group: Literal["prompts", "run", "pictures", ""] = "run"
+    option: str = ""
+    metavar: str = ""
+
+    @property
+    def flags(self) -> list[str]:
+        """The option's names, the longest last."""
+        return self.option.split() or [f"--{self.name.replace('_', '-')}"]
 
 
-FIELDS = (
-    Field("prompt", "text", "what the picture shows"),
-    Field("negative_prompt", "text", "what it must not show"),
-    Field("seed", "whole", "of everything random"),
-    Field("steps", "whole", "denoising steps, one of the bundle's"),
-    Field("guidance_scale", "number", "how strongly the prompt is followed"),
-    Field("guidance_rescale", "number", "against overexposure by guidance, 0 to 1"),
-    Field("sampler", "text", "one of the bundle's"),
-    Field("eta", "number", "of DDIM, 0 to 1"),
-    Field("image", "picture", "to start from, or to paint in"),
-    Field("mask", "picture", "white where to paint"),
-    Field("control_image", "picture", "what the ControlNet sees"),
-    Field("strength", "number", "how much of the image is replaced, above 0 to 1"),
-    Field("conditioning_scale", "number", "of the ControlNet"),
-    Field("clip_skip", "whole", "layers of the text encoders to leave out"),
-    Field("long_prompt", "text", "truncate or chunk"),
-    Field("resize", "flag", "fit pictures of another size"),
+def fits(kind: Kind, value: object) -> bool:
+    """Says whether a value's type is one of the kind's; for Python, true and false are whole numbers too."""
+    return isinstance(value, TYPES[kind]) and (kind == "flag" or not isinstance(value, bool))
+
+
+def _setting(default: Value, kind: Kind, told: str, **more: Any) -> Value:
+    """Returns a dataclass field with its default and, by the names of `Field`, what else the table holds of it."""
+    return field(default=default, metadata={"kind": kind, "help": told, **more})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked beside the prompt. Pictures are Pillow's; they and texts may be lists, one each of the batch."""
+
+    # fmt: off
+    negative_prompt: str | Sequence[str] | None = _setting(
+        None, "text", "what it must not show; only with guidance", many=True, group="prompts",
+        option="-n --negative-prompt", metavar="TEXT")
+    seed: int = _setting(
+        0, "whole", "of everything random; -1 is a random one but in Python (default: 0, and random where OpenAI's "
+        "clients leave it out)", bounds=(-1, 2**64 - 1))
+    steps: int | None = _setting(
+        None, "whole", f"denoising steps (default: {STEPS}, or the nearest the bundle has)", bounds=(1, math.inf))
+    guidance_scale: float | None = _setting(
+        None, "number", "how strongly the prompt is followed (default: 7.5; 5 for SDXL, but for inpainting without a "
+        "ControlNet)", bounds=(-1000, 1000), option="--guidance", metavar="SCALE")
+    guidance_rescale: float | None = _setting(
+        None, "number", "against overexposure by guidance, 0 to 1 (default: the bundle's own)", bounds=(0, 1),
+        metavar="SHARE")
+    sampler: str | None = _setting(None, "text", "one of the bundle's (default: its own)", metavar="NAME")
+    eta: float = _setting(0.0, "number", "of DDIM, 0 to 1 (default: 0)", bounds=(0, 1))
+    image: Any = _setting(None, "picture", "what to start from, or with a mask to paint in", group="pictures")
+    mask: Any = _setting(None, "picture", "white where to paint in the image, black where to keep it", group="pictures")
+    control_image: Any = _setting(
+        None, "picture", "what the bundle's ControlNet sees", group="pictures", option="--control")
+    strength: float | None = _setting(
+        None, "number", "how much of the image is replaced, above 0 to 1 (default: 0.8, 0.3 for SDXL without a "
+        "ControlNet; with a mask 1, 0.9999 for SDXL)", bounds=(0, 1), group="pictures")
+    conditioning_scale: float = _setting(
+        1.0, "number", "of the ControlNet (default: 1)", bounds=(-1000, 1000), group="pictures", metavar="SCALE")
+    clip_skip: int = _setting(
+        0, "whole", "layers of the text encoders to leave out, counted from the one that is usual (default: 0)",
+        bounds=(0, math.inf), group="prompts", metavar="N")
+    long_prompt: str = _setting(
+        LONG_PROMPTS[0], "text", "truncate cuts what is over 75 tokens, chunk spreads it over the bundle's chunks "
+        f"(default: {LONG_PROMPTS[0]})", choices=LONG_PROMPTS, group="prompts")
+    original_size: Size | None = _setting(None, "size", "the original's size, as SDXL is told (default: the picture's)")
+    crops: Size = _setting((0, 0), "place", "the crop's corner, as SDXL is told (default: 0,0)", option="--crop")
+    target_size: Size | None = _setting(None, "size", "the target's size, as SDXL is told (default: the picture's)")
+    negative_original_size: Size | None = _setting(
+        None, "size", "for the negative prompt (default: the same)", group="")
+    negative_crops: Size | None = _setting(
+        None, "place", "for the negative prompt (default: 0,0 from an image without both mask and ControlNet, and "
+        "where both negative sizes are given; else the same)", group="")
+    negative_target_size: Size | None = _setting(None, "size", "for the negative prompt (default: the same)", group="")
+    resize: bool = _setting(False, "flag", "fit pictures of another size with Lanczos", group="pictures")
+    # fmt: on
+
+
+PROMPT = Field("prompt", "text", "what the picture shows", many=True, option="-p --prompt", metavar="TEXT")
+
+SETTINGS = {each.name: Field(name=each.name, default=each.default, **each.metadata) for each in fields(Settings)}
+"""The fields of `Settings` by their names."""
+
+FIELDS = (PROMPT, *(each for each in SETTINGS.values() if each.kind not in ORDERS))
+"""Every field that servers and bulk jobs take, the one that is always needed first."""
+
+BY_NAME = {each.name: each for each in FIELDS}
+
+PICTURES = tuple(each.name for each in FIELDS if each.kind == "picture")
+"""What a run may be given beside prompts."""
+
+Settings.__doc__ = f"{Settings.__doc__}\n\nArgs:\n" + "\n".join(
+    f"    {each.name}: {each.help}" + (f"; {ORDERS[each.kind]} in pixels." if each.kind in ORDERS else ".")
+    for each in SETTINGS.values()
 )
-"""Every field, the one that is always needed first."""
-
-BY_NAME = {field.name: field for field in FIELDS}
-
-_CALLED = {"text": "text", "whole": "a whole number", "number": "a number", "flag": "true or false"}
-_DATA = "data:"
-
-
-def read_request(pipeline: Pipeline, values: Mapping[str, object], limits: Limits) -> Request:
-    """The request that plain values ask for, within the limits, checked against the bundle. Opens no engine.
-
-    Args:
-        values: by the names of `FIELDS`: str, int, float, bool, and for pictures bytes, or what `read_picture` gives.
-            None stands for left out.
-
-    Raises:
-        InputError: an unknown name, a value of the wrong type, beyond a limit, or not one the bundle takes.
-    """
-    given = {name: value for name, value in values.items() if value is not None}
-    for name, value in given.items():
-        if name not in BY_NAME:
-            raise InputError("There is no such field.", given=name[:60], advice=f"There are {', '.join(BY_NAME)}.")
-        _check(BY_NAME[name], value, limits)
-    if "prompt" not in given:
-        raise InputError("The prompt is missing.", advice="Say what the picture is to show.")
-    pictures = {name: value for name, value in given.items() if BY_NAME[name].kind == "picture"}
-    settings: dict[str, Any] = dict(given)
-    size = (pipeline.bundle.manifest.width, pipeline.bundle.manifest.height)
-    for name, value in pictures.items():
-        picture: Any = read_picture(name, value, limits)
-        if given.get("resize"):  # now: all of them, decoded, may be many times as large
-            picture = fitted_pictures(picture, size, name, batch=1, resize=True)
-        settings[name] = picture
-    prompt = settings.pop("prompt")
-    request = pipeline.request(prompt, Settings(**settings))
-    if request.settings.steps is not None:  # the number that is usual where none is given
-        _check_steps(request.settings.steps, limits)
-    return request
-
-
-def _check(field: Field, value: object, limits: Limits) -> None:
-    """Refuses a value of the wrong type, or beyond a limit."""
-    types: dict[Kind, tuple[type, ...]] = {
-        "text": (str,),
-        "whole": (int,),
-        "number": (int, float),
-        "flag": (bool,),
-        "picture": (str, bytes),
-    }
-    fits = isinstance(value, types[field.kind]) and (field.kind == "flag" or not isinstance(value, bool))
-    if not fits and not (field.kind == "picture" and isinstance(value, pillow().Image)):
-        wanted = _CALLED.get(field.kind, "the bytes of a picture file, or a data: URL of one")
-        raise InputError(f"{field.name} must be {wanted}.", given=type(value).__name__)
-    if isinstance(value, str) and field.kind == "text" and len(value) > limits.prompt_characters:
-        raise InputError(
-            f"{field.name} is too long.",
-            given=f"{len(value)} characters",
-            advice=f"This server takes up to {limits.prompt_characters}.",
-        )
-    if field.name == "steps" and isinstance(value, int):
-        _check_steps(value, limits)
-
-
-def _check_steps(steps: int, limits: Limits) -> None:
-    if steps > limits.steps:
-        raise InputError("These are too many steps.", given=steps, advice=f"This server takes up to {limits.steps}.")
-
-
-def read_picture(name: str, value: Any, limits: Limits) -> Image:
-    """The picture in a file's bytes or in a ``data:`` URL; Pillow's own as it is.
-
-    Raises:
-        InputError: it is too large, broken, or not a picture.
-    """
-    if isinstance(value, pillow().Image):
-        found: Image = value
-        return found
-    content = value.encode("ascii", "replace") if isinstance(value, str) else value  # "?" is not base64 either
-    encoded = content.startswith(_DATA.encode())
-    if isinstance(value, str) and not encoded:
-        raise InputError(f"{name} must be a data: URL where it is text.", given=repr(value[:20]))
-    # Base64 takes four characters for three bytes; what is longer is refused without being decoded.
-    if len(content) > (limits.image_bytes * 4 // 3 + 128 if encoded else limits.image_bytes):
-        raise _too_large(name, len(content), limits)
-    if encoded:
-        head, comma, body = content.partition(b",")
-        if not comma or not head.endswith(b";base64"):
-            raise InputError(f"{name} must be a data: URL in base64.", given=repr(head[:40].decode(errors="replace")))
-        try:
-            content = base64.b64decode(body, validate=True)
-        except binascii.Error as error:
-            raise InputError(f"{name} is not base64.", given=error) from error
-        if len(content) > limits.image_bytes:
-            raise _too_large(name, len(content), limits)
-    return decode_picture(content, name, pixels=limits.image_pixels)
-
-
-def _too_large(name: str, size: int, limits: Limits) -> InputError:
-    return InputError(
-        f"{name} is too large.", given=f"{size} bytes", advice=f"This server takes up to {limits.image_bytes}."
-    )

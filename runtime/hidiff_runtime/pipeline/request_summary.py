@@ -24,15 +24,11 @@ def describe_request(manifest: Manifest, counter: TokenCounter, request: Request
         tokens, cut = counter.count(text, long_prompt=settings.long_prompt)
         prompts.append({"text": text, "tokens": tokens, "cut": cut})
     spans = request.phases(manifest).spans
+    told = ("seed", "sampler", "steps", "strength", "guidance_scale", "guidance_rescale")
     return {
         "prompts": prompts,
         "negative_prompts": list(request.negative_prompts or ()),
-        "seed": settings.seed,
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        "strength": settings.strength,
-        "guidance_scale": settings.guidance_scale,
-        "guidance_rescale": settings.guidance_rescale,
+        **{name: getattr(settings, name) for name in told},
         "phases": [{"phase": span.phase.name, "first": span.first, "last": span.last} for span in spans],
         "given": list(request.given),
     }

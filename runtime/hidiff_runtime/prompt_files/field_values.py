@@ -8,29 +8,22 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from hidiff_runtime.denoising.conditioning import is_finite
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.pipeline.prompt_encoding import check_text
-from hidiff_runtime.pipeline.request_fields import BY_NAME, Field
+from hidiff_runtime.pipeline.request_fields import BY_NAME, CALLED, Field, fits
+from hidiff_runtime.pipeline.request_values import DATA
 from hidiff_runtime.prompt_files.raw_rows import kind_name
 from hidiff_runtime.text_safety import encodable, printable
 
 Value = str | int | float | bool
 ID = "id"
 
-DATA = "data:"
 _SHOWN = 200
 _MOST_BITS = 256
 _EXACT = 2**53
 """Float64 holds every whole number up to it, and not every one beyond."""
 
-_TYPES: dict[str, tuple[type, ...]] = {"text": (str,), "whole": (int,), "number": (int, float), "flag": (bool,)}
-_WANTED = {
-    "text": "text",
-    "whole": "a whole number",
-    "number": "a number",
-    "flag": "true or false",
-    "picture": "a path, a URL or bytes",
-}
 _WHOLE = re.compile(r"[+-]?[0-9]{1,40}(\.0+)?")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -84,9 +77,9 @@ def plain_value(name: str, given: Any) -> Value:
                 advice="Write whole numbers beyond 2^53 as such; in Parquet as a column of int64 or uint64.",
             )
         return int(given)
-    if not isinstance(given, _TYPES[known.kind]) or (isinstance(given, bool) and known.kind != "flag"):
+    if not fits(known.kind, given):
         raise wrong_type(known, given)
-    if known.kind == "number" and not _is_finite(value):
+    if known.kind == "number" and not is_finite(value):
         raise wrong_type(known, given)
     if isinstance(given, str):
         check_text(name.replace("_", " "), given)
@@ -126,14 +119,8 @@ def wrong_type(known: Field, given: object) -> InputError:
     """Returns the error of a value that is not of its field's kind."""
     told = repr(shown(given)) if isinstance(given, (str, int, float)) else kind_name(given)
     advice = "Put text into quotes." if known.kind == "text" else "Mend the row."
-    return InputError(f"{known.name} must be {_WANTED[known.kind]}.", given=told, advice=advice)
-
-
-def _is_finite(given: float) -> bool:
-    try:
-        return math.isfinite(given)
-    except OverflowError:  # a whole number that no float holds
-        return False
+    wanted = CALLED.get(known.kind, "a path, a URL or bytes")
+    return InputError(f"{known.name} must be {wanted}.", given=told, advice=advice)
 
 
 def _picture(known: Field, given: Any) -> str:

@@ -25,6 +25,12 @@ class Raw:
     values: Mapping[str, Any] | InputError
     text: bool = False
 
+    def given(self) -> dict[str, Any]:
+        """Returns the values that are there; an empty text is not, where all are text. Raises why there are none."""
+        if isinstance(self.values, InputError):
+            raise self.values
+        return {name: value for name, value in self.values.items() if value is not None and (value or not self.text)}
+
 
 @dataclass(frozen=True)
 class Columns:

@@ -17,9 +17,10 @@ from hidiff_runtime.errors import Cancelled, Expired, ParityError
 from hidiff_runtime.pipeline.image_processing import pillow
 from hidiff_runtime.pipeline.pipeline import PictureStep, Pipeline, Result
 from hidiff_runtime.pipeline.prompt_encoding import TruncationWarning
-from hidiff_runtime.pipeline.request import Request, Settings
-from hidiff_runtime.pipeline.request_fields import read_request
+from hidiff_runtime.pipeline.request import Request
+from hidiff_runtime.pipeline.request_fields import Settings
 from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import read_request
 from hidiff_runtime.pipeline.seeds import with_seed
 from hidiff_runtime.serving.metrics import MetricsRecorder, NullSink
 from hidiff_runtime.serving.public_errors import kind_of
@@ -82,7 +83,7 @@ class Service:
             raise
 
     def request(self, values: Mapping[str, object]) -> Request:
-        """The request that plain values ask for; see `hidiff_runtime.pipeline.request_fields.read_request`.
+        """The request that plain values ask for; see `hidiff_runtime.pipeline.request_values.read_request`.
 
         A seed of -1 is drawn.
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import inspect
 import io
+import math
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import toy
 import toy_pictures
 from PIL import Image
 
 from hidiff_runtime import InputError, Pipeline, Settings
-from hidiff_runtime.pipeline.request_fields import FIELDS, read_request
+from hidiff_runtime.pipeline.request_fields import FIELDS, ORDERS, SETTINGS, Field
 from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import read_request
+from hidiff_runtime.pipeline.seeds import with_seed
 
 SIZE = (toy_pictures.WIDTH, toy_pictures.HEIGHT)
 
@@ -36,11 +44,88 @@ def data_url(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
-def test_fields_are_the_pipelines_settings() -> None:
-    names = {field.name for field in FIELDS}
-    settings = set(Settings.__dataclass_fields__)
-    assert names - settings == {"prompt"}
-    assert settings - names == {name for name in settings if name.endswith(("_size", "crops"))}
+def test_servers_take_every_setting_but_pairs() -> None:
+    pairs = [name for name in SETTINGS if name.endswith(("_size", "crops"))]
+    assert [name for name, field in SETTINGS.items() if field.kind in ORDERS] == pairs
+    assert [field.name for field in FIELDS] == ["prompt", *(name for name in SETTINGS if name not in pairs)]
+
+
+def test_the_pipeline_takes_every_setting_as_the_table_has_it() -> None:
+    taken = inspect.signature(Pipeline.__call__).parameters
+    assert list(taken) == ["self", "prompt", *SETTINGS, "callback"]
+    for field in dataclasses.fields(Settings):
+        parameter = taken[field.name]
+        assert (parameter.default, parameter.annotation) == (field.default, field.type), field.name
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+
+
+@pytest.mark.parametrize("field", SETTINGS.values(), ids=lambda field: field.name)
+def test_the_default_that_is_told_is_taken(field: Field) -> None:
+    told = re.search(r"\(default: (.*)\)", field.help)
+    if isinstance(field.default, tuple):
+        assert told is not None
+        assert told[1] == ",".join(map(str, field.default))
+    elif field.default is not None and field.default is not False:
+        assert told is not None
+        assert told[1].partition(",")[0] == (field.default if field.kind == "text" else f"{field.default:g}")
+
+
+def test_what_is_told_of_a_tasks_defaults_is_taken(tmp_path: Path) -> None:
+    kinds = {"SD": toy.Toy(), "SDXL": toy.Toy(sdxl=True), "SDXL with a ControlNet": toy.Toy(sdxl=True, control=True)}
+    picture = Image.new("RGB", SIZE)
+    found: dict[str, list[Any]] = {"guidance_scale": [], "strength": []}
+    for name, kind in kinds.items():
+        given = {"image": picture, **({"control_image": picture} if kind.control else {})}
+        with Pipeline.open(toy_pictures.make(tmp_path / name, kind), backend=toy_pictures.Backend()) as pipe:
+            for masked in ({}, {"mask": picture}):
+                settings = pipe.request("a", Settings(**given, **masked)).settings
+                found["guidance_scale"].append(settings.guidance_scale)
+                found["strength"].append(settings.strength)
+    assert found == {"guidance_scale": [7.5, 7.5, 5.0, 7.5, 5.0, 5.0], "strength": [0.8, 1.0, 0.3, 0.9999, 0.8, 0.9999]}
+    assert "(default: 7.5; 5 for SDXL, but for inpainting without a ControlNet)" in SETTINGS["guidance_scale"].help
+    told = "(default: 0.8, 0.3 for SDXL without a ControlNet; with a mask 1, 0.9999 for SDXL)"
+    assert told in SETTINGS["strength"].help
+
+
+BOUNDS = [(field.name, *field.bounds) for field in FIELDS if field.bounds]
+
+
+@pytest.fixture(scope="module")
+def every(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """A pipeline that takes every field."""
+    folder = toy_pictures.make(tmp_path_factory.mktemp("every") / "bundle", toy.Toy(control=True))
+    toy_pictures.add_samplers(folder)
+    with Pipeline.open(folder, backend=toy_pictures.Backend()) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(("name", "least", "most"), BOUNDS, ids=[bound[0] for bound in BOUNDS])
+def test_bounds_are_those_of_the_table(every: Pipeline, name: str, least: float, most: float) -> None:
+    def read(value: float) -> Any:
+        values = {"prompt": "a", "sampler": "ddim", "image": png(), "control_image": png(), name: value}
+        return getattr(read_request(every, with_seed(values), Limits()).settings, name)
+
+    step = 1 if SETTINGS[name].kind == "whole" else 2**-20
+    for bound, beyond in ((least, least - step), (most, most + step)):
+        if math.isinf(bound):
+            continue
+        with pytest.raises(InputError, match=name):
+            read(beyond)
+        if (name, bound) == ("seed", -1):
+            assert 0 <= read(-1) < 2**32
+        elif (name, bound) in (("strength", 0), ("steps", 1)):  # nearly: no step is left, or no table has one
+            assert read(0.25 if name == "strength" else 4) > bound
+        else:
+            assert read(bound) == bound
+
+
+def test_texts_beyond_the_choices_are_refused(pipeline: Pipeline) -> None:
+    for field in FIELDS:
+        for choice in field.choices:
+            assert getattr(read_request(pipeline, {"prompt": "a", field.name: choice}, Limits()).settings, field.name)
+        if field.choices:
+            with pytest.raises(InputError, match=f"{field.name} must be one of {', '.join(field.choices)}"):
+                read_request(pipeline, {"prompt": "a", field.name: "other"}, Limits())
 
 
 def test_reads_everything(pipeline: Pipeline) -> None:

@@ -12,11 +12,10 @@ import pytest
 import toy
 import toy_pictures
 
-from hidiff_runtime import BundleError, Pipeline
+from hidiff_runtime import BundleError, Pipeline, Settings
 from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.cli import main
 from hidiff_runtime.format.manifest import Manifest
-from hidiff_runtime.pipeline.request import Settings
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
 from hidiff_runtime.sampling.table_rows import Rows
 

@@ -10,7 +10,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.pipeline.request_fields import BY_NAME, Kind, read_picture
+from hidiff_runtime.pipeline.request_fields import BY_NAME, TYPES, Kind
+from hidiff_runtime.pipeline.request_values import read_picture
 from hidiff_runtime.serving.http.alpha_masks import split_hole, white_where_transparent, without_transparency
 from hidiff_runtime.serving.http.errors import ApiError, api_error, validation_error
 from hidiff_runtime.serving.http.openai_fields import UNSUPPORTED, refuse_unsupported
@@ -23,10 +24,7 @@ FORM_FIELDS, FORM_FILES = 40, 20
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 _READ: dict[Kind, TypeAdapter[Any]] = {
-    "text": TypeAdapter(str),
-    "whole": TypeAdapter(int),
-    "number": TypeAdapter(float),
-    "flag": TypeAdapter(bool),
+    kind: TypeAdapter(types[-1]) for kind, types in TYPES.items() if kind != "picture"
 }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,13 +13,33 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.pipeline.image_formats import FORMAT_NAMES, FileFormat
 from hidiff_runtime.pipeline.request import Request
-from hidiff_runtime.pipeline.request_fields import BY_NAME, FIELDS
+from hidiff_runtime.pipeline.request_fields import BY_NAME, FIELDS, PICTURES, Kind
+from hidiff_runtime.pipeline.request_fields import Field as RequestField
 from hidiff_runtime.pipeline.seeds import RANDOM
 from hidiff_runtime.sampling.torch_rng import SEED_MAX
 from hidiff_runtime.serving.http.errors import ApiError, unknown_model, validation_error
 from hidiff_runtime.serving.http.json_bodies import read_object
 from hidiff_runtime.serving.http.openai_fields import UNSUPPORTED, refuse_unsupported
 from hidiff_runtime.serving.service import Service
+
+_JSON_TYPES: dict[Kind, str]
+_JSON_TYPES = {"text": "string", "whole": "integer", "number": "number", "flag": "boolean", "picture": "string"}
+
+
+def _add_fields(schema: dict[str, Any]) -> None:
+    """Adds every name of `FIELDS` to the JSON schema that clients read; what reads values is the service."""
+    schema["properties"] |= {field.name: _field_schema(field) for field in FIELDS}
+    schema["required"] = ["prompt"]
+
+
+def _field_schema(field: RequestField) -> dict[str, Any]:
+    told = field.help + ("; a data: URL in base64" if field.kind == "picture" else "")
+    kind = _JSON_TYPES[field.kind]
+    found: dict[str, Any] = {"type": kind if field.name == "prompt" else [kind, "null"], "description": told}
+    if field.choices:
+        found["enum"] = [*field.choices, None]
+    bounds = zip(("minimum", "maximum"), field.bounds, strict=False)
+    return found | {key: bound for key, bound in bounds if math.isfinite(bound)}
 
 
 class GenerationRequest(BaseModel):
@@ -26,7 +48,7 @@ class GenerationRequest(BaseModel):
     Null is as good as leaving out.
     """
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=_add_fields)
 
     model: str | None = None
     n: int | None = Field(None, ge=1)
@@ -55,8 +77,7 @@ class GenerationRequest(BaseModel):
     @property
     def has_pictures(self) -> bool:
         """Whether there are pictures to be decoded."""
-        given = self.model_extra or {}
-        return any(field.kind == "picture" and given.get(field.name) is not None for field in FIELDS)
+        return any((self.model_extra or {}).get(name) is not None for name in PICTURES)
 
     def given(self, service: Service) -> dict[str, object]:  # noqa: ARG002 - what reads a form needs it
         """What is not OpenAI's, but ours. Raises ApiError for a name that is neither."""
