@@ -20,6 +20,7 @@ from hidiff_export.checkpoints.state_dict import map_tensors, shapes_of
 from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.errors import CheckpointError, InputError
 from hidiff_export.families.family import Family, Task, Width
+from hidiff_export.recipe.field_types import random_seed
 from hidiff_runtime.format.safetensors import SafetensorsFile
 
 
@@ -56,11 +57,12 @@ def load(component: Component, source: str, family: Family, task: Task, width: W
         StorageError: when a download cannot be written.
     """
     expected = component.config(family, task, width)
-    kind, colon, seed = source.partition(":")
-    if kind == "random":
-        if not (colon and seed.isascii() and seed.isdigit()):
-            raise InputError("A fabricated checkpoint needs a seed.", given=source, advice="Write random:0.")
-        return Checkpoint(expected, synthesize(component, expected, int(seed)))
+    try:
+        seed = random_seed(source)
+    except ValueError:
+        raise InputError("A fabricated checkpoint needs a seed.", given=source, advice="Write random:0.") from None
+    if seed is not None:
+        return Checkpoint(expected, synthesize(component, expected, seed))
     files = find_checkpoint(source, component)
     if component is Component.CONTROLNET and files.config is None:
         _refuse_pooling(files.weights[0])
