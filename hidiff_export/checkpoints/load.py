@@ -17,7 +17,9 @@ from hidiff_export.checkpoints.original_layout import under_library_names, witho
 from hidiff_export.checkpoints.sources import find_checkpoint
 from hidiff_export.checkpoints.spare_tensors import SortedNames, left_out_notices, sort_names
 from hidiff_export.checkpoints.state_dict import map_tensors, shapes_of
+from hidiff_export.checkpoints.stored_configs import CONFIG, read_config
 from hidiff_export.checkpoints.synthetic import synthesize
+from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.errors import CheckpointError, InputError
 from hidiff_export.families.family import Family, Task, Width
 from hidiff_export.recipe.field_types import random_seed
@@ -124,6 +126,14 @@ def build(
             owner, _, key = name.rpartition(".")
             setattr(network.get_submodule(owner), key, torch.arange(buffer.shape[-1]).expand(buffer.shape))
     return network
+
+
+def load_stored(component: Component, store: WeightStore, dtype: torch.dtype = torch.float32) -> Any:
+    """A network of a bundle over the weights that it stores, mapped where they are of ``dtype``.
+
+    Raises BundleError for a configuration that cannot be read, and what `build_unet` raises.
+    """
+    return build(component, read_config(store.path.with_name(CONFIG)), store.state_dict(), dtype)
 
 
 def _read(

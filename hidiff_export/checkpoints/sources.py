@@ -16,12 +16,12 @@ from hidiff_export.checkpoints.checkpoint_file import PICKLES, looks_like_safete
 from hidiff_export.checkpoints.compatibility import check_class
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.contents import listed
+from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG
 from hidiff_export.checkpoints.weight_files import Folder, find_weights, read_json
 from hidiff_export.errors import CheckpointError, StorageError
 from hidiff_export.recipe.field_types import random_seed
 from hidiff_runtime.format.manifest import FileDigest
 
-_SCHEDULER = "scheduler/scheduler_config.json"
 MODEL_INDEX = "model_index.json"
 """Where a diffusers folder says what its pipeline is."""
 
@@ -121,7 +121,7 @@ def find_scheduler_config(source: str) -> dict[str, Any] | None:
         CheckpointError: it is damaged, or the hub that may have one cannot be reached.
         StorageError: when a download cannot be written.
     """
-    return _find_json(source, _SCHEDULER, "noise schedule")
+    return _find_json(source, SCHEDULER_CONFIG, "noise schedule")
 
 
 def find_model_index(source: str) -> dict[str, Any] | None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import onnx_ir as ir
 
+from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG, WEIGHTS
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.compiler.graph_specs import graph_records
 from hidiff_export.compiler.stages.graphs import GraphsStage, write_beside
 from hidiff_export.compiler.stages.scheduler_tables import FOLDER, SchedulerTablesStage, tabulated
 from hidiff_export.compiler.stages.stage import Report, StageContext
-from hidiff_export.compiler.stages.weights import SCHEDULER_CONFIG, WEIGHTS
 from hidiff_export.errors import BundleError
 from hidiff_export.quantization.paths import traced_graph
 from hidiff_export.recipe import Recipe
