@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.finite_values import is_finite
 from hidiff_runtime.pipeline.prompt_encoding import check_text
 from hidiff_runtime.pipeline.request_fields import BY_NAME, Field
 from hidiff_runtime.prompt_files.raw_rows import kind_name
@@ -86,7 +86,7 @@ def plain_value(name: str, given: Any) -> Value:
         return int(given)
     if not isinstance(given, _TYPES[known.kind]) or (isinstance(given, bool) and known.kind != "flag"):
         raise wrong_type(known, given)
-    if known.kind == "number" and not _is_finite(value):
+    if known.kind == "number" and not is_finite(value):
         raise wrong_type(known, given)
     if isinstance(given, str):
         check_text(name.replace("_", " "), given)
@@ -114,7 +114,7 @@ def shown(value: object) -> Any:
     """Returns what is shown of a value: one that JSON has, and not a long one."""
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:  # Python writes none of thousands of digits
         return f"(a whole number of {value.bit_length()} bits)"
-    if isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+    if isinstance(value, (bool, int)) or (isinstance(value, float) and is_finite(value)):
         return value
     if isinstance(value, (bytes, Mapping, list)):
         return f"({type(value).__name__})"
@@ -127,13 +127,6 @@ def wrong_type(known: Field, given: object) -> InputError:
     told = repr(shown(given)) if isinstance(given, (str, int, float)) else kind_name(given)
     advice = "Put text into quotes." if known.kind == "text" else "Mend the row."
     return InputError(f"{known.name} must be {_WANTED[known.kind]}.", given=told, advice=advice)
-
-
-def _is_finite(given: float) -> bool:
-    try:
-        return math.isfinite(given)
-    except OverflowError:  # a whole number that no float holds
-        return False
 
 
 def _picture(known: Field, given: Any) -> str:
