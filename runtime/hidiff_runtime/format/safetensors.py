@@ -14,6 +14,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.errors import BundleError, InputError, StorageError
+from hidiff_runtime.format.atomic_write import atomic_write
 from hidiff_runtime.format.regular_files import open_regular
 
 HEADER_LIMIT = 4 * 2**20
@@ -188,6 +190,7 @@ class SafetensorsWriter:
         self._header, self.infos = _build_header(layouts, self.order, dict(metadata or {}))
         self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         self._file: BinaryIO
+        self._open: ExitStack
         self._hash = hashlib.sha256()
         self._written = 0
 
@@ -206,36 +209,27 @@ class SafetensorsWriter:
         self._written += 1
 
     def __enter__(self) -> SafetensorsWriter:
-        try:
-            self._file = self._part.open("wb")
-        except OSError as error:
-            raise _storage_error(self.path, error) from error
-        try:
+        with ExitStack() as stack:
+            try:
+                self._file = stack.enter_context(atomic_write(self.path, beside=self._part))
+            except OSError as error:
+                raise _storage_error(self.path, error) from error
             self._write(self._header)
-        except BaseException:
-            self._discard()
-            raise
+            self._open = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._discard()
+            self._open.__exit__(kind, error, traceback)
             return
         try:
-            if self._written != len(self.order):
-                raise InputError("A safetensors file lacks tensors it announced.", given=self.order[self._written])
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._part.replace(self.path)
+            with self._open:
+                if self._written != len(self.order):
+                    raise InputError("A safetensors file lacks tensors it announced.", given=self.order[self._written])
         except OSError as failure:
-            self._discard()
             raise _storage_error(self.path, failure) from failure
-        except BaseException:
-            self._discard()
-            raise
         self.sha256 = self._hash.hexdigest()
 
     def _write(self, data: bytes | memoryview) -> None:
@@ -244,14 +238,6 @@ class SafetensorsWriter:
         except OSError as error:
             raise _storage_error(self.path, error) from error
         self._hash.update(data)
-
-    def _discard(self) -> None:
-        try:
-            self._file.close()
-        except OSError:
-            pass  # closing flushes, and the disk that refused the data refuses it again
-        finally:
-            self._part.unlink(missing_ok=True)
 
 
 def write(
