@@ -33,7 +33,8 @@ def atomic_write(path: Path, *, beside: Path | None = None, permissions: int = 0
         os.fsync(file.fileno())
         file.close()
         part.replace(path)
-    finally:
+    except BaseException:
         with suppress(OSError):  # closing flushes, and the disk that refused the data refuses it again
             file.close()
         part.unlink(missing_ok=True)
+        raise
