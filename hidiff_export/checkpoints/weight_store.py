@@ -19,18 +19,18 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from hidiff_export.checkpoints.state_dict import map_tensors, shapes_of
+from hidiff_export.checkpoints.state_dict import TORCH_DTYPES, map_tensors, shapes_of
 from hidiff_export.errors import BundleError, CheckpointError, StorageError
 from hidiff_export.recipe.field_types import Precision
+from hidiff_runtime.format.dtypes import BY_NAME
 from hidiff_runtime.format.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo, TensorLayout
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes in all."""
 
 PRECISIONS: Mapping[Precision, tuple[str, torch.dtype]] = {
-    Precision.FLOAT32: ("F32", torch.float32),
-    Precision.FLOAT16: ("F16", torch.float16),
-    Precision.BFLOAT16: ("BF16", torch.bfloat16),
+    precision: (BY_NAME[precision.value].tag, TORCH_DTYPES[precision.value])
+    for precision in (Precision.FLOAT32, Precision.FLOAT16, Precision.BFLOAT16)
 }
 """Each precision's safetensors tag and torch dtype."""
 

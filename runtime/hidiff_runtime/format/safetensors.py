@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.errors import BundleError, InputError, StorageError
 from hidiff_runtime.format.atomic_write import atomic_write
+from hidiff_runtime.format.dtypes import BY_TAG
 from hidiff_runtime.format.regular_files import open_regular
 
 HEADER_LIMIT = 4 * 2**20
@@ -41,19 +42,7 @@ PAGE = 4096
 """Where the data begins: at a multiple of this, by spaces after the JSON header."""
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U64": np.dtype("<u8"),
-    "U32": np.dtype("<u4"),
-    "U16": np.dtype("<u2"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
+    tag: np.dtype("uint16" if tag == "BF16" else known.name).newbyteorder("<") for tag, known in BY_TAG.items()
 }
 """Each dtype tag and the numpy dtype of its array. numpy has no bfloat16: its bits come as uint16, tagged ``BF16``."""
 
