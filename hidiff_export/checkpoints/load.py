@@ -102,13 +102,6 @@ def build_unet(
     return build(Component.UNET, config, state_dict, dtype)
 
 
-def build_controlnet(
-    config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32
-) -> Any:
-    """A diffusers ``ControlNetModel``, as `build_unet` makes a UNet."""
-    return build(Component.CONTROLNET, config, state_dict, dtype)
-
-
 def build(
     component: Component,
     config: Mapping[str, Any],

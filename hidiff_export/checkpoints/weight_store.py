@@ -6,7 +6,6 @@ and length that `WeightStore.reference` gives; `WeightStore.state_dict` gives th
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from collections import deque
@@ -24,6 +23,7 @@ from hidiff_export.errors import BundleError, CheckpointError, StorageError
 from hidiff_export.recipe.field_types import Precision
 from hidiff_runtime.format.dtypes import BY_NAME
 from hidiff_runtime.format.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo, TensorLayout
+from hidiff_runtime.format.specs import FileDigest
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes in all."""
@@ -35,7 +35,6 @@ PRECISIONS: Mapping[Precision, tuple[str, torch.dtype]] = {
 """Each precision's safetensors tag and torch dtype."""
 
 _WORKERS = 2
-_CHUNK = 1 << 24
 
 
 class WeightStore:
@@ -102,11 +101,7 @@ class WeightStore:
     def fingerprint(self) -> str:
         """SHA-256 of the file in hexadecimal: computed while writing, and on first use of a store that was opened."""
         if not self._fingerprint:
-            sha = hashlib.sha256()
-            with self.path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    sha.update(chunk)
-            self._fingerprint = sha.hexdigest()
+            self._fingerprint = FileDigest.of(self.path).sha256
         return self._fingerprint
 
     @property
