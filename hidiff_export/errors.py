@@ -1,8 +1,4 @@
-"""The compiler's errors: the runtime's, and those that only building can meet.
-
-Exit codes: 0 done · 1 parity failed · 2 bad recipe, option or input · 3 checkpoint unusable · 4 bundle broken ·
-5 backend missing or failing · 6 disk or lock · 7 rows of a bulk job failed · 130 interrupted.
-"""
+"""The compiler's errors: the runtime's, and those that only building can meet."""
 
 from __future__ import annotations
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hidiff_export.errors import StorageError
+from hidiff_runtime.format.atomic_write import atomic_write
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -42,15 +42,12 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def temporary(path: Path) -> Path:
+    """Returns the name that a file is written under first; a resumed build removes what a killed one left there."""
+    return path.with_name(f"{path.name}.tmp")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON beside ``path`` and renames it there."""
-    beside = path.with_name(f"{path.name}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, sort_keys=True)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_write(path, beside=temporary(path)) as file:
+        file.write(f"{json.dumps(value, indent=1, sort_keys=True)}\n".encode())

@@ -17,9 +17,12 @@ from hidiff_export.checkpoints.original_layout import under_library_names, witho
 from hidiff_export.checkpoints.sources import find_checkpoint
 from hidiff_export.checkpoints.spare_tensors import SortedNames, left_out_notices, sort_names
 from hidiff_export.checkpoints.state_dict import map_tensors, shapes_of
+from hidiff_export.checkpoints.stored_configs import CONFIG, read_config
 from hidiff_export.checkpoints.synthetic import synthesize
+from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.errors import CheckpointError, InputError
 from hidiff_export.families.family import Family, Task, Width
+from hidiff_export.recipe.field_types import random_seed
 from hidiff_runtime.format.safetensors import SafetensorsFile
 
 
@@ -56,11 +59,12 @@ def load(component: Component, source: str, family: Family, task: Task, width: W
         StorageError: when a download cannot be written.
     """
     expected = component.config(family, task, width)
-    kind, colon, seed = source.partition(":")
-    if kind == "random":
-        if not (colon and seed.isascii() and seed.isdigit()):
-            raise InputError("A fabricated checkpoint needs a seed.", given=source, advice="Write random:0.")
-        return Checkpoint(expected, synthesize(component, expected, int(seed)))
+    try:
+        seed = random_seed(source)
+    except ValueError:
+        raise InputError("A fabricated checkpoint needs a seed.", given=source, advice="Write random:0.") from None
+    if seed is not None:
+        return Checkpoint(expected, synthesize(component, expected, seed))
     files = find_checkpoint(source, component)
     if component is Component.CONTROLNET and files.config is None:
         _refuse_pooling(files.weights[0])
@@ -98,13 +102,6 @@ def build_unet(
     return build(Component.UNET, config, state_dict, dtype)
 
 
-def build_controlnet(
-    config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32
-) -> Any:
-    """A diffusers ``ControlNetModel``, as `build_unet` makes a UNet."""
-    return build(Component.CONTROLNET, config, state_dict, dtype)
-
-
 def build(
     component: Component,
     config: Mapping[str, Any],
@@ -122,6 +119,14 @@ def build(
             owner, _, key = name.rpartition(".")
             setattr(network.get_submodule(owner), key, torch.arange(buffer.shape[-1]).expand(buffer.shape))
     return network
+
+
+def load_stored(component: Component, store: WeightStore, dtype: torch.dtype = torch.float32) -> Any:
+    """A network of a bundle over the weights that it stores, mapped where they are of ``dtype``.
+
+    Raises BundleError for a configuration that cannot be read, and what `build_unet` raises.
+    """
+    return build(component, read_config(store.path.with_name(CONFIG)), store.state_dict(), dtype)
 
 
 def _read(

@@ -16,11 +16,12 @@ from hidiff_export.checkpoints.checkpoint_file import PICKLES, looks_like_safete
 from hidiff_export.checkpoints.compatibility import check_class
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.contents import listed
+from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG
 from hidiff_export.checkpoints.weight_files import Folder, find_weights, read_json
 from hidiff_export.errors import CheckpointError, StorageError
+from hidiff_export.recipe.field_types import random_seed
 from hidiff_runtime.format.manifest import FileDigest
 
-_SCHEDULER = "scheduler/scheduler_config.json"
 MODEL_INDEX = "model_index.json"
 """Where a diffusers folder says what its pipeline is."""
 
@@ -28,9 +29,6 @@ _TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 """Whose tokenizer every family's text encoders were trained with; single files come without one."""
-
-RANDOM = "random:"
-"""How the source of a fabricated checkpoint begins."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -97,7 +95,7 @@ def source_fingerprint(source: str, component: Component, hashes: dict[Path, str
 
     Raises what `find_checkpoint` raises.
     """
-    if source.startswith(RANDOM):
+    if random_seed(source) is not None:
         return source
     files = find_checkpoint(source, component)
     known = {} if hashes is None else hashes
@@ -123,7 +121,7 @@ def find_scheduler_config(source: str) -> dict[str, Any] | None:
         CheckpointError: it is damaged, or the hub that may have one cannot be reached.
         StorageError: when a download cannot be written.
     """
-    return _find_json(source, _SCHEDULER, "noise schedule")
+    return _find_json(source, SCHEDULER_CONFIG, "noise schedule")
 
 
 def find_model_index(source: str) -> dict[str, Any] | None:
@@ -140,7 +138,7 @@ def _find_json(source: str, name: str, called: str) -> dict[str, Any] | None:
     found: Path | None = None
     if path.is_dir():
         found = path / name if (path / name).is_file() else None
-    elif not source.startswith(RANDOM) and not is_single_file(source):
+    elif random_seed(source) is None and not is_single_file(source):
         hub = _HubFolder(source, connect=True)
         with _hub_errors(source):
             found = _HubFolder(source, connect=False)(name) or hub(name)

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 
 from hidiff_export.errors import CheckpointError
+from hidiff_runtime.format.dtypes import BY_NAME, BY_TAG
 from hidiff_runtime.format.safetensors import SafetensorsFile, TensorInfo
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Names and shapes of a model's tensors."""
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TORCH_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in BY_NAME}
+"""PyTorch's types of numbers, by the names that the runtime's table has for them."""
 
 
 class LazyStateDict(Mapping[str, torch.Tensor]):
@@ -62,8 +64,8 @@ def map_tensors(file: SafetensorsFile, names: Iterable[str]) -> dict[str, torch.
 
 
 def _map_tensor(data: mmap.mmap, name: str, info: TensorInfo) -> torch.Tensor:
-    dtype = _DTYPES.get(info.dtype)
-    if dtype is None:
+    dtype = TORCH_DTYPES[BY_TAG[info.dtype].name]
+    if not dtype.is_floating_point:
         raise CheckpointError(
             "A weight is not a floating-point number.",
             given=f"{name}: {info.dtype}",

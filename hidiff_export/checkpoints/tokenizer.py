@@ -13,10 +13,11 @@ from typing import Any
 
 from hidiff_export.checkpoints.checkpoint_file import is_lfs_pointer, lfs_pointer
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.sources import RANDOM, find_tokenizer, is_single_file
+from hidiff_export.checkpoints.sources import find_tokenizer, is_single_file
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families.family import Family, Task, Width
 from hidiff_export.families.graph_io import PROMPT_TOKENS
+from hidiff_export.recipe.field_types import random_seed
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"
@@ -42,7 +43,7 @@ def tokenizer_json(source: str, component: Component, family: Family, width: Wid
         StorageError: when a download cannot be written.
     """
     tokens: int = component.config(family, Task.TEXT_TO_IMAGE, width)["vocab_size"]
-    if source.startswith(RANDOM):
+    if random_seed(source) is not None:
         tokenizer = _clip_tokenizer(vocab=_byte_vocabulary(tokens), merges=[], pad_token=_padding(component, family))
     else:
         tokenizer = _read(source, component, family)

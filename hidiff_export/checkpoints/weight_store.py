@@ -6,7 +6,6 @@ and length that `WeightStore.reference` gives; `WeightStore.state_dict` gives th
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from collections import deque
@@ -19,23 +18,23 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from hidiff_export.checkpoints.state_dict import map_tensors, shapes_of
+from hidiff_export.checkpoints.state_dict import TORCH_DTYPES, map_tensors, shapes_of
 from hidiff_export.errors import BundleError, CheckpointError, StorageError
 from hidiff_export.recipe.field_types import Precision
+from hidiff_runtime.format.dtypes import BY_NAME
 from hidiff_runtime.format.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo, TensorLayout
+from hidiff_runtime.format.specs import FileDigest
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes in all."""
 
 PRECISIONS: Mapping[Precision, tuple[str, torch.dtype]] = {
-    Precision.FLOAT32: ("F32", torch.float32),
-    Precision.FLOAT16: ("F16", torch.float16),
-    Precision.BFLOAT16: ("BF16", torch.bfloat16),
+    precision: (BY_NAME[precision.value].tag, TORCH_DTYPES[precision.value])
+    for precision in (Precision.FLOAT32, Precision.FLOAT16, Precision.BFLOAT16)
 }
 """Each precision's safetensors tag and torch dtype."""
 
 _WORKERS = 2
-_CHUNK = 1 << 24
 
 
 class WeightStore:
@@ -102,11 +101,7 @@ class WeightStore:
     def fingerprint(self) -> str:
         """SHA-256 of the file in hexadecimal: computed while writing, and on first use of a store that was opened."""
         if not self._fingerprint:
-            sha = hashlib.sha256()
-            with self.path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    sha.update(chunk)
-            self._fingerprint = sha.hexdigest()
+            self._fingerprint = FileDigest.of(self.path).sha256
         return self._fingerprint
 
     @property

@@ -7,10 +7,8 @@ import os
 
 import click
 
-from hidiff_export.errors import HidiffError
+from hidiff_export.errors import Cancelled, HidiffError
 from hidiff_runtime.version import __version__
-
-_INTERRUPTED = 130
 
 # Subcommand to "module:attribute", in the order a newcomer meets them.
 COMMANDS = {
@@ -49,7 +47,7 @@ class _Commands(click.Group):
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.secho("Interrupted.", fg="yellow", err=True)
-            ctx.exit(_INTERRUPTED)
+            ctx.exit(Cancelled.exit_code)
 
 
 def _show(error: HidiffError) -> None:

@@ -166,16 +166,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-_SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
-
-
 def _noise_schedule(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
     """What runs are laid out by, in the words of recipes; empty for a bundle that does not say."""
-    if _SCHEDULER_CONFIG not in manifest.files:
-        return {}
-    from hidiff_runtime.format.codec import read_object
+    from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG, read_config
 
-    config = read_object(folder.file(_SCHEDULER_CONFIG), _SCHEDULER_CONFIG, "The scheduler's configuration")
+    if SCHEDULER_CONFIG not in manifest.files:
+        return {}
+    config = read_config(folder.file(SCHEDULER_CONFIG))
     return {
         "prediction": config.get("prediction_type", "epsilon"),
         "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from hidiff_export.checkpoints.stored_configs import CONFIG, read_config
 from hidiff_export.compiler.stages.scheduler_tables import FOLDER, table_path
 from hidiff_export.compiler.stages.stage import StageContext
-from hidiff_export.compiler.stages.weights import CONFIG
 from hidiff_export.families.graph_io import (
     controlnet_inputs,
     controlnet_outputs,
@@ -31,7 +30,7 @@ from hidiff_runtime.sampling.scheduler_table import SamplerTable
 def phase_record(context: StageContext, phase: Phase) -> PhaseRecord:
     """The record of a phase's graph, without engines."""
     recipe = context.recipe
-    config = _config(context.unet)
+    config = read_config(context.unet / CONFIG)
     size = (recipe.latent_height, recipe.latent_width)
     return PhaseRecord(
         phase=phase,
@@ -49,7 +48,7 @@ def controlnet_record(context: StageContext) -> GraphRecord | None:
     recipe = context.recipe
     if recipe.controlnet is None:
         return None
-    config = _config(context.controlnet)
+    config = read_config(context.controlnet / CONFIG)
     shape = (recipe.latent_height, recipe.latent_width, recipe.model_batch)
     return GraphRecord(
         graph=_inside(context, context.controlnet_graph),
@@ -80,7 +79,9 @@ def text_encoder_records(context: StageContext) -> tuple[TextEncoderRecord, ...]
             tokenizer=_inside(context, context.tokenizer(name)),
             clip_skip=most_skipped(config, penultimate=penultimate),
         )
-        for name, config in ((name, _config(context.folder / name)) for name in context.recipe.text_encoders)
+        for name, config in (
+            (name, read_config(context.folder / name / CONFIG)) for name in context.recipe.text_encoders
+        )
     )
 
 
@@ -88,7 +89,7 @@ def vae_record(context: StageContext) -> VaeRecord | None:
     """The record of the VAE's graphs, without engines; None where the bundle has no VAE."""
     if not context.recipe.vae:
         return None
-    config, tiles = _config(context.folder / "vae"), context.recipe.tiles
+    config, tiles = read_config(context.folder / "vae" / CONFIG), context.recipe.tiles
     decoder, encoder = (_inside(context, context.vae_graph(half)) for half in ("decoder", "encoder"))
     return VaeRecord(
         decoder=GraphRecord(decoder, {}, tiles.decoder_inputs(), tiles.decoder_outputs()),
@@ -156,11 +157,6 @@ def bare_manifest(context: StageContext, tables: Mapping[str, SamplerTable], for
         text_encoders=text_encoder_records(context),
         vae=vae_record(context),
     )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return config
 
 
 def _inside(context: StageContext, path: Path) -> str:

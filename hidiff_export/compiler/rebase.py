@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hidiff_export.checkpoints.stored_configs import CONFIG, read_config
 from hidiff_export.compiler.compile import BuildProgress, BuildResult, build
 from hidiff_export.compiler.workspace import Workspace
-from hidiff_export.errors import BundleError, CheckpointError, InputError
+from hidiff_export.errors import CheckpointError, InputError
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.format.bundle_folder import BundleFolder, LinksOption
 from hidiff_runtime.format.manifest import Manifest
@@ -175,7 +175,7 @@ def check_checkpoint(folder: BundleFolder, recipe: Recipe) -> None:
     from hidiff_export.compiler.stages.weights import checkpoints, tokenizers
 
     for component, checkpoint in checkpoints(recipe).items():
-        before = _config(folder.file(f"{component.value}/config.json"))
+        before = read_config(folder.file(f"{component.value}/{CONFIG}"))
         now = {**component.written_as, **checkpoint.config}
         free = component.free_keys - set(_GRAPH_DEPENDS_ON.get(component.value, ()))
         differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
@@ -186,16 +186,6 @@ def check_checkpoint(folder: BundleFolder, recipe: Recipe) -> None:
                 advice="Build the new checkpoint with hidiff-export build.",
             )
     tokenizers(recipe)
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            "A configuration in the bundle cannot be read.", given=f"{path}: {error}", advice="Fetch the bundle again."
-        ) from error
-    return config
 
 
 def _refuse_itself(folder: Path, output: Path, *, force: bool) -> None:

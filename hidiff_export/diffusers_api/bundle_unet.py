@@ -9,7 +9,6 @@ it does for ``apply_hidiffusion``: same seed, same window shifts, same latents.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 import hidiff_runtime
+from hidiff_export.checkpoints.stored_configs import CONFIG, read_config
 from hidiff_export.diffusers_api.apply_hidiffusion import draw_window_shifts, task_of
 from hidiff_export.diffusers_api.evaluate import evaluate
 from hidiff_export.diffusers_api.method_patches import MethodPatches
@@ -257,7 +257,7 @@ class _WhileInPlace(MethodPatches):
 
 def _config(bundle: Bundle) -> FrozenDict:
     """The UNet's configuration with diffusers' defaults, since older checkpoints leave out what came later."""
-    stored = json.loads(bundle.file("unet/config.json").read_text(encoding="utf-8"))
+    stored = read_config(bundle.file(f"unet/{CONFIG}"))
     parameters = signature(UNet2DConditionModel.__init__).parameters.values()
     defaults = {known.name: known.default for known in parameters if known.default is not Parameter.empty}
     _, height, width = bundle.manifest.latent

@@ -13,6 +13,7 @@ from hidiff_export.errors import EngineError, InputError
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.denoising.denoiser import OUTPUT
 from hidiff_runtime.denoising.run_context import engine_errors
+from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.specs import PhaseRecord, TensorSpec
 from hidiff_runtime.phases import PhasePlan
 
@@ -67,8 +68,7 @@ def evaluate(
                 found = session.run({**shared, **{name: _piece(a, first, piece) for name, a in arrays.items()}})
             outputs.append(np.array(found[OUTPUT], dtype=np.float32))
     noise = np.concatenate(outputs)[:batch]
-    bad = int(noise.size - np.isfinite(noise).sum())
-    if bad:
+    if bad := count_nonfinite(noise):
         raise EngineError(
             f"The engine gave NaN or infinite values in {where}.",
             given=f"{bad} of {noise.size} values, backend {bundle.backend}",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import onnx_ir as ir
 import torch
 
+from hidiff_export.checkpoints.state_dict import TORCH_DTYPES
 from hidiff_export.errors import ExportError
 from hidiff_export.modules.graph_module import GraphModule
 from hidiff_runtime.format.manifest import TensorSpec
@@ -17,7 +18,6 @@ from hidiff_runtime.format.manifest import TensorSpec
 OPSET = 23
 """The first opset with an attention operator, which keeps attention whole for every backend to lower its own way."""
 
-_TYPES = {"float32": torch.float32, "int32": torch.int32}
 _REGISTRATION_LOG = "torch.onnx._internal.exporter._registration"
 
 
@@ -36,7 +36,7 @@ def capture(module: GraphModule, model_batch: int, *, strict: bool = False) -> i
         ExportError: torch cannot export it, or the graph has other inputs and outputs than the network says.
     """
     specs = module.input_specs(model_batch)
-    arguments = module.arguments({spec.name: torch.zeros(spec.shape, dtype=_TYPES[spec.dtype]) for spec in specs})
+    arguments = module.arguments({spec.name: torch.zeros(spec.shape, dtype=TORCH_DTYPES[spec.dtype]) for spec in specs})
     try:
         with torch.no_grad(), _quiet():
             exported = torch.export.export(module, (), arguments, strict=strict)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +34,12 @@ class QuantizedTensor:
     axis: int | None
     uses: tuple[tuple[str, int], ...]
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> QuantizedTensor:
+        """Reads what `dataclasses.asdict` gave, after its way through JSON, which keeps float16 values exactly."""
+        uses = tuple((node, position) for node, position in data["uses"])
+        return cls(data["tensor"], tuple(data["scale"]), data["axis"], uses)
+
 
 def fp8_tensor(measured: QuantizedTensor) -> QuantizedTensor:
     """The tensor with a scale that uses fp8's range, in place of ModelOpt's, which makes the largest number 36 of 448.
@@ -52,21 +58,3 @@ def _rounded_up(scale: float) -> float:
     """As float16, never so that what should just fit is cut off, and never 0, which tensors cannot be divided by."""
     nearest = np.float16(scale)
     return float(nearest if float(nearest) >= scale else np.nextafter(nearest, np.float16(np.inf)))
-
-
-def to_json(tensors: Iterable[QuantizedTensor]) -> str:
-    """As JSON; float16 values keep their exact value."""
-    return json.dumps([asdict(tensor) for tensor in tensors])
-
-
-def from_json(text: str) -> tuple[QuantizedTensor, ...]:
-    """Reads what `to_json` wrote."""
-    return tuple(
-        QuantizedTensor(
-            entry["tensor"],
-            tuple(entry["scale"]),
-            entry["axis"],
-            tuple((node, position) for node, position in entry["uses"]),
-        )
-        for entry in json.loads(text)
-    )

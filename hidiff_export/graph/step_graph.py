@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from hidiff_export.graph.capture import OPSET
+from hidiff_export.graph.onnx_dtypes import ONNX_DTYPES
 from hidiff_export.graph.portable import save
 from hidiff_runtime.format.specs import GraphRecord, TensorSpec
 from hidiff_runtime.format.step_graph import (
@@ -34,7 +35,6 @@ from hidiff_runtime.format.step_graph import (
 )
 
 _IR_VERSION = 10
-_TYPES = {"float32": ir.DataType.FLOAT, "int32": ir.DataType.INT32}
 
 
 def write_step_graph(record: GraphRecord, path: Path) -> None:
@@ -178,4 +178,4 @@ class _StepGraph:
 
 
 def _value(spec: TensorSpec) -> ir.Value:
-    return ir.Value(name=spec.name, shape=ir.Shape(spec.shape), type=ir.TensorType(_TYPES[spec.dtype]))
+    return ir.Value(name=spec.name, shape=ir.Shape(spec.shape), type=ir.TensorType(ONNX_DTYPES[spec.dtype]))

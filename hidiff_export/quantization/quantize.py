@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,13 +12,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from hidiff_export.child_process import run_child
 from hidiff_export.errors import EngineError
 from hidiff_export.graph.passes.linear_to_gemm import LinearToGemm
 from hidiff_export.graph.passes.merge_reshapes import MergeReshapes
 from hidiff_export.graph.passes.name_by_module import NameByModule
 from hidiff_export.graph.passes.quantize_tensors import QuantizeTensors
 from hidiff_export.graph.portable import run_passes, save
-from hidiff_export.graph.quantized_tensor import QuantizedTensor, from_json
+from hidiff_export.graph.quantized_tensor import QuantizedTensor
 from hidiff_export.quantization import worker
 from hidiff_export.quantization.layers import quantized_layers
 from hidiff_export.recipe.field_types import Precision
@@ -37,7 +34,6 @@ KINDS = {Precision.INT8: ir.DataType.INT8, Precision.FP8: ir.DataType.FLOAT8E4M3
 WORKER = ["-m", worker.__name__]
 """What Python runs to measure ranges."""
 
-_SHOWN_LETTERS = 600
 _ADVICE = "Choose precision float16, or report this with the versions that 'hidiff-export doctor' shows."
 
 
@@ -112,8 +108,8 @@ def _preparing_passes() -> ir.passes.Sequential:
 def _measure(
     graph: Path, evaluations: Sequence[Inputs], precision: Precision, layers: Sequence[str], folder: Path
 ) -> tuple[QuantizedTensor, ...]:
-    """What ModelOpt finds; ``folder`` takes the files that it is asked with."""
-    inputs, request, result = (folder / name for name in ("inputs.safetensors", "request.json", "result.json"))
+    """What ModelOpt finds; ``folder`` takes the inputs that it is asked with."""
+    inputs = folder / "inputs.safetensors"
     safetensors.write(
         inputs,
         {
@@ -122,27 +118,12 @@ def _measure(
             for name, array in evaluation.items()
         },
     )
-    asked = {
-        "graph": str(graph),
-        "evaluations": str(inputs),
-        "precision": precision.value,
-        "layers": list(layers),
-    }
-    request.write_text(json.dumps(asked), encoding="utf-8")
-    command = [sys.executable, *WORKER, str(request), str(result)]
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "TMPDIR": str(folder)},
-        check=False,
-    )
-    if done.returncode != 0 or not result.is_file():
-        words = done.stdout.decode(errors="replace").strip()[-_SHOWN_LETTERS:]
+    request = {"graph": str(graph), "evaluations": str(inputs), "precision": precision.value, "layers": list(layers)}
+    ended = run_child(WORKER, request, environment={"TMPDIR": str(folder)})
+    if ended.code != 0 or ended.answer.get("event") != "done":
         raise EngineError(
             f"NVIDIA ModelOpt cannot quantise {graph.name}.",
-            given=f"exit code {done.returncode}: {words}",
+            given=f"exit code {ended.code}: {ended.words}",
             advice=_ADVICE,
         )
-    return from_json(result.read_text(encoding="utf-8"))
+    return tuple(map(QuantizedTensor.from_json, ended.answer["tensors"]))

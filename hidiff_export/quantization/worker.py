@@ -1,17 +1,15 @@
-"""The process in which NVIDIA ModelOpt measures ranges: ``python -m hidiff_export.quantization.worker REQUEST RESULT``.
+"""The process in which NVIDIA ModelOpt measures ranges: ``python -m hidiff_export.quantization.worker``.
 
 A process of its own, because ModelOpt replaces functions of ONNX Runtime for good and holds the weights several times.
-Both arguments are JSON files. ModelOpt's own graph is not kept: it holds copies of the weights, and all that is new in
-it are the places and scales of its QuantizeLinear nodes, which are what the result lists.
+ModelOpt's own graph is not kept: it holds copies of the weights, and all that is new in it are the places and scales of
+its QuantizeLinear nodes, which are what the answer, ``done``, lists.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import re
-import sys
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from hidiff_export.graph.quantized_tensor import QuantizedTensor, fp8_tensor, to_json
+from hidiff_export.child_process import Channel
+from hidiff_export.graph.quantized_tensor import QuantizedTensor, fp8_tensor
 from hidiff_export.quantization.layers import OPERATORS
 from hidiff_export.recipe.field_types import Precision
 from hidiff_runtime.format.safetensors import SafetensorsFile
@@ -109,15 +108,15 @@ def _bytes(tensor: onnx.TensorProto) -> bytes:
     return tensor.raw_data or bytes(value & 0xFF for value in tensor.int32_data)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
     """Answers one request."""
-    path, result = map(Path, arguments)
-    request = json.loads(path.read_text(encoding="utf-8"))
+    channel = Channel()
+    request = channel.request()
     tensors = places(measure(request))
     if request["precision"] == Precision.FP8.value:
         tensors = tuple(map(fp8_tensor, tensors))
-    result.write_text(to_json(tensors), encoding="utf-8")
+    channel.send("done", tensors=[asdict(tensor) for tensor in tensors])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

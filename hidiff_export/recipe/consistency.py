@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from hidiff_export.families.family import Family, Task, Width
 from hidiff_export.families.geometry import control_latent
 from hidiff_export.recipe.field_types import BackendName, Precision, Target, refusal
+from hidiff_export.recipe.recipe_fields import RecipeFields
 from hidiff_runtime.format.graph_shapes import MOST_PIXELS
-
-if TYPE_CHECKING:
-    from hidiff_export.recipe.recipe import Recipe
 
 _INPAINTING_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
 _CONTROL_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
@@ -22,7 +19,7 @@ _BUILDS_FOR = {
 }
 
 
-def check_agreement(recipe: Recipe) -> None:
+def check_agreement(recipe: RecipeFields) -> None:
     """Raises the error of `refusal` for the first two values that contradict each other."""
     for check in (
         _checkpoint_exists,
@@ -36,7 +33,7 @@ def check_agreement(recipe: Recipe) -> None:
         check(recipe)
 
 
-def _checkpoint_exists(recipe: Recipe) -> None:
+def _checkpoint_exists(recipe: RecipeFields) -> None:
     if recipe.unet_width is Width.TINY and recipe.random_seed is None:
         raise refusal(
             "is only for fabricated checkpoints",
@@ -58,7 +55,7 @@ def _checkpoint_exists(recipe: Recipe) -> None:
         )
 
 
-def _pictures_fit_a_run(recipe: Recipe) -> None:
+def _pictures_fit_a_run(recipe: RecipeFields) -> None:
     """A bundle beyond what the runtime opens is not built."""
     if recipe.batch * recipe.width * recipe.height > MOST_PIXELS:
         raise refusal(
@@ -69,7 +66,7 @@ def _pictures_fit_a_run(recipe: Recipe) -> None:
         )
 
 
-def _guidance_is_there(recipe: Recipe) -> None:
+def _guidance_is_there(recipe: RecipeFields) -> None:
     if recipe.guidance_rescale and not recipe.guidance:
         raise refusal(
             "rescales guidance, which is off",
@@ -78,7 +75,7 @@ def _guidance_is_there(recipe: Recipe) -> None:
         )
 
 
-def _targets_are_served(recipe: Recipe) -> None:
+def _targets_are_served(recipe: RecipeFields) -> None:
     served = {backend: backend.targets(recipe.targets) for backend in recipe.backend}
     for backend, targets in served.items():
         if not targets:
@@ -97,7 +94,7 @@ def _targets_are_served(recipe: Recipe) -> None:
             )
 
 
-def _targets_compute(recipe: Recipe) -> None:
+def _targets_compute(recipe: RecipeFields) -> None:
     if recipe.precision is Precision.BFLOAT16 and Target.CPU in recipe.targets:
         raise refusal(
             "is bfloat16, for which ONNX Runtime has no kernels on the CPU",
@@ -119,7 +116,7 @@ def _targets_compute(recipe: Recipe) -> None:
         )
 
 
-def _control_fits(recipe: Recipe) -> None:
+def _control_fits(recipe: RecipeFields) -> None:
     thresholds = recipe.hidiffusion.thresholds
     if not recipe.task.has_control:
         if recipe.controlnet is not None:
@@ -142,7 +139,7 @@ def _control_fits(recipe: Recipe) -> None:
         )
 
 
-def _steps_are_those_of_timesteps(recipe: Recipe) -> None:
+def _steps_are_those_of_timesteps(recipe: RecipeFields) -> None:
     if recipe.timesteps is not None and recipe.steps != (len(recipe.timesteps),):
         raise refusal(
             "is not the number of timesteps",

@@ -282,9 +282,11 @@ DISTINCT = AfterValidator(_distinct)
 
 def _source(value: str) -> str:
     text = value.strip()
-    kind, colon, seed = text.partition(":")
-    if kind == "random" and not (colon and seed.isascii() and seed.isdigit() and int(seed) < _SEED_LIMIT):
-        raise refusal("should be random:SEED", advice="Give a whole number as the seed, for example random:0.")
+    try:
+        random_seed(text)
+    except ValueError:
+        advice = "Give a whole number as the seed, for example random:0."
+        raise refusal("should be random:SEED", advice=advice) from None
     if not text:
         raise refusal("is empty")
     if PurePath(text).suffix.lower() in _PICKLES:
@@ -301,9 +303,17 @@ Source = Annotated[StrictStr, AfterValidator(_source)]
 
 
 def random_seed(source: str) -> int | None:
-    """The seed of a fabricated checkpoint; None where the weights are somebody's."""
-    kind, colon, seed = source.partition(":")
-    return int(seed) if kind == "random" and colon else None
+    """Returns the seed of a fabricated checkpoint; None where the weights are somebody's.
+
+    Raises:
+        ValueError: ``random`` without a whole number below 2**63.
+    """
+    kind, _, seed = source.partition(":")
+    if kind != "random":
+        return None
+    if not (seed.isascii() and seed.isdigit() and int(seed) < _SEED_LIMIT):
+        raise ValueError(source)
+    return int(seed)
 
 
 def _lora_path(value: str) -> str:

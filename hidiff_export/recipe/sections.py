@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import (
@@ -17,16 +18,7 @@ from pydantic import (
 
 from hidiff_export.families.hidiffusion_rules import CONTROL_END
 from hidiff_export.recipe.field_types import FRACTION_SCHEMA, Fraction, LoraPath, Precision, refusal
-
-# SNR in dB of one evaluation and of a whole run. float32 is the project's promise; the others lie about 10 dB below
-# what rounding alone costs (56 and 38 dB a call), and above what a wrong phase gives.
-_BOUNDS = {
-    Precision.FLOAT32: (80.0, 60.0),
-    Precision.FLOAT16: (40.0, 35.0),
-    Precision.BFLOAT16: (30.0, 25.0),
-    Precision.INT8: (20.0, 15.0),
-    Precision.FP8: (15.0, 10.0),
-}
+from hidiff_export.recipe.parity_bounds import CALL_BOUNDS, RUN_BOUNDS, ParityBound
 
 
 class Frozen(BaseModel):
@@ -142,28 +134,31 @@ class LoraSource(Frozen):
     )
 
 
+def _each(bounds: Mapping[Precision, ParityBound]) -> str:
+    return ", ".join(f"{bound.snr_db:g} for {precision.value}" for precision, bound in bounds.items())
+
+
 class ParityBounds(Frozen):
     """How close to PyTorch the bundle has to be; what is not given follows from the precision."""
 
     call_snr_db: StrictFloat = Field(
-        default=_BOUNDS[Precision.FLOAT32][0],
+        default=CALL_BOUNDS[Precision.FLOAT32].snr_db,
         json_schema_extra=without_default,
         ge=10,
         le=200,
-        description="Least signal-to-noise ratio of one evaluation in dB, 10 to 200; by default 80 for float32, 40 for "
-        "float16, 30 for bfloat16, 20 for int8, 15 for fp8.",
+        description=f"Least signal-to-noise ratio of one evaluation in dB, 10 to 200; by default {_each(CALL_BOUNDS)}.",
     )
     run_snr_db: StrictFloat = Field(
-        default=_BOUNDS[Precision.FLOAT32][1],
+        default=RUN_BOUNDS[Precision.FLOAT32].snr_db,
         json_schema_extra=without_default,
         ge=10,
         le=200,
-        description="Least signal-to-noise ratio of a whole run's latents in dB, 10 to 200; by default 60 for float32, "
-        "35 for float16, 25 for bfloat16, 15 for int8, 10 for fp8.",
+        description="Least signal-to-noise ratio of a whole run's latents in dB, 10 to 200; by default "
+        f"{_each(RUN_BOUNDS)}.",
     )
 
     def for_precision(self, precision: Precision) -> ParityBounds:
         """These bounds, with what was not given set for ``precision``."""
-        call, run = _BOUNDS[precision]
-        defaults = {"call_snr_db": call, "run_snr_db": run}
+        table = {"call_snr_db": CALL_BOUNDS, "run_snr_db": RUN_BOUNDS}
+        defaults = {key: float(bounds[precision].snr_db) for key, bounds in table.items()}
         return self.model_copy(update={key: db for key, db in defaults.items() if key not in self.model_fields_set})

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import Checkpoint, build_controlnet, build_unet, load
+from hidiff_export.checkpoints.load import Checkpoint, build_unet, load, load_stored
 from hidiff_export.checkpoints.lora import fuse, read_lora
 from hidiff_export.checkpoints.model_index import read_model_index
 from hidiff_export.checkpoints.sources import MODEL_INDEX
 from hidiff_export.checkpoints.state_dict import LazyStateDict, shapes_of
+from hidiff_export.checkpoints.stored_configs import WEIGHTS
 from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
 from hidiff_export.graph.float32_ops import precision_of
 from hidiff_export.recipe import Recipe
@@ -35,13 +35,12 @@ def networks_of_store(root: Path, recipe: Recipe) -> Networks:
         root: the bundle's folder, also while it is being built.
         recipe: which says whether there is a ControlNet. Text encoders and the VAE are loaded when they are asked.
     """
-    controlnet = _stored(root / "controlnet", build_controlnet) if recipe.controlnet is not None else None
-    return Networks(_stored(root / "unet", build_unet), controlnet, PictureNetworks(root, recipe))
+    controlnet = _stored(root, Component.CONTROLNET) if recipe.controlnet is not None else None
+    return Networks(_stored(root, Component.UNET), controlnet, PictureNetworks(root, recipe))
 
 
-def _stored(folder: Path, build: Callable[..., Any]) -> Any:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return build(config, WeightStore.open(folder / "weights.safetensors").state_dict(), torch.float32)
+def _stored(root: Path, component: Component) -> Any:
+    return load_stored(component, WeightStore.open(root / component.value / WEIGHTS))
 
 
 def unet_of_source(source: str, recipe: Recipe) -> Any:

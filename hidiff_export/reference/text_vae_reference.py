@@ -6,7 +6,6 @@ the UNet.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import build
+from hidiff_export.checkpoints.load import load_stored
+from hidiff_export.checkpoints.stored_configs import WEIGHTS
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.families.family import Family
 from hidiff_export.families.graph_io import PROMPT_TOKENS
@@ -180,11 +180,7 @@ class PictureNetworks:
         return Tokenizer.open(self._root / name / "tokenizer.json")
 
     def _load(self, name: str) -> Any:
-        folder = self._root / name
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        known = {key: value for key, value in config.items() if key not in ("architectures", "_class_name")}
-        tensors = WeightStore.open(folder / "weights.safetensors").state_dict()
-        return build(Component(name), known, tensors, torch.float32)
+        return load_stored(Component(name), WeightStore.open(self._root / name / WEIGHTS))
 
     def _pipeline(self) -> Any:
         """A pipeline that can do nothing but encode prompts."""

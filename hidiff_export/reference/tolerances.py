@@ -1,4 +1,4 @@
-"""Every bound that parity is judged by: one table, boundary by precision, each with its reason.
+"""Every bound that parity is judged by: one table, boundary by precision, from those of `hidiff_export.recipe`.
 
 The reference is always float32 PyTorch on the weights as they are stored, after rounding to the recipe's precision.
 So a bound measures what the engine's arithmetic adds, not what rounding the checkpoint took away.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hidiff_export.graph.float32_ops import precision_of
 from hidiff_export.recipe.field_types import Precision
+from hidiff_export.recipe.parity_bounds import CALL_BOUNDS, RUN_BOUNDS
 from hidiff_runtime.verification.comparison import Bound
 from hidiff_runtime.verification.replay_components import EXACT
 from hidiff_runtime.verification.scheduler_samples import AGREES
@@ -112,62 +113,24 @@ class Boundary(str, Enum):
         return not self.exact and not self.is_sampler and not self.is_vae and self not in (*stored, *text)
 
 
-# Measured on fabricated weights of every family. One evaluation: 110 to 125 dB in float32, 55 to 61 in float16, 37 to
-# 42 in bfloat16, every result rounded (the CPU's engines, which round less often, 60 to 66 in float16); with a single
-# window shift wrong 18 to 36, in another phase's graph below 8. Graphs that round keep to the same bounds as engines:
-# PyTorch's own half precision is as far off.
-_CALL = {
-    "float32": Bound(
-        snr_db=80,
-        reason="Rounding in another order leaves 110 to 125 dB; one wrong shift gives 36 at most.",
-    ),
-    "float16": Bound(
-        snr_db=40,
-        reason="11 bits leave 55 dB after a UNet's depth; one wrong shift gives 36 at most.",
-    ),
-    "bfloat16": Bound(
-        snr_db=30,
-        reason="8 bits leave 37 dB after a UNet's depth; a wrong phase gives 8 at most, one wrong shift 18 to 36.",
-    ),
-    "int8": Bound(
-        snr_db=20,
-        reason="8 bits over a tensor's range leave 27 dB after a UNet's depth; a wrong phase gives 9, wrong shifts 16.",
-    ),
-    "fp8": Bound(
-        snr_db=15,
-        reason="4 significant bits leave 18 to 25 dB after a UNet's depth; a wrong phase gives 9 at most.",
-    ),
-}
-_RUN = {
-    "float32": Bound(
-        snr_db=60,
-        reason="Steps carry rounding on and guidance multiplies it, which leaves 100 to 115 dB in a short run.",
-    ),
-    "float16": Bound(
-        snr_db=35,
-        reason="Steps carry rounding on and guidance multiplies it; 35 dB is where a difference stops being visible.",
-    ),
-    "bfloat16": Bound(
-        snr_db=25,
-        reason="Steps carry rounding on and guidance multiplies it; with other shifts all through it is below 15 dB.",
-    ),
-    "int8": Bound(
-        snr_db=15,
-        reason="Steps carry the error on and guidance multiplies it, which leaves 24 dB in a short run.",
-    ),
-    "fp8": Bound(
-        snr_db=10,
-        reason="Steps carry the error on and guidance multiplies it, which leaves 15 dB in a short run.",
-    ),
-}
+_CALL = {precision: Bound(*bound) for precision, bound in CALL_BOUNDS.items()}
+_RUN = {precision: Bound(*bound) for precision, bound in RUN_BOUNDS.items()}
 # Measured by adding noise of the run's bound to latents before a fabricated decoder; noise as strong as the latents
 # themselves leaves PSNR 15 and SSIM 0.38.
 _PICTURE = {
-    "float32": (60.0, 0.9999, "Latents at 60 dB leave PSNR 69 and SSIM 1.0000."),
-    "float16": (35.0, 0.95, "Latents at 35 dB leave PSNR 44 and SSIM 0.999."),
-    "bfloat16": (25.0, 0.8, "Latents at 25 dB leave PSNR 34 and SSIM 0.99; with other shifts all through they fail."),
-    "int8": (18.0, 0.6, "Latents at 15 dB leave PSNR 24 and SSIM 0.91, latents of noise PSNR 15 and SSIM 0.38."),
-    "fp8": (16.0, 0.5, "Latents at 10 dB leave PSNR 20 and SSIM 0.79, latents of noise PSNR 15 and SSIM 0.38."),
+    Precision.FLOAT32: (60.0, 0.9999, "Latents at 60 dB leave PSNR 69 and SSIM 1.0000."),
+    Precision.FLOAT16: (35.0, 0.95, "Latents at 35 dB leave PSNR 44 and SSIM 0.999."),
+    Precision.BFLOAT16: (
+        25.0,
+        0.8,
+        "Latents at 25 dB leave PSNR 34 and SSIM 0.99; with other shifts all through they fail.",
+    ),
+    Precision.INT8: (
+        18.0,
+        0.6,
+        "Latents at 15 dB leave PSNR 24 and SSIM 0.91, latents of noise PSNR 15 and SSIM 0.38.",
+    ),
+    Precision.FP8: (16.0, 0.5, "Latents at 10 dB leave PSNR 20 and SSIM 0.79, latents of noise PSNR 15 and SSIM 0.38."),
 }
 """The least PSNR, in decibels, and SSIM of a picture, and why."""
 _COPIED = Bound(
@@ -182,8 +145,8 @@ def _bound(boundary: Boundary, precision: Precision) -> Bound:
     if boundary.is_sampler:
         return AGREES
     if boundary.is_vae:
-        return _CALL[precision_of("vae", precision).value]
-    judged = (precision if boundary.quantised else precision.stored).value
+        return _CALL[precision_of("vae", precision)]
+    judged = precision if boundary.quantised else precision.stored
     if boundary.is_picture:
         psnr_db, ssim, reason = _PICTURE[judged]
         return Bound(_RUN[judged].snr_db, reason, psnr_db=psnr_db, ssim=ssim)

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from hidiff_export.errors import ExportError
+from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.sampling.scheduler_state import NOISE, OUTPUT, SAMPLE, STATE
 
 FloatArray = NDArray[np.float64]
@@ -291,7 +292,7 @@ def _solve(group: Sequence[_Observation], scheduler: Any) -> list[Response]:
     units, zeros = slice(0, len(given)), slice(len(given), len(given) + _ZEROS)
     answers = torch.stack([seen.answers for seen in group]).to(torch.float64).numpy()
     scaled = torch.stack([seen.scaled for seen in group]).to(torch.float64).numpy()
-    if not (np.isfinite(answers).all() and np.isfinite(scaled).all()):
+    if count_nonfinite(answers) or count_nonfinite(scaled):
         raise StepsUnsupported("its results are not finite")
     inputs = torch.stack([seen.fed for seen in group]).to(torch.float64).numpy()
     for target, seen in zip(inputs[:, NOISE], group, strict=True):

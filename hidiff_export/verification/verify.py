@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 import hidiff_runtime
 from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG, read_config
 from hidiff_export.compiler.graph_specs import bare_manifest
 from hidiff_export.compiler.stages.stage import StageContext
-from hidiff_export.compiler.stages.weights import SCHEDULER_CONFIG
 from hidiff_export.errors import InputError
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.evaluation_plan import EvaluationPoint, RunSchedule, edge_points, fullest
@@ -180,10 +180,8 @@ def _report(task: _Task, name: str, portable: Backend, progress: Progress | None
 def _noise_schedule(bundle: Bundle, recipe: Recipe) -> dict[str, Any]:
     """The checkpoint's scheduler configuration; in a bundle without its file, what the default sampler's table says."""
     if SCHEDULER_CONFIG in bundle.manifest.files:
-        text = bundle.file(SCHEDULER_CONFIG).read_text(encoding="utf-8")
-    else:
-        text = bundle.sampler(recipe.sampler[0].value).origin["config"]
-    config: dict[str, Any] = json.loads(text)
+        return read_config(bundle.file(SCHEDULER_CONFIG))
+    config: dict[str, Any] = json.loads(bundle.sampler(recipe.sampler[0].value).origin["config"])
     return config
 
 

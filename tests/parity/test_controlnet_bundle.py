@@ -20,7 +20,9 @@ from torch.nn import functional
 
 import hidiff_runtime
 from hidiff_export import apply_hidiffusion
-from hidiff_export.checkpoints.load import build_controlnet, build_unet, load_controlnet, load_unet
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.load import build as build_network
+from hidiff_export.checkpoints.load import build_unet, load_controlnet, load_unet
 from hidiff_export.compiler.compile import build
 from hidiff_export.compiler.stages import graphs
 from hidiff_export.compiler.stages.stage import Report
@@ -122,7 +124,9 @@ def stored_networks() -> tuple[Any, Any]:
     """UNet and ControlNet from the recipe's sources, not from the bundle."""
     assert RECIPE.controlnet is not None
     unet = build_unet(*load_unet(RECIPE.source, RECIPE.family, RECIPE.task, RECIPE.unet_width)[:2])
-    return unet, build_controlnet(*load_controlnet(RECIPE.controlnet, RECIPE.family, RECIPE.unet_width)[:2])
+    return unet, build_network(
+        Component.CONTROLNET, *load_controlnet(RECIPE.controlnet, RECIPE.family, RECIPE.unet_width)[:2]
+    )
 
 
 @pytest.fixture(scope="module")

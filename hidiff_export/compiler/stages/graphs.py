@@ -5,17 +5,16 @@ The step graph, which has no weights, comes beside them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import build
+from hidiff_export.checkpoints.load import load_stored
+from hidiff_export.checkpoints.stored_configs import WEIGHTS
 from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
 from hidiff_export.compiler.graph_specs import states, step_record
 from hidiff_export.compiler.stages.stage import Report, StageContext
-from hidiff_export.compiler.stages.weights import CONFIG, WEIGHTS
 from hidiff_export.files import write_json
 from hidiff_export.graph.declined import collecting, write_declined
 from hidiff_export.graph.portable import write_graph
@@ -96,8 +95,6 @@ def _modules(context: StageContext) -> Iterator[tuple[GraphModule, int, WeightSt
 
 def _stored(context: StageContext, component: Component) -> tuple[WeightStore, Any]:
     """A network's weight store, and the network over it."""
-    folder = context.folder / component.value
-    store = WeightStore.open(folder / WEIGHTS)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    store = WeightStore.open(context.folder / component.value / WEIGHTS)
     _, dtype = PRECISIONS[store.precision]
-    return store, build(component, config, store.state_dict(), dtype)
+    return store, load_stored(component, store, dtype)

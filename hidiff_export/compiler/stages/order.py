@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hidiff_export.checkpoints.lora import lora_fingerprint
+from hidiff_export.checkpoints.stored_configs import WEIGHTS
 from hidiff_export.compiler.graph_specs import bare_manifest, step_record
 from hidiff_export.compiler.stages.engines import EnginesStage, with_engines
 from hidiff_export.compiler.stages.graphs import GraphsStage
@@ -15,7 +16,7 @@ from hidiff_export.compiler.stages.reference import FOLDER as REFERENCE_FOLDER
 from hidiff_export.compiler.stages.reference import ReferenceStage
 from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage, sampler_tables
 from hidiff_export.compiler.stages.stage import Stage, StageContext
-from hidiff_export.compiler.stages.weights import WEIGHTS, WeightsStage, model_index
+from hidiff_export.compiler.stages.weights import WeightsStage, model_index
 from hidiff_export.errors import ExportError
 from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import tool_versions

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG, read_config
 from hidiff_export.compiler.graph_specs import bare_manifest
 from hidiff_export.compiler.stages.scheduler_tables import sampler_tables
 from hidiff_export.compiler.stages.stage import Report, StageContext
-from hidiff_export.compiler.stages.weights import SCHEDULER_CONFIG, model_index
+from hidiff_export.compiler.stages.weights import model_index
 from hidiff_export.reference.magnitudes import FILE, Magnitudes
 from hidiff_export.reference.reference import record_reference
 from hidiff_export.reference.reference_weights import networks_of_store
@@ -32,7 +32,7 @@ class ReferenceStage:
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Runs the reference and records its evaluations; tells what comes near the end of float16's range."""
-        config = json.loads((context.folder / SCHEDULER_CONFIG).read_text(encoding="utf-8"))
+        config = read_config(context.folder / SCHEDULER_CONFIG)
         networks = networks_of_store(context.folder, context.recipe)
         folder = context.folder / FOLDER
         tables = sampler_tables(context)

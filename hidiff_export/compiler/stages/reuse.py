@@ -10,22 +10,21 @@ from typing import Any
 
 import onnx_ir as ir
 
+from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG, WEIGHTS
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.compiler.graph_specs import graph_records
 from hidiff_export.compiler.stages.graphs import GraphsStage, write_beside
 from hidiff_export.compiler.stages.scheduler_tables import FOLDER, SchedulerTablesStage, tabulated
 from hidiff_export.compiler.stages.stage import Report, StageContext
-from hidiff_export.compiler.stages.weights import SCHEDULER_CONFIG, WEIGHTS
 from hidiff_export.errors import BundleError
+from hidiff_export.graph.onnx_dtypes import DTYPE_NAMES, ONNX_DTYPES
 from hidiff_export.quantization.traced_graph import traced_graph
 from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import EXPORTERS, tool_versions
 from hidiff_runtime.format.bundle_folder import BundleFolder
+from hidiff_runtime.format.dtypes import BY_TAG
 from hidiff_runtime.format.integrity import verify_files
 from hidiff_runtime.format.manifest import FileDigest, GraphRecord, Manifest
-
-_TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.INT32: "int32"}
-_STORED = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def check_graph(path: Path, record: GraphRecord, store: WeightStore) -> None:
         raise _untakeable(f"{path.name} is not a readable graph: {error}") from error
     for specs, values in ((record.inputs, graph.inputs), (record.outputs, graph.outputs)):
         wanted = [(spec.name, spec.shape, spec.dtype) for spec in specs]
-        found = [(value.name, _shape(value), _TYPES.get(value.dtype or ir.DataType.UNDEFINED)) for value in values]
+        found = [(value.name, _shape(value), DTYPE_NAMES.get(value.dtype or ir.DataType.UNDEFINED)) for value in values]
         if found != wanted:
             odd = next((one for one in found if one not in wanted), None)
             raise _untakeable(f"{path.name}: expected {wanted}, got {odd or found}")
@@ -154,7 +153,7 @@ def _fault(name: str, tensor: ir.ExternalTensor, store: WeightStore) -> str:
         return f"{name} is not among the new weights"
     place = store.reference(name)
     here = (tensor.offset, tensor.length, tensor.dtype, tuple(tensor.shape))
-    there = (place.offset, place.nbytes, _STORED[place.dtype], place.shape)
+    there = (place.offset, place.nbytes, ONNX_DTYPES[BY_TAG[place.dtype].name], place.shape)
     return "" if here == there else f"{name} is expected at {here}, and lies at {there}"
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG, read_config
 from hidiff_export.compiler.stages.stage import Report, StageContext
-from hidiff_export.compiler.stages.weights import SCHEDULER_CONFIG
 from hidiff_export.recipe import Recipe
 from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
@@ -30,7 +29,7 @@ class SchedulerTablesStage:
         """Probes each sampler in turn."""
         folder = context.folder / FOLDER
         folder.mkdir(exist_ok=True)
-        config = json.loads((context.folder / SCHEDULER_CONFIG).read_text(encoding="utf-8"))
+        config = read_config(context.folder / SCHEDULER_CONFIG)
         written = []
         for index, sampler in enumerate(context.recipe.sampler):
             report(index, len(context.recipe.sampler), sampler.value)

@@ -13,6 +13,7 @@ from hidiff_export.checkpoints.load import Checkpoint, load
 from hidiff_export.checkpoints.lora import fuse, lora_fingerprint, read_lora, settings_fingerprint
 from hidiff_export.checkpoints.model_index import ModelIndex, read_model_index
 from hidiff_export.checkpoints.sources import source_fingerprint
+from hidiff_export.checkpoints.stored_configs import CONFIG, SCHEDULER_CONFIG, WEIGHTS
 from hidiff_export.checkpoints.tokenizer import tokenizer_json
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.compiler.stages.stage import Report, StageContext
@@ -21,10 +22,6 @@ from hidiff_export.files import write_json
 from hidiff_export.graph.float32_ops import precision_of
 from hidiff_export.recipe import Recipe
 from hidiff_export.scheduler_tables.noise_schedule import resolve_noise_schedule
-
-CONFIG = "config.json"
-WEIGHTS = "weights.safetensors"
-SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
 class WeightsStage:

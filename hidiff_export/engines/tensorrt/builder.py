@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from hidiff_export.child_process import Progress
 from hidiff_export.engines.protocol import PortableGraph, Report
 from hidiff_export.engines.tensorrt.built_plans import Built
 from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, DetectedGpu, check_targets, examine
@@ -18,8 +19,9 @@ from hidiff_export.engines.tensorrt.libraries import TOOL, BuilderLibrary
 from hidiff_export.engines.tensorrt.lowering import lower
 from hidiff_export.engines.tensorrt.shared_weights import share_tails
 from hidiff_export.engines.tensorrt.timings import timing_cache
-from hidiff_export.engines.tensorrt.worker_process import Progress, ask
+from hidiff_export.engines.tensorrt.worker_process import ask
 from hidiff_export.engines.tensorrt.worker_protocol import BuildRequest, Initializer
+from hidiff_export.files import temporary
 from hidiff_export.graph.portable import save
 from hidiff_export.tool_versions import tool_versions
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
@@ -128,7 +130,7 @@ class TensorRtBuilder:
 
     def _built(self, plan: _Plan, hashes: dict[str, str], progress: Progress) -> PlanRecord:
         """The record of a plan, which is built if it is not there; ``hashes`` of weight stores are kept."""
-        beside = {path: path.with_name(f"{path.name}.tmp") for path in (plan.plan, plan.layers)}
+        beside = {path: temporary(path) for path in (plan.plan, plan.layers)}
         lowered = plan.engine.with_suffix(".onnx.tmp")
         try:
             progress(0, "lowering")

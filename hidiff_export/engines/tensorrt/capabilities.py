@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -41,7 +40,7 @@ class Examined:
 def examine(library: BuilderLibrary) -> Examined:
     """Loads the library in a worker. Raises EngineError where it is missing or does not load."""
     library.require()
-    found = ask(library, "nothing", json.dumps({"do": "examine"}), lambda _fraction, _note: None)
+    found = ask(library, "nothing", {"do": "examine"}, lambda _fraction, _note: None)
     return Examined(found["version"], tuple(found["targets"]), DetectedGpu.of(found))
 
 

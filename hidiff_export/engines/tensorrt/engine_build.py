@@ -8,8 +8,9 @@ import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from hidiff_export.child_process import Channel
 from hidiff_export.engines.tensorrt.nested_progress import NestedProgress
 from hidiff_export.engines.tensorrt.network import (
     Loaded,
@@ -19,21 +20,12 @@ from hidiff_export.engines.tensorrt.network import (
     layer_list,
     load_network,
 )
-from hidiff_export.engines.tensorrt.worker import REFUSED, SIGNATURE
-from hidiff_export.engines.tensorrt.worker_protocol import BuildRequest
+from hidiff_export.engines.tensorrt.worker_protocol import REFUSED, SIGNATURE, BuildRequest
 
 _KIBIBYTE = 1024
 
 _SIZES = {"scratch_bytes": "Max Scratch Memory:", "weights_bytes": "Total Weights Memory:"}
 """How the library words what an engine takes on the device beside its inputs and outputs; no API says it of a plan."""
-
-
-class Channel(Protocol):
-    """Where events go, and cancelling comes from."""
-
-    def send(self, event: str, **values: Any) -> None: ...
-
-    def cancelled(self) -> bool: ...
 
 
 def examine(trt: Any, _request: Mapping[str, Any], channel: Channel) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_export.engines.tensorrt.worker_protocol import BuildRequest
+from hidiff_runtime.format.dtypes import BY_NAME
 from hidiff_runtime.format.manifest import TensorSpec
 
-_TYPES = {"FLOAT": "float32", "INT32": "int32", "BOOL": "bool", "HALF": "float16", "BF16": "bfloat16"}
+_TYPES = {known.tensorrt: known.name for known in BY_NAME.values()}
 
 
 class NetworkRefused(Exception):  # noqa: N818 - names the outcome

@@ -14,8 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
-from hidiff_export.files import storage_errors
+from hidiff_export.files import storage_errors, temporary
+from hidiff_runtime.format.atomic_write import atomic_write
 
 MINIMUM = 1 << 22
 """Bytes: a shorter stretch that plans share is not worth a file of its own."""
@@ -158,24 +160,21 @@ def _write(pieces: Mapping[_Piece, Path], sizes: Mapping[Path, int]) -> None:
     done = []
     try:
         for piece, path in pieces.items():
-            beside = path.with_name(f"{path.name}.tmp")
-            done += [beside, path]
+            done.append(path)
             size = sizes[piece.owners[0]]
-            _copy(piece.owners[0], size - piece.far, size - piece.near, beside)
-            beside.replace(path)
+            with atomic_write(path, beside=temporary(path)) as file:
+                _copy(piece.owners[0], size - piece.far, size - piece.near, file)
     except BaseException:
         for path in done:
             path.unlink(missing_ok=True)
         raise
 
 
-def _copy(source: Path, begin: int, end: int, target: Path) -> None:
-    """Writes bytes ``begin`` to ``end`` of a file to another and waits until the disk has them."""
-    with source.open("rb") as reader, target.open("wb") as writer:
+def _copy(source: Path, begin: int, end: int, writer: BinaryIO) -> None:
+    """Writes bytes ``begin`` to ``end`` of a file to another."""
+    with source.open("rb") as reader:
         reader.seek(begin)
         while begin < end:
             chunk = reader.read(min(_CHUNK, end - begin))
             writer.write(chunk)
             begin += len(chunk)
-        writer.flush()
-        os.fsync(writer.fileno())

@@ -1,13 +1,15 @@
-"""What the parent asks of a worker: JSON, so that both sides and people can read it."""
+"""What the parent asks of a worker, and how the answer calls a failure: JSON, for both sides and people to read."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hidiff_runtime.format.manifest import TensorSpec
+
+REFUSED, SIGNATURE, STORAGE, MEMORY, MISSING = "refused", "signature", "storage", "memory", "missing"
+"""What a failure is of: the library, the graph's inputs and outputs, the disk, memory, something not installed."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class BuildRequest:
     layers: str
     timing_cache: str | None = None
 
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps({"do": "build", **asdict(self)})
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {"do": "build", **asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BuildRequest:

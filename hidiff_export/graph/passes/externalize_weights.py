@@ -10,17 +10,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hidiff_export.checkpoints.weight_store import WeightStore
+from hidiff_export.graph.onnx_dtypes import ONNX_DTYPES
+from hidiff_runtime.format.dtypes import BY_TAG
 from hidiff_runtime.format.safetensors import TensorInfo
 
 LARGEST_INLINE = 1 << 16
 """Bytes of the largest floating-point constant that a graph may hold: what is larger is taken for a weight."""
 
 _CHUNK = 1 << 22
-_TYPES = {
-    "F32": ir.DataType.FLOAT,
-    "F16": ir.DataType.FLOAT16,
-    "BF16": ir.DataType.BFLOAT16,
-}
 
 
 class ExternalizeWeights(ir.passes.InPlacePass):
@@ -55,7 +52,7 @@ class ExternalizeWeights(ir.passes.InPlacePass):
         place = self._store.reference(name)
         tensor = value.const_value
         assert tensor is not None
-        dtype = _TYPES[place.dtype]
+        dtype = ONNX_DTYPES[BY_TAG[place.dtype].name]
         if tensor.dtype != dtype or tuple(tensor.shape) != place.shape or not _same_bytes(tensor, place, file):
             raise ir.passes.PassError(f"the weight {name} is not what the weight store holds under this name")
         value.name = name

@@ -18,14 +18,12 @@ from hidiff_runtime.backends.external_data import files_of, relinked
 from hidiff_runtime.backends.protocol import Availability, Backend, DeviceArray, WeightMap
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.format.codec import REBUILD
+from hidiff_runtime.format.dtypes import BY_NAME
 from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
 
 NAME = "onnxruntime"
 
 _INSTALL = "pip install 'hidiff-runtime[cpu]', or 'hidiff-runtime[gpu]' for CUDA."
-_TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)"}
-"""The types that inputs and outputs may have, as ONNX Runtime writes them."""
-
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _WEIGHTS = ("packed", "shared")
 _EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
@@ -329,7 +327,7 @@ class OnnxRuntimeSession:
 def _check_signature(what: str, specs: Sequence[TensorSpec], found: Sequence[Any], engine: Path) -> None:
     """Refuses an engine whose inputs or outputs are not those that the bundle says it has. Raises BundleError."""
     there = {node.name: (tuple(node.shape), node.type) for node in found}
-    due = {spec.name: (spec.shape, _TYPES[spec.dtype]) for spec in specs}
+    due = {spec.name: (spec.shape, BY_NAME[spec.dtype].onnxruntime) for spec in specs}
     if there != due:
         given = ", ".join(f"{name} {kind}{list(shape)}" for name, (shape, kind) in there.items())
         raise BundleError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.finite_values import count_nonfinite, is_finite
 from hidiff_runtime.format.manifest import Manifest, TensorSpec
 
 Array = NDArray[np.float32]
@@ -91,22 +91,11 @@ def check_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
         raise InputError(
             due, given=f"shape {list(value.shape)}", advice="A bundle's shapes are fixed when it is built."
         )
-    bad = int(value.size - np.isfinite(value).sum())
-    if bad:
+    if bad := count_nonfinite(value):
         raise InputError(
             f"{name} holds NaN or infinite values.", given=f"{bad} of {value.size}", advice="Check its source."
         )
     return value
-
-
-def is_finite(value: Any) -> bool:
-    """Whether it is a number that a float can hold, Python's or numpy's."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond the largest float
-        return False
 
 
 def check_scale(name: str, scale: Any, example: str) -> float:

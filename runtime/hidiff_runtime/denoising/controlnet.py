@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hidiff_runtime.denoising.conditioning import check_array, check_scale
 from hidiff_runtime.denoising.run_context import ControlRequest, engine_errors
 from hidiff_runtime.errors import EngineError, InputError
+from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.specs import GraphRecord, TensorSpec
 from hidiff_runtime.format.validation import CONDITIONING_SCALE, CONTROL_IMAGE
 
@@ -77,8 +78,7 @@ class ControlNet:
             if found is None or found.shape != spec.shape:
                 given = "nothing" if found is None else list(found.shape)
                 raise EngineError(f"The engine did not give {spec}: {where}.", given=given, advice="Build it again.")
-            bad = int(found.size - np.isfinite(found).sum())
-            if bad:
+            if bad := count_nonfinite(found):
                 raise EngineError(
                     f"The engine gave NaN or infinite values: {where}.",
                     given=f"{bad} of {found.size} values of {spec.name}, backend {self._bundle.backend}",

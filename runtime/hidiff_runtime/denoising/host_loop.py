@@ -12,6 +12,7 @@ from hidiff_runtime.denoising.conditioning import guided
 from hidiff_runtime.denoising.init_image import MaskBlend
 from hidiff_runtime.denoising.run_context import RunContext, engine_errors
 from hidiff_runtime.errors import EngineError
+from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.step_graph import LATENTS, NOISE_PRED
 from hidiff_runtime.sampling.scheduler_state import SamplerState
 
@@ -60,7 +61,6 @@ def _sound(run: RunContext, noise: NDArray[Any] | None, shape: tuple[int, ...], 
             given=f"expected shape {list(shape)}, got {list(noise.shape)}",
             advice="Build the bundle again.",
         )
-    bad = int(noise.size - np.isfinite(noise).sum())
-    if bad:
+    if bad := count_nonfinite(noise):
         raise run.nonfinite(bad, noise.size, where)
     return noise.astype(np.float32, copy=False)

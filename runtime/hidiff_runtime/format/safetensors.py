@@ -14,6 +14,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.errors import BundleError, InputError, StorageError
+from hidiff_runtime.format.atomic_write import atomic_write
+from hidiff_runtime.format.dtypes import BY_TAG
 from hidiff_runtime.format.regular_files import open_regular
 
 HEADER_LIMIT = 4 * 2**20
@@ -39,19 +42,7 @@ PAGE = 4096
 """Where the data begins: at a multiple of this, by spaces after the JSON header."""
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U64": np.dtype("<u8"),
-    "U32": np.dtype("<u4"),
-    "U16": np.dtype("<u2"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
+    tag: np.dtype("uint16" if tag == "BF16" else known.name).newbyteorder("<") for tag, known in BY_TAG.items()
 }
 """Each dtype tag and the numpy dtype of its array. numpy has no bfloat16: its bits come as uint16, tagged ``BF16``."""
 
@@ -188,6 +179,7 @@ class SafetensorsWriter:
         self._header, self.infos = _build_header(layouts, self.order, dict(metadata or {}))
         self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         self._file: BinaryIO
+        self._open: ExitStack
         self._hash = hashlib.sha256()
         self._written = 0
 
@@ -206,36 +198,27 @@ class SafetensorsWriter:
         self._written += 1
 
     def __enter__(self) -> SafetensorsWriter:
-        try:
-            self._file = self._part.open("wb")
-        except OSError as error:
-            raise _storage_error(self.path, error) from error
-        try:
+        with ExitStack() as stack:
+            try:
+                self._file = stack.enter_context(atomic_write(self.path, beside=self._part))
+            except OSError as error:
+                raise _storage_error(self.path, error) from error
             self._write(self._header)
-        except BaseException:
-            self._discard()
-            raise
+            self._open = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._discard()
+            self._open.__exit__(kind, error, traceback)
             return
         try:
-            if self._written != len(self.order):
-                raise InputError("A safetensors file lacks tensors it announced.", given=self.order[self._written])
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._part.replace(self.path)
+            with self._open:
+                if self._written != len(self.order):
+                    raise InputError("A safetensors file lacks tensors it announced.", given=self.order[self._written])
         except OSError as failure:
-            self._discard()
             raise _storage_error(self.path, failure) from failure
-        except BaseException:
-            self._discard()
-            raise
         self.sha256 = self._hash.hexdigest()
 
     def _write(self, data: bytes | memoryview) -> None:
@@ -244,14 +227,6 @@ class SafetensorsWriter:
         except OSError as error:
             raise _storage_error(self.path, error) from error
         self._hash.update(data)
-
-    def _discard(self) -> None:
-        try:
-            self._file.close()
-        except OSError:
-            pass  # closing flushes, and the disk that refused the data refuses it again
-        finally:
-            self._part.unlink(missing_ok=True)
 
 
 def write(

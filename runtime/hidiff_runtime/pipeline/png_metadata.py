@@ -7,12 +7,12 @@ chunk ``hidiff`` is JSON with everything. Text beyond Latin-1 goes into iTXt chu
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime.errors import InputError, StorageError
+from hidiff_runtime.format.atomic_write import atomic_write
 from hidiff_runtime.pipeline.image_processing import pillow
 from hidiff_runtime.pipeline.infotext import VERSION, write_infotext
 from hidiff_runtime.pipeline.webui_names import sampler_name, schedule_name
@@ -83,16 +83,9 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         StorageError: the disk refuses.
     """
-    part = path.with_name(f".{path.name[:32]}.{os.urandom(4).hex()}.part")  # the name may be as long as can be
     try:
-        try:
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with atomic_write(path) as file:
+            file.write(content)
     except OSError as error:
         raise StorageError(
             "A picture could not be written; nothing of it was kept.",

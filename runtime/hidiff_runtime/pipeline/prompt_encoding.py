@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.denoising.conditioning import is_whole
 from hidiff_runtime.errors import BundleError, EngineError, InputError
+from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.tokenizer import Tokenizer, Tokens
 from hidiff_runtime.pipeline.request_fields import LONG_PROMPTS
 
@@ -218,8 +219,7 @@ class _Encoder:
     def _sound(self, outputs: dict[str, Array]) -> dict[str, Array]:
         """The outputs. Raises EngineError for NaN, which the UNet would refuse as if the caller had given them."""
         for name, array in outputs.items():
-            bad = int(array.size - np.isfinite(array).sum())
-            if bad:
+            if bad := count_nonfinite(array):
                 raise EngineError(
                     f"The {self._record.name} gave NaN or infinite values.",
                     given=f"{bad} of {array.size} in {name}",

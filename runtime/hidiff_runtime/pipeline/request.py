@@ -13,12 +13,12 @@ from hidiff_runtime.denoising.conditioning import (
     check_guidance,
     check_rescale,
     check_steps,
-    is_finite,
     is_whole,
     takes_channels,
 )
 from hidiff_runtime.denoising.controlnet import check_conditioning_scale
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.finite_values import is_finite
 from hidiff_runtime.phases import PhasePlan
 from hidiff_runtime.pipeline.image_processing import (
     control_array,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.errors import BundleError, EngineError, InputError
+from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.specs import VaeRecord
 from hidiff_runtime.pipeline.tiling import TilePlan
 
@@ -174,9 +175,9 @@ def _blended(
 
 
 def _check(result: NDArray[Any], name: str) -> None:
-    if not np.isfinite(result).all():
+    if bad := count_nonfinite(result):
         raise EngineError(
             "The VAE gave values that are no numbers.",
-            given=f"{int(result.size - np.isfinite(result).sum())} of {result.size} in {name}",
+            given=f"{bad} of {result.size} in {name}",
             advice="Look whether the latents are finite; 'hidiff-run check' tells whether engines compute as built.",
         )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from hidiff_runtime.denoising.conditioning import is_finite
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.finite_values import is_finite
 from hidiff_runtime.pipeline.prompt_encoding import check_text
 from hidiff_runtime.pipeline.request_fields import BY_NAME, CALLED, Field, fits
 from hidiff_runtime.pipeline.request_values import DATA
@@ -107,7 +106,7 @@ def shown(value: object) -> Any:
     """Returns what is shown of a value: one that JSON has, and not a long one."""
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:  # Python writes none of thousands of digits
         return f"(a whole number of {value.bit_length()} bits)"
-    if isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+    if isinstance(value, (bool, int)) or (isinstance(value, float) and is_finite(value)):
         return value
     if isinstance(value, (bytes, Mapping, list)):
         return f"({type(value).__name__})"

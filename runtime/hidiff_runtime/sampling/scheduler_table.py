@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.errors import BundleError, InputError
+from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.safetensors import SafetensorsFile, write
 from hidiff_runtime.sampling.scheduler_state import NOISE, Evaluation, FloatArray, Schedule
 from hidiff_runtime.sampling.table_rows import Integers, Rows, broken
@@ -114,7 +115,7 @@ class SamplerTable:
             dtype, shape = expected[name]
             if array.dtype != dtype or array.shape != shape:
                 raise broken(f"{name} is {array.dtype} {array.shape}")
-            if not np.isfinite(array).all():
+            if count_nonfinite(array):
                 raise broken(f"{name} is not finite")
         if self.rows.places.shape[1] != total:
             raise broken(f"rows of {self.rows.places.shape[1]} evaluations for {total} timesteps")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.errors import BundleError
+from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.sampling.scheduler_state import NOISE, STATE, FloatArray
 
 MOST_STATES = 32
@@ -44,7 +45,7 @@ class Rows:
         if distinct.dtype != np.float64 or places.dtype != np.int32 or not _fit(distinct.shape, places.shape):
             given = f"rows {distinct.dtype} {list(distinct.shape)}, places {places.dtype} {list(places.shape)}"
             raise broken(f"{given}, expected float64 [U, 3 + K] and int32 [1 + D, E, 1 + K], K up to {MOST_STATES}")
-        if not np.isfinite(distinct).all():
+        if count_nonfinite(distinct):
             raise broken("rows are not finite")
         if places.size and not 0 <= places.min() <= places.max() < len(distinct):
             raise broken(f"places {places.min()} to {places.max()} of {len(distinct)} rows")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.codec import Fields
 from hidiff_runtime.format.record_codec import LATER, AnyText, FloatOrInf, decode, encode
 from hidiff_runtime.verification.image_metrics import psnr, ssim
@@ -185,8 +186,7 @@ def _fault(reference: Array, candidate: Array | None) -> str:
     if not reference.size:
         return "nothing to compare"
     for name, values in (("reference", reference), ("candidate", candidate)):
-        bad = int(values.size - np.isfinite(values).sum())
-        if bad:
+        if bad := count_nonfinite(values):
             return f"the {name} has {bad} of {values.size} values that are NaN or infinite"
     return ""
 

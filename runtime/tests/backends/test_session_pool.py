@@ -218,7 +218,7 @@ def test_what_the_next_run_begins_with_stays_while_a_network_is_lent() -> None:
 
 def test_a_network_is_closed_after_a_failure_and_stays_where_all_may() -> None:
     sessions = Sessions()
-    with pytest.raises(ZeroDivisionError), SessionPool(sessions).lent("text_encoder", STRIDED):
+    with pytest.raises(ZeroDivisionError), SessionPool(sessions).borrow("text_encoder", STRIDED):
         raise ZeroDivisionError
     assert sessions.events == ["open text_encoder", "close text_encoder"]
     pool = SessionPool(sessions, "all")

@@ -205,13 +205,13 @@ def test_a_failing_disk_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Path.open
+    opened = os.open
 
-    def on_full_disk(self: Path, *args: Any, **kwargs: Any) -> Any:
-        opened(self, *args, **kwargs).close()
-        return opened(Path("/dev/full"), *args, **kwargs)
+    def on_full_disk(path: str, flags: int, *mode: int) -> int:
+        os.close(opened(path, flags, *mode))
+        return opened("/dev/full", os.O_WRONLY)
 
-    monkeypatch.setattr(Path, "open", on_full_disk)
+    monkeypatch.setattr(os, "open", on_full_disk)
     with pytest.raises(StorageError, match="could not be written"):
         write(tmp_path / "a", {"w": np.ones(100_000)})
     assert list(tmp_path.iterdir()) == []

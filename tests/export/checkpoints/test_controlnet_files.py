@@ -12,7 +12,7 @@ from diffusers import ControlNetModel, ControlNetUnionModel, ControlNetXSAdapter
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import Checkpoint, build_controlnet, load_controlnet, load_unet
+from hidiff_export.checkpoints.load import Checkpoint, build, load_controlnet, load_unet
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families.family import Family, Task, Width
 from hidiff_runtime.format.safetensors import write
@@ -85,7 +85,7 @@ def test_it_computes_what_diffusers_own_class_computes(tmp_path: Path, family: F
     write(tmp_path / "control.safetensors", to_original_controlnet(tensors, config))
     folder = write_folder(tmp_path / "folder", tensors, config, "ControlNetModel")
     theirs = ControlNetModel.from_pretrained(folder).eval()
-    ours = build_controlnet(*loaded(tmp_path / "control.safetensors", family)[:2])
+    ours = build(Component.CONTROLNET, *loaded(tmp_path / "control.safetensors", family)[:2])
     generator = torch.Generator().manual_seed(0)
 
     def residuals(model: torch.nn.Module) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import build_controlnet, build_unet, load_controlnet, load_unet
+from hidiff_export.checkpoints.load import build, build_unet, load_controlnet, load_unet
 from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.errors import CheckpointError, InputError
@@ -102,7 +102,7 @@ def test_a_controlnet_folder(tmp_path: Path) -> None:
         found = load_controlnet(str(tmp_path / folder.split("/")[0]), Family.SDXL, Width.TINY)
         assert found.config == config
         assert holds(found.state_dict, expected)
-        build_controlnet(*found[:2])
+        build(Component.CONTROLNET, *found[:2])
 
 
 def test_what_a_fine_tune_may_set_is_kept(pipeline: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import build_controlnet, build_unet
+from hidiff_export.checkpoints.load import build, build_unet
 from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.errors import InputError
 from hidiff_export.families.family import Family, Task
@@ -133,7 +133,7 @@ def test_every_weight_matters(family: Family) -> None:
 @pytest.mark.parametrize("family", [Family.SD15, Family.SDXL])
 def test_a_controlnet_gives_residuals_that_move_the_unet(family: Family) -> None:
     config = tiny(family, component=Component.CONTROLNET)
-    network = build_controlnet(config, synthesize(Component.CONTROLNET, config, 0))
+    network = build(Component.CONTROLNET, config, synthesize(Component.CONTROLNET, config, 0))
     picture = torch.rand((2, 1, 3, 8 * SIDE, 8 * SIDE), generator=torch.Generator().manual_seed(2))
     main, main_config = unet(family)
     call = inputs(main_config)

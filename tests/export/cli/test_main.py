@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import click
@@ -12,6 +14,9 @@ from click.testing import CliRunner, Result
 
 from hidiff_export import __version__, cli
 from hidiff_export.errors import BundleError, CheckpointError, ExportError, HidiffError, ParityError, StorageError
+from hidiff_runtime.cli import EXIT_CODES
+
+README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 
 
 def _invoke(*arguments: str) -> Result:
@@ -23,7 +28,24 @@ def test_help_lists_every_command_and_the_exit_codes() -> None:
     assert result.exit_code == 0
     listed = result.output.partition("Commands:")[2].split()
     assert set(cli.COMMANDS) <= set(listed)
-    assert "130 interrupted" in result.output
+
+
+def _exit_codes(base: type[HidiffError]) -> set[int]:
+    return {base.exit_code}.union(*map(_exit_codes, base.__subclasses__()))
+
+
+@pytest.mark.parametrize(
+    ("text", "elsewhere"),
+    [
+        (str(cli.main.help).partition("Exit codes:")[2].partition("Example")[0], set()),
+        (README.partition("## Exit codes")[2].partition("Every error")[0], set()),
+        (EXIT_CODES, {CheckpointError.exit_code}),
+    ],
+    ids=["hidiff-export --help", "README", "hidiff-run --help"],
+)
+def test_what_is_said_of_exit_codes_is_what_the_errors_have(text: str, elsewhere: set[int]) -> None:
+    said = [int(code) for code in re.findall(r"(?:^|[\s,·])(\d+) [a-z]", text)]
+    assert sorted(said) == said == sorted({0, *_exit_codes(HidiffError)} - elsewhere)
 
 
 @pytest.mark.parametrize("command", [*cli.COMMANDS, "recipes list", "recipes show", "recipes schema"])

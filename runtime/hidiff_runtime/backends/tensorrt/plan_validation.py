@@ -9,6 +9,7 @@ from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.backends.tensorrt.runtime_library import RTX_TARGETS, GpuInfo, LoadedLibrary
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.format.codec import REBUILD
+from hidiff_runtime.format.dtypes import BY_NAME
 from hidiff_runtime.format.manifest import GraphRecord, PhaseRecord
 
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx-cu13"}
@@ -88,7 +89,7 @@ def check_tensors(engine: Any, plan: PlanRecord, path: Path, trt: Any) -> None:
     Raises:
         EngineError: all differences.
     """
-    types = {trt.DataType.FLOAT: "float32", trt.DataType.INT32: "int32", trt.DataType.BOOL: "bool"}
+    types = {getattr(trt.DataType, BY_NAME[name].tensorrt): name for name in ("float32", "int32", "bool")}
 
     def described(name: str) -> str:
         dtype = engine.get_tensor_dtype(name)

@@ -6,13 +6,13 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.backends.tensorrt.plan_validation import MORE_ROOM, rebuild_command
 from hidiff_runtime.backends.tensorrt.runtime_library import GpuInfo, LoadedLibrary
 from hidiff_runtime.errors import EngineError
+from hidiff_runtime.format.atomic_write import atomic_write
 from hidiff_runtime.format.manifest import MANIFEST
 
 _LOG = logging.getLogger(__name__)
@@ -126,14 +126,8 @@ class RuntimeCache:
         self._saved = digest  # also when writing fails: once is enough to be told
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            number, name = tempfile.mkstemp(dir=self._path.parent, prefix=f"{self._path.name}.")
-            try:
-                with os.fdopen(number, "wb") as file:
-                    file.write(content)
-                Path(name).replace(self._path)
-            except OSError:
-                Path(name).unlink()
-                raise
+            with atomic_write(self._path, permissions=0o600) as file:
+                file.write(content)
         except OSError as error:
             self._warn(str(error))
 

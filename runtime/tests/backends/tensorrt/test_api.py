@@ -10,6 +10,8 @@ import pytest
 import tensorrt_api as api
 
 import hidiff_runtime.backends.tensorrt as package
+from hidiff_runtime.format.dtypes import BY_NAME
+from hidiff_runtime.format.specs import DTYPES
 
 FOLDER = Path(package.__file__).parent
 VARIABLES = {
@@ -19,9 +21,9 @@ VARIABLES = {
     "context": "IExecutionContext",
     "config": "IRuntimeConfig",
 }
-BY_FILE = {"rtx.py": {**VARIABLES, "cache": "IRuntimeCache"}, "cuda.py": {}}
+BY_FILE = {"rtx_cache.py": {**VARIABLES, "cache": "IRuntimeCache"}, "cuda.py": {}}
 """Where variables of these names hold something else: our own cache, and CUDA's runtime."""
-RTX_ONLY = {"rtx.py"}
+RTX_ONLY = {"rtx_cache.py"}
 
 
 def names_in(path: Path) -> list[api.Use]:
@@ -33,6 +35,12 @@ def test_both_libraries_have_every_name_that_both_are_asked_for(path: Path) -> N
     libraries = [api.RTX] if path.name in RTX_ONLY else [api.TRT, api.RTX]
     missing = [(use, library) for use in names_in(path) for library in libraries if not use.is_in(library)]
     assert not missing
+
+
+@pytest.mark.parametrize("name", [*DTYPES, "bool"])
+@pytest.mark.parametrize("library", [api.TRT, api.RTX])
+def test_both_libraries_have_the_types_that_engines_take_and_give(name: str, library: str) -> None:
+    assert api.Use(0, "DataType", BY_NAME[name].tensorrt).is_in(library)
 
 
 def test_the_walk_sees_the_calls_that_matter() -> None:

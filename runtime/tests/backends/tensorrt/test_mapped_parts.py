@@ -88,12 +88,12 @@ def test_the_tail_is_mapped_and_not_copied(tmp_path: Path, monkeypatch: pytest.M
 GROWTH = """
 import sys
 from pathlib import Path
-from hidiff_runtime.backends.tensorrt import parts
+from hidiff_runtime.backends.tensorrt import mapped_parts
 def anonymous_kb():
     return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0])
-parts._CAN_PLACE = parts._CAN_PLACE and sys.argv[1] == "placed"
+mapped_parts._CAN_PLACE = mapped_parts._CAN_PLACE and sys.argv[1] == "placed"
 before = anonymous_kb()
-view = parts.map_parts([Path(path) for path in sys.argv[2:]])
+view = mapped_parts.map_parts([Path(path) for path in sys.argv[2:]])
 sum(view[::4096])
 print(anonymous_kb() - before)
 """

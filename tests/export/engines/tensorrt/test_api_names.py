@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hidiff_export.engines.tensorrt as package
 import pytest
 import tensorrt_api as api
+
+import hidiff_export.engines.tensorrt as package
 
 FOLDER = Path(package.__file__).parent
 VARIABLES = {
@@ -21,7 +22,7 @@ VARIABLES = {
 }
 RTX_ONLY = {"ComputeCapability", "REQUIRE_USER_ALLOCATION"}
 """Names that only TensorRT-RTX has, which the builder uses where it has found it to be that."""
-FILES = ("engine.py", "network.py")
+FILES = ("engine_build.py", "network.py")
 """Those that hold the library's objects; no other file of the package may name the library."""
 
 
@@ -65,7 +66,7 @@ def names_in_module(path: Path) -> list[api.Use]:
 
 def test_cuda_has_what_is_asked_of_it() -> None:
     functions, enums = api.LISTS[api.CUDA]["functions"], api.LISTS[api.CUDA]["enums"]
-    source = (FOLDER / "engine.py").read_text()
+    source = (FOLDER / "engine_build.py").read_text()
     calls = list(api.cuda_calls(source, "runtime"))
     assert calls
     assert not [call for call in calls if len(functions.get(call.name, "?")) != call.arguments]

@@ -7,6 +7,7 @@ import os
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -166,12 +167,12 @@ class Failing:
     def __init__(self, good: int, error: BaseException) -> None:
         self.good, self.error, self.copy = good, error, shared_weights._copy
 
-    def __call__(self, source: Path, begin: int, end: int, target: Path) -> None:
+    def __call__(self, source: Path, begin: int, end: int, writer: BinaryIO) -> None:
         if not self.good:
-            target.write_bytes(b"half")
+            writer.write(b"half")
             raise self.error
         self.good -= 1
-        self.copy(source, begin, end, target)
+        self.copy(source, begin, end, writer)
 
 
 @pytest.mark.parametrize("good", [0, 1, 2])

@@ -1,0 +1,234 @@
+"""The table of a recipe's keys: each with its type, bounds, default and what `--help`, errors and editors say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import (
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from hidiff_export.families.family import PIXELS_PER_LATENT, Family, Task, Width
+from hidiff_export.recipe.field_types import (
+    DISTINCT,
+    LARGEST,
+    MOST_STEPS,
+    MULTIPLE,
+    ONE_OR_A_LIST,
+    SMALLEST,
+    BackendName,
+    BetaSchedule,
+    EnginePerPhase,
+    Fraction,
+    Precision,
+    Prediction,
+    SamplerName,
+    Source,
+    Steps,
+    Target,
+    Timesteps,
+    TimestepSpacing,
+    choices,
+    random_seed,
+)
+from hidiff_export.recipe.sections import (
+    Frozen,
+    HiDiffusionSettings,
+    LoraSource,
+    ParityBounds,
+    without_default,
+)
+
+_SIDE = f"a multiple of {MULTIPLE} from {SMALLEST} to {LARGEST}."
+
+
+def _also_one(schema: dict[str, Any]) -> None:
+    """What is a list may also be written as its only item."""
+    item = schema["items"]
+    schema["anyOf"] = [item, {"type": schema.pop("type"), "items": schema.pop("items"), "minItems": 1}]
+
+
+def _default_targets(data: Mapping[str, Any]) -> tuple[Target, ...]:
+    return tuple(target for backend in data["backend"] for target in backend.default_targets)
+
+
+class RecipeFields(Frozen):
+    """A recipe's values, each checked by itself. Sizes are in pixels."""
+
+    name: StrictStr = Field(
+        default="unnamed", pattern=r"^[\w.-]+$", description="A word of letters, digits, dots, dashes and underscores."
+    )
+    family: Family = Field(description=f"Model family: {choices(Family)}.")
+    source: Source = Field(
+        description="The checkpoint: a hub id like org/name, a diffusers folder, a .safetensors file, or random:SEED."
+    )
+    unet_width: Width = Field(
+        default=Width.FULL,
+        description="Of a random:SEED checkpoint: full, or tiny for the same modules with few channels.",
+    )
+    controlnet: Source | None = Field(
+        default=None,
+        description="The ControlNet's checkpoint, written like source; without one, residuals come from outside.",
+    )
+    lora: tuple[LoraSource, ...] = Field(
+        default=(),
+        description="LoRA files to fuse into the UNet and the bundle's text encoders, added in order: a list of "
+        "{path, scale}.",
+    )
+    prediction: Prediction | None = Field(
+        default=None,
+        description=f"What the UNet predicts: {choices(Prediction)}; by default what the checkpoint says, or its "
+        "family's.",
+        json_schema_extra=without_default,
+    )
+    beta_schedule: BetaSchedule | None = Field(
+        default=None,
+        description=f"How the noise grows in training: {choices(BetaSchedule)}; by default as the checkpoint says.",
+        json_schema_extra=without_default,
+    )
+    beta_start: Fraction | None = Field(
+        default=None,
+        description="The noise schedule's first beta, 0 to 1; by default as the checkpoint says.",
+        json_schema_extra=without_default,
+    )
+    beta_end: Fraction | None = Field(
+        default=None,
+        description="The noise schedule's last beta, 0 to 1; by default as the checkpoint says.",
+        json_schema_extra=without_default,
+    )
+    rescale_betas_zero_snr: StrictBool | None = Field(
+        default=None,
+        description="Whether the noise schedule ends in pure noise (zero terminal SNR): true or false; by default as "
+        "the checkpoint says.",
+        json_schema_extra=without_default,
+    )
+    timestep_spacing: TimestepSpacing | None = Field(
+        default=None,
+        description=f"Where the timesteps of a run lie: {choices(TimestepSpacing)}; by default as the checkpoint says. "
+        "Checkpoints for a few steps (Lightning, Hyper-SD) want trailing.",
+        json_schema_extra=without_default,
+    )
+    text: StrictBool = Field(
+        default=True, description="Whether tokenizers and text encoders come too, for prompts as text: true or false."
+    )
+    prompt_chunks: StrictInt = Field(
+        default=1,
+        ge=1,
+        le=4,
+        description="How many chunks of 75 tokens a long prompt may fill, 1 to 4; each takes its part of every step.",
+    )
+    vae: StrictBool = Field(
+        default=True, description="Whether the VAE comes too, for pictures instead of latents: true or false."
+    )
+    vae_tile: StrictInt | None = Field(
+        default=None,
+        ge=SMALLEST,
+        le=LARGEST,
+        multiple_of=64,
+        description="Longest side of the VAE's tiles in pixels, a multiple of 64; by default the picture's if it fits.",
+        json_schema_extra=without_default,
+    )
+    task: Task = Field(
+        default=Task.TEXT_TO_IMAGE,
+        description=f"What the UNet is to do: {choices(Task)}.",
+    )
+    width: StrictInt = Field(
+        ge=SMALLEST, le=LARGEST, multiple_of=MULTIPLE, description=f"The picture's width in pixels: {_SIDE}"
+    )
+    height: StrictInt = Field(
+        ge=SMALLEST, le=LARGEST, multiple_of=MULTIPLE, description=f"The picture's height in pixels: {_SIDE}"
+    )
+    batch: StrictInt = Field(default=1, ge=1, le=64, description="Pictures of one run: 1 to 64.")
+    guidance: StrictBool = Field(
+        default=True,
+        description="Whether the negative prompt is evaluated too, which doubles the batch: true or false.",
+    )
+    guidance_rescale: StrictFloat | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="How strongly guidance is rescaled in runs that do not say, 0 to 1: 0.7 for zero terminal SNR.",
+        json_schema_extra=without_default,
+    )
+    precision: Precision = Field(
+        default=Precision.FLOAT32, description=f"Type of the weights and the arithmetic: {choices(Precision)}."
+    )
+    hidiffusion: HiDiffusionSettings = Field(
+        default=HiDiffusionSettings(), description="A mapping of raunet, windows and thresholds."
+    )
+    backend: Annotated[tuple[BackendName, ...], ONE_OR_A_LIST, DISTINCT] = Field(
+        default=(BackendName.ONNXRUNTIME,),
+        description="What builds and runs the engines, one or a list with the default one first: "
+        f"{choices(BackendName)}.",
+        json_schema_extra=_also_one,
+    )
+    targets: Annotated[tuple[Target, ...], ONE_OR_A_LIST, DISTINCT] = Field(
+        default_factory=_default_targets,
+        description=f"What the engines are for, one or a list: {choices(Target)}; by default what suits the backend: "
+        "cpu for onnxruntime, cuda for tensorrt, sm89 and sm120 for tensorrt-rtx.",
+        json_schema_extra=_also_one,
+    )
+    layout: EnginePerPhase = Field(
+        default="per-phase",
+        description="How TensorRT engines hold the phases: always per-phase, an engine for each. Leave it out.",
+    )
+    sampler: Annotated[tuple[SamplerName, ...], ONE_OR_A_LIST, DISTINCT] = Field(
+        default=(SamplerName.DDIM,),
+        description=f"One sampler to tabulate, or a list with the default one first: {choices(SamplerName)}.",
+        json_schema_extra=_also_one,
+    )
+    steps: Steps = Field(
+        default=tuple(range(1, 101)),
+        json_schema_extra={"default": "1-100"},
+        description=f"Step counts to tabulate, 1 to {MOST_STEPS}: a number, a range like 1-100, or a list of both.",
+    )
+    timesteps: Timesteps | None = Field(
+        default=None,
+        description="The timesteps of the one run that is tabulated, falling: [999, 749, 499, 249]; steps is their "
+        "number.",
+        json_schema_extra=without_default,
+    )
+    tcd_eta: Fraction = Field(
+        default=0.3, description="How much noise the sampler tcd adds in each step: 0 to 1, fixed in its table."
+    )
+    parity: ParityBounds = Field(
+        default=ParityBounds(),
+        description="A mapping of call_snr_db and run_snr_db.",
+        json_schema_extra=without_default,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_timesteps(cls, data: Any) -> Any:
+        """Timesteps are one run's, so they say how many steps there are."""
+        if isinstance(data, Mapping) and "steps" not in data and isinstance(data.get("timesteps"), (list, tuple)):
+            return {**data, "steps": max(1, len(data["timesteps"]))}
+        return data
+
+    @field_validator("parity")
+    @classmethod
+    def _bounds_of_the_precision(cls, given: ParityBounds, info: ValidationInfo) -> ParityBounds:
+        return given.for_precision(info.data.get("precision", Precision.FLOAT32))
+
+    @property
+    def latent_height(self) -> int:
+        """Rows of the latents."""
+        return self.height // PIXELS_PER_LATENT
+
+    @property
+    def latent_width(self) -> int:
+        """Columns of the latents."""
+        return self.width // PIXELS_PER_LATENT
+
+    @property
+    def random_seed(self) -> int | None:
+        """The seed of a fabricated checkpoint; None where ``source`` is a real one."""
+        return random_seed(self.source)
