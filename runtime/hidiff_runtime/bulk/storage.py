@@ -89,6 +89,10 @@ class Location:
         return Location(f"{self.url}/{name}", self.endpoint)
 
 
+Place = Location
+"""The name of the last release; it goes with the next one."""
+
+
 class Store:
     """Reads and writes whole files at a place and below it. Each file is there whole or not at all.
 

@@ -17,8 +17,8 @@ def test_a_token_is_seen_by_another_process_of_the_same_server(tmp_path: Path) -
     one, other = tokens.new(), tokens.new()
     assert one != other
     program = (
-        "import sys, pathlib; from hidiff_runtime.serving.triton.run_tokens import Tokens; "
-        "tokens = Tokens(7, pathlib.Path(sys.argv[1])); print(*(tokens.cancelled(name) for name in sys.argv[2:]))"
+        "import sys, pathlib; from hidiff_runtime.serving.triton.run_tokens import RunTokens; "
+        "tokens = RunTokens(7, pathlib.Path(sys.argv[1])); print(*(tokens.cancelled(name) for name in sys.argv[2:]))"
     )
 
     def seen() -> str:
@@ -46,8 +46,8 @@ def test_a_run_is_abandoned_when_its_process_ends_inside_it(tmp_path: Path) -> N
     tokens = RunTokens(7, tmp_path)
     name = tokens.new()
     program = (
-        "import sys, pathlib; from hidiff_runtime.serving.triton.run_tokens import Tokens; "
-        "tokens = Tokens(7, pathlib.Path(sys.argv[1]))\n"
+        "import sys, pathlib; from hidiff_runtime.serving.triton.run_tokens import RunTokens; "
+        "tokens = RunTokens(7, pathlib.Path(sys.argv[1]))\n"
         "with tokens.running(sys.argv[2]): print(flush=True); sys.stdin.read(1)\n"
         "print(flush=True); sys.stdin.read()"
     )
