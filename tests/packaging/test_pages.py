@@ -133,7 +133,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 @cache
 def options_of(program: str, command: str) -> frozenset[str] | None:
-    """Returns the options of a command, without ``--help``; None if there is no such command."""
+    """Returns the options that a command shows, without ``--help``; None if there is no such command."""
     if program == "hidiff-serve":
         return frozenset(re.findall(r"--?[a-z][\w-]*", serve._parser().format_help()))
     if program == "hidiff-run" or command in ("generate", "bulk"):
@@ -143,7 +143,10 @@ def options_of(program: str, command: str) -> frozenset[str] | None:
         cli.COMMANDS[command].add_options(parser)
         return frozenset(name for action in parser._actions for name in action.option_strings)
     found = main.get_command(click.Context(main), command)
-    return None if found is None else frozenset(name for parameter in found.params for name in parameter.opts)
+    if found is None:
+        return None
+    shown = (parameter for parameter in found.params if not getattr(parameter, "hidden", False))
+    return frozenset(name for parameter in shown for name in parameter.opts)
 
 
 def wrong_commands(page: Path) -> list[str]:
@@ -254,6 +257,7 @@ def test_what_is_not_there_is_noticed(tmp_path: Path) -> None:
         "`hidiff_runtime.proof.verdict` `hidiff-export plan sd15-1024 --step 3` `hidiff-export plan sd15-1025`\n\n"
         "```python\nfrom hidiff_runtime.bulk.storage import Location, Place\n# [not a link](none)\n```\n\n"
         "```sh\n# Three\nhidiff-run draw bundle\nhidiff-export build sd15-1024 -o bundle --set widht=3  # note\n"
+        "hidiff-export triton bundle -o repository --layout per-phase\n"
         "hidiff-serve bundle --hosts 0.0.0.0\nhidiff-export generate bundle -p there -o there.png\n```\n",
         encoding="utf-8",
     )
@@ -269,6 +273,7 @@ def test_what_is_not_there_is_noticed(tmp_path: Path) -> None:
     ]
     assert wrong_commands(page) == [
         "hidiff-run draw bundle",
+        "hidiff-export triton bundle -o repository --layout per-phase",
         "hidiff-serve bundle --hosts 0.0.0.0",
         "hidiff-export plan sd15-1024 --step 3",
     ]
