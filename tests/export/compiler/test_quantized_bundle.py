@@ -167,7 +167,7 @@ def test_weights_stay_in_the_store_and_layers_have_their_type(built: tuple[Recip
             for m in (model, half)
         )
         assert stored == before
-        names = set(quantize.quantised_layers(model.graph))
+        names = set(quantize.quantized_layers(model.graph))
         layers = [node for node in model.graph if node.name in names]
         assert len(layers) > 100
         for layer in layers:
