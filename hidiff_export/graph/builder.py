@@ -27,7 +27,7 @@ class NodeBuilder:
 
     @property
     def nodes(self) -> Sequence[ir.Node]:
-        """What was made, in order."""
+        """Lists what was made, in order."""
         return self._tape.nodes
 
     def op(

@@ -33,7 +33,7 @@ there already, or why it stays; ``None`` when it is none of the pass's business.
 
 
 class RewritePass(ir.passes.InPlacePass, abc.ABC):
-    """A pass that looks at each node of some types once, in order, and replaces it or says why not.
+    """Looks at each node of some types once, in order, and replaces it or says why not.
 
     A subclass lists its operators, makes nodes with `build` and returns an `Outcome` for each node. Requires the
     nodes in topological order, which it keeps. Nodes that nothing uses any more are left for

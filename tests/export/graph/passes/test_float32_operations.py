@@ -1,4 +1,4 @@
-"""Each line of the table of islands, applied to a small graph."""
+"""Each line of the table of float32 operations, applied to a small graph."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_float32_graph_is_left(op_type: str) -> None:
     assert not Float32Operations()(model(op_type, shapes, TensorProto.FLOAT)).modified
 
 
-def test_what_is_no_island_is_left() -> None:
+def test_what_is_not_in_the_table_is_left() -> None:
     assert not Float32Operations()(model("MatMul", {"a": [2, 3], "b": [3, 2]}, TensorProto.FLOAT16)).modified
 
 
