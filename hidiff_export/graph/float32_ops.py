@@ -84,13 +84,13 @@ FLOAT32_OPERATIONS = (
 )
 
 WHOLE_NETWORKS: Mapping[str, str] = {
-    "vae": "Activations of SDXL's decoder exceed float16's 65504 in its convolutions: float32 operations alone would not do.",
+    "vae": "Activations of SDXL's decoder exceed float16's 65504 in its convolutions: no single ones are enough.",
 }
 """Networks that are float32 from end to end, weights and all, with the reason."""
 
 
 def precision_of(network: str, precision: Precision) -> Precision:
-    """Gives the precision of a network's stored weights, and of its graph before it is quantized, in a recipe of this one.
+    """Gives the precision of a network's weights, and of its graph before it is quantized, in a recipe of this one.
 
     bfloat16 has float32's range, so that `WHOLE_NETWORKS` stay in it.
     """

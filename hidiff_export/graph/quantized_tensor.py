@@ -49,7 +49,7 @@ def fp8_tensor(measured: QuantizedTensor) -> QuantizedTensor:
 
 
 def _rounded_up(scale: float) -> float:
-    """Rounds to float16, never so that what should just fit is cut off, and never 0, which tensors cannot be divided by."""
+    """Rounds to float16, never so that what should just fit is cut off, and never to 0, which cannot divide."""
     nearest = np.float16(scale)
     return float(nearest if float(nearest) >= scale else np.nextafter(nearest, np.float16(np.inf)))
 

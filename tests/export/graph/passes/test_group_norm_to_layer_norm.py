@@ -1,4 +1,4 @@
-"""Group normalisation as layer normalisation, and what that does for accuracy."""
+"""Group normalization as layer normalization, and what that does for accuracy."""
 
 from __future__ import annotations
 
