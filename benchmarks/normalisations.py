@@ -41,8 +41,8 @@ class Casts(RewritePass):
     operators = frozenset[Operator]({("", "GroupNormalization")})
 
     def rewrite(self, node: ir.Node) -> Outcome:
-        """Wraps one normalisation."""
-        return between_casts(node)
+        """Wraps one normalization."""
+        return between_casts(self.build, node)
 
 
 @dataclass(frozen=True)

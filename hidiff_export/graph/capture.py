@@ -22,7 +22,7 @@ _REGISTRATION_LOG = "torch.onnx._internal.exporter._registration"
 
 
 def capture(module: GraphModule, model_batch: int, *, strict: bool = False) -> ir.Model:
-    """Exports a network with static shapes, unoptimised; the weights are the network's own tensors.
+    """Exports a network with static shapes, unoptimized; the weights are the network's own tensors.
 
     Nothing is computed: tracing runs on tensors without data.
 
@@ -59,7 +59,9 @@ def _name(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
     found = [(_shape(value), value.dtype.numpy().name if value.dtype else None) for value in values]
     wanted = [(spec.shape, spec.dtype) for spec in specs]
     if found != wanted:
-        raise ExportError("The exported graph has other inputs or outputs than meant.", given=f"{found}, {wanted}")
+        raise ExportError(
+            "The exported graph has other inputs or outputs than meant.", given=f"expected {wanted}, got {found}"
+        )
     for value, spec in zip(values, specs, strict=True):
         value.name = spec.name
 

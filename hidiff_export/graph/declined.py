@@ -53,7 +53,7 @@ def note_declined(graph: str, name: str, reasons: Iterable[str]) -> None:
 
 
 def write_declined(counts: Counts, path: Path) -> tuple[Path, ...]:
-    """Writes what was counted to ``path``; the files written: none where nothing was declined."""
+    """Writes what was counted to ``path``; gives the files written: none where nothing was declined."""
     if not counts:
         return ()
     write_json(path, counts)
@@ -61,7 +61,7 @@ def write_declined(counts: Counts, path: Path) -> tuple[Path, ...]:
 
 
 def read_declined(folder: BundleFolder, names: Iterable[str]) -> Counts:
-    """What passes declined in all of a bundle's graphs.
+    """Reads what passes declined in all of a bundle's graphs.
 
     Args:
         folder: of the bundle.
@@ -82,7 +82,7 @@ def _passes(fields: Fields, graph: str) -> dict[str, dict[str, int]]:
 
 
 def lines(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Iterator[str]:
-    """For people: a line for each graph, pass and reason."""
+    """Words it for people: a line for each graph, pass and reason."""
     for graph, passes in sorted(counts.items()):
         for name, reasons in sorted(passes.items()):
             for reason, nodes in sorted(reasons.items()):

@@ -55,16 +55,16 @@ FLOAT32_OPERATIONS = (
         "float32 and scales exactly.",
     ),
     Float32Operation(
-        "layer normalisation",
+        "layer normalization",
         frozenset({"LayerNormalization"}),
         Means.CASTS,
         "16-bit sums over a token's 320 to 1280 channels leave 68 dB in float16 where float32 sums leave 73, 46 where "
         "the mean is 20 times the spread; 50 and 29 of 55 in bfloat16: too little to be seen as a fault. stash_type "
         "asks in vain: TensorRT 11 and TensorRT-RTX have nowhere to put it. The casts cost nothing: TensorRT takes "
-        "them into the one kernel that it makes of a normalisation anyway.",
+        "them into the one kernel that it makes of a normalization anyway.",
     ),
     Float32Operation(
-        "group normalisation",
+        "group normalization",
         frozenset({"GroupNormalization"}),
         Means.KERNELS,
         "A group's sum of squares passes float16's 65504: 16-bit sums over the 163840 elements of a group at 1024 "
@@ -84,13 +84,13 @@ FLOAT32_OPERATIONS = (
 )
 
 WHOLE_NETWORKS: Mapping[str, str] = {
-    "vae": "Activations of SDXL's decoder exceed float16's 65504 in its convolutions: no island is small enough.",
+    "vae": "Activations of SDXL's decoder exceed float16's 65504 in its convolutions: no single ones are enough.",
 }
 """Networks that are float32 from end to end, weights and all, with the reason."""
 
 
 def precision_of(network: str, precision: Precision) -> Precision:
-    """The precision of a network's stored weights, and of its graph before it is quantised, in a recipe of this one.
+    """Gives the precision of a network's weights, and of its graph before it is quantized, in a recipe of this one.
 
     bfloat16 has float32's range, so that `WHOLE_NETWORKS` stay in it.
     """
@@ -99,5 +99,5 @@ def precision_of(network: str, precision: Precision) -> Precision:
 
 
 def float32_operation_of(operator: str) -> Float32Operation | None:
-    """The island that an operator of ONNX's own domain belongs to."""
-    return next((island for island in FLOAT32_OPERATIONS if operator in island.operators), None)
+    """Finds the float32 operation that an operator of ONNX's own domain belongs to."""
+    return next((operation for operation in FLOAT32_OPERATIONS if operator in operation.operators), None)

@@ -44,7 +44,7 @@ def write_graph(module: GraphModule, model_batch: int, store: WeightStore, path:
 
 
 def portable_passes(store: WeightStore, network: str) -> ir.passes.Sequential:
-    """From what the exporter gives to the portable graph.
+    """Lists the passes from what the exporter gives to the portable graph.
 
     Args:
         store: of the network's weights.

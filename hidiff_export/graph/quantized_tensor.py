@@ -1,4 +1,4 @@
-"""What calibration finds: the tensors to quantise, each with its scale and the layers that read it so."""
+"""What calibration finds: the tensors to quantize, each with its scale and the layers that read it so."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class QuantizedTensor:
         tensor: name of the float16 tensor, a weight or an activation.
         scale: float16 values; one, or one for each channel.
         axis: of the channels; None for one scale.
-        uses: name of a node and position of its input, for each place that reads the quantised tensor.
+        uses: name of a node and position of its input, for each place that reads the quantized tensor.
     """
 
     tensor: str
@@ -42,7 +42,7 @@ class QuantizedTensor:
 
 
 def fp8_tensor(measured: QuantizedTensor) -> QuantizedTensor:
-    """The tensor with a scale that uses fp8's range, in place of ModelOpt's, which makes the largest number 36 of 448.
+    """Gives the tensor a scale that uses fp8's range, in place of ModelOpt's, which makes the largest number 36 of 448.
 
     A weight is what it is: its largest number becomes fp8's largest. What a layer reads differs from run to run, and
     what is out of range is cut off; so activations have room for 3.5 times the largest number that was measured.
@@ -50,11 +50,11 @@ def fp8_tensor(measured: QuantizedTensor) -> QuantizedTensor:
     Args:
         measured: with one of ModelOpt's fp8 scales; a weight has an axis.
     """
-    due = 1 / (INT8_LARGEST if measured.axis is None else FP8_LARGEST)
-    return replace(measured, scale=tuple(_rounded_up(scale / MODELOPT_FP8 * due) for scale in measured.scale))
+    share = 1 / (INT8_LARGEST if measured.axis is None else FP8_LARGEST)
+    return replace(measured, scale=tuple(_rounded_up(scale / MODELOPT_FP8 * share) for scale in measured.scale))
 
 
 def _rounded_up(scale: float) -> float:
-    """As float16, never so that what should just fit is cut off, and never 0, which tensors cannot be divided by."""
+    """Rounds to float16, never so that what should just fit is cut off, and never to 0, which cannot divide."""
     nearest = np.float16(scale)
     return float(nearest if float(nearest) >= scale else np.nextafter(nearest, np.float16(np.inf)))

@@ -20,12 +20,12 @@ def write_rounded_copy(graph: Path, path: Path) -> None:
     """Writes the form of a portable graph that ONNX Runtime judges it by.
 
     A half-precision graph becomes a float32 one that rounds (:class:`EmulateHalf`). In every precision group
-    normalisation and attention are lowered for ONNX Runtime: its own GroupNormalization takes a variance as the mean of
+    normalization and attention are lowered for ONNX Runtime: its own GroupNormalization takes a variance as the mean of
     squares less the square of the mean, and loses the digits that both share; its own Attention holds all scores, and
     in float16 overflows where no engine does. Either would be a fault of that kernel, not of the graph.
 
     Args:
-        graph: as the bundle holds it, or as it was before it was quantised.
+        graph: as the bundle holds it, or as it was before it was quantized.
         path: of the ONNX file, which finds its weights beside it under the names they have beside ``graph``.
 
     Raises:
@@ -45,7 +45,7 @@ def write_rounded_copy(graph: Path, path: Path) -> None:
 
 
 def rounded_copy_passes() -> ir.passes.Sequential:
-    """From the portable graph to the form that it is judged by."""
+    """Lists the passes from the portable graph to the form that it is judged by."""
     return ir.passes.Sequential(
         EmulateHalf(),
         AttentionToMha(),

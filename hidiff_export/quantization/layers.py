@@ -1,4 +1,4 @@
-"""Which layers are quantised, and which stay in float16, and why: the one table."""
+"""Which layers are quantized, and which stay in float16, and why: the one table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Unquantized:
 
     Args:
         modules: names of modules, at any depth.
-        reason: what quantising them costs, and what it would gain.
+        reason: what quantizing them costs, and what it would gain.
     """
 
     modules: frozenset[str]
@@ -39,14 +39,14 @@ KEPT = (
     ),
     Unquantized(
         frozenset({"downsamplers", "upsamplers"}),
-        "They read the residual stream as it is. All other layers read what a normalisation has levelled, so that one "
+        "They read the residual stream as it is. All other layers read what a normalization has levelled, so that one "
         "range serves every step and prompt; this one's follows the latents.",
     ),
 )
 
 
 def quantized_layers(graph: ir.Graph) -> tuple[str, ...]:
-    """Names of the nodes to quantise, in order.
+    """Lists the names of the nodes to quantize, in order.
 
     Requires: nodes are named ``module/operator``, linear layers are ``Gemm``.
     """

@@ -29,7 +29,7 @@ Inputs = Mapping[str, NDArray[Any]]
 """Every input of a graph, by name."""
 
 KINDS = {Precision.INT8: ir.DataType.INT8, Precision.FP8: ir.DataType.FLOAT8E4M3FN}
-"""What the quantised tensors of each precision are."""
+"""What the quantized tensors of each precision are."""
 
 WORKER = ["-m", worker.__name__]
 """What Python runs to measure ranges."""
@@ -50,8 +50,8 @@ def check_quantizer() -> None:
         )
 
 
-def quantize_graph(graph: Path, evaluations: Sequence[Inputs], precision: Precision, quantised: Path) -> None:
-    """Writes a quantised copy of a graph, over the same weight store.
+def quantize_graph(graph: Path, evaluations: Sequence[Inputs], precision: Precision, quantized: Path) -> None:
+    """Writes a quantized copy of a graph, over the same weight store.
 
     Convolutions and linear layers get ranges for their inputs, one for each tensor, and for their weights, one for each
     output channel; `hidiff_export.quantization.layers` says which. Ranges are constants of the graph.
@@ -60,7 +60,7 @@ def quantize_graph(graph: Path, evaluations: Sequence[Inputs], precision: Precis
         graph: a portable float16 graph.
         evaluations: what to measure the ranges on; at least one.
         precision: int8 or fp8.
-        quantised: the file to write, in the same folder.
+        quantized: the file to write, in the same folder.
 
     Raises:
         EngineError: NVIDIA ModelOpt failed.
@@ -68,19 +68,19 @@ def quantize_graph(graph: Path, evaluations: Sequence[Inputs], precision: Precis
         OSError: a file cannot be written.
     """
     model = ir.load(graph)
-    run_passes(model, _preparing_passes(), quantised.name)
+    run_passes(model, _preparing_passes(), quantized.name)
     layers = quantized_layers(model.graph)
-    prepared = quantised.with_suffix(".prepared.onnx")  # beside the weights, which it names relative to itself
+    prepared = quantized.with_suffix(".prepared.onnx")  # beside the weights, which it names relative to itself
     try:
         # ModelOpt leaves copies of the weights in the folder for temporary files.
-        with tempfile.TemporaryDirectory(dir=quantised.parent, prefix="quantise.") as folder:
+        with tempfile.TemporaryDirectory(dir=quantized.parent, prefix="quantize.") as folder:
             save(model, prepared)
             tensors = _measure(prepared, evaluations, precision, layers, Path(folder))
     finally:
         prepared.unlink(missing_ok=True)
     _check_complete(tensors, layers, graph)
-    run_passes(model, ir.passes.Sequential(QuantizeTensors(tensors, KINDS[precision]), NameByModule()), quantised.name)
-    save(model, quantised)
+    run_passes(model, ir.passes.Sequential(QuantizeTensors(tensors, KINDS[precision]), NameByModule()), quantized.name)
+    save(model, quantized)
 
 
 def _check_complete(tensors: Sequence[QuantizedTensor], layers: Sequence[str], graph: Path) -> None:
@@ -108,7 +108,7 @@ def _preparing_passes() -> ir.passes.Sequential:
 def _measure(
     graph: Path, evaluations: Sequence[Inputs], precision: Precision, layers: Sequence[str], folder: Path
 ) -> tuple[QuantizedTensor, ...]:
-    """What ModelOpt finds; ``folder`` takes the inputs that it is asked with."""
+    """Asks ModelOpt; ``folder`` takes the inputs that it is asked with."""
     inputs = folder / "inputs.safetensors"
     safetensors.write(
         inputs,
@@ -122,7 +122,7 @@ def _measure(
     ended = run_child(WORKER, request, environment={"TMPDIR": str(folder)})
     if ended.code != 0 or ended.answer.get("event") != "done":
         raise EngineError(
-            f"NVIDIA ModelOpt cannot quantise {graph.name}.",
+            f"NVIDIA ModelOpt cannot quantize {graph.name}.",
             given=f"exit code {ended.code}: {ended.words}",
             advice=_ADVICE,
         )

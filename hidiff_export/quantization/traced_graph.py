@@ -1,4 +1,4 @@
-"""Where the graph lies that a quantised one is made from."""
+"""Where the graph lies that a quantized one is made from."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from hidiff_export.recipe.field_types import Precision
 
 
 def traced_graph(graph: Path, precision: Precision) -> Path:
-    """The graph as it is traced: ``strided.float16.onnx`` for the quantised ``strided.onnx``, else that file itself."""
+    """Finds the graph as it is traced: ``strided.float16.onnx`` for a quantized ``strided.onnx``, else that itself."""
     return graph.with_suffix(f".{precision.stored.value}.onnx") if precision.quantised else graph

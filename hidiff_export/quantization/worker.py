@@ -28,7 +28,7 @@ SEPARATOR = "|"
 
 
 class Evaluations:
-    """Feeds a calibrator; what ONNX Runtime calls a ``CalibrationDataReader``."""
+    """Inputs for a calibrator; what ONNX Runtime calls a ``CalibrationDataReader``."""
 
     def __init__(self, path: Path) -> None:
         self._evaluations: dict[str, dict[str, NDArray[Any]]] = {}
@@ -43,16 +43,16 @@ class Evaluations:
         self._left = iter(self._evaluations.values())
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """The inputs of the next evaluation, None after the last."""
+        """Gives the inputs of the next evaluation, None after the last."""
         return next(self._left, None)
 
     def get_first(self) -> dict[str, NDArray[Any]]:
-        """The inputs of the first evaluation."""
+        """Gives the inputs of the first evaluation."""
         return next(iter(self._evaluations.values()))
 
 
 def measure(request: dict[str, Any]) -> onnx.ModelProto:
-    """The graph with ModelOpt's QuantizeLinear and DequantizeLinear nodes.
+    """Makes the graph with ModelOpt's QuantizeLinear and DequantizeLinear nodes.
 
     ``modelopt.onnx.quantization.quantize`` itself begins by dropping the shapes and types of all tensors, which ONNX's
     own inference does not find again behind GroupNormalization; the functions it calls take the graph as it is. Ranges
@@ -78,7 +78,7 @@ def measure(request: dict[str, Any]) -> onnx.ModelProto:
 
 
 def places(model: onnx.ModelProto) -> tuple[QuantizedTensor, ...]:
-    """What a graph with QuantizeLinear and DequantizeLinear nodes reads in few bits.
+    """Finds what a graph with QuantizeLinear and DequantizeLinear nodes reads in few bits.
 
     Raises:
         ValueError: a zero point is not zero, or a scale is computed.

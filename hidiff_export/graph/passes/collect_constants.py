@@ -1,4 +1,4 @@
-"""One place for constants: initialisers, each content once."""
+"""One place for constants: initializers, each content once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _SMALL = 1024
 
 
 class CollectConstants(ir.passes.InPlacePass):
-    """Turns ``Constant`` nodes into initialisers and keeps one of equal small ones.
+    """Turns ``Constant`` nodes into initializers and keeps one of equal small ones.
 
     Requires: nothing.
     Ensures: no ``Constant`` node is left but one that is an output of the graph.
 
     Args:
-        weights: names of initialisers that stay as they are, whatever they are equal to: biases that are all zero in
+        weights: names of initializers that stay as they are, whatever they are equal to: biases that are all zero in
             one checkpoint are not in another, and a graph is for both.
     """
 

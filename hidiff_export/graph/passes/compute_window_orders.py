@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,18 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hidiff_export.families.geometry import SHIFTS
-from hidiff_export.graph.passes.base import (
-    Declined,
-    Operator,
-    Outcome,
-    Replacement,
-    RewritePass,
-    add_constant,
-    make,
-    static_shape,
-)
+from hidiff_export.graph.builder import NodeBuilder
+from hidiff_export.graph.passes.base import Declined, Operator, Outcome, RewritePass, static_shape
 
-_INT32 = ir.TensorType(ir.DataType.INT32)
 _MOST = 1 << 24
 """Elements of a table that is looked at."""
 
@@ -54,7 +44,7 @@ class ComputeWindowOrders(RewritePass):
     def rewrite(self, node: ir.Node) -> Outcome:
         """Replaces one look-up."""
         table, shift = node.inputs
-        shape, graph = static_shape(table), node.graph
+        shape = static_shape(table)
         if table is None or shift is None or table.const_value is None or table.dtype != ir.DataType.INT32:
             return None
         if shape is None or len(shape) != 2 or shape[0] != SHIFTS or static_shape(shift) != (1,):
@@ -68,8 +58,7 @@ class ComputeWindowOrders(RewritePass):
         windows = self._tables[table]
         if windows is None:
             return Declined("the table is not of four windows that move by the same rows and columns for each shift")
-        assert graph is not None
-        return _Arithmetic(graph, shift, self._counts).order(windows)
+        return [_Arithmetic(self.build, shift, self._counts).order(windows)]
 
 
 @dataclass(frozen=True)
@@ -90,7 +79,7 @@ class _Windows:
 
     @classmethod
     def of(cls, table: NDArray[Any]) -> _Windows | None:
-        """The windows that ``table``, int32 [4, tokens], orders, if it orders any."""
+        """Finds the windows that ``table``, int32 [4, tokens], orders, if it orders any."""
         for restore in (False, True):
             if (windows := cls._guess(np.argsort(table, axis=1) if restore else table, restore)) is not None and (
                 np.array_equal(windows.table(), table)
@@ -100,7 +89,7 @@ class _Windows:
 
     @classmethod
     def _guess(cls, table: NDArray[Any], restore: bool) -> _Windows | None:
-        """From the first row's first jump and the second row's first token, for want of anything else they can be."""
+        """Guesses from the first row's first jump and the second row's first token: they can be nothing else."""
         tokens = table.shape[1]
         jumps = np.flatnonzero(table[0] != np.arange(tokens))
         width = int(jumps[0]) if jumps.size else 0
@@ -110,7 +99,7 @@ class _Windows:
         return cls(tokens // (4 * width), width, rows, columns, restore)
 
     def table(self) -> NDArray[Any]:
-        """The orders of all shifts, int32 [4, tokens]: what the nodes compute."""
+        """Computes the orders of all shifts, int32 [4, tokens], as the nodes do."""
         height, width = 2 * self.height, 2 * self.width
         sign = -1 if self.restore else 1
         orders = []
@@ -139,14 +128,13 @@ class _Windows:
 class _Arithmetic:
     """The nodes that compute one order."""
 
-    def __init__(self, graph: ir.Graph, shift: ir.Value, counts: dict[int, ir.Value]) -> None:
-        self._graph = graph
+    def __init__(self, build: NodeBuilder, shift: ir.Value, counts: dict[int, ir.Value]) -> None:
+        self._build = build
         self._shift = shift
         self._counts = counts
-        self._nodes: list[ir.Node] = []
 
-    def order(self, windows: _Windows) -> Replacement:
-        """The order, int32 [1, tokens]."""
+    def order(self, windows: _Windows) -> ir.Value:
+        """Makes the order, int32 [1, tokens]."""
         height, width, restore = 2 * windows.height, 2 * windows.width, windows.restore
         y = self._moved(height, windows.rows, restore)
         x = self._moved(width, windows.columns, restore)
@@ -155,50 +143,34 @@ class _Arithmetic:
             x = self._strided(x, windows.width, windows.strides[1])
         else:
             y = self._by("Mul", y, width)
-        both = (height, width)
-        order = self._add("Add", [self._reshape(y, (height, 1)), self._reshape(x, (1, width))], both)
+        order = self._build.op("Add", self._build.reshape(y, (height, 1)), self._build.reshape(x, (1, width)))
         if not restore:
-            apart = self._reshape(order, (2, windows.height, 2, windows.width))
-            order = self._add("Transpose", [apart], (2, 2, windows.height, windows.width), perm=(0, 2, 1, 3))
-        order = self._reshape(order, (1, height * width))
-        return Replacement([order], self._nodes)
+            apart = self._build.reshape(order, (2, windows.height, 2, windows.width))
+            order = self._build.op("Transpose", apart, perm=(0, 2, 1, 3))
+        return self._build.reshape(order, (1, height * width))
 
     def _moved(self, size: int, step: int, back: bool) -> ir.Value:
-        """Positions 0 to ``size`` - 1, each moved by the shift times ``step`` and wrapped around."""
+        """Makes positions 0 to ``size`` - 1, each moved by the shift times ``step`` and wrapped around."""
         if step == 0:
             return self._count(size)
         # Backwards as forwards by the rest, since ONNX and TensorRT differ on remainders of negative numbers.
         moved = self._by("Mul", self._shift, size - step if back else step)
-        return self._by("Mod", self._add("Add", [self._count(size), moved], (size,)), size)
+        return self._by("Mod", self._build.op("Add", self._count(size), moved), size)
 
     def _strided(self, position: ir.Value, size: int, strides: tuple[int, int]) -> ir.Value:
-        """What a row or column of the feature map adds to a token's place among the windows."""
+        """Makes what a row or column of the feature map adds to a token's place among the windows."""
         window = self._by("Mul", self._by("Div", position, size), strides[0])
         inside = self._by("Mul", self._by("Mod", position, size), strides[1])
-        return self._add("Add", [window, inside], _shape(position))
+        return self._build.op("Add", window, inside)
 
     def _count(self, size: int) -> ir.Value:
-        """0 to ``size`` - 1, counted while running: as a constant it would stand among the weights like a table."""
+        """Counts to ``size`` - 1 while running: as a constant it would stand among the weights like a table."""
         if size not in self._counts:
             one = self._by("Add", self._by("Div", self._shift, SHIFTS), 1)
-            ones = self._add("Expand", [one, add_constant(self._graph, np.array([size], np.int64))], (size,))
-            axis = add_constant(self._graph, np.array(0, np.int32))
-            self._counts[size] = self._by("Sub", self._add("CumSum", [ones, axis], (size,)), 1)
+            ones = self._build.op("Expand", one, self._build.constant([size]))
+            counted = self._build.op("CumSum", ones, self._build.constant(0, np.int32))
+            self._counts[size] = self._by("Sub", counted, 1)
         return self._counts[size]
 
     def _by(self, op_type: str, value: ir.Value, number: int) -> ir.Value:
-        return self._add(op_type, [value, add_constant(self._graph, np.array(number, np.int32))], _shape(value))
-
-    def _reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
-        return self._add("Reshape", [value, add_constant(self._graph, np.array(shape, np.int64))], shape)
-
-    def _add(self, op_type: str, inputs: list[ir.Value], shape: Sequence[int], **attributes: Any) -> ir.Value:
-        node = make(op_type, inputs, attributes, shape=shape, type=_INT32)
-        self._nodes.append(node)
-        return node.outputs[0]
-
-
-def _shape(value: ir.Value) -> tuple[int, ...]:
-    shape = static_shape(value)
-    assert shape is not None  # all were made with one
-    return shape
+        return self._build.op(op_type, value, self._build.constant(number, np.int32))

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import ArrayLike
 
-from hidiff_export.graph.passes.attention import is_causal, unsupported
-from hidiff_export.graph.passes.base import (
-    Declined,
-    Operator,
-    Outcome,
-    Replacement,
-    RewritePass,
-    add_constant,
-    make,
-    produced_by,
-    static_shape,
-)
+from hidiff_export.graph.builder import NodeBuilder
+from hidiff_export.graph.passes.attention import is_causal, scale_of, unsupported
+from hidiff_export.graph.passes.base import Declined, Operator, Outcome, RewritePass, produced_by, static_shape
 from hidiff_export.graph.passes.float32_operations import HALVES
 
 HEAD_SIZES = range(16, 257, 8)
@@ -66,8 +60,7 @@ class DecomposeAttention(RewritePass):
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Decomposes one attention."""
-        graph, shapes = node.graph, [static_shape(value) for value in node.inputs[:3]]
-        assert graph is not None
+        shapes = [static_shape(value) for value in node.inputs[:3]]
         declined = unsupported(node)
         if declined is not None:
             return declined
@@ -79,11 +72,11 @@ class DecomposeAttention(RewritePass):
         fused = query[3] == value[3] and query[3] in HEAD_SIZES and not is_causal(node)
         if fused and all(_is_half(tensor) for tensor in node.inputs[:3]):
             return None
-        return _Decomposition(graph, node).steps(self._largest_scores)
+        return [_Decomposition(self.build, node).result(self._largest_scores)]
 
 
 def _is_half(value: ir.Value | None) -> bool:
-    """Whether a tensor is of 16 bits, or was until it was cast to float32."""
+    """Says whether a tensor is of 16 bits, or was until it was cast to float32."""
     if value is not None and value.dtype == ir.DataType.FLOAT and (cast := produced_by(value, "Cast")) is not None:
         (value,) = cast.inputs
     return value is not None and value.dtype in HALVES
@@ -92,65 +85,41 @@ def _is_half(value: ir.Value | None) -> bool:
 class _Decomposition:
     """The nodes that one attention becomes."""
 
-    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
-        self._graph = graph
+    def __init__(self, build: NodeBuilder, node: ir.Node) -> None:
+        self._build = build
         self._node = node
-        self._nodes: list[ir.Node] = []
 
-    def steps(self, largest_scores: int) -> Replacement:
-        """Scaled queries, a piece at a time, against all keys."""
+    def result(self, largest_scores: int) -> ir.Value:
+        """Makes scaled queries and takes them, a piece at a time, against all keys."""
         query, key, value = (tensor for tensor in self._node.inputs[:3] if tensor is not None)
         batch, heads, tokens, size = _shape(query)
-        scale = self._node.attributes.get("scale")
-        factor = size**-0.5 if scale is None else scale.as_float()
-        assert query.dtype is not None  # types are known
         # Before the product, so that scores are scaled at no cost.
-        scaled = self._add(
-            "Mul", [query, add_constant(self._graph, np.array(factor, query.dtype.numpy()))], _shape(query)
-        )
-        keys = self._add("Transpose", [key], tuple(_shape(key)[axis] for axis in _KEYS_LAST), perm=_KEYS_LAST)
+        scaled = self._build.op("Mul", query, self._constant(scale_of(self._node, size), query))
+        keys = self._build.op("Transpose", key, perm=_KEYS_LAST)
         rows = piece_sizes(tokens, batch * heads * _shape(key)[2], largest_scores)
-        firsts = [sum(rows[:index]) for index in range(len(rows))]
         parts = [
-            self._attend(part, keys, value, first)
-            for part, first in zip(self._split(scaled, rows), firsts, strict=True)
+            self._attend(part, keys, value, end - count)
+            for part, count, end in zip(self._split(scaled, rows), rows, itertools.accumulate(rows), strict=True)
         ]
-        whole = (batch, heads, tokens, _shape(value)[3])
-        result = parts[0] if len(parts) == 1 else self._add("Concat", parts, whole, axis=2)
-        return Replacement([result], self._nodes)
+        return parts[0] if len(parts) == 1 else self._build.op("Concat", *parts, axis=2)
 
     def _attend(self, query: ir.Value, keys: ir.Value, value: ir.Value, first: int) -> ir.Value:
-        """What the queries from number ``first`` on find."""
-        batch, heads, rows, _ = _shape(query)
-        scores = (batch, heads, rows, _shape(keys)[3])
-        product = self._add("MatMul", [query, keys], scores)
+        """Makes what the queries from number ``first`` on find."""
+        scores = self._build.op("MatMul", query, keys)
         if is_causal(self._node):
-            product = self._add("Add", [product, self._mask(query, first, scores)], scores)
-        weights = self._add("Softmax", [product], scores, axis=-1)
-        return self._add("MatMul", [weights, value], (batch, heads, rows, _shape(value)[3]))
+            *_, rows, columns = _shape(scores)
+            later = np.arange(columns) > np.arange(first, first + rows)[:, None]
+            scores = self._build.op("Add", scores, self._constant(np.where(later, MASKED, 0.0), query))
+        return self._build.op("MatMul", self._build.op("Softmax", scores, axis=-1), value)
 
-    def _mask(self, query: ir.Value, first: int, scores: tuple[int, ...]) -> ir.Value:
-        """What takes later tokens out of the scores."""
-        assert query.dtype is not None  # types are known
-        later = np.arange(scores[3]) > np.arange(first, first + scores[2])[:, None]
-        return add_constant(self._graph, np.where(later, MASKED, 0.0).astype(query.dtype.numpy()))
+    def _constant(self, content: ArrayLike, like: ir.Value) -> ir.Value:
+        assert like.dtype is not None  # types are known
+        return self._build.constant(content, like.dtype.numpy())
 
-    def _split(self, query: ir.Value, rows: list[int]) -> list[ir.Value]:
+    def _split(self, query: ir.Value, rows: list[int]) -> Sequence[ir.Value]:
         if len(rows) == 1:
             return [query]
-        batch, heads, _, size = _shape(query)
-        node = ir.node(
-            "Split", [query, add_constant(self._graph, np.array(rows, np.int64))], {"axis": 2}, num_outputs=len(rows)
-        )
-        for value, count in zip(node.outputs, rows, strict=True):
-            value.shape, value.type = ir.Shape((batch, heads, count, size)), query.type
-        self._nodes.append(node)
-        return list(node.outputs)
-
-    def _add(self, op_type: str, inputs: list[ir.Value], shape: tuple[int, ...], **attributes: object) -> ir.Value:
-        node = make(op_type, inputs, attributes, shape=shape, type=inputs[0].type)
-        self._nodes.append(node)
-        return node.outputs[0]
+        return self._build.multi_op("Split", query, self._build.constant(rows), outputs=len(rows), axis=2)
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:
@@ -160,7 +129,7 @@ def _shape(value: ir.Value) -> tuple[int, ...]:
 
 
 def piece_sizes(tokens: int, scores_of_one: int, largest_scores: int) -> list[int]:
-    """How many queries to take at a time, as evenly as can be.
+    """Says how many queries to take at a time, as evenly as can be.
 
     Args:
         tokens: all queries.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import make
+from hidiff_export.graph.builder import NodeBuilder
 from hidiff_export.graph.passes.float32_operations import HALVES
-
-_FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 MOVING = frozenset(
     {
@@ -28,7 +26,7 @@ class EmulateHalf(ir.passes.InPlacePass):
     takes float32, and its result is cast to half precision and back. What exceeds float16's 65504 becomes an infinity.
 
     A node is rounded once, behind it. So nothing is rounded inside an operator that
-    `hidiff_export.graph.float32_ops` has in float32: attention's scores, a softmax, a normalisation's means.
+    `hidiff_export.graph.float32_ops` has in float32: attention's scores, a softmax, a normalization's means.
     Sums within a convolution or a matrix product are float32 too.
 
     Requires: types known; no subgraphs; inputs and outputs of other types than float16 and bfloat16.
@@ -68,22 +66,22 @@ class EmulateHalf(ir.passes.InPlacePass):
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     """Lets whatever reads ``value`` read it rounded, in float32."""
-    kind, uses = value.type, tuple(value.uses())
+    kind, uses = value.dtype, tuple(value.uses())
     assert kind is not None  # it is of half precision
     if node.op_type == "Cast":  # rounds by itself
-        _read(graph, node, uses, _cast(value, _FLOAT, "back"))
+        _read(graph, node, uses, _cast(graph, value, ir.DataType.FLOAT, "back"))
         return
-    value.type = _FLOAT
+    value.type = ir.TensorType(ir.DataType.FLOAT)
     _retype(node)
     if node.op_type in MOVING and not node.domain:
         return
-    narrow = _cast(value, kind, "half")
+    narrow = _cast(graph, value, kind, "half")
     graph.insert_after(node, [narrow])
-    _read(graph, narrow, uses, _cast(narrow.outputs[0], _FLOAT, "back"))
+    _read(graph, narrow, uses, _cast(graph, narrow.outputs[0], ir.DataType.FLOAT, "back"))
 
 
 def _retype(node: ir.Node) -> None:
-    """Lets attributes that name or hold a half type say float32: a dequantisation's output, a constant's value."""
+    """Lets attributes that name or hold a half type say float32: a dequantization's output, a constant's value."""
     kind = node.attributes.get("output_dtype")
     if kind is not None and ir.DataType(kind.as_int()) in HALVES:
         node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", int(ir.DataType.FLOAT))
@@ -99,15 +97,17 @@ def _widen(graph: ir.Graph, value: ir.Value, nodes: tuple[ir.Node, ...]) -> None
     if first is None:
         return
     uses = tuple(value.uses())
-    wide = _cast(value, _FLOAT, "wide")
+    wide = _cast(graph, value, ir.DataType.FLOAT, "wide")
     graph.insert_before(first, [wide])
     for user, position in uses:
         user.replace_input_with(position, wide.outputs[0])
 
 
-def _cast(value: ir.Value, kind: ir.TypeProtocol, suffix: str) -> ir.Node:
-    node = make("Cast", [value], {"to": kind.dtype}, shape=value.shape, type=kind)
-    node.name = node.outputs[0].name = f"{value.name}.{suffix}"
+def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Node:
+    build = NodeBuilder(graph)
+    cast = build.cast(value, dtype)
+    (node,) = build.nodes
+    node.name = cast.name = f"{value.name}.{suffix}"
     return node
 
 

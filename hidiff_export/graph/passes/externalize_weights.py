@@ -23,7 +23,7 @@ _CHUNK = 1 << 22
 class ExternalizeWeights(ir.passes.InPlacePass):
     """Points every weight at its bytes in the store, after comparing them.
 
-    Requires: initialisers under the store's own names or with ``prefix`` before them.
+    Requires: initializers under the store's own names or with ``prefix`` before them.
     Ensures: no floating-point constant of more than `LARGEST_INLINE` bytes is left in the graph, so nothing was
         computed from a weight while building.
 
@@ -38,17 +38,17 @@ class ExternalizeWeights(ir.passes.InPlacePass):
         self._prefix = prefix
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Externalises in place."""
+        """Externalizes in place."""
         names = frozenset(self._store.names())
         with self._store.path.open("rb") as file:
             for value in tuple(model.graph.initializers.values()):
-                assert value.name is not None  # an initialiser is registered by its name
+                assert value.name is not None  # an initializer is registered by its name
                 name = value.name.removeprefix(self._prefix)
                 if name in names:
-                    self._externalise(value, name, file.fileno())
+                    self._externalize(value, name, file.fileno())
         return ir.passes.PassResult(model, modified=True)
 
-    def _externalise(self, value: ir.Value, name: str, file: int) -> None:
+    def _externalize(self, value: ir.Value, name: str, file: int) -> None:
         place = self._store.reference(name)
         tensor = value.const_value
         assert tensor is not None

@@ -22,7 +22,7 @@ class FoldConstants(ir.passes.InPlacePass):
     Ensures: no operator on sequences is left, and every weight is read as it was.
 
     Args:
-        weights: names of the initialisers that are weights.
+        weights: names of the initializers that are weights.
     """
 
     def __init__(self, weights: Collection[str]) -> None:

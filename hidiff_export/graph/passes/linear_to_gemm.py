@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import (
-    Operator,
-    Outcome,
-    Replacement,
-    RewritePass,
-    add_constant,
-    make,
-    produced_by,
-    static_shape,
-)
+from hidiff_export.graph.builder import NodeBuilder
+from hidiff_export.graph.passes.base import Operator, Outcome, RewritePass, produced_by, static_shape
 
 
 class LinearToGemm(RewritePass):
@@ -36,16 +26,16 @@ class LinearToGemm(RewritePass):
     def rewrite(self, node: ir.Node) -> Outcome:
         """Lowers one linear layer, at its last node."""
         if node.op_type == "MatMul":
-            return None if _bias_of(node.outputs[0]) else _gemm(node, node, None)
+            return None if _bias_of(node.outputs[0]) else _gemm(self.build, node, None)
         for product, other in (node.inputs, node.inputs[::-1]):
             matmul = produced_by(product, "MatMul")
             if product is not None and matmul is not None and _bias_of(product) is other:
-                return _gemm(node, matmul, other)
+                return _gemm(self.build, matmul, other)
         return None
 
 
 def _bias_of(product: ir.Value) -> ir.Value | None:
-    """The initialiser [out] that is added to a product, if that is all that becomes of it."""
+    """Finds the initializer [out] that is added to a product, if that is all that becomes of it."""
     uses = tuple(product.uses())
     if len(uses) != 1 or uses[0].node.op_type != "Add" or product.is_graph_output():
         return None
@@ -56,11 +46,11 @@ def _bias_of(product: ir.Value) -> ir.Value | None:
     return other if shape == biased[-1:] else None
 
 
-def _gemm(node: ir.Node, matmul: ir.Node, bias: ir.Value | None) -> Outcome:
+def _gemm(build: NodeBuilder, matmul: ir.Node, bias: ir.Value | None) -> Outcome:
     tensor, factor = matmul.inputs
     transpose = produced_by(factor, "Transpose")
-    shape, graph = static_shape(tensor), node.graph
-    if tensor is None or transpose is None or shape is None or len(shape) < 2 or graph is None:
+    shape = static_shape(tensor)
+    if transpose is None or shape is None or len(shape) < 2:
         return None
     perm = transpose.attributes.get("perm")
     if perm is not None and tuple(perm.as_ints()) != (1, 0):
@@ -69,14 +59,6 @@ def _gemm(node: ir.Node, matmul: ir.Node, bias: ir.Value | None) -> Outcome:
     size = static_shape(weight)
     if weight is None or not weight.is_initializer() or size is None or len(size) != 2:
         return None
-    kind = node.outputs[0].type
-    rows = (math.prod(shape[:-1]), shape[-1])
-    flat = _reshape(graph, tensor, rows, tensor.type)
-    inputs = [flat.outputs[0], weight, *([] if bias is None else [bias])]
-    gemm = make("Gemm", inputs, {"transB": 1}, shape=(rows[0], size[0]), type=kind)
-    back = _reshape(graph, gemm.outputs[0], (*shape[:-1], size[0]), kind)
-    return Replacement([back.outputs[0]], [flat, gemm, back])
-
-
-def _reshape(graph: ir.Graph, value: ir.Value, shape: Sequence[int], kind: ir.TypeProtocol | None) -> ir.Node:
-    return make("Reshape", [value, add_constant(graph, np.array(shape, np.int64))], shape=shape, type=kind)
+    flat = build.reshape(tensor, (math.prod(shape[:-1]), shape[-1]))
+    gemm = build.op("Gemm", flat, weight, *([] if bias is None else [bias]), transB=1)
+    return [build.reshape(gemm, (*shape[:-1], size[0]))]

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import Operator, Outcome, Replacement, RewritePass, constant, make, static_shape
+from hidiff_export.graph.passes.base import Operator, Outcome, RewritePass, constant, static_shape
 
 _SHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 
@@ -30,8 +30,7 @@ class MergeReshapes(RewritePass):
             assert before.inputs[0] is not None  # each of them requires its first input
             source = before.inputs[0]
         if static_shape(source) == target:
-            return Replacement([source])
+            return [source]
         if source is node.inputs[0] or not all(size > 0 for size in wanted):
             return None
-        merged = make("Reshape", [source, node.inputs[1]])
-        return Replacement([merged.outputs[0]], [merged])
+        return [self.build.op("Reshape", source, node.inputs[1])]

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import Operator, Outcome, Replacement, RewritePass, make, produced_by
+from hidiff_export.graph.passes.base import Operator, Outcome, RewritePass, produced_by
 
 
 class MergeTransposes(RewritePass):
@@ -28,6 +28,5 @@ class MergeTransposes(RewritePass):
         first, second = before.attributes["perm"].as_ints(), node.attributes["perm"].as_ints()
         order = [first[axis] for axis in second]
         if order == sorted(order):
-            return Replacement([source])
-        merged = make("Transpose", [source], {"perm": order})
-        return Replacement([merged.outputs[0]], [merged])
+            return [source]
+        return [self.build.op("Transpose", source, perm=order)]

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import Operator, Outcome, Replacement, RewritePass, make, produced_by
+from hidiff_export.graph.passes.base import Operator, Outcome, RewritePass, produced_by
 
 
 class NarrowIndices(RewritePass):
@@ -26,5 +26,4 @@ class NarrowIndices(RewritePass):
         cast = produced_by(indices, "Cast")
         if cast is None or cast.inputs[0] is None or cast.inputs[0].dtype != ir.DataType.INT32:
             return None
-        gather = make("Gather", [data, cast.inputs[0]], dict(node.attributes))
-        return Replacement([gather.outputs[0]], [gather])
+        return [self.build.copy(node, data, cast.inputs[0])]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import add_constant, make
+from hidiff_export.graph.builder import NodeBuilder
 from hidiff_export.graph.quantized_tensor import QuantizedTensor
 
 
 class QuantizeTensors(ir.passes.InPlacePass):
     """Puts ``QuantizeLinear`` and ``DequantizeLinear`` between tensors and the nodes that read them in few bits.
 
-    Weights are quantised in the graph, from the weight store's own bytes: no second copy of them is written. Backends
+    Weights are quantized in the graph, from the weight store's own bytes: no second copy of them is written. Backends
     fold that when they build.
 
     Tensors are divided by their scales in float32: in float16, the default for scales of that type, quotients would be
@@ -24,7 +25,7 @@ class QuantizeTensors(ir.passes.InPlacePass):
     Ensures: one pair of nodes for each of ``tensors``, which ``uses`` read, and nothing else.
 
     Args:
-        tensors: what to quantise.
+        tensors: what to quantize.
         kind: ``ir.DataType.INT8`` or ``FLOAT8E4M3FN``.
     """
 
@@ -52,15 +53,14 @@ class QuantizeTensors(ir.passes.InPlacePass):
                 nodes[name].replace_input_with(position, pair[-1].outputs[0])
         return ir.passes.PassResult(model, modified=bool(self._tensors))
 
-    def _insert(self, graph: ir.Graph, tensor: QuantizedTensor, before: ir.Node) -> tuple[ir.Node, ir.Node]:
+    def _insert(self, graph: ir.Graph, tensor: QuantizedTensor, before: ir.Node) -> Sequence[ir.Node]:
         value = next(value for value in before.inputs if value is not None and value.name == tensor.tensor)
         scale = np.array(tensor.scale, np.float16)
         scale = scale if tensor.axis is not None else scale.reshape(())
-        axis = {} if tensor.axis is None else {"axis": tensor.axis}
-        parameters = [add_constant(graph, scale), add_constant(graph, np.zeros(scale.shape, self._kind.numpy()))]
-        kind = ir.TensorType(self._kind)
-        division = {"precision": int(ir.DataType.FLOAT)}
-        few = make("QuantizeLinear", [value, *parameters], {**axis, **division}, shape=value.shape, type=kind)
-        back = make("DequantizeLinear", [few.outputs[0], *parameters], axis, shape=value.shape, type=value.type)
-        graph.insert_before(before, [few, back])
-        return few, back
+        axis: dict[str, Any] = {} if tensor.axis is None else {"axis": tensor.axis}
+        build = NodeBuilder(graph)
+        parameters = [build.constant(scale, scale.dtype), build.constant(np.zeros(scale.shape), self._kind.numpy())]
+        few = build.op("QuantizeLinear", value, *parameters, **axis, precision=int(ir.DataType.FLOAT))
+        build.op("DequantizeLinear", few, *parameters, **axis)
+        graph.insert_before(before, build.nodes)
+        return build.nodes

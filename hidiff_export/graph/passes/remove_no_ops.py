@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import Declined, Outcome, Replacement, RewritePass, constant, static_shape
+from hidiff_export.graph.passes.base import Declined, Outcome, RewritePass, constant, static_shape
 
 
 class RemoveNoOps(RewritePass):
@@ -24,7 +24,7 @@ class RemoveNoOps(RewritePass):
         if outcome is True:
             (value, *_) = node.inputs
             assert value is not None  # every operator listed requires its first input
-            return Replacement([value])
+            return [value]
         return Declined(outcome) if isinstance(outcome, str) else None
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import MICROSOFT, Operator, Outcome, Replacement, RewritePass, make, produced_by
+from hidiff_export.graph.passes.base import MICROSOFT, Operator, Outcome, RewritePass, produced_by
 
 
 class SiluToQuickGelu(RewritePass):
@@ -23,6 +23,5 @@ class SiluToQuickGelu(RewritePass):
         for factor, other in (node.inputs, node.inputs[::-1]):
             sigmoid = produced_by(other, "Sigmoid")
             if sigmoid is not None and sigmoid.inputs[0] is factor:
-                joined = make("QuickGelu", [factor], {"alpha": 1.0}, domain=MICROSOFT)
-                return Replacement([joined.outputs[0]], [joined])
+                return [self.build.op("QuickGelu", factor, domain=MICROSOFT, alpha=1.0)]
         return None

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import (
-    Declined,
-    Operator,
-    Outcome,
-    Replacement,
-    RewritePass,
-    add_constant,
-    make,
-    produced_by,
-    static_shape,
-)
+from hidiff_export.graph.passes.base import Declined, Operator, Outcome, RewritePass, produced_by, static_shape
 
 
 class SplitGemm(RewritePass):
@@ -26,7 +16,7 @@ class SplitGemm(RewritePass):
     GEGLU computes gate and values in one product and cuts it along the last axis, which copies all of it. The rows of
     a weight [out, in] for each part lie together in the weight store, so each part is a shorter piece of the same file.
 
-    Requires: shapes known; weights external (see ``ExternaliseWeights``) and read with ``transB``.
+    Requires: shapes known; weights external (see ``ExternalizeWeights``) and read with ``transB``.
     Ensures: no such ``Split`` is left but where `declined` says why.
     """
 
@@ -55,42 +45,34 @@ class SplitGemm(RewritePass):
             return Declined("its columns are not those of the product")
         if any(static_shape(bias) != rows[-1:] for bias in parameters[1:]):
             return Declined("the bias is not one for each output")
-        nodes: list[ir.Node] = []
-        begin = 0
-        for size, shape in zip(sizes, known, strict=True):
-            parts = [_rows(graph, value, begin, size) for value in parameters]
-            kind = node.outputs[0].type
-            part = make("Gemm", [tensor, *parts], dict(gemm.attributes), shape=(rows[0], size), type=kind)
-            target = add_constant(graph, np.array(shape, np.int64))
-            nodes += [part, make("Reshape", [part.outputs[0], target], shape=shape, type=kind)]
-            begin += size
-        return Replacement([reshaped.outputs[0] for reshaped in nodes[1::2]], nodes)
+        outputs = []
+        for end, size, shape in zip(itertools.accumulate(sizes), sizes, known, strict=True):
+            parts = [self._rows(graph, value, end - size, size) for value in parameters]
+            outputs.append(self.build.reshape(self.build.copy(gemm, tensor, *parts), shape))
+        return outputs
+
+    def _rows(self, graph: ir.Graph, value: ir.Value | None, begin: int, size: int) -> ir.Value:
+        """Makes an initializer of ``size`` rows of ``value``, from ``begin`` on: one for all products on them."""
+        assert value is not None
+        name = f"{value.name}[{begin}:{begin + size}]"
+        if name in graph.initializers:
+            return graph.initializers[name]
+        whole = value.const_value
+        assert isinstance(whole, ir.ExternalTensor)  # checked before
+        assert whole.offset is not None
+        (rows, *_) = static_shape(value) or (0,)
+        row = whole.nbytes // rows
+        part = ir.ExternalTensor(
+            whole.location,
+            whole.offset + begin * row,
+            size * row,
+            whole.dtype,
+            shape=ir.Shape((size, *whole.shape[1:])),
+            name=name,
+            base_dir=whole.base_dir,
+        )
+        return self.build.initializer(part)
 
 
 def _is_external(value: ir.Value | None) -> bool:
     return value is not None and isinstance(value.const_value, ir.ExternalTensor)
-
-
-def _rows(graph: ir.Graph, value: ir.Value | None, begin: int, size: int) -> ir.Value:
-    """An initialiser with ``size`` rows of ``value``, from ``begin`` on; the same one for every product on them."""
-    assert value is not None
-    name = f"{value.name}[{begin}:{begin + size}]"
-    if name in graph.initializers:
-        return graph.initializers[name]
-    whole = value.const_value
-    assert isinstance(whole, ir.ExternalTensor)  # checked before
-    assert whole.offset is not None
-    (rows, *_) = static_shape(value) or (0,)
-    row = whole.nbytes // rows
-    part = ir.ExternalTensor(
-        whole.location,
-        whole.offset + begin * row,
-        size * row,
-        whole.dtype,
-        shape=ir.Shape((size, *whole.shape[1:])),
-        name=name,
-        base_dir=whole.base_dir,
-    )
-    made = ir.Value(name=name, type=value.type, shape=part.shape, const_value=part)
-    graph.register_initializer(made)
-    return made

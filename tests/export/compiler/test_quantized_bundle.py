@@ -241,7 +241,7 @@ def test_what_modelopt_says_when_it_fails_is_shown(tmp_path: Path, monkeypatch: 
     graph = ir.Graph([x], [node.outputs[0]], nodes=[node], opset_imports={"": 23})
     ir.save(ir.Model(graph, ir_version=10), tmp_path / "g.float16.onnx")
     precision = _recipe("int8").precision
-    with pytest.raises(EngineError, match="ModelOpt cannot quantise g") as caught:
+    with pytest.raises(EngineError, match="ModelOpt cannot quantize g") as caught:
         quantize.quantize_graph(tmp_path / "g.float16.onnx", [{}], precision, tmp_path / "g.onnx")
     assert "no such operator" in str(caught.value.given)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.py", "g.float16.onnx"]

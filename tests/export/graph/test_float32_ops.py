@@ -1,4 +1,4 @@
-"""The table of islands, and networks that are one."""
+"""The table of float32 operations, and networks that are float32 throughout."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from hidiff_export.graph.float32_ops import FLOAT32_OPERATIONS, float32_operatio
 from hidiff_export.recipe.field_types import Precision
 
 
-def test_each_operator_belongs_to_one_island() -> None:
-    operators = [operator for island in FLOAT32_OPERATIONS for operator in island.operators]
+def test_each_operator_belongs_to_one_float32_operation() -> None:
+    operators = [operator for operation in FLOAT32_OPERATIONS for operator in operation.operators]
     assert len(set(operators)) == len(operators)
     assert all(float32_operation_of(operator) in FLOAT32_OPERATIONS for operator in operators)
     assert float32_operation_of("Conv") is None
 
 
-def test_each_island_has_a_reason() -> None:
-    assert all(island.reason.endswith(".") for island in FLOAT32_OPERATIONS)
+def test_each_float32_operation_has_a_reason() -> None:
+    assert all(operation.reason.endswith(".") for operation in FLOAT32_OPERATIONS)
 
 
 @pytest.mark.parametrize("component", [component for component in Component if component is not Component.VAE])

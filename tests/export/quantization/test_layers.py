@@ -1,4 +1,4 @@
-"""Which layers of a traced UNet are quantised."""
+"""Which layers of a traced UNet are quantized."""
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +13,7 @@ def _graph(*names: str) -> ir.Graph:
     return ir.Graph([], [nodes[-1].outputs[0]], nodes=nodes, initializers=[value], opset_imports={"": 23})
 
 
-def test_layers_behind_a_normalisation_are_quantised() -> None:
+def test_layers_behind_a_normalization_are_quantized() -> None:
     names = (
         "down_blocks.0.resnets.0.conv1/Conv",
         "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q/Gemm",
@@ -37,7 +37,7 @@ def test_the_table_and_what_has_no_weights_are_left_out() -> None:
     assert quantized_layers(_graph(*names)) == ()
 
 
-def test_a_name_that_only_begins_like_a_kept_one_is_quantised() -> None:
+def test_a_name_that_only_begins_like_a_kept_one_is_quantized() -> None:
     assert quantized_layers(_graph("block.conv_input/Conv")) == ("block.conv_input/Conv",)
 
 

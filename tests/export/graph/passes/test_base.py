@@ -9,15 +9,13 @@ import onnx_ir as ir
 import pytest
 from onnx.helper import make_node
 
+from hidiff_export.graph.builder import NodeBuilder
 from hidiff_export.graph.passes.base import (
     Declined,
     Operator,
     Outcome,
-    Replacement,
     RewritePass,
-    add_constant,
     constant,
-    make,
     static_shape,
 )
 from tests.export.graph.small import apply, evaluate, graph, operators, random_feeds
@@ -33,7 +31,7 @@ class DropNeg(RewritePass):
             return Declined("it was asked to stay")
         (value,) = node.inputs
         assert value is not None
-        return Replacement([value])
+        return [value]
 
 
 class DoubleNeg(RewritePass):
@@ -42,10 +40,7 @@ class DoubleNeg(RewritePass):
     operators: ClassVar[frozenset[Operator]] = frozenset({("", "Neg")})
 
     def rewrite(self, node: ir.Node) -> Outcome:
-        assert node.graph is not None
-        zero = add_constant(node.graph, np.zeros(1, np.float32))
-        less = make("Sub", [zero, node.inputs[0]])
-        return Replacement([less.outputs[0]], [less])
+        return [self.build.op("Sub", self.build.constant([0], np.float32), node.inputs[0])]
 
 
 def test_new_nodes_take_the_old_ones_place_name_shape_and_notes() -> None:
@@ -87,10 +82,9 @@ def test_outputs_keep_their_names(nodes: int) -> None:
     np.testing.assert_array_equal(found, feeds["x"] if nodes == 1 else np.exp(feeds["x"]).astype(np.float32))
 
 
-def test_constants_get_names_of_their_own() -> None:
+def test_constants_are_read_up_to_a_size() -> None:
     model = graph([make_node("Exp", ["x"], ["y"])], {"x": [1]})
-    first, second = (add_constant(model.graph, np.array([number])) for number in (1, 2))
-    assert first.name != second.name
-    assert constant(first) == [1]
-    assert constant(second, largest=0) is None
+    two = NodeBuilder(model.graph).constant([2])
+    assert constant(two) == [2]
+    assert constant(two, largest=0) is None
     assert constant(model.graph.inputs[0]) is None

@@ -1,4 +1,4 @@
-"""Constants as initialisers, once each."""
+"""Constants as initializers, once each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hidiff_export.graph.passes.collect_constants import CollectConstants
 from tests.export.graph.small import apply, graph
 
 
-def test_equal_constants_become_one_initialiser() -> None:
+def test_equal_constants_become_one_initializer() -> None:
     nodes = [
         make_node("Constant", [], ["a"], value=numpy_helper.from_array(np.array([2.0], np.float32))),
         make_node("Constant", [], ["b"], value_floats=[2.0]),

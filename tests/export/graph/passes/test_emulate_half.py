@@ -114,7 +114,7 @@ def test_scores_above_the_largest_number_stay_inside_attention() -> None:
     np.testing.assert_array_equal(found, v)
 
 
-def test_squares_above_the_largest_number_stay_inside_a_normalisation() -> None:
+def test_squares_above_the_largest_number_stay_inside_a_normalization() -> None:
     nodes = [helper.make_node("LayerNormalization", ["x", "one"], ["z"])]
     x = np.array([[-1000.0, 1000.0]])
 

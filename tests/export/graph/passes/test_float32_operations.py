@@ -1,4 +1,4 @@
-"""Each line of the table of islands, applied to a small graph."""
+"""Each line of the table of float32 operations, applied to a small graph."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_softmax_by_itself_is_one_too(dtype: int) -> None:
 
 
 @HALF
-def test_a_layer_normalisation_is_float32_between_casts_with_its_weights(dtype: int) -> None:
+def test_a_layer_normalization_is_float32_between_casts_with_its_weights(dtype: int) -> None:
     shapes = {"x": [2, 8], "w": [8], "b": [8]}
     wrapped = model("LayerNormalization", shapes, dtype, axis=-1, epsilon=1e-3)
     assert not computes_in_float32(wrapped.graph[0])
@@ -89,7 +89,7 @@ def test_a_float32_graph_is_left(op_type: str) -> None:
     assert not Float32Operations()(model(op_type, shapes, TensorProto.FLOAT)).modified
 
 
-def test_what_is_no_island_is_left() -> None:
+def test_what_is_not_in_the_table_is_left() -> None:
     assert not Float32Operations()(model("MatMul", {"a": [2, 3], "b": [3, 2]}, TensorProto.FLOAT16)).modified
 
 
@@ -97,16 +97,16 @@ GROUPS = {"x": [2, 8, 4], "w": [8], "b": [8]}
 
 
 @pytest.mark.parametrize("attributes", [{}, {"stash_type": 1}], ids=["default", "float32"])
-def test_a_group_normalisation_is_left_to_the_kernels(attributes: dict[str, Any]) -> None:
+def test_a_group_normalization_is_left_to_the_kernels(attributes: dict[str, Any]) -> None:
     norm = model("GroupNormalization", GROUPS, TensorProto.FLOAT16, num_groups=2, **attributes)
     assert computes_in_float32(norm.graph[0])
     assert not Float32Operations()(norm).modified
 
 
 @pytest.mark.parametrize("stash_type", [TensorProto.FLOAT16, TensorProto.BFLOAT16], ids=["float16", "bfloat16"])
-def test_a_group_normalisation_that_states_16_bit_sums_is_an_error(stash_type: int) -> None:
+def test_a_group_normalization_that_states_16_bit_sums_is_an_error(stash_type: int) -> None:
     norm = model("GroupNormalization", GROUPS, TensorProto.FLOAT16, num_groups=2, stash_type=stash_type)
-    with pytest.raises(ir.passes.PostconditionError, match="block/node is of FLOAT16, but in group normalisation the"):
+    with pytest.raises(ir.passes.PostconditionError, match="block/node is of FLOAT16, but in group normalization the"):
         Float32Operations()(norm)
 
 

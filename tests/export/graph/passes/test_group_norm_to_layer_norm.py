@@ -1,4 +1,4 @@
-"""Group normalisation as layer normalisation, and what that does for accuracy."""
+"""Group normalization as layer normalization, and what that does for accuracy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.export.graph.small import apply, evaluate, graph, random_feeds
 CHANNELS, GROUPS = 8, 4
 
 
-def normalised(size: int = 5) -> ir.Model:
+def normalized(size: int = 5) -> ir.Model:
     random = np.random.default_rng(1)
     constants = {name: random.standard_normal(CHANNELS).astype(np.float32) for name in ("w", "b")}
     node = make_node("GroupNormalization", ["x", "w", "b"], ["y"], num_groups=GROUPS, epsilon=1e-3)
@@ -29,13 +29,13 @@ def by_torch(model: ir.Model, offset: float = 0.0) -> np.ndarray:
 
 
 def test_it_is_pytorch_group_norm() -> None:
-    found = apply(normalised(), GroupNormToLayerNorm(), before=lambda model: [by_torch(model)])
+    found = apply(normalized(), GroupNormToLayerNorm(), before=lambda model: [by_torch(model)])
     assert found["GroupNormalization"] == 0
     assert found["LayerNormalization"] == 1
 
 
 def test_it_is_exact_where_the_mean_is_large() -> None:
-    model, offset = normalised(64), 20.0
+    model, offset = normalized(64), 20.0
     due = by_torch(model, offset)
     feeds = {"x": random_feeds(model)["x"] + np.float32(offset)}
     (before,) = evaluate(model, feeds)
@@ -46,7 +46,7 @@ def test_it_is_exact_where_the_mean_is_large() -> None:
 
 
 def test_an_unknown_shape_is_a_reason() -> None:
-    model, lower = normalised(), GroupNormToLayerNorm()
+    model, lower = normalized(), GroupNormToLayerNorm()
     model.graph.inputs[0].shape = None
     assert not lower(model).modified
     assert list(lower.declined.values()) == ["the input's shape or type is not known"]

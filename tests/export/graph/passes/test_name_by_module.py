@@ -77,7 +77,7 @@ def test_inputs_outputs_and_weights_keep_their_names(tmp_path: Path) -> None:
     assert [value.name for value in model.graph.outputs] == ["y", "m"]
 
 
-def test_initialisers_that_nothing_reads_go() -> None:
+def test_initializers_that_nothing_reads_go() -> None:
     model = graph([make_node("Exp", ["x"], ["y"])], {"x": [2]}, constants={"unused": np.ones(2, np.float32)})
     apply(model, NameByModule())
     assert not model.graph.initializers

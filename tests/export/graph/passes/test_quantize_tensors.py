@@ -18,7 +18,7 @@ SCALES = np.abs(W).max(axis=1) / 127
 
 
 def _model() -> ir.Model:
-    """Two layers of the same weight and input: only one is to be quantised."""
+    """Two layers of the same weight and input: only one is to be quantized."""
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT16), shape=ir.Shape(X.shape))
     w = ir.Value(name="w", type=x.type, shape=ir.Shape(W.shape), const_value=ir.tensor(W, name="w"))
     nodes = [ir.node("Gemm", [x, w], {"transB": 1}, name=f"{name}/Gemm") for name in ("few", "all")]
@@ -88,7 +88,7 @@ def test_quotients_are_rounded_once_because_the_node_says_so(stated: bool, quoti
     assert np.all(session.run(["quotient"], {"x": x})[0] == quotient)
 
 
-def test_the_weight_stays_one_initialiser() -> None:
+def test_the_weight_stays_one_initializer() -> None:
     model = _model()
     QuantizeTensors(_tensors(), ir.DataType.INT8)(model)
     large = [value.name for value in model.graph.initializers.values() if value.const_value.size > 2]
