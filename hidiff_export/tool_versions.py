@@ -17,7 +17,7 @@ QUANTISERS = ("nvidia-modelopt",)
 
 
 def tool_versions(names: tuple[str, ...] = (*EXPORTERS, *ENGINE_BUILDERS, *QUANTISERS)) -> dict[str, str]:
-    """Version by package name, of those installed."""
+    """Returns version by package name, of those installed."""
     found = {"hidiff-export": __version__, "hidiff-runtime": __version__}
     for name in names:
         try:

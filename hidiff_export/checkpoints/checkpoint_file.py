@@ -79,12 +79,12 @@ def refuse_quantized(names: Collection[str], dtypes: Mapping[str, str], where: s
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is the few lines that Git LFS leaves in the place of one that was not fetched."""
+    """Returns whether a file is the few lines that Git LFS leaves in the place of one that was not fetched."""
     return _read_start(path).startswith(_LFS)
 
 
 def lfs_pointer(path: Path) -> CheckpointError:
-    """What is said of a Git LFS pointer."""
+    """Returns what is said of a Git LFS pointer."""
     return CheckpointError(
         "A file of the checkpoint is a Git LFS pointer, not the file itself.",
         given=path,
@@ -93,7 +93,7 @@ def lfs_pointer(path: Path) -> CheckpointError:
 
 
 def no_checkpoint(path: Path) -> CheckpointError:
-    """What is said of a file whose ending is not that of a checkpoint which is taken."""
+    """Returns what is said of a file whose ending is not that of a checkpoint which is taken."""
     what = OTHER_FORMATS.get(path.suffix.lower())
     if what is None and path.name.endswith(".json"):
         what = "a description of a checkpoint"
@@ -109,7 +109,7 @@ def no_checkpoint(path: Path) -> CheckpointError:
 
 
 def looks_like_safetensors(path: Path) -> bool:
-    """Whether a file begins as a safetensors file does, whatever its name."""
+    """Returns whether a file begins as a safetensors file does, whatever its name."""
     return _read_start(path)[8:9] == b"{"
 
 

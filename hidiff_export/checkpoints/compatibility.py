@@ -82,7 +82,7 @@ class _Traits:
 
     @classmethod
     def of(cls, shapes: Shapes) -> _Traits | None:
-        """The traits, or None when the tensors are of no Stable Diffusion UNet or ControlNet."""
+        """Returns the traits, or None when the tensors are of no Stable Diffusion UNet or ControlNet."""
         first = _conv_in(shapes)
         keys = next((shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
         projection = next((shape for name, shape in shapes.items() if name.endswith(".proj_in.weight")), None)
@@ -166,7 +166,7 @@ def check_class(component: Component, config: Mapping[str, Any]) -> None:
 
 
 def check_config(component: Component, expected: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration to build from: the expected one, with what a checkpoint is free to set.
+    """Returns the configuration to build from: the expected one, with what a checkpoint is free to set.
 
     Raises CheckpointError when the checkpoint's own configuration is another architecture.
     """
@@ -258,7 +258,7 @@ def _families_like(component: Component, task: Task, traits: _Traits) -> str:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without diffusers' own keys, lists of one repeated value as that value."""
+    """Returns a configuration without diffusers' own keys, lists of one repeated value as that value."""
     return {key: _uniform(value) for key, value in config.items() if not key.startswith("_")}
 
 

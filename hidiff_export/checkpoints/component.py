@@ -58,7 +58,7 @@ class Component(str, Enum):
         return frozenset({"sample_size", "upcast_attention"})
 
     def config(self, family: Family, task: Task, width: Width) -> dict[str, Any]:
-        """The published configuration: what a checkpoint of this family has to have."""
+        """Returns the published configuration: what a checkpoint of this family has to have."""
         if self.is_text:
             return text_encoder_configs(family, width)[self.value]
         if self is Component.VAE:
@@ -66,7 +66,7 @@ class Component(str, Enum):
         return unet_config(family, task, width) if self is Component.UNET else controlnet_config(family, width)
 
     def empty(self, config: Mapping[str, Any]) -> torch.nn.Module:
-        """The network on the meta device: all modules and shapes, no memory for weights, in evaluation mode.
+        """Returns the network on the meta device: all modules and shapes, no memory for weights, in evaluation mode.
 
         Raises CheckpointError for a configuration that its library cannot build.
         """
@@ -83,7 +83,7 @@ class Component(str, Enum):
         return cast(torch.nn.Module, model.requires_grad_(False).eval())
 
     def full_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A configuration with the class defaults filled in, as a network built from it reports it."""
+        """Returns a configuration with the class defaults filled in, as a network built from it reports it."""
         if self.is_text:
             # The rest is how transformers is to run it (attention kernels, types, quantisation), which is not ours.
             known = (*self.config(Family.SDXL, Task.TEXT_TO_IMAGE, Width.FULL), _EPSILON)

@@ -105,7 +105,7 @@ _UPWARD = ("up_blocks.", "output_blocks.")
 
 
 def kind_of(names: Collection[str]) -> TensorKind | None:
-    """What a file is by its tensors' names, or None if it is unknown.
+    """Returns what a file is by its tensors' names, or None if it is unknown.
 
     A UNet is one whatever else was put into it; so is a ControlNet, unless it is of a kind with a name of its own.
     """
@@ -122,17 +122,21 @@ def kind_of(names: Collection[str]) -> TensorKind | None:
 
 
 def changing_kind(names: Collection[str]) -> TensorKind | None:
-    """Which adapter is among tensors that a checkpoint's network has no place for; None where none changes weights."""
+    """Returns which adapter is among tensors that a checkpoint's network has no place for; None where none changes
+    weights.
+    """
     return _first_match(_ADDED[:-1], names)
 
 
 def added_kind(name: str) -> TensorKind | None:
-    """What a tensor belongs to that is none of a network's own: an adapter of one kind or another, or None."""
+    """Returns what a tensor belongs to that is none of a network's own: an adapter of one kind or another, or None."""
     return _first_match((*_ADDED, *_CONTROLS), (name,))
 
 
 def other_unet(shapes: Shapes) -> TensorKind | None:
-    """Which published UNet of another architecture this is, by what only that one has; None if it is unknown."""
+    """Returns which published UNet of another architecture this is, by what only that one has; None if it is
+    unknown.
+    """
     names = tuple(shapes)
     first = next((shapes[name] for name in _FIRST if name in shapes), ())
     keys = next((shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), ())
@@ -150,7 +154,7 @@ def other_unet(shapes: Shapes) -> TensorKind | None:
 
 
 def input_channels(channels: int) -> str:
-    """What a UNet with so many input channels is for."""
+    """Returns what a UNet with so many input channels is for."""
     return _CHANNELS.get(channels, "of a kind not known here")
 
 
@@ -164,7 +168,7 @@ _CHANNELS = {
 
 
 def describe_extras(names: Iterable[str]) -> str:
-    """Tensors that a network has no place for, grouped by what they belong to."""
+    """Returns tensors that a network has no place for, grouped by what they belong to."""
     groups: dict[str, list[str]] = {}
     for name in names:
         kind = added_kind(name)
@@ -175,7 +179,7 @@ def describe_extras(names: Iterable[str]) -> str:
 
 
 def listed(items: Iterable[str]) -> str:
-    """The first few of a list, and how many more there are."""
+    """Returns the first few of a list, and how many more there are."""
     shown = list(items)
     rest = len(shown) - _SHOWN
     return ", ".join(shown[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

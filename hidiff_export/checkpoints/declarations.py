@@ -82,12 +82,12 @@ class Declarations:
     texts: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, key: str) -> tuple[Statement, ...]:
-        """What it says of one key."""
+        """Returns what it says of one key."""
         return tuple(statement for statement in self.statements if statement.key == key)
 
 
 def read_declarations(path: Path, what: str = "checkpoint") -> Declarations:
-    """What a ``.safetensors`` file says of its noise schedule; reads the header and tensors of a few bytes.
+    """Returns what a ``.safetensors`` file says of its noise schedule; reads the header and tensors of a few bytes.
 
     Args:
         path: of the file.
@@ -144,7 +144,9 @@ def _markers(names: Set[str]) -> list[Statement]:
 
 
 def _buffers(file: SafetensorsFile) -> list[Statement]:
-    """The training schedule itself, which whole checkpoints hold as a buffer; it says no more than where it ends."""
+    """Returns the training schedule itself, which whole checkpoints hold as a buffer; it says no more than where it
+    ends.
+    """
     name = "alphas_cumprod"
     last = _last(file, name) if name in file.names() else None
     if last is None or last >= _NO_PICTURE:
@@ -153,13 +155,15 @@ def _buffers(file: SafetensorsFile) -> list[Statement]:
 
 
 def _last(file: SafetensorsFile, name: str) -> float | None:
-    """A tensor's last value; None where it has none, or is of a type that numpy has not."""
+    """Returns a tensor's last value; None where it has none, or is of a type that numpy has not."""
     info = file.info(name)
     return float(file.array(name).reshape(-1)[-1]) if info.nbytes and info.dtype in ("F64", "F32", "F16") else None
 
 
 def _header(metadata: Mapping[str, str]) -> list[Statement]:
-    """What the header says; a value that is no word for anything is passed over, as trainers write empty ones."""
+    """Returns what the header says; a value that is no word for anything is passed over, as trainers write empty
+    ones.
+    """
     found = []
     for key, (says, read) in _LINES.items():
         value = read(metadata[key].strip().lower()) if key in metadata else None
@@ -169,7 +173,7 @@ def _header(metadata: Mapping[str, str]) -> list[Statement]:
 
 
 def _unread(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Lines that name a prediction which is none that is known; trainers write empty ones and "None"."""
+    """Returns lines that name a prediction which is none that is known; trainers write empty ones and "None"."""
     words = {key: metadata[key].strip() for key in _PREDICTION_LINES if key in metadata}
     known = ("", "none", "null", *_PREDICTIONS)
     return tuple(f"{key}: {word[:60]}" for key, word in words.items() if word.lower() not in known)

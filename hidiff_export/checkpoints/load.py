@@ -42,7 +42,7 @@ class Checkpoint(NamedTuple):
 
 
 def load(component: Component, source: str, family: Family, task: Task, width: Width = Width.FULL) -> Checkpoint:
-    """A network of a checkpoint.
+    """Returns a network of a checkpoint.
 
     Args:
         component: the network wanted.
@@ -81,19 +81,19 @@ def load(component: Component, source: str, family: Family, task: Task, width: W
 
 
 def load_unet(source: str, family: Family, task: Task, width: Width = Width.FULL) -> Checkpoint:
-    """The UNet of a checkpoint; see `load`."""
+    """Returns the UNet of a checkpoint; see `load`."""
     return load(Component.UNET, source, family, task, width)
 
 
 def load_controlnet(source: str, family: Family, width: Width = Width.FULL) -> Checkpoint:
-    """The ControlNet of a checkpoint; see `load`."""
+    """Returns the ControlNet of a checkpoint; see `load`."""
     return load(Component.CONTROLNET, source, family, Task.CONTROLNET, width)
 
 
 def build_unet(
     config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32
 ) -> Any:
-    """A diffusers ``UNet2DConditionModel`` in evaluation mode that holds the given tensors themselves.
+    """Returns a diffusers ``UNet2DConditionModel`` in evaluation mode that holds the given tensors themselves.
 
     Tensors that are of ``dtype`` already are not copied: parameters of a mapped state dict stay mapped.
 
@@ -108,7 +108,7 @@ def build(
     state_dict: Mapping[str, torch.Tensor],
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """A network of its library's own class, as `build_unet` makes a UNet."""
+    """Returns a network of its library's own class, as `build_unet` makes a UNet."""
     check_shapes(component, config, shapes_of(state_dict))
     network = component.empty(config)
     cast = {name: tensor.to(dtype) for name, tensor in state_dict.items()}
@@ -122,7 +122,7 @@ def build(
 
 
 def load_stored(component: Component, store: WeightStore, dtype: torch.dtype = torch.float32) -> Any:
-    """A network of a bundle over the weights that it stores, mapped where they are of ``dtype``.
+    """Returns a network of a bundle over the weights that it stores, mapped where they are of ``dtype``.
 
     Raises BundleError for a configuration that cannot be read, and what `build_unet` raises.
     """
@@ -132,7 +132,7 @@ def load_stored(component: Component, store: WeightStore, dtype: torch.dtype = t
 def _read(
     paths: Sequence[Path], component: Component, config: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """The tensors of one or more files, mapped; of a whole original checkpoint, those of the network alone.
+    """Returns the tensors of one or more files, mapped; of a whole original checkpoint, those of the network alone.
 
     Beside them the lines that say what is left out.
     """

@@ -66,12 +66,13 @@ class Lora:
 
 
 def lora_fingerprint(path: Path) -> str:
-    """SHA-256 of a LoRA file. Raises CheckpointError when it cannot be read."""
+    """Returns the SHA-256 of a LoRA file. Raises CheckpointError when it cannot be read."""
     return _fingerprint(path)
 
 
 def settings_fingerprint(path: Path) -> str | None:
-    """SHA-256 of the file with PEFT's settings that `read_lora` reads beside a LoRA, None where it reads none.
+    """Returns the SHA-256 of the file with PEFT's settings that `read_lora` reads beside a LoRA, None where it reads
+    none.
 
     Raises CheckpointError when one of the files cannot be read.
     """
@@ -107,7 +108,8 @@ def read_lora(path: Path, scale: float, family: Family, task: Task, width: Width
 
 
 def fuse(component: Component, checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
-    """A checkpoint with the additions of every LoRA in its weights, computed in float32 when a tensor is looked up.
+    """Returns a checkpoint with the additions of every LoRA in its weights, computed in float32 when a tensor is looked
+    up.
 
     Args:
         component: the network.
@@ -154,7 +156,7 @@ def _pairs(file: SafetensorsFile, read: LoraFile, places: Mapping[tuple[Componen
 
 
 def _tensors(file: SafetensorsFile, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Tensors of a file; an alpha may be a whole number."""
+    """Returns tensors of a file; an alpha may be a whole number."""
     every = tuple(names)
     whole = [name for name in every if name.endswith(".alpha") and file.info(name).dtype.startswith(("I", "U"))]
     tensors = map_tensors(file, (name for name in every if name not in whole))

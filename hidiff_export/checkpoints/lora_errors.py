@@ -81,7 +81,7 @@ def require_low_rank(file: LoraFile, task: Task) -> None:
 
 
 def wrong_family(file: LoraFile, family: Family, task: Task, width: Width, problems: Sequence[str]) -> CheckpointError:
-    """The refusal of a LoRA with layers that fit no weight.
+    """Returns the refusal of a LoRA with layers that fit no weight.
 
     Args:
         file: of the LoRA.
@@ -112,7 +112,7 @@ def wrong_family(file: LoraFile, family: Family, task: Task, width: Width, probl
 
 
 def changed_twice(file: LoraFile, twice: Sequence[str]) -> CheckpointError:
-    """The refusal of a LoRA that holds the same layers twice.
+    """Returns the refusal of a LoRA that holds the same layers twice.
 
     Args:
         file: of the LoRA.

@@ -51,7 +51,9 @@ def fit_of(contents: Contents, shapes: Shapes, layers: Layers) -> Fit:
 
 
 def families_like(contents: Contents, shapes: Shapes, task: Task) -> tuple[str, bool]:
-    """The families that fit more of a file's layers than others and no less than half, and whether they fit all."""
+    """Returns the families that fit more of a file's layers than others and no less than half, and whether they fit
+    all.
+    """
     wrong = {kind: len(fit_of(contents, shapes, layers).problems) for kind, layers in _every_family(task)}
     least = min(wrong.values())
     if 2 * least >= len(contents.layers):
@@ -60,7 +62,7 @@ def families_like(contents: Contents, shapes: Shapes, task: Task) -> tuple[str, 
 
 
 def families_with_layers(stems: tuple[str, ...], task: Task) -> str:
-    """The families that have all of these layers by name, whatever their shapes; empty when there are none."""
+    """Returns the families that have all of these layers by name, whatever their shapes; empty when there are none."""
     found = (kind for kind, layers in _every_family(task) if all(layers.find(stem) for stem in stems))
     return _any_of(list(dict.fromkeys(family.value for family, _ in found)))
 
@@ -83,7 +85,7 @@ def _any_of(names: Sequence[str]) -> str:
 
 
 def _fault(down: tuple[int, ...], up: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    """What is wrong with the factors' shapes for a weight; a linear layer and a 1x1 convolution are alike."""
+    """Returns what is wrong with the factors' shapes for a weight; a linear layer and a 1x1 convolution are alike."""
     linear = wanted + (1, 1) * (len(wanted) == 2)
     as_given = [shape + (1, 1) * (len(shape) == 2) for shape in (down, up)]
     rank = as_given[0][0] if down else 0

@@ -72,6 +72,6 @@ def contents_of(names: Iterable[str]) -> Contents:
 
 
 def embedded_inversions(contents: Contents) -> tuple[str, ...]:
-    """The words that the packed textual inversions stand for."""
+    """Returns the words that the packed textual inversions stand for."""
     matches = (_EMBEDDING.fullmatch(name) for name in contents.embeddings)
     return tuple(dict.fromkeys(match[1] for match in matches if match))

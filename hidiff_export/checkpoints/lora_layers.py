@@ -66,7 +66,7 @@ class Layers:
         self._names = {part: _names_of_layers(part, own) for part, own in shapes.items()}
 
     def find(self, stem: str) -> tuple[Component, str] | None:
-        """The network and the weight of a layer.
+        """Returns the network and the weight of a layer.
 
         Args:
             stem: the layer's name in a file, with the network's prefix and without the factor's ending.
@@ -83,7 +83,7 @@ class Layers:
         return found[0] if len(found) == 1 else None
 
     def is_ambiguous(self, stem: str) -> bool:
-        """Whether more than one text encoder has the layer and its name tells neither."""
+        """Returns whether more than one text encoder has the layer and its name tells neither."""
         name = stem.removeprefix(_PEFT_PREFIX)
         return sum(name in names for names in self._names.values()) > 1
 
@@ -94,7 +94,7 @@ class Layers:
 
 @cache
 def layers_of(family: Family, task: Task, width: Width) -> Layers:
-    """The layers of a family's UNet and text encoders."""
+    """Returns the layers of a family's UNet and text encoders."""
     text = [Component(name) for name in text_encoder_configs(family, width)]
     configs = {part: part.config(family, task, width) for part in (Component.UNET, *text)}
     return Layers({part: _shapes(part, json.dumps(config)) for part, config in configs.items()})
@@ -107,7 +107,7 @@ def _shapes(component: Component, config: str) -> Shapes:
 
 
 def _names_of_layers(component: Component, shapes: Shapes) -> dict[str, str]:
-    """A network's weights by each name of their layers, with dots and with underscores."""
+    """Returns a network's weights by each name of their layers, with dots and with underscores."""
     modules = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
     names = {}
     for module in modules:
@@ -138,7 +138,7 @@ def _text_names(module: str) -> Iterator[str]:
 
 
 def original_name(module: str, modules: Collection[str]) -> str:
-    """A module of diffusers' UNet under its name in the original layout.
+    """Returns a module of diffusers' UNet under its name in the original layout.
 
     Args:
         module: as diffusers has it.

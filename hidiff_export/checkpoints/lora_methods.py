@@ -101,12 +101,12 @@ def other_methods(names: Iterable[str]) -> dict[str, str]:
 
 
 def layer_of_method(name: str) -> str:
-    """The layer that another method's tensor changes, as the file calls it."""
+    """Returns the layer that another method's tensor changes, as the file calls it."""
     return re.sub(f"(?:{'|'.join(_METHODS.values())})$", "", name)
 
 
 def kind_of_file(shapes: Shapes) -> LoraMethod | None:
-    """What a file without a LoRA's factors is, None where its tensors tell nothing."""
+    """Returns what a file without a LoRA's factors is, None where its tensors tell nothing."""
     kind = next((kind for pattern, kind in _KINDS.items() if any(re.fullmatch(pattern, name) for name in shapes)), None)
     owner = other_architecture(shapes)
     if owner and kind in (None, _CHECKPOINT, _UNET):
@@ -117,7 +117,7 @@ def kind_of_file(shapes: Shapes) -> LoraMethod | None:
 
 
 def other_architecture(stems: Iterable[str]) -> str:
-    """Whose layers these are, in the genitive, empty when they may be those of a Stable Diffusion UNet.
+    """Returns whose layers these are, in the genitive, empty when they may be those of a Stable Diffusion UNet.
 
     Args:
         stems: the layers' names in the file.
@@ -128,7 +128,7 @@ def other_architecture(stems: Iterable[str]) -> str:
 
 
 def trainer_of(names: Iterable[str], metadata: Mapping[str, str]) -> str:
-    """Who wrote a file, from its header, else how its tensors are named.
+    """Returns who wrote a file, from its header, else how its tensors are named.
 
     Args:
         names: of its tensors.
@@ -156,5 +156,5 @@ def trainer_of(names: Iterable[str], metadata: Mapping[str, str]) -> str:
 
 
 def stated_base(metadata: Mapping[str, str]) -> str:
-    """The model that a file's header says it was trained on, empty where it says none."""
+    """Returns the model that a file's header says it was trained on, empty where it says none."""
     return next((" ".join(metadata[key].split())[:_SHOWN] for key in _BASE_MODEL if metadata.get(key)), "")

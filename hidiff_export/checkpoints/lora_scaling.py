@@ -24,18 +24,20 @@ Settings = Mapping[str, Any]
 
 
 def settings_beside(path: Path, names: Iterable[str]) -> Path | None:
-    """The file with the settings of a LoRA that PEFT itself wrote; None where there is none, and for other writers."""
+    """Returns the file with the settings of a LoRA that PEFT itself wrote; None where there is none, and for other
+    writers.
+    """
     beside = path.parent / _BESIDE
     return beside if any(name.startswith(_PEFT_PREFIX) for name in names) and beside.is_file() else None
 
 
 def lacks_settings(path: Path, names: Iterable[str]) -> bool:
-    """Whether PEFT itself wrote a LoRA and its settings are not beside it."""
+    """Returns whether PEFT itself wrote a LoRA and its settings are not beside it."""
     return any(name.startswith(_PEFT_PREFIX) for name in names) and not (path.parent / _BESIDE).is_file()
 
 
 def read_settings(metadata: Mapping[str, str], beside: Path | None) -> Settings:
-    """The settings that are with a file.
+    """Returns the settings that are with a file.
 
     Args:
         metadata: of the file's header.
@@ -59,7 +61,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def factor_of(alpha: float | None, rank: int, settings: Settings, component: Component, module: str) -> float:
-    """What a layer's product is multiplied by: alpha / rank, 1 without alpha.
+    """Returns what a layer's product is multiplied by: alpha / rank, 1 without alpha.
 
     Args:
         alpha: the file's own for the layer, None without.

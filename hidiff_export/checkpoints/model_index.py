@@ -157,7 +157,7 @@ def _check_aesthetics(found: Mapping[str, Any], family: Family, where: str) -> N
 
 
 def _notices(index: Mapping[str, Any], family: Family, taken: Collection[Component]) -> tuple[str, ...]:
-    """The line that names what is there and not obeyed; what is absent or switched off is not named."""
+    """Returns the line that names what is there and not obeyed; what is absent or switched off is not named."""
     obeyed = {*_CLASSES, "scheduler", *((_ZEROS,) if family.is_sdxl else ())}
     if Component.CONTROLNET in taken:
         obeyed.add("controlnet")
@@ -174,5 +174,5 @@ def _is_absent(value: Any) -> bool:
 
 
 def _json(value: Any) -> str:
-    """A value as it stands in the file."""
+    """Returns a value as it stands in the file."""
     return json.dumps(value, ensure_ascii=False)

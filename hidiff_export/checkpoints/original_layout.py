@@ -46,7 +46,7 @@ _OPEN_CLIP_PREFIXES = {
 
 
 def without_prefix(component: Component, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors under the network's own names, without what a whole checkpoint puts before them."""
+    """Returns tensors under the network's own names, without what a whole checkpoint puts before them."""
     if component.is_text:
         return dict(tensors)
     found = dict(tensors)
@@ -58,7 +58,7 @@ def without_prefix(component: Component, tensors: Mapping[str, torch.Tensor]) ->
 def under_library_names(
     component: Component, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Tensors under the names that diffusers and transformers give them today; the same memory.
+    """Returns tensors under the names that diffusers and transformers give them today; the same memory.
 
     Args:
         component: the network.

@@ -51,13 +51,13 @@ class CheckpointFiles:
 
 
 def is_single_file(source: str) -> bool:
-    """Whether a source is the path of a safetensors file, and no folder or hub id."""
+    """Returns whether a source is the path of a safetensors file, and no folder or hub id."""
     path = Path(source).expanduser()
     return path.suffix.lower() == _SINGLE and not path.is_dir()
 
 
 def find_checkpoint(source: str, component: Component) -> CheckpointFiles:
-    """The files of a network.
+    """Returns the files of a network.
 
     Args:
         source: path of a pipeline's or a network's diffusers folder, path of a ``.safetensors`` file, or a hub id.
@@ -86,7 +86,8 @@ def find_checkpoint(source: str, component: Component) -> CheckpointFiles:
 
 
 def source_fingerprint(source: str, component: Component, hashes: dict[Path, str] | None = None) -> str:
-    """What a source holds, as SHA-256 over its configuration and weight files; a fabricated one is its own name.
+    """Returns what a source holds, as SHA-256 over its configuration and weight files; a fabricated one is its own
+    name.
 
     Args:
         source: as for `find_checkpoint`.
@@ -115,7 +116,7 @@ def source_fingerprint(source: str, component: Component, hashes: dict[Path, str
 
 
 def find_scheduler_config(source: str) -> dict[str, Any] | None:
-    """The noise schedule that comes with a checkpoint, as diffusers writes it; None where none does.
+    """Returns the noise schedule that comes with a checkpoint, as diffusers writes it; None where none does.
 
     Raises:
         CheckpointError: it is damaged, or the hub that may have one cannot be reached.
@@ -125,7 +126,7 @@ def find_scheduler_config(source: str) -> dict[str, Any] | None:
 
 
 def find_model_index(source: str) -> dict[str, Any] | None:
-    """What a checkpoint's ``model_index.json`` holds; None where there is none, as with single files.
+    """Returns what a checkpoint's ``model_index.json`` holds; None where there is none, as with single files.
 
     Raises what `find_scheduler_config` raises.
     """
@@ -133,7 +134,7 @@ def find_model_index(source: str) -> dict[str, Any] | None:
 
 
 def _find_json(source: str, name: str, called: str) -> dict[str, Any] | None:
-    """A file of a folder or of the hub, its cache first; None where the checkpoint has no such file."""
+    """Returns a file of a folder or of the hub, its cache first; None where the checkpoint has no such file."""
     path = Path(source).expanduser()
     found: Path | None = None
     if path.is_dir():
@@ -152,7 +153,7 @@ def _find_json(source: str, name: str, called: str) -> dict[str, Any] | None:
 
 
 def find_tokenizer(source: str, folder: str) -> dict[str, Path]:
-    """The files of a tokenizer by their names, as transformers writes them.
+    """Returns the files of a tokenizer by their names, as transformers writes them.
 
     Args:
         source: as for `find_checkpoint`; a single file's tokenizer is the one that CLIP was published with.
@@ -223,7 +224,7 @@ def _in_folder(fetch: Folder, source: str, component: Component) -> CheckpointFi
 
 
 def _no_network(fetch: Folder, source: str, component: Component) -> CheckpointError:
-    """What is said of a folder without the configuration of a UNet or ControlNet: what is there instead."""
+    """Returns what is said of a folder without the configuration of a UNet or ControlNet: what is there instead."""
     what, index = "", fetch("model_index.json")
     if index is not None:
         what = f"; model_index.json says {read_json(index).get('_class_name')}"
@@ -249,13 +250,13 @@ class _LocalFolder:
         return path if path.is_file() else None
 
     def names(self, prefix: str) -> list[str]:
-        """The files of a folder in it."""
+        """Returns the files of a folder in it."""
         folder = self._path / prefix
         return sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
 
 
 def _on_hub(repository: str, component: Component) -> CheckpointFiles:
-    """The files of a hub checkpoint, from the cache when all are there: no connection, no newer version."""
+    """Returns the files of a hub checkpoint, from the cache when all are there: no connection, no newer version."""
     with _hub_errors(repository):
         cached = _HubFolder(repository, connect=False)
         try:
@@ -294,7 +295,7 @@ class _HubFolder:
             return None
 
     def names(self, prefix: str) -> list[str]:
-        """The files of a folder of the repository: those in the cache, or all of them when connected."""
+        """Returns the files of a folder of the repository: those in the cache, or all of them when connected."""
         from huggingface_hub import list_repo_files
 
         if not self.connect:

@@ -54,7 +54,7 @@ def shapes_of(state_dict: Mapping[str, torch.Tensor]) -> Shapes:
 
 
 def map_tensors(file: SafetensorsFile, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file as torch tensors: mapped, and copied page by page only where written to.
+    """Returns tensors of a safetensors file as torch tensors: mapped, and copied page by page only where written to.
 
     Raises CheckpointError when one of them is no floating-point tensor.
     """

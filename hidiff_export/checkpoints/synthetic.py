@@ -61,7 +61,7 @@ _BIAS_SPREAD = 0.1
 
 
 def synthesize(component: Component, config: Mapping[str, Any], seed: int) -> LazyStateDict:
-    """The float32 tensors of a network, each computed when it is asked for.
+    """Returns the float32 tensors of a network, each computed when it is asked for.
 
     A tensor's values depend on the seed, the component, its name and its shape alone: not on the order, the threads,
     the machine or the rest of the network.
@@ -98,7 +98,7 @@ def _tensor(key: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Mean and standard deviation of a tensor's values."""
+    """Returns mean and standard deviation of a tensor's values."""
     module, _, kind = name.rpartition(".")
     if kind == "bias":
         return 0.0, _BIAS_SPREAD

@@ -28,7 +28,7 @@ _FOLDERS = {Component.TEXT_ENCODER: "tokenizer", Component.TEXT_ENCODER_2: "toke
 
 
 def tokenizer_json(source: str, component: Component, family: Family, width: Width) -> str:
-    """The content of a ``tokenizer.json``: a prompt becomes start, tokens, end, and padding up to 77.
+    """Returns the content of a ``tokenizer.json``: a prompt becomes start, tokens, end, and padding up to 77.
 
     Args:
         source: of the checkpoint, as `hidiff_export.checkpoints.load.load` takes it. A folder's or the hub's tokenizer
@@ -108,12 +108,12 @@ def _clip_tokenizer(**arguments: Any) -> Any:
 
 
 def _padding(component: Component, family: Family) -> str:
-    """What the published tokenizers pad with: CLIP's with the end, OpenCLIP's with their first token."""
+    """Returns what the published tokenizers pad with: CLIP's with the end, OpenCLIP's with their first token."""
     return _FIRST if component is Component.TEXT_ENCODER_2 or family is Family.SD21 else END
 
 
 def _byte_vocabulary(tokens: int) -> dict[str, int]:
-    """A vocabulary of the given size: 256 bytes inside a word, 256 at its end, start and end of a prompt.
+    """Returns a vocabulary of the given size: 256 bytes inside a word, 256 at its end, start and end of a prompt.
 
     The first 512 and the last two are those of CLIP's own vocabulary. What would be merges in between is never made.
     """
@@ -124,7 +124,8 @@ def _byte_vocabulary(tokens: int) -> dict[str, int]:
 
 
 def _byte_characters() -> str:
-    """How byte-level vocabularies write the 256 bytes: printable ones of Latin-1 as they are, others from 256 on.
+    """Returns how byte-level vocabularies write the 256 bytes: printable ones of Latin-1 as they are, others from 256
+    on.
 
     In the order of CLIP's vocabulary: printable ones first. (OpenAI's ``bytes_to_unicode``)
     """

@@ -32,10 +32,10 @@ class Folder(Protocol):
     """A network's folder, here or on the hub."""
 
     def __call__(self, name: str) -> Path | None:
-        """The local path of a file by its path inside the checkpoint, None where there is no such file."""
+        """Returns the local path of a file by its path inside the checkpoint, None where there is no such file."""
 
     def names(self, prefix: str) -> list[str]:
-        """The names of all files in a folder of the checkpoint, which is empty or ends with a slash."""
+        """Returns the names of all files in a folder of the checkpoint, which is empty or ends with a slash."""
 
 
 class WeightFiles(NamedTuple):
@@ -46,12 +46,12 @@ class WeightFiles(NamedTuple):
 
 
 def stem_of(component: Component) -> str:
-    """How the names of a network's weight files begin in its library."""
+    """Returns how the names of a network's weight files begin in its library."""
     return "model" if component.is_text else "diffusion_pytorch_model"
 
 
 def find_weights(folder: Folder, prefix: str, source: str, component: Component) -> WeightFiles:
-    """The weight files of a network.
+    """Returns the weight files of a network.
 
     Args:
         folder: of the checkpoint.
@@ -85,7 +85,9 @@ def find_weights(folder: Folder, prefix: str, source: str, component: Component)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file of a checkpoint. Raises CheckpointError for one that is damaged or no object."""
+    """Returns the content of a JSON file of a checkpoint. Raises CheckpointError for one that is damaged or no
+    object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -111,7 +113,9 @@ def _rank(variant: str) -> tuple[int, str]:
 
 
 def _variants(names: Iterable[str], stem: str) -> dict[str, list[str]]:
-    """The names of weight files and indexes by their variant; plain shards without an index have the empty one."""
+    """Returns the names of weight files and indexes by their variant; plain shards without an index have the empty
+    one.
+    """
     found: dict[str, list[str]] = {}
     for name in names:
         rest = name.removeprefix(stem)
@@ -128,7 +132,7 @@ def _variants(names: Iterable[str], stem: str) -> dict[str, list[str]]:
 
 
 def _files_of(folder: Folder, prefix: str, names: list[str]) -> tuple[Path, ...]:
-    """The files of a variant: the whole one, else the shards of its index, else the shards that are there."""
+    """Returns the files of a variant: the whole one, else the shards of its index, else the shards that are there."""
     whole = [name for name in names if name.endswith(_SAFETENSORS) and not _SHARD.search(name)]
     if whole:
         return (_fetched(folder, prefix, whole[0]),)
@@ -179,7 +183,9 @@ def _shards(folder: Folder, prefix: str, index: Path) -> tuple[Path, ...]:
 
 
 def _spellings(name: str, index: str) -> Iterable[str]:
-    """A shard's name, and how other versions of the libraries would have spelled it with the index's variant."""
+    """Returns a shard's name, and how other versions of the libraries would have spelled it with the index's
+    variant.
+    """
     yield name
     mark, named = _SHARD.search(name), _INDEX.search(index)
     if mark is None or named is None:
@@ -203,7 +209,7 @@ def _missing_shard(name: str, index: str, names: Iterable[str]) -> CheckpointErr
 
 
 def _odd(folder: Folder, prefix: str, source: str, component: Component, names: list[str]) -> WeightFiles:
-    """The one safetensors file under a name that no library gives, or the reason why there are no weights."""
+    """Returns the one safetensors file under a name that no library gives, or the reason why there are no weights."""
     odd = [name for name in names if name.endswith(_SAFETENSORS)]
     if len(odd) == 1:
         notice = f"{component.value}: the weights are taken from {odd[0]}, the only safetensors file there"
@@ -241,7 +247,7 @@ def _is_pickle(name: str, stem: str) -> bool:
 
 
 def pickled_folder(name: str, prefix: str, source: str, component: Component) -> CheckpointError:
-    """What is said of a folder whose weights are pickles: how its own library rewrites them."""
+    """Returns what is said of a folder whose weights are pickles: how its own library rewrites them."""
     library = "transformers" if component.is_text else "diffusers"
     inner = f", subfolder={prefix.rstrip('/')!r}" if prefix else ""
     variant = _pickled_variant(name, stem_of(component))

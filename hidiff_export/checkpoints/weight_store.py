@@ -110,15 +110,15 @@ class WeightStore:
         return sum(self._file.info(name).nbytes for name in self._file)
 
     def names(self) -> tuple[str, ...]:
-        """The tensors' names in the order of their data."""
+        """Returns the tensors' names in the order of their data."""
         return self._file.names()
 
     def reference(self, name: str) -> TensorInfo:
-        """Where a tensor lies: `offset` and `nbytes` are what ONNX external data calls offset and length."""
+        """Returns where a tensor lies: `offset` and `nbytes` are what ONNX external data calls offset and length."""
         return self._file.info(name)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Every tensor, mapped from the file without a copy.
+        """Returns every tensor, mapped from the file without a copy.
 
         Pages come in from the disk as they are used and belong to the page cache. A tensor that is written to gets
         memory of its own; the file never changes.
@@ -127,7 +127,7 @@ class WeightStore:
 
 
 def _bits(state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype, name: str) -> NDArray[Any]:
-    """A tensor in the store's precision, as an array that the writer takes; bfloat16 as uint16."""
+    """Returns a tensor in the store's precision, as an array that the writer takes; bfloat16 as uint16."""
     tensor = state_dict[name].detach()
     if not tensor.is_floating_point():
         raise CheckpointError(

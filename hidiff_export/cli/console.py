@@ -13,7 +13,7 @@ _PIPED_WIDTH = 100
 
 
 def console() -> Console:
-    """Standard output, as wide as the terminal; 100 columns where it goes to a file or a pipe."""
+    """Returns standard output, as wide as the terminal; 100 columns where it goes to a file or a pipe."""
     from rich.console import Console
 
     known = sys.stdout.isatty() or "COLUMNS" in os.environ

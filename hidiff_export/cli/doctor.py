@@ -54,7 +54,7 @@ def _table(kind: str, backends: dict[str, Any]) -> Table:
 
 
 def examine() -> dict[str, Any]:
-    """The machine, what builds and runs engines on it, and the versions of the tools, as JSON values."""
+    """Returns the machine, what builds and runs engines on it, and the versions of the tools, as JSON values."""
     from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX
     from hidiff_export.tool_versions import tool_versions
     from hidiff_runtime import backends
@@ -76,7 +76,7 @@ def examine() -> dict[str, Any]:
 
 
 def _builder(library: BuilderLibrary) -> dict[str, Any]:
-    """Whether a TensorRT builds engines here, and for which GPUs."""
+    """Returns whether a TensorRT builds engines here, and for which GPUs."""
     from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, check_targets
     from hidiff_export.engines.tensorrt.capabilities import examine as examine_library
     from hidiff_export.errors import EngineError

@@ -39,7 +39,9 @@ def inspect(directory: Path, allow_links: tuple[Path, ...], as_json: bool) -> No
 
 
 def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[str, Any]:
-    """What people and machines want to know of a bundle: phases with steps and sizes, weights, samplers, parity."""
+    """Returns what people and machines want to know of a bundle: phases with steps and sizes, weights, samplers,
+    parity.
+    """
     from hidiff_runtime.format.bundle_folder import BundleFolder
 
     folder = BundleFolder(directory, allow_links)
@@ -77,7 +79,7 @@ def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[st
 
 
 def _declined(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
-    """How many nodes of which graph a pass left as they were, and why; empty for bundles that do not say."""
+    """Returns how many nodes of which graph a pass left as they were, and why; empty for bundles that do not say."""
     from hidiff_export.graph.declined import read_declined
 
     return read_declined(folder, manifest.files)
@@ -126,7 +128,7 @@ def _vae(record: VaeRecord) -> dict[str, Any]:
 
 
 def _loras(manifest: Manifest) -> list[dict[str, Any]]:
-    """The LoRA files in the weights, with the SHA-256 of each; nothing that is not one by its fields."""
+    """Returns the LoRA files in the weights, with the SHA-256 of each; nothing that is not one by its fields."""
     given = _listed(manifest.recipe.get("lora"))
     known = [lora for lora in given if isinstance(lora, dict) and isinstance(lora.get("scale"), (int, float))]
     return [
@@ -137,7 +139,7 @@ def _loras(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _engine_bytes(folder: BundleFolder, manifest: Manifest, backend: str, path: str) -> int:
-    """An engine's size, with the files that it shares with others, but without weight stores."""
+    """Returns an engine's size, with the files that it shares with others, but without weight stores."""
     from hidiff_export.errors import BundleError
     from hidiff_runtime import backends
 
@@ -152,7 +154,7 @@ def _engine_bytes(folder: BundleFolder, manifest: Manifest, backend: str, path: 
 
 
 def _plan(path: Path) -> dict[str, Any]:
-    """What a plan was built with and for; in bundles of older versions also what building it took."""
+    """Returns what a plan was built with and for; in bundles of older versions also what building it took."""
     from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 
     record = PlanRecord.read(path)
@@ -167,7 +169,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _noise_schedule(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
-    """What runs are laid out by, in the words of recipes; empty for a bundle that does not say."""
+    """Returns what runs are laid out by, in the words of recipes; empty for a bundle that does not say."""
     from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG, read_config
 
     if SCHEDULER_CONFIG not in manifest.files:
@@ -183,7 +185,7 @@ def _noise_schedule(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> list[Any]:
-    """A list as it is, and nothing for what a recipe of another version has in its place."""
+    """Returns a list as it is, and nothing for what a recipe of another version has in its place."""
     return value if isinstance(value, list) else []
 
 
@@ -201,7 +203,7 @@ def _schedule_line(schedule: dict[str, Any]) -> str:
 
 
 def _left_out(manifest: Manifest) -> list[int | str]:
-    """What the recipe asked for and no table holds, as recipes write step counts."""
+    """Returns what the recipe asked for and no table holds, as recipes write step counts."""
     from hidiff_export.errors import BundleError, RecipeError
     from hidiff_export.recipe import Recipe
     from hidiff_export.recipe.field_types import ranges
@@ -215,7 +217,7 @@ def _left_out(manifest: Manifest) -> list[int | str]:
 
 
 def _report(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
-    """The report of the last verification; empty where there was none."""
+    """Returns the report of the last verification; empty where there was none."""
     if manifest.report is None:
         return {}
     from hidiff_runtime.format.codec import read_object
@@ -224,7 +226,7 @@ def _report(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
 
 
 def _parity(report: dict[str, Any], manifest: Manifest) -> list[dict[str, Any]]:
-    """The verdicts of a report."""
+    """Returns the verdicts of a report."""
     if manifest.report is None:
         return []
     from hidiff_runtime.format.codec import Fields
@@ -237,7 +239,9 @@ _MAGNITUDES = "reference/magnitudes.json"
 
 
 def _magnitudes(folder: BundleFolder, manifest: Manifest, report: dict[str, Any]) -> dict[str, Any] | None:
-    """What was measured beside float16's range, by the last verification or else by the build; None where nothing."""
+    """Returns what was measured beside float16's range, by the last verification or else by the build; None where
+    nothing.
+    """
     from hidiff_runtime.format.codec import Fields, read_object
 
     fields = Fields(report, manifest.report or "")
@@ -282,12 +286,12 @@ def _print_pictures(summary: dict[str, Any], console: Console) -> None:
 
 
 def megabytes(size: int) -> str:
-    """A file size for people, in units of a million bytes."""
+    """Returns a file size for people, in units of a million bytes."""
     return f"{size / 1e6:,.1f} MB"
 
 
 def _engine_line(name: str, size: int, plan: dict[str, Any]) -> str:
-    """``tensorrt-rtx (25.0 MB for sm89 sm120, built in 6 s and 0.6 GB)``"""
+    """Returns ``tensorrt-rtx (25.0 MB for sm89 sm120, built in 6 s and 0.6 GB)``"""
     words = f"{name} ({megabytes(size)}"
     if plan:
         words += f" for {plan['device'] or ' '.join(plan['targets'])}"
@@ -297,7 +301,7 @@ def _engine_line(name: str, size: int, plan: dict[str, Any]) -> str:
 
 
 def _sizes(graph: dict[str, Any]) -> tuple[str, str]:
-    """The cells of a graph's size and of its engines."""
+    """Returns the cells of a graph's size and of its engines."""
     from rich.markup import escape
 
     plans = graph["plans"]

@@ -39,7 +39,7 @@ allow_links_option = click.option(
 
 
 def lora_setting(loras: Sequence[str]) -> tuple[str, ...]:
-    """The values of ``--lora`` as a setting of the recipe; nothing where there are none.
+    """Returns the values of ``--lora`` as a setting of the recipe; nothing where there are none.
 
     Raises:
         InputError: a scale is no number.
@@ -50,12 +50,12 @@ def lora_setting(loras: Sequence[str]) -> tuple[str, ...]:
 
 
 def lora_values(loras: Sequence[str]) -> list[dict[str, object]]:
-    """The values of ``--lora`` as recipes hold them; errors as for `lora_setting`."""
+    """Returns the values of ``--lora`` as recipes hold them; errors as for `lora_setting`."""
     return [_lora(text) for text in loras]
 
 
 def _lora(text: str) -> dict[str, object]:
-    """A scale is what follows the last colon, unless that is a part of the path."""
+    """Returns a scale is what follows the last colon, unless that is a part of the path."""
     from hidiff_export.errors import InputError
 
     path, colon, scale = text.rpartition(":")

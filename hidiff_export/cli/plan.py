@@ -122,7 +122,7 @@ def _area(height: int, width: int) -> str:
 
 
 def _windows(phase: PlannedPhase) -> str:
-    """Each window shape once; a star where the feature map is odd and is resized first."""
+    """Returns each window shape once; a star where the feature map is odd and is resized first."""
     shapes = (
         _area(window.window_height, window.window_width) + ("*" if window.resized else "")
         for window in phase.geometry.windows
@@ -171,11 +171,11 @@ class Unit:
 
     @classmethod
     def of(cls, run: RunPlan) -> Unit:
-        """TFLOPs, or GFLOPs where an evaluation is a small part of one TFLOP."""
+        """Returns TFLOPs, or GFLOPs where an evaluation is a small part of one TFLOP."""
         return cls("TFLOPs", 1e12) if run.stock_flops > 1e11 else cls("GFLOPs", 1e9)
 
     def show(self, flops: int) -> str:
-        """The number with three digits or more."""
+        """Returns the number with three digits or more."""
         number = flops / self.scale
         digits = 0 if number >= 1000 else 1 if number >= 100 else 2
         return f"{number:,.{digits}f}"

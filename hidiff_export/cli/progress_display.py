@@ -38,7 +38,7 @@ class ProgressDisplay:
 
 @contextmanager
 def progress_display(*, quiet: bool) -> Iterator[ProgressDisplay]:
-    """A display on standard error, so that standard output stays for results."""
+    """Yields a display on standard error, so that standard output stays for results."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -73,12 +73,12 @@ Example:
 """,
 )
 def schema() -> None:
-    """Print the JSON Schema of a recipe, with which editors complete and check one."""
+    """Prints the JSON Schema of a recipe, with which editors complete and check one."""
     from hidiff_export.recipe.json_schema import recipe_schema
 
     click.echo(json.dumps(recipe_schema(), indent=1))
 
 
 def _purpose(path: Path) -> str:
-    """The comment on a recipe's first line."""
+    """Returns the comment on a recipe's first line."""
     return path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")

@@ -123,7 +123,7 @@ def _check_layout(layout: str) -> None:
 
 
 def _gpus(text: str) -> tuple[int, ...]:
-    """The numbers in ``0,1``. Raises InputError for anything else."""
+    """Returns the numbers in ``0,1``. Raises InputError for anything else."""
     from hidiff_export.errors import InputError
 
     parts = [part.strip() for part in text.split(",")] if text else []
@@ -135,7 +135,9 @@ def _gpus(text: str) -> tuple[int, ...]:
 
 
 def _options(texts: Sequence[str]) -> dict[str, str | int | bool]:
-    """Options of the backend. Raises InputError for what is no NAME=VALUE, or names something else of opening."""
+    """Returns options of the backend. Raises InputError for what is no NAME=VALUE, or names something else of
+    opening.
+    """
     from hidiff_export.errors import InputError
     from hidiff_runtime.cli.bundle_options import NAMES, named_value
 

@@ -70,11 +70,11 @@ class BuildState:
         return state
 
     def to_json(self) -> dict[str, Any]:
-        """What ``build.json`` holds."""
+        """Returns what ``build.json`` holds."""
         return encode(self)
 
     def files(self) -> dict[str, FileDigest]:
-        """Every file that the finished stages wrote."""
+        """Returns every file that the finished stages wrote."""
         return {path: record for stage in self.stages.values() for path, record in stage.files.items()}
 
 

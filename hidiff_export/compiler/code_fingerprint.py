@@ -51,7 +51,7 @@ class Imports:
 
     @classmethod
     def of(cls, source: str, package: str, roots: Collection[str]) -> Imports:
-        """What the source of a module in ``package`` names; ``roots`` are the packages that matter."""
+        """Returns what the source of a module in ``package`` names; ``roots`` are the packages that matter."""
         lazy: dict[str, str] = {}
         text = _FOR_TYPE_CHECKERS.sub("", source)
         if bare := _GETATTR.search(text):
@@ -66,7 +66,7 @@ class Imports:
 
 
 def _imported(text: str, package: str) -> Iterator[str]:
-    """What the import statements in ``text`` name."""
+    """Yields what the import statements in ``text`` name."""
     for statement in _IMPORT.findall(text):
         try:
             (node,) = ast.parse(dedent(statement)).body
@@ -103,7 +103,9 @@ class Sources:
                     self._packages.add(module)
 
     def fingerprint(self, module: str) -> str:
-        """SHA-256 over the sources that ``module`` runs; it may be one that lies outside of the packages."""
+        """Returns the SHA-256 over the sources that ``module`` runs; it may be one that lies outside of the
+        packages.
+        """
         if module not in self._fingerprints:
             sha = hashlib.sha256()
             for name in sorted(self.closure(module)):
@@ -132,7 +134,9 @@ class Sources:
         return self._sources[module]
 
     def _direct(self, module: str) -> Iterator[str]:
-        """The modules of the packages that run as soon as ``module`` is imported or one of its functions called."""
+        """Yields the modules of the packages that run as soon as ``module`` is imported or one of its functions
+        called.
+        """
         imports = self._imports_of(module)
         for name in imports.names:
             yield from self._modules(name)
@@ -141,7 +145,7 @@ class Sources:
         yield from self._modules(module.rpartition(".")[0])
 
     def _modules(self, name: str) -> Iterator[str]:
-        """The module of a dotted name, or the one that it comes from, and the packages above it."""
+        """Yields the module of a dotted name, or the one that it comes from, and the packages above it."""
         above, _, last = name.rpartition(".")
         if name in self._sources:
             yield name
@@ -159,6 +163,6 @@ class Sources:
 
 @cache
 def own_sources() -> Sources:
-    """The sources of both packages, as they were when this was first called."""
+    """Returns the sources of both packages, as they were when this was first called."""
     runtime = Path(str(hidiff_runtime.__file__)).parent
     return Sources({"hidiff_export": Path(__file__).parents[1], "hidiff_runtime": runtime})

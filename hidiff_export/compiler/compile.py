@@ -55,7 +55,7 @@ class BuildResult:
 
 
 def stage_key(stage: Stage, context: StageContext, done: dict[str, str]) -> str:
-    """The fingerprint of everything a stage's result depends on; of the code, what the stage itself runs.
+    """Returns the fingerprint of everything a stage's result depends on; of the code, what the stage itself runs.
 
     Args:
         stage: the stage.

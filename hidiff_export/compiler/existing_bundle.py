@@ -12,7 +12,7 @@ from hidiff_runtime.format.manifest import MANIFEST, Manifest
 
 
 def existing_bundle(folder: Path) -> Manifest | None:
-    """The manifest of the bundle in ``folder``; ``None`` where there is no folder or an empty one.
+    """Returns the manifest of the bundle in ``folder``; ``None`` where there is no folder or an empty one.
 
     Raises:
         BundleError: the folder holds something else, or a bundle of a newer format.
@@ -29,7 +29,7 @@ def existing_bundle(folder: Path) -> Manifest | None:
 
 
 def digest_of(folder: Path) -> str | None:
-    """A bundle's digest; empty for an empty folder, ``?`` for anything else, None where there is nothing."""
+    """Returns a bundle's digest; empty for an empty folder, ``?`` for anything else, None where there is nothing."""
     if not os.path.lexists(folder):
         return None
     if folder.is_symlink() or not folder.is_dir():

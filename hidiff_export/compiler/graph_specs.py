@@ -28,7 +28,7 @@ from hidiff_runtime.sampling.scheduler_table import SamplerTable
 
 
 def phase_record(context: StageContext, phase: Phase) -> PhaseRecord:
-    """The record of a phase's graph, without engines."""
+    """Returns the record of a phase's graph, without engines."""
     recipe = context.recipe
     config = read_config(context.unet / CONFIG)
     size = (recipe.latent_height, recipe.latent_width)
@@ -44,7 +44,7 @@ def phase_record(context: StageContext, phase: Phase) -> PhaseRecord:
 
 
 def controlnet_record(context: StageContext) -> GraphRecord | None:
-    """The record of the ControlNet's graph, without engines; None where the recipe names no ControlNet."""
+    """Returns the record of the ControlNet's graph, without engines; None where the recipe names no ControlNet."""
     recipe = context.recipe
     if recipe.controlnet is None:
         return None
@@ -59,7 +59,7 @@ def controlnet_record(context: StageContext) -> GraphRecord | None:
 
 
 def step_record(context: StageContext) -> GraphRecord:
-    """The record of the step graph, without engines."""
+    """Returns the record of the step graph, without engines."""
     phase = phase_record(context, context.phases[0])
     latents = next(spec for spec in phase.inputs if spec.name == LATENTS)
     due = (context.recipe.batch, phase.outputs[0], latents, states(context))
@@ -67,7 +67,7 @@ def step_record(context: StageContext) -> GraphRecord:
 
 
 def text_encoder_records(context: StageContext) -> tuple[TextEncoderRecord, ...]:
-    """The records of the text encoders' graphs, without engines."""
+    """Returns the records of the text encoders' graphs, without engines."""
     penultimate = context.recipe.family.is_sdxl
     return tuple(
         TextEncoderRecord(
@@ -86,7 +86,7 @@ def text_encoder_records(context: StageContext) -> tuple[TextEncoderRecord, ...]
 
 
 def vae_record(context: StageContext) -> VaeRecord | None:
-    """The record of the VAE's graphs, without engines; None where the bundle has no VAE."""
+    """Returns the record of the VAE's graphs, without engines; None where the bundle has no VAE."""
     if not context.recipe.vae:
         return None
     config, tiles = read_config(context.folder / "vae" / CONFIG), context.recipe.tiles
@@ -101,7 +101,9 @@ def vae_record(context: StageContext) -> VaeRecord | None:
 
 
 def states(context: StageContext) -> int:
-    """How many states the recipe's samplers need at most, and 1 at least, by the tables that are there already."""
+    """Returns how many states the recipe's samplers need at most, and 1 at least, by the tables that are there
+    already.
+    """
     needed = [1]
     for sampler in context.recipe.sampler:
         with SafetensorsFile.open(table_path(context, sampler.value)) as table:
@@ -110,7 +112,9 @@ def states(context: StageContext) -> int:
 
 
 def graph_records(context: StageContext) -> tuple[GraphRecord, ...]:
-    """The records of every graph that engines are built from: the phases' in running order, then the others'."""
+    """Returns the records of every graph that engines are built from: the phases' in running order, then the
+    others'.
+    """
     control, vae = controlnet_record(context), vae_record(context)
     return (
         *(phase_record(context, phase) for phase in context.phases),
@@ -122,7 +126,8 @@ def graph_records(context: StageContext) -> tuple[GraphRecord, ...]:
 
 
 def bare_manifest(context: StageContext, tables: Mapping[str, SamplerTable], force_zeros: bool) -> Manifest:
-    """All that a manifest says of recipe, configurations and tables: without engines, files and what was recorded.
+    """Returns all that a manifest says of recipe, configurations and tables: without engines, files and what was
+    recorded.
 
     Args:
         context: of the build, or of a finished bundle.

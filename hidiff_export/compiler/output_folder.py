@@ -93,7 +93,7 @@ def _cannot_be_renamed(folder: Path, error: OSError) -> InputError | StorageErro
 
 
 def _behind_link(output: Path) -> Path:
-    """The absolute path, with a name; what it leads to where it is a symbolic link."""
+    """Returns the absolute path, with a name; what it leads to where it is a symbolic link."""
     folder = output.absolute()
     if folder.name in ("", ".."):
         folder = folder.resolve()
@@ -121,7 +121,7 @@ def _circle(link: Path) -> InputError:
 
 
 def _existing_parent(folder: Path) -> Path:
-    """The nearest folder above that is there."""
+    """Returns the nearest folder above that is there."""
     parent = next(above for above in folder.parents if above.exists() or above.is_symlink())
     if not parent.is_dir():
         raise InputError(
@@ -133,7 +133,7 @@ def _existing_parent(folder: Path) -> Path:
 
 
 def _is_mount_point(folder: Path) -> bool:
-    """Whether something is mounted at ``folder``; binding a folder of the same disk shows in the list alone."""
+    """Returns whether something is mounted at ``folder``; binding a folder of the same disk shows in the list alone."""
     if os.path.ismount(folder):
         return True
     try:
@@ -171,5 +171,5 @@ def _too_long(name: str, what: str) -> InputError:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether it is a file itself: no symbolic link, no pipe, no device."""
+    """Returns whether it is a file itself: no symbolic link, no pipe, no device."""
     return stat.S_ISREG(path.lstat().st_mode)

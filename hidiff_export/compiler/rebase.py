@@ -42,7 +42,8 @@ _TRACED_WITH = (
 def rebased_recipe(
     manifest: Manifest, changes: Mapping[str, Any], overrides: Iterable[str] = ()
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe of a bundle with another ``source``, ``controlnet`` or ``lora``, and what was left of the old one.
+    """Returns the recipe of a bundle with another ``source``, ``controlnet`` or ``lora``, and what was left of the old
+    one.
 
     What is not named stays, but for the noise schedule's words where the new source says something of its own.
 
@@ -77,7 +78,7 @@ def rebased_recipe(
 
 
 def _with_own_schedule(values: Mapping[str, Any], overrides: tuple[str, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The values without the words of the noise schedule that the new source has its own of."""
+    """Returns the values without the words of the noise schedule that the new source has its own of."""
     from hidiff_export.scheduler_tables.noise_schedule import RECIPE_KEYS, checkpoint_schedule
 
     bare = {key: value for key, value in values.items() if key not in RECIPE_KEYS}

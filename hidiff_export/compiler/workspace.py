@@ -190,7 +190,9 @@ class Workspace:
             )
 
     def _recorded(self) -> Iterable[str]:
-        """The files of the interrupted build's finished stages; none where its record is damaged and thrown away."""
+        """Returns the files of the interrupted build's finished stages; none where its record is damaged and thrown
+        away.
+        """
         try:
             return BuildState.read(self.folder).files()
         except BundleError:
@@ -226,7 +228,7 @@ class Workspace:
         self._mark(None)
 
     def is_complete(self, name: str, key: str) -> bool:
-        """Whether stage ``name`` was finished from the same inputs and each of its files is as it was left."""
+        """Returns whether stage ``name`` was finished from the same inputs and each of its files is as it was left."""
         record = self._state.stages.get(name)
         return record is not None and record.key == key and not faults(self.folder, record.files)
 
@@ -239,7 +241,7 @@ class Workspace:
                 (self.folder / path).unlink(missing_ok=True)
 
     def notices(self, name: str) -> tuple[str, ...]:
-        """What stage ``name`` told when it was finished."""
+        """Returns what stage ``name`` told when it was finished."""
         return self._state.stages[name].notices
 
     def finish(self, name: str, key: str, paths: tuple[Path, ...], notices: Sequence[str] = ()) -> None:
@@ -249,7 +251,7 @@ class Workspace:
         self._save()
 
     def files(self) -> dict[str, FileDigest]:
-        """Every file that the finished stages wrote."""
+        """Returns every file that the finished stages wrote."""
         return self._state.files()
 
     def compare(self, report: Report | None = None) -> None:
@@ -324,21 +326,23 @@ def _beside(output: Path, suffix: str) -> Path:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, and every link, which is not followed."""
+    """Yields every file below a folder, and every link, which is not followed."""
     for above, folders, files in os.walk(folder):
         yield from (Path(above, name) for name in files)
         yield from (path for name in folders if (path := Path(above, name)).is_symlink())
 
 
 def _is_state(folder: Path) -> bool:
-    """Whether there is a build's record in a folder."""
+    """Returns whether there is a build's record in a folder."""
     with suppress(BundleError):
         return os.path.lexists(folder / STATE) and BuildState.read(folder) is not None
     return False
 
 
 def _marked(folder: Path) -> str | None:
-    """The digest of the bundle that the build of ``folder`` was replacing; None where it was not, or says nothing."""
+    """Returns the digest of the bundle that the build of ``folder`` was replacing; None where it was not, or says
+    nothing.
+    """
     with suppress(BundleError):
         return BuildState.read(folder).replaces
     return None

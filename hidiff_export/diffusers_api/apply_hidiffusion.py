@@ -51,7 +51,7 @@ class _Options:
     compat: Compat
 
     def rule_for(self, latent_height: int, latent_width: int) -> PhaseRule:
-        """The rule for latents of this size."""
+        """Returns the rule for latents of this size."""
         pixels = (latent_width * PIXELS_PER_LATENT, latent_height * PIXELS_PER_LATENT)
         rule = self.rule or phase_rule(self.family, self.task, *pixels)
         return rule if self.raunet else replace(rule, strided=None, pooled=None)
@@ -205,7 +205,7 @@ def apply_hidiffusion(
 
 
 def draw_window_shifts(generator: torch.Generator | None, blocks: int) -> torch.Tensor:
-    """int32 [blocks]: 0 for a uniform up to 0.25, 1 up to 0.5, 2 up to 0.75, else 3.
+    """Draws int32 [blocks]: 0 for a uniform up to 0.25, 1 up to 0.5, 2 up to 0.75, else 3.
 
     Args:
         generator: of the run; torch's global one on the CPU if there is none.
@@ -251,7 +251,7 @@ def _family_of(pipe: Any, unet: Any) -> Family:
 
 
 def task_of(pipe: Any, unet: Any) -> Task:
-    """Which variant of the thresholds a pipeline with this UNet runs by."""
+    """Returns which variant of the thresholds a pipeline with this UNet runs by."""
     if getattr(pipe, "controlnet", None) is not None:
         # Pipelines that take a picture beside the control image call the latter `control_image`.
         both = "control_image" in inspect.signature(type(pipe).__call__).parameters

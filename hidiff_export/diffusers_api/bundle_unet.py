@@ -165,7 +165,7 @@ class BundleUNet(torch.nn.Module):
         encoder_attention_mask: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """One evaluation, in the phase that the run's step asks for; parameters and result are diffusers' own.
+        """Returns one evaluation, in the phase that the run's step asks for; parameters and result are diffusers' own.
 
         Raises:
             InputError: outside a pipeline's run, or with anything that the bundle's graphs do not take.
@@ -244,7 +244,7 @@ class _WhileInPlace(MethodPatches):
         self._leave = leave
 
     def wrap(self, owner: object, name: str, around: Callable[..., Any]) -> None:
-        """As :meth:`MethodPatches.wrap` does."""
+        """Wraps a method as `MethodPatches.wrap` does."""
 
         def guarded(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self._in_place():
@@ -256,7 +256,7 @@ class _WhileInPlace(MethodPatches):
 
 
 def _config(bundle: Bundle) -> FrozenDict:
-    """The UNet's configuration with diffusers' defaults, since older checkpoints leave out what came later."""
+    """Returns the UNet's configuration with diffusers' defaults, since older checkpoints leave out what came later."""
     stored = read_config(bundle.file(f"unet/{CONFIG}"))
     parameters = signature(UNet2DConditionModel.__init__).parameters.values()
     defaults = {known.name: known.default for known in parameters if known.default is not Parameter.empty}
@@ -266,14 +266,16 @@ def _config(bundle: Bundle) -> FrozenDict:
 
 
 def _callers(frame: FrameType | None) -> Iterator[tuple[FrameType, Any]]:
-    """The calling frames from the inside out, each with its ``self``."""
+    """Yields the calling frames from the inside out, each with its ``self``."""
     while frame is not None:
         yield frame, frame.f_locals.get("self")
         frame = frame.f_back
 
 
 def _generator(frame: FrameType, pipe: Any) -> Any:
-    """The ``generator`` that a pipeline was called with, the first of a list; it may have handed it on already."""
+    """Returns the ``generator`` that a pipeline was called with, the first of a list; it may have handed it on
+    already.
+    """
     for caller, owner in _callers(frame):
         given = caller.f_locals.get("generator") if owner is pipe else None
         if given is not None:

@@ -32,7 +32,7 @@ def evaluate(
     timestep: torch.Tensor | float,
     shifts: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The predicted noise, float32 ``[batch, channels, height, width]`` on the CPU.
+    """Returns the predicted noise, float32 ``[batch, channels, height, width]`` on the CPU.
 
     A batch is evaluated in pieces of the graph's own, the last one filled up by its last picture; pictures of a batch
     have nothing to do with each other, so it makes no difference but to the time.

@@ -44,7 +44,7 @@ class MethodPatches:
             self._undo.pop()()
 
     def _shadow(self, method: Callable[..., Any], around: Callable[..., Any]) -> Callable[..., Any]:
-        """A function to bind to the owner; its signature is the method's, since diffusers looks at those.
+        """Returns a function to bind to the owner; its signature is the method's, since diffusers looks at those.
 
         It binds the class's function anew for each call, so that a deep copy of the owner works on its own state.
         """

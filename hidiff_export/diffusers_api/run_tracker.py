@@ -49,7 +49,7 @@ class RunTracker:
         return self._begun
 
     def position(self) -> tuple[int, int]:
-        """The logical step at hand, from 0, and how many the run has.
+        """Returns the logical step at hand, from 0, and how many the run has.
 
         A second-order scheduler evaluates the UNet twice a step; PNDM counts its extra evaluation as a step, as the
         published package does.

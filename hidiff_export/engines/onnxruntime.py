@@ -28,14 +28,14 @@ class OnnxRuntimeBuilder:
     name = "onnxruntime"
 
     def check(self) -> None:
-        """Nothing can be missing: lowering takes no library of the backend."""
+        """Accepts everything: lowering takes no library of the backend."""
 
     def key(self) -> Any:
-        """The lowered graph is the same for every target and version."""
+        """Returns the lowered graph is the same for every target and version."""
         return {}
 
     def engines(self, graphs: Sequence[PortableGraph]) -> tuple[Path, ...]:
-        """``strided.onnxruntime.onnx`` beside ``strided.onnx``."""
+        """Returns ``strided.onnxruntime.onnx`` beside ``strided.onnx``."""
         return tuple(graph.path.with_suffix(f".{self.name}.onnx") for graph in graphs)
 
     def build(self, graphs: Sequence[PortableGraph], report: Report) -> tuple[Path, ...]:
@@ -56,7 +56,7 @@ def lower(graph: Path, engine: Path) -> None:
 
 
 def lowering_passes() -> ir.passes.Sequential:
-    """From the portable graph to ONNX Runtime's."""
+    """Returns the passes from the portable graph to ONNX Runtime's."""
     return ir.passes.Sequential(
         AttentionToMha(),
         LinearToGemm(),

@@ -43,11 +43,13 @@ class Builder(Protocol):
         ...
 
     def key(self) -> Any:
-        """What engines depend on beside the graphs and the weights: targets, options, the library's version. JSON."""
+        """Returns what engines depend on beside the graphs and the weights: targets, options, the library's version.
+        JSON.
+        """
         ...
 
     def engines(self, graphs: Sequence[PortableGraph]) -> tuple[Path, ...]:
-        """Where the engine of each graph goes: beside the graph."""
+        """Returns where the engine of each graph goes: beside the graph."""
         ...
 
     def build(self, graphs: Sequence[PortableGraph], report: Report) -> tuple[Path, ...]:

@@ -41,12 +41,14 @@ class Cost:
 
 
 def unet_cost(config: Mapping[str, Any], layout: Layout, geometry: UNetGeometry) -> Cost:
-    """Cost of a UNet in the phase that ``geometry`` was made for; the stock UNet's, with a layout without windows."""
+    """Returns cost of a UNet in the phase that ``geometry`` was made for; the stock UNet's, with a layout without
+    windows.
+    """
     return _total(_unet(config, layout, geometry))
 
 
 def unet_parameters(config: Mapping[str, Any], layout: Layout) -> int:
-    """How many parameters the UNet has."""
+    """Returns how many parameters the UNet has."""
     geometry = UNetGeometry.of(config, layout, _STOCK, _ANY_SIZE, _ANY_SIZE)
     return unet_cost(config, layout, geometry).parameters
 
@@ -54,7 +56,7 @@ def unet_parameters(config: Mapping[str, Any], layout: Layout) -> int:
 def stock_geometry(
     config: Mapping[str, Any], layout: Layout, latent_height: int, latent_width: int
 ) -> tuple[Layout, UNetGeometry]:
-    """Layout and geometry of the UNet as it was published, without HiDiffusion."""
+    """Returns layout and geometry of the UNet as it was published, without HiDiffusion."""
     stock = layout.without_windows()
     return stock, UNetGeometry.of(config, stock, _STOCK, latent_height, latent_width)
 
@@ -62,7 +64,7 @@ def stock_geometry(
 def controlnet_cost(
     config: Mapping[str, Any], unet_config: Mapping[str, Any], layout: Layout, height: int, width: int
 ) -> Cost:
-    """Cost of a ControlNet.
+    """Returns cost of a ControlNet.
 
     Args:
         config: of diffusers' ``ControlNetModel``.
@@ -78,7 +80,7 @@ def _total(parts: Iterator[Cost]) -> Cost:
 
 
 def _dense(inputs: int, outputs: int, positions: int = 1, *, kernel: int = 1, bias: bool = True) -> Cost:
-    """A linear layer, or a convolution of a square kernel, at ``positions`` output positions."""
+    """Returns a linear layer, or a convolution of a square kernel, at ``positions`` output positions."""
     weights = inputs * outputs * kernel**2
     return Cost(weights + outputs * bias, 2 * weights * positions)
 
@@ -103,7 +105,7 @@ def _controlnet(config: Mapping[str, Any], layout: Layout, geometry: UNetGeometr
 
 
 def _control_image(config: Mapping[str, Any], latent_positions: int) -> Iterator[Cost]:
-    """The convolutions that bring the control image from pixels to the latents' size."""
+    """Yields the convolutions that bring the control image from pixels to the latents' size."""
     widths = config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))
     scale = 4 ** (len(widths) - 1)
     yield _dense(_CONTROL_IMAGE_CHANNELS, widths[0], latent_positions * scale, kernel=3)
@@ -127,7 +129,7 @@ def _embeddings(config: Mapping[str, Any]) -> Iterator[Cost]:
 def _features(
     config: Mapping[str, Any], layout: Layout, geometry: UNetGeometry, features: Sequence[Feature]
 ) -> Iterator[Cost]:
-    """The layers behind each feature map, which enter with as many channels as the one before had."""
+    """Yields the layers behind each feature map, which enter with as many channels as the one before had."""
     windows = dict(zip(layout.windowed_blocks, geometry.windows, strict=True))
     skips = [channels for channels, _, _ in geometry.skips]
     channels = config["in_channels"]

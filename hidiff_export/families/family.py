@@ -175,7 +175,7 @@ def _architecture(family: Family, width: Width) -> dict[str, Any]:
 
 
 def unet_config(family: Family, task: Task, width: Width = Width.FULL) -> dict[str, Any]:
-    """Arguments of diffusers' ``UNet2DConditionModel`` for this family; what is not named is the class default.
+    """Returns arguments of diffusers' ``UNet2DConditionModel`` for this family; what is not named is the class default.
 
     At full width these are the published checkpoints' own values; tiny keeps every module in its place.
     """
@@ -189,7 +189,7 @@ def unet_config(family: Family, task: Task, width: Width = Width.FULL) -> dict[s
 
 
 def controlnet_config(family: Family, width: Width = Width.FULL) -> dict[str, Any]:
-    """Arguments of diffusers' ``ControlNetModel`` for a ControlNet of this family."""
+    """Returns arguments of diffusers' ``ControlNetModel`` for a ControlNet of this family."""
     config = _architecture(family, width)
     del config["up_block_types"], config["sample_size"]
     return {
@@ -201,7 +201,7 @@ def controlnet_config(family: Family, width: Width = Width.FULL) -> dict[str, An
 
 
 def text_encoder_configs(family: Family, width: Width = Width.FULL) -> dict[str, dict[str, Any]]:
-    """Arguments of transformers' ``CLIPTextConfig`` for each text encoder, by its folder's name.
+    """Returns arguments of transformers' ``CLIPTextConfig`` for each text encoder, by its folder's name.
 
     They come in the order in which their embeddings are joined.
     """
@@ -210,7 +210,7 @@ def text_encoder_configs(family: Family, width: Width = Width.FULL) -> dict[str,
 
 
 def vae_config(family: Family, width: Width = Width.FULL) -> dict[str, Any]:
-    """Arguments of diffusers' ``AutoencoderKL`` for this family's VAE."""
+    """Returns arguments of diffusers' ``AutoencoderKL`` for this family's VAE."""
     levels = len(_VAES[width]["block_out_channels"])
     return {
         **_VAES[width],
@@ -237,7 +237,7 @@ _SCALED_LINEAR = {
 
 
 def default_scheduler(family: Family) -> tuple[str, dict[str, Any]]:
-    """The diffusers scheduler class and configuration that the family's checkpoints come with.
+    """Returns the diffusers scheduler class and configuration that the family's checkpoints come with.
 
     SD2.1 is the 512-pixel base model, which predicts epsilon.
     """

@@ -64,7 +64,7 @@ class WindowShape:
         return (self.padded_height, self.padded_width) != (self.height, self.width)
 
     def shift(self, quarters: int) -> tuple[int, int]:
-        """Rows and columns by which the feature map is rolled before it is cut, for a shift of 0 to 3 quarters.
+        """Returns rows and columns by which the feature map is rolled before it is cut, for a shift of 0 to 3 quarters.
 
         As published, windows lower than four rows are not shifted sideways either.
         """
@@ -115,7 +115,7 @@ class UNetGeometry:
     def of(
         cls, config: Mapping[str, Any], layout: Layout, phase: Phase, latent_height: int, latent_width: int
     ) -> UNetGeometry:
-        """The geometry of ``phase``.
+        """Returns the geometry of ``phase``.
 
         Args:
             config: of diffusers' ``UNet2DConditionModel``.
@@ -128,7 +128,7 @@ class UNetGeometry:
         return walk.geometry()
 
     def size_of(self, name: str) -> tuple[int, int]:
-        """Height and width of what the module ``name`` computes.
+        """Returns height and width of what the module ``name`` computes.
 
         Raises:
             InputError: there is no such module.
@@ -229,7 +229,7 @@ def _attention_of(transformer_block: str) -> str:
 
 
 def control_latent(latent_height: int, latent_width: int) -> tuple[int, int]:
-    """Height and width of the latents that a ControlNet sees, as published: SDXL's own size, multiples of 8.
+    """Returns height and width of the latents that a ControlNet sees, as published: SDXL's own size, multiples of 8.
 
     The latents are resized to it (nearest), the control image to eight times it.
     """

@@ -25,14 +25,14 @@ MID_RESIDUAL = "mid_residual"
 
 
 def down_residual_name(index: int) -> str:
-    """Name of the ControlNet's residual for skip connection ``index``."""
+    """Returns name of the ControlNet's residual for skip connection ``index``."""
     return f"{DOWN_RESIDUAL}{index:02d}"
 
 
 def control_residuals(
     config: Mapping[str, Any], layout: Layout, latent_height: int, latent_width: int, model_batch: int
 ) -> tuple[TensorSpec, ...]:
-    """What a ControlNet beside this UNet gives: a residual for each skip connection, then the middle block's.
+    """Returns what a ControlNet beside this UNet gives: a residual for each skip connection, then the middle block's.
 
     Args:
         config: of the UNet.
@@ -55,7 +55,7 @@ def phase_inputs(
     *,
     prompt_tokens: int = PROMPT_TOKENS,
 ) -> tuple[TensorSpec, ...]:
-    """The inputs of a phase's graph, in its order.
+    """Returns the inputs of a phase's graph, in its order.
 
     ``latents`` (scaled by the sampler), ``timestep``, ``prompt_embeds``; ``window_shifts``, 0 to 3 for each windowed
     block, if there are any; for SDXL's architecture ``text_embeds`` and ``time_ids``; where the phase has control,
@@ -83,7 +83,7 @@ def controlnet_inputs(
     *,
     prompt_tokens: int = PROMPT_TOKENS,
 ) -> tuple[TensorSpec, ...]:
-    """The inputs of the ControlNet's graph, in its order; all are float32.
+    """Returns the inputs of the ControlNet's graph, in its order; all are float32.
 
     ``latents``, ``timestep`` and ``prompt_embeds`` as the phases take them; ``control_image``, 0 to 1, at eight times
     :func:`control_latent`; ``conditioning_scale``; for SDXL's architecture ``text_embeds`` and ``time_ids``.
@@ -106,7 +106,7 @@ def controlnet_inputs(
 def controlnet_outputs(
     config: Mapping[str, Any], latent_height: int, latent_width: int, model_batch: int
 ) -> tuple[TensorSpec, ...]:
-    """The outputs of the ControlNet's graph: what :func:`control_residuals` says of a UNet that it fits.
+    """Returns the outputs of the ControlNet's graph: what :func:`control_residuals` says of a UNet that it fits.
 
     Args:
         config: of diffusers' ``ControlNetModel``; the rest as for :func:`controlnet_inputs`.
@@ -124,12 +124,12 @@ def controlnet_outputs(
 
 
 def text_encoder_inputs() -> tuple[TensorSpec, ...]:
-    """The inputs of a text encoder's graph: one prompt's tokens, and how many layers its embeddings skip."""
+    """Returns the inputs of a text encoder's graph: one prompt's tokens, and how many layers its embeddings skip."""
     return TensorSpec("input_ids", (1, PROMPT_TOKENS), "int32"), TensorSpec("clip_skip", (1,), "int32")
 
 
 def text_encoder_outputs(config: Mapping[str, Any], *, pooled: bool) -> tuple[TensorSpec, ...]:
-    """The outputs of a text encoder's graph, float32: ``prompt_embeds``, and ``text_embeds`` where it pools.
+    """Returns the outputs of a text encoder's graph, float32: ``prompt_embeds``, and ``text_embeds`` where it pools.
 
     Args:
         config: of transformers' ``CLIPTextConfig``.
@@ -139,14 +139,14 @@ def text_encoder_outputs(config: Mapping[str, Any], *, pooled: bool) -> tuple[Te
 
 
 def most_skipped(config: Mapping[str, Any], *, penultimate: bool) -> int:
-    """The most layers that a text encoder's embeddings can skip: the first layer's output always remains."""
+    """Returns the most layers that a text encoder's embeddings can skip: the first layer's output always remains."""
     return int(config["num_hidden_layers"]) - (2 if penultimate else 1)
 
 
 def _sample(
     config: Mapping[str, Any], latent_height: int, latent_width: int, model_batch: int, prompt_tokens: int
 ) -> tuple[TensorSpec, ...]:
-    """What every network is asked about."""
+    """Returns what every network is asked about."""
     return (
         TensorSpec("latents", (model_batch, config["in_channels"], latent_height, latent_width), "float32"),
         TensorSpec("timestep", (1,), "float32"),
@@ -155,7 +155,7 @@ def _sample(
 
 
 def _added_conditions(config: Mapping[str, Any], model_batch: int) -> tuple[TensorSpec, ...]:
-    """What SDXL's architecture is conditioned on beside the prompt."""
+    """Returns what SDXL's architecture is conditioned on beside the prompt."""
     if config.get("addition_embed_type") != "text_time":
         return ()
     pooled = config["projection_class_embeddings_input_dim"] - TIME_IDS * config["addition_time_embed_dim"]
@@ -168,5 +168,5 @@ def _added_conditions(config: Mapping[str, Any], model_batch: int) -> tuple[Tens
 def phase_outputs(
     config: Mapping[str, Any], latent_height: int, latent_width: int, model_batch: int
 ) -> tuple[TensorSpec, ...]:
-    """The output of a phase's graph: ``noise_pred``, float32."""
+    """Returns the output of a phase's graph: ``noise_pred``, float32."""
     return (TensorSpec("noise_pred", (model_batch, config["out_channels"], latent_height, latent_width), "float32"),)

@@ -31,11 +31,11 @@ class Layout:
 
     @classmethod
     def of(cls, family: Family) -> Layout:
-        """The published places for ``family``."""
+        """Returns the published places for ``family``."""
         return _SDXL_LAYOUT if family.is_sdxl else _SD_LAYOUT
 
     def without_windows(self) -> Layout:
-        """The same places with global attention everywhere."""
+        """Returns the same places with global attention everywhere."""
         return replace(self, windowed_blocks=())
 
 
@@ -67,7 +67,7 @@ _EXTREME_LATENT = {False: 256, True: 512}
 
 
 def phase_rule(family: Family, task: Task, width: int, height: int) -> PhaseRule:
-    """When each change is in force, with the published package's thresholds.
+    """Returns when each change is in force, with the published package's thresholds.
 
     The package takes a ControlNet for SDXL alone. SD1.5 and SD2.1 keep their own ranges beside one, and its residuals
     come in for the same part of the run as SDXL's.

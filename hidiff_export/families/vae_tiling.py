@@ -36,7 +36,7 @@ class VaeTiles:
 
     @classmethod
     def of(cls, height: int, width: int, tile: int | None) -> VaeTiles:
-        """The tiles of a picture.
+        """Returns the tiles of a picture.
 
         Without a tile's size, pictures of up to `UNTILED` pixels are one tile, and larger ones are cut into as few
         tiles of at most `TILE` as there can be, no larger than it takes.
@@ -53,19 +53,19 @@ class VaeTiles:
         return cls(rows, columns, overlap)
 
     def decoder_inputs(self, batch: int = 1) -> tuple[TensorSpec, ...]:
-        """``latents``, with the scaling factor taken out."""
+        """Returns ``latents``, with the scaling factor taken out."""
         return (TensorSpec("latents", (batch, LATENT_CHANNELS, *self._latents), "float32"),)
 
     def decoder_outputs(self, batch: int = 1) -> tuple[TensorSpec, ...]:
-        """``image``, from about -1 to 1, not clamped."""
+        """Returns ``image``, from about -1 to 1, not clamped."""
         return (TensorSpec("image", (batch, 3, self.height, self.width), "float32"),)
 
     def encoder_inputs(self, batch: int = 1) -> tuple[TensorSpec, ...]:
-        """``image``, -1 to 1."""
+        """Returns ``image``, -1 to 1."""
         return self.decoder_outputs(batch)
 
     def encoder_outputs(self, batch: int = 1) -> tuple[TensorSpec, ...]:
-        """``moments``: the means, then the logarithms of the variances."""
+        """Returns ``moments``: the means, then the logarithms of the variances."""
         return (TensorSpec("moments", (batch, 2 * LATENT_CHANNELS, *self._latents), "float32"),)
 
     @property
@@ -74,7 +74,7 @@ class VaeTiles:
 
 
 def _fitted(side: int, longest: int, overlap: int) -> int:
-    """The shortest tile with which as few tiles reach from end to end as with the longest."""
+    """Returns the shortest tile with which as few tiles reach from end to end as with the longest."""
     if side <= longest:
         return side
     count = ceil((side - overlap) / (longest - overlap))

@@ -25,20 +25,20 @@ from hidiff_runtime.format.manifest import TensorSpec
 
 
 def control_image_size(latent_height: int, latent_width: int) -> tuple[int, int]:
-    """Height and width in pixels of the control image that the ControlNet sees."""
+    """Returns height and width in pixels of the control image that the ControlNet sees."""
     height, width = control_latent(latent_height, latent_width)
     return height * PIXELS_PER_LATENT, width * PIXELS_PER_LATENT
 
 
 def nearest(tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """[batch, channels, height, width] brought to ``size``, each value the nearest one's."""
+    """Returns [batch, channels, height, width] brought to ``size``, each value the nearest one's."""
     return functional.interpolate(tensor, size)
 
 
 def fit_residuals(
     down: Sequence[torch.Tensor], mid: torch.Tensor, geometry: UNetGeometry
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """A ControlNet's residuals at the sizes of the UNet's feature maps, bicubic.
+    """Returns a ControlNet's residuals at the sizes of the UNet's feature maps, bicubic.
 
     Args:
         down: one for each skip connection, [batch, channels, height, width] each.
@@ -91,17 +91,17 @@ class ControlNetModule(GraphModule):
         return "the ControlNet"
 
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
+        """Returns names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
         config = self.controlnet.config
         return controlnet_inputs(config, *self._latent, model_batch, prompt_tokens=self._prompt_tokens)
 
     def output_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Names, shapes and types of the residuals: the skip connections', then the middle block's."""
+        """Returns names, shapes and types of the residuals: the skip connections', then the middle block's."""
         return controlnet_outputs(self.controlnet.config, *self._latent, model_batch)
 
     @staticmethod
     def arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """:meth:`forward`'s keyword arguments: the inputs by name."""
+        """Returns :meth:`forward`'s keyword arguments: the inputs by name."""
         return dict(inputs)
 
     def forward(
@@ -114,7 +114,8 @@ class ControlNetModule(GraphModule):
         text_embeds: torch.Tensor | None = None,
         time_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """The residual of each skip connection, then the middle block's, at the ControlNet's own sizes, float32.
+        """Returns the residual of each skip connection, then the middle block's, at the ControlNet's own sizes,
+        float32.
 
         Args:
             latents: [model batch, 4, height, width], as the UNet gets them.
@@ -141,7 +142,8 @@ class ControlNetModule(GraphModule):
 
 
 def resized_control(in_use: Callable[[int, int], bool]) -> Callable[..., Any]:
-    """What to wrap around a live ControlNet's ``forward``: its inputs resized, and nothing computed while not in use.
+    """Returns what to wrap around a live ControlNet's ``forward``: its inputs resized, and nothing computed while not
+    in use.
 
     Works for diffusers' ``ControlNetModel``, ``MultiControlNetModel`` and ``ControlNetUnionModel``.
 

@@ -28,13 +28,15 @@ class GraphModule(nn.Module, ABC):
 
     @abstractmethod
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
+        """Returns names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
 
     @abstractmethod
     def output_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Names, shapes and types of the outputs."""
+        """Returns names, shapes and types of the outputs."""
 
     @staticmethod
     @abstractmethod
     def arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """``forward``'s keyword arguments from the inputs by name that :meth:`input_specs` lists, in that order."""
+        """Returns ``forward``'s keyword arguments from the inputs by name that :meth:`input_specs` lists, in that
+        order.
+        """

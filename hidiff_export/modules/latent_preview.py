@@ -15,7 +15,7 @@ _OCTAVES = 4
 
 
 def fit_preview(vae: Any) -> list[list[float]]:
-    """Factors for red, green and blue, -1 to 1: a row for each channel of a scaled latent, and a row to add.
+    """Returns factors for red, green and blue, -1 to 1: a row for each channel of a scaled latent, and a row to add.
 
     Least squares over what the checkpoint's own decoder makes of smooth random latents, averaged over the pixels of
     each latent. The same VAE gives the same factors.
@@ -35,7 +35,7 @@ def fit_preview(vae: Any) -> list[list[float]]:
 
 
 def _smooth_noise() -> torch.Tensor:
-    """Normal latents with details of every size, as pictures have: float32 [pictures, 4, side, side]."""
+    """Returns normal latents with details of every size, as pictures have: float32 [pictures, 4, side, side]."""
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(_PICTURES, LATENT_CHANNELS, _SIDE, _SIDE)
     for octave in range(_OCTAVES):

@@ -26,7 +26,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def structural_copy(module: Module) -> Module:
-    """A copy of the module tree that shares every parameter and buffer, tied ones included, with ``module``."""
+    """Returns a copy of the module tree that shares every parameter and buffer, tied ones included, with ``module``."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
     return copy.deepcopy(module, shared)
 
@@ -78,7 +78,7 @@ class PhaseUNet(GraphModule):
         return f"the phase {self.phase.name}"
 
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
+        """Returns names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
         geometry = self.geometry
         size = (geometry.latent_height, geometry.latent_width)
         return phase_inputs(
@@ -86,12 +86,13 @@ class PhaseUNet(GraphModule):
         )
 
     def output_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Name, shape and type of the output."""
+        """Returns name, shape and type of the output."""
         return phase_outputs(self._config, self.geometry.latent_height, self.geometry.latent_width, model_batch)
 
     @staticmethod
     def arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """:meth:`forward`'s keyword arguments from the inputs by name that :meth:`input_specs` lists, in that order.
+        """Returns :meth:`forward`'s keyword arguments from the inputs by name that :meth:`input_specs` lists, in that
+        order.
 
         The ControlNet's residuals become one tuple; everything else is as it was.
         """
@@ -113,7 +114,7 @@ class PhaseUNet(GraphModule):
         down_residuals: Sequence[torch.Tensor] = (),
         mid_residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The predicted noise, [model batch, 4, height, width], of the latents' type.
+        """Returns the predicted noise, [model batch, 4, height, width], of the latents' type.
 
         Args:
             latents: [model batch, channels, height, width], scaled by the sampler; for inpainting with the mask and

@@ -22,7 +22,7 @@ _MORE_THAN_ANY_SIZE = 32
 
 
 def every_other(hidden_states: torch.Tensor) -> torch.Tensor:
-    """Every other row and column of [batch, channels, height, width], the first ones included."""
+    """Returns every other row and column of [batch, channels, height, width], the first ones included."""
     return hidden_states[..., ::2, ::2]
 
 
@@ -32,7 +32,7 @@ def pooled(hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 def restored(hidden_states: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """[batch, channels, height, width] brought to ``size``, bicubic."""
+    """Returns [batch, channels, height, width] brought to ``size``, bicubic."""
     return functional.interpolate(hidden_states, size=size, mode="bicubic")
 
 

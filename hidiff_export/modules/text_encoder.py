@@ -42,20 +42,20 @@ class TextEncoderModule(GraphModule):
         return "the text encoder"
 
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:  # noqa: ARG002 - one prompt
-        """``input_ids`` and ``clip_skip``; prompts come one at a time, whatever the batch."""
+        """Returns ``input_ids`` and ``clip_skip``; prompts come one at a time, whatever the batch."""
         return text_encoder_inputs()
 
     def output_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:  # noqa: ARG002 - one prompt
-        """``prompt_embeds``, and ``text_embeds`` of an encoder that projects."""
+        """Returns ``prompt_embeds``, and ``text_embeds`` of an encoder that projects."""
         return text_encoder_outputs(self.text_encoder.config.to_dict(), pooled=self._projects)
 
     @staticmethod
     def arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """:meth:`forward`'s keyword arguments: the inputs by name."""
+        """Returns :meth:`forward`'s keyword arguments: the inputs by name."""
         return dict(inputs)
 
     def forward(self, input_ids: torch.Tensor, clip_skip: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The prompt's embeddings, float32.
+        """Returns the prompt's embeddings, float32.
 
         Args:
             input_ids: [1, 77], int32, as the tokenizer gives them, start, end and padding included.
@@ -81,7 +81,7 @@ class TextEncoderModule(GraphModule):
 
 
 def end_positions(input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
-    """Where each prompt ends, as transformers finds it: int64 [prompts].
+    """Returns where each prompt ends, as transformers finds it: int64 [prompts].
 
     With the ``eos_token_id`` 2 of the published configurations it is at the first of the highest ids, else at the
     first token of that id. (transformers' ``CLIPTextModel.forward``)

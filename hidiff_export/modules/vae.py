@@ -31,7 +31,7 @@ class _VaeModule(GraphModule):
 
     @staticmethod
     def arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """``forward``'s keyword arguments: the inputs by name."""
+        """Returns ``forward``'s keyword arguments: the inputs by name."""
         return dict(inputs)
 
 
@@ -44,15 +44,15 @@ class VaeDecoder(_VaeModule):
         return "the VAE's decoder"
 
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Name, shape and type of the input: latents of one tile."""
+        """Returns name, shape and type of the input: latents of one tile."""
         return self.tiles.decoder_inputs(model_batch)
 
     def output_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Name, shape and type of the output: the tile's picture."""
+        """Returns name, shape and type of the output: the tile's picture."""
         return self.tiles.decoder_outputs(model_batch)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """The picture, [batch, 3, 8 * height, 8 * width], from about -1 to 1, not clamped.
+        """Returns the picture, [batch, 3, 8 * height, 8 * width], from about -1 to 1, not clamped.
 
         Args:
             latents: [batch, 4, height, width], the scaling factor taken out.
@@ -71,11 +71,11 @@ class VaeEncoder(_VaeModule):
         return "the VAE's encoder"
 
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Name, shape and type of the input: the picture of one tile."""
+        """Returns name, shape and type of the input: the picture of one tile."""
         return self.tiles.encoder_inputs(model_batch)
 
     def output_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Name, shape and type of the output: the tile's moments."""
+        """Returns name, shape and type of the output: the tile's moments."""
         return self.tiles.encoder_outputs(model_batch)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

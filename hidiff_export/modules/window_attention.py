@@ -37,7 +37,9 @@ class TokenOrder(NamedTuple):
 
 
 def token_orders(shape: WindowShape) -> TokenOrder:
-    """The permutations of all shifts: both tables int32 [4, tokens], tokens of the padded feature map in rows."""
+    """Returns the permutations of all shifts: both tables int32 [4, tokens], tokens of the padded feature map in
+    rows.
+    """
     positions = torch.arange(shape.padded_height * shape.padded_width, dtype=torch.int32)
     rows = positions.view(shape.padded_height, shape.padded_width)
     gather = torch.stack([_cut(_rolled(rows, shape.shift(quarters)), shape) for quarters in range(SHIFTS)])
@@ -67,7 +69,7 @@ class WindowTables(nn.Module):
             self.register_buffer(_buffer_name("restore", shape), orders.restore, persistent=False)
 
     def forward(self, shifts: torch.Tensor) -> tuple[TokenOrder, ...]:
-        """One order for each windowed block, from ``shifts``, int32 [windowed blocks], each 0 to 3."""
+        """Returns one order for each windowed block, from ``shifts``, int32 [windowed blocks], each 0 to 3."""
         return tuple(
             TokenOrder(
                 self.get_buffer(_buffer_name("gather", shape)).index_select(0, shift).squeeze(0),
@@ -82,7 +84,9 @@ def _buffer_name(table: str, shape: WindowShape) -> str:
 
 
 def to_windows(tokens: torch.Tensor, order: TokenOrder, shape: WindowShape) -> torch.Tensor:
-    """[batch, tokens, channels] cut into [batch * 4, window's tokens, channels]; odd sizes are resized up first."""
+    """Returns [batch, tokens, channels] cut into [batch * 4, window's tokens, channels]; odd sizes are resized up
+    first.
+    """
     if shape.resized:
         tokens = _resized(tokens, (shape.height, shape.width), (shape.padded_height, shape.padded_width))
     windows = tokens.index_select(1, order.gather)
@@ -90,7 +94,7 @@ def to_windows(tokens: torch.Tensor, order: TokenOrder, shape: WindowShape) -> t
 
 
 def from_windows(windows: torch.Tensor, order: TokenOrder, shape: WindowShape) -> torch.Tensor:
-    """The inverse of :func:`to_windows`; odd sizes are resized back."""
+    """Returns the inverse of :func:`to_windows`; odd sizes are resized back."""
     tokens = windows.reshape(-1, shape.padded_height * shape.padded_width, windows.shape[-1])
     tokens = tokens.index_select(1, order.restore)
     if shape.resized:
@@ -119,7 +123,7 @@ class _WindowedForward:
 
 
 def submodule(unet: nn.Module, name: str) -> nn.Module:
-    """The module called ``name``.
+    """Returns the module called ``name``.
 
     Raises:
         InputError: there is none.

@@ -127,7 +127,9 @@ class BackendName(str, Enum):
         return _DEFAULT_TARGETS[self]
 
     def targets(self, given: Iterable[Target]) -> tuple[Target, ...]:
-        """Which of ``given`` it builds for. TensorRT-RTX builds either ahead of time or for the machine it is on."""
+        """Returns which of ``given`` it builds for. TensorRT-RTX builds either ahead of time or for the machine it is
+        on.
+        """
         if self is BackendName.ONNXRUNTIME:
             return tuple(target for target in given if not target.ahead_of_time)
         ahead = tuple(target for target in given if target.ahead_of_time)
@@ -144,13 +146,13 @@ _DEFAULT_TARGETS = {
 
 
 def choices(kind: type[Enum]) -> str:
-    """The values of an enumeration, in words: ``a, b or c``."""
+    """Returns the values of an enumeration, in words: ``a, b or c``."""
     *first, last = (str(member.value) for member in kind)
     return f"{', '.join(first)} or {last}" if first else last
 
 
 def refusal(what: str, *, key: tuple[str, ...] = (), advice: str = "") -> PydanticCustomError:
-    """The error by which a validator refuses a value.
+    """Returns the error by which a validator refuses a value.
 
     Args:
         what: follows the key in the message: ``should be …``.
@@ -211,7 +213,7 @@ def _steps(value: Any) -> Any:
 
 
 def ranges(steps: Iterable[int]) -> list[int | str]:
-    """Rising step counts as numbers and ``first-last`` ranges."""
+    """Returns rising step counts as numbers and ``first-last`` ranges."""
     runs: list[tuple[int, int]] = []
     for count in steps:
         if runs and count == runs[-1][1] + 1:

@@ -17,7 +17,7 @@ class _FileSchema(GenerateJsonSchema):
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON Schema of a recipe file, for editors; `recipe.schema.json` holds it."""
+    """Returns the JSON Schema of a recipe file, for editors; `recipe.schema.json` holds it."""
     schema = Recipe.model_json_schema(schema_generator=_FileSchema)
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -9,7 +9,7 @@ from hidiff_export.recipe.yaml_source import nearest
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """Returns the recipes that come with the package, by name."""
     package = Path(__file__).parents[1]
     # A wheel carries them inside the package; a checkout keeps them beside it.
     folder = next(place for place in (package / "recipes", package.parent / "recipes") if place.is_dir())
@@ -17,7 +17,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(recipe: str | Path) -> Path:
-    """The file of a recipe given by path or by shipped name.
+    """Returns the file of a recipe given by path or by shipped name.
 
     Raises:
         RecipeError: it is neither.

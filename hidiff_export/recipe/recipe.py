@@ -66,7 +66,7 @@ class Recipe(RecipeFields):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], origin: str = "recipe", overrides: Iterable[str] = ()) -> Recipe:
-        """The recipe that `to_dict` wrote, for example in a manifest.
+        """Returns the recipe that `to_dict` wrote, for example in a manifest.
 
         Args:
             data: what it wrote.
@@ -88,7 +88,7 @@ class Recipe(RecipeFields):
         return recipe
 
     def refused(self, key: str, what: str, *, given: object = None, advice: str = "") -> RecipeError:
-        """The error for a valid value that does not suit what was found elsewhere, a checkpoint for example.
+        """Returns the error for a valid value that does not suit what was found elsewhere, a checkpoint for example.
 
         Args:
             key: of the value; the error names the line that it was written on.
@@ -101,11 +101,11 @@ class Recipe(RecipeFields):
         return RecipeError(f"{place}: `{key}` {what}.", given=given, advice=advice)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every value, defaults included, as JSON types; the same recipe always gives the same dictionary."""
+        """Returns every value, defaults included, as JSON types; the same recipe always gives the same dictionary."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the recipe's canonical JSON, without its name."""
+        """Returns the SHA-256 of the recipe's canonical JSON, without its name."""
         values = {key: value for key, value in self.to_dict().items() if key != "name"}
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -141,15 +141,15 @@ class Recipe(RecipeFields):
         return layout if self.hidiffusion.windows else layout.without_windows()
 
     def unet_config(self) -> dict[str, Any]:
-        """The UNet's published configuration, at the recipe's width."""
+        """Returns the UNet's published configuration, at the recipe's width."""
         return families.unet_config(self.family, self.task, self.unet_width)
 
     def controlnet_config(self) -> dict[str, Any]:
-        """The ControlNet's published configuration, at the recipe's width."""
+        """Returns the ControlNet's published configuration, at the recipe's width."""
         return families.controlnet_config(self.family, self.unet_width)
 
     def phase_rule(self) -> PhaseRule:
-        """When each change is in force."""
+        """Returns when each change is in force."""
         rule = hidiffusion_rules.phase_rule(self.family, self.task, self.width, self.height)
         given = self.hidiffusion.thresholds
         if given is not None:

@@ -125,7 +125,7 @@ class RunPlan:
         return self.recipe.batch * channels * height * width * 4
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON types; operations in TFLOPs, sizes in bytes."""
+        """Returns the plan as JSON types; operations in TFLOPs, sizes in bytes."""
         recipe = self.recipe
         return {
             "recipe": recipe.name,
@@ -155,7 +155,7 @@ class RunPlan:
 
 
 def default_steps(recipe: Recipe) -> int:
-    """The steps a plan is shown for when none are asked for: 50, or else the most that the recipe tabulates."""
+    """Returns the steps a plan is shown for when none are asked for: 50, or else the most that the recipe tabulates."""
     return USUAL_STEPS if USUAL_STEPS in recipe.steps else recipe.steps[-1]
 
 
@@ -170,7 +170,7 @@ def _span_json(span: PhaseSpan) -> dict[str, Any]:
 
 
 def _cost_json(phase: PlannedPhase) -> dict[str, Any]:
-    """One phase's sizes and cost; in the order of ``phases``."""
+    """Returns one phase's sizes and cost; in the order of ``phases``."""
     return {
         "phase": phase.span.phase.name,
         "feature_sizes": [list(size) for size in phase.feature_sizes],

@@ -28,7 +28,7 @@ class Frozen(BaseModel):
 
 
 def _ratio_or_range(value: Any) -> Any:
-    """A lone fraction is where a range that starts with the run ends, as the paper's T1 and T2 are."""
+    """Returns a lone fraction is where a range that starts with the run ends, as the paper's T1 and T2 are."""
     return {"end": value} if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
 
 
@@ -44,7 +44,7 @@ def _also_published(schema: dict[str, Any]) -> None:
 
 
 def without_default(schema: dict[str, Any]) -> None:
-    """The precision decides it, so an editor is not to offer one."""
+    """Removes a default that the precision decides, so that editors do not offer one."""
     del schema["default"]
 
 
@@ -158,7 +158,7 @@ class ParityBounds(Frozen):
     )
 
     def for_precision(self, precision: Precision) -> ParityBounds:
-        """These bounds, with what was not given set for ``precision``."""
+        """Returns these bounds, with what was not given set for ``precision``."""
         table = {"call_snr_db": CALL_BOUNDS, "run_snr_db": RUN_BOUNDS}
         defaults = {key: float(bounds[precision].snr_db) for key, bounds in table.items()}
         return self.model_copy(update={key: db for key, db in defaults.items() if key not in self.model_fields_set})

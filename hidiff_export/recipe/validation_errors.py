@@ -29,7 +29,7 @@ _WORDING = {
 
 
 def recipe_error(error: ValidationError, source: RecipeSource, model: type[BaseModel]) -> RecipeError:
-    """The first problem in the recipe's order, and a word on the others.
+    """Returns the first problem in the recipe's order, and a word on the others.
 
     Args:
         error: what validating ``source.data`` as ``model`` raised.
@@ -48,7 +48,7 @@ def recipe_error(error: ValidationError, source: RecipeSource, model: type[BaseM
 
 
 def _key(problem: ErrorDetails) -> Key:
-    """Where the problem is; a check over several values names the one to change."""
+    """Returns where the problem is; a check over several values names the one to change."""
     return tuple(problem.get("ctx", {}).get("key", ())) or problem["loc"]
 
 

@@ -23,12 +23,12 @@ _ONE_A_LINE = "Write one `key: value` a line."
 
 
 def dotted(key: Key) -> str:
-    """The key as people write it: ``hidiffusion.thresholds.control``."""
+    """Returns the key as people write it: ``hidiffusion.thresholds.control``."""
     return ".".join(str(part) for part in key)
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """``Did you mean …?`` where ``word`` is close to a valid one, else nothing."""
+    """Returns ``Did you mean …?`` where ``word`` is close to a valid one, else nothing."""
     close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.6)
     return f"Did you mean {close[0]}? " if close else ""
 
@@ -74,7 +74,7 @@ class RecipeSource:
         return cls(_plain(data), origin, {}, {})
 
     def overridden(self, assignments: Iterable[str]) -> RecipeSource:
-        """These values with some replaced.
+        """Returns these values with some replaced.
 
         Args:
             assignments: ``KEY=VALUE`` texts; the key dotted, the value as YAML would read it.
@@ -94,20 +94,20 @@ class RecipeSource:
         return RecipeSource(data, self.origin, self.lines, overrides)
 
     def with_default(self, key: str, value: object) -> RecipeSource:
-        """These values, with a top-level one added where it is not given."""
+        """Returns these values, with a top-level one added where it is not given."""
         return replace(self, data={key: value, **self.data})
 
     def without(self, key: str) -> RecipeSource:
-        """These values but a top-level one."""
+        """Returns these values but a top-level one."""
         return replace(self, data={name: value for name, value in self.data.items() if name != key})
 
     def position(self, key: Key) -> int:
-        """A number by which values sort as they were written: command line first, then by line."""
+        """Returns a number by which values sort as they were written: command line first, then by line."""
         lines = [self.lines.get(key[:end], 0) for end in range(len(key), 0, -1) if key[:end] not in self.overrides]
         return next(filter(None, lines), 0) if len(lines) == len(key) else -1
 
     def place(self, key: Key) -> str:
-        """Where the value of ``key``, or the nearest one around it, was written."""
+        """Returns where the value of ``key``, or the nearest one around it, was written."""
         for end in range(len(key), -1, -1):
             if key[:end] in self.overrides:
                 return f"--set {dotted(key[:end])}"
@@ -144,7 +144,7 @@ class _Reader:
         self.scalars = yaml.SafeLoader("")
 
     def mapping(self, text: str) -> dict[str, Any]:
-        """The values of a whole recipe."""
+        """Returns the values of a whole recipe."""
         node = self._tree(text)
         if not isinstance(node, yaml.MappingNode):
             mark = None if node is None else node.start_mark
@@ -152,12 +152,12 @@ class _Reader:
         return self._mapping(node, ())
 
     def value(self, text: str) -> Any:
-        """One value."""
+        """Returns one value."""
         node = self._tree(text)
         return None if node is None else self._value(node, ())
 
     def scalar(self, text: str) -> Any:
-        """One plain scalar, also where YAML would see a comment or a mapping in it (a path, ``random:0``)."""
+        """Returns one plain scalar, also where YAML would see a comment or a mapping in it (a path, ``random:0``)."""
         resolved: Any = self.scalars
         tag = resolved.resolve(yaml.ScalarNode, text, (True, False))
         return self._value(yaml.ScalarNode(tag, text), ())

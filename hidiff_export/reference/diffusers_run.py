@@ -88,7 +88,8 @@ class RunInputs:
     def of(
         cls, recipe: Recipe, config: Mapping[str, Any], seed: int = SEED, prompt: PromptInputs | None = None
     ) -> RunInputs:
-        """Random ones from ``seed``, but for the embeddings of a prompt; the inpainting mask is the picture's middle.
+        """Returns random ones from ``seed``, but for the embeddings of a prompt; the inpainting mask is the picture's
+        middle.
 
         Where the UNet takes several chunks of tokens, the others are the empty prompt's.
         """
@@ -204,7 +205,7 @@ def _rescaling(scheduler: Any, watch: UNetRecorder, guidance_rescale: float) -> 
 
 
 def _windows(unet: Any, recipe: Recipe, course: RunSchedule) -> list[tuple[WindowShape, ...]]:
-    """The windows of each evaluation's phase."""
+    """Returns the windows of each evaluation's phase."""
     size = (recipe.latent_height, recipe.latent_width)
     windows = {phase: UNetGeometry.of(unet.config, recipe.unet_layout, phase, *size).windows for phase in course.phases}
     return [windows[point.phase] for point in course.points]
@@ -252,7 +253,9 @@ def _middle(batch: int, height: int, width: int) -> NDArray[np.float32]:
 
 
 def _some_vae() -> nn.Module:
-    """A VAE that is asked for its configuration alone: the inpainting pipelines read the number of channels there."""
+    """Returns a VAE that is asked for its configuration alone: the inpainting pipelines read the number of channels
+    there.
+    """
     widths = [8] * (PIXELS_PER_LATENT.bit_length())
     with torch.random.fork_rng(devices=[]):
         vae: nn.Module = diffusers.AutoencoderKL(
@@ -282,5 +285,5 @@ class _FixedControlNet(diffusers.ControlNetModel):  # type: ignore[misc]  # diff
         controlnet_cond: torch.Tensor,  # noqa: ARG002
         **_: Any,
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The given residuals: one for each skip connection, and the middle block's."""
+        """Returns the given residuals: one for each skip connection, and the middle block's."""
         return self._residuals

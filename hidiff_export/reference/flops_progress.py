@@ -27,7 +27,9 @@ class FlopsProgress:
         self._next = 0.0
 
     def flops(self, phase: Phase) -> float:
-        """Floating-point operations of one evaluation, computed once a kind: thousands of steps are asked about."""
+        """Returns floating-point operations of one evaluation, computed once a kind: thousands of steps are asked
+        about.
+        """
         if phase.kind not in self._flops:
             recipe = self._recipe
             size = (recipe.latent_height, recipe.latent_width)
@@ -41,19 +43,19 @@ class FlopsProgress:
         self._total += sum(self.flops(phase) for phase in phases)
 
     def start(self, phase: Phase, note: str) -> None:
-        """An evaluation begins, and the one before has ended."""
+        """Begins an evaluation, and ends the one before."""
         self._done += self._next
         self._next = self.flops(phase)
         self._show(note)
 
     def note(self, note: str) -> None:
-        """Something begins that is not counted, for it takes little beside the evaluations."""
+        """Begins something that is not counted, for it takes little beside the evaluations."""
         self._done += self._next
         self._next = 0.0
         self._show(note)
 
     def end(self) -> None:
-        """The last evaluation has ended."""
+        """Ends the last evaluation."""
         self._done += self._next
         self._next = 0.0
         self._show("done")

@@ -118,11 +118,11 @@ class MagnitudeRecorder:
             self._path = [""]
 
     def _evaluated(self, component: Component) -> bool:
-        """Whether a bundle evaluates the network too: diffusers' pipelines ask a ControlNet in every phase."""
+        """Returns whether a bundle evaluates the network too: diffusers' pipelines ask a ControlNet in every phase."""
         return component is not Component.CONTROLNET or self._point is None or self._point.phase.control
 
     def _at(self, component: Component) -> Magnitude:
-        """A network's call, and where in a run it is, without a tensor yet."""
+        """Returns a network's call, and where in a run it is, without a tensor yet."""
         point = self._point
         if component.is_text or point is None:
             return Magnitude(component.value, "", "", 0.0)

@@ -121,7 +121,7 @@ class Magnitudes:
 
     @classmethod
     def of(cls, found: Iterable[Magnitude]) -> Magnitudes:
-        """Of the largest magnitude of each tensor."""
+        """Makes them of the largest magnitude of each tensor."""
         descending = sorted(found, key=lambda one: -one.value)
         graphs: dict[str, Magnitude] = {}
         near: dict[tuple[str, str, str], Magnitude] = {}
@@ -180,7 +180,7 @@ class Magnitudes:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as JSON values."""
+        """Returns the record as JSON values."""
         return {"limit": FLOAT16_MAX, "margin": MARGIN, **encode(self)}
 
     @classmethod
@@ -209,7 +209,7 @@ class Magnitudes:
 
 
 def figure(value: float) -> str:
-    """A magnitude for people."""
+    """Returns a magnitude for people."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

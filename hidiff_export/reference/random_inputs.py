@@ -23,7 +23,7 @@ _CONDITIONING = 0.8
 
 
 def drawn(name: str, shape: tuple[int, ...], seed: int) -> Drawn:
-    """Random numbers for the input ``name``; names differ in their numbers at one seed.
+    """Returns random numbers for the input ``name``; names differ in their numbers at one seed.
 
     Standard normal ones: latents scaled by the sampler, CLIP's layer-normalised embeddings and a ControlNet's residuals
     all have a standard deviation of about one. A control image's lie between 0 and 1.
@@ -34,7 +34,8 @@ def drawn(name: str, shape: tuple[int, ...], seed: int) -> Drawn:
 def random_inputs(
     specs: Iterable[TensorSpec], *, timestep: float, width: int, height: int, seed: int
 ) -> dict[str, Given]:
-    """Every input but the window shifts; the halves of a doubled batch differ, so that none can stand for the other.
+    """Returns every input but the window shifts; the halves of a doubled batch differ, so that none can stand for the
+    other.
 
     Args:
         specs: the graph's inputs.
@@ -56,15 +57,15 @@ def random_inputs(
 
 
 def uncropped(width: int, height: int, batch: int) -> Array:
-    """SDXL's ``time_ids``, ``[batch, 6]``: original size, no crop, and target size of an uncropped picture."""
+    """Returns SDXL's ``time_ids``, ``[batch, 6]``: original size, no crop, and target size of an uncropped picture."""
     return np.tile(np.array([height, width, 0, 0, height, width], dtype=np.float32), (batch, 1))
 
 
 def mixed_shifts(blocks: int, seed: int) -> NDArray[np.int32]:
-    """Window shifts in which every value occurs (with four blocks or more) and no two neighbours are alike."""
+    """Returns window shifts in which every value occurs (with four blocks or more) and no two neighbours are alike."""
     return ((np.arange(blocks) + seed) % SHIFTS).astype(np.int32)
 
 
 def arrays(inputs: Mapping[str, Given]) -> dict[str, Array]:
-    """The inputs as numbers."""
+    """Returns the inputs as numbers."""
     return {name: given.array() if isinstance(given, Drawn) else given for name, given in inputs.items()}

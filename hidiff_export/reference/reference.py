@@ -88,7 +88,7 @@ class ReferenceRun:
 
 
 def courses(recipe: Recipe, scheduler_config: Mapping[str, Any]) -> tuple[RunSchedule, ...]:
-    """A run of each of the recipe's step counts that its default sampler takes (LCM's takes 50 at most)."""
+    """Returns a run of each of the recipe's step counts that its default sampler takes (LCM's takes 50 at most)."""
     scheduler = _scheduler(recipe, scheduler_config)
     possible = []
     for steps in recipe.steps:
@@ -102,7 +102,7 @@ def courses(recipe: Recipe, scheduler_config: Mapping[str, Any]) -> tuple[RunSch
 
 
 def _scheduler(recipe: Recipe, config: Mapping[str, Any]) -> Any:
-    """Diffusers' scheduler of the recipe's default sampler."""
+    """Returns diffusers' scheduler of the recipe's default sampler."""
     return build_scheduler(recipe.sampler[0].value, config, timesteps=recipe.timesteps, tcd_eta=recipe.tcd_eta)
 
 
@@ -260,7 +260,7 @@ def record_reference(
 def _evaluations(
     recipe: Recipe, scheduler_config: Mapping[str, Any], meter: FlopsProgress, *, controlled: bool
 ) -> tuple[RunSchedule | None, tuple[EvaluationPoint, ...]]:
-    """The run that a build records, if there is one, and the evaluations on random inputs."""
+    """Returns the run that a build records, if there is one, and the evaluations on random inputs."""
     possible = courses(recipe, scheduler_config)
     course = recorded(possible, meter.flops)
     rule = recipe.phase_rule()

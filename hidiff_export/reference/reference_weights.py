@@ -29,7 +29,8 @@ _NAMED = 5
 
 
 def networks_of_store(root: Path, recipe: Recipe) -> Networks:
-    """The float32 networks of a bundle, with the weights as they are stored; float32 ones are mapped and not copied.
+    """Returns the float32 networks of a bundle, with the weights as they are stored; float32 ones are mapped and not
+    copied.
 
     Args:
         root: the bundle's folder, also while it is being built.
@@ -44,12 +45,12 @@ def _stored(root: Path, component: Component) -> Any:
 
 
 def unet_of_source(source: str, recipe: Recipe) -> Any:
-    """A float32 UNet with a checkpoint's weights, as `weights_of_source` gives them, and with its errors."""
+    """Returns a float32 UNet with a checkpoint's weights, as `weights_of_source` gives them, and with its errors."""
     return build_unet(*weights_of_source(Component.UNET, source, recipe)[:2], torch.float32)
 
 
 def weights_of_source(component: Component, source: str, recipe: Recipe) -> Checkpoint:
-    """A network's float32 weights in a checkpoint, rounded as the bundle rounds them when they are stored.
+    """Returns a network's float32 weights in a checkpoint, rounded as the bundle rounds them when they are stored.
 
     The recipe's LoRA files are fused into them, as they were when the bundle was built.
 

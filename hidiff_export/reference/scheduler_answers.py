@@ -48,14 +48,14 @@ def record_samplers(
 def compare_samplers(
     recipe: Recipe, config: Mapping[str, Any], tables: Mapping[str, SamplerTable]
 ) -> Iterator[Verdict]:
-    """A verdict on each table, beside its scheduler as it is now; arguments as for `record_samplers`."""
+    """Yields a verdict on each table, beside its scheduler as it is now; arguments as for `record_samplers`."""
     for name, table in tables.items():
         verdict = replay_sampler(table, *_asked(name, recipe, config, table.rows))
         yield replace(verdict, boundary=Boundary.SAMPLER.value)
 
 
 def _asked(name: str, recipe: Recipe, config: Mapping[str, Any], rows: Rows) -> tuple[SamplerSample, SamplerAnswers]:
-    """A scheduler's answers, and a sample that says all of it but in which tensors they are."""
+    """Returns a scheduler's answers, and a sample that says all of it but in which tensors they are."""
     scheduler = build_scheduler(name, config, timesteps=recipe.timesteps, tcd_eta=recipe.tcd_eta)
     eta = recipe.tcd_eta if name == "tcd" else None
     return SamplerSample(name, scheduler.order, eta, rows.depth), ask(scheduler, recipe.steps, shown(rows))

@@ -79,7 +79,9 @@ class PromptInputs:
     empty: Array
 
     def fitted(self, name: str, shape: tuple[int, ...]) -> Array:
-        """The embeddings for a UNet that takes ``shape``: those of empty prompts follow where it takes more chunks."""
+        """Returns the embeddings for a UNet that takes ``shape``: those of empty prompts follow where it takes more
+        chunks.
+        """
         embeds = self.embeds[name]
         if embeds.shape == shape:
             return embeds
@@ -112,7 +114,7 @@ class PictureNetworks:
         return "vae" in self._names
 
     def text_calls(self) -> Iterator[NetworkCall]:
-        """Each text encoder on prompts, by transformers itself: the layer by its list of hidden states."""
+        """Yields each text encoder on prompts, by transformers itself: the layer by its list of hidden states."""
         for name in self.text_encoders:
             tokenizer = self._tokenizer(name)
             encoder = self._load(name)
@@ -124,7 +126,7 @@ class PictureNetworks:
                     yield NetworkCall(name, inputs, outputs, prompt)
 
     def prompt_inputs(self) -> PromptInputs | None:
-        """A run's prompts through diffusers' own ``encode_prompt``; None without text encoders."""
+        """Returns a run's prompts through diffusers' own ``encode_prompt``; None without text encoders."""
         if not self.text_encoders:
             return None
         batch, guidance, sdxl = self._recipe.batch, self._recipe.guidance, self._recipe.family.is_sdxl
@@ -141,7 +143,7 @@ class PictureNetworks:
         return PromptInputs(prompts, negative, embeds, empty.numpy())
 
     def vae_calls(self) -> Iterator[NetworkCall]:
-        """Both halves of the VAE on a random tile, by diffusers; nothing without a VAE."""
+        """Yields both halves of the VAE on a random tile, by diffusers; nothing without a VAE."""
         if not self.has_vae:
             return
         tiles = self._recipe.tiles
@@ -157,13 +159,15 @@ class PictureNetworks:
             yield NetworkCall("vae_encoder", {"image": picture}, {"moments": moments})
 
     def decode(self, latents: Array, vae: VaeRecord) -> Array:
-        """The picture of latents by diffusers' VAE, in the bundle's tiles: float32, from 0 to 1."""
+        """Returns the picture of latents by diffusers' VAE, in the bundle's tiles: float32, from 0 to 1."""
         model = self._load("vae")
         with torch.inference_mode():
             return unit(decode_tiles(cast("Session", _TorchDecoder(model)), vae, latents))
 
     def decode_part(self, latents: Array) -> tuple[Array, tuple[int, int]]:
-        """The middle of the first tile of latents, decoded by itself, from 0 to 1; and its first row and column."""
+        """Returns the middle of the first tile of latents, decoded by itself, from 0 to 1; and its first row and
+        column.
+        """
         shape = self._recipe.tiles.decoder_inputs()[0]
         rows, columns = shape.shape[2:]
         tile = np.ascontiguousarray(latents[..., :rows, :columns])
@@ -183,7 +187,7 @@ class PictureNetworks:
         return load_stored(Component(name), WeightStore.open(self._root / name / WEIGHTS))
 
     def _pipeline(self) -> Any:
-        """A pipeline that can do nothing but encode prompts."""
+        """Returns a pipeline that can do nothing but encode prompts."""
         parts: dict[str, Any] = dict.fromkeys(("vae", "unet", "scheduler"))
         for name in self.text_encoders:
             parts |= {name: self._load(name), name.replace("text_encoder", "tokenizer"): self._fast_tokenizer(name)}
@@ -210,12 +214,12 @@ class _TorchDecoder:
         self._vae = vae
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The tile's picture."""
+        """Returns the tile's picture."""
         return {"image": self._vae.decode(torch.from_numpy(inputs["latents"]), return_dict=False)[0].numpy()}
 
 
 def _hidden(encoder: Any, ids: torch.Tensor, skip: int, family: Family) -> dict[str, Array]:
-    """``prompt_embeds`` as diffusers takes them, and ``text_embeds`` of an encoder that has them."""
+    """Returns ``prompt_embeds`` as diffusers takes them, and ``text_embeds`` of an encoder that has them."""
     found = encoder(ids, output_hidden_states=True)
     if family.is_sdxl:
         embeds = found.hidden_states[-(skip + 2)]

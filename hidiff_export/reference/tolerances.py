@@ -160,7 +160,7 @@ TOLERANCES: Mapping[tuple[Boundary, str], Bound] = {
 
 
 def bound_for(boundary: Boundary, recipe: Recipe) -> Bound:
-    """The bound that a recipe's bundle is judged by: the table's, or the recipe's own where it sets another."""
+    """Returns the bound that a recipe's bundle is judged by: the table's, or the recipe's own where it sets another."""
     bound = TOLERANCES[boundary, recipe.precision.value]
     if (
         boundary.exact

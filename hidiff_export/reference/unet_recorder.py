@@ -86,7 +86,7 @@ class UNetRecorder:
 
 
 def _shift(order: TokenOrder, shape: WindowShape) -> int:
-    """Which window shift gives this order of tokens."""
+    """Returns which window shift gives this order of tokens."""
     known = _gathers(shape)
     same = (
         [] if order.gather.shape != known.shape[1:] else (known == order.gather).all(dim=1).nonzero().flatten().tolist()

@@ -13,7 +13,7 @@ from hidiff_export.families.family import Family, Task
 
 
 def corrected(config: Mapping[str, Any], family: Family, task: Task) -> dict[str, Any]:
-    """A scheduler's configuration as the pipeline of this family and task runs it."""
+    """Returns a scheduler's configuration as the pipeline of this family and task runs it."""
     if family.is_sdxl or task.has_control:
         return dict(config)
     if task is Task.INPAINTING:

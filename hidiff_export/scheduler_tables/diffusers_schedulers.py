@@ -18,7 +18,7 @@ TCD_ETA = 0.3
 def build_scheduler(
     sampler: str, config: Mapping[str, Any], *, timesteps: Sequence[int] | None = None, tcd_eta: float = TCD_ETA
 ) -> Any:
-    """The diffusers scheduler of that name with a checkpoint's configuration, as its ``from_config`` reads it.
+    """Returns the diffusers scheduler of that name with a checkpoint's configuration, as its ``from_config`` reads it.
 
     Keys of other scheduler classes are passed over, so that a checkpoint's configuration serves every sampler; but not
     those that say what the model was trained with.
@@ -65,7 +65,7 @@ def build_scheduler(
 
 
 def _fixed_timesteps(kind: Any, timesteps: Sequence[int] | None) -> dict[str, Any]:
-    """The method by which pipelines lay out a run, with the timesteps settled beforehand."""
+    """Returns the method by which pipelines lay out a run, with the timesteps settled beforehand."""
     if timesteps is None:
         return {}
     if "timesteps" not in inspect.signature(kind.set_timesteps).parameters:
@@ -87,7 +87,7 @@ def _fixed_timesteps(kind: Any, timesteps: Sequence[int] | None) -> dict[str, An
 
 
 def _begun_at_the_first(kind: Any) -> dict[str, Any]:
-    """The layout of a run that begins with its first sigma, also where two sigmas round to one timestep.
+    """Returns the layout of a run that begins with its first sigma, also where two sigmas round to one timestep.
 
     Diffusers looks a run's first timestep up, takes the second of two that are alike, and steps past the end. Karras'
     sigmas come so close where many steps meet a schedule that is steep at its end, as with zero terminal SNR.

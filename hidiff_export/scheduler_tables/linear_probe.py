@@ -139,7 +139,8 @@ def respond_from(scheduler: Any, steps: int, starts: Sequence[int], most: int) -
 
 
 def noise_weights(scheduler: Any, steps: int) -> FloatArray:
-    """The weights of a picture and of noise where the scheduler adds noise to a picture, float64 ``[evaluations, 2]``.
+    """Returns the weights of a picture and of noise where the scheduler adds noise to a picture, float64
+    ``[evaluations, 2]``.
 
     Args:
         scheduler: a fresh one; it is used up.
@@ -166,7 +167,9 @@ def noise_weights(scheduler: Any, steps: int) -> FloatArray:
 
 
 def restarted(scheduler: Any) -> Any:
-    """A copy with lists of its own: schedulers change their lists, but replace tensors and never write into them."""
+    """Returns a copy with lists of its own: schedulers change their lists, but replace tensors and never write into
+    them.
+    """
     fresh = copy.copy(scheduler)
     vars(fresh).update({name: list(value) for name, value in vars(scheduler).items() if isinstance(value, list)})
     return fresh
@@ -196,7 +199,7 @@ class _Dice:
 
 
 def _observe(scheduler: Any, start: int, most: int, dice: _Dice) -> list[_Observation]:
-    """Up to ``most`` evaluations from number ``start`` on, of a scheduler whose timesteps are set."""
+    """Returns up to ``most`` evaluations from number ``start`` on, of a scheduler whose timesteps are set."""
     begin(scheduler, start)
     kept = _kept(scheduler)
     observations = []
@@ -224,7 +227,7 @@ def begin(scheduler: Any, start: int) -> None:
 
 
 def _kept(scheduler: Any) -> list[_Kept]:
-    """Where the scheduler keeps tensors of the sample's shape."""
+    """Returns where the scheduler keeps tensors of the sample's shape."""
     attributes = vars(scheduler)
     places: list[_Kept] = []
     for name, value in attributes.items():
@@ -240,7 +243,7 @@ def _is_sample(value: object) -> bool:
 
 
 def _questions(kept: int, questions: np.random.Generator) -> torch.Tensor:
-    """Inputs ``[3 + kept, columns]``: unit columns, zero columns, random columns; the noise's row is zero.
+    """Returns inputs ``[3 + kept, columns]``: unit columns, zero columns, random columns; the noise's row is zero.
 
     The random columns are new each time, so that a tensor kept from an earlier evaluation cannot pass for this one's.
     """
@@ -256,12 +259,14 @@ def _questions(kept: int, questions: np.random.Generator) -> torch.Tensor:
 
 
 def _given(kept: int) -> list[int]:
-    """The inputs that are chosen here, which is all but the noise."""
+    """Returns the inputs that are chosen here, which is all but the noise."""
     return [SAMPLE, OUTPUT, *range(STATE, STATE + kept)]
 
 
 def _drawn(before: torch.Tensor, generator: torch.Generator, scheduler: Any) -> torch.Tensor | None:
-    """The noise ``[columns]`` that took the generator from ``before`` to where it is: one normal tensor, or none."""
+    """Returns the noise ``[columns]`` that took the generator from ``before`` to where it is: one normal tensor, or
+    none.
+    """
     after = generator.get_state()
     if torch.equal(before, after):
         return None
@@ -287,7 +292,9 @@ def _solve_all(observations: Sequence[_Observation], scheduler: Any) -> list[Res
 
 
 def _solve(group: Sequence[_Observation], scheduler: Any) -> list[Response]:
-    """The coefficients with ``answers = rows @ inputs``, from the unit and zero columns, checked on the random ones."""
+    """Returns the coefficients with ``answers = rows @ inputs``, from the unit and zero columns, checked on the random
+    ones.
+    """
     given = _given(len(group[0].fed) - STATE)
     units, zeros = slice(0, len(given)), slice(len(given), len(given) + _ZEROS)
     answers = torch.stack([seen.answers for seen in group]).to(torch.float64).numpy()
@@ -330,7 +337,7 @@ def _check_linear(scheduler: Any, answers: FloatArray, rows: FloatArray, inputs:
 
 
 def attempt(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """The scheduler's own code, whatever it raises."""
+    """Returns the scheduler's own code, whatever it raises."""
     try:
         return call(*args, **options)
     except Exception as error:

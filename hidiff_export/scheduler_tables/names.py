@@ -53,7 +53,7 @@ EDM_SCHEDULERS = (_EDM_EULER, _EDM_MULTISTEP)
 
 
 def find_sampler(name: str) -> Sampler:
-    """The sampler of that name.
+    """Returns the sampler of that name.
 
     Raises:
         InputError: there is none.
@@ -67,7 +67,9 @@ def find_sampler(name: str) -> Sampler:
 
 
 def has_edm_schedule(config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's configuration is of an EDM noise schedule (arXiv 2206.00364), which has no betas."""
+    """Returns whether a scheduler's configuration is of an EDM noise schedule (arXiv 2206.00364), which has no
+    betas.
+    """
     return config.get("_class_name") in EDM_SCHEDULERS
 
 

@@ -73,7 +73,7 @@ class NoiseSchedule:
 
 
 def resolve_noise_schedule(recipe: Recipe) -> NoiseSchedule:
-    """The noise schedule of a recipe's bundle. Reads configurations and headers, and no weights.
+    """Returns the noise schedule of a recipe's bundle. Reads configurations and headers, and no weights.
 
     Raises:
         CheckpointError: a file is missing or damaged, or contradicts itself and the recipe does not settle it.
@@ -89,7 +89,7 @@ def resolve_noise_schedule(recipe: Recipe) -> NoiseSchedule:
 
 
 def checkpoint_schedule(recipe: Recipe) -> NoiseSchedule:
-    """What the checkpoint of a recipe says by itself; the recipe's words count where a file contradicts itself.
+    """Returns what the checkpoint of a recipe says by itself; the recipe's words count where a file contradicts itself.
 
     Raises:
         CheckpointError: a file is missing or damaged, or contradicts itself.
@@ -106,14 +106,14 @@ def checkpoint_schedule(recipe: Recipe) -> NoiseSchedule:
 
 
 def _class_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration leaves to its class's defaults. Another class would fill in its own."""
+    """Returns what a configuration leaves to its class's defaults. Another class would fill in its own."""
     kind = getattr(diffusers, str(config.get("_class_name")), None)
     parameters = {} if kind is None else inspect.signature(kind.__init__).parameters
     return {key: parameters[key].default for key in _OF_THE_MODEL if key in parameters}
 
 
 def _of_file(recipe: Recipe, family: Mapping[str, Any], found: Declarations) -> NoiseSchedule:
-    """A single file's schedule: its family's, but for what it says of itself."""
+    """Returns a single file's schedule: its family's, but for what it says of itself."""
     config, name = dict(family), found.path.name
     if found.sigmas is not None:
         config = {**_EDM_OF_FILES, "num_train_timesteps": config["num_train_timesteps"], **found.sigmas}
@@ -169,7 +169,7 @@ def _check_agreement(recipe: Recipe, key: str, found: Declarations, statements: 
 
 
 def _with_loras(recipe: Recipe, schedule: NoiseSchedule) -> NoiseSchedule:
-    """What LoRA files were trained for, beside what the checkpoint is."""
+    """Returns what LoRA files were trained for, beside what the checkpoint is."""
     config, notices, distilled = dict(schedule.config), list(schedule.notices), schedule.distilled
     for lora in recipe.lora:
         path = Path(lora.path)
@@ -203,7 +203,7 @@ def _remedy(recipe_key: str, trained_for: Statement) -> str:
 def _few_steps(
     recipe: Recipe, few: FewStep, name: str, config: Mapping[str, Any]
 ) -> tuple[dict[str, str], Iterator[str]]:
-    """The spacing that a file for few steps wants, if it says so plainly, and what there is to say about it."""
+    """Returns the spacing that a file for few steps wants, if it says so plainly, and what there is to say about it."""
     kind, spacing = few.distillation, few.distillation.spacing
     sure = few.steps is not None and few.steps <= _FEW
     settled = recipe.timestep_spacing is not None or recipe.timesteps is not None or config.get(SPACING) == spacing
@@ -288,7 +288,7 @@ def _check_samplers(recipe: Recipe, config: Mapping[str, Any]) -> None:
 
 
 def _hints(recipe: Recipe, schedule: NoiseSchedule) -> Iterator[str]:
-    """What a person would want to know who did not mean it."""
+    """Yields what a person would want to know who did not mean it."""
     config = schedule.config
     own = _DISTILLED_CLASSES.get(str(config.get("_class_name")))
     if own is not None and own not in {sampler.value for sampler in recipe.sampler}:
@@ -329,7 +329,7 @@ def _late_starts(recipe: Recipe, config: Mapping[str, Any], *, asked_about: bool
 
 
 def _first_timestep(scheduler: Any, steps: int, last: int) -> float:
-    """Where a run begins; the last timestep where the scheduler does not run with so many steps."""
+    """Returns where a run begins; the last timestep where the scheduler does not run with so many steps."""
     try:
         scheduler.set_timesteps(steps)
     except (ValueError, IndexError, ZeroDivisionError):
@@ -338,5 +338,5 @@ def _first_timestep(scheduler: Any, steps: int, last: int) -> float:
 
 
 def _shown(value: object) -> str:
-    """As YAML has it."""
+    """Returns as YAML has it."""
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

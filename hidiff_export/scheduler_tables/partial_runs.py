@@ -29,7 +29,7 @@ _RTOL = 1e-6
 
 
 def probe_starts(pristine: Any, steps: int, whole: Sequence[Response]) -> Mapping[int, Sequence[Response]]:
-    """For each evaluation that a run can start from, those first ones that differ from the whole run's, state that
+    """Finds for each evaluation to start from those first ones that differ from the whole run's, state that
     is never read left out. Empty where none of them does.
 
     Args:
@@ -84,7 +84,7 @@ def drop_unread(responses: Sequence[Response], read: tuple[str, ...] = ()) -> li
 
 
 def _depth(pristine: Any, steps: int, whole: Sequence[Response], starts: Sequence[int], most: int) -> int:
-    """How many of the first evaluations differ, in those runs that differ longest."""
+    """Returns how many of the first evaluations differ, in those runs that differ longest."""
     depth = 0
     for start, run in zip(starts, respond_from(copy.deepcopy(pristine), steps, starts, most), strict=True):
         begun = drop_unread(run, _read_after(whole, start, len(run)))
@@ -98,7 +98,7 @@ def _depth(pristine: Any, steps: int, whole: Sequence[Response], starts: Sequenc
 
 
 def _read_after(whole: Sequence[Response], start: int, count: int) -> tuple[str, ...]:
-    """What the whole run reads of the tensors kept after ``count`` evaluations from ``start`` on."""
+    """Returns what the whole run reads of the tensors kept after ``count`` evaluations from ``start`` on."""
     following = whole[start + count : start + count + 1]
     return following[0].before if following else ()
 

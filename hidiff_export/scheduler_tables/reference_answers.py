@@ -60,18 +60,19 @@ class _Questions:
         return cls(numbers)
 
     def of_evaluation(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Sample, model output and noise, copies: a scheduler may change what it is given."""
+        """Returns sample, model output and noise, copies: a scheduler may change what it is given."""
         sample, output, noise = self.numbers[number].clone().reshape(3, *_SHAPE)
         return sample, output, noise
 
 
 def shown(rows: Rows) -> int:
-    """For how many evaluations a start in the middle can show in samples: what was kept last is still handed on."""
+    """Counts the evaluations in which a start in the middle can show: what was kept last is still handed on."""
     return rows.depth + rows.states if rows.depth else 0
 
 
 def ask(pristine: Any, steps: Iterable[int], after_start: int) -> SamplerAnswers:
-    """A scheduler's answers in every run with these numbers of steps; those that it does not run with are left out.
+    """Returns a scheduler's answers in every run with these numbers of steps; those that it does not run with are left
+    out.
 
     Args:
         pristine: the scheduler; it is copied.
@@ -116,7 +117,7 @@ def ask(pristine: Any, steps: Iterable[int], after_start: int) -> SamplerAnswers
 def _ask_steps(
     pristine: Any, steps: int, after_start: int, questions: _Questions, *, has_eta: bool
 ) -> tuple[_Answers, list[tuple[tuple[int, float], _Answers]]]:
-    """The whole run with this number of steps, and the others by how many steps they skip and their eta."""
+    """Returns the whole run with this number of steps, and the others by how many steps they skip and their eta."""
     laid = copy.deepcopy(pristine)
     attempt(laid.set_timesteps, steps)
     whole = _ask_run(laid, questions, 0, eta=0.0 if has_eta else None, whole=True)
@@ -133,7 +134,7 @@ def _ask_steps(
 def _ask_run(
     laid: Any, questions: _Questions, start: int, *, eta: float | None, most: int | None = None, whole: bool = False
 ) -> _Answers:
-    """The answers of up to ``most`` evaluations from number ``start`` on.
+    """Returns the answers of up to ``most`` evaluations from number ``start`` on.
 
     Args:
         laid: the scheduler with its timesteps set; it is copied.
@@ -167,7 +168,9 @@ def _ask_run(
 
 
 def _noised(laid: Any, number: int, image: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """A picture with the noise that the scheduler adds to one from which a run begins at evaluation ``number``."""
+    """Returns a picture with the noise that the scheduler adds to one from which a run begins at evaluation
+    ``number``.
+    """
     scheduler = restarted(laid)
     begin(scheduler, number)
     noised: torch.Tensor = attempt(scheduler.add_noise, image.clone(), noise, timestep.reshape(1))

@@ -56,8 +56,8 @@ def probe(
     timesteps: Sequence[int] | None = None,
     tcd_eta: float = TCD_ETA,
 ) -> SamplerTable:
-    """The sampler's table. Numbers of steps with which the scheduler itself does not run are left out, with the reason
-    under ``left_out`` in the table's origin.
+    """Returns the sampler's table. Numbers of steps with which the scheduler itself does not run are left out, with the
+    reason under ``left_out`` in the table's origin.
 
     Args:
         sampler: a name of `hidiff_export.scheduler_tables.names.SAMPLERS`.
@@ -96,7 +96,7 @@ def probe(
 
 
 def _config_text(scheduler: Any) -> str:
-    """A scheduler's configuration as JSON that is the same in every process.
+    """Returns a scheduler's configuration as JSON that is the same in every process.
 
     Diffusers lists the names of default values in the order of a set. DPM-Solver's defaults have an infinity, which is
     left out, since JSON has none and whoever builds the scheduler again gets it all the same.
@@ -135,7 +135,7 @@ def _probe_run(pristine: Any, steps: int) -> _Run:
 
 
 def _probe_eta(pristine: Any, steps: int, still: Sequence[Response]) -> EtaTerms:
-    """How one run's rows depend on eta: from the rows at one eta beside 0, checked at others.
+    """Returns how one run's rows depend on eta: from the rows at one eta beside 0, checked at others.
 
     The direction's variance at eta 0 is 1 minus the cumulative alpha of the step's result (formula 12 of
     arXiv 2010.02502), looked up where DDIM looks it up.

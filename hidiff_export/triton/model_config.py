@@ -68,7 +68,7 @@ class ModelConfig:
     warm_up: tuple[Tensor, ...] = ()
 
     def text(self) -> str:
-        """The file's content."""
+        """Returns the file's content."""
         parts = [
             f"name: {_quoted(self.name)}",
             'backend: "python"',
@@ -87,17 +87,17 @@ class ModelConfig:
 
 
 def _quoted(text: str) -> str:
-    """A string of the text format: JSON's escapes are among its own."""
+    """Returns a string of the text format: JSON's escapes are among its own."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _parameter_text(key: str, value: str) -> str:
-    """A parameter of a model."""
+    """Returns a parameter of a model."""
     return f"parameters {{ key: {_quoted(key)} value: {{ string_value: {_quoted(value)} }} }}"
 
 
 def _tensors_text(tensors: Iterable[Tensor]) -> str:
-    """A list of inputs or outputs."""
+    """Returns a list of inputs or outputs."""
     return "[\n" + ",\n".join(f"  {_tensor(tensor)}" for tensor in tensors) + "\n]"
 
 
@@ -111,7 +111,7 @@ def _dims(tensor: Tensor) -> str:
 
 
 def _group_text(places: InstancePlacement) -> str:
-    """Where a model's instances are."""
+    """Returns where a model's instances are."""
     if places.gpus:
         return f"{{ kind: KIND_GPU count: 1 gpus: [ {', '.join(str(gpu) for gpu in places.gpus)} ] }}"
     return f"{{ kind: KIND_CPU count: {places.count} }}"

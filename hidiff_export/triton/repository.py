@@ -162,7 +162,7 @@ def _write_model(folder: Path, config: ModelConfig, module: str) -> Path:
 
 
 def _own_bytes(folder: Path) -> int:
-    """Bytes of the files that take room of their own, as hard links do not."""
+    """Returns bytes of the files that take room of their own, as hard links do not."""
     found = (path.stat() for path in folder.rglob("*") if path.is_file())
     return sum(status.st_size for status in found if status.st_nlink == 1)
 
@@ -183,7 +183,7 @@ def _take_bundle(bundle: BundleFolder, files: Iterable[str], target: Path, *, li
 
 @contextmanager
 def replacing(output: Path, *, force: bool) -> Iterator[Path]:
-    """An empty folder that becomes ``output`` when all went well, and goes away otherwise.
+    """Yields an empty folder that becomes ``output`` when all went well, and goes away otherwise.
 
     Raises:
         InputError: ``output`` is there and is not a model repository, or is one and not to be replaced; or it can never
@@ -248,7 +248,7 @@ def _check(manifest: Manifest, bundle: Path, plan: RepositoryPlan) -> None:
 
 
 def _stream(manifest: Manifest, plan: RepositoryPlan, values: warm_up.Values) -> ModelConfig:
-    """The model that holds the engines."""
+    """Returns the model that holds the engines."""
     place = BUNDLE if plan.bundle in BUNDLES else plan.bundle
     links = () if plan.bundle in BUNDLES else plan.allow_links
     parameters = Parameters(place, manifest.digest, plan.limits, plan.options, links)
@@ -265,7 +265,9 @@ def _stream(manifest: Manifest, plan: RepositoryPlan, values: warm_up.Values) ->
 
 
 def _front(manifest: Manifest, plan: RepositoryPlan) -> ModelConfig:
-    """The model that clients ask: as many instances as there are of the engines, so that none of these is idle."""
+    """Returns the model that clients ask: as many instances as there are of the engines, so that none of these is
+    idle.
+    """
     return ModelConfig(
         name=plan.name,
         inputs=INPUTS,
@@ -277,5 +279,5 @@ def _front(manifest: Manifest, plan: RepositoryPlan) -> ModelConfig:
 
 
 def _environment(plan: RepositoryPlan) -> dict[str, str]:
-    """The parameter by which Triton's Python backend finds a model's environment, if it has one of its own."""
+    """Returns the parameter by which Triton's Python backend finds a model's environment, if it has one of its own."""
     return {"EXECUTION_ENV_PATH": plan.environment} if plan.environment else {}

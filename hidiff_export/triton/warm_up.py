@@ -15,7 +15,7 @@ Values = dict[str, bytes]
 
 
 def warm_up(manifest: Manifest) -> Values:
-    """One value for each input that the request has."""
+    """Returns one value for each input that the request has."""
     values = {"prompt": _text(b"warm-up"), "steps": struct.pack("<q", manifest.steps[0])}
     pictures = (("image", "mask") if takes_channels(manifest) else ()) + (
         ("control_image",) if manifest.controlnet is not None else ()
@@ -27,7 +27,7 @@ def warm_up(manifest: Manifest) -> Values:
 
 
 def tensors(values: Values) -> tuple[Tensor, ...]:
-    """The inputs that have a value."""
+    """Returns the inputs that have a value."""
     return tuple(tensor for tensor in INPUTS if tensor.name in values)
 
 
@@ -39,7 +39,7 @@ def write(values: Values, folder: Path) -> None:
 
 
 def _text(value: bytes) -> bytes:
-    """A tensor of one text: its length, then itself."""
+    """Returns a tensor of one text: its length, then itself."""
     return struct.pack("<I", len(value)) + value
 
 

@@ -68,7 +68,9 @@ def compare_outputs(
     bound: Bound,
     network: str | None = None,
 ) -> Verdict:
-    """The verdict on the output that is furthest off, under the network's name, or the output's where it has none."""
+    """Returns the verdict on the output that is furthest off, under the network's name, or the output's where it has
+    none.
+    """
     return worst(
         [
             compare(boundary.value, values, found.get(name), bound, phase=network or name)
@@ -97,7 +99,7 @@ class EngineComparer:
         self.pictures: tuple[Array, Array] | None = None
 
     def engines(self, calls: Sequence[tuple[Boundary, ReferenceCall]]) -> Iterator[Verdict]:
-        """Each phase's engine on the calls of that phase; phase by phase, so that no engine is opened twice."""
+        """Yields each phase's engine on the calls of that phase; phase by phase, so that no engine is opened twice."""
         for record in self._bundle.manifest.phases:
             for boundary, call in calls:
                 if call.point.phase == record.phase:
@@ -105,7 +107,7 @@ class EngineComparer:
                     yield compare_call(boundary, call, session, self._recipe, self._meter)
 
     def controlnet(self, call: ControlNetCall) -> Verdict:
-        """The ControlNet's engine: the verdict on the residual that is furthest off."""
+        """Returns the ControlNet's engine: the verdict on the residual that is furthest off."""
         boundary = Boundary.CONTROLNET
         bound = bound_for(boundary, self._recipe)
         try:
@@ -115,7 +117,7 @@ class EngineComparer:
         return compare_outputs(boundary, call.residuals, found, bound)
 
     def networks(self, calls: Sequence[NetworkCall]) -> Iterator[Verdict]:
-        """Text encoders and the VAE's halves: for each call the verdict on the output that is furthest off."""
+        """Yields text encoders and the VAE's halves: for each call the verdict on the output that is furthest off."""
         for call in calls:
             boundary = NETWORKS.get(call.network, Boundary.TEXT)
             bound = bound_for(boundary, self._recipe)
@@ -129,7 +131,7 @@ class EngineComparer:
             yield compare_outputs(boundary, call.outputs, found, bound, call.network)
 
     def run(self, run: ReferenceRun, picture: Array | None) -> Iterator[Verdict]:
-        """The denoiser's latents beside those of the same run in diffusers; then the picture beside ``picture``.
+        """Yields the denoiser's latents beside those of the same run in diffusers; then the picture beside ``picture``.
 
         Where the run has a prompt, it is the bundle's own text encoders that encode it.
         """
@@ -179,7 +181,7 @@ class EngineComparer:
         return compare_image(boundary.value, picture, found, bound, steps=steps)
 
     def recorded(self) -> Iterator[Verdict]:
-        """The bundle's own reference samples, replayed."""
+        """Yields the bundle's own reference samples, replayed."""
         phases = {record.phase.name: record.phase for record in self._bundle.manifest.phases}
 
         def note(verdict: Verdict) -> None:

@@ -49,7 +49,7 @@ _OPTIONS = {"optimize": False, "weights": "shared"}
 
 
 def portable_backend() -> Backend:
-    """What runs portable graphs, whatever a bundle's engines are: ONNX Runtime, which opens ONNX as it is.
+    """Returns what runs portable graphs, whatever a bundle's engines are: ONNX Runtime, which opens ONNX as it is.
 
     Raises:
         EngineError: it is not installed.
@@ -83,13 +83,15 @@ class _NoEngines:
 
 
 def no_engines(folder: Path, allow_links: LinksOption, portable: Backend) -> Backend:
-    """What a bundle is opened with whose engines need not run here. Raises BundleError when there is no bundle."""
+    """Returns what a bundle is opened with whose engines need not run here. Raises BundleError when there is no
+    bundle.
+    """
     manifest = BundleFolder(folder, allow_links).manifest()
     return _NoEngines(next(iter(manifest.phases[0].engines)), portable)
 
 
 def first_and_last(run: Sequence[Phase], phase: Phase, precision: Precision) -> list[int]:
-    """Those of a run's evaluations that a phase's graph is judged on: in half precision its first and its last.
+    """Returns those of a run's evaluations that a phase's graph is judged on: in half precision its first and its last.
 
     What overflows or loses digits depends on the numbers, and a run's are not random ones; float32 has room for both.
 
@@ -120,7 +122,7 @@ class GraphComparer:
         self._portable = portable
 
     def phases(self, random: Sequence[ReferenceCall], run: Sequence[ReferenceCall]) -> Iterator[Verdict]:
-        """Each phase's graph on the first of the random calls, and in half precision on some of a run.
+        """Yields each phase's graph on the first of the random calls, and in half precision on some of a run.
 
         A quantised graph comes after the float16 graph it was made from. A phase without a random call is a fault.
         """
@@ -134,13 +136,13 @@ class GraphComparer:
             yield from self._phase(Boundary.GRAPH, graph, record, first, in_run)
 
     def controlnet(self, call: ControlNetCall) -> Iterator[Verdict]:
-        """A half-precision ControlNet's graph."""
+        """Yields a half-precision ControlNet's graph."""
         record = self._bundle.manifest.controlnet
         if record is not None and _is_half("controlnet", self._recipe):
             yield self._network(Boundary.CONTROLNET_GRAPH, record, call.inputs, call.residuals)
 
     def networks(self, calls: Iterable[NetworkCall]) -> Iterator[Verdict]:
-        """The graphs of text encoders and of the VAE's halves, where they are of half precision."""
+        """Yields the graphs of text encoders and of the VAE's halves, where they are of half precision."""
         records = dict(self._bundle.manifest.others())
         for call in calls:
             if _is_half(call.network.partition("_")[0], self._recipe):
@@ -184,7 +186,9 @@ class GraphComparer:
 
     @contextmanager
     def _open(self, graph: Path, record: GraphRecord) -> Iterator[Session]:
-        """The form that a graph is judged by, in a folder that is gone afterwards; the weights are where they were."""
+        """Yields the form that a graph is judged by, in a folder that is gone afterwards; the weights are where they
+        were.
+        """
         with tempfile.TemporaryDirectory(prefix="hidiff-judged-") as folder:
             weights = {}
             for name, path in self._bundle.manifest.weights.items():

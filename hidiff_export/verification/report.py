@@ -49,7 +49,7 @@ class GraphResults:
     engines_on_host: bool | None
 
     def notes(self) -> tuple[str, ...]:
-        """What people should know of it."""
+        """Returns what people should know of it."""
         half = self.arithmetic.value
         full = self.arithmetic is Precision.FLOAT32
         rounded = "" if full else f", and every result rounded to {half} but those inside {_INSIDE}"
@@ -108,7 +108,7 @@ class Report:
         return tuple(verdict for verdict in self.verdicts if not verdict.ok)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Returns the report as JSON values."""
         return {
             "ok": self.ok,
             "bundle": self.bundle,
@@ -128,7 +128,9 @@ class Report:
         }
 
     def to_junit(self) -> str:
-        """The report as a JUnit XML document: a test case for each verdict, a failure for each that does not hold."""
+        """Returns the report as a JUnit XML document: a test case for each verdict, a failure for each that does not
+        hold.
+        """
         suite = ET.Element(
             "testsuite",
             name=f"parity of {self.bundle}",
@@ -160,7 +162,7 @@ class Report:
         return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
     def to_markdown(self) -> str:
-        """The report as a Markdown page, with the reason of every bound below the table."""
+        """Returns the report as a Markdown page, with the reason of every bound below the table."""
         lines = [
             f"# Parity of {self.bundle}: {'holds' if self.ok else 'FAILED'}",
             "",
@@ -182,7 +184,7 @@ class Report:
         return [f"{verdict.boundary}: {text}" for verdict in self.verdicts if (text := image_summary(verdict))]
 
     def table(self) -> Table:
-        """The report as a table for the terminal."""
+        """Returns the report as a table for the terminal."""
         from rich.table import Table
 
         caption = "\n".join((*self.graphs.notes(), *self._likenesses))
@@ -198,7 +200,7 @@ class Report:
 
 
 def reasons(verdicts: Iterable[Verdict]) -> tuple[str, ...]:
-    """Each bound of the verdicts with its reason, once."""
+    """Returns each bound of the verdicts with its reason, once."""
     named: dict[Bound, list[str]] = {}
     for verdict in verdicts:
         names = named.setdefault(verdict.bound, [])

@@ -68,7 +68,7 @@ class SideBySide:
 
 
 def _blocks(picture: Array, step: int) -> Array:
-    """``[3, rows, step, columns, step]``: the picture in squares of ``step`` pixels, what is over left out."""
+    """Returns ``[3, rows, step, columns, step]``: the picture in squares of ``step`` pixels, what is over left out."""
     rows, columns = (side // step for side in picture.shape[1:])
     cut = picture[:, : rows * step, : columns * step]
     return cut.reshape(3, rows, step, columns, step)

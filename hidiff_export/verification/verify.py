@@ -154,7 +154,7 @@ def verify(
 
 
 def _report(task: _Task, name: str, portable: Backend, progress: Progress | None) -> Report:
-    """What a verification of the bundle called ``name`` finds."""
+    """Returns what a verification of the bundle called ``name`` finds."""
     bundle, graphs_only = task.bundle, task.graphs_only
     meter = FlopsProgress(task.recipe, task.recipe.unet_config(), progress)
     _plan(task, meter)
@@ -178,7 +178,9 @@ def _report(task: _Task, name: str, portable: Backend, progress: Progress | None
 
 
 def _noise_schedule(bundle: Bundle, recipe: Recipe) -> dict[str, Any]:
-    """The checkpoint's scheduler configuration; in a bundle without its file, what the default sampler's table says."""
+    """Returns the checkpoint's scheduler configuration; in a bundle without its file, what the default sampler's table
+    says.
+    """
     if SCHEDULER_CONFIG in bundle.manifest.files:
         return read_config(bundle.file(SCHEDULER_CONFIG))
     config: dict[str, Any] = json.loads(bundle.sampler(recipe.sampler[0].value).origin["config"])
@@ -237,7 +239,7 @@ def _compute(task: _Task, meter: FlopsProgress, magnitudes: MagnitudeRecorder) -
 
 
 def _weights(task: _Task, source: str) -> Iterator[Verdict]:
-    """The weights of each network that comes from the checkpoint; a ControlNet has one of its own."""
+    """Yields the weights of each network that comes from the checkpoint; a ControlNet has one of its own."""
     stores = task.bundle.manifest.weights
     for component in Component:
         if component.value in stores and component is not Component.CONTROLNET:
@@ -249,7 +251,7 @@ def _weights(task: _Task, source: str) -> Iterator[Verdict]:
 
 
 def _settled(task: _Task, tables: Mapping[str, SamplerTable]) -> Iterator[Verdict]:
-    """What no engine computes: sampler tables, and what the manifest says beside its recipe."""
+    """Yields what no engine computes: sampler tables, and what the manifest says beside its recipe."""
     yield from compare_samplers(task.recipe, task.scheduler_config, tables)
     manifest = task.bundle.manifest
     # What is not there has no configuration to be read, in bundles from before there were text encoders above all.

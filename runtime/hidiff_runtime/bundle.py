@@ -122,11 +122,11 @@ class Bundle:
         return self._engines.open_phases
 
     def denoiser(self) -> Denoiser:
-        """What runs the bundle."""
+        """Returns what runs the bundle."""
         return Denoiser(self)
 
     def sampler(self, name: str | None = None) -> SamplerTable:
-        """A sampler's table, read once; the bundle's default sampler without a name.
+        """Returns a sampler's table, read once; the bundle's default sampler without a name.
 
         Raises:
             InputError: the bundle has no such sampler.
@@ -143,7 +143,7 @@ class Bundle:
         return self._samplers[chosen]
 
     def tokenizer(self, record: TextEncoderRecord) -> Tokenizer:
-        """A text encoder's tokenizer; one that was read stays where every engine does.
+        """Returns a text encoder's tokenizer; one that was read stays where every engine does.
 
         Raises:
             BundleError: the file is missing, has changed, or is no tokenizer.
@@ -157,7 +157,8 @@ class Bundle:
         return known
 
     def lost_files(self) -> tuple[str, ...]:
-        """The files that the next run reads anew and that are not there, or not of their size; reads none of them.
+        """Returns the files that the next run reads anew and that are not there, or not of their size; reads none of
+        them.
 
         None where every engine stays open: those files are read no more.
         """
@@ -177,7 +178,7 @@ class Bundle:
         check_tables(self.manifest, self._table)
 
     def file(self, name: str) -> Path:
-        """A file of the bundle by its path in the manifest, as that says it is; see `CheckedFiles`.
+        """Returns a file of the bundle by its path in the manifest, as that says it is; see `CheckedFiles`.
 
         Raises:
             BundleError: another has taken its place since the bundle was opened, or it is no file of the bundle.
@@ -185,7 +186,7 @@ class Bundle:
         return self._files.file(name)
 
     def engine(self, phase: Phase, *, upcoming: Phase | None = None) -> Session:
-        """The phase's session, opened if need be; valid until another phase's is asked for.
+        """Returns the phase's session, opened if need be; valid until another phase's is asked for.
 
         Args:
             phase: whose.
@@ -201,7 +202,7 @@ class Bundle:
             return session
 
     def controlnet_engine(self) -> Session:
-        """The ControlNet's session, opened if need be; valid until a phase without residuals is asked for.
+        """Returns the ControlNet's session, opened if need be; valid until a phase without residuals is asked for.
 
         Raises:
             BundleError: the bundle has no ControlNet.
@@ -211,7 +212,7 @@ class Bundle:
             return self._engines.controlnet()
 
     def step_engine(self) -> Session:
-        """The step graph's session, opened if need be; valid until the bundle is closed.
+        """Returns the step graph's session, opened if need be; valid until the bundle is closed.
 
         Raises:
             BundleError: the bundle has no step graph.
@@ -222,7 +223,8 @@ class Bundle:
 
     @contextmanager
     def network(self, name: Network) -> Iterator[Session]:
-        """The session of a text encoder, of the VAE's decoder or its encoder, closed at the end unless all may stay.
+        """Yields the session of a text encoder, of the VAE's decoder or its encoder, closed at the end unless all may
+        stay.
 
         Raises:
             BundleError: the bundle has none.
@@ -232,7 +234,7 @@ class Bundle:
             yield session
 
     def tensors(self) -> DeviceTensors | None:
-        """What runs keep on the device from step to step; None where the host keeps it.
+        """Returns what runs keep on the device from step to step; None where the host keeps it.
 
         Raises:
             EngineError: the device is missing here, or has no memory though ``loop`` is ``device``.
@@ -312,7 +314,7 @@ class Bundle:
         return self.manifest.step is not None and self.backend in self.manifest.step.engines
 
     def _enter(self) -> Device:
-        """The device, entered when it is first needed. A thread that opens an engine ahead finds it entered."""
+        """Returns the device, entered when it is first needed. A thread that opens an engine ahead finds it entered."""
         if self._entered is None:
             self._entered = self._device.__enter__()
         return self._entered
@@ -327,7 +329,7 @@ class Bundle:
         return record
 
     def _open_engine(self, key: EngineKey) -> Session:
-        """A session of an engine, all of whose files are the manifest's even where only sizes were checked.
+        """Returns a session of an engine, all of whose files are the manifest's even where only sizes were checked.
 
         Weight stores, whose hashes take long, are then compared only where they changed since the bundle was opened.
         """
@@ -340,7 +342,9 @@ class Bundle:
         return self._enter().open(path, weights, record)
 
     def _checked_engine(self, relative: str) -> Path:
-        """An engine, all of whose files are the manifest's. Raises BundleError when one is not of the bundle."""
+        """Returns an engine, all of whose files are the manifest's. Raises BundleError when one is not of the
+        bundle.
+        """
         path = self.file(relative)
         root = path.parents[relative.count("/")]
         for part in self._backend.files(path):

@@ -26,7 +26,7 @@ class PhaseKind(str, Enum):
 
     @classmethod
     def of(cls, strided: bool, pooled: bool) -> PhaseKind:
-        """The kind with these two changes in force."""
+        """Returns the kind with these two changes in force."""
         if strided:
             return cls.STRIDED_POOLED if pooled else cls.STRIDED
         return cls.POOLED if pooled else cls.WINDOWED
@@ -63,7 +63,7 @@ class StepRange:
     end: float
 
     def covers(self, step: int, steps: int) -> bool:
-        """Whether ``step`` of ``steps`` lies in the range."""
+        """Returns whether ``step`` of ``steps`` lies in the range."""
         return int(steps * self.start) <= step < int(steps * self.end)
 
 
@@ -82,7 +82,7 @@ class PhaseRule:
     control: float | None = None
 
     def phase_at(self, step: int, steps: int) -> Phase:
-        """The phase of logical step ``step`` (from 0) in a run of ``steps``."""
+        """Returns the phase of logical step ``step`` (from 0) in a run of ``steps``."""
         kind = PhaseKind.of(
             strided=self.strided is not None and self.strided.covers(step, steps),
             pooled=self.pooled is not None and self.pooled.covers(step, steps),
@@ -90,7 +90,7 @@ class PhaseRule:
         return Phase(kind, control=self.control is not None and step < self.control * steps)
 
     def phases(self) -> tuple[Phase, ...]:
-        """Every distinct phase that some number of steps reaches, in running order.
+        """Returns every distinct phase that some number of steps reaches, in running order.
 
         At 10,000 steps no phase is lost to truncation. Short runs can reach one more, because the end of the
         ControlNet residuals is not truncated while the others are: with two steps, pooled below 0.7 and residuals
@@ -130,7 +130,7 @@ class PhasePlan:
             raise InputError("A run needs at least one step.", given=self.steps, advice="Ask for 1 step or more.")
 
     def phase_at(self, step: int) -> Phase:
-        """The phase of logical step ``step``, counted from 0."""
+        """Returns the phase of logical step ``step``, counted from 0."""
         if not 0 <= step < self.steps:
             raise InputError(f"Step {step} is outside this run.", given=step, advice=f"Ask for 0 to {self.steps - 1}.")
         return self.rule.phase_at(step, self.steps)

@@ -35,12 +35,12 @@ _BUILDERS: dict[BackendName, Callable[[Recipe, BackendName], Builder]] = {
 
 
 def builders_for(recipe: Recipe) -> tuple[Builder, ...]:
-    """The builders of the recipe's backends, the default one first."""
+    """Returns the builders of the recipe's backends, the default one first."""
     return tuple(_BUILDERS[backend](recipe, backend) for backend in recipe.backend)
 
 
 def with_engines(context: StageContext, record: Record) -> Record:
-    """The record of a graph, with the paths of its engines."""
+    """Returns the record of a graph, with the paths of its engines."""
     graphs = _portable_graphs(context)
     index = next(index for index, graph in enumerate(graphs) if graph.record.graph == record.graph)
     engines = {builder.name: builder.engines(graphs)[index] for builder in builders_for(context.recipe)}
@@ -67,7 +67,7 @@ class EnginesStage:
         self.needs = ("weights", "graphs", *others)
 
     def inputs(self, context: StageContext) -> Any:
-        """The backends, and what each builds for and with."""
+        """Returns the backends, and what each builds for and with."""
         return {builder.name: builder.key() for builder in builders_for(context.recipe)}
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:

@@ -35,7 +35,7 @@ class GraphsStage:
     needs = ("weights",)
 
     def inputs(self, context: StageContext) -> Any:
-        """The phases, the places where they act, the shapes, and how much the samplers remember."""
+        """Returns the phases, the places where they act, the shapes, and how much the samplers remember."""
         recipe = context.recipe
         return {
             "phases": [phase.name for phase in context.phases],
@@ -61,7 +61,7 @@ class GraphsStage:
 
 
 def write_beside(context: StageContext) -> tuple[Path, ...]:
-    """What comes with the graphs and is not traced: the step graph, and the factors of previews."""
+    """Returns what comes with the graphs and is not traced: the step graph, and the factors of previews."""
     context.step_graph.parent.mkdir(exist_ok=True)
     write_step_graph(step_record(context), context.step_graph)
     if not context.recipe.vae:
@@ -72,7 +72,7 @@ def write_beside(context: StageContext) -> tuple[Path, ...]:
 
 
 def _modules(context: StageContext) -> Iterator[tuple[GraphModule, int, WeightStore, Path]]:
-    """Every network with its batch, its weights and its graph's path; one network is in memory at a time."""
+    """Yields every network with its batch, its weights and its graph's path; one network is in memory at a time."""
     recipe = context.recipe
     size = (recipe.latent_height, recipe.latent_width)
     store, unet = _stored(context, Component.UNET)
@@ -94,7 +94,7 @@ def _modules(context: StageContext) -> Iterator[tuple[GraphModule, int, WeightSt
 
 
 def _stored(context: StageContext, component: Component) -> tuple[WeightStore, Any]:
-    """A network's weight store, and the network over it."""
+    """Returns a network's weight store, and the network over it."""
     store = WeightStore.open(context.folder / component.value / WEIGHTS)
     _, dtype = PRECISIONS[store.precision]
     return store, load_stored(component, store, dtype)

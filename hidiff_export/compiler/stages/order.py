@@ -37,7 +37,7 @@ QUANTISED_STAGES: tuple[Stage, ...] = (
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages that a recipe takes."""
+    """Returns the stages that a recipe takes."""
     return QUANTISED_STAGES if recipe.precision.quantised else STAGES
 
 
@@ -67,7 +67,7 @@ def _wrong_order(fault: str, names: Sequence[str]) -> ExportError:
 
 
 def assemble_manifest(context: StageContext, files: Mapping[str, FileDigest]) -> Manifest:
-    """The manifest of a finished build.
+    """Returns the manifest of a finished build.
 
     Args:
         context: the build.

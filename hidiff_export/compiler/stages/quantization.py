@@ -23,7 +23,7 @@ class QuantizationStage:
     needs = ("weights", "graphs", "reference")
 
     def inputs(self, context: StageContext) -> Any:
-        """The precision, and what measures the ranges."""
+        """Returns the precision, and what measures the ranges."""
         return {"precision": context.recipe.precision.value, "tools": tool_versions(QUANTISERS)}
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
@@ -38,7 +38,8 @@ class QuantizationStage:
 
 
 def calibration(samples: ReferenceSamples, phase: Phase) -> tuple[Inputs, ...]:
-    """What to measure a phase's ranges on: its evaluations in the recorded run; where that has none, the random ones.
+    """Returns what to measure a phase's ranges on: its evaluations in the recorded run; where that has none, the random
+    ones.
 
     A run goes through every phase change that it can, so that the last evaluation before each change and the first
     after it are among them. The random ones are left for judging by, where they are not needed here.

@@ -27,7 +27,7 @@ class ReferenceStage:
     needs = ("weights", "samplers")
 
     def inputs(self, context: StageContext) -> Any:
-        """What decides which evaluations are recorded: everything in the recipe."""
+        """Returns what decides which evaluations are recorded: everything in the recipe."""
         return context.recipe.fingerprint()
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:

@@ -59,7 +59,7 @@ class ReusedGraphs(GraphsStage):
         self.origin = origin
 
     def inputs(self, context: StageContext) -> Any:
-        """The graphs by their content, and what they have to fit."""
+        """Returns the graphs by their content, and what they have to fit."""
         phases = len(context.phases)
         others = [path for path in context.graphs[phases:] if path != context.step_graph]
         names = [
@@ -109,7 +109,7 @@ class ReusedSchedulerTables(SchedulerTablesStage):
 
 
 def _traced(context: StageContext) -> Iterator[tuple[Path, GraphRecord]]:
-    """The graphs that a build traces, with what goes in and out of each."""
+    """Yields the graphs that a build traces, with what goes in and out of each."""
     phases = {context.graph(phase) for phase in context.phases}
     for record in graph_records(context):
         path = context.folder / record.graph
@@ -146,7 +146,7 @@ def _shape(value: ir.Value) -> tuple[object, ...]:
 
 
 def _fault(name: str, tensor: ir.ExternalTensor, store: WeightStore) -> str:
-    """What keeps an external weight from being the store's tensor of this name; empty where nothing does."""
+    """Returns what keeps an external weight from being the store's tensor of this name; empty where nothing does."""
     if Path(tensor.location) != Path(store.path.name):
         return f"{name} is in {tensor.location}, not in {store.path.name}"
     if name not in store.names():

@@ -22,7 +22,7 @@ class SchedulerTablesStage:
     needs = ("weights",)
 
     def inputs(self, context: StageContext) -> Any:
-        """The samplers and what their runs are laid out by; the noise schedule comes with the weights."""
+        """Returns the samplers and what their runs are laid out by; the noise schedule comes with the weights."""
         return tabulated(context.recipe)
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
@@ -42,17 +42,17 @@ class SchedulerTablesStage:
 
 
 def table_path(context: StageContext, sampler: str) -> Path:
-    """The table of a sampler."""
+    """Returns the table of a sampler."""
     return context.folder / FOLDER / f"{sampler}.safetensors"
 
 
 def sampler_tables(context: StageContext) -> dict[str, SamplerTable]:
-    """The recipe's tables by name, as they were written."""
+    """Returns the recipe's tables by name, as they were written."""
     return {name.value: SamplerTable.read(table_path(context, name.value)) for name in context.recipe.sampler}
 
 
 def tabulated(recipe: Recipe) -> dict[str, Any]:
-    """What sampler tables depend on beside the noise schedule, as JSON."""
+    """Returns what sampler tables depend on beside the noise schedule, as JSON."""
     return {
         "samplers": [name.value for name in recipe.sampler],
         "steps": list(recipe.steps),

@@ -58,15 +58,17 @@ class StageContext:
         return self.folder / "unet"
 
     def graph(self, phase: Phase) -> Path:
-        """The portable graph of a phase."""
+        """Returns the portable graph of a phase."""
         return self.unet / f"{phase.name}.onnx"
 
     def declined(self, stage: str) -> Path:
-        """Where a stage keeps what its passes declined."""
+        """Returns where a stage keeps what its passes declined."""
         return self.unet / f"{stage}{ENDING}"
 
     def traced(self, phase: Phase) -> Path:
-        """The graph of a phase as it is traced: the portable one, or the float16 one that is quantised to it."""
+        """Returns the graph of a phase as it is traced: the portable one, or the float16 one that is quantised to
+        it.
+        """
         return traced_graph(self.graph(phase), self.recipe.precision)
 
     @property
@@ -80,15 +82,15 @@ class StageContext:
         return self.controlnet / "controlnet.onnx"
 
     def text_encoder_graph(self, name: str) -> Path:
-        """The portable graph of a text encoder, in a folder of its name."""
+        """Returns the portable graph of a text encoder, in a folder of its name."""
         return self.folder / name / f"{name}.onnx"
 
     def tokenizer(self, name: str) -> Path:
-        """What makes the tokens of a text encoder."""
+        """Returns what makes the tokens of a text encoder."""
         return self.folder / name / "tokenizer.json"
 
     def vae_graph(self, half: Literal["decoder", "encoder"]) -> Path:
-        """The portable graph of one half of the VAE."""
+        """Returns the portable graph of one half of the VAE."""
         return self.folder / "vae" / f"{half}.onnx"
 
     @property
@@ -121,7 +123,7 @@ class Stage(Protocol):
         ...
 
     def inputs(self, context: StageContext) -> Any:
-        """What the stage's result depends on beside the stages it needs: JSON, part of the cache key."""
+        """Returns what the stage's result depends on beside the stages it needs: JSON, part of the cache key."""
         ...
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:

@@ -32,7 +32,9 @@ class WeightsStage:
     needs = ()
 
     def inputs(self, context: StageContext) -> Any:
-        """The checkpoint by its content, not its path, noise schedule included, and the precision it is rounded to."""
+        """Returns the checkpoint by its content, not its path, noise schedule included, and the precision it is rounded
+        to.
+        """
         recipe = context.recipe
         schedule, index = resolve_noise_schedule(recipe), model_index(recipe)
         for notice in (*index.notices, *schedule.notices):
@@ -81,7 +83,8 @@ class WeightsStage:
 
 
 def checkpoints(recipe: Recipe) -> dict[Component, Checkpoint]:
-    """The networks of a bundle, with the recipe's LoRA files in their weights; nothing is read but names and shapes.
+    """Returns the networks of a bundle, with the recipe's LoRA files in their weights; nothing is read but names and
+    shapes.
 
     Raises:
         CheckpointError: a checkpoint lacks a network, is of another pipeline, or it or a LoRA is broken or another
@@ -105,12 +108,12 @@ def checkpoints(recipe: Recipe) -> dict[Component, Checkpoint]:
 
 
 def model_index(recipe: Recipe) -> ModelIndex:
-    """What the recipe's checkpoint says of its pipeline. Raises CheckpointError where that is no bundle's."""
+    """Returns what the recipe's checkpoint says of its pipeline. Raises CheckpointError where that is no bundle's."""
     return read_model_index(recipe.source, recipe.family, [network for network, _ in _sources(recipe)])
 
 
 def _sources(recipe: Recipe) -> Iterator[tuple[Component, str]]:
-    """The networks of a bundle, and the checkpoint that each comes from."""
+    """Yields the networks of a bundle, and the checkpoint that each comes from."""
     yield Component.UNET, recipe.source
     if recipe.controlnet is not None:
         yield Component.CONTROLNET, recipe.controlnet
@@ -120,7 +123,9 @@ def _sources(recipe: Recipe) -> Iterator[tuple[Component, str]]:
 
 
 def tokenizers(recipe: Recipe) -> dict[str, str]:
-    """The content of each text encoder's ``tokenizer.json``. Raises CheckpointError where a checkpoint has none."""
+    """Returns the content of each text encoder's ``tokenizer.json``. Raises CheckpointError where a checkpoint has
+    none.
+    """
     return {
         name: tokenizer_json(recipe.source, Component(name), recipe.family, recipe.unet_width)
         for name in recipe.text_encoders

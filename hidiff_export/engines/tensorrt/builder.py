@@ -58,7 +58,7 @@ class _Plan:
         return record.phase.name if isinstance(record, PhaseRecord) else None
 
     def lowered(self) -> ir.Model:
-        """The graph that TensorRT is given."""
+        """Returns the graph that TensorRT is given."""
         model = ir.load(self.graph.path)
         lower(model, self.engine.name)
         return model
@@ -96,7 +96,7 @@ class TensorRtBuilder:
         check_targets(self._library, self._targets)
 
     def key(self) -> Any:
-        """Targets, options and the library's version; the GPU, where the engines are for it."""
+        """Returns targets, options and the library's version; the GPU, where the engines are for it."""
         found = examine(self._library)
         here = found.gpu if self._targets == THIS_MACHINE else None
         return {
@@ -108,7 +108,7 @@ class TensorRtBuilder:
         }
 
     def engines(self, graphs: Sequence[PortableGraph]) -> tuple[Path, ...]:
-        """The plan records: ``strided.tensorrt-rtx.json`` beside ``strided.onnx``."""
+        """Returns the plan records: ``strided.tensorrt-rtx.json`` beside ``strided.onnx``."""
         return tuple(graph.path.with_name(f"{graph.path.stem}.{self.name}.json") for graph in graphs)
 
     def build(self, graphs: Sequence[PortableGraph], report: Report) -> tuple[Path, ...]:
@@ -129,7 +129,7 @@ class TensorRtBuilder:
         return _share(plans, records)
 
     def _built(self, plan: _Plan, hashes: dict[str, str], progress: Progress) -> PlanRecord:
-        """The record of a plan, which is built if it is not there; ``hashes`` of weight stores are kept."""
+        """Returns the record of a plan, which is built if it is not there; ``hashes`` of weight stores are kept."""
         beside = {path: temporary(path) for path in (plan.plan, plan.layers)}
         lowered = plan.engine.with_suffix(".onnx.tmp")
         try:
@@ -178,7 +178,7 @@ class TensorRtBuilder:
         )
 
     def _key_of(self, request: BuildRequest, hashes: dict[str, str]) -> str:
-        """The fingerprint of everything that a plan depends on."""
+        """Returns the fingerprint of everything that a plan depends on."""
         for path in (request.graph, request.weights):
             if path is not None and path not in hashes:
                 hashes[path] = FileDigest.of(Path(path)).sha256
@@ -201,7 +201,7 @@ class TensorRtBuilder:
 
 
 def _kept(plan: _Plan, key: str) -> PlanRecord | None:
-    """The record of a whole plan of this key that an interrupted build left, if it did."""
+    """Returns the record of a whole plan of this key that an interrupted build left, if it did."""
     built = Built.read(plan.engine)
     if built is None or not built.holds(key, (plan.plan, plan.layers, plan.engine)):
         return None

@@ -37,12 +37,12 @@ class Built:
 
     @classmethod
     def of(cls, key: str, paths: Iterable[Path], answer: Mapping[str, Any]) -> Built:
-        """The note on the files ``paths`` that a worker has written and answered for."""
+        """Returns the note on the files ``paths`` that a worker has written and answered for."""
         return cls(key, {path.name: FileDigest.of(path) for path in paths}, {name: answer[name] for name in COSTS})
 
     @classmethod
     def read(cls, engine: Path) -> Built | None:
-        """The note on the plan whose record is ``engine``; None where there is none or it is damaged."""
+        """Returns the note on the plan whose record is ``engine``; None where there is none or it is damaged."""
         path = engine.with_suffix(SUFFIX)
         try:
             fields = Fields(parse_object(path.read_text(encoding="utf-8"), path.name), path.name)
@@ -55,7 +55,7 @@ class Built:
         write_json(engine.with_suffix(SUFFIX), encode(self))
 
     def holds(self, key: str, paths: Iterable[Path]) -> bool:
-        """Whether these are the plan's files, of the same key and as they were written."""
+        """Returns whether these are the plan's files, of the same key and as they were written."""
         return self.key == key and all(
             path.is_file() and FileDigest.of(path) == self.files.get(path.name) for path in paths
         )

@@ -23,7 +23,7 @@ class DetectedGpu:
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> DetectedGpu | None:
-        """The GPU in a worker's answer, if the machine has one."""
+        """Returns the GPU in a worker's answer, if the machine has one."""
         return None if answer["gpu"] is None else cls(**answer["gpu"])
 
 

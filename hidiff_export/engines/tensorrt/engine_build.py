@@ -36,7 +36,7 @@ def examine(trt: Any, _request: Mapping[str, Any], channel: Channel) -> None:
 
 
 def gpu() -> dict[str, str] | None:
-    """Name and compute capability (``sm90``) of the GPU that CUDA takes first; None where there is none."""
+    """Returns name and compute capability (``sm90``) of the GPU that CUDA takes first; None where there is none."""
     try:
         from cuda.bindings import runtime
     except ImportError:
@@ -89,7 +89,7 @@ def build(trt: Any, request: Mapping[str, Any], channel: Channel) -> None:
 
 
 def _serialized(trt: Any, loaded: Loaded, request: BuildRequest, channel: Channel) -> Any:
-    """The plan as a buffer; None where the library refuses, whose reasons the logger has."""
+    """Returns the plan as a buffer; None where the library refuses, whose reasons the logger has."""
     from polygraphy.backend.trt import EngineBytesFromNetwork
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
@@ -104,7 +104,7 @@ def _serialized(trt: Any, loaded: Loaded, request: BuildRequest, channel: Channe
 
 
 def _config(trt: Any, request: BuildRequest, monitor: Any) -> Any:
-    """The loader of the builder's configuration. TF32 is off, so that float32 means float32."""
+    """Returns the loader of the builder's configuration. TF32 is off, so that float32 means float32."""
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig
 
     common = {"profiling_verbosity": trt.ProfilingVerbosity.DETAILED, "progress_monitor": monitor}
@@ -128,7 +128,9 @@ def set_flags(trt: Any, made: Any) -> None:
 
 
 def _inspected(trt: Any, plan: Any) -> str | None:
-    """The engine's own account of its layers; None where this machine's GPU is not one that it was built for."""
+    """Returns the engine's own account of its layers; None where this machine's GPU is not one that it was built
+    for.
+    """
     engine = trt.Runtime(_logger(trt)).deserialize_cuda_engine(plan)
     if engine is None:
         return None
@@ -137,7 +139,8 @@ def _inspected(trt: Any, plan: Any) -> str | None:
 
 
 def _logger(trt: Any) -> Any:
-    """A logger that keeps what the library calls an error, after which it may go on without what was asked of it, and
+    """Returns a logger that keeps what the library calls an error, after which it may go on without what was asked of
+    it, and
     the sizes that it tells."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the library has no types

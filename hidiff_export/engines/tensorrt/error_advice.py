@@ -51,5 +51,5 @@ _KNOWN = (
 
 
 def advice_for(text: str) -> str:
-    """The next step after an error with this text."""
+    """Returns the next step after an error with this text."""
     return next((advice for pattern, advice in _KNOWN if re.search(pattern, text)), REPORT)

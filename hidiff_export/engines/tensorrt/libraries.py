@@ -35,7 +35,7 @@ class BuilderLibrary:
         return f"pip install 'hidiff-export[{self.backend}]'"
 
     def missing(self) -> tuple[str, ...]:
-        """Modules that building takes and this Python does not have; imports none."""
+        """Returns modules that building takes and this Python does not have; imports none."""
         return tuple(module for module in (self.module, TOOL) if find_spec(module) is None)
 
     def require(self) -> None:

@@ -34,7 +34,7 @@ def lower(model: ir.Model, name: str = "") -> None:
 
 
 def lowering_passes() -> ir.passes.Sequential:
-    """From the portable graph to TensorRT's."""
+    """Returns the passes from the portable graph to TensorRT's."""
     return ir.passes.Sequential(
         ComputeWindowOrders(),
         Float32Operations(),

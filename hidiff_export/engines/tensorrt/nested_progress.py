@@ -32,13 +32,13 @@ class NestedProgress:
         self._shown = (0.0, "")
 
     def start(self, name: str, steps: int) -> None:
-        """A phase begins, within those that are open."""
+        """Begins a phase within those that are open."""
         with self._lock:
             self._open.append(_Phase(name, steps))
             self._report()
 
     def step(self, name: str, step: int) -> None:
-        """Step ``step`` of an open phase, counted from 0, is done."""
+        """Counts step ``step`` of an open phase, from 0, as done."""
         with self._lock:
             for phase in self._open:
                 if phase.name == name:
@@ -46,7 +46,7 @@ class NestedProgress:
             self._report()
 
     def finish(self, name: str) -> None:
-        """A phase ends."""
+        """Ends a phase."""
         with self._lock:
             self._open = [phase for phase in self._open if phase.name != name]
 

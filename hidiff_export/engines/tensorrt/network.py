@@ -44,7 +44,7 @@ class Loaded:
 
 
 def load_network(trt: Any, logger: Any, request: BuildRequest) -> Loaded:
-    """The lowered graph as a network.
+    """Returns the lowered graph as a network.
 
     Raises:
         NetworkRefused: the parser does.
@@ -89,7 +89,9 @@ def _type(tensor: Any) -> str:
 
 
 def layer_list(network: Any) -> str:
-    """The network's layers as JSON, one a line: name, type, and names, types and shapes of what goes in and out."""
+    """Returns the network's layers as JSON, one a line: name, type, and names, types and shapes of what goes in and
+    out.
+    """
     lines = (json.dumps(layer) for layer in _layers(network))
     return '{"source": "the parsed network", "layers": [\n' + ",\n".join(lines) + "\n]}\n"
 

@@ -88,7 +88,7 @@ class _Run:
 
 
 def _runs(sizes: Mapping[Path, int]) -> Iterator[_Run]:
-    """Which plans agree where, in blocks of `PAGE` from the end on, as far as two plans go."""
+    """Yields which plans agree where, in blocks of `PAGE` from the end on, as far as two plans go."""
     with ExitStack() as opened:
         files = {plan: opened.enter_context(plan.open("rb")).fileno() for plan in sizes}
         near = 0
@@ -120,7 +120,7 @@ def _long(runs: Iterator[_Run], minimum: int) -> Iterator[_Run]:
 
 
 def _pieces(plan: Path, size: int, runs: Sequence[_Run]) -> Iterator[_Piece]:
-    """The pieces of a plan, the last one first: what no run says is its own."""
+    """Yields the pieces of a plan, the last one first: what no run says is its own."""
     alone: _Owners = (plan,)
     owners, far, near = alone, 0, 0
     for run in runs:
@@ -141,7 +141,7 @@ def _pieces(plan: Path, size: int, runs: Sequence[_Run]) -> Iterator[_Piece]:
 
 
 def _names(divided: Mapping[Path, Sequence[_Piece]]) -> dict[_Piece, Path]:
-    """A file for each piece; those of one plan are counted from its beginning."""
+    """Returns a file for each piece; those of one plan are counted from its beginning."""
     names: dict[_Piece, Path] = {}
     shared = count(1)
     for plan, pieces in divided.items():

@@ -11,7 +11,7 @@ from hidiff_export.engines.tensorrt.libraries import BuilderLibrary
 
 
 def timing_cache(library: BuilderLibrary, found: Examined) -> Path | None:
-    """The file for this library's version and this GPU, in the user's cache folder; Polygraphy locks it.
+    """Returns the file for this library's version and this GPU, in the user's cache folder; Polygraphy locks it.
 
     None for TensorRT-RTX, which times nothing while building: its operations on such caches do nothing since 1.2, and
     say so. None too where the folder cannot be made, since a build can do without.

@@ -21,7 +21,7 @@ _NO_DRIVER = "checkMacros.cpp::catchCudaError"  # on a machine without a GPU, an
 
 
 def ask(library: BuilderLibrary, what: str, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """What a worker answers to a request.
+    """Returns what a worker answers to a request.
 
     Args:
         library: to build with.

@@ -48,7 +48,7 @@ class BuildRequest:
     timing_cache: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Returns as JSON types."""
         return {"do": "build", **asdict(self)}
 
     @classmethod

@@ -32,7 +32,7 @@ NAMES = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
 def get(name: str) -> Backend:
-    """The backend called ``name``; its library need not be installed.
+    """Returns the backend called ``name``; its library need not be installed.
 
     Raises:
         InputError: there is no such backend.

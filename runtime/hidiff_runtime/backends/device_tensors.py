@@ -23,7 +23,7 @@ class DeviceTensors:
         self._arrays: dict[str, DeviceArray] = {}
 
     def get(self, spec: TensorSpec, name: str | None = None) -> DeviceArray:
-        """The tensor ``name``, or of the spec's name; new ones have any content.
+        """Returns the tensor ``name``, or of the spec's name; new ones have any content.
 
         Raises:
             EngineError: there is too little memory.
@@ -34,7 +34,7 @@ class DeviceTensors:
         return self._arrays[name]
 
     def pick(self, specs: Iterable[TensorSpec]) -> dict[str, DeviceArray]:
-        """The tensors of these names."""
+        """Returns the tensors of these names."""
         return {spec.name: self.get(spec) for spec in specs}
 
     def put(self, specs: Iterable[TensorSpec], arrays: Mapping[str, NDArray[Any]]) -> None:

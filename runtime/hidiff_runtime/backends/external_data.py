@@ -81,7 +81,7 @@ def _collect(message: memoryview, kind: str, found: dict[str, None]) -> None:
 
 
 def relinked(engine: Path, weights: Iterable[Path]) -> tuple[bytes, Path] | None:
-    """A graph that finds its weights where links lead to, and the folder that it looks for them from.
+    """Returns a graph that finds its weights where links lead to, and the folder that it looks for them from.
 
     Args:
         engine: the graph, not resolved: what it names lies beside it.
@@ -116,7 +116,7 @@ def relinked(engine: Path, weights: Iterable[Path]) -> tuple[bytes, Path] | None
 
 
 def _relocated(message: bytes, kind: str, moved: Callable[[str], str]) -> bytes:
-    """The message with another location in each tensor below it whose data is external. Raises ValueError."""
+    """Returns the message with another location in each tensor below it whose data is external. Raises ValueError."""
     if kind == "entry":
         return _entry(message, moved)
     below = _MESSAGES[kind]
@@ -130,7 +130,7 @@ def _relocated(message: bytes, kind: str, moved: Callable[[str], str]) -> bytes:
 
 
 def _entry(message: bytes, moved: Callable[[str], str]) -> bytes:
-    """A key and its value, another one where the key is the location."""
+    """Returns a key and its value, another one where the key is the location."""
     texts = {number: message[content:end] for number, _, content, end in _fields(message) if content is not None}
     if texts.get(_KEY) != b"location":
         return message
@@ -138,7 +138,7 @@ def _entry(message: bytes, moved: Callable[[str], str]) -> bytes:
 
 
 def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int | None, int]]:
-    """Each field's number, where it begins, where its bytes begin if it has such, and where it ends."""
+    """Yields each field's number, where it begins, where its bytes begin if it has such, and where it ends."""
     at = 0
     while at < len(message):
         start = at
@@ -160,7 +160,7 @@ def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int | None,
 
 
 def _varint(message: bytes | memoryview, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, and where it ends."""
+    """Returns a number of 7 bits a byte, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):
@@ -174,7 +174,7 @@ def _varint(message: bytes | memoryview, at: int) -> tuple[int, int]:
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """A field of bytes."""
+    """Returns a field of bytes."""
     return _number(number << 3 | _BYTES) + _number(len(content)) + content
 
 

@@ -14,7 +14,7 @@ class Forking(Protocol):
     """What has to know that it is in a new process."""
 
     def forked(self) -> None:
-        """Called in the child before anything else runs there."""
+        """Prepares the child, before anything else runs there."""
 
 
 _known: WeakSet[Forking] = WeakSet()

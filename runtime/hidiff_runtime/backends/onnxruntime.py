@@ -65,7 +65,7 @@ class OnnxRuntimeOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> OnnxRuntimeOptions:
-        """The options by name. Raises InputError for one that there is not, or a value that it cannot have."""
+        """Returns the options by name. Raises InputError for one that there is not, or a value that it cannot have."""
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
@@ -101,7 +101,7 @@ class OnnxRuntimeBackend:
     name = NAME
 
     def available(self) -> Availability:
-        """Version and execution providers."""
+        """Returns version and execution providers."""
         try:
             import onnxruntime
         except ImportError as error:
@@ -111,16 +111,16 @@ class OnnxRuntimeBackend:
         return Availability(True, f"onnxruntime {onnxruntime.__version__} ({', '.join(devices)})")
 
     def files(self, engine: Path) -> tuple[Path, ...]:
-        """The graph and the files that its weights lie in. Raises BundleError for one that is elsewhere."""
+        """Returns the graph and the files that its weights lie in. Raises BundleError for one that is elsewhere."""
         return files_of(engine)
 
     def device(self, options: Mapping[str, Any]) -> OnnxRuntimeDevice:
-        """The device of these options. Raises InputError for one that is not of `OnnxRuntimeOptions`."""
+        """Returns the device of these options. Raises InputError for one that is not of `OnnxRuntimeOptions`."""
         return OnnxRuntimeDevice(OnnxRuntimeOptions.of(options))
 
 
 def backend() -> Backend:
-    """This backend."""
+    """Returns this backend."""
     return OnnxRuntimeBackend()
 
 
@@ -158,7 +158,9 @@ class OnnxRuntimeDevice:
         self._memory = None
 
     def open(self, engine: Path, weights: WeightMap, record: GraphRecord) -> OnnxRuntimeSession:
-        """A session of the engine, which loads when it is entered. Raises EngineError when a file is missing."""
+        """Returns a session of the engine, which loads when it is entered. Raises EngineError when a file is
+        missing.
+        """
         if self._memory is None:
             raise EngineError("The device is not open.", given=engine, advice="Open engines inside 'with device:'.")
         for path in (engine, *weights.values()):
@@ -168,7 +170,7 @@ class OnnxRuntimeDevice:
 
 
 def _fault_of_cuda(gpu: int) -> str:
-    """Why the CUDA provider cannot run here on this GPU; empty when it can."""
+    """Returns why the CUDA provider cannot run here on this GPU; empty when it can."""
     import onnxruntime
 
     if _PROVIDERS["cuda"] not in (offered := onnxruntime.get_available_providers()):
@@ -210,7 +212,7 @@ class OrtMemory:
         return self.place == "cpu"
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> OrtArray:
-        """A new tensor. Raises EngineError when there is too little memory."""
+        """Returns a new tensor. Raises EngineError when there is too little memory."""
         import onnxruntime
 
         try:
@@ -229,7 +231,7 @@ class OrtMemory:
         cast(OrtArray, into).value.update_inplace(np.ascontiguousarray(array))
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
-        """A copy: on the CPU ONNX Runtime gives a view."""
+        """Returns a copy: on the CPU ONNX Runtime gives a view."""
         return np.array(cast(OrtArray, array).value.numpy())
 
 
@@ -338,7 +340,7 @@ def _check_signature(what: str, specs: Sequence[TensorSpec], found: Sequence[Any
 
 
 def _failure(summary: str, error: Exception, *, engine: Path | None = None, advice: str = "") -> EngineError:
-    """What ONNX Runtime raised, as this package's error; too little memory has advice of its own."""
+    """Returns what ONNX Runtime raised, as this package's error; too little memory has advice of its own."""
     given = str(error) if engine is None else f"{engine}: {error}"
     if any(sign in given.lower() for sign in _OUT_OF_MEMORY):
         return EngineError(
@@ -351,7 +353,7 @@ def _failure(summary: str, error: Exception, *, engine: Path | None = None, advi
 
 
 def _cores() -> int:
-    """Those that this process may use, where the system tells (Linux); else the machine's."""
+    """Returns those that this process may use, where the system tells (Linux); else the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

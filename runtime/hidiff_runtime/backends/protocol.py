@@ -54,7 +54,7 @@ class DeviceMemory(Protocol):
         ...
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        """A new tensor of any content.
+        """Returns a new tensor of any content.
 
         Raises:
             EngineError: there is too little memory.
@@ -71,7 +71,7 @@ class DeviceMemory(Protocol):
         ...
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
-        """The content once everything asked for before has happened: an array of the caller's own.
+        """Returns the content once everything asked for before has happened: an array of the caller's own.
 
         Raises:
             EngineError: something asked for before failed on the device.
@@ -130,7 +130,7 @@ class Device(Protocol):
     ) -> None: ...
 
     def open(self, engine: Path, weights: WeightMap, record: GraphRecord) -> Session:
-        """A session of an engine file, which loads when it is entered.
+        """Returns a session of an engine file, which loads when it is entered.
 
         Args:
             engine: the file, which may be a symbolic link, as for `Backend.files`.
@@ -152,11 +152,11 @@ class Backend(Protocol):
         ...
 
     def available(self) -> Availability:
-        """Whether it can run here; imports its library if there is one, and never raises."""
+        """Returns whether it can run here; imports its library if there is one, and never raises."""
         ...
 
     def files(self, engine: Path) -> tuple[Path, ...]:
-        """Every file that the engine consists of, itself first; weight stores are among them if it names them.
+        """Returns every file that the engine consists of, itself first; weight stores are among them if it names them.
 
         Args:
             engine: the file that the manifest names, its content already checked. It may be a symbolic link into a
@@ -168,7 +168,7 @@ class Backend(Protocol):
         ...
 
     def device(self, options: Mapping[str, Any]) -> Device:
-        """The device that ``options`` ask for, not yet entered.
+        """Returns the device that ``options`` ask for, not yet entered.
 
         Raises:
             InputError: an option is not one of this backend's, or has a value it cannot have.

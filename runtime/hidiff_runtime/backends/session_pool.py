@@ -60,7 +60,7 @@ class SessionPool:
         return tuple(key for key in self._sessions if isinstance(key, Phase))
 
     def get(self, phase: Phase) -> Session:
-        """The phase's session, opened if need be.
+        """Returns the phase's session, opened if need be.
 
         Raises:
             EngineError: the engine does not load; the next `get` tries again.
@@ -81,16 +81,16 @@ class SessionPool:
         return session
 
     def controlnet(self) -> Session:
-        """The ControlNet's session, opened if need be beside the phase's. Raises as `get` does."""
+        """Returns the ControlNet's session, opened if need be beside the phase's. Raises as `get` does."""
         return self._get(CONTROLNET)
 
     def step(self) -> Session:
-        """The step graph's session, which stays open beside every phase. Raises as `get` does."""
+        """Returns the step graph's session, which stays open beside every phase. Raises as `get` does."""
         return self._get(STEP)
 
     @contextmanager
     def borrow(self, network: Network, first: Phase) -> Iterator[Session]:
-        """A network's session, closed at the end unless all may stay. Raises as `get` does.
+        """Yields a network's session, closed at the end unless all may stay. Raises as `get` does.
 
         Networks run before a run's first step or after its last. So engines that the next run does not begin with are
         closed before it opens, which they would be anyway: a VAE takes as much memory as a UNet.
@@ -147,7 +147,7 @@ class SessionPool:
                 closing.callback(self._discard, phase)
 
     def _evictable(self, kept: tuple[EngineKey, ...]) -> list[EngineKey]:
-        """What the pool itself may close: who was lent a network's session gives it back."""
+        """Returns what the pool itself may close: who was lent a network's session gives it back."""
         return [key for key in self._sessions if key not in kept and key not in get_args(Network)]
 
     def _get(self, key: EngineKey) -> Session:

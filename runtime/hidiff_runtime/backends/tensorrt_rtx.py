@@ -8,5 +8,5 @@ from hidiff_runtime.backends.tensorrt.device import TensorRtBackend
 
 
 def backend() -> Backend:
-    """This backend."""
+    """Returns this backend."""
     return TensorRtBackend("tensorrt-rtx")

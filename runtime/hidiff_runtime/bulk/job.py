@@ -102,7 +102,7 @@ class Summary:
         return self.finished + self.made + self.found
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Returns as JSON values."""
         return {**asdict(self), "done": self.done}
 
 
@@ -293,5 +293,5 @@ def _check_deaths(ended: list[DeadLetter]) -> None:
 
 
 def dead_letters(job: Job) -> str:
-    """Where the dead letters of a job are."""
+    """Returns where the dead letters of a job are."""
     return job.output.joined(DEAD).url

@@ -41,7 +41,7 @@ class JobProgress:
         self._thread = threading.Thread(target=self._show, name="hidiff-progress", daemon=True)
 
     def count(self, *, failed: bool) -> None:
-        """A row came back."""
+        """Counts a row that came back."""
         if self._first:  # opening the bundle is not the workers' speed
             self._ends.clear()
             self._first = False
@@ -52,7 +52,7 @@ class JobProgress:
             self.done += 1
 
     def line(self) -> str:
-        """Where the job stands."""
+        """Returns where the job stands."""
         told = [f"{self.done}/{self.total} rows done, {self.failed} failed"]
         ends = list(self._ends)
         if self._first:

@@ -171,13 +171,13 @@ class Output:
         self.dead = _letters(self.store.read(DEAD) or b"")
 
     def _parts(self) -> list[str]:
-        """The parts of the index; what else lies there is somebody else's, neither read nor removed."""
+        """Returns the parts of the index; what else lies there is somebody else's, neither read nor removed."""
         found = sorted(self.store.sizes(PARTS))
         return [f"{PARTS}/{name}" for name in found if name.startswith("part-") and name.endswith(".parquet")]
 
 
 def _table(pictures: list[ImageEntry]) -> bytes:
-    """The Parquet file of these rows."""
+    """Returns the Parquet file of these rows."""
     pyarrow = arrow()
     from pyarrow import parquet
 
@@ -191,7 +191,9 @@ def _table(pictures: list[ImageEntry]) -> bytes:
 
 
 def _letters(content: bytes) -> list[DeadLetter]:
-    """The dead letters of a file, one a line feed: their text may hold what other readers take for line ends."""
+    """Returns the dead letters of a file, one a line feed: their text may hold what other readers take for line
+    ends.
+    """
     try:
         return [_letter(line) for line in content.split(b"\n") if line.strip()]
     except TypeError as error:  # fields of another version
@@ -216,7 +218,7 @@ def _pictures(name: str, content: bytes) -> list[ImageEntry]:
 
 
 def _record(kind: type[Found], values: Mapping[str, Any]) -> Found:
-    """The record of these values. Raises TypeError where they are not its fields', or of other types."""
+    """Returns the record of these values. Raises TypeError where they are not its fields', or of other types."""
     made = kind(**values)
     for field in fields(kind):  # type: ignore[arg-type]  # a dataclass
         value = getattr(made, field.name)

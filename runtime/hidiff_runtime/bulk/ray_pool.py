@@ -84,7 +84,7 @@ class Coordinator:
         return self._begun[row]
 
     def beat(self, worker: str) -> None:
-        """A worker is alive."""
+        """Notes that a worker is alive."""
         self._beats[worker] = time.monotonic()
 
     def alive(self) -> int:
@@ -109,7 +109,7 @@ class RayWorker:
         threading.Thread(target=self._beat, name="hidiff-beat", daemon=True).start()
 
     def __call__(self, block: Any) -> Any:
-        """A table with an outcome for each row of a table of rows."""
+        """Returns a table with an outcome for each row of a table of rows."""
         import pyarrow
 
         outcomes = [self._maker.make(Row.from_json(text)) for text in block["row"].to_pylist()]
@@ -181,7 +181,7 @@ class Cluster:
 
 @contextmanager
 def connected(pool: Pool) -> Iterator[Cluster]:
-    """A cluster for a job; what was started is ended.
+    """Yields a cluster for a job; what was started is ended.
 
     Raises:
         EngineError: Ray is not installed, does not start or answer, or has no place for a worker.
@@ -275,7 +275,7 @@ def _silence() -> Iterator[None]:
 
 
 def _actors(ray: Any, pool: Pool) -> int:
-    """How many workers there will be. A cluster may grow; what is started here cannot."""
+    """Returns how many workers there will be. A cluster may grow; what is started here cannot."""
     gpus = float(ray.cluster_resources().get("GPU", 0))
     if pool.gpus and pool.address is None and gpus < pool.gpus:
         raise EngineError(
@@ -289,7 +289,7 @@ def _actors(ray: Any, pool: Pool) -> int:
 
 
 def _first_cause(error: BaseException) -> str:
-    """The last line of what it all began with."""
+    """Returns the last line of what it all began with."""
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper
     return _last_line(error)

@@ -13,7 +13,7 @@ from hidiff_runtime.prompt_files.raw_rows import Columns, Raw
 
 
 def read_prompts(place: Location, ignored: Iterable[str] = ()) -> list[Raw]:
-    """The rows of a file, by its ending.
+    """Returns the rows of a file, by its ending.
 
     Args:
         place: of the file.

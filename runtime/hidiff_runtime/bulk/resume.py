@@ -95,7 +95,7 @@ def _name(picture: ImageEntry) -> str:
 
 
 def _spoilt(output: Output, ids: Sequence[str]) -> list[str]:
-    """The rows whose pictures are not those of the index."""
+    """Returns the rows whose pictures are not those of the index."""
 
     def is_spoilt(row_id: str) -> bool:
         for picture in output.index[row_id]:

@@ -70,14 +70,14 @@ class FatalError:
 
     @classmethod
     def of(cls, error: HidiffError) -> FatalError:
-        """Of this error."""
+        """Makes it of this error."""
         given = None if error.given is None else str(error.given)
         kinds = (ParityError, InputError, BundleError, EngineError, StorageError)
         name = next((kind.__name__ for kind in kinds if isinstance(error, kind)), EngineError.__name__)
         return cls(name, error.summary, given, error.advice)
 
     def error(self) -> HidiffError:
-        """The error again, with its exit code."""
+        """Returns the error again, with its exit code."""
         kinds: tuple[type[HidiffError], ...] = (ParityError, InputError, BundleError, EngineError, StorageError)
         kind = next(kind for kind in kinds if kind.__name__ == self.name)
         return kind(self.summary, given=self.given, advice=self.advice)
@@ -102,12 +102,12 @@ class Outcome:
     fault: FatalError | None = None
 
     def to_json(self) -> str:
-        """What `from_json` reads."""
+        """Returns what `from_json` reads."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Outcome:
-        """An outcome that :meth:`to_json` wrote."""
+        """Returns an outcome that :meth:`to_json` wrote."""
         found = json.loads(text)
         return cls(
             row=found["row"],
@@ -181,8 +181,8 @@ class RowWorker:
         return service.generate(service.request(request_values(row, self.work.inputs)))
 
     def _opened_anew(self) -> Service:
-        """The service, closed and opened. Where that fails, which it did not at first, the process ends: a GPU that
-        failed may refuse everything to this one, and nothing to the next.
+        """Returns the service, closed and opened. Where that fails, which it did not at first, the process ends: a GPU
+        that failed may refuse everything to this one, and nothing to the next.
         """
         try:
             self.close()
@@ -195,7 +195,7 @@ class RowWorker:
         return Store(self.work.output)
 
     def _open(self) -> Service:
-        """The service, opened when it is first needed."""
+        """Returns the service, opened when it is first needed."""
         if self._service is None:
             if self.work.version != __version__:
                 raise EngineError(
@@ -231,7 +231,7 @@ class RowWorker:
         return tuple(made)
 
     def _made_before(self, row: Row) -> tuple[ImageEntry, ...]:
-        """The row's pictures if all are there, whole and made from this row; none otherwise."""
+        """Returns the row's pictures if all are there, whole and made from this row; none otherwise."""
         found = []
         for index, file in enumerate(self._files(row)):
             content = self._store.read(file)
@@ -269,7 +269,7 @@ class RowWorker:
 
 
 def request_values(row: Row, inputs: Location) -> dict[str, object]:
-    """A row's values as a request takes them: pictures read from where they are.
+    """Returns a row's values as a request takes them: pictures read from where they are.
 
     Args:
         row: that is asked for.
@@ -294,7 +294,7 @@ def request_values(row: Row, inputs: Location) -> dict[str, object]:
 
 
 def _facts(content: bytes, fingerprint: str) -> dict[str, Any] | None:
-    """What a whole picture says it was made with; None where it is not whole, or not of the row."""
+    """Returns what a whole picture says it was made with; None where it is not whole, or not of the row."""
     try:
         image = decode_picture(content, pixels=LIMITS.image_pixels, texts=True)
         facts: dict[str, Any] = json.loads(image.info[HIDIFF])

@@ -41,17 +41,17 @@ class Row:
     values: Mapping[str, Value]
 
     def fingerprint(self, bundle: str) -> str:
-        """SHA-256 of the values, and of the hash of the bundle that they are for."""
+        """Returns the SHA-256 of the values, and of the hash of the bundle that they are for."""
         content = json.dumps([bundle, self.id, self.values], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def to_json(self) -> str:
-        """What `from_json` reads."""
+        """Returns what `from_json` reads."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Row:
-        """A row that :meth:`to_json` wrote."""
+        """Returns a row that :meth:`to_json` wrote."""
         return cls(**json.loads(text))
 
 
@@ -83,7 +83,7 @@ class DeadLetter:
 
     @classmethod
     def of(cls, row: Row, error: BaseException, bundle: str) -> DeadLetter:
-        """For a row that failed with this error."""
+        """Makes the dead letter of a row that failed with this error."""
         known = isinstance(error, HidiffError)
         return cls(
             id=row.id,
@@ -99,7 +99,7 @@ class DeadLetter:
 
 
 def derived_seed(base: int, row_id: str) -> int:
-    """The seed of a row that has none: 32 bits of the SHA-256 of ``base``, a colon and the row's id.
+    """Returns the seed of a row that has none: 32 bits of the SHA-256 of ``base``, a colon and the row's id.
 
     It depends on nothing else, so neither on the order of rows nor on which worker makes them.
     """
@@ -107,7 +107,7 @@ def derived_seed(base: int, row_id: str) -> int:
 
 
 def picture_name(row_id: str) -> str:
-    """The name of a row's picture, without its ending: the id, percent-encoded where it is no plain file name.
+    """Returns the name of a row's picture, without its ending: the id, percent-encoded where it is no plain file name.
 
     It holds no separator and does not begin with a dot. A name that would be too long ends in the id's SHA-256.
     """
@@ -123,7 +123,8 @@ def picture_name(row_id: str) -> str:
 def find_rows(
     raws: Iterable[Raw], *, seed: int, defaults: Mapping[str, Value], ignored: Iterable[str] = ()
 ) -> tuple[list[Row], list[DeadLetter]]:
-    """The rows, and those that are none: without values, with ones of a wrong type, or with an id that is taken.
+    """Returns the rows, and those that are none: without values, with ones of a wrong type, or with an id that is
+    taken.
 
     Args:
         raws: as they were read.

@@ -22,7 +22,7 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 def arrow() -> ModuleType:
-    """``pyarrow``.
+    """Returns ``pyarrow``.
 
     Raises:
         EngineError: it is not installed.
@@ -50,7 +50,7 @@ class Location:
 
     @classmethod
     def of(cls, text: str, endpoint: str | None = None) -> Location:
-        """The place that a person wrote: a path is made absolute, the endpoint taken from the environment.
+        """Returns the place that a person wrote: a path is made absolute, the endpoint taken from the environment.
 
         Raises:
             InputError: it is another kind of URL, or names no bucket.
@@ -81,7 +81,7 @@ class Location:
         return Location(self.url.rpartition("/")[0], self.endpoint)
 
     def joined(self, name: str) -> Location:
-        """A place inside; ``name`` may itself be a whole path or URL."""
+        """Returns a place inside; ``name`` may itself be a whole path or URL."""
         if name.startswith(SCHEME):
             return Location(name, self.endpoint)
         if self.is_local or name.startswith("/"):
@@ -115,7 +115,7 @@ class Store:
             self._files = fs.S3FileSystem(**_s3_options(place.endpoint))
 
     def read(self, name: str = "") -> bytes | None:
-        """A file's content; None where there is none. Without a name, the place itself is the file.
+        """Returns a file's content; None where there is none. Without a name, the place itself is the file.
 
         Raises:
             StorageError: it cannot be read.
@@ -143,7 +143,7 @@ class Store:
                     file.write(content)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """The files in a folder by name, with their bytes; none where there is no folder.
+        """Returns the files in a folder by name, with their bytes; none where there is no folder.
 
         Raises:
             StorageError: it cannot be listed.
@@ -154,7 +154,7 @@ class Store:
         return {info.base_name: info.size for info in found if info.is_file}
 
     def is_empty(self) -> bool:
-        """Whether nothing is there but the lock.
+        """Returns whether nothing is there but the lock.
 
         Raises:
             StorageError: it cannot be listed.

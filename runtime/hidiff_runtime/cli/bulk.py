@@ -156,7 +156,7 @@ def _job(options: argparse.Namespace) -> Job:
 
 
 def _defaults(given: list[str]) -> dict[str, Value]:
-    """The values of --set."""
+    """Returns the values of --set."""
     from hidiff_runtime.errors import InputError
     from hidiff_runtime.prompt_files.field_values import parse_value
 
@@ -170,7 +170,7 @@ def _defaults(given: list[str]) -> dict[str, Value]:
 
 
 def _default_gpus(options: argparse.Namespace) -> float:
-    """One for engines of TensorRT, since the workers' machines and not this one say what is there."""
+    """Returns one for engines of TensorRT, since the workers' machines and not this one say what is there."""
     from hidiff_runtime import backends
     from hidiff_runtime.format.bundle_folder import BundleFolder
 

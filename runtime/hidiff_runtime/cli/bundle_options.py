@@ -56,7 +56,7 @@ def add_allow_links(command: argparse._ActionsContainer) -> None:
 
 
 def _absolute(text: str) -> str:
-    """A path that means the same in a worker's process, which may have another current folder."""
+    """Returns a path that means the same in a worker's process, which may have another current folder."""
     return str(Path(text).absolute())
 
 
@@ -71,7 +71,7 @@ def named_value(text: str) -> tuple[str, str | int | bool]:
 
 
 def opening(options: argparse.Namespace) -> dict[str, Any]:
-    """How the command's options say that the bundle is to be opened, as :func:`hidiff_runtime.open` takes it.
+    """Returns how the command's options say that the bundle is to be opened, as :func:`hidiff_runtime.open` takes it.
 
     Raises:
         InputError: an option of the backend is none of one.

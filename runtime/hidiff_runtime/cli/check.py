@@ -21,7 +21,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Replays; returns 0 if every verdict is good, else 1."""
+    """Replays the samples; returns 0 if every verdict is good, else 1."""
     from hidiff_runtime.verification.replay import check, read_samples
     from hidiff_runtime.verification.replay_components import comparisons
 

@@ -23,7 +23,7 @@ def describe_runs(
     as_json: bool,
     warned: Sequence[str] = (),
 ) -> str:
-    """Every run with its prompts' tokens, its phases and its files; in words the first runs alone.
+    """Returns every run with its prompts' tokens, its phases and its files; in words the first runs alone.
 
     Args:
         warned: what was said before on standard error; JSON has it too.

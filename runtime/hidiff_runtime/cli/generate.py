@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
 def _requests(
     pipeline: Pipeline, options: argparse.Namespace, asked: Sequence[Prompt], shared: Mapping[str, Any]
 ) -> list[Request]:
-    """Every prompt with its settings, checked; the row at fault is named."""
+    """Returns every prompt with its settings, checked; the row at fault is named."""
     from secrets import randbelow
 
     from hidiff_runtime.cli.prompt_options import located
@@ -137,7 +137,7 @@ def _requests(
 
 
 def _drawn_later(options: argparse.Namespace, asked: Sequence[Prompt]) -> tuple[str, ...]:
-    """What a dry run has to say of random seeds, which it cannot know."""
+    """Returns what a dry run has to say of random seeds, which it cannot know."""
     from hidiff_runtime.pipeline.seeds import RANDOM
 
     if not options.dry_run or all(prompt.settings.get("seed", options.seed) != RANDOM for prompt in asked):
@@ -157,7 +157,7 @@ def _reader(size: tuple[int, int]) -> Callable[[Path, str, bool], Image]:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What the command line asks for all prompts, pictures as paths; what it leaves out is not there."""
+    """Returns what the command line asks for all prompts, pictures as paths; what it leaves out is not there."""
     given = {field.name: getattr(options, field.name) for field in OPTIONS}
     return {name: value for name, value in given.items() if value is not None}
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def likeness(
     bundle: Bundle, parameters: PictureParameters | None, given: Mapping[str, Any], *, with_prompt: bool
 ) -> Likeness:
-    """What a command asks of a bundle; says on standard error what will not be as in the picture.
+    """Returns what a command asks of a bundle; says on standard error what will not be as in the picture.
 
     Args:
         parameters: what the picture says; None without one.

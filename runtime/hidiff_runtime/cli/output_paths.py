@@ -46,7 +46,7 @@ class OutputPaths:
 def find_output_paths(
     output: str, seeds: Sequence[int], *, many: bool, extra: Sequence[Path | None] = (), force: bool = False
 ) -> OutputPaths:
-    """The files for pictures of these seeds.
+    """Returns the files for pictures of these seeds.
 
     Args:
         output: a file; with ``many`` a folder, or a pattern with ``{index}`` or ``{seed}``.

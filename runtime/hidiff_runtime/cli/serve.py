@@ -203,7 +203,7 @@ def _limits(options: argparse.Namespace) -> Limits:
 
 
 def _rules(options: argparse.Namespace, limits: Limits) -> AccessRules:
-    """Who may ask, and how much may be sent: three pictures in base64, and the rest of a request."""
+    """Returns who may ask, and how much may be sent: three pictures in base64, and the rest of a request."""
     from hidiff_runtime.serving.http.access_control import LOOPBACK, AccessRules, hashed
 
     keys = tuple(hashed(key) for key in _keys(options.api_key_file)) if options.api_key_file else ()
@@ -216,7 +216,7 @@ def _rules(options: argparse.Namespace, limits: Limits) -> AccessRules:
 
 
 def _connection_limits(options: argparse.Namespace) -> ConnectionLimits:
-    """How many connections there may be beside the files that are open, and how long they may take."""
+    """Returns how many connections there may be beside the files that are open, and how long they may take."""
     from hidiff_runtime.serving.http.connections import ConnectionLimits
 
     files = _open_files()
@@ -231,7 +231,7 @@ def _connection_limits(options: argparse.Namespace) -> ConnectionLimits:
 
 
 def _open_files() -> int:
-    """How many files and connections this process may have open."""
+    """Returns how many files and connections this process may have open."""
     try:
         import resource
     except ImportError:  # not on Windows, which has no such limit
@@ -266,7 +266,7 @@ def _keys(path: Path) -> list[str]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """The socket that the server listens on. Raises InputError where it cannot."""
+    """Returns the socket that the server listens on. Raises InputError where it cannot."""
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

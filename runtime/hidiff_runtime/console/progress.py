@@ -36,7 +36,7 @@ class RunProgress:
     _seconds: float = 0.0
 
     def step(self, info: PictureStep) -> None:
-        """After each step."""
+        """Shows a finished step."""
         self._done += 1
         self._seconds += info.seconds
         mean = self._seconds / self._done
@@ -51,12 +51,12 @@ class RunProgress:
             self._kept[-1].append(Cell(info.preview(), f"step {info.step + 1}/{info.steps} {info.phase.name}"))
 
     def tile(self, done: int, total: int) -> None:
-        """After each tile that was decoded."""
+        """Shows a tile that was decoded."""
         if sys.stderr.isatty() and total > 1:
             self._show(f"decoding {done}/{total}", last=done == total)
 
     def sheet(self) -> Image:
-        """The previews that were kept, a row for each run."""
+        """Returns the previews that were kept, a row for each run."""
         columns = max(len(run) for run in self._kept)
         cells = [cell for run in self._kept for cell in (*run, *[None] * (columns - len(run)))]
         return contact_sheet(cells, columns, side=192)
@@ -67,7 +67,7 @@ class RunProgress:
 
 
 def clock(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
+    """Returns ``1:02:03`` or ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

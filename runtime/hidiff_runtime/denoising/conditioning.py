@@ -65,19 +65,21 @@ class Conditioning:
         return cls(inputs, channels)
 
     def model_input(self, latents: Array, repeat: int) -> Array:
-        """The graphs' ``latents`` from one picture's worth: repeated for guidance, inpainting channels behind."""
+        """Returns the graphs' ``latents`` from one picture's worth: repeated for guidance, inpainting channels
+        behind.
+        """
         stacked = np.concatenate([latents] * repeat)
         return stacked if self.channels is None else np.concatenate([stacked, self.channels], axis=1)
 
 
 def takes_channels(manifest: Manifest) -> bool:
-    """Whether the UNet is an inpainting one, which takes mask and picture as channels behind the latents."""
+    """Returns whether the UNet is an inpainting one, which takes mask and picture as channels behind the latents."""
     spec = manifest.phases[0].input("latents")
     return spec is not None and spec.shape[1] != manifest.latent[0]
 
 
 def check_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
-    """``value`` if it is a finite float32 array of ``shape``.
+    """Returns ``value`` if it is a finite float32 array of ``shape``.
 
     Raises:
         InputError: it is not; says what is due.
@@ -121,12 +123,12 @@ def check_scale(name: str, scale: Any, example: str) -> float:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number, Python's or numpy's."""
+    """Returns whether it is a whole number, Python's or numpy's."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def check_steps(steps: Any) -> int:
-    """The number of steps if it is a whole number; which of them there are is for the sampler's table to say.
+    """Returns the number of steps if it is a whole number; which of them there are is for the sampler's table to say.
 
     Raises:
         InputError: it is not.
@@ -137,7 +139,7 @@ def check_steps(steps: Any) -> int:
 
 
 def guided(noise: Array, guidance_scale: float | None, guidance_rescale: float = 0.0) -> Array:
-    """The noise to step with, from a graph's output.
+    """Returns the noise to step with, from a graph's output.
 
     Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598) as diffusers computes it, in
     float32: ``negative + guidance_scale * (positive - negative)``, and the positive half alone up to a scale of 1.
@@ -167,7 +169,7 @@ def _rescaled(combined: Array, positive: Array, guidance_rescale: float) -> Arra
 
 
 def check_guidance(manifest: Manifest, guidance_scale: float | None) -> float | None:
-    """The scale for :func:`guided`; a bundle without guidance takes none (or, as in diffusers, at most 1).
+    """Returns the scale for :func:`guided`; a bundle without guidance takes none (or, as in diffusers, at most 1).
 
     Raises:
         InputError: the scale is missing, not a number or beyond bounds, or asks a bundle without guidance for some.
@@ -188,7 +190,7 @@ def check_guidance(manifest: Manifest, guidance_scale: float | None) -> float | 
 
 
 def check_rescale(manifest: Manifest, guidance_rescale: float | None) -> float:
-    """The rescale for :func:`guided`; the bundle's own where it is ``None``.
+    """Returns the rescale for :func:`guided`; the bundle's own where it is ``None``.
 
     Raises:
         InputError: it is not a number from 0 to 1, or is above 0 for a bundle without guidance.

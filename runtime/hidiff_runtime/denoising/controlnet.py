@@ -63,7 +63,7 @@ class ControlNet:
         }
 
     def __call__(self, request: ControlRequest) -> dict[str, Array]:
-        """The residuals by name, at the sizes that the manifest says.
+        """Returns the residuals by name, at the sizes that the manifest says.
 
         Raises:
             EngineError: the engine does not load, failed, or gave anything else.
@@ -114,7 +114,7 @@ def check_conditioning_scale(conditioning_scale: Any) -> float:
 
 
 def nearest(image: Array, height: int, width: int) -> Array:
-    """``[batch, channels, height, width]`` of another size, each value the nearest one's.
+    """Returns ``[batch, channels, height, width]`` of another size, each value the nearest one's.
 
     Index ``floor(i * (size / resized))`` in float32, as ``torch.nn.functional.interpolate`` has it.
     """
@@ -129,6 +129,6 @@ def _nearest_indices(size: int, resized: int) -> NDArray[np.int64]:
 
 
 def _fitted(image: Array, shape: tuple[int, ...]) -> Array:
-    """The picture at the graph's size and batch."""
+    """Returns the picture at the graph's size and batch."""
     resized = nearest(image, *shape[2:])
     return np.ascontiguousarray(np.concatenate([resized] * (shape[0] // image.shape[0])))

@@ -138,7 +138,9 @@ class Denoiser:
     def _control(
         self, plan: PhasePlan, control: Control | None, image: Array | None, conditioning_scale: float
     ) -> Control | None:
-        """What gives the residuals: the caller's own, the bundle's ControlNet, or nothing where none are taken."""
+        """Returns what gives the residuals: the caller's own, the bundle's ControlNet, or nothing where none are
+        taken.
+        """
         manifest = self._bundle.manifest
         for phase in plan.phases:
             manifest.phase(phase)

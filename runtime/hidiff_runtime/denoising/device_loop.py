@@ -115,7 +115,9 @@ class _DeviceLoop:
             self._tensors.put(run.control.record.inputs, run.control.own)
 
     def _flipping(self, name: str, index: int) -> DeviceArray:
-        """What a step changes, after ``index`` evaluations: two tensors in turn, since it reads one and writes one."""
+        """Returns what a step changes, after ``index`` evaluations: two tensors in turn, since it reads one and writes
+        one.
+        """
         return self._tensors.get(self._specs[name], f"{name} {index % 2}")
 
     def _evaluate(self, evaluation: Evaluation) -> None:
@@ -154,7 +156,7 @@ class _DeviceLoop:
             )
 
     def _latents(self, index: int) -> Array:
-        """The sample after ``index`` evaluations, once none of them is found unsound. Waits for the device."""
+        """Returns the sample after ``index`` evaluations, once none of them is found unsound. Waits for the device."""
         memory, pred = self._tensors.memory, self._run.bundle.manifest.phases[0].outputs[0]
         with engine_errors(self._run.where(self._evaluations[index - 1].step)):
             _, first, bad = memory.download(self._flipping(UNSOUND, index)).tolist()

@@ -21,7 +21,7 @@ NAMES = (*EMBEDDINGS, *(f"negative_{name}" for name in EMBEDDINGS), *INPAINTING,
 
 
 def read_embeddings(manifest: Manifest, path: Path) -> tuple[Arrays, Arrays]:
-    """The denoiser's array arguments and the ControlNet's residuals in a safetensors file.
+    """Returns the denoiser's array arguments and the ControlNet's residuals in a safetensors file.
 
     Raises:
         InputError: it is missing or broken, has no ``prompt_embeds``, or has a tensor that no bundle takes.
@@ -40,7 +40,7 @@ def read_embeddings(manifest: Manifest, path: Path) -> tuple[Arrays, Arrays]:
 
 
 def read_control_image(path: Path) -> Arrays:
-    """The ``control_image`` in a safetensors file.
+    """Returns the ``control_image`` in a safetensors file.
 
     Raises:
         InputError: it is missing or broken, or holds anything else.
@@ -64,7 +64,7 @@ def _read(path: Path, content: str) -> Arrays:
 
 
 def random_embeddings(manifest: Manifest, seed: int) -> tuple[Arrays, Arrays]:
-    """Normal noise for everything the bundle takes: the denoiser's array arguments, and the residuals.
+    """Draws normal noise for everything the bundle takes: the denoiser's array arguments, and the residuals.
 
     A bundle with a ControlNet gets a control image, uniform noise, in place of residuals.
 

@@ -38,7 +38,9 @@ class MaskBlend:
     schedule: Schedule
 
     def apply(self, latents: Array, done: int) -> Array:
-        """``latents`` after ``done`` evaluations, with the picture outside the mask. In float32, as diffusers."""
+        """Returns ``latents`` after ``done`` evaluations, with the picture outside the mask. In float32, as
+        diffusers.
+        """
         kept = self.image_latents
         if done < len(self.schedule):
             kept = self.schedule.noised(kept, self.noise, done)
@@ -94,11 +96,11 @@ class InitImage:
         return cls(latents, _check_mask(mask, (batch, 1, *size)), from_noise=strength == 1)
 
     def start(self, schedule: Schedule, noise: Array) -> SamplerState:
-        """The run before its first evaluation."""
+        """Returns the run before its first evaluation."""
         return schedule.start(noise) if self.from_noise else schedule.start_from(self.latents, noise)
 
     def blend(self, schedule: Schedule, noise: Array) -> MaskBlend | None:
-        """What each evaluation is followed by; None for nothing."""
+        """Returns what each evaluation is followed by; None for nothing."""
         return None if self.mask is None else MaskBlend(self.mask, self.latents, noise, schedule)
 
 

@@ -103,12 +103,12 @@ class RunContext:
         return 1 if self.guidance_scale is None else 2
 
     def engine(self, step: int) -> Session:
-        """The engine of a step's phase; tells the bundle which phase follows."""
+        """Returns the engine of a step's phase; tells the bundle which phase follows."""
         following = (span.phase for span in self.plan.spans if span.first > step)
         return self.bundle.engine(self.plan.phase_at(step), upcoming=next(following, None))
 
     def evaluation(self, timestep: float) -> dict[str, NDArray[Any]]:
-        """The inputs of an evaluation that change each time, the latents aside; draws the window shifts."""
+        """Returns the inputs of an evaluation that change each time, the latents aside; draws the window shifts."""
         inputs: dict[str, NDArray[Any]] = {"timestep": np.array([timestep], dtype=np.float32)}
         blocks = len(self.bundle.manifest.windowed_blocks)
         if blocks:
@@ -116,14 +116,16 @@ class RunContext:
         return inputs
 
     def residuals(self, record: PhaseRecord, step: int, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
-        """What ``control`` gives, checked; empty where the phase takes none. ``inputs`` is what it may look at."""
+        """Returns what ``control`` gives, checked; empty where the phase takes none. ``inputs`` is what it may look
+        at.
+        """
         if not record.phase.control or self.control is None:
             return {}
         found = self.control(ControlRequest(step, self.plan.steps, inputs))
         return {spec.name: check_array(spec.name, found.get(spec.name), spec.shape) for spec in record.residuals}
 
     def where(self, step: int) -> str:
-        """A step's phase and number, for messages."""
+        """Returns a step's phase and number, for messages."""
         return f"phase {self.plan.phase_at(step).name}, step {step + 1} of {self.plan.steps}"
 
     def finished(self, step: int, timestep: float, latents: Array, seconds: float) -> None:
@@ -143,7 +145,7 @@ class RunContext:
             raise Cancelled(f"The step callback cancelled the run {where}.")
 
     def nonfinite(self, bad: int, size: int, where: str) -> EngineError:
-        """The error for ``bad`` of ``size`` values that are NaN or infinite."""
+        """Returns the error for ``bad`` of ``size`` values that are NaN or infinite."""
         return EngineError(
             f"The engine gave NaN or infinite values in {where}.",
             given=f"{bad} of {size} values, backend {self.bundle.backend}",

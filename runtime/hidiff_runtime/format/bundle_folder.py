@@ -47,7 +47,8 @@ class BundleFolder:
                 )
 
     def file(self, name: str) -> Path:
-        """The file ``name`` of the bundle, below the folder itself: what is beside it there is beside it in the bundle.
+        """Returns the file ``name`` of the bundle, below the folder itself: what is beside it there is beside it in the
+        bundle.
 
         Raises:
             BundleError: the name leaves the folder, or a symbolic link on its way leads where it may not.

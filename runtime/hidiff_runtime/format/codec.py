@@ -153,12 +153,12 @@ class Fields:
         return key in self._left
 
     def wrong(self, key: str, rule: str, given: object) -> BundleError:
-        """The error for field ``key``: it broke ``rule``."""
+        """Returns the error for field ``key``: it broke ``rule``."""
         path = f"{self._where}.{key}".strip(".")[:_SHOWN] or "the outermost object"
         return BundleError(f"{self.source}: {path} {rule[: _SHOWN * 4]}.", given=repr(given)[:_SHOWN], advice=REBUILD)
 
     def take(self, key: str) -> Any:
-        """The field as it is.
+        """Returns the field as it is.
 
         Raises:
             BundleError: there is no such field.
@@ -168,21 +168,21 @@ class Fields:
         return self._left.pop(key)
 
     def text(self, key: str, *, empty: bool = False) -> str:
-        """A string that is not empty, or may be."""
+        """Returns a string that is not empty, or may be."""
         value = self.take(key)
         if not isinstance(value, str) or not (value or empty):
             raise self.wrong(key, "must be a text", value)
         return value
 
     def choice(self, key: str, names: Iterable[str]) -> str:
-        """One of ``names``."""
+        """Returns one of ``names``."""
         value, known = self.text(key), list(names)
         if value not in known:
             raise self.wrong(key, f"must be one of {', '.join(known)}", value)
         return value
 
     def whole(self, key: str, least: int = 0, most: int = INT32_MAX) -> int:
-        """A whole number from ``least`` to ``most``."""
+        """Returns a whole number from ``least`` to ``most``."""
         value = self.take(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise self.wrong(key, f"must be a whole number of {least} or more", value)
@@ -191,7 +191,7 @@ class Fields:
         return value
 
     def number(self, key: str) -> float:
-        """A number that float32 can hold."""
+        """Returns a number that float32 can hold."""
         value = self.take(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.wrong(key, "must be a number", value)
@@ -200,56 +200,58 @@ class Fields:
         return float(value)
 
     def flag(self, key: str) -> bool:
-        """True or false."""
+        """Reads true or false."""
         value = self.take(key)
         if not isinstance(value, bool):
             raise self.wrong(key, "must be true or false", value)
         return value
 
     def wholes(self, key: str, least: int = 0, most: int = INT32_MAX) -> tuple[int, ...]:
-        """A list of whole numbers from ``least`` to ``most``."""
+        """Returns a list of whole numbers from ``least`` to ``most``."""
         return self.listed(key, lambda inner, place: inner.whole(place, least, most))
 
     def shape(self, key: str, least: int = 1) -> tuple[int, ...]:
-        """A tensor's shape: whole numbers of 1 or more, ``least`` to `MOST_AXES` of them."""
+        """Returns a tensor's shape: whole numbers of 1 or more, ``least`` to `MOST_AXES` of them."""
         found = self.wholes(key, 1)
         if not least <= len(found) <= MOST_AXES:
             raise self.wrong(key, f"must have {least} to {MOST_AXES} axes", found)
         return found
 
     def optional(self, key: str, read: Callable[[str], T]) -> T | None:
-        """``read(key)``, or ``None`` where the field is null."""
+        """Returns ``read(key)``, or ``None`` where the field is null."""
         if key in self._left and self._left[key] is None:
             self._left.pop(key)
             return None
         return read(key)
 
     def listed(self, key: str, read: Callable[[Fields, str], T]) -> tuple[T, ...]:
-        """A list whose values are read by ``read(fields, place)``: as if it were an object with keys ``list[0]``, …"""
+        """Returns a list whose values are read by ``read(fields, place)``: as if it were an object with keys
+        ``list[0]``, …
+        """
         places = {f"{key}[{index}]": value for index, value in enumerate(self.items(key))}
         inner = Fields(places, self.source, self._where)
         return tuple(read(inner, place) for place in places)
 
     def each(self, key: str, read: Callable[[Fields], T]) -> tuple[T, ...]:
-        """A list of objects, each taken apart by ``read`` to its last key."""
+        """Returns a list of objects, each taken apart by ``read`` to its last key."""
         return self.listed(key, lambda inner, place: inner.nested(place, read))
 
     def nested(self, key: str, read: Callable[[Fields], T]) -> T:
-        """One object, taken apart by ``read`` to its last key."""
+        """Returns one object, taken apart by ``read`` to its last key."""
         inner = Fields(self.take(key), self.source, f"{self._where}.{key}".strip("."))
         result = read(inner)
         inner.done()
         return result
 
     def mapping(self, key: str) -> dict[str, Any]:
-        """An object with free keys."""
+        """Returns an object with free keys."""
         value = self.take(key)
         if not isinstance(value, dict):
             raise self.wrong(key, "must be an object", value)
         return value
 
     def named(self, key: str, read: Callable[[Fields, str], T]) -> dict[str, T]:
-        """An object with free keys whose values are read by ``read(fields, key)``."""
+        """Returns an object with free keys whose values are read by ``read(fields, key)``."""
         inner = Fields(self.mapping(key), self.source, f"{self._where}.{key}".strip("."))
         return {name: read(inner, name) for name in list(inner._left)}
 
@@ -263,7 +265,7 @@ class Fields:
             raise self.wrong(key, "is not a field of this format", value)
 
     def items(self, key: str) -> list[Any]:
-        """A list of anything."""
+        """Returns a list of anything."""
         value = self.take(key)
         if not isinstance(value, list):
             raise self.wrong(key, "must be a list", value)

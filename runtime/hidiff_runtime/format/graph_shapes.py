@@ -110,7 +110,7 @@ def _batch(manifest: ManifestRecord) -> int:
 
 
 def _is_given(spec: TensorSpec, batch: int, blocks: int) -> bool:
-    """Whether a run gives this beside latents and residuals."""
+    """Returns whether a run gives this beside latents and residuals."""
     if spec.name in ("timestep", _SHIFTS):
         due = ((1,), "float32") if spec.name == "timestep" else ((blocks,), "int32")
         return (spec.shape, spec.dtype) == due

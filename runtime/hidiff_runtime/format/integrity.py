@@ -36,7 +36,7 @@ class CheckedFiles:
         self._known = dict(known)
 
     def file(self, name: str) -> Path:
-        """The file ``name``, whose content is what the manifest says.
+        """Returns the file ``name``, whose content is what the manifest says.
 
         Raises:
             BundleError: it is not, or is no file of the bundle.
@@ -53,7 +53,7 @@ class CheckedFiles:
         return path
 
     def lost(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Those of these files that are not there, or not of their size."""
+        """Returns those of these files that are not there, or not of their size."""
         return tuple(name for name in dict.fromkeys(names) if self._is_lost(name))
 
     def _is_lost(self, name: str) -> bool:
@@ -91,12 +91,12 @@ def verify_files(folder: BundleFolder, files: Mapping[str, FileDigest], mode: st
 
 
 def _advice(broken: list[Path]) -> str:
-    """What to do about broken files: links that lead to nothing need no other bundle."""
+    """Returns what to do about broken files: links that lead to nothing need no other bundle."""
     return FETCH_LINKED if all(map(is_dangling, broken)) else "Fetch the bundle again, or build it again."
 
 
 def mismatch(path: Path, record: FileDigest, mode: str = "hash") -> str:
-    """What is wrong with the file at ``path``; empty when it is as recorded."""
+    """Returns what is wrong with the file at ``path``; empty when it is as recorded."""
     try:
         if is_dangling(path):
             return f"is missing: it is a symbolic link to {path.readlink()}, which is not there"
@@ -116,7 +116,7 @@ def mismatch(path: Path, record: FileDigest, mode: str = "hash") -> str:
 
 
 def state_of(path: Path) -> State | None:
-    """The file's state; None where there is no file."""
+    """Returns the file's state; None where there is no file."""
     try:
         found = path.stat()
     except OSError:

@@ -33,7 +33,7 @@ class Manifest(ManifestRecord):
     """A manifest as ``manifest.json`` holds it; its fields are those of `ManifestRecord`."""
 
     def to_json(self) -> dict[str, Any]:
-        """What ``manifest.json`` holds, the content's digest included. Keys may be written in any order."""
+        """Returns what ``manifest.json`` holds, the content's digest included. Keys may be written in any order."""
         data = encode(self)
         return {**data, "digest": _digest(data)}
 

@@ -128,7 +128,7 @@ class ManifestRecord:
     format: Positive = FORMAT
 
     def phase(self, phase: Phase) -> PhaseRecord:
-        """The record of ``phase``.
+        """Returns the record of ``phase``.
 
         Raises:
             BundleError: the bundle has no such phase.
@@ -143,7 +143,7 @@ class ManifestRecord:
         )
 
     def others(self) -> Iterable[tuple[str, GraphRecord]]:
-        """The graphs beside the phases', by the name of their engine."""
+        """Returns the graphs beside the phases', by the name of their engine."""
         single = {"controlnet": self.controlnet, "step": self.step}
         yield from ((name, record) for name, record in single.items() if record is not None)
         yield from ((record.name, record) for record in self.text_encoders)
@@ -151,7 +151,7 @@ class ManifestRecord:
             yield from (("vae_decoder", self.vae.decoder), ("vae_encoder", self.vae.encoder))
 
     def paths(self) -> Iterable[tuple[str, str]]:
-        """Every path the manifest refers to, with the field that does."""
+        """Returns every path the manifest refers to, with the field that does."""
         graphs: dict[str, GraphRecord] = {f"phases[{index}]": record for index, record in enumerate(self.phases)}
         graphs |= dict(self.others())
         for key, record in graphs.items():

@@ -7,7 +7,7 @@ LONGEST_PART, LONGEST = 255, 1024
 
 
 def path_error(path: str) -> str:
-    """Why ``path`` cannot name a file inside a bundle; empty when it can.
+    """Returns why ``path`` cannot name a file inside a bundle; empty when it can.
 
     The same on every system: what would be absolute, a drive or a parent folder anywhere is refused everywhere.
     """

@@ -108,11 +108,13 @@ class SafetensorsFile:
         return cls(path, infos, metadata, data)
 
     def names(self) -> tuple[str, ...]:
-        """The tensors' names in the order of their data."""
+        """Returns the tensors' names in the order of their data."""
         return tuple(self._infos)
 
     def info(self, name: str) -> TensorInfo:
-        """Where a tensor lies; `offset` counts from the file's first byte. Raises BundleError for an unknown name."""
+        """Returns where a tensor lies; `offset` counts from the file's first byte. Raises BundleError for an unknown
+        name.
+        """
         try:
             return self._infos[name]
         except KeyError:
@@ -121,7 +123,7 @@ class SafetensorsFile:
             ) from None
 
     def array(self, name: str) -> NDArray[Any]:
-        """A tensor as a read-only view of the file, without a copy; bfloat16 as its bits in uint16."""
+        """Returns a tensor as a read-only view of the file, without a copy; bfloat16 as its bits in uint16."""
         info = self.info(name)
         if self._data is None:
             raise ValueError(f"{self.path} is closed")
@@ -131,7 +133,7 @@ class SafetensorsFile:
         return np.frombuffer(self._data, dtype, math.prod(info.shape), info.offset).reshape(info.shape)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Every tensor by name, as `array` gives it."""
+        """Returns every tensor by name, as `array` gives it."""
         return {name: self.array(name) for name in self._infos}
 
     def close(self) -> None:
@@ -259,7 +261,7 @@ def _tag(name: str, dtype: np.dtype[Any]) -> str:
 
 
 def _power_of_two(nbytes: int) -> int:
-    """The highest power of two, up to a page, that divides a length."""
+    """Returns the highest power of two, up to a page, that divides a length."""
     return math.gcd(nbytes, PAGE)
 
 
@@ -285,7 +287,7 @@ def _build_header(
 
 
 def _read_header(file: BinaryIO, path: Path, size: int, limit: int) -> tuple[dict[str, Any], int]:
-    """The parsed JSON header and the absolute offset at which the data begins."""
+    """Returns the parsed JSON header and the absolute offset at which the data begins."""
     prefix = file.read(8)
     if len(prefix) < 8:
         raise _malformed(path, f"{size} bytes, too short for a header")

@@ -67,7 +67,7 @@ class FileDigest:
 
     @classmethod
     def of(cls, path: Path) -> FileDigest:
-        """The record of the regular file at ``path`` as it is now. Raises OSError for anything else."""
+        """Returns the record of the regular file at ``path`` as it is now. Raises OSError for anything else."""
         digest = hashlib.sha256()
         size = 0
         with open_regular(path) as stream:
@@ -104,11 +104,11 @@ class GraphRecord:
     outputs: tuple[TensorSpec, ...]
 
     def input(self, name: str) -> TensorSpec | None:
-        """The input called ``name``, if the graph has one."""
+        """Returns the input called ``name``, if the graph has one."""
         return next((spec for spec in self.inputs if spec.name == name), None)
 
     def output(self, name: str) -> TensorSpec | None:
-        """The output called ``name``, if the graph has one."""
+        """Returns the output called ``name``, if the graph has one."""
         return next((spec for spec in self.outputs if spec.name == name), None)
 
 

@@ -36,7 +36,7 @@ NEXT_SAMPLE, NEXT_STATE, NEXT_UNSOUND = "next_sample", "next_state", "next_unsou
 def step_inputs(
     batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots: int, *, rescale: bool = True
 ) -> tuple[TensorSpec, ...]:
-    """The graph's inputs.
+    """Returns the graph's inputs.
 
     Args:
         batch: pictures of one run.
@@ -65,7 +65,7 @@ def step_inputs(
 
 
 def step_outputs(batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots: int) -> tuple[TensorSpec, ...]:
-    """The graph's outputs; arguments as for :func:`step_inputs`."""
+    """Returns the graph's outputs; arguments as for :func:`step_inputs`."""
     sample = (batch, *noise_pred.shape[1:])
     return (
         TensorSpec(NEXT_SAMPLE, sample, "float32"),
@@ -76,7 +76,7 @@ def step_outputs(batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots:
 
 
 def padded_rows(rows: NDArray[np.float64], slots: int) -> NDArray[np.float32]:
-    """A sampler's coefficients ``[1 + K, 3 + K]`` for a graph with ``slots`` states: float32, zeros at the end.
+    """Returns a sampler's coefficients ``[1 + K, 3 + K]`` for a graph with ``slots`` states: float32, zeros at the end.
 
     Raises:
         BundleError: the sampler keeps more states than the graph.

@@ -26,7 +26,7 @@ _SHOWN = 3
 
 
 def stores_of(root: Path) -> tuple[Path, ...]:
-    """The stores that a bundle's links may lead into: those of the nearest folder above it that has any.
+    """Returns the stores that a bundle's links may lead into: those of the nearest folder above it that has any.
 
     Args:
         root: of the bundle, without links.
@@ -41,7 +41,7 @@ def stores_of(root: Path) -> tuple[Path, ...]:
 
 
 def _is_real(store: Path) -> bool:
-    """Whether it is a folder at this very place; not where that may not be looked at."""
+    """Returns whether it is a folder at this very place; not where that may not be looked at."""
     try:
         return store.is_dir() and store.resolve() == store
     except OSError:
@@ -49,7 +49,7 @@ def _is_real(store: Path) -> bool:
 
 
 def is_dangling(path: Path) -> bool:
-    """Whether it is a symbolic link to nothing."""
+    """Returns whether it is a symbolic link to nothing."""
     try:
         path.stat()
     except FileNotFoundError:
@@ -60,7 +60,8 @@ def is_dangling(path: Path) -> bool:
 
 
 def refusal(root: Path, name: str, target: Path, allowed: Callable[[Path], bool]) -> BundleError:
-    """The error for a link that leads where it may not: another one where most of the bundle's files are such links.
+    """Returns the error for a link that leads where it may not: another one where most of the bundle's files are such
+    links.
 
     Args:
         root: of the bundle, without links.
@@ -91,7 +92,7 @@ def refusal(root: Path, name: str, target: Path, allowed: Callable[[Path], bool]
 
 
 def _allow(places: Sequence[Path]) -> str:
-    """The other way to open such a bundle; none where it would allow every file there is."""
+    """Returns the other way to open such a bundle; none where it would allow every file there is."""
     if any(place == place.parent for place in places):
         return ""
     options = " ".join(f"--allow-links {shlex.quote(str(place))}" for place in places[:_SHOWN])
@@ -100,7 +101,7 @@ def _allow(places: Sequence[Path]) -> str:
 
 
 def _entries(root: Path) -> Iterator[Path]:
-    """Every file of a folder and every link, which is not followed."""
+    """Yields every file of a folder and every link, which is not followed."""
     for folder, folders, files in os.walk(root):
         at = Path(folder)
         yield from (at / name for name in files)
@@ -108,7 +109,7 @@ def _entries(root: Path) -> Iterator[Path]:
 
 
 def _target(link: Path) -> Path | None:
-    """Where a link leads; None where that is round in a circle."""
+    """Returns where a link leads; None where that is round in a circle."""
     try:
         return link.resolve()
     except (OSError, RuntimeError):
@@ -116,7 +117,7 @@ def _target(link: Path) -> Path | None:
 
 
 def _places(targets: Sequence[Path], root: Path) -> list[Path]:
-    """The folder that all targets lie in; each one's own where that would hold the bundle or the whole disk."""
+    """Returns the folder that all targets lie in; each one's own where that would hold the bundle or the whole disk."""
     parents = sorted({target.parent for target in targets})
     try:
         shared = Path(os.path.commonpath(parents))

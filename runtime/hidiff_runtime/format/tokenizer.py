@@ -39,7 +39,7 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: str | Path, places: int | None = None) -> Tokenizer:
-        """The tokenizer in a ``tokenizer.json`` that adds start, end and padding itself, and cuts nothing.
+        """Returns the tokenizer in a ``tokenizer.json`` that adds start, end and padding itself, and cuts nothing.
 
         Args:
             path: of the file, whose settings are compared with CLIP's before the library sees them.
@@ -71,11 +71,11 @@ class Tokenizer:
 
     @staticmethod
     def kept(path: str | Path, places: int | None = None) -> Tokenizer:
-        """As `open`, but a file is read once as long as it stays as it is: reading CLIP's takes a while."""
+        """Returns as `open`, but a file is read once as long as it stays as it is: reading CLIP's takes a while."""
         return _kept(Path(path), places, state_of(Path(path)))
 
     def encode(self, prompt: str) -> Tokens:
-        """The prompt's tokens, cut where the text encoder's places end."""
+        """Returns the prompt's tokens, cut where the text encoder's places end."""
         found = self._tokenizer.encode(prompt)
         if len(found.ids) <= self._places:
             return Tokens(tuple(found.ids), "")
@@ -83,11 +83,11 @@ class Tokenizer:
         return Tokens((*found.ids[:kept], self._end), prompt[found.offsets[kept][0] :])
 
     def count(self, prompt: str) -> int:
-        """How many tokens the prompt has, start and end left out."""
+        """Returns how many tokens the prompt has, start and end left out."""
         return int(sum(self._tokenizer.encode(prompt).attention_mask)) - 2
 
     def chunks(self, prompt: str) -> tuple[Tokens, ...]:
-        """All of the prompt, in as many rows as it takes, each with a start, an end and padding of its own."""
+        """Returns all of the prompt, in as many rows as it takes, each with a start, an end and padding of its own."""
         found = self._tokenizer.encode(prompt)
         words = found.ids[1 : sum(found.attention_mask) - 1]
         size = self._places - 2

@@ -91,7 +91,7 @@ def _matches(value: Any, pattern: Any) -> bool:
 
 
 def _model(fields: Fields) -> dict[str, int]:
-    """The vocabulary of a byte-pair model whose merges are made of its tokens."""
+    """Returns the vocabulary of a byte-pair model whose merges are made of its tokens."""
     for key, allowed in {
         "type": ("BPE",),
         "dropout": (None,),
@@ -121,7 +121,7 @@ def _model(fields: Fields) -> dict[str, int]:
 
 
 def _added(fields: Fields) -> tuple[str, int]:
-    """A token that is found before the model runs, and its number."""
+    """Returns a token that is found before the model runs, and its number."""
     number, content = fields.whole("id", 0, _MOST_TOKENS - 1), fields.text("content")
     if len(content) > _LONGEST_TOKEN:
         raise fields.wrong("content", f"must have at most {_LONGEST_TOKEN} characters", content)

@@ -35,7 +35,7 @@ class Cell:
 
 
 def contact_sheet(cells: Sequence[Cell | None], columns: int | None = None, side: int = CELL) -> Image:
-    """All pictures in rows, each fitted into a square of ``side`` pixels, with its caption below.
+    """Returns all pictures in rows, each fitted into a square of ``side`` pixels, with its caption below.
 
     Args:
         cells: row by row; None leaves a place empty.
@@ -70,14 +70,14 @@ def contact_sheet(cells: Sequence[Cell | None], columns: int | None = None, side
 
 
 def spread(count: int, most: int) -> tuple[int, ...]:
-    """At most ``most`` of the places 0 to ``count`` - 1, evenly spread, the first and the last among them."""
+    """Picks at most ``most`` of the places 0 to ``count`` - 1, evenly spread, the first and the last among them."""
     if count <= most:
         return tuple(range(count))
     return tuple(round(place * (count - 1) / (most - 1)) for place in range(most))
 
 
 def _fitted(image: Image, side: int) -> Image:
-    """The picture with its longer side of this length."""
+    """Returns the picture with its longer side of this length."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     resampling = pillow().Resampling
@@ -85,7 +85,7 @@ def _fitted(image: Image, side: int) -> Image:
 
 
 def _font() -> Any:
-    """A font of this machine that has most letters, or Pillow's own, which has English alone."""
+    """Returns a font of this machine that has most letters, or Pillow's own, which has English alone."""
     from PIL import ImageFont
 
     for name in FONTS:
@@ -97,13 +97,13 @@ def _font() -> Any:
 
 
 def _drawable(text: str, font: Any) -> str:
-    """The text with a question mark for each character that the font draws as it draws what is none."""
+    """Returns the text with a question mark for each character that the font draws as it draws what is none."""
     missing = bytes(font.getmask(_UNASSIGNED))
     return "".join(letter if letter.isspace() or bytes(font.getmask(letter)) != missing else "?" for letter in text)
 
 
 def _wrapped(caption: str, width: int, font: Any) -> list[str]:
-    """The caption in lines that fit; what has no place becomes an ellipsis."""
+    """Returns the caption in lines that fit; what has no place becomes an ellipsis."""
     lines: list[str] = []
     rest = _drawable(" ".join(caption.split()), font)
     while rest and len(lines) < _LINES:
@@ -121,7 +121,7 @@ def _wrapped(caption: str, width: int, font: Any) -> list[str]:
 
 
 def _fitting(text: str, width: float, font: Any) -> int:
-    """How many characters of the text fit the width."""
+    """Returns how many characters of the text fit the width."""
     count = len(text)
     while count and font.getlength(text[:count]) > width:
         count -= 1

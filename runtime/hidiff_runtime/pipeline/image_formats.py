@@ -49,7 +49,9 @@ class FileFormat:
         return content.getvalue()
 
     def _exif(self, image: Image) -> bytes:
-        """The text as EXIF. Where a JPEG file cannot hold all of it, the JSON is left out, or else everything."""
+        """Returns the text as EXIF. Where a JPEG file cannot hold all of it, the JSON is left out, or else
+        everything.
+        """
         text, exact = (image.info.get(key) for key in (PARAMETERS, HIDIFF))
         for comment, note in ((text, exact), (text, None)):
             content = _exif_of(comment, note)

@@ -55,7 +55,7 @@ class PictureParameters:
 
 
 def read_parameters(path: str | Path) -> PictureParameters:
-    """How the picture in a PNG, JPEG or WebP file was made, as it says itself.
+    """Returns how the picture in a PNG, JPEG or WebP file was made, as it says itself.
 
     The chunk ``hidiff`` of our pictures is exact, and taken where it is there; else the text that web UIs write.
 
@@ -77,7 +77,7 @@ def read_parameters(path: str | Path) -> PictureParameters:
 
 
 def _ours(text: str, infotext: str | None) -> PictureParameters:
-    """What the chunk ``hidiff`` says; the other chunk is only kept."""
+    """Returns what the chunk ``hidiff`` says; the other chunk is only kept."""
     try:
         facts = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -112,7 +112,7 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
 
 
 def _sizes(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """SDXL's sizes and crops, those left out that would be filled in alike."""
+    """Returns SDXL's sizes and crops, those left out that would be filled in alike."""
     own, negative = (_time_ids(facts, name) for name in ("time_ids", "negative_time_ids"))
     size = (facts.get("height"), facts.get("width"))
     found = {name: pair for name, pair in own.items() if pair != ((0, 0) if name == "crops" else size)}
@@ -145,7 +145,7 @@ def _typed(facts: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 def _of_web_ui(texts: Mapping[str, str], comment: str | None) -> PictureParameters:
-    """What a web UI's text says; other programs are refused by name."""
+    """Returns what a web UI's text says; other programs are refused by name."""
     text = texts.get(PARAMETERS, comment)
     if text is None or not text.strip():
         raise _foreign(texts)
@@ -159,7 +159,7 @@ def _of_web_ui(texts: Mapping[str, str], comment: str | None) -> PictureParamete
 
 
 def _web_settings(infotext: Infotext) -> dict[str, Any]:
-    """The settings that are the same everywhere."""
+    """Returns the settings that are the same everywhere."""
     names = {
         "Steps": "steps",
         "CFG scale": "guidance_scale",
@@ -175,7 +175,7 @@ def _web_settings(infotext: Infotext) -> dict[str, Any]:
 
 
 def web_number(settings: Mapping[str, str], name: str, *, whole: bool) -> Any:
-    """A web UI's setting as a number.
+    """Returns a web UI's setting as a number.
 
     Raises:
         InputError: it is none.
@@ -207,7 +207,7 @@ def _decoded(found: object) -> str | None:
 
 
 def _foreign(texts: Mapping[str, str]) -> InputError:
-    """What a picture without the text is: another program's, or one that says nothing."""
+    """Returns what a picture without the text is: another program's, or one that says nothing."""
     if texts.get("Software") == "NovelAI":
         return _not_read("NovelAI", "its settings are JSON of its own", "Comment")
     for key, (program, reason) in _OTHERS.items():

@@ -43,7 +43,7 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.er
 
 
 def pillow() -> ModuleType:
-    """``PIL.Image``.
+    """Returns ``PIL.Image``.
 
     Raises:
         EngineError: Pillow is not installed.
@@ -60,7 +60,7 @@ def pillow() -> ModuleType:
 
 
 def read_picture(path: str | Path, name: str = "image") -> Image:
-    """The picture in a PNG, JPEG or WebP file, all of it, turned as its EXIF says.
+    """Returns the picture in a PNG, JPEG or WebP file, all of it, turned as its EXIF says.
 
     Args:
         name: what the picture is for, in messages.
@@ -81,7 +81,7 @@ def decode_picture(
     pixels: int | None = None,
     texts: bool = False,
 ) -> Image:
-    """The picture in the bytes of a PNG, JPEG or WebP file, turned as its EXIF says.
+    """Returns the picture in the bytes of a PNG, JPEG or WebP file, turned as its EXIF says.
 
     Args:
         name: what the picture is for, in messages.
@@ -115,7 +115,7 @@ def decode_picture(
 
 
 def picture_texts(path: str | Path, sought: Collection[str]) -> tuple[dict[str, str], object, object]:
-    """What a PNG, JPEG or WebP file says beside its pixels: texts by their keys, EXIF's ``UserComment`` and
+    """Returns what a PNG, JPEG or WebP file says beside its pixels: texts by their keys, EXIF's ``UserComment`` and
     ``MakerNote`` as they are.
 
     Args:
@@ -138,7 +138,9 @@ def picture_texts(path: str | Path, sought: Collection[str]) -> tuple[dict[str, 
 
 
 def fitted_pictures(images: Any, size: tuple[int, int], name: str, *, batch: int, resize: bool) -> list[Image]:
-    """The pictures, checked and of this size; the arguments are those of `image_array`, and so are the errors."""
+    """Returns the pictures, checked and of this size; the arguments are those of `image_array`, and so are the
+    errors.
+    """
     return [_fitted(image, size, name, resize) for image in _listed(images, name, batch)]
 
 
@@ -153,7 +155,7 @@ def picture_bytes(images: Any) -> int:
 def image_array(
     images: Any, size: tuple[int, int], name: str = "image", *, batch: int = 1, resize: bool = False
 ) -> Array:
-    """Pictures for the VAE's encoder: float32 ``[1 or batch, 3, height, width]``, -1 to 1.
+    """Returns pictures for the VAE's encoder: float32 ``[1 or batch, 3, height, width]``, -1 to 1.
 
     Args:
         images: a Pillow image, or a sequence of ``batch`` of them.
@@ -171,7 +173,9 @@ def image_array(
 def control_array(
     images: Any, size: tuple[int, int], name: str = "control_image", *, batch: int = 1, resize: bool = False
 ) -> Array:
-    """Pictures for a ControlNet: float32 ``[1 or batch, 3, height, width]``, 0 to 1; otherwise as `image_array`."""
+    """Returns pictures for a ControlNet: float32 ``[1 or batch, 3, height, width]``, 0 to 1; otherwise as
+    `image_array`.
+    """
     pictures = fitted_pictures(images, size, name, batch=batch, resize=resize)
     colours = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return np.ascontiguousarray(colours.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
@@ -180,7 +184,7 @@ def control_array(
 def mask_array(
     images: Any, size: tuple[int, int], name: str = "mask", *, batch: int = 1, resize: bool = False
 ) -> Array:
-    """Masks: float32 ``[1 or batch, 1, height, width]``, 1 where a picture is at least half white, else 0.
+    """Returns masks, float32 ``[1 or batch, 1, height, width]``, 1 where a picture is at least half white, else 0.
 
     Otherwise as `image_array`.
     """
@@ -190,24 +194,26 @@ def mask_array(
 
 
 def latent_mask(mask: Array, latent: tuple[int, int, int]) -> Array:
-    """A mask at the latents' size, ``[…, 1, latent height, latent width]``: the nearest pixels, as diffusers takes."""
+    """Returns a mask at the latents' size, ``[…, 1, latent height, latent width]``: the nearest pixels, as diffusers
+    takes.
+    """
     return np.ascontiguousarray(nearest(mask, *latent[1:]))
 
 
 def to_pictures(images: Array) -> list[Image]:
-    """Pillow images from float32 ``[batch, 3, height, width]``, about -1 to 1; what is beyond is clipped."""
+    """Makes Pillow images from float32 ``[batch, 3, height, width]``, about -1 to 1; what is beyond is clipped."""
     bright = np.clip(images * np.float32(0.5) + np.float32(0.5), 0, 1)
     return from_bytes((bright * np.float32(255)).round().astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def from_bytes(colours: NDArray[np.uint8]) -> list[Image]:
-    """Pillow images from uint8 ``[batch, height, width, 3]``."""
+    """Makes Pillow images from uint8 ``[batch, height, width, 3]``."""
     image_module = pillow()
     return [image_module.fromarray(np.ascontiguousarray(colour)) for colour in colours]
 
 
 def _listed(images: Any, name: str, batch: int) -> list[Image]:
-    """One picture for all, or one for each of the batch."""
+    """Returns one picture for all, or one for each of the batch."""
     given = list(images) if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) else [images]
     image_type = pillow().Image
     for image in given:
@@ -225,7 +231,7 @@ def _listed(images: Any, name: str, batch: int) -> list[Image]:
 
 
 def _fitted(image: Image, size: tuple[int, int], name: str, resize: bool) -> Image:
-    """The picture without transparency, of this size."""
+    """Returns the picture without transparency, of this size."""
     if image.mode not in MODES:
         raise InputError(
             f"The {name} has a mode that is not taken.",

@@ -111,7 +111,7 @@ def settings_like(
 
 
 def _other_facts(manifest: Manifest, facts: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What our picture was drawn with that this bundle does not have."""
+    """Returns what our picture was drawn with that this bundle does not have."""
     found = _other_size(manifest, facts.get("width"), facts.get("height"))
     sha = manifest.files[manifest.weights["unet"]].sha256
     if facts.get("model_sha256") != sha:
@@ -141,7 +141,7 @@ def _other_facts(manifest: Manifest, facts: Mapping[str, Any], asked: Mapping[st
 
 
 def _other_program(manifest: Manifest, infotext: Infotext, taken: Mapping[str, Any]) -> list[str]:
-    """What a web UI's picture was drawn with that is not here; ``taken`` are the settings taken from it."""
+    """Returns what a web UI's picture was drawn with that is not here; ``taken`` are the settings taken from it."""
     settings, found = infotext.settings, []
     if not infotext.ours:
         version = f" ({settings['Version']})" if settings.get("Version") else ""
@@ -168,14 +168,14 @@ def _other_size(manifest: Manifest, width: object, height: object) -> list[str]:
 
 
 def _model(name: object, loras: Sequence[Any], sha: str) -> str:
-    """A model with its LoRA files, and the beginning of its weights' SHA-256."""
+    """Returns a model with its LoRA files, and the beginning of its weights' SHA-256."""
     known = [lora for lora in loras if isinstance(lora, Mapping)]
     added = "".join(f" with {lora.get('name')} at {lora.get('scale')}" for lora in known)
     return f"{name}{added} ({sha[:10]})"
 
 
 def _same_phases(manifest: Manifest, facts: Mapping[str, Any]) -> bool:
-    """Whether a run here has the phases that the picture says; so where it says nothing."""
+    """Returns whether a run here has the phases that the picture says; so where it says nothing."""
     spans, steps = list(facts.get("phases", {}).values()), facts.get("steps", 0)
     if not spans:
         return True
@@ -202,7 +202,7 @@ def _web_options(bundle: Bundle, infotext: Infotext) -> dict[str, Any]:
 
 
 def _plain(manifest: Manifest, text: str, name: str) -> tuple[str, list[str]]:
-    """A web UI's prompt without the networks in it, and what is said of these and of other markup."""
+    """Returns a web UI's prompt without the networks in it, and what is said of these and of other markup."""
     found = []
     fused = {str(lora["name"]).casefold(): str(lora["scale"]) for lora in fused_loras(manifest)}
     for network, scales in _NETWORK.findall(text):
@@ -220,7 +220,7 @@ def _plain(manifest: Manifest, text: str, name: str) -> tuple[str, list[str]]:
 
 
 def _equal(one: str, other: str) -> bool:
-    """Whether two texts are the same number, or the same."""
+    """Returns whether two texts are the same number, or the same."""
     try:
         return float(one) == float(other)
     except ValueError:
@@ -247,7 +247,7 @@ def _check_sources(manifest: Manifest, parameters: PictureParameters, asked: Map
 
 
 def _sources(parameters: PictureParameters) -> list[str]:
-    """Which pictures a picture was drawn from, as it says."""
+    """Returns which pictures a picture was drawn from, as it says."""
     if parameters.facts:
         return [str(name) for name in parameters.facts.get("given", [])]
     settings = parameters.infotext.settings if parameters.infotext is not None else {}
@@ -307,7 +307,7 @@ def _fit_sampler(
 def _table(
     bundle: Bundle, settings: Mapping[str, Any], named: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> SamplerTable:
-    """The table whose sampler and schedule are nearest to the picture's."""
+    """Returns the table whose sampler and schedule are nearest to the picture's."""
     name, (plain, schedule) = named["sampler"], split_name(str(named["sampler"]), named.get("schedule"))
     tables = [bundle.sampler(each) for each in sorted(bundle.manifest.samplers)]
     alike = [table for table in tables if table.sampler == name]
@@ -329,7 +329,7 @@ def _table(
 
 
 def _first(tables: Sequence[SamplerTable], schedule: str | None, steps: int | None = None) -> SamplerTable:
-    """The first table of this schedule, else one whose name names none."""
+    """Returns the first table of this schedule, else one whose name names none."""
     followed = [table for table in tables if schedule and follows(table, steps or int(table.steps[-1]), schedule)]
     plainer = [table for table in tables if not table.sampler.endswith("_karras")]
     return (followed or plainer or list(tables))[0]

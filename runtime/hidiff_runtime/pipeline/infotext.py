@@ -52,7 +52,7 @@ class Infotext:
 
 
 def write_infotext(facts: Mapping[str, Any], sampler: str | None = None) -> str:
-    """The text for a picture.
+    """Returns the text for a picture.
 
     Args:
         facts: as the chunk ``hidiff`` has them.
@@ -82,7 +82,7 @@ def write_infotext(facts: Mapping[str, Any], sampler: str | None = None) -> str:
 
 
 def read_infotext(text: str) -> Infotext:
-    """The parts of the text.
+    """Returns the parts of the text.
 
     Raises:
         InputError: it has no line of settings.
@@ -97,7 +97,7 @@ def read_infotext(text: str) -> Infotext:
 
 
 def to_web_clip_skip(skipped: int, *, sdxl: bool) -> int | None:
-    """The web UIs' ``Clip skip`` for layers that are skipped here; None where none is.
+    """Returns the web UIs' ``Clip skip`` for layers that are skipped here; None where none is.
 
     Web UIs count the layer from the last, 1. SD takes the last, so that 2 skips one. SDXL takes the last but one, which
     is their 2 (and 1 too, which they lift), so that 3 skips one. SD2.1's text encoder comes without its last layer, and
@@ -107,12 +107,14 @@ def to_web_clip_skip(skipped: int, *, sdxl: bool) -> int | None:
 
 
 def from_web_clip_skip(layer: int, *, sdxl: bool) -> int:
-    """How many layers are skipped here for the web UIs' ``Clip skip``, which some programs write below 0."""
+    """Returns how many layers are skipped here for the web UIs' ``Clip skip``, which some programs write below 0."""
     return max(abs(layer) - (2 if sdxl else 1), 0)
 
 
 def _settings_line(lines: list[str]) -> int:
-    """Where the settings are: in the last line, or before it, from ``Steps`` on, where an extension wrote more."""
+    """Returns where the settings are: in the last line, or before it, from ``Steps`` on, where an extension wrote
+    more.
+    """
     for number in range(len(lines) - 1, -1, -1):
         pairs = dict(_pairs(lines[number]))
         if len(pairs) >= _LEAST and (number == len(lines) - 1 or next(iter(pairs)) == "Steps"):
@@ -137,7 +139,7 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
 
 
 def _value(line: str, place: int) -> tuple[str, int]:
-    """The value that begins here, and where the next setting does: JSON, or what is before the next comma."""
+    """Returns the value that begins here, and where the next setting does: JSON, or what is before the next comma."""
     if line[place : place + 1] in tuple('"[{'):
         try:
             value, end = json.JSONDecoder().raw_decode(line, place)
@@ -156,6 +158,6 @@ def _after_comma(line: str, place: int) -> int:
 
 
 def _quoted(value: Any) -> str:
-    """As the web UIs write a value: in JSON's quotes where it would end early, or seem to be in quotes."""
+    """Returns as the web UIs write a value: in JSON's quotes where it would end early, or seem to be in quotes."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if text[:1] in '"[{' or any(mark in text for mark in ",:\n") else text

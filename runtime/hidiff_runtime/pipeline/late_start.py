@@ -20,7 +20,7 @@ class LateStartWarning(UserWarning):
 
 
 def late_start(bundle: Bundle, request: Request) -> str | None:
-    """What is wrong with where a run begins, in a line; None where nothing is."""
+    """Returns what is wrong with where a run begins, in a line; None where nothing is."""
     settings = request.settings
     if settings.strength is not None or settings.steps is None:
         return None
@@ -36,6 +36,6 @@ def late_start(bundle: Bundle, request: Request) -> str | None:
 
 
 def late_starts(bundle: Bundle, requests: Iterable[Request]) -> tuple[str, ...]:
-    """What is wrong with where runs begin, each thing once."""
+    """Returns what is wrong with where runs begin, each thing once."""
     told = (late_start(bundle, request) for request in requests)
     return tuple(dict.fromkeys(text for text in told if text is not None))

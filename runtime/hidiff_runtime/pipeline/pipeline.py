@@ -47,7 +47,8 @@ class PictureStep(StepInfo):
     vae: VaeRecord
 
     def preview(self, index: int = 0) -> Image:
-        """What the picture looks like so far: one pixel for each latent, in a millisecond or so, without the VAE.
+        """Returns what the picture looks like so far: one pixel for each latent, in a millisecond or so, without the
+        VAE.
 
         Args:
             index: of the picture in its batch.
@@ -211,7 +212,9 @@ class Pipeline:
         self.bundle.__exit__(kind, error, traceback)
 
     def _encode(self, requests: Sequence[Request]) -> list[tuple[dict[str, Array], tuple[str, ...]]]:
-        """Each request's embeddings, and what was cut from its prompts; equal options share the open text encoders."""
+        """Returns each request's embeddings, and what was cut from its prompts; equal options share the open text
+        encoders.
+        """
         found: dict[int, tuple[dict[str, Array], tuple[str, ...]]] = {}
         groups: dict[tuple[int, str, bool], list[int]] = {}
         for number, request in enumerate(requests):
@@ -252,7 +255,7 @@ class Pipeline:
         )
 
     def _pictures(self, request: Request, generator: TorchGenerator) -> dict[str, Array | float | None]:
-        """What the denoiser takes of image and mask.
+        """Returns what the denoiser takes of image and mask.
 
         Draws from the stream what comes before the first step, in the order of diffusers' pipelines: the image's
         latents, the noise, and with a mask the masked image's latents, which pipelines with a UNet of four channels

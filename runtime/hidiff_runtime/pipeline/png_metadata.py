@@ -33,7 +33,7 @@ PARAMETERS, HIDIFF = "parameters", "hidiff"
 def describe(
     manifest: Manifest, table: SamplerTable, request: Request, index: int, cut: tuple[str, ...]
 ) -> dict[str, str]:
-    """The chunks of a picture by key.
+    """Returns the chunks of a picture by key.
 
     Args:
         table: of the request's sampler.
@@ -58,7 +58,7 @@ def save_png(image: Image, path: str | Path) -> None:
 
 
 def encoded(image: Image) -> bytes:
-    """The bytes of the PNG file: the same for the same picture and text."""
+    """Returns the bytes of the PNG file: the same for the same picture and text."""
     pillow()
     from PIL.PngImagePlugin import PngInfo
 
@@ -95,7 +95,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _facts(manifest: Manifest, table: SamplerTable, request: Request, index: int) -> dict[str, Any]:
-    """What the picture was made from, what was not asked for left out."""
+    """Returns what the picture was made from, what was not asked for left out."""
     settings = request.settings
     assert settings.steps is not None
     phases = {span.phase.name: [span.first, span.last] for span in request.phases(manifest).spans}
@@ -134,7 +134,7 @@ def _facts(manifest: Manifest, table: SamplerTable, request: Request, index: int
 
 
 def model_name(manifest: Manifest) -> str:
-    """What the bundle was built from, by its name; its family where it does not say."""
+    """Returns what the bundle was built from, by its name; its family where it does not say."""
     return _name(str(manifest.recipe.get("source", manifest.family)))
 
 
@@ -146,10 +146,10 @@ def fused_loras(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def other_weights(manifest: Manifest) -> dict[str, str]:
-    """The beginning of the SHA-256 of each network's weights but the UNet's."""
+    """Returns the beginning of the SHA-256 of each network's weights but the UNet's."""
     return {name: manifest.files[path].sha256[:10] for name, path in manifest.weights.items() if name != "unet"}
 
 
 def _name(source: str) -> str:
-    """The last part of a path or of a hub's id."""
+    """Returns the last part of a path or of a hub's id."""
     return source.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].removesuffix(".safetensors")

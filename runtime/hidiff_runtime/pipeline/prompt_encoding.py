@@ -129,7 +129,7 @@ class TokenCounter:
         self._tokenizers = [Tokenizer.open(bundle.file(record.tokenizer), record.places) for record in records]
 
     def count(self, prompt: str, *, long_prompt: str = "truncate") -> tuple[int, str]:
-        """How many tokens a prompt has, and the end of it that would be cut.
+        """Returns how many tokens a prompt has, and the end of it that would be cut.
 
         Raises:
             InputError: it does not fit the bundle's chunks.
@@ -149,7 +149,7 @@ def _stacked(encodings: Sequence[TextEncoding]) -> dict[str, Array]:
 
 
 def _encode(bundle: Bundle, asked: dict[_Asked, None], *, chunked: bool) -> dict[_Asked, TextEncoding]:
-    """Every text encoder in turn, so that one is open at a time."""
+    """Returns every text encoder in turn, so that one is open at a time."""
     texts = dict.fromkeys(prompt for prompt, _ in asked)
     chunks = chunks_of(bundle)
     parts: dict[_Asked, list[TextEncoding]] = {key: [] for key in asked}
@@ -166,14 +166,14 @@ def _encode(bundle: Bundle, asked: dict[_Asked, None], *, chunked: bool) -> dict
 
 
 def _joined(encodings: Sequence[TextEncoding]) -> TextEncoding:
-    """The text encoders' embeddings side by side, and the pooled ones of the last."""
+    """Returns the text encoders' embeddings side by side, and the pooled ones of the last."""
     embeds = np.concatenate([encoding.prompt_embeds for encoding in encodings], axis=-1)
     longest = max((encoding.cut for encoding in encodings), key=lambda cut: len("".join(cut)))
     return TextEncoding(embeds, encodings[-1].text_embeds, longest)
 
 
 def chunks_of(bundle: Bundle) -> int:
-    """How many chunks of the text encoder's tokens the bundle was built for."""
+    """Returns how many chunks of the text encoder's tokens the bundle was built for."""
     taken = bundle.manifest.phases[0].input("prompt_embeds")
     given = bundle.manifest.text_encoders[0].input("input_ids")
     assert taken is not None  # by the manifest's own checks
@@ -182,7 +182,7 @@ def chunks_of(bundle: Bundle) -> int:
 
 
 def _rows(tokenizer: Tokenizer, prompt: str, chunks: int, *, chunked: bool) -> tuple[Tokens, ...]:
-    """A prompt's tokens for every chunk of the bundle; the empty prompt's where it has no more."""
+    """Returns a prompt's tokens for every chunk of the bundle; the empty prompt's where it has no more."""
     rows = tokenizer.chunks(prompt) if chunked else (tokenizer.encode(prompt),)
     if len(rows) > chunks:
         held = "one chunk" if chunks == 1 else f"{chunks} chunks"
@@ -204,7 +204,7 @@ class _Encoder:
         self._known: dict[tuple[tuple[int, ...], int], dict[str, Array]] = {}
 
     def encode(self, rows: Sequence[Tokens], skip: int) -> TextEncoding:
-        """The rows' embeddings one after another, and the first one's pooled embeddings."""
+        """Returns the rows' embeddings one after another, and the first one's pooled embeddings."""
         found = [self._evaluate(row.ids, skip) for row in rows]
         embeds = np.concatenate([outputs["prompt_embeds"][0] for outputs in found])
         pooled = found[0]["text_embeds"][0] if "text_embeds" in found[0] else None
@@ -217,7 +217,9 @@ class _Encoder:
         return self._known[ids, skip]
 
     def _sound(self, outputs: dict[str, Array]) -> dict[str, Array]:
-        """The outputs. Raises EngineError for NaN, which the UNet would refuse as if the caller had given them."""
+        """Returns the outputs. Raises EngineError for NaN, which the UNet would refuse as if the caller had given
+        them.
+        """
         for name, array in outputs.items():
             if bad := count_nonfinite(array):
                 raise EngineError(

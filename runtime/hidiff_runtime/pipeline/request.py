@@ -121,29 +121,29 @@ class Request:
         return None if found is None else repeated(found, len(self.prompts))
 
     def _fitted(self, read: Callable[..., Found], name: str) -> Found | None:
-        """What ``read`` makes of the pictures of this name; None where there are none."""
+        """Returns what ``read`` makes of the pictures of this name; None where there are none."""
         pictures = getattr(self.settings, name)
         if pictures is None:
             return None
         return read(pictures, self.size, name, batch=len(self.prompts), resize=self.settings.resize)
 
     def phases(self, manifest: Manifest) -> PhasePlan:
-        """Which phase each step of the run is in."""
+        """Returns which phase each step of the run is in."""
         return PhasePlan(manifest.rule, self.steps)
 
 
 def _alone(pictures: list[Any] | None) -> Any:
-    """One picture for all instead of a list of it."""
+    """Returns one picture for all instead of a list of it."""
     return pictures[0] if pictures is not None and len(pictures) == 1 else pictures
 
 
 def repeated(array: Array, batch: int) -> Array:
-    """One picture's array for the whole batch; any other as it is."""
+    """Returns one picture's array for the whole batch; any other as it is."""
     return array if len(array) == batch else np.concatenate([array] * batch)
 
 
 def _prompts(name: str, given: str | Sequence[str], batch: int) -> tuple[str, ...]:
-    """A text for each picture: one for all, or as many as the batch has."""
+    """Returns a text for each picture: one for all, or as many as the batch has."""
     texts = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,) * batch
     for text in texts:
         check_text(name, text)
@@ -169,7 +169,7 @@ def _negative_prompts(manifest: Manifest, given: str | Sequence[str] | None) -> 
 
 
 def _filled(bundle: Bundle, settings: Settings) -> Settings:
-    """The settings with everything that was left out, all of it checked."""
+    """Returns the settings with everything that was left out, all of it checked."""
     manifest = bundle.manifest
     _check_pictures(manifest, settings)
     TorchGenerator(settings.seed)
@@ -243,7 +243,7 @@ def _guidance(manifest: Manifest, settings: Settings) -> float:
 
 
 def _strength(manifest: Manifest, settings: Settings) -> float:
-    """The strength, or the default of the diffusers pipeline for this task."""
+    """Returns the strength, or the default of the diffusers pipeline for this task."""
     if settings.strength is not None:
         return float(settings.strength) if is_finite(settings.strength) else settings.strength
     if settings.mask is not None:
@@ -259,7 +259,7 @@ def _steps_taken(bundle: Bundle, settings: Settings) -> int:
 
 
 def _time_ids(manifest: Manifest, settings: Settings) -> tuple[Array | None, Array | None]:
-    """SDXL's conditioning on sizes (height, width) and crop (top, left), for prompts and negative prompts."""
+    """Returns SDXL's conditioning on sizes (height, width) and crop (top, left), for prompts and negative prompts."""
     own = (settings.original_size, settings.target_size)
     negative = (settings.negative_original_size, settings.negative_crops, settings.negative_target_size)
     if not takes_sizes(manifest):
@@ -284,7 +284,9 @@ def _time_ids(manifest: Manifest, settings: Settings) -> tuple[Array | None, Arr
 
 
 def _keeps_crops(settings: Settings) -> bool:
-    """Whether diffusers' pipeline for this task takes the crop for negative prompts too, where they have none."""
+    """Returns whether diffusers' pipeline for this task takes the crop for negative prompts too, where they have
+    none.
+    """
     if settings.image is not None:
         return settings.mask is not None and settings.control_image is not None
     return settings.negative_original_size is None or settings.negative_target_size is None
@@ -304,5 +306,5 @@ def _pair(name: str, given: Any, default: Size) -> Size:
 
 
 def takes_sizes(manifest: Manifest) -> bool:
-    """Whether the UNet is SDXL's, which is conditioned on sizes and crops."""
+    """Returns whether the UNet is SDXL's, which is conditioned on sizes and crops."""
     return manifest.phases[0].input("time_ids") is not None

@@ -23,7 +23,7 @@ DATA = "data:"
 
 
 def read_request(pipeline: Pipeline, values: Mapping[str, object], limits: Limits) -> Request:
-    """The request that plain values ask for, within the limits, checked against the bundle. Opens no engine.
+    """Returns the request that plain values ask for, within the limits, checked against the bundle. Opens no engine.
 
     Args:
         values: by the names of `FIELDS`: str, int, float, bool, and for pictures bytes, or what `read_picture` gives.
@@ -74,7 +74,7 @@ def _check_steps(steps: int, limits: Limits) -> None:
 
 
 def read_picture(name: str, value: Any, limits: Limits) -> Image:
-    """The picture in a file's bytes or in a ``data:`` URL; Pillow's own as it is.
+    """Returns the picture in a file's bytes or in a ``data:`` URL; Pillow's own as it is.
 
     Raises:
         InputError: it is too large, broken, or not a picture.

@@ -52,7 +52,8 @@ class TileAxis:
         return tuple(index * rest // gaps for index in range(gaps + 1)) if gaps else (0,)
 
     def shares(self, scale: int = 1) -> Array:
-        """What each tile counts at each of its places, float32 [tiles, tile * scale]; they add up to 1 everywhere.
+        """Returns what each tile counts at each of its places, float32 [tiles, tile * scale]; they add up to 1
+        everywhere.
 
         Args:
             scale: places for each latent, so 8 for pixels.
@@ -86,7 +87,7 @@ class TilePlan:
 
     @classmethod
     def of(cls, size: tuple[int, int], tile: tuple[int, int], overlap: int) -> TilePlan:
-        """The plan for a picture.
+        """Returns the plan for a picture.
 
         Args:
             size: its height and width, in latents.
@@ -105,7 +106,7 @@ class TilePlan:
         return len(self.rows.starts) * len(self.columns.starts)
 
     def places(self, scale: int = 1) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of each tile, ``scale`` of them for each latent."""
+        """Yields rows and columns of each tile, ``scale`` of them for each latent."""
         for top in self.rows.starts:
             for left in self.columns.starts:
                 yield (
@@ -114,7 +115,8 @@ class TilePlan:
                 )
 
     def shares(self, scale: int = 1) -> Iterator[Array]:
-        """What each tile counts, float32 [tile's height * scale, tile's width * scale], in the order of `places`.
+        """Yields what each tile counts, float32 [tile's height * scale, tile's width * scale], in the order of
+        `places`.
 
         Made one at a time, so that no more than one is in memory.
         """

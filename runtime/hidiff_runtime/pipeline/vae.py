@@ -30,12 +30,12 @@ class Normals(Protocol):
     """Where an encoder's noise comes from."""
 
     def randn(self, shape: tuple[int, ...]) -> Array:
-        """Standard normals."""
+        """Returns standard normals."""
         ...
 
 
 def decode(bundle: Bundle, latents: Array, *, progress: Progress | None = None) -> Array:
-    """The pictures of latents, float32 [batch, 3, 8 * height, 8 * width], from about -1 to 1 and not clipped.
+    """Returns the pictures of latents, float32 [batch, 3, 8 * height, 8 * width], from about -1 to 1 and not clipped.
 
     Beside what it gives, it holds one tile at a time.
 
@@ -55,7 +55,7 @@ def decode(bundle: Bundle, latents: Array, *, progress: Progress | None = None) 
 
 
 def encode(bundle: Bundle, images: Array, generator: Normals, *, progress: Progress | None = None) -> Array:
-    """The latents of pictures, float32 [batch, 4, height / 8, width / 8], times the scaling factor.
+    """Returns the latents of pictures, float32 [batch, 4, height / 8, width / 8], times the scaling factor.
 
     They are drawn from the encoder's distribution as diffusers' image-to-image pipelines do: the whole batch's noise
     at once.
@@ -78,7 +78,7 @@ def encode(bundle: Bundle, images: Array, generator: Normals, *, progress: Progr
 
 
 def vae_of(bundle: Bundle) -> VaeRecord:
-    """The record of the bundle's VAE. Raises BundleError when it has none."""
+    """Returns the record of the bundle's VAE. Raises BundleError when it has none."""
     if bundle.manifest.vae is None:
         raise BundleError(
             "The bundle has no VAE.",
@@ -89,7 +89,7 @@ def vae_of(bundle: Bundle) -> VaeRecord:
 
 
 def preview(record: VaeRecord, latents: Array) -> NDArray[np.uint8]:
-    """Small pictures of latents without the decoder, uint8 [batch, height, width, 3]: one pixel for each latent.
+    """Makes small pictures of latents without the decoder, uint8 [batch, height, width, 3]: one pixel for each latent.
 
     A linear map from the latent channels to red, green and blue, fitted to the decoder when the bundle was built.
 
@@ -102,7 +102,7 @@ def preview(record: VaeRecord, latents: Array) -> NDArray[np.uint8]:
 
 
 def sample(moments: Array, generator: Normals) -> Array:
-    """A draw from the encoder's distribution, [batch, 4, height, width] from moments [batch, 8, height, width].
+    """Returns a draw from the encoder's distribution, [batch, 4, height, width] from moments [batch, 8, height, width].
 
     As diffusers' ``DiagonalGaussianDistribution`` draws it: mean plus deviation times a normal, the logarithm of the
     variance clamped to -30 and 20.
@@ -113,7 +113,7 @@ def sample(moments: Array, generator: Normals) -> Array:
 
 
 def decode_tiles(session: Session, record: VaeRecord, latents: Array, progress: Progress | None = None) -> Array:
-    """What `decode` gives, by an open session of the decoder."""
+    """Returns what `decode` gives, by an open session of the decoder."""
     channels = record.decoder.inputs[0].shape[1]
     plan = _plan(record, latents, channels, latents.shape[-2:])
     scaled = np.asarray(latents, np.float32) / np.float32(record.scaling_factor)
@@ -121,7 +121,7 @@ def decode_tiles(session: Session, record: VaeRecord, latents: Array, progress: 
 
 
 def encode_tiles(session: Session, record: VaeRecord, images: Array, progress: Progress | None = None) -> Array:
-    """Moments, [batch, 8, height / 8, width / 8], by an open session of the encoder."""
+    """Encodes to moments, [batch, 8, height / 8, width / 8], by an open session of the encoder."""
     height, width = images.shape[-2:]
     if height % PIXELS or width % PIXELS:
         given, advice = f"{width}x{height}", f"Scale or crop it to multiples of {PIXELS}."
@@ -149,7 +149,7 @@ def _blended(
     target: tuple[str, int, int],
     progress: Progress | None,
 ) -> Array:
-    """The session's results for every tile of every picture, blended into one array.
+    """Returns the session's results for every tile of every picture, blended into one array.
 
     Args:
         source: what tiles are cut from, the input it is for, and its places for each latent.

@@ -84,14 +84,14 @@ _ALIASES = {
 
 
 def sampler_name(table: SamplerTable) -> str:
-    """The web UIs' name of a table's sampler; its own where they have none."""
+    """Returns the web UIs' name of a table's sampler; its own where they have none."""
     name = NAMES.get(table.sampler, table.sampler)
     heun = name == "DPM++ 2M SDE" and _config(table).get("solver_type") == "heun"
     return f"{name} Heun" if heun else name
 
 
 def schedule_name(table: SamplerTable, steps: int) -> str | None:
-    """The web UIs' word for the schedule of a table's run; None where they have none that is true.
+    """Returns the web UIs' word for the schedule of a table's run; None where they have none that is true.
 
     Args:
         steps: of the whole run, a tabulated number.
@@ -109,7 +109,7 @@ def schedule_name(table: SamplerTable, steps: int) -> str | None:
 
 
 def follows(table: SamplerTable, steps: int, schedule: str) -> bool:
-    """Whether a table's run has the schedule of this name, as `split_name` gives it.
+    """Returns whether a table's run has the schedule of this name, as `split_name` gives it.
 
     Args:
         steps: of the whole run, a tabulated number.
@@ -124,7 +124,7 @@ def follows(table: SamplerTable, steps: int, schedule: str) -> bool:
 
 
 def split_name(sampler: str, schedule: str | None) -> tuple[str, str | None]:
-    """A sampler and its schedule by the words of this module, from how pictures name them, old and new.
+    """Returns a sampler and its schedule by the words of this module, from how pictures name them, old and new.
 
     ``DPM++ 2M Karras`` alone and ``DPM++ 2M`` beside ``Karras`` are the same. A sampler that is not known stays as it
     is; the schedule is None where nothing is said of it.
@@ -145,21 +145,21 @@ def _schedules() -> tuple[str, ...]:
 
 
 def _schedule(word: str) -> str:
-    """The word of this module for a schedule; any other as it is."""
+    """Returns the word of this module for a schedule; any other as it is."""
     plain = " ".join(word.replace("_", " ").split())
     known = {name.casefold(): name for name in _schedules()} | {name.casefold(): to for name, to in _SAME.items()}
     return known.get(plain.casefold(), plain)
 
 
 def _follows_timesteps(table: SamplerTable, steps: int, name: str) -> bool:
-    """Whether the timesteps, those that are evaluated twice counted once, are those of a schedule."""
+    """Returns whether the timesteps, those that are evaluated twice counted once, are those of a schedule."""
     taken = list(dict.fromkeys(evaluation.timestep for evaluation in table.schedule(steps).evaluations))
     expected = _TIMESTEPS[name](steps)
     return len(taken) == len(expected) and bool(np.abs(np.array(taken) - expected).max() <= _NEAR)
 
 
 def _config(table: SamplerTable) -> dict[str, Any]:
-    """The scheduler's configuration, as the table was made with it; nothing where it does not say."""
+    """Returns the scheduler's configuration, as the table was made with it; nothing where it does not say."""
     try:
         found = json.loads(table.origin.get("config", "{}"))
     except ValueError:

@@ -105,7 +105,7 @@ def refuse_web_ui(line: str) -> None:
 
 
 def _has_options(line: str) -> bool:
-    """Whether it begins with an option, or has one of a name that web UIs know."""
+    """Returns whether it begins with an option, or has one of a name that web UIs know."""
     if _OPTION.match(line):
         return True
     names = (_OPTION.fullmatch(word.partition("=")[0]) for word in line.split())

@@ -68,7 +68,7 @@ class Schedule:
         return len(self.evaluations)
 
     def start(self, latents: Latents) -> SamplerState:
-        """A run from standard normal noise, float32 of any shape; it is scaled by `init_noise_sigma` here.
+        """Returns a run from standard normal noise, float32 of any shape; it is scaled by `init_noise_sigma` here.
 
         Raises:
             InputError: not float32.
@@ -77,11 +77,11 @@ class Schedule:
         return SamplerState(self, _scaled(latents, self.init_noise_sigma))
 
     def start_from(self, image_latents: Latents, noise: Latents) -> SamplerState:
-        """A run from a picture, as diffusers' image-to-image pipelines start; arguments as for `noised`."""
+        """Returns a run from a picture, as diffusers' image-to-image pipelines start; arguments as for `noised`."""
         return SamplerState(self, self.noised(image_latents, noise))
 
     def noised(self, image_latents: Latents, noise: Latents, index: int = 0) -> Latents:
-        """A picture as noisy as the sample is before evaluation ``index``: the scheduler's ``add_noise``.
+        """Returns a picture as noisy as the sample is before evaluation ``index``: the scheduler's ``add_noise``.
 
         Args:
             image_latents: float32 of any shape.
@@ -136,7 +136,7 @@ class SamplerState:
         return self._next.draws_noise
 
     def model_input(self) -> Latents:
-        """The sample as the UNet takes it."""
+        """Returns the sample as the UNet takes it."""
         return _scaled(self.latents, self._next.input_scale)
 
     def advance(self, model_output: Latents, noise: Latents | None = None) -> None:
@@ -171,7 +171,7 @@ class SamplerState:
 
 
 def _combine(row: FloatArray, inputs: Sequence[Latents]) -> Latents:
-    """The weighted sum of float32 arrays, added up in float64."""
+    """Returns the weighted sum of float32 arrays, added up in float64."""
     total = np.zeros(inputs[0].shape)
     for weight, value in zip(row.tolist(), inputs, strict=True):
         if weight != 0:

@@ -52,7 +52,7 @@ class EtaTerms:
     noise: FloatArray
 
     def apply(self, rows: FloatArray, evaluations: slice | Integers, eta: float) -> FloatArray:
-        """``rows`` of ``evaluations`` at ``eta``, as a copy."""
+        """Returns ``rows`` of ``evaluations`` at ``eta``, as a copy."""
         changed: FloatArray = rows.copy()
         kept = np.sqrt(np.maximum(0, 1 - eta**2 * self.share[evaluations]))
         changed[:, 0, :NOISE] -= (1 - kept)[:, None] * self.direction[evaluations]
@@ -131,7 +131,7 @@ class SamplerTable:
             )
 
     def schedule(self, steps: int, *, strength: float | None = None, eta: float = 0.0) -> Schedule:
-        """A run of ``steps`` steps as diffusers' pipelines count them.
+        """Returns a run of ``steps`` steps as diffusers' pipelines count them.
 
         Args:
             strength: how much of the run a picture goes through, above 0 to 1: the last ``int(steps * strength)``
@@ -159,7 +159,7 @@ class SamplerTable:
     def rows_at(
         self, evaluations: Integers, behind: Integers, eta: float = 0.0
     ) -> tuple[FloatArray, NDArray[np.bool_]]:
-        """The rows of single evaluations, float64 ``[n, 1 + K, 3 + K]``, and whether each draws noise, ``[n]``.
+        """Returns the rows of single evaluations, float64 ``[n, 1 + K, 3 + K]``, and whether each draws noise, ``[n]``.
 
         Args:
             evaluations: which, as for `Rows.at`, and so is ``behind``.
@@ -233,7 +233,7 @@ class SamplerTable:
         return int(found[0])
 
     def _has_settled(self, eta: float) -> bool:
-        """Whether the rows are those of this eta already, as of a sampler whose timesteps depend on it (TCD's).
+        """Returns whether the rows are those of this eta already, as of a sampler whose timesteps depend on it (TCD's).
 
         Raises InputError where they are another eta's.
         """
@@ -275,7 +275,7 @@ def _parsed(text: str) -> Any:
 
 
 def _steps_at(steps: int, strength: float) -> int:
-    """How many of ``steps`` are run at a strength."""
+    """Returns how many of ``steps`` are run at a strength."""
     if isinstance(strength, bool) or not isinstance(strength, (int, float, np.floating)) or not 0 <= strength <= 1:
         raise InputError(
             "strength must be a number above 0, up to 1.", given=repr(strength), advice="Give 0.6, say: 1 keeps least."
@@ -291,7 +291,7 @@ def _steps_at(steps: int, strength: float) -> int:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """``1 to 5, 8`` for 1, 2, 3, 4, 5, 8."""
+    """Returns ``1 to 5, 8`` for 1, 2, 3, 4, 5, 8."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:

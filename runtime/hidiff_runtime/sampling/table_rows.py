@@ -52,7 +52,7 @@ class Rows:
 
     @classmethod
     def of(cls, whole: FloatArray, early: FloatArray | None = None) -> Rows:
-        """Those of spread out coefficients.
+        """Returns those of spread out coefficients.
 
         Args:
             whole: of a run from its start, ``[E, 1 + K, 3 + K]``.
@@ -73,7 +73,7 @@ class Rows:
         return int(self.distinct.shape[1]) - STATE
 
     def at(self, evaluations: Integers, behind: Integers) -> FloatArray:
-        """The coefficients of single evaluations, float64 ``[n, 1 + K, 3 + K]``.
+        """Returns the coefficients of single evaluations, float64 ``[n, 1 + K, 3 + K]``.
 
         Args:
             evaluations: which, below E, ``[n]``.
@@ -85,13 +85,13 @@ class Rows:
         return found
 
     def takes_noise(self, evaluations: NDArray[np.bool_]) -> bool:
-        """Whether noise has a coefficient anywhere in these evaluations, a flag for each of the E."""
+        """Returns whether noise has a coefficient anywhere in these evaluations, a flag for each of the E."""
         with_noise = self.distinct[:, NOISE] != 0
         return bool(with_noise[self.places[:, evaluations]].any())
 
 
 def broken(problem: str) -> BundleError:
-    """The error for a sampler table that has ``problem``."""
+    """Returns the error for a sampler table that has ``problem``."""
     return BundleError("A sampler table is broken.", given=problem, advice="Build the bundle again.")
 
 

@@ -46,7 +46,7 @@ class TorchGenerator:
         return self._uniforms(math.prod(_as_shape(shape))).reshape(shape)
 
     def randn(self, shape: int | tuple[int, ...]) -> NDArray[np.float32]:
-        """Standard normals, float32 of ``shape``."""
+        """Returns standard normals, float32 of ``shape``."""
         size = math.prod(_as_shape(shape))
         if size < _BLOCK:
             return np.array([self._one_normal() for _ in range(size)], dtype=np.float32).reshape(shape)
@@ -63,11 +63,13 @@ class TorchGenerator:
         return uniforms
 
     def _words(self, size: int) -> NDArray[np.uint32]:
-        """The engine's next 32-bit words as they are: over its whole range, randint neither rejects nor masks."""
+        """Returns the engine's next 32-bit words as they are: over its whole range, randint neither rejects nor
+        masks.
+        """
         return self._engine.randint(0, 2**32, size, dtype=np.uint32)
 
     def _one_normal(self) -> float:
-        """One normal of a pair; torch keeps the other for its next single normal, whatever is drawn between."""
+        """Returns one normal of a pair; torch keeps the other for its next single normal, whatever is drawn between."""
         if self._second_normal is not None:
             normal, self._second_normal = self._second_normal, None
             return normal

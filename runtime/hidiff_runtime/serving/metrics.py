@@ -96,30 +96,30 @@ class MetricsRecorder:
         self._sink = sink
 
     def pictures(self, count: int) -> None:
-        """Pictures were made."""
+        """Counts pictures that were made."""
         for _ in range(count):
             self._sink.add(PICTURES, {})
 
     def step(self, phase: str, seconds: float) -> None:
-        """A step of a phase ended."""
+        """Observes a step of a phase."""
         self._sink.observe(STEP_SECONDS, seconds, {"phase": phase})
 
     def served(self, seconds: float) -> None:
-        """A run made its pictures."""
+        """Observes a run that made its pictures."""
         self._sink.observe(REQUEST_SECONDS, seconds, {})
 
     def cancelled(self) -> None:
-        """The client ended a run, or took back what had not begun."""
+        """Counts a run that the client ended, or took back before it began."""
         self._sink.add(CANCELLATIONS, {})
 
     def failed(self, kind: str) -> None:
-        """A request failed; the kind is that of `hidiff_runtime.serving.public_errors.kind_of`."""
+        """Counts a request that failed; the kind is that of `hidiff_runtime.serving.public_errors.kind_of`."""
         self._sink.add(FAILURES, {"kind": kind})
 
     def proven(self, bundle: str, parity: str, backend: str) -> None:
-        """The bundle with this hash passed its checks and drew a warm-up picture with that hash."""
+        """Notes that the bundle with this hash passed its checks and drew a warm-up picture with that hash."""
         self._sink.set(PARITY, 1, {"bundle": bundle, "parity": parity, "backend": backend})
 
     def alive(self) -> None:
-        """This process lives."""
+        """Notes that this process lives."""
         self._sink.set(HEARTBEAT, time.time(), {})

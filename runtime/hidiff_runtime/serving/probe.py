@@ -27,7 +27,7 @@ _BEAT = re.compile(rf"^{HEARTBEAT.name}(?P<labels>\{{.*\}})?[ \t]+(?P<value>\S+)
 
 
 def beats(text: str) -> dict[str, float]:
-    """Every heartbeat in a page of metrics: its labels as they are written, and its Unix time.
+    """Returns every heartbeat in a page of metrics: its labels as they are written, and its Unix time.
 
     Raises:
         ValueError: a value is not a number.
@@ -36,7 +36,7 @@ def beats(text: str) -> dict[str, float]:
 
 
 def probe_result(text: str, now: float, older_than: float) -> tuple[int, str]:
-    """Whether all heartbeats in a page of metrics are young enough: the exit code, and a line that says why.
+    """Returns whether all heartbeats in a page of metrics are young enough: the exit code, and a line that says why.
 
     Args:
         now: Unix time.

@@ -15,7 +15,9 @@ _PATH = re.compile(r"(?<![\w.])(?:~?/|[A-Za-z]:[/\\])[^\s'\",;:)]+")
 
 
 def public_message(error: BaseException) -> str:
-    """The line. Of a refused request it says what was given and what to do; of everything else what went wrong."""
+    """Returns the line. Of a refused request it says what was given and what to do; of everything else what went
+    wrong.
+    """
     if isinstance(error, Expired):
         return _line(error.summary)
     if isinstance(error, Cancelled):
@@ -29,7 +31,7 @@ def public_message(error: BaseException) -> str:
 
 
 def kind_of(error: BaseException) -> str:
-    """Under what an error is counted: ``input``, ``expired``, ``cancelled``, ``engine`` or ``internal``."""
+    """Names the kind of an error: ``input``, ``expired``, ``cancelled``, ``engine`` or ``internal``."""
     if isinstance(error, HidiffError):
         names = {InputError: "input", Expired: "expired", Cancelled: "cancelled"}
         return next((name for kind, name in names.items() if isinstance(error, kind)), "engine")

@@ -83,7 +83,7 @@ class Service:
             raise
 
     def request(self, values: Mapping[str, object]) -> Request:
-        """The request that plain values ask for; see `hidiff_runtime.pipeline.request_values.read_request`.
+        """Returns the request that plain values ask for; see `hidiff_runtime.pipeline.request_values.read_request`.
 
         A seed of -1 is drawn.
 
@@ -158,7 +158,7 @@ class Service:
 
 
 def generation_metadata(result: Result, index: int = 0) -> dict[str, Any]:
-    """All that a picture was made with, what was left out filled in: the JSON that its PNG file carries.
+    """Returns all that a picture was made with, what was left out filled in: the JSON that its PNG file carries.
 
     Args:
         index: of the picture in its batch.

@@ -47,7 +47,9 @@ class Bound:
         return self.rtol is not None or self.atol is not None
 
     def excess(self, reference: Array, candidate: Array) -> float | None:
-        """The largest share of the elementwise allowance that was used: at most 1 is within; ``None`` without one."""
+        """Returns the largest share of the elementwise allowance that was used: at most 1 is within; ``None`` without
+        one.
+        """
         if not self.elementwise:
             return None
         error = np.abs(candidate - reference)
@@ -134,7 +136,7 @@ class Verdict:
         return not bound.elementwise or (metrics.excess is not None and metrics.excess <= 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """The verdict as JSON values; an infinite ratio is the text ``inf`` or ``-inf``."""
+        """Returns the verdict as JSON values; an infinite ratio is the text ``inf`` or ``-inf``."""
         return {"ok": self.ok, **encode(self)}
 
     @classmethod
@@ -192,7 +194,7 @@ def _fault(reference: Array, candidate: Array | None) -> str:
 
 
 def render(verdicts: Iterable[Verdict]) -> str:
-    """The verdicts as a plain-text table, one line each under a heading."""
+    """Returns the verdicts as a plain-text table, one line each under a heading."""
     judged = tuple(verdicts)
     rows: list[Sequence[str]] = [("boundary", "phase", "step", "SNR dB", "bound", "max abs", "cosine", "result")]
     rows += [_row(verdict) for verdict in judged]
@@ -211,7 +213,9 @@ def render(verdicts: Iterable[Verdict]) -> str:
 
 
 def image_summary(verdict: Verdict) -> str:
-    """What a picture's PSNR, SSIM and largest pixel difference are, and must be; empty for what is no picture."""
+    """Returns what a picture's PSNR, SSIM and largest pixel difference are, and must be; empty for what is no
+    picture.
+    """
     metrics, bound = verdict.metrics, verdict.bound
     if metrics is None or metrics.psnr_db is None or metrics.ssim is None:
         return ""

@@ -16,7 +16,7 @@ _FULL = "float32"
 
 
 def half_note(bundle: Bundle) -> str:
-    """What the figures of engines on the CPU leave open; empty for float32 and for engines on another device.
+    """Returns what the figures of engines on the CPU leave open; empty for float32 and for engines on another device.
 
     Raises:
         BundleError: the bundle's parity report is broken.
@@ -34,7 +34,7 @@ def half_note(bundle: Bundle) -> str:
 
 
 def _judged(bundle: Bundle, half: str) -> str:
-    """What the bundle's parity report says of its graphs in half-precision arithmetic."""
+    """Returns what the bundle's parity report says of its graphs in half-precision arithmetic."""
     nothing = f"The bundle holds no verdict on that: 'hidiff-export verify' judges its graphs in {half} arithmetic."
     path = bundle.manifest.report
     if path is None:

@@ -22,19 +22,21 @@ _BAND = 256
 
 
 def unit(image: Array) -> Array:
-    """A picture from -1 to 1 as one from 0 to 1, what lies outside clipped, as diffusers does before it saves one."""
+    """Returns a picture from -1 to 1 as one from 0 to 1, what lies outside clipped, as diffusers does before it saves
+    one.
+    """
     clipped: Array = np.clip(image / 2 + 0.5, 0, 1)
     return clipped
 
 
 def psnr(reference: Array, candidate: Array) -> float:
-    """Peak signal-to-noise ratio in decibels, the peak being 1; infinite when they are equal."""
+    """Computes the peak signal-to-noise ratio in decibels, the peak being 1; infinite when they are equal."""
     error = float(np.mean(np.square(np.asarray(candidate, np.float64) - np.asarray(reference, np.float64))))
     return -10 * math.log10(error) if error else math.inf
 
 
 def ssim(reference: Array, candidate: Array) -> float:
-    """Structural similarity, from -1 to 1; 1 when they are equal.
+    """Computes the structural similarity, from -1 to 1; 1 when they are equal.
 
     Wang, Bovik, Sheikh and Simoncelli 2004 (https://doi.org/10.1109/TIP.2003.819861): means, variances and covariance
     under a Gaussian window of 11x11 with a deviation of 1.5, the mean over every window inside the picture and over
@@ -69,7 +71,7 @@ def _similarity(one: Array, other: Array) -> Array:
 
 
 def _windowed(values: Array) -> Array:
-    """The weighted mean of every window inside ``values``, first along the rows and then along the columns."""
+    """Returns the weighted mean of every window inside ``values``, first along the rows and then along the columns."""
     tall = values.shape[0] - 2 * _RADIUS
     wide = values.shape[1] - 2 * _RADIUS
     rows: Array = sum((weight * values[shift : shift + tall] for shift, weight in _weights()), np.zeros(1))

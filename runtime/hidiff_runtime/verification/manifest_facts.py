@@ -27,7 +27,7 @@ _PLAIN = (
 
 
 def facts_of(manifest: Manifest) -> dict[str, Any]:
-    """The facts as JSON values; the phases of each step for every number of steps up to the most there are."""
+    """Returns the facts as JSON values; the phases of each step for every number of steps up to the most there are."""
     vae = manifest.vae
     return {
         **{name: getattr(manifest, name) for name in _PLAIN},
@@ -44,14 +44,14 @@ def facts_of(manifest: Manifest) -> dict[str, Any]:
 
 
 def _phases(rule: PhaseRule, steps: int) -> list[list[Any]]:
-    """The phases of a run and how many steps each takes; asked step by step, as a run does."""
+    """Returns the phases of a run and how many steps each takes; asked step by step, as a run does."""
     plan = PhasePlan(rule, steps)
     names = (plan.phase_at(step).name for step in range(steps))
     return [[name, len(list(those))] for name, those in itertools.groupby(names)]
 
 
 def replay_facts(manifest: Manifest, samples: ReferenceSamples) -> Verdict | None:
-    """The verdict on what the manifest says; None for samples from before it was recorded."""
+    """Returns the verdict on what the manifest says; None for samples from before it was recorded."""
     if not samples.facts:
         return None
     return compare_facts(FACTS, samples.facts, facts_of(manifest))

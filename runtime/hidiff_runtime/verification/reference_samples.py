@@ -86,7 +86,7 @@ class ReferenceSamples:
     pictures: tuple[PictureSample, ...] = field(default=(), metadata=LATER)
 
     def array(self, source: Source) -> Array:
-        """The input that ``source`` stands for; float16 is widened to float32."""
+        """Returns the input that ``source`` stands for; float16 is widened to float32."""
         if isinstance(source, Drawn):
             return source.array()
         stored = self.tensors[source.tensor]
@@ -94,11 +94,11 @@ class ReferenceSamples:
         return np.concatenate([values] * source.repeat) if source.repeat > 1 else values
 
     def reference(self, expected: Expected) -> Array:
-        """The stored part of an output: its own shape when whole, else one axis."""
+        """Returns the stored part of an output: its own shape when whole, else one axis."""
         return self.tensors[expected.tensor]
 
     def candidate(self, expected: Expected, output: Array) -> Array:
-        """The part of ``output`` to compare; ``output`` itself when its shape is not the reference's."""
+        """Returns the part of ``output`` to compare; ``output`` itself when its shape is not the reference's."""
         if expected.positions is None or output.shape != expected.shape:
             return output
         return output.reshape(-1)[self.tensors[expected.positions]]
@@ -121,7 +121,7 @@ class ReferenceSamples:
         return samples
 
     def names(self) -> set[str]:
-        """Every tensor that some sample refers to."""
+        """Returns every tensor that some sample refers to."""
         samples: tuple[CallSample | RunSample, ...] = (*self.calls, *self.runs)
         sources = [source for sample in (*samples, *self.networks) for source in sample.inputs.values()]
         sources += [source for run in self.runs for source in run.control.values()]

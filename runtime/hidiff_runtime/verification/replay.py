@@ -71,7 +71,7 @@ class CheckReport:
         return 0 if self.ok else ParityError.exit_code
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Returns the report as JSON values."""
         return {
             "ok": self.ok,
             "backend": self.backend,
@@ -82,7 +82,7 @@ class CheckReport:
         }
 
     def render(self) -> str:
-        """The report as plain text: a table and a last line that says how it went."""
+        """Returns the report as plain text: a table and a last line that says how it went."""
         failed = sum(not verdict.ok for verdict in self.verdicts)
         outcome = f"{failed} of {len(self.verdicts)} FAILED" if failed else f"all {len(self.verdicts)} within bounds"
         lines = [render(self.verdicts), "", *(note for note in (self.left_out, self.half_precision) if note)]
@@ -124,7 +124,7 @@ def check(
 
 
 def read_samples(bundle: Bundle) -> ReferenceSamples:
-    """The bundle's reference samples.
+    """Returns the bundle's reference samples.
 
     Raises:
         BundleError: there are none, they are broken, or they are not of the bundle's graphs.
@@ -160,7 +160,7 @@ def _verdicts(bundle: Bundle, samples: ReferenceSamples, runs: bool) -> Iterator
 
 
 def _is_short(bundle: Bundle) -> bool:
-    """Whether some run of the default sampler is short enough that a build records one."""
+    """Returns whether some run of the default sampler is short enough that a build records one."""
     return bool((np.diff(bundle.sampler().first) <= FEW_EVALUATIONS).any())
 
 
@@ -181,7 +181,7 @@ def _replay_call(bundle: Bundle, samples: ReferenceSamples, call: CallSample) ->
 def _replay_run(
     bundle: Bundle, samples: ReferenceSamples, run: RunSample, pictures: Sequence[PictureSample]
 ) -> Iterator[Verdict]:
-    """One verdict for each step of the trajectory, one for the result, and one for each picture of it."""
+    """Yields one verdict for each step of the trajectory, one for the result, and one for each picture of it."""
     after: list[StepInfo] = []
     residuals = {name: samples.array(source) for name, source in run.control.items()}
     control = (lambda _request: residuals) if residuals else None

@@ -35,14 +35,14 @@ EXACT = Bound(
 
 
 def tokens_left_out(samples: ReferenceSamples) -> str:
-    """Why tokens are not compared here; empty where they are, or there are none."""
+    """Returns why tokens are not compared here; empty where they are, or there are none."""
     if find_spec("tokenizers") is not None or all(sample.prompt is None for sample in samples.networks):
         return ""
     return "Tokens were not compared: the tokenizers library, which prompts need, is not installed."
 
 
 def comparisons(samples: ReferenceSamples, *, runs: bool) -> int:
-    """How many verdicts a check comes to.
+    """Returns how many verdicts a check comes to.
 
     Args:
         runs: whether whole runs are replayed.
@@ -54,7 +54,7 @@ def comparisons(samples: ReferenceSamples, *, runs: bool) -> int:
 
 
 def replay_networks(bundle: Bundle, samples: ReferenceSamples) -> Iterator[Verdict]:
-    """A verdict for each sample, and one for the tokens where it has a prompt; each engine is opened once.
+    """Yields a verdict for each sample, and one for the tokens where it has a prompt; each engine is opened once.
 
     A network of the bundle without a sample is a fault.
     """
@@ -91,7 +91,7 @@ def _tokens(bundle: Bundle, samples: ReferenceSamples, sample: NetworkSample, pr
 
 
 def _evaluated(session: Session, samples: ReferenceSamples, sample: NetworkSample) -> Verdict:
-    """The verdict on the output that is furthest off."""
+    """Returns the verdict on the output that is furthest off."""
     boundary = _boundary(sample.network)
     try:
         outputs = session.run({name: samples.array(source) for name, source in sample.inputs.items()})
@@ -106,7 +106,7 @@ def _evaluated(session: Session, samples: ReferenceSamples, sample: NetworkSampl
 
 
 def worst(verdicts: list[Verdict]) -> Verdict:
-    """The verdict with the least ratio of signal to noise; one without any comes first."""
+    """Returns the verdict with the least ratio of signal to noise; one without any comes first."""
     return min(verdicts, key=lambda verdict: -np.inf if verdict.metrics is None else verdict.metrics.snr_db)
 
 

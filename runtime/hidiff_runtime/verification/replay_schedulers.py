@@ -43,7 +43,7 @@ class _Compared:
 
 
 def samplers_left_out(bundle: Bundle, samples: ReferenceSamples) -> str:
-    """Why sampler tables are not compared; empty where they are."""
+    """Returns why sampler tables are not compared; empty where they are."""
     if samples.samplers:
         return ""
     names = ", ".join(sorted(bundle.manifest.samplers))
@@ -55,7 +55,7 @@ def samplers_left_out(bundle: Bundle, samples: ReferenceSamples) -> str:
 
 
 def replay_samplers(bundle: Bundle, samples: ReferenceSamples) -> Iterator[Verdict]:
-    """A verdict for each table; one without a sample is a fault, unless none has one."""
+    """Yields a verdict for each table; one without a sample is a fault, unless none has one."""
     recorded = {sample.sampler: sample for sample in samples.samplers}
     for name in bundle.manifest.samplers if recorded else ():
         if name not in recorded:
@@ -66,7 +66,7 @@ def replay_samplers(bundle: Bundle, samples: ReferenceSamples) -> Iterator[Verdi
 
 
 def replay_sampler(table: SamplerTable, sample: SamplerSample, answers: SamplerAnswers) -> Verdict:
-    """The verdict on a table: on the quantity that is furthest off, with where that is."""
+    """Returns the verdict on a table: on the quantity that is furthest off, with where that is."""
     fault = _other_layout(table, sample, answers)
     if fault:
         return Verdict(SAMPLER, AGREES, None, sample.sampler, fault=fault)
@@ -78,7 +78,7 @@ def replay_sampler(table: SamplerTable, sample: SamplerSample, answers: SamplerA
 
 
 def _other_layout(table: SamplerTable, sample: SamplerSample, answers: SamplerAnswers) -> str:
-    """How runs are laid out otherwise than the scheduler's; empty where they are not."""
+    """Returns how runs are laid out otherwise than the scheduler's; empty where they are not."""
     eta = None if "eta" not in table.origin else float(table.origin["eta"])
     lengths = answers.runs[answers.whole, LENGTH].astype(np.int64)
     facts = (
@@ -104,7 +104,7 @@ def _short(value: object) -> str:
 
 
 def _first(table: SamplerTable, runs: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The first evaluation of each run among all of the table's."""
+    """Returns the first evaluation of each run among all of the table's."""
     first: NDArray[np.int64] = table.first[runs[:, COUNT]] + runs[:, SKIPPED].astype(np.int64) * table.order
     return first
 
@@ -123,7 +123,7 @@ def _judged(sample: SamplerSample, answers: SamplerAnswers, compared: _Compared)
 
 
 def _compared(table: SamplerTable, answers: SamplerAnswers) -> Iterator[_Compared]:
-    """Everything that a table says, beside the scheduler's."""
+    """Yields everything that a table says, beside the scheduler's."""
     whole = np.flatnonzero(answers.whole)
     sigma = answers.init_noise_sigma[:, None]
     starts = np.stack([whole, np.zeros_like(whole)], axis=1)
@@ -154,7 +154,7 @@ def _places(runs: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def _steps(table: SamplerTable, answers: SamplerAnswers) -> tuple[Array, Array, Array]:
-    """Whether noise is drawn ``[N]``, the next sample and the size of what is added up ``[N, L]``.
+    """Returns whether noise is drawn ``[N]``, the next sample and the size of what is added up ``[N, L]``.
 
     All runs are taken through at once, since they do not depend on each other; what each remembers is its own.
     """
@@ -180,6 +180,8 @@ def _steps(table: SamplerTable, answers: SamplerAnswers) -> tuple[Array, Array, 
 
 
 def _size(rows: Array, given: Array) -> Array:
-    """The sum of what is added up without its sign, and of sample and output: what rounding in a step is beside."""
+    """Returns the sum of what is added up without its sign, and of sample and output: what rounding in a step is
+    beside.
+    """
     summed: Array = (np.abs(rows[:, :1]) @ np.abs(given))[:, 0]
     return summed + np.abs(given[:, SAMPLE]) + np.abs(given[:, OUTPUT])

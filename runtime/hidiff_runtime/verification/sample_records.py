@@ -57,7 +57,7 @@ class Drawn:
     uniform: bool = False
 
     def array(self) -> NDArray[np.float32]:
-        """The noise, float32."""
+        """Returns the noise, float32."""
         generator = TorchGenerator(self.seed)
         draw = generator.rand if self.uniform else generator.randn
         noise: NDArray[np.float32] = draw(self.shape) * np.float32(self.scale)
@@ -135,7 +135,7 @@ class RunSample:
 
 @dataclass(frozen=True)
 class NetworkSample:
-    """One evaluation of a text encoder, or of half of the VAE.
+    """Checks one evaluation of a text encoder, or of half of the VAE.
 
     Args:
         network: its engine's name: ``text_encoder``, ``vae_decoder``, ...

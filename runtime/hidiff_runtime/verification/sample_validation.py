@@ -60,7 +60,7 @@ class _Check:
         self._networks = dict(manifest.others())
 
     def call(self, call: CallSample, where: str) -> None:
-        """One evaluation of one of the phases."""
+        """Checks one evaluation of one of the phases."""
         record = self._phases.get(call.phase)
         if record is None:
             raise _wrong(f"{where}.kind", "must be a phase of the bundle", call.phase.name)
@@ -72,7 +72,7 @@ class _Check:
         self._check_expected(call.expected, record.outputs[0].shape, f"{where}.expected")
 
     def run(self, run: RunSample, where: str) -> None:
-        """A whole run: what a caller of the denoiser could have asked for."""
+        """Checks a whole run: what a caller of the denoiser could have asked for."""
         manifest = self._manifest
         if run.sampler not in manifest.samplers:
             raise _wrong(f"{where}.sampler", f"must be one of {', '.join(manifest.samplers)}", run.sampler)
@@ -96,7 +96,7 @@ class _Check:
             self._check_expected(expected, batch, f"{where}.trajectory[{index}]")
 
     def network(self, sample: NetworkSample, where: str) -> None:
-        """One evaluation of a text encoder, or of half of the VAE."""
+        """Checks one evaluation of a text encoder, or of half of the VAE."""
         record = self._networks.get(sample.network)
         if record is None or not sample.network.startswith(("text_encoder", "vae_")):
             raise _wrong(f"{where}.network", "must be a text encoder of the bundle, or half of its VAE", sample.network)
@@ -110,7 +110,7 @@ class _Check:
             raise _wrong(f"{where}.prompt", "must be null where no text goes in", sample.prompt)
 
     def picture(self, sample: PictureSample, where: str) -> None:
-        """Part of a run's first tile."""
+        """Checks part of a run's first tile."""
         manifest = self._manifest
         if manifest.vae is None or sample.run >= len(self._samples.runs):
             raise _wrong(f"{where}.run", "must be the number of a run, of a bundle with a VAE", sample.run)
@@ -122,7 +122,7 @@ class _Check:
             raise _wrong(where, f"must be a part of a tile of {list(tile)} pixels", [sample.corner, list(shape)])
 
     def _needed(self, run: RunSample) -> Iterator[tuple[str, _Shape]]:
-        """What a run has to be given by name, and its shape."""
+        """Yields what a run has to be given by name, and its shape."""
         manifest = self._manifest
         batch, (channels, *size) = manifest.batch, manifest.latent
         for name, shape in self._embeddings():
@@ -134,7 +134,7 @@ class _Check:
             yield _CONTROL_IMAGE, (batch, 3, manifest.height, manifest.width)
 
     def _optional(self) -> Iterator[tuple[str, _Shape]]:
-        """What a run may be given besides."""
+        """Yields what a run may be given besides."""
         batch, (channels, *size) = self._manifest.batch, self._manifest.latent
         yield from ((name, shape) for name, shape in self._embeddings() if "time_ids" in name)
         yield "latents", (batch, channels, *size)
@@ -155,7 +155,7 @@ class _Check:
                 raise _wrong(f"{where}.{name}", f"must be {due[name][1]}{list(due[name][0])}", found)
 
     def _given(self, source: Source) -> _Tensor:
-        """What the array is that a source stands for."""
+        """Returns what the array is that a source stands for."""
         if isinstance(source, Drawn):
             return source.shape, "float32"
         shape, dtype = self._stored(source.tensor)

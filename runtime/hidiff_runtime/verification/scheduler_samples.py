@@ -71,7 +71,7 @@ class SamplerSample:
     noised: str = ""
 
     def tensors(self) -> dict[str, str]:
-        """The name of each tensor, by what it is."""
+        """Returns the name of each tensor, by what it is."""
         return {name: getattr(self, name) for name in SamplerAnswers.__dataclass_fields__}
 
 
@@ -96,7 +96,7 @@ class SamplerAnswers:
 
     @classmethod
     def of(cls, sample: SamplerSample, tensors: Mapping[str, Array]) -> SamplerAnswers:
-        """Those that ``sample`` names."""
+        """Returns those that ``sample`` names."""
         return cls(**{name: tensors[tensor] for name, tensor in sample.tensors().items()})
 
     @property

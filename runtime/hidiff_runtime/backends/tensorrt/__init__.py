@@ -9,7 +9,7 @@ from hidiff_runtime.backends.protocol import Backend
 
 
 def backend() -> Backend:
-    """This backend, over TensorRT; `hidiff_runtime.backends.tensorrt_rtx` makes the one over TensorRT-RTX."""
+    """Returns this backend, over TensorRT; `hidiff_runtime.backends.tensorrt_rtx` makes the one over TensorRT-RTX."""
     from hidiff_runtime.backends.tensorrt.device import TensorRtBackend
 
     return TensorRtBackend("tensorrt")

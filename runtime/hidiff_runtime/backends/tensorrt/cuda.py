@@ -55,7 +55,7 @@ class Cuda:
         self._runtime = runtime
 
     def _checked(self, result: tuple[Any, ...]) -> Any:
-        """What a call gave beside its return code: nothing, one value or a tuple."""
+        """Returns what a call gave beside its return code: nothing, one value or a tuple."""
         status, *values = result
         if status != self._runtime.cudaError_t.cudaSuccess:
             self._runtime.cudaGetLastError()  # forgets it: libraries ask for the last error after their own launches
@@ -64,11 +64,11 @@ class Cuda:
         return values[0] if len(values) == 1 else tuple(values)
 
     def device_count(self) -> int:
-        """How many GPUs there are: at least one."""
+        """Returns how many GPUs there are: at least one."""
         return int(self._checked(self._runtime.cudaGetDeviceCount()))
 
     def describe(self, device: int) -> tuple[str, str]:
-        """A GPU's name and compute capability, such as ``sm89``."""
+        """Returns a GPU's name and compute capability, such as ``sm89``."""
         properties = self._checked(self._runtime.cudaGetDeviceProperties(device))
         major = self._attribute(self._runtime.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor, device)
         minor = self._attribute(self._runtime.cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor, device)
@@ -82,16 +82,18 @@ class Cuda:
         self._checked(self._runtime.cudaSetDevice(device))
 
     def free_memory(self) -> int:
-        """Bytes that are free on the thread's GPU."""
+        """Returns bytes that are free on the thread's GPU."""
         free, _ = self._checked(self._runtime.cudaMemGetInfo())
         return int(free)
 
     def shares_memory(self, device: int) -> bool:
-        """Whether a GPU's memory is the host's: then more can be had than is free, since file caches make room."""
+        """Returns whether a GPU's memory is the host's: then more can be had than is free, since file caches make
+        room.
+        """
         return bool(self._attribute(self._runtime.cudaDeviceAttr.cudaDevAttrIntegrated, device))
 
     def malloc(self, size: int) -> int:
-        """The address of ``size`` new bytes on the GPU, aligned to 256 at least."""
+        """Returns the address of ``size`` new bytes on the GPU, aligned to 256 at least."""
         return int(self._checked(self._runtime.cudaMalloc(size)))
 
     def free(self, address: int) -> None:
@@ -99,7 +101,7 @@ class Cuda:
         self._checked(self._runtime.cudaFree(address))
 
     def malloc_host(self, size: int) -> int:
-        """The address of ``size`` new bytes in pinned host memory, from which copies run on their own."""
+        """Returns the address of ``size`` new bytes in pinned host memory, from which copies run on their own."""
         return int(self._checked(self._runtime.cudaMallocHost(size)))
 
     def free_host(self, address: int) -> None:
@@ -117,7 +119,7 @@ class Cuda:
         self._checked(self._runtime.cudaMemcpyAsync(host, address, size, kind, stream))
 
     def create_stream(self) -> Any:
-        """A stream that does not wait for the default stream, on which other libraries may work."""
+        """Returns a stream that does not wait for the default stream, on which other libraries may work."""
         return self._checked(self._runtime.cudaStreamCreateWithFlags(self._runtime.cudaStreamNonBlocking))
 
     def destroy_stream(self, stream: Any) -> None:
@@ -129,11 +131,11 @@ class Cuda:
         self._checked(self._runtime.cudaStreamSynchronize(stream))
 
     def create_event(self) -> Any:
-        """An event that takes no time stamps."""
+        """Returns an event that takes no time stamps."""
         return self._checked(self._runtime.cudaEventCreateWithFlags(self._runtime.cudaEventDisableTiming))
 
     def record_event(self, event: Any, stream: Any) -> None:
-        """The event happens when all that was asked of the stream so far has."""
+        """Records an event that happens when all that was asked of the stream so far has."""
         self._checked(self._runtime.cudaEventRecord(event, stream))
 
     def wait_for_event(self, event: Any) -> None:
@@ -145,7 +147,7 @@ class Cuda:
         self._checked(self._runtime.cudaEventDestroy(event))
 
     def begin_capture(self, stream: Any) -> None:
-        """What this thread asks of the stream from here on is recorded instead of run; other threads go on as ever."""
+        """Records what this thread asks of the stream from here on and runs none of it; other threads go on as ever."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._checked(self._runtime.cudaStreamBeginCapture(stream, mode))
 
@@ -154,7 +156,7 @@ class Cuda:
         return self._checked(self._runtime.cudaStreamEndCapture(stream))
 
     def instantiate(self, graph: Any) -> Any:
-        """What launches the graph; the graph itself may then be destroyed."""
+        """Returns what launches the graph; the graph itself may then be destroyed."""
         return self._checked(self._runtime.cudaGraphInstantiate(graph, 0))
 
     def launch(self, executable: Any, stream: Any) -> None:

@@ -82,7 +82,7 @@ class CudaGraphs:
             self._cuda.destroy_executable(recording)
 
     def _record(self, enqueue: Callable[[], None]) -> Any:
-        """What launches the recorded work; ``None`` where it cannot be recorded."""
+        """Returns what launches the recorded work; ``None`` where it cannot be recorded."""
         try:
             graph = self._captured(enqueue)
         except EngineError:

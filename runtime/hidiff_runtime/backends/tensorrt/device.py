@@ -41,7 +41,7 @@ class TensorRtOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> TensorRtOptions:
-        """The options by name. Raises InputError for one that there is not, or a value that it cannot have."""
+        """Returns the options by name. Raises InputError for one that there is not, or a value that it cannot have."""
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
@@ -71,15 +71,15 @@ class TensorRtBackend:
         self.name = name
 
     def available(self) -> Availability:
-        """Version and GPUs, or what is missing."""
+        """Returns version and GPUs, or what is missing."""
         return libraries.available(self.name)
 
     def files(self, engine: Path) -> tuple[Path, ...]:
-        """The record and the plan's parts. Raises BundleError if it is no plan record."""
+        """Returns the record and the plan's parts. Raises BundleError if it is no plan record."""
         return (engine, *PlanRecord.read(engine).paths(engine))
 
     def device(self, options: Mapping[str, Any]) -> TensorRtDevice:
-        """The GPU that these options ask for. Raises InputError for one that is not of `TensorRtOptions`."""
+        """Returns the GPU that these options ask for. Raises InputError for one that is not of `TensorRtOptions`."""
         return TensorRtDevice(self.name, TensorRtOptions.of(options))
 
 
@@ -139,7 +139,7 @@ class TensorRtDevice:
                 raise
 
     def open(self, engine: Path, weights: WeightMap, record: GraphRecord) -> TensorRtSession:  # noqa: ARG002
-        """A session of a plan, which holds its weights; it loads when it is entered.
+        """Returns a session of a plan, which holds its weights; it loads when it is entered.
 
         Raises:
             BundleError: the file is no plan record.

@@ -35,12 +35,12 @@ class CudaArray:
 
 
 def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """The size of a tensor in bytes."""
+    """Returns the size of a tensor in bytes."""
     return math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def address_of(array: DeviceArray) -> int:
-    """Where a tensor of a `CudaMemory` lies."""
+    """Returns where a tensor of a `CudaMemory` lies."""
     return cast(CudaArray, array).address
 
 
@@ -76,7 +76,7 @@ class CudaMemory:
         return int(self._stream)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> CudaArray:
-        """A new tensor of any content. Raises EngineError if there is too little memory."""
+        """Returns a new tensor of any content. Raises EngineError if there is too little memory."""
         self._begin()
         size = -(-max(tensor_bytes(shape, dtype), 1) // ALIGNMENT) * ALIGNMENT
         array = CudaArray(shape, dtype, self._allocate(size))
@@ -85,7 +85,7 @@ class CudaMemory:
         return array
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> CudaArray:
-        """A new tensor of zeros. Raises as `empty` does."""
+        """Returns a new tensor of zeros. Raises as `empty` does."""
         array = self.empty(shape, dtype)
         self.upload(np.zeros(shape, dtype), array)
         return array
@@ -99,7 +99,7 @@ class CudaMemory:
         self._staging.upload(array, address_of(into))
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
-        """The content once all before it has happened. Raises EngineError if something before it failed."""
+        """Returns the content once all before it has happened. Raises EngineError if something before it failed."""
         self._begin()
         made = np.empty(array.shape, array.dtype)
         self._cuda.copy_to_host(made.ctypes.data, address_of(array), made.nbytes, self._stream)
@@ -170,7 +170,7 @@ class Scratch:
         return self._moves
 
     def at_least(self, size: int) -> int:
-        """The block's address; it moves if it was smaller than ``size``.
+        """Returns the block's address; it moves if it was smaller than ``size``.
 
         Raises:
             EngineError: there is too little memory.

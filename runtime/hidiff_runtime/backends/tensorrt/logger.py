@@ -24,7 +24,7 @@ class Messages:
             self._kept.append(text.strip())
 
     def take(self) -> str:
-        """The last few that were kept since this was asked before, as one text; empty if there are none."""
+        """Returns the last few that were kept since this was asked before, as one text; empty if there are none."""
         with self._lock:
             found = list(dict.fromkeys(self._kept))
             self._kept.clear()
@@ -33,7 +33,7 @@ class Messages:
 
 @functools.cache
 def logger_of(trt: Any) -> tuple[Any, Messages]:
-    """The process's logger of the library ``trt``, and what it keeps: errors.
+    """Returns the process's logger of the library ``trt``, and what it keeps: errors.
 
     One for all devices, and never freed: the library knows a single logger at any time, that of the runtime which came
     first, and goes on calling it when that runtime's device is closed and another one's is open.

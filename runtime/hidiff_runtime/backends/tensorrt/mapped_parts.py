@@ -28,7 +28,7 @@ _CAN_PLACE = os.name == "posix" and ctypes.sizeof(ctypes.c_void_p) == 8
 
 
 def map_parts(paths: Sequence[Path]) -> memoryview:
-    """The bytes of the files one after another, read only, in one piece.
+    """Returns the bytes of the files one after another, read only, in one piece.
 
     The last file is mapped, and so are others whose size is a multiple of the page size; what lies before them is read
     into memory. Where the system cannot map a file at a given address everything is read. The files may be removed or

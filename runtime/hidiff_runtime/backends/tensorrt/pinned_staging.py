@@ -79,7 +79,7 @@ class Staging:
         self._flights.append(_Flight(start, end, event))
 
     def _take(self, size: int) -> int:
-        """Where in the ring the next ``size`` bytes go; waits for the copies that were there."""
+        """Returns where in the ring the next ``size`` bytes go; waits for the copies that were there."""
         start = self._head if self._head + size <= self._size else 0
         while any(flight.start < start + size and start < flight.end for flight in self._flights):
             oldest = self._flights.popleft()

@@ -74,7 +74,7 @@ class PlanRecord:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def paths(self, record: Path) -> tuple[Path, ...]:
-        """The files of the plan, in order, where its record lies at ``record``."""
+        """Returns the files of the plan, in order, where its record lies at ``record``."""
         return tuple(record.parent / part for part in self.parts)
 
     @classmethod

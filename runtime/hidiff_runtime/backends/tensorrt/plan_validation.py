@@ -21,7 +21,7 @@ MORE_ROOM = (
 
 
 def rebuild_command(library: LoadedLibrary, gpu: GpuInfo) -> str:
-    """The command that builds the bundle for this library and GPU."""
+    """Returns the command that builds the bundle for this library and GPU."""
     command = "'hidiff-export build RECIPE -o DIR"
     if not library.is_rtx:
         return f"On this machine: {command} --set targets=cuda'."
@@ -115,7 +115,7 @@ def check_tensors(engine: Any, plan: PlanRecord, path: Path, trt: Any) -> None:
 
 
 def too_little_memory(path: Path, engine: int, activations: int, free: int) -> EngineError:
-    """The error for an engine that needs more memory than is free.
+    """Returns the error for an engine that needs more memory than is free.
 
     Args:
         path: its record's.

@@ -62,7 +62,7 @@ class Plan:
         self._moves = 0
 
     def capturable(self) -> bool:
-        """Whether its work can be recorded as a CUDA graph, as far as the library tells."""
+        """Returns whether its work can be recorded as a CUDA graph, as far as the library tells."""
         return not self._place.library.is_rtx or rtx_cache.is_capturable(self._context, self._place.stream)
 
     def prepare(self) -> int:
@@ -132,7 +132,7 @@ class Plans:
         self._lock = threading.Lock()
 
     def acquire(self, path: Path, record: PlanRecord) -> Plan:
-        """The plan whose record lies at ``path``; to be released.
+        """Returns the plan whose record lies at ``path``; to be released.
 
         Raises:
             EngineError: it does not fit this library or GPU, there is too little memory, or it does not load.

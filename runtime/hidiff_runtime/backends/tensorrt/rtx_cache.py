@@ -51,7 +51,7 @@ def check_validity(runtime: Any, plan: memoryview, path: Path, library: LoadedLi
 
 
 def create_context(engine: Any, trt: Any, kept: RuntimeCache | None) -> tuple[Any, Any]:
-    """An execution context with memory of ours, and the configuration that it may refer to as long as it lives.
+    """Returns an execution context with memory of ours, and the configuration that it may refer to as long as it lives.
 
     Kernels are finished here, or taken from the cache.
     """
@@ -65,12 +65,12 @@ def create_context(engine: Any, trt: Any, kept: RuntimeCache | None) -> tuple[An
 
 
 def is_capturable(context: Any, stream: Any) -> bool:
-    """Whether the context's work can be recorded as a CUDA graph."""
+    """Returns whether the context's work can be recorded as a CUDA graph."""
     return bool(context.is_stream_capturable(int(stream)))
 
 
 def cache_file(option: str | None, record: Path, library: LoadedLibrary, gpu: GpuInfo) -> Path | None:
-    """Where the kernels finished for this GPU are kept; ``None`` for nowhere.
+    """Returns where the kernels finished for this GPU are kept; ``None`` for nowhere.
 
     Args:
         option: a folder, ``off``, or ``None`` for one beside the engine's bundle, named after it.
@@ -157,7 +157,7 @@ class RuntimeCache:
 
 
 def _is_foreign(status: os.stat_result) -> bool:
-    """Whether another user may have written the file: it holds code that runs on the GPU."""
+    """Returns whether another user may have written the file: it holds code that runs on the GPU."""
     if os.name != "posix":
         return False
     return status.st_uid not in (0, os.geteuid()) or bool(status.st_mode & 0o002)

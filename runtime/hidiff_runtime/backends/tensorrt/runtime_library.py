@@ -65,7 +65,7 @@ class LoadedLibrary:
         return self.backend == "tensorrt-rtx"
 
     def gpus(self) -> tuple[GpuInfo, ...]:
-        """The GPUs of this machine.
+        """Returns the GPUs of this machine.
 
         Raises:
             EngineError: NVIDIA's driver is missing or too old, or there is no GPU.
@@ -73,7 +73,7 @@ class LoadedLibrary:
         return tuple(GpuInfo(index, *self.cuda.describe(index)) for index in range(self.cuda.device_count()))
 
     def gpu(self, index: int) -> GpuInfo:
-        """The GPU that CUDA counts as ``index``. Raises EngineError as `gpus` does, or if there are fewer."""
+        """Returns the GPU that CUDA counts as ``index``. Raises EngineError as `gpus` does, or if there are fewer."""
         found = self.gpus()
         if index >= len(found):
             raise EngineError(
@@ -85,7 +85,7 @@ class LoadedLibrary:
 
 
 def import_module_of(name: str) -> Any:
-    """A library's module; the one place where they are imported."""
+    """Returns a library's module; the one place where they are imported."""
     return import_module(name)
 
 
@@ -109,7 +109,7 @@ def _import(name: str, summary: str, advice: str) -> Any:
 
 
 def available(backend: str) -> Availability:
-    """Whether ``backend`` can run here: library, driver and GPU; never raises."""
+    """Returns whether ``backend`` can run here: library, driver and GPU; never raises."""
     try:
         library = load(backend)
         gpus = library.gpus()

@@ -42,7 +42,7 @@ class AccessRules:
 
 
 def hashed(key: str) -> bytes:
-    """A key as `AccessRules` takes it: of one length, so that comparing tells nothing."""
+    """Returns a key as `AccessRules` takes it: of one length, so that comparing tells nothing."""
     return hashlib.sha256(key.encode()).digest()
 
 
@@ -99,7 +99,7 @@ def _has_key(authorization: str, keys: Sequence[bytes]) -> bool:
 
 
 def _name(host: str) -> str:
-    """A Host header without its port."""
+    """Returns a Host header without its port."""
     name = host.lower()
     if name.startswith("["):
         return name[1:].partition("]")[0]
@@ -107,7 +107,7 @@ def _name(host: str) -> str:
 
 
 def _other_site(headers: Headers, allowed: Sequence[str]) -> str | None:
-    """The site of the page that asks; None where it is the server's own, is allowed, or no page asks.
+    """Returns the site of the page that asks; None where it is the server's own, is allowed, or no page asks.
 
     Browsers let no page set these headers. Sec-Fetch-Site says it all, but browsers send it neither to plain http
     beyond this machine nor if they are old, and then an Origin with every POST.
@@ -125,13 +125,13 @@ def _other_site(headers: Headers, allowed: Sequence[str]) -> str | None:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """Whether an Origin is what the Host header says; a port that is the scheme's own may be left out."""
+    """Returns whether an Origin is what the Host header says; a port that is the scheme's own may be left out."""
     scheme, _, name = origin.lower().partition("://")
     port = {"http": ":80", "https": ":443"}.get(scheme)
     return port is not None and name != "" and name.removesuffix(port) == host.removesuffix(port)
 
 
 def _names(origin: str, allowed: Sequence[str]) -> bool:
-    """Whether an Origin is a site of one of these names, at any port."""
+    """Returns whether an Origin is a site of one of these names, at any port."""
     scheme, _, name = origin.lower().partition("://")
     return scheme in ("http", "https") and _name(name) in allowed

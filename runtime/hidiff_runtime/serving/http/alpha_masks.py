@@ -22,14 +22,16 @@ HALF = 128
 
 
 def white_where_transparent(mask: Image) -> Image:
-    """A mask as a bundle takes it: OpenAI's is transparent where to paint, an opaque one is white there already."""
+    """Returns a mask as a bundle takes it: OpenAI's is transparent where to paint, an opaque one is white there
+    already.
+    """
     if not mask.has_transparency_data:
         return mask
     return mask.convert("RGB") if _least_alpha(mask) >= OPAQUE else _inverted_alpha(mask)
 
 
 def split_hole(image: Image, manifest: Manifest) -> tuple[Image, Image | None]:
-    """The picture without transparency, and a mask that is white where it was transparent.
+    """Returns the picture without transparency, and a mask that is white where it was transparent.
 
     Less than half transparent is kept with its colors, so that the soft edge of a hole may be anything.
 
@@ -62,7 +64,7 @@ def split_hole(image: Image, manifest: Manifest) -> tuple[Image, Image | None]:
 
 
 def without_transparency(image: Image) -> Image:
-    """The picture that comes with a mask. Raises InputError where it has a hole of its own."""
+    """Returns the picture that comes with a mask. Raises InputError where it has a hole of its own."""
     if not image.has_transparency_data:
         return image
     least = _least_alpha(image)

@@ -31,7 +31,7 @@ def create_app(
     seconds: float,
     bodies: BodyLimits | None = None,
 ) -> FastAPI:
-    """The application; starting it opens the host's service, ending it closes that.
+    """Returns the application; starting it opens the host's service, ending it closes that.
 
     Args:
         host: of the service.
@@ -75,7 +75,7 @@ def create_app(
 
     @app.get("/metrics")
     def metrics() -> Response:
-        """For Prometheus."""
+        """Answers Prometheus."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return app

@@ -111,7 +111,7 @@ class Parser(h11.Connection):
         self._pieces = self._bytes = 0
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """The next event. Raises h11.RemoteProtocolError for what is not HTTP, or comes in crumbs."""
+        """Returns the next event. Raises h11.RemoteProtocolError for what is not HTTP, or comes in crumbs."""
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._pieces = self._bytes = 0
@@ -187,7 +187,7 @@ class Connection(H11Protocol):
         self._sending = self.loop.call_soon(self._watch_sending, None)  # once all of this piece is in the buffer
 
     def resume_writing(self) -> None:
-        """All has been taken."""
+        """Goes on once all has been taken."""
         super().resume_writing()
         self._stop_watching()
 

@@ -32,7 +32,7 @@ class EditRequest(GenerationRequest):
     """A form's content."""
 
     def given(self, service: Service) -> dict[str, object]:
-        """As a request for pictures has it, with a mask that is white where to paint.
+        """Returns as a request for pictures has it, with a mask that is white where to paint.
 
         OpenAI's mask is transparent there; one without transparency is taken as it is. Where there is no mask, the
         image's own hole is one.
@@ -94,13 +94,15 @@ async def _values(form: FormData) -> dict[str, object]:
 
 
 def _name(key: str) -> str:
-    """A part's field: OpenAI's clients send the files of a list as ``image[]``, an object's parts as ``svg[model]``."""
+    """Returns a part's field: OpenAI's clients send the files of a list as ``image[]``, an object's parts as
+    ``svg[model]``.
+    """
     name = key.partition("[")[0]
     return name if name in UNSUPPORTED else key.removesuffix("[]")
 
 
 def _plain(name: str, text: str) -> object:
-    """A form's text as the field's kind; other names are read with the rest."""
+    """Returns a form's text as the field's kind; other names are read with the rest."""
     reader = _READ.get(BY_NAME[name].kind) if name in BY_NAME else None
     if reader is None or not text:
         return text

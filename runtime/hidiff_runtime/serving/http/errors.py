@@ -81,12 +81,12 @@ class ApiError(Exception):
         self.body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
     def response(self) -> JSONResponse:
-        """The answer."""
+        """Returns the answer."""
         return PlainJson(self.body, self.status, self.headers)
 
 
 def api_error(error: BaseException) -> ApiError:
-    """What a client is told of any error."""
+    """Returns what a client is told of any error."""
     if isinstance(error, ApiError):
         return error
     message = public_message(error)
@@ -101,7 +101,7 @@ def api_error(error: BaseException) -> ApiError:
 
 
 def unknown_model(asked: str, name: str) -> ApiError:
-    """The error for a model that is not the one there is."""
+    """Returns the error for a model that is not the one there is."""
     told = f"There is no model {asked[:60]!r} here: give {name!r}, which is all there is."
     return ApiError(404, told, code="model_not_found", param="model")
 
@@ -136,7 +136,7 @@ def add_handlers(app: FastAPI, meter: MetricsRecorder) -> None:
 
 
 def validation_error(found: Mapping[str, Any]) -> ApiError:
-    """What pydantic found, without the value."""
+    """Returns what pydantic found, without the value."""
     param = ".".join(str(part) for part in found["loc"])
     wanted = _WANTED.get(found["type"])
     told = (
@@ -146,7 +146,7 @@ def validation_error(found: Mapping[str, Any]) -> ApiError:
 
 
 def _of_http(error: HTTPException) -> ApiError:
-    """What the framework found, with what to do where that is always the same."""
+    """Returns what the framework found, with what to do where that is always the same."""
     codes = {400: "invalid_value", 404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "too_large"}
     told = str(error.detail)
     if error.status_code == 404:

@@ -39,7 +39,7 @@ _SCHEMA = {"content": {"application/json": {"schema": GenerationRequest.model_js
 
 
 def images_router(host: ServiceLoader, seconds: float) -> APIRouter:
-    """The routes.
+    """Returns the routes.
 
     Args:
         host: of the service.
@@ -100,14 +100,14 @@ def _refuse_query(request: Request) -> None:
 
 
 def _about(service: Service, file_format: FileFormat) -> dict[str, Any]:
-    """What all pictures of a request have in common, as OpenAI tells it."""
+    """Returns what all pictures of a request have in common, as OpenAI tells it."""
     manifest = service.pipeline.bundle.manifest
     size = f"{manifest.width}x{manifest.height}"
     return {"background": "opaque", "output_format": file_format.name, "size": size}
 
 
 def _told(picture: ImageEvent) -> dict[str, Any]:
-    """A picture, and what it was made with."""
+    """Returns a picture, and what it was made with."""
     return {"b64_json": picture.file, "seed": picture.parameters["seed"], "parameters": picture.parameters}
 
 

@@ -210,7 +210,7 @@ class Trial:
         self._due = 0.0
 
     def is_due(self) -> bool:
-        """Whether it is time to try again; whoever is told so does."""
+        """Returns whether it is time to try again; whoever is told so does."""
         with self._lock:
             due = time.monotonic() >= self._due
             if due:
@@ -360,7 +360,7 @@ def _not_ready(why: str) -> ApiError:
 
 
 def previewed(steps: int, previews: int) -> set[int]:
-    """After which steps there is a preview: evenly spread, and not after the last while there are fewer than steps."""
+    """Picks steps to preview: evenly spread, and not after the last while there are fewer than steps."""
     if previews >= steps:
         return set(range(steps))
     return {round((place + 1) * steps / (previews + 1)) - 1 for place in range(previews)}

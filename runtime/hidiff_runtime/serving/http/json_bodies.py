@@ -43,7 +43,7 @@ async def read_object(request: Request) -> dict[str, Any]:
 
 
 def parse(content: bytearray) -> dict[str, Any]:
-    """The object that this is; empties the content. Raises ApiError for anything else."""
+    """Returns the object that this is; empties the content. Raises ApiError for anything else."""
     try:
         _check(content)
         text = content.decode("utf-8-sig")
@@ -80,7 +80,7 @@ def _check(content: bytearray) -> None:
 
 
 def _outside(content: bytearray) -> Iterator[tuple[int, int]]:
-    """Where the content is that is outside of texts, each from its first byte to behind its last."""
+    """Yields where the content is that is outside of texts, each from its first byte to behind its last."""
     start = 0
     while (begin := content.find(b'"', start)) >= 0:
         yield start, begin
@@ -94,7 +94,7 @@ def _outside(content: bytearray) -> Iterator[tuple[int, int]]:
 
 
 def _escaped(content: bytearray, place: int) -> bool:
-    """Whether an odd number of backslashes stands before a place."""
+    """Returns whether an odd number of backslashes stands before a place."""
     first = place
     while content[first - 1] == 0x5C:
         first -= 1

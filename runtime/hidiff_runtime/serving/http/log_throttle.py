@@ -37,7 +37,7 @@ class RepeatCounter(logging.Filter):
         self._seen: dict[object, _Repeated] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to tell it; adds the count of those that were not told."""
+        """Returns whether to tell it; adds the count of those that were not told."""
         with self._lock:
             now, kind = self._clock(), _kind(record)
             if kind not in self._seen and len(self._seen) >= KINDS:
@@ -53,7 +53,7 @@ class RepeatCounter(logging.Filter):
         return True
 
     def rest(self) -> list[str]:
-        """What has been counted and not told, a line each; forgets it."""
+        """Returns what has been counted and not told, a line each; forgets it."""
         with self._lock:
             left = [seen for seen in self._seen.values() if seen.count]
             self._seen.clear()

@@ -14,25 +14,25 @@ from hidiff_runtime.serving.service import Service
 
 
 def model_name(service: Service) -> str:
-    """What clients call the model: the recipe's name."""
+    """Returns what clients call the model: the recipe's name."""
     manifest = service.pipeline.bundle.manifest
     return str(manifest.recipe.get("name") or manifest.family)
 
 
 def models_router(host: ServiceLoader) -> APIRouter:
-    """The routes."""
+    """Returns the routes."""
     router = APIRouter(prefix="/v1/models")
     created = int(time.time())
 
     @router.get("/", include_in_schema=False, response_model=None)
     @router.get("", response_model=None)
     def every() -> PlainJson:
-        """OpenAI's list."""
+        """Answers with OpenAI's list."""
         return PlainJson({"object": "list", "data": [_card(host.worker.service, created)]})
 
     @router.get("/{name:path}", response_model=None)
     def one(name: str) -> PlainJson:
-        """One of the list."""
+        """Returns one of the list."""
         card = _card(host.worker.service, created)
         if card["id"] != name:
             raise unknown_model(name, card["id"])

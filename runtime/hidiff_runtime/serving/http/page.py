@@ -9,7 +9,7 @@ from importlib import resources
 
 
 def read_page() -> tuple[str, dict[str, str]]:
-    """The page, and the headers that it is sent with."""
+    """Returns the page, and the headers that it is sent with."""
     text = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     policy = {
         "default-src": "'none'",

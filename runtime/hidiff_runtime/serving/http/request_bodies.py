@@ -150,5 +150,5 @@ def release_body(scope: Scope) -> None:
 
 
 def too_large(largest: int) -> ApiError:
-    """The error for a body that is too large."""
+    """Returns the error for a body that is too large."""
     return ApiError(413, f"The body is too large: this server takes up to {largest} bytes.", code="too_large")

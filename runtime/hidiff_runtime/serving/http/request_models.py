@@ -80,7 +80,7 @@ class GenerationRequest(BaseModel):
         return any((self.model_extra or {}).get(name) is not None for name in PICTURES)
 
     def given(self, service: Service) -> dict[str, object]:  # noqa: ARG002 - what reads a form needs it
-        """What is not OpenAI's, but ours. Raises ApiError for a name that is neither."""
+        """Returns what is not OpenAI's, but ours. Raises ApiError for a name that is neither."""
         found = {name: value for name, value in (self.model_extra or {}).items() if name not in UNSUPPORTED}
         for name in found:
             if name not in BY_NAME:
@@ -89,7 +89,7 @@ class GenerationRequest(BaseModel):
         return found
 
     def runs(self, service: Service, name: str) -> Sequence[Request]:
-        """The runs, with seeds that follow each other; the first seed is drawn where none is given.
+        """Returns the runs, with seeds that follow each other; the first seed is drawn where none is given.
 
         Args:
             service: whose bundle makes the pictures.
@@ -118,7 +118,7 @@ class GenerationRequest(BaseModel):
         return [replace(first, settings=replace(first.settings, seed=seed + number)) for number in range(count)]
 
     def _count(self, manifest: Manifest, most: int) -> int:
-        """How many runs make ``n`` pictures."""
+        """Returns how many runs make ``n`` pictures."""
         batch = manifest.batch
         runs, rest = divmod(batch if self.n is None else self.n, batch)
         if rest:

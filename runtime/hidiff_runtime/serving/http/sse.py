@@ -38,12 +38,12 @@ class EventStream(StreamingResponse):
 
 
 def event(name: str, data: dict[str, Any]) -> str:
-    """A server-sent event; its data carry its name too, as OpenAI's do."""
+    """Returns a server-sent event; its data carry its name too, as OpenAI's do."""
     return f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n"
 
 
 def comment(name: str, data: dict[str, Any] | None = None) -> str:
-    """A comment: clients that do not know it, OpenAI's among them, pass over it."""
+    """Returns a comment: clients that do not know it, OpenAI's among them, pass over it."""
     return f": {name} {json.dumps(data or {})}\n\n"
 
 

@@ -47,7 +47,9 @@ class BackgroundThread:
 
     @contextmanager
     def watching(self, gone: Callable[[], bool]) -> Iterator[threading.Event]:
-        """An event that is set when ``gone`` says so, which is asked again and again; what it raises counts as yes."""
+        """Yields an event that is set when ``gone`` says so, which is asked again and again; what it raises counts as
+        yes.
+        """
         event = threading.Event()
 
         def look() -> None:

@@ -128,7 +128,7 @@ class TritonPythonModel:
 
 
 def _token(request: Any) -> str | None:
-    """The front's token; anything else that a client sends by that name is none."""
+    """Returns the front's token; anything else that a client sends by that name is none."""
     found = json.loads(request.parameters()).get(TOKEN)
     return found if RunTokens.valid(found) else None
 

@@ -36,7 +36,7 @@ class Parameters:
     allow_links: tuple[str, ...] = ()
 
     def to_config(self) -> dict[str, str]:
-        """By the names in ``config.pbtxt``."""
+        """Returns the values by their names in ``config.pbtxt``."""
         limits = {f"max_{name}": str(value) for name, value in asdict(self.limits).items()}
         options = json.dumps(dict(self.options), sort_keys=True)
         links = {"allow_links": json.dumps(self.allow_links)} if self.allow_links else {}
@@ -44,7 +44,7 @@ class Parameters:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Parameters:
-        """Those of a model's configuration as Triton gives it. Limits may be left out.
+        """Returns those of a model's configuration as Triton gives it. Limits may be left out.
 
         Raises:
             InputError: one is missing or not what it must be.
@@ -62,7 +62,7 @@ class Parameters:
         return cls(given["bundle"], given["bundle_hash"], Limits(**limits), options, links)
 
     def folder(self, version: Path) -> Path:
-        """The bundle's folder.
+        """Returns the bundle's folder.
 
         Args:
             version: the model's version folder.

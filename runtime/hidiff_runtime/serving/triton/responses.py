@@ -18,7 +18,7 @@ _CODES = {"input": "INVALID_ARG", "cancelled": "CANCELLED", "expired": "UNAVAILA
 
 
 def tensors_of(request: Any) -> dict[str, NDArray[Any]]:
-    """The request's inputs by name."""
+    """Returns the request's inputs by name."""
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
 
 
@@ -32,18 +32,18 @@ def timeout_of(request: Any) -> int:
 
 
 def answer(arrays: Mapping[str, NDArray[Any]]) -> Any:
-    """A response with these outputs."""
+    """Returns a response with these outputs."""
     return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(name, array) for name, array in arrays.items()])
 
 
 def refusal(message: str, kind: str) -> Any:
-    """A response that is an error of this kind."""
+    """Returns a response that is an error of this kind."""
     code = getattr(pb_utils.TritonError, _CODES.get(kind, "INTERNAL"))
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
 def told(error: Exception) -> tuple[str, str]:
-    """Message and kind of an error for the client; what is not the client's doing is logged whole."""
+    """Returns message and kind of an error for the client; what is not the client's doing is logged whole."""
     kind = kind_of(error)
     if kind in ("engine", "internal"):
         pb_utils.Logger.log_error(encodable("".join(traceback.format_exception(error))))

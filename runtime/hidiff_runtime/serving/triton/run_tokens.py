@@ -51,12 +51,12 @@ class RunTokens:
 
     @staticmethod
     def new() -> str:
-        """The name of a token that nobody can guess; its file is not there yet."""
+        """Returns the name of a token that nobody can guess; its file is not there yet."""
         return secrets.token_hex(16)
 
     @staticmethod
     def valid(name: object) -> bool:
-        """Whether a value from outside can be the name of a token, and so is no path to anything else."""
+        """Returns whether a value from outside can be the name of a token, and so is no path to anything else."""
         return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
     def cancel(self, name: str) -> None:
@@ -64,12 +64,12 @@ class RunTokens:
         self._new(name, "cancel").close()
 
     def cancelled(self, name: str) -> bool:
-        """Whether it has appeared."""
+        """Returns whether it has appeared."""
         return self._path(name).exists()
 
     @contextmanager
     def running(self, name: str) -> Iterator[None]:
-        """Inside, this process makes the run. The kernel takes its lock away whatever ends the process."""
+        """Holds a run's lock while this process makes it. The kernel takes its lock away whatever ends the process."""
         path, early = self._path(name, "run"), self._path(name, "new")
         with self._new(name, "new") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -80,7 +80,7 @@ class RunTokens:
                 path.unlink(missing_ok=True)
 
     def abandoned(self, name: str) -> bool:
-        """Whether a process that made the run has ended inside `running`."""
+        """Returns whether a process that made the run has ended inside `running`."""
         try:
             with self._path(name, "run").open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -101,7 +101,7 @@ class RunTokens:
             return  # other models still use it
 
     def _new(self, name: str, kind: str) -> BinaryIO:
-        """A new file, open. Another model that ended may have taken the folder away: it is made again then."""
+        """Returns a new file, open. Another model that ended may have taken the folder away: it is made again then."""
         while True:
             try:
                 return self._path(name, kind).open("wb")
@@ -109,7 +109,7 @@ class RunTokens:
                 self._make()
 
     def _path(self, name: str, kind: str = "cancel") -> Path:
-        """Where a file of the token is."""
+        """Returns where a file of the token is."""
         if not self.valid(name):
             raise ValueError("no token")
         return self._folder / f"{name}.{kind}"

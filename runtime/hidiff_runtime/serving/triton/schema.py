@@ -65,7 +65,7 @@ RESULT = ("image", "pixels", "parameters")
 
 
 def results(manifest: Manifest) -> tuple[Tensor, ...]:
-    """The tensors of `RESULT` for a bundle."""
+    """Returns the tensors of `RESULT` for a bundle."""
     batch = manifest.batch
     return (
         Tensor(RESULT[0], "TYPE_STRING", (batch,)),

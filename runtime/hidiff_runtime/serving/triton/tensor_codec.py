@@ -43,7 +43,7 @@ class TensorRow:
 
 
 def read_rows(tensors: Mapping[str, NDArray[Any]], limits: Limits) -> list[TensorRow]:
-    """The rows of a request.
+    """Returns the rows of a request.
 
     An optional tensor is there for all rows or for none; an empty text in it stands for left out.
 
@@ -73,7 +73,7 @@ def read_rows(tensors: Mapping[str, NDArray[Any]], limits: Limits) -> list[Tenso
 
 
 def _plain(name: str, value: Any) -> object:
-    """A Python value of a tensor's element."""
+    """Returns a Python value of a tensor's element."""
     kind: Kind = BY_NAME[name].kind if name in BY_NAME else ("text" if name == OUTPUT else "whole")
     if kind == "picture":
         return value
@@ -98,12 +98,14 @@ def _previews(value: object) -> int:
 
 
 def shows(step: int, steps: int, previews: int) -> bool:
-    """Whether a preview goes with the finished step ``step``, counted from 0, so that they are spread evenly."""
+    """Returns whether a preview goes with the finished step ``step``, counted from 0, so that they are spread
+    evenly.
+    """
     return (step + 1) * previews // steps > step * previews // steps
 
 
 def progress(row: int, step: PictureStep, how: TensorRow) -> Arrays:
-    """The message of a finished step."""
+    """Returns the message of a finished step."""
     made: Arrays = {
         "event": _texts("progress"),
         "row": np.array([[row]], np.int32),
@@ -117,7 +119,7 @@ def progress(row: int, step: PictureStep, how: TensorRow) -> Arrays:
 
 
 def finished(row: int, result: Result, output: str) -> Arrays:
-    """The message of a finished row: its pictures as ``output`` says, and how they were made."""
+    """Returns the message of a finished row: its pictures as ``output`` says, and how they were made."""
     made: Arrays = {
         "event": _texts("result"),
         "row": np.array([[row]], np.int32),
@@ -131,12 +133,14 @@ def finished(row: int, result: Result, output: str) -> Arrays:
 
 
 def failed(message: str, kind: str) -> Arrays:
-    """The message of a request that failed, for a model that asked: Triton would not hand it the kind of an error."""
+    """Returns the message of a request that failed, for a model that asked: Triton would not hand it the kind of an
+    error.
+    """
     return {"event": _texts("error"), "parameters": _texts(json.dumps({"message": message, "kind": kind}))}
 
 
 def refused(message: Arrays) -> tuple[str, str] | None:
-    """Message and kind of what `failed` made; None for any other message."""
+    """Returns message and kind of what `failed` made; None for any other message."""
     if message["event"].ravel()[0] != b"error":
         return None
     told = json.loads(message["parameters"].ravel()[0])
@@ -144,7 +148,7 @@ def refused(message: Arrays) -> tuple[str, str] | None:
 
 
 def joined(messages: Sequence[Arrays]) -> Arrays:
-    """The results of a request's rows under each other."""
+    """Returns the results of a request's rows under each other."""
     names = [name for name in RESULT if name in messages[0]]
     return {name: np.concatenate([message[name] for message in messages]) for name in names}
 
@@ -155,5 +159,5 @@ def _picture(image: Image, output: str) -> bytes:
 
 
 def _texts(*values: str | bytes) -> NDArray[Any]:
-    """One row of texts."""
+    """Returns one row of texts."""
     return np.array([[encodable(value).encode() if isinstance(value, str) else value for value in values]], np.object_)

@@ -45,7 +45,7 @@ class TritonPythonModel:
         self._heartbeat.start()
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response for each request."""
+        """Returns one response for each request."""
         return [self._answer(request) for request in requests]
 
     def finalize(self) -> None:
@@ -63,7 +63,8 @@ class TritonPythonModel:
             return refusal(*told(error))
 
     def _finished(self, request: Any) -> list[tensor_codec.Arrays]:
-        """The finished rows. Looks now and then whether the client has cancelled, and the stream model's process lives.
+        """Returns the finished rows. Looks now and then whether the client has cancelled, and the stream model's
+        process lives.
 
         Raises:
             EngineError: that process has ended. Triton itself would let the asking thread wait for ever.
@@ -88,7 +89,7 @@ class TritonPythonModel:
             made.set_exception(error)
 
     def _ask(self, request: Any, token: str) -> list[tensor_codec.Arrays]:
-        """The finished rows."""
+        """Returns the finished rows."""
         asked = pb_utils.InferenceRequest(
             model_name=self._stream,
             requested_output_names=["event", *RESULT],
@@ -114,7 +115,7 @@ class TritonPythonModel:
 
 
 def _thread() -> BackgroundThread:
-    """What asks: kept from request to request, since starting a thread takes longer than what it has to do."""
+    """Returns what asks: kept from request to request, since starting a thread takes longer than what it has to do."""
     return BackgroundThread(lambda error: pb_utils.Logger.log_error(f"asking: {error!r}"))
 
 
