@@ -140,8 +140,8 @@ class TensorRtBuilder:
             if kept is not None:
                 return kept
             answer = ask(self._library, plan.engine.stem, request.to_json(), progress)
-            for path, temporary in beside.items():
-                temporary.replace(path)
+            for path, part in beside.items():
+                part.replace(path)
         finally:
             for path in (lowered, *beside.values()):
                 path.unlink(missing_ok=True)

@@ -117,7 +117,7 @@ def spoil_with(change: Any) -> toy.ToyBackend:
     ("backend", "fault"),
     [
         (spoil_with(lambda outputs: {"noise_pred": outputs["noise_pred"] * np.nan}), "NaN"),
-        (spoil_with(lambda outputs: {"noise_pred": outputs["noise_pred"][:1]}), "shape [1, 4, 6, 8] where"),
+        (spoil_with(lambda outputs: {"noise_pred": outputs["noise_pred"][:1]}), "got [1, 4, 6, 8]"),
         (spoil_with(lambda _outputs: {}), "missing output"),
     ],
     ids=["nan", "shape", "missing"],
