@@ -124,7 +124,7 @@ def _module(recipe: Recipe, phase: Phase | None, root: Path) -> PhaseUNet | Cont
 def use(backend: TorchBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts ``backend`` in the place of every backend; it opens graphs as they are."""
     monkeypatch.setattr(backends, "get", lambda _name: backend)
-    monkeypatch.setattr(portable_graphs, "write_judged", shutil.copyfile)
+    monkeypatch.setattr(portable_graphs, "write_rounded_copy", shutil.copyfile)
 
 
 def build(recipe: Recipe, folder: Path, *, reference: bool = True) -> Path:
