@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from hidiff_export.graph.builder import NodeBuilder
 from hidiff_export.graph.capture import OPSET
+from hidiff_export.graph.node_builder import NodeBuilder
 from hidiff_export.graph.onnx_dtypes import ONNX_DTYPES
 from hidiff_export.graph.portable import save
 from hidiff_runtime.format.specs import GraphRecord, TensorSpec

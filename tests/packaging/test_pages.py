@@ -255,7 +255,7 @@ def test_what_is_not_there_is_noticed(tmp_path: Path) -> None:
         "`families.py` `family.py` `hidiff_export/build/` `hidiff_export/graph/`\n"
         "`hidiff_runtime.open` `hidiff_runtime.close` quantised `quantised` Normalisation [quantized](quantised.md)\n"
         "`hidiff_runtime.proof.verdict` `hidiff-export plan sd15-1024 --step 3` `hidiff-export plan sd15-1025`\n\n"
-        "```python\nfrom hidiff_runtime.bulk.storage import Location, Place\n# [not a link](none)\n```\n\n"
+        "```python\nfrom hidiff_runtime.bulk.storage import Location, Nowhere\n# [not a link](none)\n```\n\n"
         "```sh\n# Three\nhidiff-run draw bundle\nhidiff-export build sd15-1024 -o bundle --set widht=3  # note\n"
         "hidiff-export triton bundle -o repository --layout per-phase\n"
         "hidiff-serve bundle --hosts 0.0.0.0\nhidiff-export generate bundle -p there -o there.png\n```\n",
@@ -267,7 +267,7 @@ def test_what_is_not_there_is_noticed(tmp_path: Path) -> None:
     assert undefined(page) == ["`Gone`"]
     assert missing_files(page) == ["families.py", "hidiff_export/build/"]
     assert missing_names(page) == [
-        "hidiff_runtime.bulk.storage.Place",
+        "hidiff_runtime.bulk.storage.Nowhere",
         "hidiff_runtime.close",
         "hidiff_runtime.proof.verdict",
     ]

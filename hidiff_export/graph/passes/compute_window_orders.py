@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hidiff_export.families.geometry import SHIFTS
-from hidiff_export.graph.builder import NodeBuilder
+from hidiff_export.graph.node_builder import NodeBuilder
 from hidiff_export.graph.passes.base import Declined, Operator, Outcome, RewritePass, static_shape
 
 _MOST = 1 << 24

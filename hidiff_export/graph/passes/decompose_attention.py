@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike
 
-from hidiff_export.graph.builder import NodeBuilder
+from hidiff_export.graph.node_builder import NodeBuilder
 from hidiff_export.graph.passes.attention import is_causal, scale_of, unsupported
 from hidiff_export.graph.passes.base import Declined, Operator, Outcome, RewritePass, produced_by, static_shape
 from hidiff_export.graph.passes.float32_operations import HALVES

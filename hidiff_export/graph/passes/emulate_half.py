@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from hidiff_export.graph.builder import NodeBuilder
+from hidiff_export.graph.node_builder import NodeBuilder
 from hidiff_export.graph.passes.float32_operations import HALVES
 
 MOVING = frozenset(

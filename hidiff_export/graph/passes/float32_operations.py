@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from hidiff_export.graph.builder import NodeBuilder
 from hidiff_export.graph.float32_ops import FLOAT32_OPERATIONS, Means, float32_operation_of
+from hidiff_export.graph.node_builder import NodeBuilder
 from hidiff_export.graph.passes.base import Operator, Outcome, RewritePass
 
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from hidiff_export.graph.builder import NodeBuilder
+from hidiff_export.graph.node_builder import NodeBuilder
 from hidiff_export.graph.passes.base import Declined, Operator, Outcome, RewritePass, static_shape
 
 LARGEST_GROUP = 2**18

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from hidiff_export.graph.builder import NodeBuilder
+from hidiff_export.graph.node_builder import NodeBuilder
 from hidiff_export.graph.passes.base import Operator, Outcome, RewritePass, produced_by, static_shape
 
 

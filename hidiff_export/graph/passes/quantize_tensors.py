@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from hidiff_export.graph.builder import NodeBuilder
+from hidiff_export.graph.node_builder import NodeBuilder
 from hidiff_export.graph.quantized_tensor import QuantizedTensor
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx.helper import make_node
 
-from hidiff_export.graph.builder import NodeBuilder
+from hidiff_export.graph.node_builder import NodeBuilder
 from hidiff_export.graph.passes.base import (
     Declined,
     Operator,
