@@ -175,7 +175,7 @@ def test_a_deadline_ends_a_run_that_has_begun(served: TritonServer) -> None:
             before = steps(served), count(served, "hidiff_failures_total", 'kind="expired"')
             told: queue.Queue[Any] = queue.Queue()
             given = inputs(tritonclient.grpc, ROWS, prompt=PROMPT)
-            client.async_infer(MODEL, given, lambda result, error: told.put(error), timeout=microseconds)  # noqa: ARG005
+            client.async_infer(MODEL, given, lambda result, error: told.put(error), timeout=microseconds)  # noqa: ARG005 - tritonclient names it
             error = told.get(timeout=300)
             made = steps(served) - before[0]
             if error is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 import pytest
@@ -19,11 +20,11 @@ from hidiff_runtime.bulk import ray_pool, storage
     ],
     ids=["BundleUNet", "Pool"],
 )
-def test_a_module_that_moved_is_still_there(old: str, name: str, now: object, said: str) -> None:
+def test_a_module_that_moved_is_still_there(old: str, name: str, now: Callable[[], object], said: str) -> None:
     sys.modules.pop(old, None)
     with pytest.warns(DeprecationWarning, match=said):
         module = import_module(old)
-    assert getattr(module, name) is now()  # type: ignore[operator]
+    assert getattr(module, name) is now()
 
 
 def test_a_location_is_still_called_a_place() -> None:

@@ -29,7 +29,7 @@ from hidiff_export.reference.random_inputs import arrays, mixed_shifts, random_i
 from hidiff_runtime.format.manifest import GraphRecord
 from hidiff_runtime.phases import Phase, PhaseKind
 from hidiff_runtime.verification.comparison import Metrics
-from tests.export.engines.tensorrt.parsed import check_islands, parse
+from tests.export.engines.tensorrt.parsed import check_float32_operations, parse
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +138,7 @@ def _strays(node: ir.Node) -> bool:
 def test_tensorrt_rtx_parses_float32_where_the_table_says(exported: Exported) -> None:
     if exported.case.precision is Precision.FLOAT32:
         pytest.skip("all of it is float32")
-    check_islands(parse(exported.folder / "phase.tensorrt.onnx"), "HALF")
+    check_float32_operations(parse(exported.folder / "phase.tensorrt.onnx"), "HALF")
 
 
 @pytest.mark.needs("tensorrt-rtx")

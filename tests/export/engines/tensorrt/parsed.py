@@ -75,8 +75,8 @@ def _kind(trt: Any, layer: Any) -> str:
     return name
 
 
-def check_islands(network: Parsed, half: str) -> None:
-    """Holds a network of 16-bit weights against the table of islands.
+def check_float32_operations(network: Parsed, half: str) -> None:
+    """Holds a network of 16-bit weights against the table of float32 operations.
 
     Args:
         network: of a UNet.

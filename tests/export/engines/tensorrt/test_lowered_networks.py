@@ -28,12 +28,12 @@ from hidiff_export.recipe.field_types import Precision
 from hidiff_runtime.format.manifest import GraphRecord
 from hidiff_runtime.phases import Phase, PhaseKind
 from tests.export.engines.tensorrt import kernel_source
-from tests.export.engines.tensorrt.parsed import check_islands, parse
+from tests.export.engines.tensorrt.parsed import check_float32_operations, parse
 
 pytestmark = pytest.mark.slow
 
 SIZE = 16
-ISLAND_OPERATORS = frozenset().union(*(island.operators for island in FLOAT32_OPERATIONS))
+FLOAT32_OPERATORS = frozenset().union(*(operation.operators for operation in FLOAT32_OPERATIONS))
 MOVED = frozenset({"Cast", "Transpose", "Split", "Concat", "Reshape", "Expand", "Unsqueeze", "Slice"})
 """Operators that compute nothing, so that their type does not matter."""
 
@@ -100,7 +100,7 @@ def strays(path: Path) -> set[str]:
     return {
         node.op_type
         for node in ir.load(path).graph
-        if node.op_type in ISLAND_OPERATORS and not computes_in_float32(node)
+        if node.op_type in FLOAT32_OPERATORS and not computes_in_float32(node)
     }
 
 
@@ -125,7 +125,7 @@ def test_nothing_else_is_float32(case: Case, lowered: Path) -> None:
     wide: Counter[str] = Counter()
     for node in ir.load(lowered).graph:
         kinds = {value.dtype for value in node.outputs} & {ir.DataType.FLOAT}
-        if kinds and node.op_type not in ISLAND_OPERATORS | MOVED:
+        if kinds and node.op_type not in FLOAT32_OPERATORS | MOVED:
             module = (node.name or "").rpartition("/")[0].rpartition(".")[2]
             wide[f"{module}/{node.op_type}"] += 1
     # SD1.5's graph takes a ControlNet's residuals, and resizes them before they get its type.
@@ -160,11 +160,11 @@ def test_tensorrt_parses_the_same_types_without_a_warning(case: Case, portable: 
     half = {"float16": "HALF", "bfloat16": "BF16"}[case.precision.value]
     network = parse(lowered)
     assert network.said == []
-    check_islands(network, half)
+    check_float32_operations(network, half)
     before = parse(portable)
     assert before.types("ATTENTION_OUTPUT") == before.types("LAYER_NORMALIZATION") == {half}
     with pytest.raises(AssertionError, match="ATTENTION_INPUT"):
-        check_islands(before, half)
+        check_float32_operations(before, half)
 
 
 @pytest.mark.needs("tensorrt-rtx")
