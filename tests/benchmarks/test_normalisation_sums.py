@@ -1,4 +1,4 @@
-"""The figures that the table of float32 operations gives for sums of 16 bits, and that they are not true of float32 sums."""
+"""The figures in the table of float32 operations for sums of 16 bits, which are not true of float32 sums."""
 
 from __future__ import annotations
 
