@@ -2,7 +2,7 @@
 
     python benchmarks/fp8_scales.py --work /tmp/fp8 > benchmarks/fp8_scales.md
 
-SD1.5 in the windowed phase, weights fabricated; ``--gains`` spreads the gains of normalisations (the deviation of their
+SD1.5 in the windowed phase, weights fabricated; ``--gains`` spreads the gains of normalizations (the deviation of their
 logarithm), which gives activations the heavy tails that trained networks have. Ranges are measured on three
 evaluations; judged are six others of new seeds, and three whose prompt embeddings are 1.5 times as large, as emphasis
 in a prompt makes them. Reference is PyTorch in float32, engine ONNX Runtime's CPU provider, which emulates fp8.

@@ -12,11 +12,11 @@ EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscrip
 ENGINE_BUILDERS = ("tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "polygraphy", "cuda-python")
 """What engines alone depend on: another version builds them again, and nothing else."""
 
-QUANTISERS = ("nvidia-modelopt",)
-"""What quantised graphs depend on beside the exporters."""
+QUANTIZERS = ("nvidia-modelopt",)
+"""What quantized graphs depend on beside the exporters."""
 
 
-def tool_versions(names: tuple[str, ...] = (*EXPORTERS, *ENGINE_BUILDERS, *QUANTISERS)) -> dict[str, str]:
+def tool_versions(names: tuple[str, ...] = (*EXPORTERS, *ENGINE_BUILDERS, *QUANTIZERS)) -> dict[str, str]:
     """Returns version by package name, of those installed."""
     found = {"hidiff-export": __version__, "hidiff-runtime": __version__}
     for name in names:

@@ -85,7 +85,7 @@ class Component(str, Enum):
     def full_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a configuration with the class defaults filled in, as a network built from it reports it."""
         if self.is_text:
-            # The rest is how transformers is to run it (attention kernels, types, quantisation), which is not ours.
+            # The rest is how transformers is to run it (attention kernels, types, quantization), which is not ours.
             known = (*self.config(Family.SDXL, Task.TEXT_TO_IMAGE, Width.FULL), _EPSILON)
             network: Any = self.empty({key: config[key] for key in known if key in config})
             full = network.config.to_dict()
@@ -117,7 +117,7 @@ _UNBUILDABLE = (ValueError, TypeError, KeyError, IndexError, NotImplementedError
 """What diffusers and transformers raise for a configuration beside transformers' own validation errors."""
 
 _EPSILON = "layer_norm_eps"
-"""Of a text encoder's normalisations: no family sets it, and a checkpoint that does is another network."""
+"""Of a text encoder's normalizations: no family sets it, and a checkpoint that does is another network."""
 
 _UNUSED_TOKENS = ("bos_token_id", "pad_token_id")
 """Keys of a text encoder's configuration that change nothing it computes."""

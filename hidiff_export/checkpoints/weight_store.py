@@ -133,7 +133,7 @@ def _bits(state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype, name: str)
         raise CheckpointError(
             "A weight is not a floating-point number.",
             given=f"{name}: {tensor.dtype}",
-            advice="Save the checkpoint in float32, float16 or bfloat16; quantised ones are not taken.",
+            advice="Save the checkpoint in float32, float16 or bfloat16; quantized ones are not taken.",
         )
     cast = tensor.to(dtype).contiguous()
     if not _finite(cast):

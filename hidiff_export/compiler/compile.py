@@ -97,7 +97,7 @@ def build(
 
     stages = stages or stages_of(recipe)
     check_order(stages)
-    if recipe.precision.quantised:
+    if recipe.precision.quantized:
         check_quantizer()
     for builder in builders_for(recipe):
         builder.check()

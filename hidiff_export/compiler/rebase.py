@@ -124,7 +124,7 @@ def rebase(
     """Makes a bundle of other weights with the graphs of the one in ``folder``, which stays as it is.
 
     Weights, tokenizers and the noise schedule come from the new checkpoint, engines are made from the graphs as a build
-    makes them, ranges of quantised layers are measured and the reference is recorded anew. The result is, byte for
+    makes them, ranges of quantized layers are measured and the reference is recorded anew. The result is, byte for
     byte, what a build from the new checkpoint gives. An interrupted one goes on when it is called again.
 
     Args:

@@ -3,7 +3,7 @@
 TensorRT runs the types that stand in the graph, and the types of a product's factors also say in which type it adds
 up. So each place that needs float32 has to say so in the graph that TensorRT is given, unless its kernels are known to
 compute in float32 on 16-bit tensors too. What is not in the table (convolutions, linear layers, activations, residual
-sums) runs in the recipe's precision, as it does in PyTorch. ``benchmarks/normalisations.py`` has the figures.
+sums) runs in the recipe's precision, as it does in PyTorch. ``benchmarks/normalizations.py`` has the figures.
 
 ONNX Runtime needs none of this: its kernels add up in float32 whatever the type. So only the lowering for TensorRT
 applies the table (:class:`~hidiff_export.graph.passes.float32_operations.Float32Operations`).

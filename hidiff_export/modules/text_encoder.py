@@ -1,7 +1,7 @@
 """A CLIP text encoder as a static graph: tokens in, the embeddings that the UNet is conditioned on out.
 
 The layer that the embeddings are taken from is an input, so that one graph serves every ``clip_skip``. SD takes the
-last layer through the final normalisation, SDXL the last but one of both its encoders without it; this is what
+last layer through the final normalization, SDXL the last but one of both its encoders without it; this is what
 diffusers' ``encode_prompt`` does. Pooling is transformers' own.
 """
 
@@ -25,7 +25,7 @@ class TextEncoderModule(GraphModule):
 
     Args:
         text_encoder: transformers' ``CLIPTextModel``, or ``CLIPTextModelWithProjection``, which pools besides.
-        penultimate: whether the embeddings are SDXL's: no skipping means the last layer but one, not normalised.
+        penultimate: whether the embeddings are SDXL's: no skipping means the last layer but one, not normalized.
     """
 
     network: ClassVar[str] = "text_encoder"

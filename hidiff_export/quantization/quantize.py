@@ -46,7 +46,7 @@ def check_quantizer() -> None:
     if importlib.util.find_spec("modelopt") is None:
         raise EngineError(
             "Precisions int8 and fp8 take NVIDIA ModelOpt, which is not installed.",
-            advice="Run: pip install 'hidiff-export[quantisation]'",
+            advice="Run: pip install 'hidiff-export[quantization]'",
         )
 
 

@@ -25,7 +25,7 @@ _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 class Precision(str, Enum):
     """The type of the weights and of most of the arithmetic; what goes in and out of a graph is float32.
 
-    In int8 and fp8 (E4M3), convolutions and linear layers are quantised; all else, and the stored weights, is float16.
+    In int8 and fp8 (E4M3), convolutions and linear layers are quantized; all else, and the stored weights, is float16.
     """
 
     FLOAT32 = "float32"
@@ -35,14 +35,14 @@ class Precision(str, Enum):
     FP8 = "fp8"
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         """Whether layers compute in fewer bits than weights are stored in."""
         return self in (Precision.INT8, Precision.FP8)
 
     @property
     def stored(self) -> Precision:
         """The precision of the weight store."""
-        return Precision.FLOAT16 if self.quantised else self
+        return Precision.FLOAT16 if self.quantized else self
 
     @property
     def bytes(self) -> int:

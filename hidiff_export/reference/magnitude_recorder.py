@@ -23,7 +23,7 @@ from hidiff_export.reference.evaluation_plan import EvaluationPoint
 from hidiff_export.reference.magnitudes import Magnitude, Magnitudes
 
 _FLOAT32_MODULES = (Timesteps,)
-"""Modules that graphs compute in float32. Attention and normalisation, which they do too, are one operator each here,
+"""Modules that graphs compute in float32. Attention and normalization, which they do too, are one operator each here,
 so that scores, means and variances are not seen, but what goes in and what comes out of them is."""
 
 _SAME_VALUES = frozenset(

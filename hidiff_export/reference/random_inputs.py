@@ -25,7 +25,7 @@ _CONDITIONING = 0.8
 def drawn(name: str, shape: tuple[int, ...], seed: int) -> Drawn:
     """Returns random numbers for the input ``name``; names differ in their numbers at one seed.
 
-    Standard normal ones: latents scaled by the sampler, CLIP's layer-normalised embeddings and a ControlNet's residuals
+    Standard normal ones: latents scaled by the sampler, CLIP's layer-normalized embeddings and a ControlNet's residuals
     all have a standard deviation of about one. A control image's lie between 0 and 1.
     """
     return Drawn(crc32(f"{name}/{seed}".encode()), shape, uniform=name == CONTROL_IMAGE)

@@ -28,7 +28,7 @@ class Boundary(str, Enum):
     - ``TRAJECTORY``: an engine with PyTorch, on inputs of a whole run; ``RANDOM``: on random ones;
     - ``GRAPH``: the portable graph, as it is before a backend's lowering, with PyTorch; ``GRAPH_RUN``: a half-precision
       one on inputs of a whole run;
-    - ``FLOAT16_GRAPH``: the float16 graph that a quantised portable graph was made from, with PyTorch;
+    - ``FLOAT16_GRAPH``: the float16 graph that a quantized portable graph was made from, with PyTorch;
     - ``CONTROLNET``: the ControlNet's engine with PyTorch, the worst of its residuals; ``CONTROLNET_GRAPH``: its
       portable graph in half precision;
     - ``RUN``: the denoiser's latents with those of diffusers' pipeline;
@@ -106,8 +106,8 @@ class Boundary(str, Enum):
         return self in (Boundary.SAMPLER, Boundary.RECORDED_SAMPLER)
 
     @property
-    def quantised(self) -> bool:
-        """Whether a quantised recipe has it quantised: the phases and what runs them."""
+    def quantized(self) -> bool:
+        """Whether a quantized recipe has it quantized: the phases and what runs them."""
         stored = (Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET, Boundary.CONTROLNET_GRAPH)
         text = (Boundary.TEXT, Boundary.TEXT_GRAPH, Boundary.RECORDED_TEXT)
         return not self.exact and not self.is_sampler and not self.is_vae and self not in (*stored, *text)
@@ -146,7 +146,7 @@ def _bound(boundary: Boundary, precision: Precision) -> Bound:
         return AGREES
     if boundary.is_vae:
         return _CALL[precision_of("vae", precision)]
-    judged = precision if boundary.quantised else precision.stored
+    judged = precision if boundary.quantized else precision.stored
     if boundary.is_picture:
         psnr_db, ssim, reason = _PICTURE[judged]
         return Bound(_RUN[judged].snr_db, reason, psnr_db=psnr_db, ssim=ssim)
@@ -166,7 +166,7 @@ def bound_for(boundary: Boundary, recipe: Recipe) -> Bound:
         boundary.exact
         or boundary.is_sampler
         or boundary.is_vae
-        or (recipe.precision.quantised and not boundary.quantised)
+        or (recipe.precision.quantized and not boundary.quantized)
     ):
         return bound
     own = recipe.parity.run_snr_db if boundary.whole_run else recipe.parity.call_snr_db

@@ -124,13 +124,13 @@ class GraphComparer:
     def phases(self, random: Sequence[ReferenceCall], run: Sequence[ReferenceCall]) -> Iterator[Verdict]:
         """Yields each phase's graph on the first of the random calls, and in half precision on some of a run.
 
-        A quantised graph comes after the float16 graph it was made from. A phase without a random call is a fault.
+        A quantized graph comes after the float16 graph it was made from. A phase without a random call is a fault.
         """
         precision, phases = self._recipe.precision, [call.point.phase for call in run]
         for record in self._bundle.manifest.phases:
             graph = self._bundle.file(record.graph)
             first = [call for call in random if call.point.phase == record.phase][:1]
-            if precision.quantised:
+            if precision.quantized:
                 yield from self._phase(Boundary.FLOAT16_GRAPH, traced_graph(graph, precision), record, first)
             in_run = [run[index] for index in first_and_last(phases, record.phase, precision)]
             yield from self._phase(Boundary.GRAPH, graph, record, first, in_run)

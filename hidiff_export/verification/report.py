@@ -53,7 +53,7 @@ class GraphResults:
         half = self.arithmetic.value
         full = self.arithmetic is Precision.FLOAT32
         rounded = "" if full else f", and every result rounded to {half} but those inside {_INSIDE}"
-        notes = [f"Graphs: computed in float32, normalisation and attention as engines do them{rounded}."]
+        notes = [f"Graphs: computed in float32, normalization and attention as engines do them{rounded}."]
         if self.engines_on_host is None:
             notes.append("Engines: none ran, and no run was made with the bundle.")
         elif self.engines_on_host and not full:
@@ -64,7 +64,7 @@ class GraphResults:
         return tuple(notes)
 
 
-_INSIDE = "attention, normalisation and the time projection"
+_INSIDE = "attention, normalization and the time projection"
 _JUDGED = frozenset(boundary.value for boundary in Boundary if boundary.is_graph)
 
 

@@ -117,7 +117,7 @@ def verify(
     """Compares a bundle with PyTorch at every boundary.
 
     - each phase's engine on the inputs of a run and on random ones, on both sides of each phase change, shifts mixed;
-    - each phase's portable graph on random inputs, in ONNX Runtime; a quantised one beside the float16 one it was made
+    - each phase's portable graph on random inputs, in ONNX Runtime; a quantized one beside the float16 one it was made
       from; half-precision ones on inputs of the run too, and those of the other networks, all in half-precision
       arithmetic (:mod:`hidiff_export.verification.portable_graphs`);
     - the denoiser's whole run with that of diffusers' own pipeline under HiDiffusion: same seed, same sampler;
@@ -204,7 +204,7 @@ def _plan(task: _Task, meter: FlopsProgress) -> None:
     run = [point.phase for point in task.course.points]
     random = [point.phase for point in task.points]
     phases, precision = [record.phase for record in task.bundle.manifest.phases], task.recipe.precision
-    graphs = phases * (1 + precision.quantised)
+    graphs = phases * (1 + precision.quantized)
     graphs += [phase for phase in phases for _ in first_and_last(run, phase, precision)]
     if task.graphs_only:
         meter.plan([*run, *random, *graphs])

@@ -160,7 +160,7 @@ class Runtime:
 
     def deserialize_cuda_engine(self, serialized_engine: memoryview) -> ICudaEngine | None:
         library = self._library
-        library.cuda.expect_device("deserialising")
+        library.cuda.expect_device("deserializing")
         data = bytes(serialized_engine)
         if data[HEADER : HEADER + 1] != b"{":
             self.logger.log(Severity.ERROR, "Serialization assertion magicTag failed")

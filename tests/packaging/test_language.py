@@ -1,4 +1,4 @@
-"""The language of docstrings: a function's begins with a verb, in a plain sentence."""
+"""The language of the sources: a function's docstring begins with a verb; API words are spelled as the APIs do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.packaging.spelling import BRITISH
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (ROOT / "runtime/hidiff_runtime", ROOT / "hidiff_export")
@@ -48,3 +50,18 @@ def test_the_docstring_of_a_public_function_begins_with_a_verb() -> None:
 def test_a_noun_would_be_found() -> None:
     source = 'def size():\n    """The size."""\n\nclass A:\n    def read(self):\n        """Reads it."""\n'
     assert [begins_with_a_verb(text) for _, _, text in public_functions(ast.parse(source))] == [False, True]
+
+
+def test_api_words_are_spelled_as_the_apis_spell_them() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {word}"
+        for folder in (*FOLDERS, ROOT / "benchmarks")
+        for path in sorted(folder.rglob("*.py"))
+        for word in BRITISH.findall(f"{path.name} {path.read_text(encoding='utf-8')}")
+    ]
+    assert wrong == []
+
+
+def test_a_british_word_would_be_found() -> None:
+    text = "quantised normalisation optimise, optimistic quantize; deserialised"
+    assert BRITISH.findall(text) == ["quantised", "normalisation", "optimise", "deserialised"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import metadata
 
 import pytest
 
@@ -29,3 +30,10 @@ def test_a_module_that_moved_is_still_there(old: str, name: str, now: Callable[[
 
 def test_a_location_is_still_called_a_place() -> None:
     assert storage.Place is storage.Location
+
+
+def test_an_extra_that_is_spelled_anew_is_still_there() -> None:
+    requires = metadata("hidiff-export").get_all("Requires-Dist") or []
+    assert [line for line in requires if 'extra == "quantisation"' in line] == [
+        'hidiff-export[quantization]; extra == "quantisation"'
+    ]

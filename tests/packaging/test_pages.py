@@ -20,6 +20,7 @@ from hidiff_export.errors import HidiffError
 from hidiff_export.recipe import Recipe
 from hidiff_runtime import cli
 from hidiff_runtime.cli import serve
+from tests.packaging.spelling import BRITISH
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*map(ROOT.joinpath, ("README.md", "CONTRIBUTING.md", "runtime/README.md")), *sorted(ROOT.glob("docs/*.md"))]
@@ -190,7 +191,7 @@ def unmapped(page: Path) -> list[str]:
 def british(page: Path) -> list[str]:
     """Returns API words on a page, outside of code and addresses, that are not spelled as the APIs spell them."""
     text = LINK.sub(r"\1", CODE.sub("", prose(page)))
-    return re.findall(r"\w*(?:quanti|normali|initiali|externali|optimi|seriali)s(?:e|a|i)\w*", text, re.IGNORECASE)
+    return BRITISH.findall(text)
 
 
 @each_page

@@ -173,7 +173,7 @@ def network(component: Component, family: Family, task: Task, source: str) -> An
     """A tiny network of the checkpoint, in its library's own class."""
     model = build_network(component, *load(component, source, family, task, Width.TINY)[:2])
     if component is Component.TEXT_ENCODER and not hasattr(model, "text_model"):
-        # Where diffusers' clip_skip looks for the last normalisation, and transformers had it before version 5.
+        # Where diffusers' clip_skip looks for the last normalization, and transformers had it before version 5.
         vars(model)["text_model"] = model
     return model
 

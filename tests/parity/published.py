@@ -1,6 +1,6 @@
 """The published package ``hidiffusion`` 0.1.10 itself, made importable on today's diffusers and steered to any step.
 
-The shims change what the package cannot do (be imported, recognise a tiny UNet, run beside PEFT); what it computes is
+The shims change what the package cannot do (be imported, recognize a tiny UNet, run beside PEFT); what it computes is
 its own code all through.
 """
 
@@ -60,7 +60,7 @@ def applied(pipe: Any, *, raunet: bool = True, windows: bool = True, extreme: bo
     hidiffusion = package()
     names = {name for name, _ in pipe.unet.named_modules()}
     with ExitStack() as patches:
-        # Checkpoints of an unknown name are recognised by SDXL's module names; a tiny one has fewer transformer blocks.
+        # Checkpoints of an unknown name are recognized by SDXL's module names; a tiny one has fewer transformer blocks.
         known = [name for name in hidiffusion.sdxl_module_key if name in names]
         patches.enter_context(mock.patch.object(hidiffusion, "sdxl_module_key", known))
         # With PEFT installed, its ControlNet path calls functions that it never imports. There is no LoRA here.

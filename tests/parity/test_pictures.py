@@ -43,7 +43,7 @@ BOUND = TOLERANCES[Boundary.RUN, "float32"].snr_db
 ROUNDED_OTHERWISE = 0.02
 """The most 8-bit values that may differ, as a part of all; none by more than one level.
 
-A ten-thousandth does, and a hundredth where a masked picture comes in: PyTorch's group normalisation is 40 dB less
+A ten-thousandth does, and a hundredth where a masked picture comes in: PyTorch's group normalization is 40 dB less
 exact on channels-last tensors, which diffusers makes of Pillow's pictures.
 """
 

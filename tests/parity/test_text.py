@@ -73,7 +73,7 @@ class TextBundle:
         content = tokenizer_json("random:0", component, self.family, Width.TINY)
         (folder / "tokenizer.json").write_text(content, encoding="utf-8")
         if not hasattr(model, "text_model"):
-            vars(model)["text_model"] = model  # where diffusers' clip_skip looks for the last normalisation
+            vars(model)["text_model"] = model  # where diffusers' clip_skip looks for the last normalization
         self.models[component.value] = model
         self.records.append(
             TextEncoderRecord(

@@ -89,10 +89,10 @@ def by_tiles(
     array: np.ndarray,
     scales: tuple[int, int],
     *,
-    normalise: bool = True,
+    normalize: bool = True,
     shift: int = 0,
 ) -> np.ndarray:
-    """Tile by tile in PyTorch, blended in float64; wrong on purpose without ``normalise`` or with a ``shift``."""
+    """Tile by tile in PyTorch, blended in float64; wrong on purpose without ``normalize`` or with a ``shift``."""
     taken, made = scales
     tall, wide = starts(HEIGHT, ROWS), starts(WIDTH, COLUMNS)
     total, weights = (np.zeros((*sizes, HEIGHT * made, WIDTH * made)) for sizes in ((1, 8), ()))
@@ -106,7 +106,7 @@ def by_tiles(
             total[:, : result.shape[1], place[0], place[1]] += result * ramp
             weights[place] += ramp
     total = total[:, : result.shape[1]]
-    return total / weights if normalise else total
+    return total / weights if normalize else total
 
 
 def test_the_engines_are_diffusers_halves(vae_folder: Path, vae: Any) -> None:
@@ -128,7 +128,7 @@ def test_tiles_are_what_pytorch_makes_of_them_one_by_one(vae_folder: Path, vae: 
     tile = partial(decoded, vae)
     assert compare("decoder", by_tiles(tile, given, (1, 8)), found, DECODER).ok
     for wrong in (
-        by_tiles(tile, given, (1, 8), normalise=False),
+        by_tiles(tile, given, (1, 8), normalize=False),
         by_tiles(tile, given, (1, 8), shift=1),
         by_tiles(tile, given * np.float32(SCALING), (1, 8)),
         decoded(vae, given),
@@ -162,7 +162,7 @@ def test_a_sample_is_the_one_that_diffusers_pipelines_draw(vae_folder: Path, vae
 
 
 def test_tiles_come_nearer_to_the_whole_than_diffusers_own(vae_folder: Path, vae: Any) -> None:
-    # Groups are normalised, and places attend, within a tile: no tiling gives the picture that the whole gives.
+    # Groups are normalized, and places attend, within a tile: no tiling gives the picture that the whole gives.
     side = TILES.height
     given = latents(48, 48)
     whole = decoded(vae, given)
@@ -188,7 +188,7 @@ def test_memory_does_not_grow_with_the_picture(vae_folder: Path) -> None:
 
 
 def test_a_decoder_that_float16_turns_black_is_none_here(vae_folder: Path, vae: Any, tmp_path: Path) -> None:
-    # As SDXL's: a stream beyond float16's range, which the last normalisation brings back.
+    # As SDXL's: a stream beyond float16's range, which the last normalization brings back.
     factor, grown = 1e6, ("decoder.conv_in.weight", "decoder.conv_in.bias")
     tensors = {name: tensor * factor if name in grown else tensor for name, tensor in vae.state_dict().items()}
     for name in ("decoder.onnx", "decoder.onnxruntime.onnx"):

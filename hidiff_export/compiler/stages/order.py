@@ -25,7 +25,7 @@ from hidiff_runtime.verification.reference_samples import INDEX
 
 # The reference comes last: it takes longest, and whatever else is wrong shows before it.
 STAGES: tuple[Stage, ...] = (WeightsStage(), SchedulerTablesStage(), GraphsStage(), EnginesStage(), ReferenceStage())
-QUANTISED_STAGES: tuple[Stage, ...] = (
+QUANTIZED_STAGES: tuple[Stage, ...] = (
     WeightsStage(),
     SchedulerTablesStage(),
     GraphsStage(),
@@ -33,12 +33,12 @@ QUANTISED_STAGES: tuple[Stage, ...] = (
     QuantizationStage(),
     EnginesStage(QuantizationStage.name),
 )
-"""Those of a quantised recipe: ranges are measured on what the reference was given."""
+"""Those of a quantized recipe: ranges are measured on what the reference was given."""
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """Returns the stages that a recipe takes."""
-    return QUANTISED_STAGES if recipe.precision.quantised else STAGES
+    return QUANTIZED_STAGES if recipe.precision.quantized else STAGES
 
 
 def check_order(stages: Sequence[Stage]) -> None:

@@ -1,4 +1,4 @@
-"""A quantised recipe's phases get their ranges from what PyTorch's run fed them, on both sides of each phase change."""
+"""A quantized recipe's phases get their ranges from what PyTorch's run fed them, on both sides of each phase change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from hidiff_export.compiler.stages.stage import Report, StageContext
 from hidiff_export.graph.declined import collecting, write_declined
 from hidiff_export.quantization.quantize import Inputs, quantize_graph
-from hidiff_export.tool_versions import QUANTISERS, tool_versions
+from hidiff_export.tool_versions import QUANTIZERS, tool_versions
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.verification.reference_samples import INDEX, CallSample, ReferenceSamples, Stored
 
@@ -18,13 +18,13 @@ from hidiff_runtime.verification.reference_samples import INDEX, CallSample, Ref
 class QuantizationStage:
     """The portable graph of each phase in int8 or fp8, from the float16 graph that stays beside it."""
 
-    name = "quantisation"
-    title = "quantisation"
+    name = "quantization"
+    title = "quantization"
     needs = ("weights", "graphs", "reference")
 
     def inputs(self, context: StageContext) -> Any:
         """Returns the precision, and what measures the ranges."""
-        return {"precision": context.recipe.precision.value, "tools": tool_versions(QUANTISERS)}
+        return {"precision": context.recipe.precision.value, "tools": tool_versions(QUANTIZERS)}
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Measures and writes phase after phase."""

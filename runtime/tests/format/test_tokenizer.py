@@ -53,7 +53,7 @@ def test_what_has_no_place_is_quoted_as_it_was_written(tokenizer: Tokenizer, ext
 
 
 @pytest.mark.parametrize("before", ["é", "日本", "👩🏽‍🚀", "e\u0301", "ﬁ\t\n"])
-def test_the_cut_is_found_behind_characters_of_many_bytes_and_normalisation(tokenizer: Tokenizer, before: str) -> None:
+def test_the_cut_is_found_behind_characters_of_many_bytes_and_normalization(tokenizer: Tokenizer, before: str) -> None:
     count = sum(id != tokenizer.encode("").ids[-1] for id in tokenizer.encode(before).ids) - 1
     assert tokenizer.encode(before + " " + "x" * (LETTERS - count) + " Cut").cut == "Cut"
 

@@ -209,7 +209,7 @@ def test_another_family_is_named(tmp_path: Path, family: Family, wanted: Family,
 
 
 @pytest.mark.parametrize("family", [Family.SD15, Family.SD21, Family.SDXL])
-def test_a_full_checkpoint_is_recognised_by_its_header(tmp_path: Path, family: Family) -> None:
+def test_a_full_checkpoint_is_recognized_by_its_header(tmp_path: Path, family: Family) -> None:
     config = Component.UNET.config(family, TEXT, Width.FULL)
     path = write_header(tmp_path / "full.safetensors", Component.UNET.shapes(config))
     assert f"looks like {family.value}" in refused(path)
@@ -297,7 +297,7 @@ def test_an_original_checkpoint_without_a_tensor_is_told(tmp_path: Path) -> None
         assert "mid_block.resnets.0.conv1.weight" in message or name in message
 
 
-def test_quantised_weights_are_refused(tmp_path: Path, tensors: Arrays) -> None:
+def test_quantized_weights_are_refused(tmp_path: Path, tensors: Arrays) -> None:
     write_folder(tmp_path / "a", {**tensors, "conv_in.weight": np.zeros((32, 4, 3, 3), np.int8)}, CONFIG, UNET)
     message = refused(tmp_path / "a")
     assert "quantized, to integers of 8 bits" in message

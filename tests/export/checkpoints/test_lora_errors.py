@@ -201,7 +201,7 @@ def test_a_layer_that_is_there_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("own", "wanted"), [(Family.SDXL, Family.SD15), (Family.SD15, Family.SDXL)])
-def test_another_familys_lora_is_recognised(own: Family, wanted: Family, tmp_path: Path) -> None:
+def test_another_familys_lora_is_recognized(own: Family, wanted: Family, tmp_path: Path) -> None:
     made = factors(own, rank=2, seed=0, only=r"(down|mid)_block.*attn\d")
     path = kohya(made, tmp_path / "lora.safetensors", alpha=1.0, sgm=own is Family.SDXL)
     save(load_file(path), path, KOHYA)
@@ -213,7 +213,7 @@ def test_another_familys_lora_is_recognised(own: Family, wanted: Family, tmp_pat
     assert "set the recipe's family to the LoRA's" in str(refused.value.advice)
 
 
-def test_a_lora_of_which_most_fits_a_family_is_recognised(tmp_path: Path) -> None:
+def test_a_lora_of_which_most_fits_a_family_is_recognized(tmp_path: Path) -> None:
     made = factors(Family.SDXL, rank=2, seed=0, only=r"(down|mid)_block.*attn\d")
     tensors = load_file(kohya(made, tmp_path / "lora.safetensors", alpha=1.0, sgm=True))
     stranger = {f"lora_unet_stranger.lora_{half}.weight": torch.zeros(2, 2) for half in ("down", "up")}
@@ -241,7 +241,7 @@ def test_a_lora_of_which_most_fits_a_family_is_recognised(tmp_path: Path) -> Non
         ("lora_transformer_transformer_blocks_0_attn_to_q", "a diffusion transformer's (Flux, SD3, PixArt, …)"),
     ],
 )
-def test_another_architectures_lora_is_recognised(stem: str, owner: str, tmp_path: Path) -> None:
+def test_another_architectures_lora_is_recognized(stem: str, owner: str, tmp_path: Path) -> None:
     tensors = {f"{stem}.lora_{half}.weight": torch.zeros(2, 2) for half in ("A", "B")}
     refused = refusal(tensors, tmp_path)
     assert refused.summary == f"The LoRA is not for sd15 at tiny width: it looks like {owner}."

@@ -15,7 +15,7 @@ from hidiff_export.cli import main
 from hidiff_export.compiler.compile import build, stage_key
 from hidiff_export.compiler.stages.engines import EnginesStage
 from hidiff_export.compiler.stages.graphs import GraphsStage
-from hidiff_export.compiler.stages.order import QUANTISED_STAGES, STAGES, check_order
+from hidiff_export.compiler.stages.order import QUANTIZED_STAGES, STAGES, check_order
 from hidiff_export.compiler.stages.quantization import QuantizationStage
 from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage, tabulated
 from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
@@ -182,7 +182,7 @@ def test_a_build_tells_what_it_leaves_out_of_a_pipeline_whether_weights_are_made
         ((GraphsStage(),), "graphs: graphs needs weights, which is not among them"),
         (
             (WeightsStage(), GraphsStage(), EnginesStage(QuantizationStage.name)),
-            "weights, graphs, engines: engines needs quantisation, which is not among them",
+            "weights, graphs, engines: engines needs quantization, which is not among them",
         ),
     ],
 )
@@ -198,7 +198,7 @@ def test_stages_in_an_order_that_cannot_run_are_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("stages", [STAGES, QUANTISED_STAGES])
+@pytest.mark.parametrize("stages", [STAGES, QUANTIZED_STAGES])
 def test_the_usual_stages_are_in_order_and_depend_on_it(stages: tuple[Stage, ...]) -> None:
     check_order(stages)
     with pytest.raises(ExportError):

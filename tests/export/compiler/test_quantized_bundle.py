@@ -51,7 +51,7 @@ def _recipe(precision: str, *changes: str) -> Recipe:
 
 
 RECIPES = {"int8": _recipe("int8"), "fp8": _recipe("fp8", "hidiffusion.thresholds.strided=1.0")}
-"""The fp8 recipe has one phase, for the time: how phases are quantised one after the other, int8 shows."""
+"""The fp8 recipe has one phase, for the time: how phases are quantized one after the other, int8 shows."""
 
 
 def _silent(_done: float, _total: float, _note: str) -> None:
@@ -120,7 +120,7 @@ def _evaluate(graph: Path, record: PhaseRecord) -> NDArray[np.float32]:
 
 
 @pytest.mark.slow
-def test_verify_reports_quantised_graphs_beside_float16(int8: Path) -> None:
+def test_verify_reports_quantized_graphs_beside_float16(int8: Path) -> None:
     checks = [check.verdict for check in verify(int8).checks]
     assert all(verdict.ok for verdict in checks)
     for phase in ("strided", "windowed"):
@@ -167,9 +167,9 @@ def test_weights_stay_in_the_store_and_layers_have_their_type(built: tuple[Recip
     recipe, folder = built
     for name in _phases(recipe, folder):
         model = ir.load(folder / "unet" / f"{name}.onnx")
-        quantising = [node for node in model.graph if node.op_type == "QuantizeLinear"]
-        assert {node.outputs[0].dtype for node in quantising} == {quantize.KINDS[recipe.precision]}
-        assert {node.attributes["precision"].as_int() for node in quantising} == {ir.DataType.FLOAT}
+        quantizing = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+        assert {node.outputs[0].dtype for node in quantizing} == {quantize.KINDS[recipe.precision]}
+        assert {node.attributes["precision"].as_int() for node in quantizing} == {ir.DataType.FLOAT}
         half = ir.load(folder / "unet" / f"{name}.float16.onnx")
         stored, before = (
             {k for k, v in m.graph.initializers.items() if isinstance(v.const_value, ir.ExternalTensor)}
@@ -228,7 +228,7 @@ def test_without_modelopt_a_build_ends_before_it_begins(tmp_path: Path, monkeypa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "modelopt" else object())
     with pytest.raises(EngineError, match="which is not installed") as caught:
         build(_recipe("int8"), tmp_path / "bundle", NoDisplay())
-    assert "hidiff-export[quantisation]" in caught.value.advice
+    assert "hidiff-export[quantization]" in caught.value.advice
     assert not list(tmp_path.iterdir())
 
 

@@ -25,7 +25,7 @@ SHAPE = (1, 8, 16, 16)
 
 
 def group_norm(folder: Path) -> Path:
-    """A portable graph of one normalisation in two groups."""
+    """A portable graph of one normalization in two groups."""
     ones = {"scale": np.ones(8, np.float32), "bias": np.zeros(8, np.float32)}
     node = helper.make_node("GroupNormalization", ["x", "scale", "bias"], ["y"], num_groups=2)
     path = folder / "norm.onnx"
@@ -60,7 +60,7 @@ def test_a_mean_far_from_zero_is_no_fault_of_the_graph(tmp_path: Path, mean: flo
 @pytest.mark.parametrize("kind", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
 @pytest.mark.parametrize("optimize", [True, False])
 def test_onnx_runtime_leaves_every_rounding_where_it_stands(tmp_path: Path, kind: ir.DataType, optimize: bool) -> None:
-    """No optimisation takes a pair of casts for nothing; the judge leaves them off all the same."""
+    """No optimization takes a pair of casts for nothing; the judge leaves them off all the same."""
     casts = [
         helper.make_node("Cast", ["x"], ["narrow"], to=kind),
         helper.make_node("Cast", ["narrow"], ["wide"], to=TensorProto.FLOAT),

@@ -238,7 +238,7 @@ def test_figures_are_those_of_hooks_on_the_modules(case: str, index: int) -> Non
         if type(module).__name__ == "GEGLU":
             operator = "mul"
         if type(module).__name__ == "ResnetBlock2D":
-            operator = "add"  # of the residual; the time embedding's is added before the normalisation
+            operator = "add"  # of the residual; the time embedding's is added before the normalization
             assert found[name, operator].value >= hooks.outputs[name]
             operator = "div"  # by 1: the output itself
         if operator is not None and name in hooks.outputs:

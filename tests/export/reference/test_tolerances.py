@@ -12,7 +12,7 @@ def recipe(**changes: object) -> Recipe:
 def test_every_boundary_has_a_bound_with_a_reason_at_every_precision() -> None:
     assert set(TOLERANCES) == {(boundary, precision.value) for boundary in Boundary for precision in Precision}
     for (_, precision), bound in TOLERANCES.items():
-        assert bound.snr_db >= (10 if Precision(precision).quantised else 25)
+        assert bound.snr_db >= (10 if Precision(precision).quantized else 25)
         assert len(bound.reason) > 40
 
 
@@ -41,7 +41,7 @@ def test_a_recipe_without_bounds_of_its_own_is_judged_by_the_table(boundary: Bou
 
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])
-def test_what_a_quantised_recipe_keeps_in_float16_is_judged_as_such(precision: Precision) -> None:
+def test_what_a_quantized_recipe_keeps_in_float16_is_judged_as_such(precision: Precision) -> None:
     own = recipe(precision=precision.value, parity={"call_snr_db": 11})
     for boundary in (Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET, Boundary.CONTROLNET_GRAPH, Boundary.TEXT_GRAPH):
         assert bound_for(boundary, own) is TOLERANCES[boundary, "float16"]

@@ -330,7 +330,7 @@ def test_every_form_of_the_report_says_what_the_graphs_were_computed_in(
 
     for form in (made.to_markdown(), capture.get(), json.dumps(made.to_dict())):
         text = " ".join(form.split())  # the table breaks lines
-        assert "Graphs: computed in float32, normalisation and attention as engines do them" in text
+        assert "Graphs: computed in float32, normalization and attention as engines do them" in text
         assert (f"every result rounded to {precision.value}" in text) == (precision is not Precision.FLOAT32)
         assert ("Engines:" in text) == (engines is not None)
         assert engines is None or engines in text

@@ -84,7 +84,7 @@ def check_graph(plan: PlanRecord, path: Path, record: GraphRecord) -> None:
 
 
 def check_tensors(engine: Any, plan: PlanRecord, path: Path, trt: Any) -> None:
-    """Refuses a deserialised engine that takes or gives other tensors than its record says, or not on the device.
+    """Refuses a deserialized engine that takes or gives other tensors than its record says, or not on the device.
 
     Raises:
         EngineError: all differences.

@@ -29,7 +29,7 @@ class PlanContext:
         gpu: the device.
         stream: on which they run one after another.
         scratch: for their activations.
-        runtime: the library's object that deserialises.
+        runtime: the library's object that deserializes.
         messages: what the library said.
     """
 
@@ -42,7 +42,7 @@ class PlanContext:
 
 
 class Plan:
-    """One deserialised plan and its execution context.
+    """One deserialized plan and its execution context.
 
     Args:
         place: it runs at.

@@ -38,7 +38,7 @@ _RETURN = 0.001
 
 
 class TritonPythonModel:
-    """Opens and proves the bundle when it is initialised: the server is not ready before that, or ends."""
+    """Opens and proves the bundle when it is initialized: the server is not ready before that, or ends."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Opens the bundle that the configuration names.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 
-PREBUILT_NORMALISATION = "__myl_Inor"
+PREBUILT_NORMALIZATION = "__myl_Inor"
 """A kernel that comes compiled with the library, so that nothing is to be read of it.
 
 It stands in for a generated one where a group's channels are no multiple of two or four, which happens at tiny widths.
@@ -35,5 +35,5 @@ def reductions(text: str, operation: str) -> set[str]:
 
 
 def group_sums(text: str) -> set[str]:
-    """Types in which fused group normalisations take means and variances."""
+    """Types in which fused group normalizations take means and variances."""
     return set(re.findall(r"norm\w*<__myln_(\w+),", text))

@@ -65,8 +65,8 @@ def random(size: int, dtype: str) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(size).astype(helper.tensor_dtype_to_np_dtype(TYPES[dtype]))
 
 
-def normalisation(shape: list[int], groups: int, dtype: str = "float16", *, cast: bool = False) -> onnx.ModelProto:
-    """Group normalisation and SiLU, in 16 bits or between casts."""
+def normalization(shape: list[int], groups: int, dtype: str = "float16", *, cast: bool = False) -> onnx.ModelProto:
+    """Group normalization and SiLU, in 16 bits or between casts."""
     nodes, names, normal = [], ["x", "scale", "bias"], "n"
     if cast:
         nodes = [helper.make_node("Cast", [name], [f"{name}_wide"], to=onnx.TensorProto.FLOAT) for name in names]
@@ -81,7 +81,7 @@ def normalisation(shape: list[int], groups: int, dtype: str = "float16", *, cast
     return model(nodes, [("x", dtype, shape)], [("y", dtype, shape)], *weights)
 
 
-def layer_normalisation(dtype: str, **attributes: int) -> onnx.ModelProto:
+def layer_normalization(dtype: str, **attributes: int) -> onnx.ModelProto:
     shape = [2, 64, 320]
     node = helper.make_node("LayerNormalization", ["x", "scale"], ["y"], "norm", axis=-1, **attributes)
     weight = numpy_helper.from_array(random(320, dtype), "scale")
@@ -92,22 +92,22 @@ def layer_normalisation(dtype: str, **attributes: int) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("shape", "groups"), [([2, 64, 4, 4], 8), ([2, 64, 32, 32], 8), ([2, 320, 128, 128], 32)], ids=str
 )
-def test_group_normalisations_take_means_in_float32(shape: list[int], groups: int, dtype: str, tmp_path: Path) -> None:
-    text = source(tmp_path, lowered(normalisation(shape, groups, dtype)))
+def test_group_normalizations_take_means_in_float32(shape: list[int], groups: int, dtype: str, tmp_path: Path) -> None:
+    text = source(tmp_path, lowered(normalization(shape, groups, dtype)))
     assert group_sums(text) == {"float"}
     assert set(kernels(text)) - {"__myl_Move"} <= {"__myl_GnorSilu", "__myl_SiluGnor"}
 
 
-def test_casts_would_cost_a_group_normalisation_its_fusion(tmp_path: Path) -> None:
+def test_casts_would_cost_a_group_normalization_its_fusion(tmp_path: Path) -> None:
     fused, split = (
-        len(kernels(source(tmp_path, normalisation([2, 64, 32, 32], 8, cast=cast)))) for cast in (False, True)
+        len(kernels(source(tmp_path, normalization([2, 64, 32, 32], 8, cast=cast)))) for cast in (False, True)
     )
     assert fused == 1 < split
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_layer_normalisations_add_up_in_float32_in_one_kernel_with_their_casts(dtype: str, tmp_path: Path) -> None:
-    text = source(tmp_path, lowered(layer_normalisation(dtype)))
+def test_layer_normalizations_add_up_in_float32_in_one_kernel_with_their_casts(dtype: str, tmp_path: Path) -> None:
+    text = source(tmp_path, lowered(layer_normalization(dtype)))
     assert reductions(text, "Add") == {"float"}
     (kernel,) = kernels(text)
     assert kernel.count("Cast") == 2
@@ -116,7 +116,7 @@ def test_layer_normalisations_add_up_in_float32_in_one_kernel_with_their_casts(d
 @pytest.mark.parametrize("stash_type", [onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16])
 def test_stash_type_changes_nothing(stash_type: int, tmp_path: Path) -> None:
     without, with_it = (
-        source(tmp_path, layer_normalisation("float16", **attributes))
+        source(tmp_path, layer_normalization("float16", **attributes))
         for attributes in ({}, {"stash_type": stash_type})
     )
     assert with_it == without

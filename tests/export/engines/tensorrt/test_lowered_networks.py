@@ -113,12 +113,12 @@ def test_it_would_not_without_the_lowering(portable: Path) -> None:
 
 
 def check_sums(text: str) -> None:
-    """Holds a plan's kernels against the table: what adds up, and what normalises, does so in float32."""
+    """Holds a plan's kernels against the table: what adds up, and what normalizes, does so in float32."""
     assert kernel_source.reductions(text, "Add") == {"float"}
     assert kernel_source.group_sums(text) == {"float"}
-    normalising = [name for name in kernel_source.kernels(text) if re.search("Gnor|Inor|Mean", name)]
-    prebuilt = normalising.count(kernel_source.PREBUILT_NORMALISATION)
-    assert prebuilt < len(normalising) / 10
+    normalizing = [name for name in kernel_source.kernels(text) if re.search("Gnor|Inor|Mean", name)]
+    prebuilt = normalizing.count(kernel_source.PREBUILT_NORMALIZATION)
+    assert prebuilt < len(normalizing) / 10
 
 
 def test_nothing_else_is_float32(case: Case, lowered: Path) -> None:

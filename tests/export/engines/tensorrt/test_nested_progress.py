@@ -21,12 +21,12 @@ def test_steps_of_inner_phases_are_parts_of_the_outer_step() -> None:
         progress.step("clone", step)
     progress.finish("clone")
     progress.step("build", 0)
-    progress.start("optimise", 2)
-    progress.step("optimise", 0)
-    progress.finish("optimise")
+    progress.start("optimize", 2)
+    progress.step("optimize", 0)
+    progress.finish("optimize")
     progress.step("build", 1)
     assert [fraction for fraction, _ in seen] == [0, 0, 0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.75, 1]
-    assert [note for _, note in seen[-3:]] == ["optimise", "optimise", "build"]
+    assert [note for _, note in seen[-3:]] == ["optimize", "optimize", "build"]
 
 
 def test_what_cannot_be_seen_is_not_shown() -> None:

@@ -1,4 +1,4 @@
-"""What sums of 16 bits would cost a normalisation, in decibels.
+"""What sums of 16 bits would cost a normalization, in decibels.
 
 Sums are taken as a GPU takes them: a thread adds up every 32nd or 1024th element, and a tree the threads' sums; every
 partial sum is rounded.
@@ -22,7 +22,7 @@ _TOKEN = 4096
 
 
 def sums_db(elements: int, mean: float, dtype: str, *, wide: bool, seed: int = 0) -> float:
-    """The signal-to-noise ratio of a normalisation, in decibels; not a number where the output has such.
+    """The signal-to-noise ratio of a normalization, in decibels; not a number where the output has such.
 
     Args:
         elements: that share a mean and a variance.
@@ -37,14 +37,14 @@ def sums_db(elements: int, mean: float, dtype: str, *, wide: bool, seed: int = 0
         return np.asarray(values).astype(kind).astype(np.float64)
 
     given = rounded(np.random.default_rng(seed).standard_normal(elements) + mean)
-    exact = _normalised(given, lambda values: values, np.sum)
+    exact = _normalized(given, lambda values: values, np.sum)
     threads = 32 if elements < _TOKEN else 1024
     with np.errstate(over="ignore", invalid="ignore"):
-        narrow = rounded(exact) if wide else _normalised(given, rounded, lambda v: _rounded_sum(v, rounded, threads))
+        narrow = rounded(exact) if wide else _normalized(given, rounded, lambda v: _rounded_sum(v, rounded, threads))
         return float(10 * np.log10((exact**2).sum() / ((exact - narrow) ** 2).sum()))
 
 
-def _normalised(values: Any, rounded: Callable[[Any], Any], add: Callable[[Any], Any]) -> Any:
+def _normalized(values: Any, rounded: Callable[[Any], Any], add: Callable[[Any], Any]) -> Any:
     """Values less their mean, over their deviation; each result is rounded."""
     offsets = rounded(values - rounded(add(values) / values.size))
     variance = rounded(add(rounded(offsets**2)) / values.size)

@@ -1,9 +1,9 @@
-"""Measures what 16-bit sums would cost a normalisation, and what casts to float32 round it cost a plan.
+"""Measures what 16-bit sums would cost a normalization, and what casts to float32 round it cost a plan.
 
-    python -m benchmarks.normalisations --work /tmp/normalisations > benchmarks/normalisations.md
-    python -m benchmarks.normalisations --work /tmp/normalisations --full >> benchmarks/normalisations.md
+    python -m benchmarks.normalizations --work /tmp/normalizations > benchmarks/normalizations.md
+    python -m benchmarks.normalizations --work /tmp/normalizations --full >> benchmarks/normalizations.md
 
-Sums are those of ``normalisation_sums.py``. Plans are TensorRT-RTX's, for sm89, of the windowed phase in float16 with
+Sums are those of ``normalization_sums.py``. Plans are TensorRT-RTX's, for sm89, of the windowed phase in float16 with
 random weights: at the tiny width and 128 pixels; with ``--full`` of SD1.5 at full width and 1024 pixels.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from benchmarks.normalisation_sums import ELEMENTS, MEANS, TYPES, sums_db
+from benchmarks.normalization_sums import ELEMENTS, MEANS, TYPES, sums_db
 from hidiff_export.checkpoints.load import build_unet, load_unet
 from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
 from hidiff_export.engines.protocol import PortableGraph
@@ -36,7 +36,7 @@ from hidiff_runtime.phases import Phase, PhaseKind
 
 
 class Casts(RewritePass):
-    """Puts casts to float32 round group normalisations, which the lowering leaves."""
+    """Puts casts to float32 round group normalizations, which the lowering leaves."""
 
     operators = frozenset[Operator]({("", "GroupNormalization")})
 
@@ -86,7 +86,7 @@ def plan(graph: Path, record: GraphRecord) -> tuple[Plan, str]:
     kernels = re.findall(r"function=\{ name=(\w+)", text)
     sums = set(re.findall(r"(?:AddOp|norm\w*)<__myln_(\w+)[,>]", text))
     prebuilt = sum(name == "__myl_Inor" for name in kernels)
-    note = f"sums in {', '.join(sorted(sums))}; {prebuilt} normalisations prebuilt"
+    note = f"sums in {', '.join(sorted(sums))}; {prebuilt} normalizations prebuilt"
     costs = made.options
     return Plan(len(kernels), len(text), costs["scratch_bytes"], costs["seconds"]), note
 
@@ -105,8 +105,8 @@ def report_sums() -> None:
 
 
 def report_casts(work: Path, families: tuple[Family, ...], width: Width) -> None:
-    """Prints what casts round group normalisations cost."""
-    print("\n| plan | group normalisations | kernels | plan, MB | scratch, MB | built in, s |")
+    """Prints what casts round group normalizations cost."""
+    print("\n| plan | group normalizations | kernels | plan, MB | scratch, MB | built in, s |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for family in families:
         folder = work / f"{family.value}-{width.value}"

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks.normalisation_sums import sums_db
+from benchmarks.normalization_sums import sums_db
 
 
 def mean_db(elements: int, mean: float, dtype: str, *, wide: bool) -> float:
