@@ -226,10 +226,13 @@ def check_whole(output: Path, bundle: Path, summary: dict[str, Any]) -> None:
     assert not list((output / "rows").glob("*"))
 
 
-def test_a_driver_that_is_killed_and_one_that_is_interrupted(
+def test_drivers_that_are_killed_and_interrupted_and_a_worker_that_is_killed(
     ray: Ray, sd15_bundle: Path, prompts: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    """One worker; the third driver finds what the first two left, and makes again what is not what was made."""
+    """One worker; the third driver, with two, finds what the first two left, and makes again what is not what was made.
+
+    One of its workers is killed over a picture, which the other makes.
+    """
     output = tmp_path / "out"
     command = words(sd15_bundle, prompts, output, "--actors", "1", "--ray", ray.address)
     killed = start(command, environment)
@@ -238,7 +241,7 @@ def test_a_driver_that_is_killed_and_one_that_is_interrupted(
     killed.communicate()
     before = len(pictures(output))
     interrupted = start(command, environment)
-    wait_for(lambda: len(pictures(output)) >= before + 2, interrupted)
+    wait_for(lambda: len(pictures(output)) >= before + 1, interrupted)
     os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does
     code, _, err = finish(interrupted)
     assert (code, err.splitlines()[-1]) == (130, "interrupted")
@@ -251,25 +254,15 @@ def test_a_driver_that_is_killed_and_one_that_is_interrupted(
     image.putpixel((0, 0), (1, 2, 3))
     image.save(path)
     (output / f"pictures/{made[1]}.png").unlink()
-    code, summary, err = finish(start(command, environment))
-    assert (code, "Traceback" in err) == (7, False)
-    assert summary["made"] == GOOD - len(made) + 2
-    assert summary["finished"] + summary["found"] == len(made) - 2
-    check_whole(output, sd15_bundle, summary)
-
-
-def test_two_workers_one_of_which_is_killed(
-    ray: Ray, sd15_bundle: Path, prompts: Path, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    output = tmp_path / "out"
-    job = start(words(sd15_bundle, prompts, output, "--actors", "2", "--ray", ray.address), environment)
-    wait_for(lambda: len(pictures(output)) >= 1, job)
-    found: list[psutil.Process] = []
-    wait_for(lambda: found.extend(filter(None, [ray.busy_worker()])) or found, job)
-    found[0].kill()
+    job = start([*command, "--actors", "2"], environment)
+    busy: list[psutil.Process] = []
+    wait_for(lambda: busy.extend(filter(None, [ray.busy_worker()])) or busy, job)
+    busy[0].kill()
     assert len(pictures(output)) < GOOD  # in the middle
     code, summary, err = finish(job)
     assert (code, "Traceback" in err) == (7, False)
+    assert summary["made"] >= 2  # what was damaged, at least; what is left of the others a killed worker may have written
+    assert summary["made"] + summary["finished"] + summary["found"] == GOOD
     check_whole(output, sd15_bundle, summary)
 
 
