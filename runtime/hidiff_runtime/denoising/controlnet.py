@@ -17,7 +17,7 @@ from hidiff_runtime.format.validation import CONDITIONING_SCALE, CONTROL_IMAGE
 
 if TYPE_CHECKING:
     from hidiff_runtime.backends.protocol import DeviceArray
-    from hidiff_runtime.denoising.engine_source import EngineSource
+    from hidiff_runtime.bundle import Bundle
 
 Array = NDArray[np.float32]
 
@@ -40,9 +40,7 @@ class ControlNet:
         InputError: the picture or the scale is not one the ControlNet takes.
     """
 
-    def __init__(
-        self, bundle: EngineSource, record: GraphRecord, control_image: Any, conditioning_scale: float
-    ) -> None:
+    def __init__(self, bundle: Bundle, record: GraphRecord, control_image: Any, conditioning_scale: float) -> None:
         manifest = bundle.manifest
         image = check_array(CONTROL_IMAGE, control_image, (manifest.batch, 3, manifest.height, manifest.width))
         low, high = float(image.min()), float(image.max())

@@ -20,7 +20,7 @@ from hidiff_runtime.phases import PhasePlan
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 
 if TYPE_CHECKING:
-    from hidiff_runtime.denoising.engine_source import EngineSource
+    from hidiff_runtime.bundle import Bundle
     from hidiff_runtime.format.manifest import Manifest
 
 __all__ = ["OUTPUT", "Callback", "Control", "ControlRequest", "Denoiser", "StepInfo"]
@@ -34,7 +34,7 @@ class Denoiser:
     Runs on one bundle follow each other: a second thread waits for the first one's run.
     """
 
-    def __init__(self, bundle: EngineSource) -> None:
+    def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
 
     def denoise(

@@ -24,7 +24,7 @@ from hidiff_runtime.sampling.window_shifts import draw_window_shifts
 
 if TYPE_CHECKING:
     from hidiff_runtime.backends.protocol import Session
-    from hidiff_runtime.denoising.engine_source import EngineSource
+    from hidiff_runtime.bundle import Bundle
 
 Array = NDArray[np.float32]
 
@@ -88,7 +88,7 @@ class RunContext:
         callback: called after each step.
     """
 
-    bundle: EngineSource
+    bundle: Bundle
     plan: PhasePlan
     conditioning: Conditioning
     guidance_scale: float | None
