@@ -16,6 +16,7 @@ from hidiff_runtime.cli.field_options import OPTIONS, add_field, add_group
 from hidiff_runtime.console.printing import write
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.pipeline.request_fields import PICTURES, PROMPT, Settings
+from hidiff_runtime.text_safety import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,13 +82,12 @@ def _add_results(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Makes the pictures, or says what would be made."""
     from hidiff_runtime.cli.dry_run import describe_runs
-    from hidiff_runtime.cli.like_option import likeness
     from hidiff_runtime.cli.output_paths import find_output_paths
     from hidiff_runtime.cli.prompt_options import Prompt, read_prompts
     from hidiff_runtime.pipeline.image_parameters import read_parameters
+    from hidiff_runtime.pipeline.image_settings import Likeness, settings_like
     from hidiff_runtime.pipeline.late_start import late_starts
     from hidiff_runtime.pipeline.pipeline import Pipeline
-    from hidiff_runtime.text_safety import printable
 
     asked: Sequence[Prompt] = (
         [Prompt(text) for text in options.prompt or ()] if options.prompts is None else read_prompts(options.prompts)
@@ -97,13 +97,16 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("There is no prompt.", advice="Give -p TEXT, --prompts FILE or --like PICTURE.")
     with open_bundle(options, **({"verify": "size"} if options.dry_run else {})) as bundle:
         pipeline = Pipeline(bundle)
-        like = likeness(bundle, told, _settings(options), with_prompt=not asked)
+        settings = _settings(options)
+        like = Likeness("", settings, ())
+        if told is not None:
+            like = settings_like(bundle, told, settings, with_prompt=not asked)
+        _warn(like.warnings)
         asked = asked or [Prompt(like.prompt)]
         requests = _requests(pipeline, options, asked, like.settings)
-        told_now = (*late_starts(bundle, requests), *_drawn_later(options, asked))
-        for warning in told_now:
-            write(f"warning: {printable(warning)}\n", sys.stderr)  # a picture's text may hold what terminals obey
-        warned = (*like.warnings, *told_now)
+        found = (*late_starts(bundle, requests), *_drawn_later(options, asked))
+        _warn(found)
+        warned = (*like.warnings, *found)
         batch = bundle.manifest.batch
         seeds = [request.settings.seed for request in requests for _ in range(batch)]
         many = options.prompts is not None or len(seeds) > 1
@@ -115,6 +118,11 @@ def run(options: argparse.Namespace) -> int:
             return 0
         _generate(pipeline, requests, outputs, options, warned)
     return 0
+
+
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        write(f"warning: {printable(line)}\n", sys.stderr)  # a picture's text may hold what terminals obey
 
 
 def _requests(
