@@ -19,8 +19,7 @@ from hidiff_runtime.denoising.conditioning import Conditioning, check_array
 from hidiff_runtime.errors import Cancelled, EngineError
 from hidiff_runtime.format.specs import PhaseRecord
 from hidiff_runtime.phases import Phase, PhasePlan
-from hidiff_runtime.sampling.torch_rng import TorchGenerator
-from hidiff_runtime.sampling.window_shifts import draw_window_shifts
+from hidiff_runtime.sampling.torch_rng import TorchGenerator, draw_window_shifts
 
 if TYPE_CHECKING:
     from hidiff_runtime.backends.protocol import Session

@@ -1,4 +1,4 @@
-"""Random numbers with the values that torch's CPU generator gives for the same seed.
+"""Random numbers with the values that torch's CPU generator gives for the same seed, and the window shifts from them.
 
 torch draws from MT19937 (ATen/core/MT19937RNGEngine.h), which numpy has too; what is written here is how torch turns
 its 32-bit words into floats (ATen/core/TransformationHelper.h and ATen/native/cpu/DistributionTemplates.h).
@@ -22,6 +22,7 @@ _BLOCK = 16
 """From this many normals on torch fills blocks of 16; fewer come one by one in double precision."""
 
 _TWO_PI = np.float32(2 * math.pi)
+_SHIFT_EDGES = np.array([0.25, 0.5, 0.75], dtype=np.float32)
 
 
 class TorchGenerator:
@@ -81,6 +82,17 @@ class TorchGenerator:
     def _double(self) -> float:
         high, low = (int(word) for word in self._words(2))
         return ((high << 32 | low) & (2**53 - 1)) * 2.0**-53
+
+
+def draw_window_shifts(generator: TorchGenerator, count: int) -> NDArray[np.int32]:
+    """Draws by how many quarters of a window each of ``count`` windowed blocks is rolled in one UNet evaluation.
+
+    One uniform r a block, as HiDiffusion draws them: 0 up to r = 0.25, 1 up to 0.5, 2 up to 0.75, else 3.
+
+    Returns:
+        int32 ``[count]``, each 0 to 3, in the order that the blocks run.
+    """
+    return np.searchsorted(_SHIFT_EDGES, generator.rand(count), side="left").astype(np.int32)
 
 
 def _box_muller(uniforms: NDArray[np.float32]) -> NDArray[np.float32]:
