@@ -17,8 +17,7 @@ from hidiff_runtime.pipeline.image_processing import decode_picture
 from hidiff_runtime.pipeline.pipeline import Result
 from hidiff_runtime.pipeline.png_metadata import HIDIFF, encoded
 from hidiff_runtime.pipeline.request_fields import BY_NAME
-from hidiff_runtime.pipeline.request_limits import Limits
-from hidiff_runtime.pipeline.request_values import DATA
+from hidiff_runtime.pipeline.request_values import DATA, Limits
 from hidiff_runtime.serving.service import Service, generation_metadata
 from hidiff_runtime.text_safety import json_text
 from hidiff_runtime.version import __version__

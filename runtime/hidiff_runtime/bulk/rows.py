@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from hidiff_runtime.errors import HidiffError, InputError
 from hidiff_runtime.pipeline.request_fields import BY_NAME
-from hidiff_runtime.pipeline.seeds import RANDOM
+from hidiff_runtime.pipeline.request_values import RANDOM
 from hidiff_runtime.prompt_files.field_values import ID, Value, check_encodable, parse_value, plain_value, shown
 from hidiff_runtime.prompt_files.raw_rows import Raw
 from hidiff_runtime.serving.public_errors import kind_of

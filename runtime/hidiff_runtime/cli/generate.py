@@ -132,7 +132,7 @@ def _requests(
     from secrets import randbelow
 
     from hidiff_runtime.cli.prompt_options import located
-    from hidiff_runtime.pipeline.seeds import DRAWN, RANDOM
+    from hidiff_runtime.pipeline.request_values import DRAWN, RANDOM
 
     manifest = pipeline.bundle.manifest
     found, read = [], _reader((manifest.width, manifest.height))
@@ -146,7 +146,7 @@ def _requests(
 
 def _drawn_later(options: argparse.Namespace, asked: Sequence[Prompt]) -> tuple[str, ...]:
     """Returns what a dry run has to say of random seeds, which it cannot know."""
-    from hidiff_runtime.pipeline.seeds import RANDOM
+    from hidiff_runtime.pipeline.request_values import RANDOM
 
     if not options.dry_run or all(prompt.settings.get("seed", options.seed) != RANDOM for prompt in asked):
         return ()
