@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle, open
     from hidiff_runtime.denoising.denoiser import ControlRequest, Denoiser, StepInfo
     from hidiff_runtime.format.manifest import Manifest
+    from hidiff_runtime.pipeline.image_metadata import save_png
     from hidiff_runtime.pipeline.image_parameters import PictureParameters, read_parameters
     from hidiff_runtime.pipeline.image_settings import Likeness, settings_like
     from hidiff_runtime.pipeline.pipeline import PictureStep, Pipeline, Result
-    from hidiff_runtime.pipeline.png_metadata import save_png
     from hidiff_runtime.pipeline.request import Request
     from hidiff_runtime.pipeline.request_fields import Settings
     from hidiff_runtime.sampling.scheduler_table import SamplerTable
@@ -80,7 +80,7 @@ _HOMES = {
     "pipeline.image_settings": ("Likeness", "settings_like"),
     "format.manifest": ("Manifest",),
     "pipeline.pipeline": ("PictureStep", "Pipeline", "Result"),
-    "pipeline.png_metadata": ("save_png",),
+    "pipeline.image_metadata": ("save_png",),
     "pipeline.image_parameters": ("PictureParameters", "read_parameters"),
     "verification.replay": ("CheckReport", "check"),
     "pipeline.request": ("Request",),

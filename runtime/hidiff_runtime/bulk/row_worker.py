@@ -13,9 +13,9 @@ from hidiff_runtime.bulk.output import PICTURES, ImageEntry
 from hidiff_runtime.bulk.rows import DeadLetter, Row, picture_name
 from hidiff_runtime.bulk.storage import Location, Store
 from hidiff_runtime.errors import BundleError, EngineError, HidiffError, InputError, ParityError, StorageError
+from hidiff_runtime.pipeline.image_metadata import HIDIFF, encoded
 from hidiff_runtime.pipeline.image_processing import decode_picture
 from hidiff_runtime.pipeline.pipeline import Result
-from hidiff_runtime.pipeline.png_metadata import HIDIFF, encoded
 from hidiff_runtime.pipeline.request_fields import BY_NAME
 from hidiff_runtime.pipeline.request_values import DATA, Limits
 from hidiff_runtime.serving.service import Service, generation_metadata

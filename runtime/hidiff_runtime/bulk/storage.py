@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hidiff_runtime.errors import EngineError, InputError, StorageError
-from hidiff_runtime.pipeline.png_metadata import write_whole
+from hidiff_runtime.pipeline.image_metadata import write_whole
 from hidiff_runtime.text_safety import encodable
 
 SCHEME = "s3://"

@@ -188,7 +188,7 @@ def _generate(
     """Makes and writes each run's pictures as they are done."""
     from hidiff_runtime.console.progress import RunProgress
     from hidiff_runtime.pipeline.contact_sheet import Cell, contact_sheet
-    from hidiff_runtime.pipeline.png_metadata import save_png
+    from hidiff_runtime.pipeline.image_metadata import save_png
     from hidiff_runtime.pipeline.prompt_encoding import TruncationWarning
 
     shown = RunProgress([request.steps for request in requests], options.previews is not None)

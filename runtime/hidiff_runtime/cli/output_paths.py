@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hidiff_runtime.errors import InputError, StorageError
-from hidiff_runtime.pipeline.png_metadata import check_name
+from hidiff_runtime.pipeline.image_metadata import check_name
 
 INDEX, SEED = "{index}", "{seed}"
 """What stands in a pattern for the number of a picture, from 000, and for the seed of its run."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.pipeline.image_metadata import HIDIFF, PARAMETERS
 from hidiff_runtime.pipeline.image_processing import picture_texts
 from hidiff_runtime.pipeline.infotext import Infotext, read_infotext
-from hidiff_runtime.pipeline.png_metadata import HIDIFF, PARAMETERS
 from hidiff_runtime.pipeline.request_fields import ORDERS, SETTINGS, TYPES
 
 _UTF16, _ASCII, _UNDEFINED = b"UNICODE\0", b"ASCII\0\0\0", b"\0" * 8

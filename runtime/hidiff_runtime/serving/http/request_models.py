@@ -11,7 +11,7 @@ from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hidiff_runtime.format.manifest import Manifest
-from hidiff_runtime.pipeline.image_formats import FORMAT_NAMES, FileFormat
+from hidiff_runtime.pipeline.image_metadata import FORMAT_NAMES, FileFormat
 from hidiff_runtime.pipeline.request import Request
 from hidiff_runtime.pipeline.request_fields import BY_NAME, FIELDS, PICTURES, Kind
 from hidiff_runtime.pipeline.request_fields import Field as RequestField
