@@ -191,9 +191,7 @@ def _table(pictures: list[ImageEntry]) -> bytes:
 
 
 def _letters(content: bytes) -> list[DeadLetter]:
-    """Returns the dead letters of a file, one a line feed: their text may hold what other readers take for line
-    ends.
-    """
+    """Returns the dead letters of a file, one a line feed; their text may hold other characters that end lines."""
     try:
         return [_letter(line) for line in content.split(b"\n") if line.strip()]
     except TypeError as error:  # fields of another version

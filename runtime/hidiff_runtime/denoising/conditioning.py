@@ -65,9 +65,7 @@ class Conditioning:
         return cls(inputs, channels)
 
     def model_input(self, latents: Array, repeat: int) -> Array:
-        """Returns the graphs' ``latents`` from one picture's worth: repeated for guidance, inpainting channels
-        behind.
-        """
+        """Returns the graphs' ``latents``: one picture's, repeated for guidance, with inpainting channels behind."""
         stacked = np.concatenate([latents] * repeat)
         return stacked if self.channels is None else np.concatenate([stacked, self.channels], axis=1)
 

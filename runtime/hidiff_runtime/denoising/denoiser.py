@@ -138,9 +138,7 @@ class Denoiser:
     def _control(
         self, plan: PhasePlan, control: Control | None, image: Array | None, conditioning_scale: float
     ) -> Control | None:
-        """Returns what gives the residuals: the caller's own, the bundle's ControlNet, or nothing where none are
-        taken.
-        """
+        """Returns what gives the residuals: the caller's function, the bundle's ControlNet, or None for none."""
         manifest = self._bundle.manifest
         for phase in plan.phases:
             manifest.phase(phase)

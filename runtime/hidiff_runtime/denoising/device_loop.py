@@ -115,9 +115,7 @@ class _DeviceLoop:
             self._tensors.put(run.control.record.inputs, run.control.own)
 
     def _flipping(self, name: str, index: int) -> DeviceArray:
-        """Returns what a step changes, after ``index`` evaluations: two tensors in turn, since it reads one and writes
-        one.
-        """
+        """Returns what a step changes, after ``index`` evaluations: of two tensors one is read, the other written."""
         return self._tensors.get(self._specs[name], f"{name} {index % 2}")
 
     def _evaluate(self, evaluation: Evaluation) -> None:

@@ -38,9 +38,7 @@ class MaskBlend:
     schedule: Schedule
 
     def apply(self, latents: Array, done: int) -> Array:
-        """Returns ``latents`` after ``done`` evaluations, with the picture outside the mask. In float32, as
-        diffusers.
-        """
+        """Returns ``latents`` after ``done`` evaluations with the picture outside the mask, in float32 as diffusers."""
         kept = self.image_latents
         if done < len(self.schedule):
             kept = self.schedule.noised(kept, self.noise, done)

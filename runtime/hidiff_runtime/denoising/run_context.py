@@ -115,9 +115,7 @@ class RunContext:
         return inputs
 
     def residuals(self, record: PhaseRecord, step: int, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
-        """Returns what ``control`` gives, checked; empty where the phase takes none. ``inputs`` is what it may look
-        at.
-        """
+        """Returns what ``control`` gives for these graph inputs, checked; empty where the phase takes none."""
         if not record.phase.control or self.control is None:
             return {}
         found = self.control(ControlRequest(step, self.plan.steps, inputs))

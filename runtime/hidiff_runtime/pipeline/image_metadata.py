@@ -1,9 +1,9 @@
 """Picture files that say how their picture was made.
 
-In a PNG file the chunk ``parameters`` is the text that web UIs for Stable Diffusion write, which common metadata viewers
-read; the chunk ``hidiff`` is JSON with everything. Text beyond Latin-1 goes into iTXt chunks. JPEG and WebP have no text
-chunks: there EXIF's ``UserComment`` holds the web UIs' text, in the form that web UIs write and read, and ``MakerNote``
-holds the JSON, in UTF-8.
+A PNG file's chunk ``parameters`` is the text that web UIs for Stable Diffusion write, which common metadata viewers
+read; its chunk ``hidiff`` is JSON with everything. Text beyond Latin-1 goes into iTXt chunks. JPEG and WebP have no
+text chunks: there EXIF's ``UserComment`` holds the web UIs' text, in the form that web UIs write and read, and
+``MakerNote`` holds the JSON, in UTF-8.
 """
 
 from __future__ import annotations

@@ -138,9 +138,7 @@ def picture_texts(path: str | Path, sought: Collection[str]) -> tuple[dict[str, 
 
 
 def fitted_pictures(images: Any, size: tuple[int, int], name: str, *, batch: int, resize: bool) -> list[Image]:
-    """Returns the pictures, checked and of this size; the arguments are those of `image_array`, and so are the
-    errors.
-    """
+    """Returns the pictures, checked and of this size; arguments and errors are those of `image_array`."""
     return [_fitted(image, size, name, resize) for image in _listed(images, name, batch)]
 
 
@@ -173,9 +171,7 @@ def image_array(
 def control_array(
     images: Any, size: tuple[int, int], name: str = "control_image", *, batch: int = 1, resize: bool = False
 ) -> Array:
-    """Returns pictures for a ControlNet: float32 ``[1 or batch, 3, height, width]``, 0 to 1; otherwise as
-    `image_array`.
-    """
+    """Returns pictures for a ControlNet as `image_array`, but float32 ``[1 or batch, 3, height, width]`` of 0 to 1."""
     pictures = fitted_pictures(images, size, name, batch=batch, resize=resize)
     colours = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return np.ascontiguousarray(colours.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
@@ -194,9 +190,7 @@ def mask_array(
 
 
 def latent_mask(mask: Array, latent: tuple[int, int, int]) -> Array:
-    """Returns a mask at the latents' size, ``[…, 1, latent height, latent width]``: the nearest pixels, as diffusers
-    takes.
-    """
+    """Returns a mask's nearest pixels at the latents' size, ``[…, 1, latent height, latent width]``, as diffusers."""
     return np.ascontiguousarray(nearest(mask, *latent[1:]))
 
 

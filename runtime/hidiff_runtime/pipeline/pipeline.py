@@ -212,9 +212,7 @@ class Pipeline:
         self.bundle.__exit__(kind, error, traceback)
 
     def _encode(self, requests: Sequence[Request]) -> list[tuple[dict[str, Array], tuple[str, ...]]]:
-        """Returns each request's embeddings, and what was cut from its prompts; equal options share the open text
-        encoders.
-        """
+        """Returns each request's embeddings and what was cut; text encoders open once for all of equal options."""
         found: dict[int, tuple[dict[str, Array], tuple[str, ...]]] = {}
         groups: dict[tuple[int, str, bool], list[int]] = {}
         for number, request in enumerate(requests):

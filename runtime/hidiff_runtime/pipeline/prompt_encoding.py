@@ -217,9 +217,7 @@ class _Encoder:
         return self._known[ids, skip]
 
     def _sound(self, outputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns the outputs. Raises EngineError for NaN, which the UNet would refuse as if the caller had given
-        them.
-        """
+        """Returns the outputs. Raises EngineError for NaN, for which the denoiser would blame the caller."""
         for name, array in outputs.items():
             if bad := count_nonfinite(array):
                 raise EngineError(

@@ -284,9 +284,7 @@ def _time_ids(manifest: Manifest, settings: Settings) -> tuple[Array | None, Arr
 
 
 def _keeps_crops(settings: Settings) -> bool:
-    """Returns whether diffusers' pipeline for this task takes the crop for negative prompts too, where they have
-    none.
-    """
+    """Returns whether diffusers' pipeline for this task takes the crop for negative prompts without one too."""
     if settings.image is not None:
         return settings.mask is not None and settings.control_image is not None
     return settings.negative_original_size is None or settings.negative_target_size is None

@@ -64,9 +64,7 @@ class TorchGenerator:
         return uniforms
 
     def _words(self, size: int) -> NDArray[np.uint32]:
-        """Returns the engine's next 32-bit words as they are: over its whole range, randint neither rejects nor
-        masks.
-        """
+        """Returns the engine's next 32-bit words: over this whole range, randint neither rejects nor masks."""
         return self._engine.randint(0, 2**32, size, dtype=np.uint32)
 
     def _one_normal(self) -> float:
