@@ -6,18 +6,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from hidiff_runtime.errors import EngineError, InputError, StorageError
+from hidiff_runtime.errors import InputError, StorageError
+from hidiff_runtime.optional_libraries import optional_library
 from hidiff_runtime.pipeline.image_metadata import write_whole
 from hidiff_runtime.text_safety import encodable
 
 SCHEME = "s3://"
 LOCK = ".lock"
+INSTALL = "pip install 'hidiff-runtime[bulk]'"
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
@@ -27,12 +28,7 @@ def arrow() -> ModuleType:
     Raises:
         EngineError: it is not installed.
     """
-    try:
-        return import_module("pyarrow")
-    except ImportError as error:
-        raise EngineError(
-            "Bulk jobs need pyarrow, which is not installed.", given=error, advice="pip install 'hidiff-runtime[bulk]'"
-        ) from error
+    return optional_library("pyarrow", "Bulk jobs need pyarrow", INSTALL)
 
 
 @dataclass(frozen=True)

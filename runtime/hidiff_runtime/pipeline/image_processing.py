@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.denoising.controlnet import nearest
-from hidiff_runtime.errors import EngineError, InputError
+from hidiff_runtime.errors import InputError
+from hidiff_runtime.optional_libraries import optional_library
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,15 +49,7 @@ def pillow() -> ModuleType:
     Raises:
         EngineError: Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise EngineError(
-            "Pictures need Pillow, which is not installed.",
-            given=error,
-            advice="pip install 'hidiff-runtime[pictures]'",
-        ) from error
-    return Image
+    return optional_library("PIL.Image", "Pictures need Pillow", "pip install 'hidiff-runtime[pictures]'")
 
 
 def read_picture(path: str | Path, name: str = "image") -> Image:

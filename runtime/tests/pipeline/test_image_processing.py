@@ -203,7 +203,7 @@ def test_bytes_become_pictures() -> None:
 
 
 def test_without_pillow_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(EngineError) as caught:
         pillow()
     assert "pip install 'hidiff-runtime[pictures]'" in caught.value.advice
