@@ -13,10 +13,9 @@ from typing import Any
 from hidiff_runtime.bulk.job_progress import JobProgress
 from hidiff_runtime.bulk.output import DEAD, Output
 from hidiff_runtime.bulk.ray_pool import Cluster, Pool, connected
-from hidiff_runtime.bulk.reading import read_prompts
 from hidiff_runtime.bulk.resume import ResumePlan, plan_resume
 from hidiff_runtime.bulk.row_worker import DIED, LIMITS, Outcome, Work, request_values
-from hidiff_runtime.bulk.rows import DeadLetter, Row, find_rows
+from hidiff_runtime.bulk.rows import DeadLetter, Row, find_rows, read_prompts
 from hidiff_runtime.bulk.storage import Location, Store
 from hidiff_runtime.errors import EngineError, InputError, StorageError
 from hidiff_runtime.format.bundle_folder import BundleFolder
