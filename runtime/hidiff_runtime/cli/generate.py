@@ -86,8 +86,8 @@ def run(options: argparse.Namespace) -> int:
     from hidiff_runtime.cli.prompt_options import Prompt, read_prompts
     from hidiff_runtime.pipeline.image_parameters import read_parameters
     from hidiff_runtime.pipeline.image_settings import Likeness, settings_like
-    from hidiff_runtime.pipeline.late_start import late_starts
     from hidiff_runtime.pipeline.pipeline import Pipeline
+    from hidiff_runtime.pipeline.request import late_start
 
     asked: Sequence[Prompt] = (
         [Prompt(text) for text in options.prompt or ()] if options.prompts is None else read_prompts(options.prompts)
@@ -104,7 +104,8 @@ def run(options: argparse.Namespace) -> int:
         _warn(like.warnings)
         asked = asked or [Prompt(like.prompt)]
         requests = _requests(pipeline, options, asked, like.settings)
-        found = (*late_starts(bundle, requests), *_drawn_later(options, asked))
+        late = dict.fromkeys(late_start(bundle, request) for request in requests)
+        found = (*filter(None, late), *_drawn_later(options, asked))
         _warn(found)
         warned = (*like.warnings, *found)
         batch = bundle.manifest.batch

@@ -21,9 +21,8 @@ from hidiff_runtime.format.specs import VaeRecord
 from hidiff_runtime.pipeline import vae
 from hidiff_runtime.pipeline.image_metadata import describe
 from hidiff_runtime.pipeline.image_processing import from_bytes, latent_mask, pillow, to_pictures
-from hidiff_runtime.pipeline.late_start import LateStartWarning, late_start
 from hidiff_runtime.pipeline.prompt_encoding import encode_prompts
-from hidiff_runtime.pipeline.request import Request, repeated
+from hidiff_runtime.pipeline.request import LateStartWarning, Request, late_start, repeated
 from hidiff_runtime.pipeline.request_fields import SETTINGS, Settings, Size
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 

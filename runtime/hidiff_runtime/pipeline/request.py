@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,6 +41,14 @@ Found = TypeVar("Found")
 
 MOST_PIXELS = 2**24
 """The largest size and crop: float32, which SDXL is told them in, holds no larger ones exactly."""
+
+MOST_PICTURE = 0.7
+"""The largest part of a picture, of the length of picture and noise, in what a run from noise may begin as. A run of 2
+steps with leading timesteps begins at 0.53 and still draws; one of 1 step begins at 1, and gives noise."""
+
+
+class LateStartWarning(UserWarning):
+    """A run will give noise instead of a picture: the UNet is told of little noise, and given noise alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +139,22 @@ class Request:
     def phases(self, manifest: Manifest) -> PhasePlan:
         """Returns which phase each step of the run is in."""
         return PhasePlan(manifest.rule, self.steps)
+
+
+def late_start(bundle: Bundle, request: Request) -> str | None:
+    """Returns what is wrong with where a run begins, in a line; None where nothing is."""
+    settings = request.settings
+    if settings.strength is not None or settings.steps is None:
+        return None
+    first = bundle.sampler(settings.sampler).schedule(settings.steps, eta=settings.eta).evaluations[0]
+    picture, noise = first.noising
+    if picture <= MOST_PICTURE * math.hypot(picture, noise):
+        return None
+    return (
+        f"{settings.steps} step{'s' * (settings.steps != 1)} of {settings.sampler} begin at timestep "
+        f"{first.timestep:g}, where the UNet expects a picture, and give noise: take more steps, or a bundle built "
+        "with timestep_spacing: trailing"
+    )
 
 
 def _alone(pictures: list[Any] | None) -> Any:

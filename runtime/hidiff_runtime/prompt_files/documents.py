@@ -10,9 +10,8 @@ from typing import Any
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.optional_libraries import optional_library
 from hidiff_runtime.pipeline.request_fields import BY_NAME
-from hidiff_runtime.prompt_files import strict_json
 from hidiff_runtime.prompt_files.detection import line_ends
-from hidiff_runtime.prompt_files.raw_rows import EXAMPLE, Raw, kind_name, row_values
+from hidiff_runtime.prompt_files.raw_rows import EXAMPLE, Raw, kind_name, row_values, strict_json
 from hidiff_runtime.text_safety import printable
 
 _LIST = f'Write a list of texts and objects: ["a boat", {EXAMPLE}], or an object with that list alone.'
@@ -34,7 +33,7 @@ def read_json(name: str, text: str) -> list[Raw]:
         InputError: it is not JSON, or holds no list.
     """
     try:
-        found = strict_json.loads(text)
+        found = strict_json(text)
     except (ValueError, RecursionError) as error:
         lines = [line for line in line_ends(text) if line.strip()]
         many = len(lines) > 1 and "Extra data" in str(error)
