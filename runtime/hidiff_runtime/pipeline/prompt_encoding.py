@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 import warnings
 from collections.abc import Sequence
@@ -149,7 +150,7 @@ def _stacked(encodings: Sequence[TextEncoding]) -> dict[str, Array]:
 
 
 def _encode(bundle: Bundle, asked: dict[_Asked, None], *, chunked: bool) -> dict[_Asked, TextEncoding]:
-    """Returns every text encoder in turn, so that one is open at a time."""
+    """Encodes by every text encoder in turn, so that one is open at a time, and evaluates no tokens twice."""
     texts = dict.fromkeys(prompt for prompt, _ in asked)
     chunks = chunks_of(bundle)
     parts: dict[_Asked, list[TextEncoding]] = {key: [] for key in asked}
@@ -159,9 +160,10 @@ def _encode(bundle: Bundle, asked: dict[_Asked, None], *, chunked: bool) -> dict
         tokens[record.name] = {text: _rows(tokenizer, text, chunks, chunked=chunked) for text in texts}
     for record in bundle.manifest.text_encoders:
         with bundle.network(cast("Network", record.name)) as session:
-            encoder = _Encoder(session, record)
+            evaluate = functools.cache(functools.partial(_evaluate, session, record))
             for prompt, skip in asked:
-                parts[prompt, skip].append(encoder.encode(tokens[record.name][prompt], skip))
+                rows = tokens[record.name][prompt]
+                parts[prompt, skip].append(_encoded(rows, [evaluate(row.ids, skip) for row in rows]))
     return {key: _joined(encodings) for key, encodings in parts.items()}
 
 
@@ -195,37 +197,24 @@ def _rows(tokenizer: Tokenizer, prompt: str, chunks: int, *, chunked: bool) -> t
     return (*rows, *[tokenizer.encode("")] * (chunks - len(rows)))
 
 
-class _Encoder:
-    """A text encoder that evaluates no tokens twice."""
+def _evaluate(session: Session, record: TextEncoderRecord, ids: tuple[int, ...], skip: int) -> dict[str, Array]:
+    """Returns the outputs. Raises EngineError for NaN, for which the denoiser would blame the caller."""
+    outputs = session.run({"input_ids": np.array([ids], np.int32), "clip_skip": np.array([skip], np.int32)})
+    for name, array in outputs.items():
+        if bad := count_nonfinite(array):
+            raise EngineError(
+                f"The {record.name} gave NaN or infinite values.",
+                given=f"{bad} of {array.size} in {name}",
+                advice="Build the bundle in float32 or bfloat16: half precision overflows in some checkpoints.",
+            )
+    return outputs
 
-    def __init__(self, session: Session, record: TextEncoderRecord) -> None:
-        self._session = session
-        self._record = record
-        self._known: dict[tuple[tuple[int, ...], int], dict[str, Array]] = {}
 
-    def encode(self, rows: Sequence[Tokens], skip: int) -> TextEncoding:
-        """Returns the rows' embeddings one after another, and the first one's pooled embeddings."""
-        found = [self._evaluate(row.ids, skip) for row in rows]
-        embeds = np.concatenate([outputs["prompt_embeds"][0] for outputs in found])
-        pooled = found[0]["text_embeds"][0] if "text_embeds" in found[0] else None
-        return TextEncoding(embeds, pooled, tuple(row.cut for row in rows if row.cut))
-
-    def _evaluate(self, ids: tuple[int, ...], skip: int) -> dict[str, Array]:
-        if (ids, skip) not in self._known:
-            inputs = {"input_ids": np.array([ids], np.int32), "clip_skip": np.array([skip], np.int32)}
-            self._known[ids, skip] = self._sound(self._session.run(inputs))
-        return self._known[ids, skip]
-
-    def _sound(self, outputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns the outputs. Raises EngineError for NaN, for which the denoiser would blame the caller."""
-        for name, array in outputs.items():
-            if bad := count_nonfinite(array):
-                raise EngineError(
-                    f"The {self._record.name} gave NaN or infinite values.",
-                    given=f"{bad} of {array.size} in {name}",
-                    advice="Build the bundle in float32 or bfloat16: half precision overflows in some checkpoints.",
-                )
-        return outputs
+def _encoded(rows: Sequence[Tokens], outputs: Sequence[dict[str, Array]]) -> TextEncoding:
+    """Returns the rows' embeddings one after another, and the first one's pooled embeddings."""
+    embeds = np.concatenate([found["prompt_embeds"][0] for found in outputs])
+    pooled = outputs[0]["text_embeds"][0] if "text_embeds" in outputs[0] else None
+    return TextEncoding(embeds, pooled, tuple(row.cut for row in rows if row.cut))
 
 
 def check_options(clip_skip: Any, most: int, long_prompt: Any) -> None:
@@ -253,8 +242,7 @@ def _check_prompts(prompts: Sequence[str], negative: Sequence[str] | None, *, gu
         raise InputError("Prompts come as a list of texts.", given=repr(prompts), advice="Give at least one prompt.")
     for prompt in prompts:
         check_text("prompt", prompt)
-        if not prompt.strip():
-            raise InputError("A prompt is empty.", given=repr(prompt), advice="Say what the picture is to show.")
+        check_not_empty(prompt)
     if negative is None:
         return
     if not guidance:
@@ -271,6 +259,12 @@ def _check_prompts(prompts: Sequence[str], negative: Sequence[str] | None, *, gu
         )
     for prompt in negative:
         check_text("negative prompt", prompt)
+
+
+def check_not_empty(prompt: str) -> None:
+    """Refuses a prompt of whitespace alone. Raises InputError."""
+    if not prompt.strip():
+        raise InputError("A prompt is empty.", given=repr(prompt), advice="Say what the picture is to show.")
 
 
 def check_text(name: str, text: object) -> None:

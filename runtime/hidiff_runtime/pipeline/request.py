@@ -28,7 +28,7 @@ from hidiff_runtime.pipeline.image_processing import (
     mask_array,
     picture_bytes,
 )
-from hidiff_runtime.pipeline.prompt_encoding import check_options, check_text
+from hidiff_runtime.pipeline.prompt_encoding import check_not_empty, check_options, check_text
 from hidiff_runtime.pipeline.request_fields import ORDERS, PICTURES, SETTINGS, STEPS, Settings, Size
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 
@@ -84,8 +84,7 @@ class Request:
         manifest = bundle.manifest
         prompts = _prompts("prompt", prompt, manifest.batch)
         for text in prompts:
-            if not text.strip():
-                raise InputError("A prompt is empty.", given=repr(text), advice="Say what the picture is to show.")
+            check_not_empty(text)
         negative = _negative_prompts(manifest, settings.negative_prompt)
         filled = _filled(bundle, settings)
         times = _time_ids(manifest, filled)
