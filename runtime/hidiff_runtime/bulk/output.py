@@ -67,11 +67,7 @@ class ImageEntry:
 
 
 class Output:
-    """Reads and writes the index and the dead letters at a place.
-
-    Args:
-        store: of the place.
-    """
+    """Reads and writes the index and the dead letters at a store's place."""
 
     def __init__(self, store: Store) -> None:
         self.store = store

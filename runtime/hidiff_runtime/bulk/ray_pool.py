@@ -96,12 +96,7 @@ class Coordinator:
 
 
 class RayWorker:
-    """An actor of the pool: makes the rows of one block after another.
-
-    Args:
-        work: what to do.
-        board: handle of the `Coordinator`.
-    """
+    """An actor of the pool: makes the rows of one block after another; ``board`` is a handle of the `Coordinator`."""
 
     def __init__(self, work: Work, board: Any) -> None:
         import ray
@@ -125,12 +120,7 @@ class RayWorker:
 
 
 class Cluster:
-    """A Ray that was found or started, and what asks it.
-
-    Args:
-        pool: of workers.
-        actors: how many there will be.
-    """
+    """A Ray that was found or started, with so many actors as workers."""
 
     def __init__(self, pool: Pool, actors: int) -> None:
         import ray

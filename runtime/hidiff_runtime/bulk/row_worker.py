@@ -58,6 +58,11 @@ class Work:
     version: str = __version__
 
 
+_KINDS: dict[str, type[HidiffError]] = {
+    kind.__name__: kind for kind in (ParityError, InputError, BundleError, EngineError, StorageError)
+}
+
+
 @dataclass(frozen=True)
 class FatalError:
     """Why no row can be made: a `HidiffError` as plain values."""
@@ -71,15 +76,12 @@ class FatalError:
     def of(cls, error: HidiffError) -> FatalError:
         """Makes it of this error."""
         given = None if error.given is None else str(error.given)
-        kinds = (ParityError, InputError, BundleError, EngineError, StorageError)
-        name = next((kind.__name__ for kind in kinds if isinstance(error, kind)), EngineError.__name__)
+        name = next((name for name, kind in _KINDS.items() if isinstance(error, kind)), EngineError.__name__)
         return cls(name, error.summary, given, error.advice)
 
     def error(self) -> HidiffError:
         """Returns the error again, with its exit code."""
-        kinds: tuple[type[HidiffError], ...] = (ParityError, InputError, BundleError, EngineError, StorageError)
-        kind = next(kind for kind in kinds if kind.__name__ == self.name)
-        return kind(self.summary, given=self.given, advice=self.advice)
+        return _KINDS[self.name](self.summary, given=self.given, advice=self.advice)
 
 
 @dataclass(frozen=True)

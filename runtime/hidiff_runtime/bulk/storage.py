@@ -92,9 +92,6 @@ Place = Location
 class Store:
     """Reads and writes whole files at a place and below it. Each file is there whole or not at all.
 
-    Args:
-        place: of everything.
-
     Raises:
         EngineError: pyarrow is not installed.
     """

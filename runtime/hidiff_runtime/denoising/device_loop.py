@@ -47,14 +47,7 @@ _NEXT = {SAMPLE: NEXT_SAMPLE, STATE: NEXT_STATE, UNSOUND: NEXT_UNSOUND}
 def run_on_device(
     run: RunContext, schedule: Schedule, state: SamplerState, tensors: DeviceTensors, step: GraphRecord
 ) -> Array:
-    """Takes every step; returns the latents.
-
-    Args:
-        run: the run.
-        schedule: its evaluations.
-        state: where it starts; it is left as it is.
-        tensors: on the device whose engines run.
-        step: the record of the bundle's step graph.
+    """Takes every step, by the bundle's step graph, from ``state``, which is left as it is; returns the latents.
 
     Raises:
         BundleError: the step graph holds fewer states than the sampler.

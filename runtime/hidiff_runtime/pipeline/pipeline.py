@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,11 +36,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class PictureStep(StepInfo):
-    """A finished step, as a pipeline's callback sees it.
-
-    Args:
-        vae: of the bundle.
-    """
+    """A finished step, as a pipeline's callback sees it; with the record of the bundle's VAE."""
 
     vae: VaeRecord
 
@@ -205,10 +200,8 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.bundle.__exit__(kind, error, traceback)
+    def __exit__(self, *exception: Any) -> None:
+        self.bundle.__exit__(*exception)
 
     def _encode(self, requests: Sequence[Request]) -> list[tuple[dict[str, Array], tuple[str, ...]]]:
         """Returns each request's embeddings and what was cut; text encoders open once for all of equal options."""

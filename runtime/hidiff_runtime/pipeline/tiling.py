@@ -75,12 +75,7 @@ class TileAxis:
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The tiles of a picture, row by row.
-
-    Args:
-        rows: along the height.
-        columns: along the width.
-    """
+    """The tiles of a picture, row by row: those along its height, and those along its width."""
 
     rows: TileAxis
     columns: TileAxis

@@ -12,11 +12,7 @@ from hidiff_runtime.sampling.scheduler_table import SamplerTable
 
 
 def check_tables(manifest: Manifest, read: Callable[[str], SamplerTable]) -> None:
-    """Reads each table once and compares it with what the manifest says; none is kept.
-
-    Args:
-        manifest: of the bundle.
-        read: gives the table of a sampler, compared by `check_table`.
+    """Reads each table once, by a function that compares it as `check_table` does, and keeps none.
 
     Raises:
         BundleError: a table is broken or another sampler's, or the step counts are not those that every table holds.
