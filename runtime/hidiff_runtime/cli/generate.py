@@ -160,7 +160,7 @@ def _reader(size: tuple[int, int]) -> Callable[[Path, str, bool], Image]:
 
     def read(path: Path, called: str, resize: bool) -> Image:
         found = read_picture(path, called)
-        return fitted_pictures(found, size, called, batch=1, resize=True)[0] if resize else found
+        return fitted_pictures(found, size, called, resize=True)[0] if resize else found
 
     return functools.cache(read)
 

@@ -130,8 +130,20 @@ def picture_texts(path: str | Path, sought: Collection[str]) -> tuple[dict[str, 
             return texts, exif.get(USER_COMMENT), exif.get(MAKER_NOTE)
 
 
-def fitted_pictures(images: Any, size: tuple[int, int], name: str, *, batch: int, resize: bool) -> list[Image]:
-    """Returns the pictures, checked and of this size; arguments and errors are those of `image_array`."""
+def fitted_pictures(
+    images: Any, size: tuple[int, int], name: str, *, batch: int = 1, resize: bool = False
+) -> list[Image]:
+    """Returns pictures, one or as many as the batch has, checked and of one size.
+
+    Args:
+        images: a Pillow image, or a sequence of ``batch`` of them.
+        size: width and height that they must have.
+        name: what they are for, in messages.
+        resize: resizes others to ``size`` with Lanczos, as diffusers does.
+
+    Raises:
+        InputError: not Pillow images, of another size or mode, broken, or of another number.
+    """
     return [_fitted(image, size, name, resize) for image in _listed(images, name, batch)]
 
 
@@ -143,42 +155,20 @@ def picture_bytes(images: Any) -> int:
     return sum(image.width * image.height * len(image.getbands()) for image in several)
 
 
-def image_array(
-    images: Any, size: tuple[int, int], name: str = "image", *, batch: int = 1, resize: bool = False
-) -> Array:
-    """Returns pictures for the VAE's encoder: float32 ``[1 or batch, 3, height, width]``, -1 to 1.
-
-    Args:
-        images: a Pillow image, or a sequence of ``batch`` of them.
-        size: width and height that they must have.
-        name: what they are for, in messages.
-        resize: resizes others to ``size`` with Lanczos, as diffusers does.
-
-    Raises:
-        InputError: not Pillow images, of another size or mode, broken, or of another number.
-    """
-    bright = control_array(images, size, name, batch=batch, resize=resize)
-    return np.asarray(bright * np.float32(2) - np.float32(1), np.float32)
+def image_array(pictures: Sequence[Image]) -> Array:
+    """Returns pictures for the VAE's encoder: float32 ``[pictures, 3, height, width]``, -1 to 1."""
+    return np.asarray(control_array(pictures) * np.float32(2) - np.float32(1), np.float32)
 
 
-def control_array(
-    images: Any, size: tuple[int, int], name: str = "control_image", *, batch: int = 1, resize: bool = False
-) -> Array:
-    """Returns pictures for a ControlNet as `image_array`, but float32 ``[1 or batch, 3, height, width]`` of 0 to 1."""
-    pictures = fitted_pictures(images, size, name, batch=batch, resize=resize)
+def control_array(pictures: Sequence[Image]) -> Array:
+    """Returns pictures for a ControlNet: float32 ``[pictures, 3, height, width]``, 0 to 1."""
     colours = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return np.ascontiguousarray(colours.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
 
 
-def mask_array(
-    images: Any, size: tuple[int, int], name: str = "mask", *, batch: int = 1, resize: bool = False
-) -> Array:
-    """Returns masks, float32 ``[1 or batch, 1, height, width]``, 1 where a picture is at least half white, else 0.
-
-    Otherwise as `image_array`.
-    """
-    masks = fitted_pictures(images, size, name, batch=batch, resize=resize)
-    grey = np.stack([np.asarray(mask.convert("L")) for mask in masks])[:, None].astype(np.float32) / np.float32(255)
+def mask_array(pictures: Sequence[Image]) -> Array:
+    """Returns masks: float32 ``[pictures, 1, height, width]``, 1 where one is at least half white, else 0."""
+    grey = np.stack([np.asarray(mask.convert("L")) for mask in pictures])[:, None].astype(np.float32) / np.float32(255)
     return np.asarray(grey >= 0.5, np.float32)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +33,12 @@ from hidiff_runtime.pipeline.request_fields import ORDERS, PICTURES, SETTINGS, S
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hidiff_runtime.bundle import Bundle
     from hidiff_runtime.format.manifest import Manifest
 
 Array = NDArray[np.float32]
-Found = TypeVar("Found")
 
 MOST_PIXELS = 2**24
 """The largest size and crop: float32, which SDXL is told them in, holds no larger ones exactly."""
@@ -88,23 +89,21 @@ class Request:
         negative = _negative_prompts(manifest, settings.negative_prompt)
         filled = _filled(bundle, settings)
         times = _time_ids(manifest, filled)
-        request = cls(
+        return cls(
             prompts=prompts,
             negative_prompts=negative,
-            settings=filled,
             steps=_steps_taken(bundle, filled),
+            # Fitted pictures alone are kept: those that were given may be larger by far, and requests may wait.
+            settings=replace(filled, **{name: _fitted(manifest, filled, name) for name in _given(filled)}),
             size=(manifest.width, manifest.height),
             time_ids=times[0],
             negative_time_ids=times[1] if manifest.guidance else None,
         )
-        # Fitted pictures alone are kept: those that were given may be larger by far, and requests may wait.
-        fitted = {name: _alone(request._fitted(fitted_pictures, name)) for name in request.given}
-        return replace(request, settings=replace(filled, **fitted))
 
     @property
     def given(self) -> tuple[str, ...]:
         """Which of ``image``, ``mask`` and ``control_image`` there are."""
-        return tuple(name for name in PICTURES if getattr(self.settings, name) is not None)
+        return _given(self.settings)
 
     @property
     def held(self) -> dict[int, int]:
@@ -115,25 +114,18 @@ class Request:
     @property
     def image(self) -> Array | None:
         """The image, float32 ``[1 or batch, 3, height, width]``, -1 to 1; made anew each time, as large arrays are."""
-        return self._fitted(image_array, "image")
+        return _array(self.settings.image, image_array)
 
     @property
     def mask(self) -> Array | None:
         """The mask, float32 ``[1 or batch, 1, height, width]``, 0 or 1; made anew each time."""
-        return self._fitted(mask_array, "mask")
+        return _array(self.settings.mask, mask_array)
 
     @property
     def control_image(self) -> Array | None:
         """The control image, float32 ``[batch, 3, height, width]``, 0 to 1; made anew each time."""
-        found = self._fitted(control_array, "control_image")
+        found = _array(self.settings.control_image, control_array)
         return None if found is None else repeated(found, len(self.prompts))
-
-    def _fitted(self, read: Callable[..., Found], name: str) -> Found | None:
-        """Returns what ``read`` makes of the pictures of this name; None where there are none."""
-        pictures = getattr(self.settings, name)
-        if pictures is None:
-            return None
-        return read(pictures, self.size, name, batch=len(self.prompts), resize=self.settings.resize)
 
     def phases(self, manifest: Manifest) -> PhasePlan:
         """Returns which phase each step of the run is in."""
@@ -156,9 +148,21 @@ def late_start(bundle: Bundle, request: Request) -> str | None:
     )
 
 
-def _alone(pictures: list[Any] | None) -> Any:
-    """Returns one picture for all instead of a list of it."""
-    return pictures[0] if pictures is not None and len(pictures) == 1 else pictures
+def _given(settings: Settings) -> tuple[str, ...]:
+    return tuple(name for name in PICTURES if getattr(settings, name) is not None)
+
+
+def _fitted(manifest: Manifest, settings: Settings, name: str) -> Any:
+    """Returns the pictures of this name at the bundle's size; one for all instead of a list of it."""
+    size, images = (manifest.width, manifest.height), getattr(settings, name)
+    pictures = fitted_pictures(images, size, name, batch=manifest.batch, resize=settings.resize)
+    return pictures[0] if len(pictures) == 1 else pictures
+
+
+def _array(pictures: Any, convert: Callable[[Sequence[Image]], Array]) -> Array | None:
+    if pictures is None:
+        return None
+    return convert(pictures if isinstance(pictures, Sequence) else [pictures])
 
 
 def repeated(array: Array, batch: int) -> Array:

@@ -105,7 +105,7 @@ def read_request(pipeline: Pipeline, values: Mapping[str, object], limits: Limit
     for name in [name for name in given if name in PICTURES]:
         picture: Any = read_picture(name, given[name], limits)
         if given.get("resize"):  # now: all of them, decoded, may be many times as large
-            picture = fitted_pictures(picture, size, name, batch=1, resize=True)
+            picture = fitted_pictures(picture, size, name, resize=True)
         settings[name] = picture
     prompt = settings.pop("prompt")
     request = pipeline.request(prompt, Settings(**settings))

@@ -47,7 +47,7 @@ def decode(bundle: Bundle, latents: Array, *, progress: Progress | None = None) 
         return decode_tiles(session, record, latents, progress)
 
 
-def encode(bundle: Bundle, images: Array, generator: TorchGenerator, *, progress: Progress | None = None) -> Array:
+def encode(bundle: Bundle, images: Array, generator: TorchGenerator) -> Array:
     """Returns the latents of pictures, float32 [batch, 4, height / 8, width / 8], times the scaling factor.
 
     They are drawn from the encoder's distribution as diffusers' image-to-image pipelines do: the whole batch's noise
@@ -57,7 +57,6 @@ def encode(bundle: Bundle, images: Array, generator: TorchGenerator, *, progress
         bundle: its VAE encodes.
         images: [batch, 3, height, width], -1 to 1.
         generator: the run's; it is drawn from once.
-        progress: told of each tile.
 
     Raises:
         BundleError: the bundle has no VAE.
@@ -66,7 +65,7 @@ def encode(bundle: Bundle, images: Array, generator: TorchGenerator, *, progress
     """
     record = vae_of(bundle)
     with bundle.network("vae_encoder") as session:
-        moments = encode_tiles(session, record, images, progress)
+        moments = encode_tiles(session, record, images)
     return np.asarray(sample(moments, generator) * np.float32(record.scaling_factor), np.float32)
 
 
