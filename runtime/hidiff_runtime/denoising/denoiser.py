@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.denoising.conditioning import Conditioning, check_array, check_guidance, check_rescale, check_steps
 from hidiff_runtime.denoising.controlnet import ControlNet, check_conditioning_scale
-from hidiff_runtime.denoising.device_loop import run_on_device
+from hidiff_runtime.denoising.device_loop import DeviceLoop
 from hidiff_runtime.denoising.host_loop import run_on_host
 from hidiff_runtime.denoising.init_image import InitImage
 from hidiff_runtime.denoising.run_context import Callback, Control, ControlRequest, RunContext, StepInfo
@@ -133,7 +133,7 @@ class Denoiser:
             # what every run needs.
             if tensors is None or step is None or older or blend is not None:
                 return run_on_host(run, state, blend)
-            return run_on_device(run, schedule, state, tensors, step)
+            return DeviceLoop(run, schedule, tensors, step).finish(state)
 
     def _control(
         self, plan: PhasePlan, control: Control | None, image: Array | None, conditioning_scale: float

@@ -44,33 +44,25 @@ _NEXT = {SAMPLE: NEXT_SAMPLE, STATE: NEXT_STATE, UNSOUND: NEXT_UNSOUND}
 """What a step makes of what the last one left."""
 
 
-def run_on_device(
-    run: RunContext, schedule: Schedule, state: SamplerState, tensors: DeviceTensors, step: GraphRecord
-) -> Array:
-    """Takes every step, by the bundle's step graph, from ``state``, which is left as it is; returns the latents.
+class DeviceLoop:
+    """The run while it goes on; ``step`` is the record of the bundle's step graph."""
 
-    Raises:
-        BundleError: the step graph holds fewer states than the sampler.
-        EngineError: an engine is missing, failed, or gave NaN.
-        Cancelled: the callback ended the run.
-    """
-    return _DeviceLoop(run, schedule.evaluations, tensors, step).finish(state)
-
-
-class _DeviceLoop:
-    """The run while it goes on."""
-
-    def __init__(
-        self, run: RunContext, evaluations: tuple[Evaluation, ...], tensors: DeviceTensors, step: GraphRecord
-    ) -> None:
+    def __init__(self, run: RunContext, schedule: Schedule, tensors: DeviceTensors, step: GraphRecord) -> None:
         self._run = run
-        self._evaluations = evaluations
+        self._evaluations = schedule.evaluations
         self._tensors = tensors
         self._record = step
         self._specs = {spec.name: spec for spec in (*step.inputs, *step.outputs)}
         self._session: Session = run.bundle.step_engine()
 
     def finish(self, state: SamplerState) -> Array:
+        """Takes every step from ``state``, which is left as it is; returns the latents.
+
+        Raises:
+            BundleError: the step graph holds fewer states than the sampler.
+            EngineError: an engine is missing, failed, or gave NaN.
+            Cancelled: the callback ended the run.
+        """
         run = self._run
         self._begin(state)
         started = time.perf_counter()

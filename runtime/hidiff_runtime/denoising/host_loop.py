@@ -28,7 +28,7 @@ def run_on_host(run: RunContext, state: SamplerState, blend: MaskBlend | None = 
         shape = state.latents.shape
         state.advance(noise, run.generator.randn(shape) if state.draws_noise else None)
         if blend is not None:
-            state.latents = blend.apply(state.latents, state.index)
+            state.latents = blend(state.latents, state.index)
         if not state.done and state.step == step:
             continue
         run.finished(step, timestep, np.array(state.latents), time.perf_counter() - started)
