@@ -188,17 +188,14 @@ def _table(pictures: list[ImageEntry]) -> bytes:
 
 def _letters(content: bytes) -> list[DeadLetter]:
     """Returns the dead letters of a file, one a line feed; their text may hold other characters that end lines."""
+    found = [_object(DEAD, line) for line in content.split(b"\n") if line.strip()]
+    for values in found:
+        if isinstance(values.get("given"), (int, float)):  # as earlier versions wrote numbers
+            values["given"] = str(values["given"])
     try:
-        return [_letter(line) for line in content.split(b"\n") if line.strip()]
+        return [_record(DeadLetter, values) for values in found]
     except TypeError as error:  # fields of another version
         raise _broken(DEAD, error) from error
-
-
-def _letter(line: bytes) -> DeadLetter:
-    values = _object(DEAD, line)
-    if isinstance(values.get("given"), (int, float)):  # as earlier versions wrote numbers
-        values["given"] = str(values["given"])
-    return _record(DeadLetter, values)
 
 
 def _pictures(name: str, content: bytes) -> list[ImageEntry]:

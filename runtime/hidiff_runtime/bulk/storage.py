@@ -141,10 +141,7 @@ class Store:
         Raises:
             StorageError: it cannot be listed.
         """
-        with self._told("listed", folder):
-            selector = self._fs_module.FileSelector(self._path(folder), allow_not_found=True)
-            found = self._files.get_file_info(selector)
-        return {info.base_name: info.size for info in found if info.is_file}
+        return {info.base_name: info.size for info in self._listed(folder) if info.is_file}
 
     def is_empty(self) -> bool:
         """Returns whether nothing is there but the lock.
@@ -152,9 +149,7 @@ class Store:
         Raises:
             StorageError: it cannot be listed.
         """
-        with self._told("listed", ""):
-            selector = self._fs_module.FileSelector(self._path(""), allow_not_found=True)
-            return all(info.base_name == LOCK for info in self._files.get_file_info(selector))
+        return all(info.base_name == LOCK for info in self._listed(""))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -193,6 +188,12 @@ class Store:
         """
         with self._told("removed", name):
             self._files.delete_file(self._path(name))
+
+    def _listed(self, folder: str) -> list[Any]:
+        with self._told("listed", folder):
+            selector = self._fs_module.FileSelector(self._path(folder), allow_not_found=True)
+            found: list[Any] = self._files.get_file_info(selector)
+            return found
 
     def _path(self, name: str) -> str:
         root = self.place.url.removeprefix(SCHEME)
