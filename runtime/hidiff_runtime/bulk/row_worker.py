@@ -270,11 +270,7 @@ class RowWorker:
 
 
 def request_values(row: Row, inputs: Location) -> dict[str, object]:
-    """Returns a row's values as a request takes them: pictures read from where they are.
-
-    Args:
-        row: that is asked for.
-        inputs: what paths begin at.
+    """Returns a row's values as a request takes them, with its pictures read; their paths begin at ``inputs``.
 
     Raises:
         InputError: a picture is not there or cannot be read.

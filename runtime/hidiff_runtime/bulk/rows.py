@@ -109,11 +109,7 @@ def _told(error: BaseException) -> dict[str, str]:
 
 
 def read_prompts(place: Location, ignored: Iterable[str] = ()) -> list[Raw]:
-    """Returns the rows of a file, by its ending.
-
-    Args:
-        place: of the file.
-        ignored: columns that may be there and are no fields.
+    """Returns the rows of a file, by its ending; ``ignored`` are columns that may be there and are no fields.
 
     Raises:
         InputError: there is no such file, it cannot be read, has no rows, or a table has a column that is no field.
@@ -154,13 +150,7 @@ def find_rows(
     raws: Iterable[Raw], *, seed: int, defaults: Mapping[str, Value], ignored: Iterable[str] = ()
 ) -> tuple[list[Row], list[DeadLetter]]:
     """Returns the rows, and those that are none: without values, with ones of a wrong type, or with an id that is
-    taken.
-
-    Args:
-        raws: as they were read.
-        seed: that the seeds of rows without one are derived from.
-        defaults: values of every row that does not say otherwise.
-        ignored: columns to leave out.
+    taken. Seed, defaults and ignored columns are the `hidiff_runtime.bulk.job.Job`'s.
     """
     rows: list[Row] = []
     refused: list[DeadLetter] = []

@@ -91,8 +91,6 @@ class ControlNet:
 
         Args:
             tensors: gives the tensors of these names, what the run and `own` hold among them.
-            step: logical step, from 0.
-            steps: logical steps of the run.
 
         Raises:
             EngineError: the engine does not load, or failed.

@@ -92,13 +92,7 @@ def _exif_of(comment: str | None, note: str | None) -> bytes:
 def describe(
     manifest: Manifest, table: SamplerTable, request: Request, index: int, cut: tuple[str, ...]
 ) -> dict[str, str]:
-    """Returns the chunks of a picture by key.
-
-    Args:
-        table: of the request's sampler.
-        index: of the picture in its batch.
-        cut: what was cut from its prompts.
-    """
+    """Returns the chunks by key, of one picture of a request's batch; ``cut`` was cut from its prompts."""
     facts = _facts(manifest, table, request, index)
     exact = {**facts, "cut": list(cut)} if cut else facts
     return {PARAMETERS: encodable(write_infotext(facts, sampler_name(table))), HIDIFF: json_text(exact)}

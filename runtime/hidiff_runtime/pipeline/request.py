@@ -88,11 +88,12 @@ class Request:
             check_not_empty(text)
         negative = _negative_prompts(manifest, settings.negative_prompt)
         filled = _filled(bundle, settings)
-        times = _time_ids(manifest, filled)
+        times, table = _time_ids(manifest, filled), bundle.sampler(filled.sampler)
+        assert filled.steps is not None
         return cls(
             prompts=prompts,
             negative_prompts=negative,
-            steps=_steps_taken(bundle, filled),
+            steps=table.schedule(filled.steps, strength=filled.strength, eta=filled.eta).steps,
             # Fitted pictures alone are kept: those that were given may be larger by far, and requests may wait.
             settings=replace(filled, **{name: _fitted(manifest, filled, name) for name in _given(filled)}),
             size=(manifest.width, manifest.height),
@@ -213,7 +214,9 @@ def _filled(bundle: Bundle, settings: Settings) -> Settings:
     table.schedule(steps, eta=settings.eta)
     guidance = settings.guidance_scale
     if guidance is None and manifest.guidance:
-        guidance = _guidance(manifest, settings)
+        # Defaults of diffusers' pipelines: 5 for SDXL, except for inpainting without a ControlNet, and 7.5 for others.
+        inpainting = settings.mask is not None and settings.control_image is None
+        guidance = 5.0 if takes_sizes(manifest) and not inpainting else 7.5
     return replace(
         settings,
         seed=int(settings.seed),
@@ -264,12 +267,6 @@ def _check_pictures(manifest: Manifest, settings: Settings) -> None:
         )
 
 
-def _guidance(manifest: Manifest, settings: Settings) -> float:
-    """Defaults of diffusers' pipelines: 5 for SDXL, except for inpainting without a ControlNet, and 7.5 for others."""
-    inpainting = settings.mask is not None and settings.control_image is None
-    return 5.0 if takes_sizes(manifest) and not inpainting else 7.5
-
-
 def _strength(manifest: Manifest, settings: Settings) -> float:
     """Returns the strength, or the default of the diffusers pipeline for this task."""
     if settings.strength is not None:
@@ -277,13 +274,6 @@ def _strength(manifest: Manifest, settings: Settings) -> float:
     if settings.mask is not None:
         return 0.9999 if takes_sizes(manifest) else 1.0
     return 0.3 if takes_sizes(manifest) and settings.control_image is None else 0.8
-
-
-def _steps_taken(bundle: Bundle, settings: Settings) -> int:
-    """Steps of the run: with an image, the last of them by strength."""
-    assert settings.steps is not None
-    table = bundle.sampler(settings.sampler)
-    return table.schedule(settings.steps, strength=settings.strength, eta=settings.eta).steps
 
 
 def _time_ids(manifest: Manifest, settings: Settings) -> tuple[Array | None, Array | None]:
