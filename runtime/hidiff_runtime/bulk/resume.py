@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from hidiff_runtime.bulk.output import PICTURES, ImageEntry, Output
 from hidiff_runtime.bulk.rows import DeadLetter, Row
 
-RECHECKS = ("hash", "size")
-
 CHANGED = "the row changed"
 MISSING = "a picture is missing or not whole"
 SPOILT = "a picture is not the one that was made"
