@@ -139,7 +139,7 @@ def _options(texts: Sequence[str]) -> dict[str, str | int | bool]:
     opening.
     """
     from hidiff_export.errors import InputError
-    from hidiff_runtime.cli.bundle_options import NAMES, named_value
+    from hidiff_runtime.cli.shared_options import NAMES, named_value
 
     try:
         found = dict(named_value(text) for text in texts)

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from hidiff_runtime.cli.bundle_options import add_opening, opening
+from hidiff_runtime.cli.shared_options import add_opening, opening
 from hidiff_runtime.console.printing import write
 from hidiff_runtime.errors import InputError, RowsFailed
 from hidiff_runtime.pipeline.request_fields import BY_NAME

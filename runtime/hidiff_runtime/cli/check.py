@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 
-from hidiff_runtime.cli.bundle_options import add_opening, open_bundle
+from hidiff_runtime.cli.shared_options import add_opening, open_bundle
 from hidiff_runtime.console.printing import progress, write
 
 SUMMARY = "replay the bundle's reference samples on this machine's engines, and compare its sampler tables"

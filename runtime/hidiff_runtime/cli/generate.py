@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hidiff_runtime.cli.bundle_options import add_opening, open_bundle
-from hidiff_runtime.cli.field_options import OPTIONS, add_field, add_group
+from hidiff_runtime.cli.shared_options import FIELD_OPTIONS, add_field, add_group, add_opening, open_bundle
 from hidiff_runtime.console.printing import write
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.pipeline.request_fields import PICTURES, PROMPT, Settings
@@ -167,7 +166,7 @@ def _reader(size: tuple[int, int]) -> Callable[[Path, str, bool], Image]:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """Returns what the command line asks for all prompts, pictures as paths; what it leaves out is not there."""
-    given = {field.name: getattr(options, field.name) for field in OPTIONS}
+    given = {field.name: getattr(options, field.name) for field in FIELD_OPTIONS}
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hidiff_runtime.cli import EXIT_CODES
-from hidiff_runtime.cli.bundle_options import add_opening, named_value, opening
+from hidiff_runtime.cli.shared_options import add_opening, named_value, opening
 from hidiff_runtime.console.printing import tell_error, write
 from hidiff_runtime.errors import Cancelled, EngineError, HidiffError, InputError
 from hidiff_runtime.serving.http.log_throttle import RepeatCounter
