@@ -177,7 +177,9 @@ def _row(raw: Raw, seed: int, defaults: Mapping[str, Value], ignored: frozenset[
             row_id = _id(given)
             continue
         if name not in BY_NAME:
-            raise _unknown(name)
+            field = printable(name[:60])
+            advice = f"There are {', '.join((ID, *BY_NAME))}; or --ignore {field}."
+            raise InputError("There is no such field.", given=field, advice=advice)
         values[name] = parse_value(name, given) if raw.text else plain_value(name, given)
     if values.get("seed", RANDOM) == RANDOM:  # which asks for another each time, and a job has to be repeatable
         values["seed"] = derived_seed(seed, row_id)
@@ -203,9 +205,3 @@ def _id(given: object) -> str:
         raise InputError("An id must be text or a whole number.", given=shown(given), advice="Or leave it out.")
     check_encodable(ID, str(given))
     return str(given)
-
-
-def _unknown(name: str) -> InputError:
-    given = printable(name[:60])
-    fields = ", ".join((ID, *BY_NAME))
-    return InputError("There is no such field.", given=given, advice=f"There are {fields}; or --ignore {given}.")

@@ -113,7 +113,8 @@ class DeviceLoop:
             if record.phase.control:
                 run.control.execute(self._tensors.pick, step, run.plan.steps)
         else:
-            inputs = _Inputs({**run.conditioning.inputs, **given}, self._model_input)
+            latents = self._tensors.get(self._specs[LATENTS])
+            inputs = _Inputs({**run.conditioning.inputs, **given}, lambda: self._tensors.memory.download(latents))
             self._tensors.put(record.residuals, run.residuals(record, step, inputs))
         with engine_errors(run.where(step)):
             session.execute(self._tensors.pick(record.inputs), self._tensors.pick(record.outputs))
@@ -148,9 +149,6 @@ class DeviceLoop:
             where = self._run.where(self._evaluations[first - 1].step)
             raise self._run.nonfinite(bad, math.prod(pred.shape), where)
         return latents
-
-    def _model_input(self) -> Array:
-        return self._tensors.memory.download(self._tensors.get(self._specs[LATENTS]))
 
 
 class _Inputs(Mapping[str, NDArray[Any]]):

@@ -126,15 +126,12 @@ def _time_ids(facts: Mapping[str, Any], name: str) -> dict[str, tuple[int, int]]
     values = facts.get(name)
     if values is None:
         return {}
-    whole = isinstance(values, list) and all(_is_whole(value) for value in values)
-    if not whole or len(values) != 2 * len(_SIZES):
+    numbers = values if isinstance(values, list) else []
+    whole = all(type(number) is int or (isinstance(number, float) and number.is_integer()) for number in numbers)
+    if not whole or len(numbers) != 2 * len(_SIZES):
         raise _malformed(f"{name} is {values!r}, expected {2 * len(_SIZES)} whole numbers")
-    pairs = zip(values[::2], values[1::2], strict=True)
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
     return {size: (int(first), int(second)) for size, (first, second) in zip(_SIZES, pairs, strict=True)}
-
-
-def _is_whole(value: object) -> bool:
-    return type(value) is int or (isinstance(value, float) and value.is_integer())
 
 
 def _typed(facts: Mapping[str, Any], name: str, kind: type) -> Any:

@@ -71,12 +71,8 @@ def json_line(line: str) -> dict[str, Any] | InputError:
 
 def _rows(text: str, read: Callable[[str], dict[str, Any] | InputError], *, comments: bool = False) -> list[Raw]:
     numbered = ((number, line.strip()) for number, line in enumerate(line_ends(text), 1))
-    lines = [(number, line) for number, line in numbered if line and not (comments and _is_comment(line))]
+    lines = [(number, line) for number, line in numbered if line and not (comments and line.partition(" ")[0] == "#")]
     return [Raw(place, f"line {number}", read(line)) for place, (number, line) in enumerate(lines)]
-
-
-def _is_comment(line: str) -> bool:
-    return line == "#" or line.startswith("# ")
 
 
 def _text_line(line: str) -> dict[str, Any] | InputError:
