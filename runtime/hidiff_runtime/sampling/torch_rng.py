@@ -44,11 +44,11 @@ class TorchGenerator:
 
     def rand(self, shape: int | tuple[int, ...]) -> NDArray[np.float32]:
         """Uniforms in [0, 1), float32 of ``shape``; one 32-bit word each."""
-        return self._uniforms(math.prod(_as_shape(shape))).reshape(shape)
+        return self._uniforms(int(np.prod(shape))).reshape(shape)
 
     def randn(self, shape: int | tuple[int, ...]) -> NDArray[np.float32]:
         """Returns standard normals, float32 of ``shape``."""
-        size = math.prod(_as_shape(shape))
+        size = int(np.prod(shape))
         if size < _BLOCK:
             return np.array([self._one_normal() for _ in range(size)], dtype=np.float32).reshape(shape)
         whole = size - size % _BLOCK
@@ -103,10 +103,6 @@ def _box_muller(uniforms: NDArray[np.float32]) -> NDArray[np.float32]:
     angle = _TWO_PI * blocks[:, 1]
     normals: NDArray[np.float32] = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
     return normals
-
-
-def _as_shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (shape,) if isinstance(shape, int) else shape
 
 
 def _checked(seed: Any) -> int:
