@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -275,12 +275,7 @@ class Pipeline:
 
     def _with_preview(self, callback: PictureCallback) -> Callable[[StepInfo], object]:
         record = vae.vae_of(self.bundle)
-
-        def call(info: StepInfo) -> object:
-            told = {field.name: getattr(info, field.name) for field in fields(info)}
-            return callback(PictureStep(**told, vae=record))
-
-        return call
+        return lambda info: callback(PictureStep(**vars(info), vae=record))
 
 
 def require_text_and_vae(manifest: Manifest, root: Path) -> None:
