@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.denoising.conditioning import check_array, check_scale
+from hidiff_runtime.denoising.conditioning import Array, check_array, check_scale
 from hidiff_runtime.denoising.run_context import ControlRequest, engine_errors
 from hidiff_runtime.errors import EngineError, InputError
 from hidiff_runtime.finite_values import count_nonfinite
@@ -18,8 +18,6 @@ from hidiff_runtime.format.validation import CONDITIONING_SCALE, CONTROL_IMAGE
 if TYPE_CHECKING:
     from hidiff_runtime.backends.protocol import DeviceArray
     from hidiff_runtime.bundle import Bundle
-
-Array = NDArray[np.float32]
 
 
 class ControlNet:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hidiff_runtime.denoising.conditioning import Conditioning, check_array, check_guidance, check_rescale, check_steps
+from hidiff_runtime.denoising.conditioning import (
+    Array,
+    Conditioning,
+    check_array,
+    check_guidance,
+    check_rescale,
+    check_steps,
+)
 from hidiff_runtime.denoising.controlnet import ControlNet, check_conditioning_scale
 from hidiff_runtime.denoising.device_loop import DeviceLoop
 from hidiff_runtime.denoising.host_loop import run_on_host
@@ -24,8 +28,6 @@ if TYPE_CHECKING:
     from hidiff_runtime.format.manifest import Manifest
 
 __all__ = ["OUTPUT", "Callback", "Control", "ControlRequest", "Denoiser", "StepInfo"]
-
-Array = NDArray[np.float32]
 
 
 class Denoiser:

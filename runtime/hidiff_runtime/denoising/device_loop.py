@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.backends.device_tensors import DeviceTensors
 from hidiff_runtime.backends.protocol import DeviceArray, Session
+from hidiff_runtime.denoising.conditioning import Array
 from hidiff_runtime.denoising.controlnet import ControlNet
 from hidiff_runtime.denoising.run_context import RunContext, engine_errors
 from hidiff_runtime.format.specs import GraphRecord
@@ -37,8 +38,6 @@ from hidiff_runtime.format.step_graph import (
     padded_rows,
 )
 from hidiff_runtime.sampling.scheduler_state import Evaluation, SamplerState, Schedule
-
-Array = NDArray[np.float32]
 
 _NEXT = {SAMPLE: NEXT_SAMPLE, STATE: NEXT_STATE, UNSOUND: NEXT_UNSOUND}
 """What a step makes of what the last one left."""

@@ -11,16 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hidiff_runtime.denoising.conditioning import INPAINTING, check_array, takes_channels
+from hidiff_runtime.denoising.conditioning import INPAINTING, Array, check_array, takes_channels
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.sampling.scheduler_state import SamplerState, Schedule
-
-Array = NDArray[np.float32]
-
 
 MaskBlend = Callable[[Array, int], Array]
 """Puts the picture back outside the mask, in latents that come after so many evaluations."""

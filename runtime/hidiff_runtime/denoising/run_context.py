@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.denoising.conditioning import Conditioning, check_array
+from hidiff_runtime.denoising.conditioning import Array, Conditioning, check_array
 from hidiff_runtime.errors import Cancelled, EngineError
 from hidiff_runtime.format.specs import PhaseRecord
 from hidiff_runtime.phases import Phase, PhasePlan
@@ -24,8 +24,6 @@ from hidiff_runtime.sampling.torch_rng import TorchGenerator, draw_window_shifts
 if TYPE_CHECKING:
     from hidiff_runtime.backends.protocol import Session
     from hidiff_runtime.bundle import Bundle
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hidiff_runtime.denoising.conditioning import Array
 from hidiff_runtime.denoising.controlnet import nearest
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.optional_libraries import optional_library
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Array = NDArray[np.float32]
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Files that `read_picture` takes."""

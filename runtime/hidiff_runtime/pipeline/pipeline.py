@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hidiff_runtime import bundle as bundles
-from hidiff_runtime.denoising.conditioning import takes_channels
+from hidiff_runtime.denoising.conditioning import Array, takes_channels
 from hidiff_runtime.denoising.run_context import StepInfo
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.specs import VaeRecord
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
     from hidiff_runtime.bundle import Bundle
     from hidiff_runtime.format.manifest import Manifest
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hidiff_runtime.backends.protocol import Session
-from hidiff_runtime.denoising.conditioning import is_whole
+from hidiff_runtime.denoising.conditioning import Array, is_whole
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.tokenizer import Tokenizer, Tokens
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from hidiff_runtime.backends.session_pool import Network
     from hidiff_runtime.bundle import Bundle
     from hidiff_runtime.format.specs import TextEncoderRecord
-
-Array = NDArray[np.float32]
 
 MOST_CHUNKS = 4
 """Chunks of 75 tokens that a bundle can be built for."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hidiff_runtime.denoising.conditioning import (
+    Array,
     check_guidance,
     check_rescale,
     check_steps,
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     from hidiff_runtime.bundle import Bundle
     from hidiff_runtime.format.manifest import Manifest
-
-Array = NDArray[np.float32]
 
 MOST_PIXELS = 2**24
 """The largest size and crop: float32, which SDXL is told them in, holds no larger ones exactly."""

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hidiff_runtime.denoising.conditioning import Array
 from hidiff_runtime.errors import InputError
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

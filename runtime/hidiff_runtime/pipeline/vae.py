@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.denoising.conditioning import Array
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.specs import VaeRecord
 from hidiff_runtime.pipeline.tiling import TilePlan
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
-
-Array = NDArray[np.float32]
 
 Progress = Callable[[int, int], None]
 """Called after each tile with the tiles done and the tiles in all; what it raises ends the work."""
