@@ -79,12 +79,8 @@ class Output:
         self._written = time.monotonic()
 
     def begin(self, bundle: str, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Binds the place to a bundle and settings, and reads what earlier jobs left.
-
-        Args:
-            bundle: the hash of the bundle.
-            settings: that pictures depend on.
-            facts: to be noted beside them.
+        """Binds the place to a bundle's hash and the settings that pictures depend on, notes ``facts`` beside them, and
+        reads what earlier jobs left.
 
         Raises:
             InputError: the place holds something else, or pictures of another bundle or other settings.

@@ -123,7 +123,6 @@ class RowWorker:
     """Makes rows' pictures with one bundle.
 
     Args:
-        work: what to do.
         begin: told of a row's number before it is made; returns how often it was begun, this time counted. It outlives
             the worker.
         end: ends the worker's process, so that another begins in its place.

@@ -193,6 +193,8 @@ def _told(summary: Summary) -> str:
 
 
 def _told_check(checked: Checked, options: argparse.Namespace) -> str:
+    from hidiff_runtime.pipeline.request_summary import request_lines
+
     plan = checked.plan
     would_make = len(plan.todo) - len(checked.refused)
     letters = [*plan.failed, *checked.refused]
@@ -205,18 +207,14 @@ def _told_check(checked: Checked, options: argparse.Namespace) -> str:
             "again": dict(plan.again),
         }
         return json.dumps(facts, indent=2) + "\n"
-    first = "".join(f"{line}\n" for facts in checked.first for line in _told_row(facts))
+    lines: list[str] = []
+    for row in checked.first:
+        lines += [f"{row['where']}, id {printable(row['id'])}:", *request_lines(row)]
     if would_make > len(checked.first):
-        first += f"and {would_make - len(checked.first)} more rows\n"
-    again = "".join(f"would make again: {count} rows, since {reason}\n" for reason, count in plan.again.items())
-    counts = f"would make {would_make} rows, {plan.finished} are finished, {len(letters)} would fail; nothing was run\n"
-    return first + again + counts
-
-
-def _told_row(facts: dict[str, Any]) -> list[str]:
-    from hidiff_runtime.pipeline.request_summary import request_lines
-
-    return [f"{facts['where']}, id {printable(facts['id'])}:", *request_lines(facts)]
+        lines.append(f"and {would_make - len(checked.first)} more rows")
+    lines += [f"would make again: {count} rows, since {reason}" for reason, count in plan.again.items()]
+    counts = f"would make {would_make} rows, {plan.finished} are finished, {len(letters)} would fail; nothing was run"
+    return "\n".join([*lines, counts]) + "\n"
 
 
 def _tell_dead(letters: list[DeadLetter]) -> None:

@@ -103,11 +103,7 @@ def add_group(command: argparse._ActionsContainer, group: str) -> None:
 
 
 def add_field(command: argparse._ActionsContainer, field: Field, **changes: Any) -> None:
-    """Adds a field, by its name as the attribute of what is parsed.
-
-    Args:
-        changes: arguments of ``add_argument`` that are others for this command.
-    """
+    """Adds a field, by its name as the attribute of what is parsed; ``changes`` are this command's own arguments."""
     if field.kind == "flag":
         command.add_argument(*field.flags, dest=field.name, action="store_true", help=field.help, **changes)
         return

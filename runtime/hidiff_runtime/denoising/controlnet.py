@@ -25,7 +25,6 @@ class ControlNet:
 
     Args:
         bundle: whose engine computes.
-        record: of the bundle's ControlNet.
         control_image: float32 ``[batch, 3, height, width]`` of the bundle's picture size, 0 to 1; resized (nearest, as
             published) to what the ControlNet sees, and the same for both halves of guidance.
         conditioning_scale: what the residuals are multiplied by.

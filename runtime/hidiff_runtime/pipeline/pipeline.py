@@ -38,11 +38,8 @@ class PictureStep(StepInfo):
     vae: VaeRecord
 
     def preview(self, index: int = 0) -> Image:
-        """Returns what the picture looks like so far: one pixel for each latent, in a millisecond or so, without the
-        VAE.
-
-        Args:
-            index: of the picture in its batch.
+        """Returns what picture ``index`` of the batch looks like so far: one pixel for each latent, in a millisecond
+        or so, without the VAE.
         """
         return from_bytes(vae.preview(self.vae, self.latents[index : index + 1]))[0]
 
@@ -276,10 +273,7 @@ class Pipeline:
 
 
 def require_text_and_vae(manifest: Manifest, root: Path) -> None:
-    """Refuses a bundle that cannot make pictures from prompts.
-
-    Args:
-        root: its folder, for messages.
+    """Refuses a bundle that cannot make pictures from prompts; ``root`` is its folder, for messages.
 
     Raises:
         BundleError: it has no text encoder or no VAE, or takes residuals of a ControlNet that it does not hold.

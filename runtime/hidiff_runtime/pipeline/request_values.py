@@ -63,10 +63,7 @@ class Limits:
 
 
 def with_seed(values: Mapping[str, object]) -> Mapping[str, object]:
-    """Draws the seed where it is `RANDOM`.
-
-    Args:
-        values: by the names of `hidiff_runtime.pipeline.request_fields.FIELDS`.
+    """Draws the seed where it is `RANDOM`, among values by the names of `FIELDS`.
 
     Raises:
         InputError: it is beyond the last one, or negative otherwise: those are torch's other names of the largest.

@@ -80,12 +80,7 @@ class TilePlan:
 
     @classmethod
     def of(cls, size: tuple[int, int], tile: tuple[int, int], overlap: int) -> TilePlan:
-        """Returns the plan for a picture.
-
-        Args:
-            size: its height and width, in latents.
-            tile: a tile's.
-            overlap: the least that neighbours share, in latents.
+        """Returns the plan for a picture of this height and width and tiles of theirs, all in latents.
 
         Raises:
             InputError: a tile is larger than the picture, or no larger than the overlap.
