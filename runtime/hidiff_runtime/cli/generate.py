@@ -96,7 +96,8 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("There is no prompt.", advice="Give -p TEXT, --prompts FILE or --like PICTURE.")
     with open_bundle(options, **({"verify": "size"} if options.dry_run else {})) as bundle:
         pipeline = Pipeline(bundle)
-        settings = _settings(options)
+        given = {field.name: getattr(options, field.name) for field in FIELD_OPTIONS}
+        settings = {name: value for name, value in given.items() if value is not None}  # pictures as paths
         like = Likeness("", settings, ())
         if told is not None:
             like = settings_like(bundle, told, settings, with_prompt=not asked)
@@ -162,12 +163,6 @@ def _reader(size: tuple[int, int]) -> Callable[[Path, str, bool], Image]:
         return fitted_pictures(found, size, called, resize=True)[0] if resize else found
 
     return functools.cache(read)
-
-
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns what the command line asks for all prompts, pictures as paths; what it leaves out is not there."""
-    given = {field.name: getattr(options, field.name) for field in FIELD_OPTIONS}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _merged(asked: Mapping[str, Any], read: Callable[[Path, str, bool], Image]) -> Settings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.codec import REBUILD
@@ -48,6 +48,6 @@ def check_table(manifest: Manifest, name: str, table: SamplerTable) -> None:
         )
 
 
-def _short(steps: object) -> str:
-    text = ", ".join(map(str, steps)) if isinstance(steps, (list, tuple)) else str(steps)
+def _short(steps: Sequence[int]) -> str:
+    text = ", ".join(map(str, steps))
     return (text if len(text) <= 60 else f"{text[:57]}...") or "none"
