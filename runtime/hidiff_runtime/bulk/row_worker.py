@@ -110,13 +110,10 @@ class Outcome:
     def from_json(cls, text: str) -> Outcome:
         """Returns an outcome that :meth:`to_json` wrote."""
         found = json.loads(text)
-        return cls(
-            row=found["row"],
-            attempts=found["attempts"],
-            pictures=tuple(ImageEntry(**picture) for picture in found["pictures"]),
-            letter=found["letter"] and DeadLetter(**found["letter"]),
-            fault=found["fault"] and FatalError(**found["fault"]),
-        )
+        found["pictures"] = tuple(ImageEntry(**picture) for picture in found["pictures"])
+        found["letter"] = found["letter"] and DeadLetter(**found["letter"])
+        found["fault"] = found["fault"] and FatalError(**found["fault"])
+        return cls(**found)
 
 
 class RowWorker:
