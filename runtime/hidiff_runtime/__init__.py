@@ -1,7 +1,7 @@
 """Plays back a HiDiffusion bundle: picks each step's phase, draws the window shifts, applies the sampler.
 
-Needs numpy alone; an engine's own library is imported when an engine of that backend is opened. What needs numpy is
-imported when it is first used, so that importing the package costs next to nothing.
+Needs numpy alone; an engine's own library is imported when an engine of that backend is opened. The names below, but
+for the errors, are imported when they are first used, so that importing the package costs next to nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from hidiff_runtime.errors import (
     ParityError,
     StorageError,
 )
-from hidiff_runtime.phases import Phase, PhaseKind, PhasePlan
 from hidiff_runtime.version import __version__
 
 if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle, open
     from hidiff_runtime.denoising.denoiser import ControlRequest, Denoiser, StepInfo
     from hidiff_runtime.format.manifest import Manifest
+    from hidiff_runtime.phases import Phase, PhaseKind, PhasePlan
     from hidiff_runtime.pipeline.image_metadata import save_png
     from hidiff_runtime.pipeline.image_parameters import PictureParameters, read_parameters
     from hidiff_runtime.pipeline.image_settings import Likeness, settings_like
@@ -79,6 +79,7 @@ _HOMES = {
     "denoising.denoiser": ("ControlRequest", "Denoiser", "StepInfo"),
     "pipeline.image_settings": ("Likeness", "settings_like"),
     "format.manifest": ("Manifest",),
+    "phases": ("Phase", "PhaseKind", "PhasePlan"),
     "pipeline.pipeline": ("PictureStep", "Pipeline", "Result"),
     "pipeline.image_metadata": ("save_png",),
     "pipeline.image_parameters": ("PictureParameters", "read_parameters"),
