@@ -146,14 +146,6 @@ def fitted_pictures(
     return [_fitted(image, size, name, resize) for image in _listed(images, name, batch)]
 
 
-def picture_bytes(images: Any) -> int:
-    """Returns the bytes of a picture's pixels, or of several pictures'; 0 for None."""
-    if images is None:
-        return 0
-    several = images if isinstance(images, Sequence) else [images]
-    return sum(image.width * image.height * len(image.getbands()) for image in several)
-
-
 def image_array(pictures: Sequence[Image]) -> Array:
     """Returns pictures for the VAE's encoder: float32 ``[pictures, 3, height, width]``, -1 to 1."""
     return np.asarray(control_array(pictures) * np.float32(2) - np.float32(1), np.float32)

@@ -21,13 +21,7 @@ from hidiff_runtime.denoising.controlnet import check_conditioning_scale
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.finite_values import is_finite
 from hidiff_runtime.phases import PhasePlan
-from hidiff_runtime.pipeline.image_processing import (
-    control_array,
-    fitted_pictures,
-    image_array,
-    mask_array,
-    picture_bytes,
-)
+from hidiff_runtime.pipeline.image_processing import control_array, fitted_pictures, image_array, mask_array
 from hidiff_runtime.pipeline.prompt_encoding import check_not_empty, check_options, check_text
 from hidiff_runtime.pipeline.request_fields import ORDERS, PICTURES, SETTINGS, STEPS, Settings, Size
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
@@ -107,8 +101,11 @@ class Request:
     @property
     def held(self) -> dict[int, int]:
         """The bytes of the pictures that the request holds, by what tells the pictures of several requests apart."""
-        pictures = [getattr(self.settings, name) for name in self.given]
-        return {id(picture): picture_bytes(picture) for picture in pictures}
+        held = {}
+        for pictures in (getattr(self.settings, name) for name in self.given):
+            sizes = (one.width * one.height * len(one.getbands()) for one in _listed(pictures))
+            held[id(pictures)] = sum(sizes)
+        return held
 
     @property
     def image(self) -> Array | None:
@@ -159,9 +156,11 @@ def _fitted(manifest: Manifest, settings: Settings, name: str) -> Any:
 
 
 def _array(pictures: Any, convert: Callable[[Sequence[Image]], Array]) -> Array | None:
-    if pictures is None:
-        return None
-    return convert(pictures if isinstance(pictures, Sequence) else [pictures])
+    return None if pictures is None else convert(_listed(pictures))
+
+
+def _listed(pictures: Any) -> Sequence[Image]:
+    return pictures if isinstance(pictures, Sequence) else [pictures]
 
 
 def repeated(array: Array, batch: int) -> Array:
