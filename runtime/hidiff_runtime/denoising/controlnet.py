@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.denoising.conditioning import Array, check_array, check_scale
-from hidiff_runtime.denoising.run_context import ControlRequest, engine_errors
+from hidiff_runtime.denoising.run_context import ControlRequest, EngineSource, engine_errors
 from hidiff_runtime.errors import EngineError, InputError
 from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.specs import GraphRecord, TensorSpec
@@ -17,7 +17,6 @@ from hidiff_runtime.format.validation import CONDITIONING_SCALE, CONTROL_IMAGE
 
 if TYPE_CHECKING:
     from hidiff_runtime.backends.protocol import DeviceArray
-    from hidiff_runtime.bundle import Bundle
 
 
 class ControlNet:
@@ -37,7 +36,9 @@ class ControlNet:
         InputError: the picture or the scale is not one the ControlNet takes.
     """
 
-    def __init__(self, bundle: Bundle, record: GraphRecord, control_image: Any, conditioning_scale: float) -> None:
+    def __init__(
+        self, bundle: EngineSource, record: GraphRecord, control_image: Any, conditioning_scale: float
+    ) -> None:
         manifest = bundle.manifest
         image = check_array(CONTROL_IMAGE, control_image, (manifest.batch, 3, manifest.height, manifest.width))
         low, high = float(image.min()), float(image.max())

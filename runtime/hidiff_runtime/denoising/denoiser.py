@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from hidiff_runtime.denoising.conditioning import (
     Array,
     Conditioning,
@@ -16,16 +14,13 @@ from hidiff_runtime.denoising.controlnet import ControlNet, check_conditioning_s
 from hidiff_runtime.denoising.device_loop import DeviceLoop
 from hidiff_runtime.denoising.host_loop import run_on_host
 from hidiff_runtime.denoising.init_image import InitImage
-from hidiff_runtime.denoising.run_context import Callback, Control, ControlRequest, RunContext, StepInfo
+from hidiff_runtime.denoising.run_context import Callback, Control, ControlRequest, EngineSource, RunContext, StepInfo
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.format.step_graph import GUIDANCE_RESCALE
 from hidiff_runtime.format.step_graph import NOISE_PRED as OUTPUT
 from hidiff_runtime.phases import PhasePlan
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
-
-if TYPE_CHECKING:
-    from hidiff_runtime.bundle import Bundle
-    from hidiff_runtime.format.manifest import Manifest
 
 __all__ = ["OUTPUT", "Callback", "Control", "ControlRequest", "Denoiser", "StepInfo"]
 
@@ -36,7 +31,7 @@ class Denoiser:
     Runs on one bundle follow each other: a second thread waits for the first one's run.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: EngineSource) -> None:
         self._bundle = bundle
 
     def denoise(

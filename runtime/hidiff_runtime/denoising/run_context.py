@@ -8,9 +8,10 @@ of the same seed draws the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,45 @@ from hidiff_runtime.phases import Phase, PhasePlan
 from hidiff_runtime.sampling.torch_rng import TorchGenerator, draw_window_shifts
 
 if TYPE_CHECKING:
+    from hidiff_runtime.backends.device_tensors import DeviceTensors
     from hidiff_runtime.backends.protocol import Session
-    from hidiff_runtime.bundle import Bundle
+    from hidiff_runtime.format.manifest import Manifest
+    from hidiff_runtime.sampling.scheduler_table import SamplerTable
+
+
+class EngineSource(Protocol):
+    """An open bundle as a run sees it: what it holds, and its engines; `hidiff_runtime.bundle.Bundle` is one."""
+
+    @property
+    def root(self) -> Path:
+        """The bundle's folder, for messages."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle holds."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held by a run, since engines are shared by all runs."""
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend whose engines run."""
+
+    def sampler(self, name: str | None = None) -> SamplerTable:
+        """Returns a sampler's table; the default sampler's without a name."""
+
+    def engine(self, phase: Phase, *, upcoming: Phase | None = None) -> Session:
+        """Returns a phase's session; ``upcoming`` will be asked for next."""
+
+    def controlnet_engine(self) -> Session:
+        """Returns the ControlNet's session."""
+
+    def step_engine(self) -> Session:
+        """Returns the step graph's session."""
+
+    def tensors(self) -> DeviceTensors | None:
+        """Returns what runs keep on the device; None where the host keeps it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +123,7 @@ class RunContext:
         callback: called after each step.
     """
 
-    bundle: Bundle
+    bundle: EngineSource
     plan: PhasePlan
     conditioning: Conditioning
     guidance_scale: float | None
