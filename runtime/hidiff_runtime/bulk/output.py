@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from hidiff_runtime.bulk.rows import DeadLetter
-from hidiff_runtime.bulk.storage import Store, arrow
+from hidiff_runtime.bulk.storage import Store
 from hidiff_runtime.errors import InputError, StorageError
 from hidiff_runtime.text_safety import json_text
 
@@ -170,7 +170,7 @@ class Output:
 
 def _table(pictures: list[ImageEntry]) -> bytes:
     """Returns the Parquet file of these rows."""
-    pyarrow = arrow()
+    import pyarrow
     from pyarrow import parquet
 
     types = {"row": "int64", "picture": "int32", "bytes": "int64", "seed": "int64", "seconds": "float64"}
@@ -195,7 +195,7 @@ def _letters(content: bytes) -> list[DeadLetter]:
 
 
 def _pictures(name: str, content: bytes) -> list[ImageEntry]:
-    pyarrow = arrow()
+    import pyarrow
     from pyarrow import parquet
 
     try:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,15 +19,6 @@ SCHEME = "s3://"
 LOCK = ".lock"
 INSTALL = "pip install 'hidiff-runtime[bulk]'"
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-
-
-def arrow() -> ModuleType:
-    """Returns ``pyarrow``.
-
-    Raises:
-        EngineError: it is not installed.
-    """
-    return optional_library("pyarrow", "Bulk jobs need pyarrow", INSTALL)
 
 
 @dataclass(frozen=True)
@@ -98,7 +88,7 @@ class Store:
 
     def __init__(self, place: Location) -> None:
         self.place = place
-        arrow()
+        optional_library("pyarrow", "Bulk jobs need pyarrow", INSTALL)
         from pyarrow import fs
 
         self._fs_module = fs

@@ -50,10 +50,8 @@ def find_output_paths(
 
     Args:
         output: a file; with ``many`` a folder, or a pattern with ``{index}`` or ``{seed}``.
-        seeds: one for each picture.
         many: whether a folder is meant where one is there.
         extra: more files to write, None where one is not wanted.
-        force: whether files may be replaced.
 
     Raises:
         InputError: a name does not fit, two are the same, or a file is there already.

@@ -16,7 +16,6 @@ from hidiff_runtime.denoising.host_loop import run_on_host
 from hidiff_runtime.denoising.init_image import InitImage
 from hidiff_runtime.denoising.run_context import Callback, Control, ControlRequest, EngineSource, RunContext, StepInfo
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.format.step_graph import GUIDANCE_RESCALE
 from hidiff_runtime.format.step_graph import NOISE_PRED as OUTPUT
 from hidiff_runtime.phases import PhasePlan
@@ -162,19 +161,13 @@ class Denoiser:
                 advice="Give control_image too, or leave conditioning_scale out.",
             )
         if control is None and any(phase.control for phase in plan.phases):
-            raise _control_missing(manifest)
+            if manifest.controlnet is None:
+                raise InputError(
+                    "This bundle takes a ControlNet's residuals.",
+                    given="no control",
+                    advice="Give control=, a function that returns them for each step that asks.",
+                )
+            shape = [manifest.batch, 3, manifest.height, manifest.width]
+            advice = f"This bundle's ControlNet needs it: float32 of shape {shape}, 0 to 1."
+            raise InputError("control_image is missing.", advice=advice)
         return control
-
-
-def _control_missing(manifest: Manifest) -> InputError:
-    if manifest.controlnet is None:
-        return InputError(
-            "This bundle takes a ControlNet's residuals.",
-            given="no control",
-            advice="Give control=, a function that returns them for each step that asks.",
-        )
-    return InputError(
-        "control_image is missing.",
-        advice=f"This bundle's ControlNet needs it: float32 of shape "
-        f"{[manifest.batch, 3, manifest.height, manifest.width]}, 0 to 1.",
-    )

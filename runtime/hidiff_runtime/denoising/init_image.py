@@ -41,8 +41,6 @@ class InitImage:
         """Checks what the caller gave; None for a run from noise.
 
         Args:
-            manifest: of the bundle.
-            image_latents: the picture's.
             strength: how much of the run it goes through; its value is checked with the number of steps.
             conditions: the denoiser's arguments by name. A mask is taken out where it is not an input of the UNet.
 

@@ -64,7 +64,6 @@ def encode_prompts(
     embeddings where its checkpoint says ``force_zeros_for_empty_prompt``, and all others those of the empty prompt.
 
     Args:
-        bundle: with text encoders.
         prompts: at least one, none of them empty.
         negative: as many, possibly empty; only where the bundle was built with guidance.
         clip_skip: how many layers of the text encoders are skipped, counted from the one that is usual.

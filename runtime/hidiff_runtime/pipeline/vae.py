@@ -53,7 +53,6 @@ def encode(bundle: Bundle, images: Array, generator: TorchGenerator) -> Array:
     at once.
 
     Args:
-        bundle: its VAE encodes.
         images: [batch, 3, height, width], -1 to 1.
         generator: the run's; it is drawn from once.
 
