@@ -210,17 +210,11 @@ def _generate(
         save_png(contact_sheet(cells), options.sheet)
     if options.previews is not None:
         save_png(shown.sheet(), options.previews)
-    _tell_rest(told, outputs, warned, as_json=options.json)
-
-
-def _tell_rest(told: list[dict[str, Any]], outputs: OutputPaths, warned: Sequence[str], *, as_json: bool) -> None:
-    """The files beside the pictures; everything where it is to be JSON."""
-    files = [str(path) for path in outputs.extra]
-    text = (
-        json.dumps({"pictures": told, "sheets": files, "warnings": warned}, indent=2) if as_json else "\n".join(files)
-    )
-    if text:
-        write(f"{text}\n", sys.stdout)
+    sheets = [str(path) for path in outputs.extra]
+    if options.json:
+        write(json.dumps({"pictures": told, "sheets": sheets, "warnings": warned}, indent=2) + "\n", sys.stdout)
+    elif sheets:
+        write("\n".join(sheets) + "\n", sys.stdout)
 
 
 def _tell(path: Path, facts: dict[str, Any]) -> None:
