@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import hidiff_runtime
-from hidiff_runtime.pipeline.png_metadata import encoded
+from hidiff_runtime.pipeline.image_metadata import encoded
 
 
 def main() -> None:

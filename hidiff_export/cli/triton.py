@@ -91,7 +91,7 @@ def triton(
     """
     from hidiff_export.triton.model_config import InstancePlacement, Queue
     from hidiff_export.triton.repository import RepositoryPlan, write
-    from hidiff_runtime.pipeline.request_limits import Limits
+    from hidiff_runtime.pipeline.request_values import Limits
 
     _check_layout(layout)
     limits = {"prompt_characters": max_prompt, "image_bytes": max_image_bytes, "steps": max_steps}
@@ -139,7 +139,7 @@ def _options(texts: Sequence[str]) -> dict[str, str | int | bool]:
     opening.
     """
     from hidiff_export.errors import InputError
-    from hidiff_runtime.cli.bundle_options import NAMES, named_value
+    from hidiff_runtime.cli.shared_options import NAMES, named_value
 
     try:
         found = dict(named_value(text) for text in texts)

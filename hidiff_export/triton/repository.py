@@ -24,7 +24,7 @@ from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.integrity import verify_files
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
 from hidiff_runtime.pipeline.pipeline import require_text_and_vae
-from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import Limits
 from hidiff_runtime.serving.triton.model_parameters import STREAM, Parameters
 from hidiff_runtime.serving.triton.schema import INPUTS, PROGRESS, results
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -138,27 +137,16 @@ class PhasePlan:
     @property
     def spans(self) -> tuple[PhaseSpan, ...]:
         """Runs of equal phase in running order; phases of no step are left out."""
-        return tuple(self._spans())
-
-    def _spans(self) -> Iterator[PhaseSpan]:
         edges = {0, self.steps}
         for span in (self.rule.strided, self.rule.pooled):
             if span is not None:
                 edges |= {int(self.steps * span.start), int(self.steps * span.end)}
         if self.rule.control is not None:
             edges.add(math.ceil(self.rule.control * self.steps))
-        marks = sorted(edge for edge in edges if 0 <= edge <= self.steps)
-        merged: PhaseSpan | None = None
-        for first, after in itertools.pairwise(marks):
-            phase = self.phase_at(first)
-            if merged is not None and merged.phase == phase:
-                merged = PhaseSpan(phase, merged.first, after - 1)
-                continue
-            if merged is not None:
-                yield merged
-            merged = PhaseSpan(phase, first, after - 1)
-        if merged is not None:
-            yield merged
+        marks = itertools.pairwise(sorted(edge for edge in edges if 0 <= edge <= self.steps))
+        parts = [PhaseSpan(self.phase_at(first), first, after - 1) for first, after in marks]
+        runs = [list(equal) for _, equal in itertools.groupby(parts, lambda part: part.phase)]
+        return tuple(PhaseSpan(run[0].phase, run[0].first, run[-1].last) for run in runs)
 
     @property
     def phases(self) -> tuple[Phase, ...]:

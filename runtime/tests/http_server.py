@@ -24,7 +24,7 @@ from PIL import Image
 from toy_reference import record
 
 from hidiff_runtime.cli.serve import listen
-from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import Limits
 from hidiff_runtime.serving.http.access_control import AccessRules
 from hidiff_runtime.serving.http.app import create_app
 from hidiff_runtime.serving.http.connections import ConnectionLimits

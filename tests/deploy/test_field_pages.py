@@ -10,7 +10,7 @@ import pytest
 
 from hidiff_runtime.cli import generate
 from hidiff_runtime.pipeline.request_fields import BY_NAME, PICTURES, SETTINGS, STEPS
-from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import Limits
 from hidiff_runtime.serving.triton.schema import INPUTS, OUTPUT, OUTPUTS
 
 ROOT = Path(__file__).parents[2]

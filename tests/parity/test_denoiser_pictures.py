@@ -221,9 +221,10 @@ def test_the_blends_noise_is_the_runs(bundles: Callable[[Recipe], Path], monkeyp
     folder = bundles(case.recipe)
     expected = diffusers_steps(case, folder)
 
-    def anew(source: InitImage, schedule: Any, noise: np.ndarray) -> MaskBlend:
-        assert source.mask is not None
-        return MaskBlend(source.mask, source.latents, TorchGenerator(77).randn(noise.shape), schedule)
+    blend = InitImage.blend
+
+    def anew(source: InitImage, schedule: Any, noise: np.ndarray) -> MaskBlend | None:
+        return blend(source, schedule, TorchGenerator(77).randn(noise.shape))
 
     monkeypatch.setattr(InitImage, "blend", anew)
     found = bundle_steps(case, folder)

@@ -8,7 +8,14 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from hidiff_runtime.pipeline.image_processing import control_array, image_array, latent_mask, mask_array, to_pictures
+from hidiff_runtime.pipeline.image_processing import (
+    control_array,
+    fitted_pictures,
+    image_array,
+    latent_mask,
+    mask_array,
+    to_pictures,
+)
 
 WIDTH, HEIGHT = 48, 32
 SIZE = (WIDTH, HEIGHT)
@@ -28,15 +35,16 @@ def test_pictures_become_the_same_numbers(size: tuple[int, int], mode: str) -> N
     given = picture(size, mode)
     for ours, theirs in ((image_array, IMAGES), (control_array, CONTROLS)):
         expected = theirs.preprocess(given, height=HEIGHT, width=WIDTH).numpy()
-        assert np.array_equal(ours(given, SIZE, resize=True), expected)
-        assert not np.array_equal(ours(given, SIZE, resize=True)[..., ::-1], expected)
+        found = ours(fitted_pictures(given, SIZE, "image", resize=True))
+        assert np.array_equal(found, expected)
+        assert not np.array_equal(found[..., ::-1], expected)
 
 
 @pytest.mark.parametrize("size", [SIZE, (100, 40)], ids=["as it is", "shrunk"])
 def test_masks_become_the_same_numbers_at_both_sizes(size: tuple[int, int]) -> None:
     given = picture(size, "L")
     expected = MASKS.preprocess(given, height=HEIGHT, width=WIDTH)
-    found = mask_array(given, SIZE, resize=True)
+    found = mask_array(fitted_pictures(given, SIZE, "mask", resize=True))
     assert np.array_equal(found, expected.numpy())
     small = torch.nn.functional.interpolate(expected, size=(HEIGHT // 8, WIDTH // 8)).numpy()
     assert np.array_equal(latent_mask(found, (4, HEIGHT // 8, WIDTH // 8)), small)

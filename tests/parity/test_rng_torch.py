@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hidiff_runtime.sampling.torch_rng import SEED_MAX, SEED_MIN, TorchGenerator
-from hidiff_runtime.sampling.window_shifts import draw_window_shifts
+from hidiff_runtime.sampling.torch_rng import SEED_MAX, SEED_MIN, TorchGenerator, draw_window_shifts
 
 SEEDS = st.integers(SEED_MIN, SEED_MAX)
 DRAWS = st.lists(st.tuples(st.sampled_from(["rand", "randn"]), st.integers(0, 70)), min_size=1, max_size=8)

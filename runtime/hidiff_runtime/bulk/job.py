@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.bulk.job_progress import JobProgress
-from hidiff_runtime.bulk.output import DEAD, Output
+from hidiff_runtime.bulk.output import Output
 from hidiff_runtime.bulk.ray_pool import Cluster, Pool, connected
-from hidiff_runtime.bulk.reading import read_prompts
 from hidiff_runtime.bulk.resume import ResumePlan, plan_resume
 from hidiff_runtime.bulk.row_worker import DIED, LIMITS, Outcome, Work, request_values
-from hidiff_runtime.bulk.rows import DeadLetter, Row, find_rows
+from hidiff_runtime.bulk.rows import DeadLetter, Row, find_rows, read_prompts
 from hidiff_runtime.bulk.storage import Location, Store
 from hidiff_runtime.errors import EngineError, InputError, StorageError
 from hidiff_runtime.format.bundle_folder import BundleFolder
@@ -149,8 +148,12 @@ def run_job(job: Job) -> Summary:
             again=dict(plan.again),
         )
         if plan.todo:
-            with _kept(output):
+            try:
                 _make(job, manifest, plan, output, summary)
+            except BaseException:  # what is done is written down, also where an error or Ctrl-C cuts the job off
+                with suppress(StorageError):  # of two errors the first tells more
+                    output.flush(now=True)
+                raise
         output.finish(summary.to_dict())
     return summary
 
@@ -205,17 +208,6 @@ def _plan(job: Job, manifest: Manifest, rows: list[Row], refused: list[DeadLette
         recheck=job.recheck,
         retry_failed=job.retry_failed,
     )
-
-
-@contextmanager
-def _kept(output: Output) -> Iterator[None]:
-    """Writes down what is done, also where a job is cut off by an error or by Ctrl-C."""
-    try:
-        yield
-    except BaseException:
-        with suppress(StorageError):  # of two errors the first tells more
-            output.flush(now=True)
-        raise
 
 
 def _make(job: Job, manifest: Manifest, plan: ResumePlan, output: Output, summary: Summary) -> None:
@@ -290,8 +282,3 @@ def _check_deaths(ended: list[DeadLetter]) -> None:
             given=f"{len(ended)} rows one after another, {ended[0].where} first",
             advice="Look for a lack of memory (fewer --actors) and in Ray's logs, then run the same command again.",
         )
-
-
-def dead_letters(job: Job) -> str:
-    """Returns where the dead letters of a job are."""
-    return job.output.joined(DEAD).url

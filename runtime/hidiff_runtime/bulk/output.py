@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from hidiff_runtime.bulk.rows import DeadLetter
-from hidiff_runtime.bulk.storage import Store, arrow
+from hidiff_runtime.bulk.storage import Store
 from hidiff_runtime.errors import InputError, StorageError
 from hidiff_runtime.text_safety import json_text
 
@@ -67,11 +67,7 @@ class ImageEntry:
 
 
 class Output:
-    """Reads and writes the index and the dead letters at a place.
-
-    Args:
-        store: of the place.
-    """
+    """Reads and writes the index and the dead letters at a store's place."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -83,12 +79,8 @@ class Output:
         self._written = time.monotonic()
 
     def begin(self, bundle: str, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Binds the place to a bundle and settings, and reads what earlier jobs left.
-
-        Args:
-            bundle: the hash of the bundle.
-            settings: that pictures depend on.
-            facts: to be noted beside them.
+        """Binds the place to a bundle's hash and the settings that pictures depend on, notes ``facts`` beside them, and
+        reads what earlier jobs left.
 
         Raises:
             InputError: the place holds something else, or pictures of another bundle or other settings.
@@ -178,7 +170,7 @@ class Output:
 
 def _table(pictures: list[ImageEntry]) -> bytes:
     """Returns the Parquet file of these rows."""
-    pyarrow = arrow()
+    import pyarrow
     from pyarrow import parquet
 
     types = {"row": "int64", "picture": "int32", "bytes": "int64", "seed": "int64", "seconds": "float64"}
@@ -191,24 +183,19 @@ def _table(pictures: list[ImageEntry]) -> bytes:
 
 
 def _letters(content: bytes) -> list[DeadLetter]:
-    """Returns the dead letters of a file, one a line feed: their text may hold what other readers take for line
-    ends.
-    """
+    """Returns the dead letters of a file, one a line feed; their text may hold other characters that end lines."""
+    found = [_object(DEAD, line) for line in content.split(b"\n") if line.strip()]
+    for values in found:
+        if isinstance(values.get("given"), (int, float)):  # as earlier versions wrote numbers
+            values["given"] = str(values["given"])
     try:
-        return [_letter(line) for line in content.split(b"\n") if line.strip()]
+        return [_record(DeadLetter, values) for values in found]
     except TypeError as error:  # fields of another version
         raise _broken(DEAD, error) from error
 
 
-def _letter(line: bytes) -> DeadLetter:
-    values = _object(DEAD, line)
-    if isinstance(values.get("given"), (int, float)):  # as earlier versions wrote numbers
-        values["given"] = str(values["given"])
-    return _record(DeadLetter, values)
-
-
 def _pictures(name: str, content: bytes) -> list[ImageEntry]:
-    pyarrow = arrow()
+    import pyarrow
     from pyarrow import parquet
 
     try:

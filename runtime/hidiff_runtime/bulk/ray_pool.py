@@ -22,7 +22,9 @@ from typing import Any
 
 from hidiff_runtime.bulk.row_worker import Outcome, RowWorker, Work
 from hidiff_runtime.bulk.rows import Row
+from hidiff_runtime.bulk.storage import INSTALL
 from hidiff_runtime.errors import EngineError, InputError
+from hidiff_runtime.optional_libraries import optional_library
 
 MOST_BLOCKS = 10_000
 """Rows travel in blocks: of one row each in jobs of up to so many, of more in larger ones."""
@@ -94,12 +96,7 @@ class Coordinator:
 
 
 class RayWorker:
-    """An actor of the pool: makes the rows of one block after another.
-
-    Args:
-        work: what to do.
-        board: handle of the `Coordinator`.
-    """
+    """An actor of the pool: makes the rows of one block after another; ``board`` is a handle of the `Coordinator`."""
 
     def __init__(self, work: Work, board: Any) -> None:
         import ray
@@ -123,12 +120,7 @@ class RayWorker:
 
 
 class Cluster:
-    """A Ray that was found or started, and what asks it.
-
-    Args:
-        pool: of workers.
-        actors: how many there will be.
-    """
+    """A Ray that was found or started, with so many actors as workers."""
 
     def __init__(self, pool: Pool, actors: int) -> None:
         import ray
@@ -190,7 +182,8 @@ def connected(pool: Pool) -> Iterator[Cluster]:
     hidden = contextlib.nullcontext() if pool.noisy else contextlib.redirect_stdout(io.StringIO())
     with hidden, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Ray's about itself
-        ray = _ray()
+        ray = optional_library("ray", "Bulk jobs need Ray Data", INSTALL)
+        optional_library("ray.data", "Bulk jobs need Ray Data", INSTALL)
         _start(ray, pool)
         try:
             with _terminated_as_interrupted():
@@ -206,19 +199,6 @@ def _set_environment(pool: Pool) -> None:
         wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **_NO_PRESTART}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
-
-
-def _ray() -> Any:
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise EngineError(
-            "Bulk jobs need Ray Data, which is not installed.",
-            given=error,
-            advice="pip install 'hidiff-runtime[bulk]'",
-        ) from error
-    return ray
 
 
 def _start(ray: Any, pool: Pool) -> None:

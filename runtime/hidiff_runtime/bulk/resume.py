@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from hidiff_runtime.bulk.output import PICTURES, ImageEntry, Output
 from hidiff_runtime.bulk.rows import DeadLetter, Row
 
-RECHECKS = ("hash", "size")
-
 CHANGED = "the row changed"
 MISSING = "a picture is missing or not whole"
 SPOILT = "a picture is not the one that was made"
@@ -45,14 +43,9 @@ def plan_resume(
     recheck: str = "hash",
     retry_failed: bool = False,
 ) -> ResumePlan:
-    """Compares rows with what is there.
+    """Compares rows, each of ``batch`` pictures of the bundle with this hash, with what earlier jobs left.
 
     Args:
-        rows: that are asked for.
-        refused: those that are none.
-        output: with what earlier jobs left.
-        bundle: the bundle's hash.
-        batch: pictures of each row.
         recheck: ``hash`` reads every picture that is there and compares its SHA-256, ``size`` compares sizes.
         retry_failed: whether rows that failed before are tried again.
 

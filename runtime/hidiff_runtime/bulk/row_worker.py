@@ -13,12 +13,11 @@ from hidiff_runtime.bulk.output import PICTURES, ImageEntry
 from hidiff_runtime.bulk.rows import DeadLetter, Row, picture_name
 from hidiff_runtime.bulk.storage import Location, Store
 from hidiff_runtime.errors import BundleError, EngineError, HidiffError, InputError, ParityError, StorageError
+from hidiff_runtime.pipeline.image_metadata import HIDIFF, encoded
 from hidiff_runtime.pipeline.image_processing import decode_picture
 from hidiff_runtime.pipeline.pipeline import Result
-from hidiff_runtime.pipeline.png_metadata import HIDIFF, encoded
 from hidiff_runtime.pipeline.request_fields import BY_NAME
-from hidiff_runtime.pipeline.request_limits import Limits
-from hidiff_runtime.pipeline.request_values import DATA
+from hidiff_runtime.pipeline.request_values import DATA, Limits
 from hidiff_runtime.serving.service import Service, generation_metadata
 from hidiff_runtime.text_safety import json_text
 from hidiff_runtime.version import __version__
@@ -59,6 +58,11 @@ class Work:
     version: str = __version__
 
 
+_KINDS: dict[str, type[HidiffError]] = {
+    kind.__name__: kind for kind in (ParityError, InputError, BundleError, EngineError, StorageError)
+}
+
+
 @dataclass(frozen=True)
 class FatalError:
     """Why no row can be made: a `HidiffError` as plain values."""
@@ -72,15 +76,12 @@ class FatalError:
     def of(cls, error: HidiffError) -> FatalError:
         """Makes it of this error."""
         given = None if error.given is None else str(error.given)
-        kinds = (ParityError, InputError, BundleError, EngineError, StorageError)
-        name = next((kind.__name__ for kind in kinds if isinstance(error, kind)), EngineError.__name__)
+        name = next((name for name, kind in _KINDS.items() if isinstance(error, kind)), EngineError.__name__)
         return cls(name, error.summary, given, error.advice)
 
     def error(self) -> HidiffError:
         """Returns the error again, with its exit code."""
-        kinds: tuple[type[HidiffError], ...] = (ParityError, InputError, BundleError, EngineError, StorageError)
-        kind = next(kind for kind in kinds if kind.__name__ == self.name)
-        return kind(self.summary, given=self.given, advice=self.advice)
+        return _KINDS[self.name](self.summary, given=self.given, advice=self.advice)
 
 
 @dataclass(frozen=True)
@@ -109,20 +110,16 @@ class Outcome:
     def from_json(cls, text: str) -> Outcome:
         """Returns an outcome that :meth:`to_json` wrote."""
         found = json.loads(text)
-        return cls(
-            row=found["row"],
-            attempts=found["attempts"],
-            pictures=tuple(ImageEntry(**picture) for picture in found["pictures"]),
-            letter=found["letter"] and DeadLetter(**found["letter"]),
-            fault=found["fault"] and FatalError(**found["fault"]),
-        )
+        found["pictures"] = tuple(ImageEntry(**picture) for picture in found["pictures"])
+        found["letter"] = found["letter"] and DeadLetter(**found["letter"])
+        found["fault"] = found["fault"] and FatalError(**found["fault"])
+        return cls(**found)
 
 
 class RowWorker:
     """Makes rows' pictures with one bundle.
 
     Args:
-        work: what to do.
         begin: told of a row's number before it is made; returns how often it was begun, this time counted. It outlives
             the worker.
         end: ends the worker's process, so that another begins in its place.
@@ -269,11 +266,7 @@ class RowWorker:
 
 
 def request_values(row: Row, inputs: Location) -> dict[str, object]:
-    """Returns a row's values as a request takes them: pictures read from where they are.
-
-    Args:
-        row: that is asked for.
-        inputs: what paths begin at.
+    """Returns a row's values as a request takes them, with its pictures read; their paths begin at ``inputs``.
 
     Raises:
         InputError: a picture is not there or cannot be read.

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from hidiff_runtime.bulk.storage import Location, Store
 from hidiff_runtime.errors import HidiffError, InputError
 from hidiff_runtime.pipeline.request_fields import BY_NAME
-from hidiff_runtime.pipeline.seeds import RANDOM
+from hidiff_runtime.pipeline.request_values import RANDOM
 from hidiff_runtime.prompt_files.field_values import ID, Value, check_encodable, parse_value, plain_value, shown
-from hidiff_runtime.prompt_files.raw_rows import Raw
+from hidiff_runtime.prompt_files.formats import check_ending, read_rows
+from hidiff_runtime.prompt_files.raw_rows import Columns, Raw
 from hidiff_runtime.serving.public_errors import kind_of
 from hidiff_runtime.text_safety import printable
 
@@ -84,18 +86,42 @@ class DeadLetter:
     @classmethod
     def of(cls, row: Row, error: BaseException, bundle: str) -> DeadLetter:
         """Makes the dead letter of a row that failed with this error."""
-        known = isinstance(error, HidiffError)
-        return cls(
-            id=row.id,
-            row=row.number,
-            where=row.where,
-            reason=error.summary if isinstance(error, HidiffError) else f"{type(error).__name__}: {error}"[:_SHOWN],
-            given=str(shown(error.given)) if isinstance(error, HidiffError) and error.given is not None else "",
-            advice=error.advice if isinstance(error, HidiffError) else "This is a fault of hidiff-runtime: report it.",
-            kind=kind_of(error) if known else "internal",
-            fingerprint=row.fingerprint(bundle),
-            values={name: shown(value) for name, value in row.values.items()},
-        )
+        values = {name: shown(value) for name, value in row.values.items()}
+        return cls(row.id, row.number, row.where, **_told(error), fingerprint=row.fingerprint(bundle), values=values)
+
+    @classmethod
+    def of_raw(cls, raw: Raw, error: InputError) -> DeadLetter:
+        """Makes the dead letter of what was read and is no row."""
+        values = {} if isinstance(raw.values, InputError) else raw.values
+        shown_values = {name: shown(value) for name, value in values.items() if value is not None}
+        given = values.get(ID)
+        row_id = f"{raw.number:06}" if given in (None, "") else str(shown(given))
+        return cls(row_id, raw.number, raw.where, **_told(error), values=shown_values)
+
+
+def _told(error: BaseException) -> dict[str, str]:
+    """Returns what a dead letter tells of an error."""
+    if not isinstance(error, HidiffError):
+        reason, advice = f"{type(error).__name__}: {error}"[:_SHOWN], "This is a fault of hidiff-runtime: report it."
+        return {"reason": reason, "given": "", "advice": advice, "kind": kind_of(error)}
+    given = "" if error.given is None else str(shown(error.given))
+    return {"reason": error.summary, "given": given, "advice": error.advice, "kind": kind_of(error)}
+
+
+def read_prompts(place: Location, ignored: Iterable[str] = ()) -> list[Raw]:
+    """Returns the rows of a file, by its ending; ``ignored`` are columns that may be there and are no fields.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, has no rows, or a table has a column that is no field.
+        EngineError: a library for files of its ending is not installed.
+        StorageError: the place cannot be read.
+    """
+    check_ending(place.url)
+    content = Store(place).read()
+    if content is None:
+        raise InputError("The prompts cannot be read.", given=f"{place.url}: no such file", advice="Mend the name.")
+    columns = Columns((ID, *BY_NAME), tuple(ignored), "Leave columns out with --ignore {name}.")
+    return read_rows(place.url, content, columns)
 
 
 def derived_seed(base: int, row_id: str) -> int:
@@ -124,13 +150,7 @@ def find_rows(
     raws: Iterable[Raw], *, seed: int, defaults: Mapping[str, Value], ignored: Iterable[str] = ()
 ) -> tuple[list[Row], list[DeadLetter]]:
     """Returns the rows, and those that are none: without values, with ones of a wrong type, or with an id that is
-    taken.
-
-    Args:
-        raws: as they were read.
-        seed: that the seeds of rows without one are derived from.
-        defaults: values of every row that does not say otherwise.
-        ignored: columns to leave out.
+    taken. Seed, defaults and ignored columns are the `hidiff_runtime.bulk.job.Job`'s.
     """
     rows: list[Row] = []
     refused: list[DeadLetter] = []
@@ -141,10 +161,9 @@ def find_rows(
             row = _row(raw, seed, defaults, left_out)
             _check_id(row, taken)
         except InputError as error:
-            values = raw.values if isinstance(raw.values, Mapping) else {}
-            refused.append(_refused(raw, values, error))
-            continue
-        rows.append(row)
+            refused.append(DeadLetter.of_raw(raw, error))
+        else:
+            rows.append(row)
     return rows, refused
 
 
@@ -158,7 +177,9 @@ def _row(raw: Raw, seed: int, defaults: Mapping[str, Value], ignored: frozenset[
             row_id = _id(given)
             continue
         if name not in BY_NAME:
-            raise _unknown(name)
+            field = printable(name[:60])
+            advice = f"There are {', '.join((ID, *BY_NAME))}; or --ignore {field}."
+            raise InputError("There is no such field.", given=field, advice=advice)
         values[name] = parse_value(name, given) if raw.text else plain_value(name, given)
     if values.get("seed", RANDOM) == RANDOM:  # which asks for another each time, and a job has to be repeatable
         values["seed"] = derived_seed(seed, row_id)
@@ -184,23 +205,3 @@ def _id(given: object) -> str:
         raise InputError("An id must be text or a whole number.", given=shown(given), advice="Or leave it out.")
     check_encodable(ID, str(given))
     return str(given)
-
-
-def _unknown(name: str) -> InputError:
-    given = printable(name[:60])
-    fields = ", ".join((ID, *BY_NAME))
-    return InputError("There is no such field.", given=given, advice=f"There are {fields}; or --ignore {given}.")
-
-
-def _refused(raw: Raw, values: Mapping[str, Any], error: InputError) -> DeadLetter:
-    given = values.get(ID)
-    return DeadLetter(
-        id=f"{raw.number:06}" if given in (None, "") else str(shown(given)),
-        row=raw.number,
-        where=raw.where,
-        reason=error.summary,
-        given="" if error.given is None else str(shown(error.given)),
-        advice=error.advice,
-        kind="input",
-        values={name: shown(value) for name, value in values.items() if value is not None},
-    )

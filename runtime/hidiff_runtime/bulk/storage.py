@@ -6,33 +6,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from hidiff_runtime.errors import EngineError, InputError, StorageError
-from hidiff_runtime.pipeline.png_metadata import write_whole
+from hidiff_runtime.errors import InputError, StorageError
+from hidiff_runtime.optional_libraries import optional_library
+from hidiff_runtime.pipeline.image_metadata import write_whole
 from hidiff_runtime.text_safety import encodable
 
 SCHEME = "s3://"
 LOCK = ".lock"
+INSTALL = "pip install 'hidiff-runtime[bulk]'"
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-
-
-def arrow() -> ModuleType:
-    """Returns ``pyarrow``.
-
-    Raises:
-        EngineError: it is not installed.
-    """
-    try:
-        return import_module("pyarrow")
-    except ImportError as error:
-        raise EngineError(
-            "Bulk jobs need pyarrow, which is not installed.", given=error, advice="pip install 'hidiff-runtime[bulk]'"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -96,16 +82,13 @@ Place = Location
 class Store:
     """Reads and writes whole files at a place and below it. Each file is there whole or not at all.
 
-    Args:
-        place: of everything.
-
     Raises:
         EngineError: pyarrow is not installed.
     """
 
     def __init__(self, place: Location) -> None:
         self.place = place
-        arrow()
+        optional_library("pyarrow", "Bulk jobs need pyarrow", INSTALL)
         from pyarrow import fs
 
         self._fs_module = fs
@@ -148,10 +131,7 @@ class Store:
         Raises:
             StorageError: it cannot be listed.
         """
-        with self._told("listed", folder):
-            selector = self._fs_module.FileSelector(self._path(folder), allow_not_found=True)
-            found = self._files.get_file_info(selector)
-        return {info.base_name: info.size for info in found if info.is_file}
+        return {info.base_name: info.size for info in self._listed(folder) if info.is_file}
 
     def is_empty(self) -> bool:
         """Returns whether nothing is there but the lock.
@@ -159,9 +139,7 @@ class Store:
         Raises:
             StorageError: it cannot be listed.
         """
-        with self._told("listed", ""):
-            selector = self._fs_module.FileSelector(self._path(""), allow_not_found=True)
-            return all(info.base_name == LOCK for info in self._files.get_file_info(selector))
+        return all(info.base_name == LOCK for info in self._listed(""))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -200,6 +178,12 @@ class Store:
         """
         with self._told("removed", name):
             self._files.delete_file(self._path(name))
+
+    def _listed(self, folder: str) -> list[Any]:
+        with self._told("listed", folder):
+            selector = self._fs_module.FileSelector(self._path(folder), allow_not_found=True)
+            found: list[Any] = self._files.get_file_info(selector)
+            return found
 
     def _path(self, name: str) -> str:
         root = self.place.url.removeprefix(SCHEME)

@@ -7,10 +7,11 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from hidiff_runtime.cli.bundle_options import add_opening, opening
+from hidiff_runtime.cli.shared_options import add_opening, opening
 from hidiff_runtime.console.printing import write
-from hidiff_runtime.errors import RowsFailed
+from hidiff_runtime.errors import InputError, RowsFailed
 from hidiff_runtime.pipeline.request_fields import BY_NAME
+from hidiff_runtime.text_safety import printable
 
 if TYPE_CHECKING:
     from hidiff_runtime.bulk.job import Checked, Job, Summary
@@ -102,7 +103,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         RowsFailed: all is done, and some rows failed.
     """
-    from hidiff_runtime.bulk.job import check_job, dead_letters, run_job
+    from hidiff_runtime.bulk.job import check_job, run_job
+    from hidiff_runtime.bulk.output import DEAD
 
     job = _job(options)
     if options.dry_run:
@@ -120,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
     if summary.failed:
         raise RowsFailed(
             f"{summary.failed} of {summary.rows} rows failed.",
-            given=dead_letters(job),
+            given=job.output.joined(DEAD).url,
             advice="Mend the rows and run the same command again; --retry-failed tries those that did not change.",
         )
     return 0
@@ -157,7 +159,6 @@ def _job(options: argparse.Namespace) -> Job:
 
 def _defaults(given: list[str]) -> dict[str, Value]:
     """Returns the values of --set."""
-    from hidiff_runtime.errors import InputError
     from hidiff_runtime.prompt_files.field_values import parse_value
 
     found: dict[str, Value] = {}
@@ -192,6 +193,8 @@ def _told(summary: Summary) -> str:
 
 
 def _told_check(checked: Checked, options: argparse.Namespace) -> str:
+    from hidiff_runtime.pipeline.request_summary import request_lines
+
     plan = checked.plan
     would_make = len(plan.todo) - len(checked.refused)
     letters = [*plan.failed, *checked.refused]
@@ -204,24 +207,17 @@ def _told_check(checked: Checked, options: argparse.Namespace) -> str:
             "again": dict(plan.again),
         }
         return json.dumps(facts, indent=2) + "\n"
-    first = "".join(f"{line}\n" for facts in checked.first for line in _told_row(facts))
+    lines: list[str] = []
+    for row in checked.first:
+        lines += [f"{row['where']}, id {printable(row['id'])}:", *request_lines(row)]
     if would_make > len(checked.first):
-        first += f"and {would_make - len(checked.first)} more rows\n"
-    again = "".join(f"would make again: {count} rows, since {reason}\n" for reason, count in plan.again.items())
-    counts = f"would make {would_make} rows, {plan.finished} are finished, {len(letters)} would fail; nothing was run\n"
-    return first + again + counts
-
-
-def _told_row(facts: dict[str, Any]) -> list[str]:
-    from hidiff_runtime.pipeline.request_summary import request_lines
-    from hidiff_runtime.text_safety import printable
-
-    return [f"{facts['where']}, id {printable(facts['id'])}:", *request_lines(facts)]
+        lines.append(f"and {would_make - len(checked.first)} more rows")
+    lines += [f"would make again: {count} rows, since {reason}" for reason, count in plan.again.items()]
+    counts = f"would make {would_make} rows, {plan.finished} are finished, {len(letters)} would fail; nothing was run"
+    return "\n".join([*lines, counts]) + "\n"
 
 
 def _tell_dead(letters: list[DeadLetter]) -> None:
-    from hidiff_runtime.text_safety import printable
-
     for letter in letters[:SHOWN]:
         given = f" ({letter.given})" if letter.given else ""
         write(printable(f"{letter.where}, id {letter.id}: {letter.reason}{given} {letter.advice}") + "\n", sys.stderr)

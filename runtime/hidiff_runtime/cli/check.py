@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 
-from hidiff_runtime.cli.bundle_options import add_opening, open_bundle
+from hidiff_runtime.cli.shared_options import add_opening, open_bundle
 from hidiff_runtime.console.printing import progress, write
 
 SUMMARY = "replay the bundle's reference samples on this machine's engines, and compare its sampler tables"
@@ -25,18 +26,14 @@ def run(options: argparse.Namespace) -> int:
     from hidiff_runtime.verification.replay import check, read_samples
     from hidiff_runtime.verification.replay_components import comparisons
 
-    count = 0
-
-    def show(_: object) -> None:
-        nonlocal count
-        count += 1
-        progress(f"{count} of {total} compared")
-
+    count = itertools.count(1)
     with open_bundle(options) as bundle:
         samples = read_samples(bundle)
         total = comparisons(samples, runs=not options.calls_only)
         progress(f"0 of {total} compared")
-        report = check(bundle, runs=not options.calls_only, progress=show)
+        report = check(
+            bundle, runs=not options.calls_only, progress=lambda _: progress(f"{next(count)} of {total} compared")
+        )
     progress("", end="\n" if sys.stderr.isatty() else "")
     write((json.dumps(report.to_dict(), indent=2) if options.json else report.render()) + "\n", sys.stdout)
     return report.exit_code

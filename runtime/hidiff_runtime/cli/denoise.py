@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hidiff_runtime.cli.bundle_options import add_opening, open_bundle
-from hidiff_runtime.cli.field_options import add_field
+from hidiff_runtime.cli.shared_options import add_field, add_opening, open_bundle
 from hidiff_runtime.console.printing import progress, write
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.pipeline.request_fields import SETTINGS

@@ -21,12 +21,11 @@ def describe_runs(
     outputs: OutputPaths,
     *,
     as_json: bool,
-    warned: Sequence[str] = (),
+    warned: Sequence[str],
 ) -> str:
     """Returns every run with its prompts' tokens, its phases and its files; in words the first runs alone.
 
-    Args:
-        warned: what was said before on standard error; JSON has it too.
+    JSON also has what was ``warned`` of on standard error.
 
     Raises:
         InputError: a prompt does not fit the bundle.

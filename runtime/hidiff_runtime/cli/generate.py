@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hidiff_runtime.cli.bundle_options import add_opening, open_bundle
-from hidiff_runtime.cli.field_options import OPTIONS, add_field, add_group
+from hidiff_runtime.cli.shared_options import FIELD_OPTIONS, add_field, add_group, add_opening, open_bundle
 from hidiff_runtime.console.printing import write
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.pipeline.request_fields import PICTURES, PROMPT, Settings
+from hidiff_runtime.text_safety import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,13 +81,12 @@ def _add_results(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Makes the pictures, or says what would be made."""
     from hidiff_runtime.cli.dry_run import describe_runs
-    from hidiff_runtime.cli.like_option import likeness
     from hidiff_runtime.cli.output_paths import find_output_paths
     from hidiff_runtime.cli.prompt_options import Prompt, read_prompts
     from hidiff_runtime.pipeline.image_parameters import read_parameters
-    from hidiff_runtime.pipeline.late_start import late_starts
+    from hidiff_runtime.pipeline.image_settings import Likeness, settings_like
     from hidiff_runtime.pipeline.pipeline import Pipeline
-    from hidiff_runtime.text_safety import printable
+    from hidiff_runtime.pipeline.request import late_start
 
     asked: Sequence[Prompt] = (
         [Prompt(text) for text in options.prompt or ()] if options.prompts is None else read_prompts(options.prompts)
@@ -97,13 +96,18 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("There is no prompt.", advice="Give -p TEXT, --prompts FILE or --like PICTURE.")
     with open_bundle(options, **({"verify": "size"} if options.dry_run else {})) as bundle:
         pipeline = Pipeline(bundle)
-        like = likeness(bundle, told, _settings(options), with_prompt=not asked)
+        given = {field.name: getattr(options, field.name) for field in FIELD_OPTIONS}
+        settings = {name: value for name, value in given.items() if value is not None}  # pictures as paths
+        like = Likeness("", settings, ())
+        if told is not None:
+            like = settings_like(bundle, told, settings, with_prompt=not asked)
+        _warn(like.warnings)
         asked = asked or [Prompt(like.prompt)]
         requests = _requests(pipeline, options, asked, like.settings)
-        told_now = (*late_starts(bundle, requests), *_drawn_later(options, asked))
-        for warning in told_now:
-            write(f"warning: {printable(warning)}\n", sys.stderr)  # a picture's text may hold what terminals obey
-        warned = (*like.warnings, *told_now)
+        late = dict.fromkeys(late_start(bundle, request) for request in requests)
+        found = (*filter(None, late), *_drawn_later(options, asked))
+        _warn(found)
+        warned = (*like.warnings, *found)
         batch = bundle.manifest.batch
         seeds = [request.settings.seed for request in requests for _ in range(batch)]
         many = options.prompts is not None or len(seeds) > 1
@@ -117,6 +121,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        write(f"warning: {printable(line)}\n", sys.stderr)  # a picture's text may hold what terminals obey
+
+
 def _requests(
     pipeline: Pipeline, options: argparse.Namespace, asked: Sequence[Prompt], shared: Mapping[str, Any]
 ) -> list[Request]:
@@ -124,7 +133,7 @@ def _requests(
     from secrets import randbelow
 
     from hidiff_runtime.cli.prompt_options import located
-    from hidiff_runtime.pipeline.seeds import DRAWN, RANDOM
+    from hidiff_runtime.pipeline.request_values import DRAWN, RANDOM
 
     manifest = pipeline.bundle.manifest
     found, read = [], _reader((manifest.width, manifest.height))
@@ -138,7 +147,7 @@ def _requests(
 
 def _drawn_later(options: argparse.Namespace, asked: Sequence[Prompt]) -> tuple[str, ...]:
     """Returns what a dry run has to say of random seeds, which it cannot know."""
-    from hidiff_runtime.pipeline.seeds import RANDOM
+    from hidiff_runtime.pipeline.request_values import RANDOM
 
     if not options.dry_run or all(prompt.settings.get("seed", options.seed) != RANDOM for prompt in asked):
         return ()
@@ -151,15 +160,9 @@ def _reader(size: tuple[int, int]) -> Callable[[Path, str, bool], Image]:
 
     def read(path: Path, called: str, resize: bool) -> Image:
         found = read_picture(path, called)
-        return fitted_pictures(found, size, called, batch=1, resize=True)[0] if resize else found
+        return fitted_pictures(found, size, called, resize=True)[0] if resize else found
 
     return functools.cache(read)
-
-
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns what the command line asks for all prompts, pictures as paths; what it leaves out is not there."""
-    given = {field.name: getattr(options, field.name) for field in OPTIONS}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _merged(asked: Mapping[str, Any], read: Callable[[Path, str, bool], Image]) -> Settings:
@@ -180,7 +183,7 @@ def _generate(
     """Makes and writes each run's pictures as they are done."""
     from hidiff_runtime.console.progress import RunProgress
     from hidiff_runtime.pipeline.contact_sheet import Cell, contact_sheet
-    from hidiff_runtime.pipeline.png_metadata import save_png
+    from hidiff_runtime.pipeline.image_metadata import save_png
     from hidiff_runtime.pipeline.prompt_encoding import TruncationWarning
 
     shown = RunProgress([request.steps for request in requests], options.previews is not None)
@@ -207,17 +210,11 @@ def _generate(
         save_png(contact_sheet(cells), options.sheet)
     if options.previews is not None:
         save_png(shown.sheet(), options.previews)
-    _tell_rest(told, outputs, warned, as_json=options.json)
-
-
-def _tell_rest(told: list[dict[str, Any]], outputs: OutputPaths, warned: Sequence[str], *, as_json: bool) -> None:
-    """The files beside the pictures; everything where it is to be JSON."""
-    files = [str(path) for path in outputs.extra]
-    text = (
-        json.dumps({"pictures": told, "sheets": files, "warnings": warned}, indent=2) if as_json else "\n".join(files)
-    )
-    if text:
-        write(f"{text}\n", sys.stdout)
+    sheets = [str(path) for path in outputs.extra]
+    if options.json:
+        write(json.dumps({"pictures": told, "sheets": sheets, "warnings": warned}, indent=2) + "\n", sys.stdout)
+    elif sheets:
+        write("\n".join(sheets) + "\n", sys.stdout)
 
 
 def _tell(path: Path, facts: dict[str, Any]) -> None:

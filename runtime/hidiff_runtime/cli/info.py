@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from hidiff_runtime.cli.bundle_options import add_allow_links
+from hidiff_runtime.cli.shared_options import add_allow_links
 from hidiff_runtime.console.printing import write
 from hidiff_runtime.text_safety import printable
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hidiff_runtime.errors import InputError, StorageError
-from hidiff_runtime.pipeline.png_metadata import check_name
+from hidiff_runtime.pipeline.image_metadata import check_name
 
 INDEX, SEED = "{index}", "{seed}"
 """What stands in a pattern for the number of a picture, from 000, and for the seed of its run."""
@@ -50,10 +50,8 @@ def find_output_paths(
 
     Args:
         output: a file; with ``many`` a folder, or a pattern with ``{index}`` or ``{seed}``.
-        seeds: one for each picture.
         many: whether a folder is meant where one is there.
         extra: more files to write, None where one is not wanted.
-        force: whether files may be replaced.
 
     Raises:
         InputError: a name does not fit, two are the same, or a file is there already.

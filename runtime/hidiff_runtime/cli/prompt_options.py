@@ -26,7 +26,7 @@ class Prompt:
 
     Args:
         text: the prompt; several for a batch.
-        settings: by the names of `hidiff_runtime.pipeline.request.Settings`; pictures are paths.
+        settings: by the names of `Settings`; pictures are paths.
         where: it stands in the file; empty where it comes from the command line.
     """
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hidiff_runtime.cli import EXIT_CODES
-from hidiff_runtime.cli.bundle_options import add_opening, named_value, opening
+from hidiff_runtime.cli.shared_options import add_opening, named_value, opening
 from hidiff_runtime.console.printing import tell_error, write
 from hidiff_runtime.errors import Cancelled, EngineError, HidiffError, InputError
 from hidiff_runtime.serving.http.log_throttle import RepeatCounter
 from hidiff_runtime.version import __version__
 
 if TYPE_CHECKING:
-    from hidiff_runtime.pipeline.request_limits import Limits
+    from hidiff_runtime.pipeline.request_values import Limits
     from hidiff_runtime.serving.http.access_control import AccessRules
     from hidiff_runtime.serving.http.connections import ConnectionLimits
     from hidiff_runtime.serving.http.request_bodies import BodyLimits
@@ -193,7 +193,7 @@ def _run(server: Server, listening: socket.socket) -> int:
 
 
 def _limits(options: argparse.Namespace) -> Limits:
-    from hidiff_runtime.pipeline.request_limits import Limits
+    from hidiff_runtime.pipeline.request_values import Limits
 
     names = [field.name for field in fields(Limits)]
     for name, _ in options.limit:

@@ -21,12 +21,7 @@ PREVIEWS = 8
 
 @dataclass
 class RunProgress:
-    """Shows steps and tiles as they are done, and keeps previews of each run's first picture.
-
-    Args:
-        steps: of each run.
-        previews: whether to keep any.
-    """
+    """Shows steps and tiles of runs of so many steps as they are done; may keep previews of each first picture."""
 
     steps: Sequence[int]
     previews: bool

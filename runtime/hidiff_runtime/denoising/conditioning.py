@@ -65,9 +65,7 @@ class Conditioning:
         return cls(inputs, channels)
 
     def model_input(self, latents: Array, repeat: int) -> Array:
-        """Returns the graphs' ``latents`` from one picture's worth: repeated for guidance, inpainting channels
-        behind.
-        """
+        """Returns the graphs' ``latents``: one picture's, repeated for guidance, with inpainting channels behind."""
         stacked = np.concatenate([latents] * repeat)
         return stacked if self.channels is None else np.concatenate([stacked, self.channels], axis=1)
 
@@ -101,12 +99,7 @@ def check_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
 
 
 def check_scale(name: str, scale: Any, example: str) -> float:
-    """Returns a scale that outputs of networks are multiplied by.
-
-    Args:
-        name: of the field, for messages.
-        scale: what was given.
-        example: a value that is usual.
+    """Returns a scale that outputs of networks are multiplied by; ``name`` and ``example`` are for messages.
 
     Raises:
         InputError: it is no finite number, or beyond what float32 sums can take.

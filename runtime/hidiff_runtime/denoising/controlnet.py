@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.denoising.conditioning import check_array, check_scale
-from hidiff_runtime.denoising.run_context import ControlRequest, engine_errors
+from hidiff_runtime.denoising.conditioning import Array, check_array, check_scale
+from hidiff_runtime.denoising.run_context import ControlRequest, EngineSource, engine_errors
 from hidiff_runtime.errors import EngineError, InputError
 from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.specs import GraphRecord, TensorSpec
@@ -17,9 +17,6 @@ from hidiff_runtime.format.validation import CONDITIONING_SCALE, CONTROL_IMAGE
 
 if TYPE_CHECKING:
     from hidiff_runtime.backends.protocol import DeviceArray
-    from hidiff_runtime.denoising.engine_source import EngineSource
-
-Array = NDArray[np.float32]
 
 
 class ControlNet:
@@ -27,7 +24,6 @@ class ControlNet:
 
     Args:
         bundle: whose engine computes.
-        record: of the bundle's ControlNet.
         control_image: float32 ``[batch, 3, height, width]`` of the bundle's picture size, 0 to 1; resized (nearest, as
             published) to what the ControlNet sees, and the same for both halves of guidance.
         conditioning_scale: what the residuals are multiplied by.
@@ -93,8 +89,6 @@ class ControlNet:
 
         Args:
             tensors: gives the tensors of these names, what the run and `own` hold among them.
-            step: logical step, from 0.
-            steps: logical steps of the run.
 
         Raises:
             EngineError: the engine does not load, or failed.

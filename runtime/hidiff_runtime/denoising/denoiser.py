@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
-
-from hidiff_runtime.denoising.conditioning import Conditioning, check_array, check_guidance, check_rescale, check_steps
+from hidiff_runtime.denoising.conditioning import (
+    Array,
+    Conditioning,
+    check_array,
+    check_guidance,
+    check_rescale,
+    check_steps,
+)
 from hidiff_runtime.denoising.controlnet import ControlNet, check_conditioning_scale
-from hidiff_runtime.denoising.device_loop import run_on_device
+from hidiff_runtime.denoising.device_loop import DeviceLoop
 from hidiff_runtime.denoising.host_loop import run_on_host
 from hidiff_runtime.denoising.init_image import InitImage
-from hidiff_runtime.denoising.run_context import Callback, Control, ControlRequest, RunContext, StepInfo
+from hidiff_runtime.denoising.run_context import Callback, Control, ControlRequest, EngineSource, RunContext, StepInfo
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.format.step_graph import GUIDANCE_RESCALE
 from hidiff_runtime.format.step_graph import NOISE_PRED as OUTPUT
 from hidiff_runtime.phases import PhasePlan
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 
-if TYPE_CHECKING:
-    from hidiff_runtime.denoising.engine_source import EngineSource
-    from hidiff_runtime.format.manifest import Manifest
-
 __all__ = ["OUTPUT", "Callback", "Control", "ControlRequest", "Denoiser", "StepInfo"]
-
-Array = NDArray[np.float32]
 
 
 class Denoiser:
@@ -133,14 +129,12 @@ class Denoiser:
             # what every run needs.
             if tensors is None or step is None or older or blend is not None:
                 return run_on_host(run, state, blend)
-            return run_on_device(run, schedule, state, tensors, step)
+            return DeviceLoop(run, schedule, tensors, step).finish(state)
 
     def _control(
         self, plan: PhasePlan, control: Control | None, image: Array | None, conditioning_scale: float
     ) -> Control | None:
-        """Returns what gives the residuals: the caller's own, the bundle's ControlNet, or nothing where none are
-        taken.
-        """
+        """Returns what gives the residuals: the caller's function, the bundle's ControlNet, or None for none."""
         manifest = self._bundle.manifest
         for phase in plan.phases:
             manifest.phase(phase)
@@ -167,19 +161,13 @@ class Denoiser:
                 advice="Give control_image too, or leave conditioning_scale out.",
             )
         if control is None and any(phase.control for phase in plan.phases):
-            raise _control_missing(manifest)
+            if manifest.controlnet is None:
+                raise InputError(
+                    "This bundle takes a ControlNet's residuals.",
+                    given="no control",
+                    advice="Give control=, a function that returns them for each step that asks.",
+                )
+            shape = [manifest.batch, 3, manifest.height, manifest.width]
+            advice = f"This bundle's ControlNet needs it: float32 of shape {shape}, 0 to 1."
+            raise InputError("control_image is missing.", advice=advice)
         return control
-
-
-def _control_missing(manifest: Manifest) -> InputError:
-    if manifest.controlnet is None:
-        return InputError(
-            "This bundle takes a ControlNet's residuals.",
-            given="no control",
-            advice="Give control=, a function that returns them for each step that asks.",
-        )
-    return InputError(
-        "control_image is missing.",
-        advice=f"This bundle's ControlNet needs it: float32 of shape "
-        f"{[manifest.batch, 3, manifest.height, manifest.width]}, 0 to 1.",
-    )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.backends.device_tensors import DeviceTensors
 from hidiff_runtime.backends.protocol import DeviceArray, Session
+from hidiff_runtime.denoising.conditioning import Array
 from hidiff_runtime.denoising.controlnet import ControlNet
 from hidiff_runtime.denoising.run_context import RunContext, engine_errors
 from hidiff_runtime.format.specs import GraphRecord
@@ -38,46 +39,29 @@ from hidiff_runtime.format.step_graph import (
 )
 from hidiff_runtime.sampling.scheduler_state import Evaluation, SamplerState, Schedule
 
-Array = NDArray[np.float32]
-
 _NEXT = {SAMPLE: NEXT_SAMPLE, STATE: NEXT_STATE, UNSOUND: NEXT_UNSOUND}
 """What a step makes of what the last one left."""
 
 
-def run_on_device(
-    run: RunContext, schedule: Schedule, state: SamplerState, tensors: DeviceTensors, step: GraphRecord
-) -> Array:
-    """Takes every step; returns the latents.
+class DeviceLoop:
+    """The run while it goes on; ``step`` is the record of the bundle's step graph."""
 
-    Args:
-        run: the run.
-        schedule: its evaluations.
-        state: where it starts; it is left as it is.
-        tensors: on the device whose engines run.
-        step: the record of the bundle's step graph.
-
-    Raises:
-        BundleError: the step graph holds fewer states than the sampler.
-        EngineError: an engine is missing, failed, or gave NaN.
-        Cancelled: the callback ended the run.
-    """
-    return _DeviceLoop(run, schedule.evaluations, tensors, step).finish(state)
-
-
-class _DeviceLoop:
-    """The run while it goes on."""
-
-    def __init__(
-        self, run: RunContext, evaluations: tuple[Evaluation, ...], tensors: DeviceTensors, step: GraphRecord
-    ) -> None:
+    def __init__(self, run: RunContext, schedule: Schedule, tensors: DeviceTensors, step: GraphRecord) -> None:
         self._run = run
-        self._evaluations = evaluations
+        self._evaluations = schedule.evaluations
         self._tensors = tensors
         self._record = step
         self._specs = {spec.name: spec for spec in (*step.inputs, *step.outputs)}
         self._session: Session = run.bundle.step_engine()
 
     def finish(self, state: SamplerState) -> Array:
+        """Takes every step from ``state``, which is left as it is; returns the latents.
+
+        Raises:
+            BundleError: the step graph holds fewer states than the sampler.
+            EngineError: an engine is missing, failed, or gave NaN.
+            Cancelled: the callback ended the run.
+        """
         run = self._run
         self._begin(state)
         started = time.perf_counter()
@@ -115,9 +99,7 @@ class _DeviceLoop:
             self._tensors.put(run.control.record.inputs, run.control.own)
 
     def _flipping(self, name: str, index: int) -> DeviceArray:
-        """Returns what a step changes, after ``index`` evaluations: two tensors in turn, since it reads one and writes
-        one.
-        """
+        """Returns what a step changes, after ``index`` evaluations: of two tensors one is read, the other written."""
         return self._tensors.get(self._specs[name], f"{name} {index % 2}")
 
     def _evaluate(self, evaluation: Evaluation) -> None:
@@ -130,7 +112,8 @@ class _DeviceLoop:
             if record.phase.control:
                 run.control.execute(self._tensors.pick, step, run.plan.steps)
         else:
-            inputs = _Inputs({**run.conditioning.inputs, **given}, self._model_input)
+            latents = self._tensors.get(self._specs[LATENTS])
+            inputs = _Inputs({**run.conditioning.inputs, **given}, lambda: self._tensors.memory.download(latents))
             self._tensors.put(record.residuals, run.residuals(record, step, inputs))
         with engine_errors(run.where(step)):
             session.execute(self._tensors.pick(record.inputs), self._tensors.pick(record.outputs))
@@ -165,9 +148,6 @@ class _DeviceLoop:
             where = self._run.where(self._evaluations[first - 1].step)
             raise self._run.nonfinite(bad, math.prod(pred.shape), where)
         return latents
-
-    def _model_input(self) -> Array:
-        return self._tensors.memory.download(self._tensors.get(self._specs[LATENTS]))
 
 
 class _Inputs(Mapping[str, NDArray[Any]]):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.denoising.conditioning import EMBEDDINGS, INPAINTING
+from hidiff_runtime.denoising.conditioning import EMBEDDINGS, INPAINTING, takes_channels
 from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.format.manifest import Manifest, TensorSpec
 from hidiff_runtime.format.safetensors import SafetensorsFile
@@ -79,8 +79,7 @@ def random_embeddings(manifest: Manifest, seed: int) -> tuple[Arrays, Arrays]:
             for prefix in ("", "negative_") if manifest.guidance else ("",):
                 given[prefix + name] = generator.randn((manifest.batch, *spec.shape[1:]))
     channels, height, width = manifest.latent
-    latents = manifest.phases[0].input("latents")
-    if latents is not None and latents.shape[1] != channels:
+    if takes_channels(manifest):
         given["mask"] = np.ones((manifest.batch, 1, height, width), dtype=np.float32)
         given["masked_image_latents"] = generator.randn((manifest.batch, channels, height, width))
     if manifest.controlnet is not None:

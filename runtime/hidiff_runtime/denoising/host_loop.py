@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.denoising.conditioning import guided
+from hidiff_runtime.denoising.conditioning import Array, guided
 from hidiff_runtime.denoising.init_image import MaskBlend
 from hidiff_runtime.denoising.run_context import RunContext, engine_errors
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.step_graph import LATENTS, NOISE_PRED
 from hidiff_runtime.sampling.scheduler_state import SamplerState
-
-Array = NDArray[np.float32]
 
 
 def run_on_host(run: RunContext, state: SamplerState, blend: MaskBlend | None = None) -> Array:
@@ -28,7 +26,7 @@ def run_on_host(run: RunContext, state: SamplerState, blend: MaskBlend | None = 
         shape = state.latents.shape
         state.advance(noise, run.generator.randn(shape) if state.draws_noise else None)
         if blend is not None:
-            state.latents = blend.apply(state.latents, state.index)
+            state.latents = blend(state.latents, state.index)
         if not state.done and state.step == step:
             continue
         run.finished(step, timestep, np.array(state.latents), time.perf_counter() - started)

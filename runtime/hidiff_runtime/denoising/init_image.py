@@ -7,45 +7,17 @@ it is put back after each evaluation, with the same noise at every step and none
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hidiff_runtime.denoising.conditioning import INPAINTING, check_array, takes_channels
+from hidiff_runtime.denoising.conditioning import INPAINTING, Array, check_array, takes_channels
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.sampling.scheduler_state import SamplerState, Schedule
 
-Array = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class MaskBlend:
-    """What puts the picture back outside the mask.
-
-    Args:
-        mask: ``[batch, 1, height, width]``, 1 where to paint.
-        image_latents: ``[batch, channels, height, width]``.
-        noise: the run's, of the same shape.
-        schedule: the run's.
-    """
-
-    mask: Array
-    image_latents: Array
-    noise: Array
-    schedule: Schedule
-
-    def apply(self, latents: Array, done: int) -> Array:
-        """Returns ``latents`` after ``done`` evaluations, with the picture outside the mask. In float32, as
-        diffusers.
-        """
-        kept = self.image_latents
-        if done < len(self.schedule):
-            kept = self.schedule.noised(kept, self.noise, done)
-        blended: Array = (1 - self.mask) * kept + self.mask * latents
-        return blended
+MaskBlend = Callable[[Array, int], Array]
+"""Puts the picture back outside the mask, in latents that come after so many evaluations."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +41,6 @@ class InitImage:
         """Checks what the caller gave; None for a run from noise.
 
         Args:
-            manifest: of the bundle.
-            image_latents: the picture's.
             strength: how much of the run it goes through; its value is checked with the number of steps.
             conditions: the denoiser's arguments by name. A mask is taken out where it is not an input of the UNet.
 
@@ -100,8 +70,17 @@ class InitImage:
         return schedule.start(noise) if self.from_noise else schedule.start_from(self.latents, noise)
 
     def blend(self, schedule: Schedule, noise: Array) -> MaskBlend | None:
-        """Returns what each evaluation is followed by; None for nothing."""
-        return None if self.mask is None else MaskBlend(self.mask, self.latents, noise, schedule)
+        """Returns what each evaluation is followed by, in float32 as in diffusers; None for nothing."""
+        if self.mask is None:
+            return None
+        mask, picture = self.mask, self.latents
+
+        def blended(latents: Array, done: int) -> Array:
+            kept = schedule.noised(picture, noise, done) if done < len(schedule) else picture
+            found: Array = (1 - mask) * kept + mask * latents
+            return found
+
+        return blended
 
 
 def _check_no_strength(strength: float | None, mask: Any) -> None:

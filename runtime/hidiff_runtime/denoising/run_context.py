@@ -8,25 +8,60 @@ of the same seed draws the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.denoising.conditioning import Conditioning, check_array
+from hidiff_runtime.denoising.conditioning import Array, Conditioning, check_array
 from hidiff_runtime.errors import Cancelled, EngineError
 from hidiff_runtime.format.specs import PhaseRecord
 from hidiff_runtime.phases import Phase, PhasePlan
-from hidiff_runtime.sampling.torch_rng import TorchGenerator
-from hidiff_runtime.sampling.window_shifts import draw_window_shifts
+from hidiff_runtime.sampling.torch_rng import TorchGenerator, draw_window_shifts
 
 if TYPE_CHECKING:
+    from hidiff_runtime.backends.device_tensors import DeviceTensors
     from hidiff_runtime.backends.protocol import Session
-    from hidiff_runtime.denoising.engine_source import EngineSource
+    from hidiff_runtime.format.manifest import Manifest
+    from hidiff_runtime.sampling.scheduler_table import SamplerTable
 
-Array = NDArray[np.float32]
+
+class EngineSource(Protocol):
+    """An open bundle as a run sees it: what it holds, and its engines; `hidiff_runtime.bundle.Bundle` is one."""
+
+    @property
+    def root(self) -> Path:
+        """The bundle's folder, for messages."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle holds."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held by a run, since engines are shared by all runs."""
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend whose engines run."""
+
+    def sampler(self, name: str | None = None) -> SamplerTable:
+        """Returns a sampler's table; the default sampler's without a name."""
+
+    def engine(self, phase: Phase, *, upcoming: Phase | None = None) -> Session:
+        """Returns a phase's session; ``upcoming`` will be asked for next."""
+
+    def controlnet_engine(self) -> Session:
+        """Returns the ControlNet's session."""
+
+    def step_engine(self) -> Session:
+        """Returns the step graph's session."""
+
+    def tensors(self) -> DeviceTensors | None:
+        """Returns what runs keep on the device; None where the host keeps it."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +151,7 @@ class RunContext:
         return inputs
 
     def residuals(self, record: PhaseRecord, step: int, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
-        """Returns what ``control`` gives, checked; empty where the phase takes none. ``inputs`` is what it may look
-        at.
-        """
+        """Returns what ``control`` gives for these graph inputs, checked; empty where the phase takes none."""
         if not record.phase.control or self.control is None:
             return {}
         found = self.control(ControlRequest(step, self.plan.steps, inputs))

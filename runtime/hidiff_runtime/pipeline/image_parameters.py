@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.pipeline.image_metadata import HIDIFF, PARAMETERS
 from hidiff_runtime.pipeline.image_processing import picture_texts
 from hidiff_runtime.pipeline.infotext import Infotext, read_infotext
-from hidiff_runtime.pipeline.png_metadata import HIDIFF, PARAMETERS
 from hidiff_runtime.pipeline.request_fields import ORDERS, SETTINGS, TYPES
 
 _UTF16, _ASCII, _UNDEFINED = b"UNICODE\0", b"ASCII\0\0\0", b"\0" * 8
@@ -126,15 +126,12 @@ def _time_ids(facts: Mapping[str, Any], name: str) -> dict[str, tuple[int, int]]
     values = facts.get(name)
     if values is None:
         return {}
-    whole = isinstance(values, list) and all(_is_whole(value) for value in values)
-    if not whole or len(values) != 2 * len(_SIZES):
+    numbers = values if isinstance(values, list) else []
+    whole = all(type(number) is int or (isinstance(number, float) and number.is_integer()) for number in numbers)
+    if not whole or len(numbers) != 2 * len(_SIZES):
         raise _malformed(f"{name} is {values!r}, expected {2 * len(_SIZES)} whole numbers")
-    pairs = zip(values[::2], values[1::2], strict=True)
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
     return {size: (int(first), int(second)) for size, (first, second) in zip(_SIZES, pairs, strict=True)}
-
-
-def _is_whole(value: object) -> bool:
-    return type(value) is int or (isinstance(value, float) and value.is_integer())
 
 
 def _typed(facts: Mapping[str, Any], name: str, kind: type) -> Any:

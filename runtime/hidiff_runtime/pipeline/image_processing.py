@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hidiff_runtime.denoising.conditioning import Array
 from hidiff_runtime.denoising.controlnet import nearest
-from hidiff_runtime.errors import EngineError, InputError
+from hidiff_runtime.errors import InputError
+from hidiff_runtime.optional_libraries import optional_library
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Array = NDArray[np.float32]
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Files that `read_picture` takes."""
@@ -48,15 +48,7 @@ def pillow() -> ModuleType:
     Raises:
         EngineError: Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise EngineError(
-            "Pictures need Pillow, which is not installed.",
-            given=error,
-            advice="pip install 'hidiff-runtime[pictures]'",
-        ) from error
-    return Image
+    return optional_library("PIL.Image", "Pictures need Pillow", "pip install 'hidiff-runtime[pictures]'")
 
 
 def read_picture(path: str | Path, name: str = "image") -> Image:
@@ -137,25 +129,10 @@ def picture_texts(path: str | Path, sought: Collection[str]) -> tuple[dict[str, 
             return texts, exif.get(USER_COMMENT), exif.get(MAKER_NOTE)
 
 
-def fitted_pictures(images: Any, size: tuple[int, int], name: str, *, batch: int, resize: bool) -> list[Image]:
-    """Returns the pictures, checked and of this size; the arguments are those of `image_array`, and so are the
-    errors.
-    """
-    return [_fitted(image, size, name, resize) for image in _listed(images, name, batch)]
-
-
-def picture_bytes(images: Any) -> int:
-    """Returns the bytes of a picture's pixels, or of several pictures'; 0 for None."""
-    if images is None:
-        return 0
-    several = images if isinstance(images, Sequence) else [images]
-    return sum(image.width * image.height * len(image.getbands()) for image in several)
-
-
-def image_array(
-    images: Any, size: tuple[int, int], name: str = "image", *, batch: int = 1, resize: bool = False
-) -> Array:
-    """Returns pictures for the VAE's encoder: float32 ``[1 or batch, 3, height, width]``, -1 to 1.
+def fitted_pictures(
+    images: Any, size: tuple[int, int], name: str, *, batch: int = 1, resize: bool = False
+) -> list[Image]:
+    """Returns pictures, one or as many as the batch has, checked and of one size.
 
     Args:
         images: a Pillow image, or a sequence of ``batch`` of them.
@@ -166,37 +143,28 @@ def image_array(
     Raises:
         InputError: not Pillow images, of another size or mode, broken, or of another number.
     """
-    bright = control_array(images, size, name, batch=batch, resize=resize)
-    return np.asarray(bright * np.float32(2) - np.float32(1), np.float32)
+    return [_fitted(image, size, name, resize) for image in _listed(images, name, batch)]
 
 
-def control_array(
-    images: Any, size: tuple[int, int], name: str = "control_image", *, batch: int = 1, resize: bool = False
-) -> Array:
-    """Returns pictures for a ControlNet: float32 ``[1 or batch, 3, height, width]``, 0 to 1; otherwise as
-    `image_array`.
-    """
-    pictures = fitted_pictures(images, size, name, batch=batch, resize=resize)
+def image_array(pictures: Sequence[Image]) -> Array:
+    """Returns pictures for the VAE's encoder: float32 ``[pictures, 3, height, width]``, -1 to 1."""
+    return np.asarray(control_array(pictures) * np.float32(2) - np.float32(1), np.float32)
+
+
+def control_array(pictures: Sequence[Image]) -> Array:
+    """Returns pictures for a ControlNet: float32 ``[pictures, 3, height, width]``, 0 to 1."""
     colours = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return np.ascontiguousarray(colours.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
 
 
-def mask_array(
-    images: Any, size: tuple[int, int], name: str = "mask", *, batch: int = 1, resize: bool = False
-) -> Array:
-    """Returns masks, float32 ``[1 or batch, 1, height, width]``, 1 where a picture is at least half white, else 0.
-
-    Otherwise as `image_array`.
-    """
-    masks = fitted_pictures(images, size, name, batch=batch, resize=resize)
-    grey = np.stack([np.asarray(mask.convert("L")) for mask in masks])[:, None].astype(np.float32) / np.float32(255)
+def mask_array(pictures: Sequence[Image]) -> Array:
+    """Returns masks: float32 ``[pictures, 1, height, width]``, 1 where one is at least half white, else 0."""
+    grey = np.stack([np.asarray(mask.convert("L")) for mask in pictures])[:, None].astype(np.float32) / np.float32(255)
     return np.asarray(grey >= 0.5, np.float32)
 
 
 def latent_mask(mask: Array, latent: tuple[int, int, int]) -> Array:
-    """Returns a mask at the latents' size, ``[…, 1, latent height, latent width]``: the nearest pixels, as diffusers
-    takes.
-    """
+    """Returns a mask's nearest pixels at the latents' size, ``[…, 1, latent height, latent width]``, as diffusers."""
     return np.ascontiguousarray(nearest(mask, *latent[1:]))
 
 

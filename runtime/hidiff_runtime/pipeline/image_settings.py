@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.phases import PhasePlan
+from hidiff_runtime.pipeline.image_metadata import fused_loras, model_name, other_weights
 from hidiff_runtime.pipeline.image_parameters import PictureParameters, web_number
 from hidiff_runtime.pipeline.infotext import Infotext, from_web_clip_skip
-from hidiff_runtime.pipeline.png_metadata import fused_loras, model_name, other_weights
 from hidiff_runtime.pipeline.prompt_encoding import chunks_of
 from hidiff_runtime.pipeline.request import takes_sizes
 from hidiff_runtime.pipeline.request_fields import ORDERS, PICTURES, SETTINGS

@@ -112,9 +112,7 @@ def from_web_clip_skip(layer: int, *, sdxl: bool) -> int:
 
 
 def _settings_line(lines: list[str]) -> int:
-    """Returns where the settings are: in the last line, or before it, from ``Steps`` on, where an extension wrote
-    more.
-    """
+    """Returns which line has the settings: the last, or where an extension wrote more an earlier one from ``Steps``."""
     for number in range(len(lines) - 1, -1, -1):
         pairs = dict(_pairs(lines[number]))
         if len(pairs) >= _LEAST and (number == len(lines) - 1 or next(iter(pairs)) == "Steps"):

@@ -5,25 +5,22 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hidiff_runtime import bundle as bundles
-from hidiff_runtime.denoising.conditioning import takes_channels
+from hidiff_runtime.denoising.conditioning import Array, takes_channels
 from hidiff_runtime.denoising.run_context import StepInfo
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.specs import VaeRecord
 from hidiff_runtime.pipeline import vae
+from hidiff_runtime.pipeline.image_metadata import describe
 from hidiff_runtime.pipeline.image_processing import from_bytes, latent_mask, pillow, to_pictures
-from hidiff_runtime.pipeline.late_start import LateStartWarning, late_start
-from hidiff_runtime.pipeline.png_metadata import describe
 from hidiff_runtime.pipeline.prompt_encoding import encode_prompts
-from hidiff_runtime.pipeline.request import Request, repeated
+from hidiff_runtime.pipeline.request import LateStartWarning, Request, late_start, repeated
 from hidiff_runtime.pipeline.request_fields import SETTINGS, Settings, Size
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 
@@ -33,25 +30,16 @@ if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle
     from hidiff_runtime.format.manifest import Manifest
 
-Array = NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class PictureStep(StepInfo):
-    """A finished step, as a pipeline's callback sees it.
-
-    Args:
-        vae: of the bundle.
-    """
+    """A finished step, as a pipeline's callback sees it; with the record of the bundle's VAE."""
 
     vae: VaeRecord
 
     def preview(self, index: int = 0) -> Image:
-        """Returns what the picture looks like so far: one pixel for each latent, in a millisecond or so, without the
-        VAE.
-
-        Args:
-            index: of the picture in its batch.
+        """Returns what picture ``index`` of the batch looks like so far: one pixel for each latent, in a millisecond
+        or so, without the VAE.
         """
         return from_bytes(vae.preview(self.vae, self.latents[index : index + 1]))[0]
 
@@ -206,15 +194,11 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.bundle.__exit__(kind, error, traceback)
+    def __exit__(self, *exception: Any) -> None:
+        self.bundle.__exit__(*exception)
 
     def _encode(self, requests: Sequence[Request]) -> list[tuple[dict[str, Array], tuple[str, ...]]]:
-        """Returns each request's embeddings, and what was cut from its prompts; equal options share the open text
-        encoders.
-        """
+        """Returns each request's embeddings and what was cut; text encoders open once for all of equal options."""
         found: dict[int, tuple[dict[str, Array], tuple[str, ...]]] = {}
         groups: dict[tuple[int, str, bool], list[int]] = {}
         for number, request in enumerate(requests):
@@ -285,19 +269,11 @@ class Pipeline:
 
     def _with_preview(self, callback: PictureCallback) -> Callable[[StepInfo], object]:
         record = vae.vae_of(self.bundle)
-
-        def call(info: StepInfo) -> object:
-            told = {field.name: getattr(info, field.name) for field in fields(info)}
-            return callback(PictureStep(**told, vae=record))
-
-        return call
+        return lambda info: callback(PictureStep(**vars(info), vae=record))
 
 
 def require_text_and_vae(manifest: Manifest, root: Path) -> None:
-    """Refuses a bundle that cannot make pictures from prompts.
-
-    Args:
-        root: its folder, for messages.
+    """Refuses a bundle that cannot make pictures from prompts; ``root`` is its folder, for messages.
 
     Raises:
         BundleError: it has no text encoder or no VAE, or takes residuals of a ControlNet that it does not hold.

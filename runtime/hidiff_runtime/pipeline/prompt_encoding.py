@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 import warnings
 from collections.abc import Sequence
@@ -9,10 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hidiff_runtime.backends.protocol import Session
-from hidiff_runtime.denoising.conditioning import is_whole
+from hidiff_runtime.denoising.conditioning import Array, is_whole
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.tokenizer import Tokenizer, Tokens
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from hidiff_runtime.backends.session_pool import Network
     from hidiff_runtime.bundle import Bundle
     from hidiff_runtime.format.specs import TextEncoderRecord
-
-Array = NDArray[np.float32]
 
 MOST_CHUNKS = 4
 """Chunks of 75 tokens that a bundle can be built for."""
@@ -66,7 +64,6 @@ def encode_prompts(
     embeddings where its checkpoint says ``force_zeros_for_empty_prompt``, and all others those of the empty prompt.
 
     Args:
-        bundle: with text encoders.
         prompts: at least one, none of them empty.
         negative: as many, possibly empty; only where the bundle was built with guidance.
         clip_skip: how many layers of the text encoders are skipped, counted from the one that is usual.
@@ -149,7 +146,7 @@ def _stacked(encodings: Sequence[TextEncoding]) -> dict[str, Array]:
 
 
 def _encode(bundle: Bundle, asked: dict[_Asked, None], *, chunked: bool) -> dict[_Asked, TextEncoding]:
-    """Returns every text encoder in turn, so that one is open at a time."""
+    """Encodes by every text encoder in turn, so that one is open at a time, and evaluates no tokens twice."""
     texts = dict.fromkeys(prompt for prompt, _ in asked)
     chunks = chunks_of(bundle)
     parts: dict[_Asked, list[TextEncoding]] = {key: [] for key in asked}
@@ -159,9 +156,10 @@ def _encode(bundle: Bundle, asked: dict[_Asked, None], *, chunked: bool) -> dict
         tokens[record.name] = {text: _rows(tokenizer, text, chunks, chunked=chunked) for text in texts}
     for record in bundle.manifest.text_encoders:
         with bundle.network(cast("Network", record.name)) as session:
-            encoder = _Encoder(session, record)
+            evaluate = functools.cache(functools.partial(_evaluate, session, record))
             for prompt, skip in asked:
-                parts[prompt, skip].append(encoder.encode(tokens[record.name][prompt], skip))
+                rows = tokens[record.name][prompt]
+                parts[prompt, skip].append(_encoded(rows, [evaluate(row.ids, skip) for row in rows]))
     return {key: _joined(encodings) for key, encodings in parts.items()}
 
 
@@ -195,39 +193,24 @@ def _rows(tokenizer: Tokenizer, prompt: str, chunks: int, *, chunked: bool) -> t
     return (*rows, *[tokenizer.encode("")] * (chunks - len(rows)))
 
 
-class _Encoder:
-    """A text encoder that evaluates no tokens twice."""
+def _evaluate(session: Session, record: TextEncoderRecord, ids: tuple[int, ...], skip: int) -> dict[str, Array]:
+    """Returns the outputs. Raises EngineError for NaN, for which the denoiser would blame the caller."""
+    outputs = session.run({"input_ids": np.array([ids], np.int32), "clip_skip": np.array([skip], np.int32)})
+    for name, array in outputs.items():
+        if bad := count_nonfinite(array):
+            raise EngineError(
+                f"The {record.name} gave NaN or infinite values.",
+                given=f"{bad} of {array.size} in {name}",
+                advice="Build the bundle in float32 or bfloat16: half precision overflows in some checkpoints.",
+            )
+    return outputs
 
-    def __init__(self, session: Session, record: TextEncoderRecord) -> None:
-        self._session = session
-        self._record = record
-        self._known: dict[tuple[tuple[int, ...], int], dict[str, Array]] = {}
 
-    def encode(self, rows: Sequence[Tokens], skip: int) -> TextEncoding:
-        """Returns the rows' embeddings one after another, and the first one's pooled embeddings."""
-        found = [self._evaluate(row.ids, skip) for row in rows]
-        embeds = np.concatenate([outputs["prompt_embeds"][0] for outputs in found])
-        pooled = found[0]["text_embeds"][0] if "text_embeds" in found[0] else None
-        return TextEncoding(embeds, pooled, tuple(row.cut for row in rows if row.cut))
-
-    def _evaluate(self, ids: tuple[int, ...], skip: int) -> dict[str, Array]:
-        if (ids, skip) not in self._known:
-            inputs = {"input_ids": np.array([ids], np.int32), "clip_skip": np.array([skip], np.int32)}
-            self._known[ids, skip] = self._sound(self._session.run(inputs))
-        return self._known[ids, skip]
-
-    def _sound(self, outputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns the outputs. Raises EngineError for NaN, which the UNet would refuse as if the caller had given
-        them.
-        """
-        for name, array in outputs.items():
-            if bad := count_nonfinite(array):
-                raise EngineError(
-                    f"The {self._record.name} gave NaN or infinite values.",
-                    given=f"{bad} of {array.size} in {name}",
-                    advice="Build the bundle in float32 or bfloat16: half precision overflows in some checkpoints.",
-                )
-        return outputs
+def _encoded(rows: Sequence[Tokens], outputs: Sequence[dict[str, Array]]) -> TextEncoding:
+    """Returns the rows' embeddings one after another, and the first one's pooled embeddings."""
+    embeds = np.concatenate([found["prompt_embeds"][0] for found in outputs])
+    pooled = outputs[0]["text_embeds"][0] if "text_embeds" in outputs[0] else None
+    return TextEncoding(embeds, pooled, tuple(row.cut for row in rows if row.cut))
 
 
 def check_options(clip_skip: Any, most: int, long_prompt: Any) -> None:
@@ -255,8 +238,7 @@ def _check_prompts(prompts: Sequence[str], negative: Sequence[str] | None, *, gu
         raise InputError("Prompts come as a list of texts.", given=repr(prompts), advice="Give at least one prompt.")
     for prompt in prompts:
         check_text("prompt", prompt)
-        if not prompt.strip():
-            raise InputError("A prompt is empty.", given=repr(prompt), advice="Say what the picture is to show.")
+        check_not_empty(prompt)
     if negative is None:
         return
     if not guidance:
@@ -273,6 +255,12 @@ def _check_prompts(prompts: Sequence[str], negative: Sequence[str] | None, *, gu
         )
     for prompt in negative:
         check_text("negative prompt", prompt)
+
+
+def check_not_empty(prompt: str) -> None:
+    """Refuses a prompt of whitespace alone. Raises InputError."""
+    if not prompt.strip():
+        raise InputError("A prompt is empty.", given=repr(prompt), advice="Say what the picture is to show.")
 
 
 def check_text(name: str, text: object) -> None:

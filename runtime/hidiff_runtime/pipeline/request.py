@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hidiff_runtime.denoising.conditioning import (
+    Array,
     check_guidance,
     check_rescale,
     check_steps,
@@ -20,26 +21,27 @@ from hidiff_runtime.denoising.controlnet import check_conditioning_scale
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.finite_values import is_finite
 from hidiff_runtime.phases import PhasePlan
-from hidiff_runtime.pipeline.image_processing import (
-    control_array,
-    fitted_pictures,
-    image_array,
-    mask_array,
-    picture_bytes,
-)
-from hidiff_runtime.pipeline.prompt_encoding import check_options, check_text
+from hidiff_runtime.pipeline.image_processing import control_array, fitted_pictures, image_array, mask_array
+from hidiff_runtime.pipeline.prompt_encoding import check_not_empty, check_options, check_text
 from hidiff_runtime.pipeline.request_fields import ORDERS, PICTURES, SETTINGS, STEPS, Settings, Size
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hidiff_runtime.bundle import Bundle
     from hidiff_runtime.format.manifest import Manifest
 
-Array = NDArray[np.float32]
-Found = TypeVar("Found")
-
 MOST_PIXELS = 2**24
 """The largest size and crop: float32, which SDXL is told them in, holds no larger ones exactly."""
+
+MOST_PICTURE = 0.7
+"""The largest part of a picture, of the length of picture and noise, in what a run from noise may begin as. A run of 2
+steps with leading timesteps begins at 0.53 and still draws; one of 1 step begins at 1, and gives noise."""
+
+
+class LateStartWarning(UserWarning):
+    """A run will give noise instead of a picture: the UNet is told of little noise, and given noise alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,66 +77,90 @@ class Request:
         manifest = bundle.manifest
         prompts = _prompts("prompt", prompt, manifest.batch)
         for text in prompts:
-            if not text.strip():
-                raise InputError("A prompt is empty.", given=repr(text), advice="Say what the picture is to show.")
+            check_not_empty(text)
         negative = _negative_prompts(manifest, settings.negative_prompt)
         filled = _filled(bundle, settings)
-        times = _time_ids(manifest, filled)
-        request = cls(
+        times, table = _time_ids(manifest, filled), bundle.sampler(filled.sampler)
+        assert filled.steps is not None
+        return cls(
             prompts=prompts,
             negative_prompts=negative,
-            settings=filled,
-            steps=_steps_taken(bundle, filled),
+            steps=table.schedule(filled.steps, strength=filled.strength, eta=filled.eta).steps,
+            # Fitted pictures alone are kept: those that were given may be larger by far, and requests may wait.
+            settings=replace(filled, **{name: _fitted(manifest, filled, name) for name in _given(filled)}),
             size=(manifest.width, manifest.height),
             time_ids=times[0],
             negative_time_ids=times[1] if manifest.guidance else None,
         )
-        # Fitted pictures alone are kept: those that were given may be larger by far, and requests may wait.
-        fitted = {name: _alone(request._fitted(fitted_pictures, name)) for name in request.given}
-        return replace(request, settings=replace(filled, **fitted))
 
     @property
     def given(self) -> tuple[str, ...]:
         """Which of ``image``, ``mask`` and ``control_image`` there are."""
-        return tuple(name for name in PICTURES if getattr(self.settings, name) is not None)
+        return _given(self.settings)
 
     @property
     def held(self) -> dict[int, int]:
         """The bytes of the pictures that the request holds, by what tells the pictures of several requests apart."""
-        pictures = [getattr(self.settings, name) for name in self.given]
-        return {id(picture): picture_bytes(picture) for picture in pictures}
+        held = {}
+        for pictures in (getattr(self.settings, name) for name in self.given):
+            sizes = (one.width * one.height * len(one.getbands()) for one in _listed(pictures))
+            held[id(pictures)] = sum(sizes)
+        return held
 
     @property
     def image(self) -> Array | None:
         """The image, float32 ``[1 or batch, 3, height, width]``, -1 to 1; made anew each time, as large arrays are."""
-        return self._fitted(image_array, "image")
+        return _array(self.settings.image, image_array)
 
     @property
     def mask(self) -> Array | None:
         """The mask, float32 ``[1 or batch, 1, height, width]``, 0 or 1; made anew each time."""
-        return self._fitted(mask_array, "mask")
+        return _array(self.settings.mask, mask_array)
 
     @property
     def control_image(self) -> Array | None:
         """The control image, float32 ``[batch, 3, height, width]``, 0 to 1; made anew each time."""
-        found = self._fitted(control_array, "control_image")
+        found = _array(self.settings.control_image, control_array)
         return None if found is None else repeated(found, len(self.prompts))
-
-    def _fitted(self, read: Callable[..., Found], name: str) -> Found | None:
-        """Returns what ``read`` makes of the pictures of this name; None where there are none."""
-        pictures = getattr(self.settings, name)
-        if pictures is None:
-            return None
-        return read(pictures, self.size, name, batch=len(self.prompts), resize=self.settings.resize)
 
     def phases(self, manifest: Manifest) -> PhasePlan:
         """Returns which phase each step of the run is in."""
         return PhasePlan(manifest.rule, self.steps)
 
 
-def _alone(pictures: list[Any] | None) -> Any:
-    """Returns one picture for all instead of a list of it."""
-    return pictures[0] if pictures is not None and len(pictures) == 1 else pictures
+def late_start(bundle: Bundle, request: Request) -> str | None:
+    """Returns what is wrong with where a run begins, in a line; None where nothing is."""
+    settings = request.settings
+    if settings.strength is not None or settings.steps is None:
+        return None
+    first = bundle.sampler(settings.sampler).schedule(settings.steps, eta=settings.eta).evaluations[0]
+    picture, noise = first.noising
+    if picture <= MOST_PICTURE * math.hypot(picture, noise):
+        return None
+    return (
+        f"{settings.steps} step{'s' * (settings.steps != 1)} of {settings.sampler} begin at timestep "
+        f"{first.timestep:g}, where the UNet expects a picture, and give noise: take more steps, or a bundle built "
+        "with timestep_spacing: trailing"
+    )
+
+
+def _given(settings: Settings) -> tuple[str, ...]:
+    return tuple(name for name in PICTURES if getattr(settings, name) is not None)
+
+
+def _fitted(manifest: Manifest, settings: Settings, name: str) -> Any:
+    """Returns the pictures of this name at the bundle's size; one for all instead of a list of it."""
+    size, images = (manifest.width, manifest.height), getattr(settings, name)
+    pictures = fitted_pictures(images, size, name, batch=manifest.batch, resize=settings.resize)
+    return pictures[0] if len(pictures) == 1 else pictures
+
+
+def _array(pictures: Any, convert: Callable[[Sequence[Image]], Array]) -> Array | None:
+    return None if pictures is None else convert(_listed(pictures))
+
+
+def _listed(pictures: Any) -> Sequence[Image]:
+    return pictures if isinstance(pictures, Sequence) else [pictures]
 
 
 def repeated(array: Array, batch: int) -> Array:
@@ -185,7 +211,9 @@ def _filled(bundle: Bundle, settings: Settings) -> Settings:
     table.schedule(steps, eta=settings.eta)
     guidance = settings.guidance_scale
     if guidance is None and manifest.guidance:
-        guidance = _guidance(manifest, settings)
+        # Defaults of diffusers' pipelines: 5 for SDXL, except for inpainting without a ControlNet, and 7.5 for others.
+        inpainting = settings.mask is not None and settings.control_image is None
+        guidance = 5.0 if takes_sizes(manifest) and not inpainting else 7.5
     return replace(
         settings,
         seed=int(settings.seed),
@@ -236,12 +264,6 @@ def _check_pictures(manifest: Manifest, settings: Settings) -> None:
         )
 
 
-def _guidance(manifest: Manifest, settings: Settings) -> float:
-    """Defaults of diffusers' pipelines: 5 for SDXL, except for inpainting without a ControlNet, and 7.5 for others."""
-    inpainting = settings.mask is not None and settings.control_image is None
-    return 5.0 if takes_sizes(manifest) and not inpainting else 7.5
-
-
 def _strength(manifest: Manifest, settings: Settings) -> float:
     """Returns the strength, or the default of the diffusers pipeline for this task."""
     if settings.strength is not None:
@@ -249,13 +271,6 @@ def _strength(manifest: Manifest, settings: Settings) -> float:
     if settings.mask is not None:
         return 0.9999 if takes_sizes(manifest) else 1.0
     return 0.3 if takes_sizes(manifest) and settings.control_image is None else 0.8
-
-
-def _steps_taken(bundle: Bundle, settings: Settings) -> int:
-    """Steps of the run: with an image, the last of them by strength."""
-    assert settings.steps is not None
-    table = bundle.sampler(settings.sampler)
-    return table.schedule(settings.steps, strength=settings.strength, eta=settings.eta).steps
 
 
 def _time_ids(manifest: Manifest, settings: Settings) -> tuple[Array | None, Array | None]:
@@ -284,9 +299,7 @@ def _time_ids(manifest: Manifest, settings: Settings) -> tuple[Array | None, Arr
 
 
 def _keeps_crops(settings: Settings) -> bool:
-    """Returns whether diffusers' pipeline for this task takes the crop for negative prompts too, where they have
-    none.
-    """
+    """Returns whether diffusers' pipeline for this task takes the crop for negative prompts without one too."""
     if settings.image is not None:
         return settings.mask is not None and settings.control_image is not None
     return settings.negative_original_size is None or settings.negative_target_size is None

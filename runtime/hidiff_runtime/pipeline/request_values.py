@@ -1,16 +1,18 @@
-"""A request read from plain values, as servers and bulk jobs are sent them."""
+"""A request read from plain values, as servers and bulk jobs are sent them, within what they take at most."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.pipeline.image_processing import decode_picture, fitted_pictures, pillow
 from hidiff_runtime.pipeline.request_fields import BY_NAME, CALLED, PICTURES, Field, Settings, fits
-from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.sampling.torch_rng import SEED_MAX, SEED_MIN
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,6 +22,62 @@ if TYPE_CHECKING:
 
 DATA = "data:"
 """How the URL of a picture begins that holds the picture itself."""
+
+RANDOM = -1
+"""The seed that asks for a random one, as in web UIs."""
+
+DRAWN = 2**32
+"""Seeds that are drawn are below this; a page's JavaScript holds them exactly."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for; looked at before any work begins.
+
+    Args:
+        prompt_characters: of a prompt, and of a negative prompt.
+        image_bytes: of an encoded picture that is sent.
+        image_pixels: of that picture once it is decoded.
+        steps: denoising steps of a run.
+        pictures: runs that one request may ask for at once.
+
+    Raises:
+        InputError: one is not a positive whole number.
+    """
+
+    prompt_characters: int = 2000
+    image_bytes: int = 16 * 2**20
+    image_pixels: int = 32 * 2**20
+    steps: int = 150
+    pictures: int = 8
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not int or value < 1:
+                raise InputError(
+                    f"The limit {field.name} must be a positive whole number.",
+                    given=repr(value),
+                    advice=f"Leave it out for {field.default}.",
+                )
+
+
+def with_seed(values: Mapping[str, object]) -> Mapping[str, object]:
+    """Draws the seed where it is `RANDOM`, among values by the names of `FIELDS`.
+
+    Raises:
+        InputError: it is beyond the last one, or negative otherwise: those are torch's other names of the largest.
+    """
+    seed = values.get("seed")
+    if type(seed) is not int or 0 <= seed <= SEED_MAX:
+        return values
+    if seed != RANDOM:
+        raise InputError(
+            "seed must be a whole number from 0 to 2**64 - 1, or -1 for a random one.",
+            given=seed,
+            advice=f"{seed + 2**64} is the same seed." if SEED_MIN <= seed < 0 else "Give one of these.",
+        )
+    return {**values, "seed": secrets.randbelow(DRAWN)}
 
 
 def read_request(pipeline: Pipeline, values: Mapping[str, object], limits: Limits) -> Request:
@@ -44,7 +102,7 @@ def read_request(pipeline: Pipeline, values: Mapping[str, object], limits: Limit
     for name in [name for name in given if name in PICTURES]:
         picture: Any = read_picture(name, given[name], limits)
         if given.get("resize"):  # now: all of them, decoded, may be many times as large
-            picture = fitted_pictures(picture, size, name, batch=1, resize=True)
+            picture = fitted_pictures(picture, size, name, resize=True)
         settings[name] = picture
     prompt = settings.pop("prompt")
     request = pipeline.request(prompt, Settings(**settings))

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hidiff_runtime.denoising.conditioning import Array
 from hidiff_runtime.errors import InputError
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -75,24 +73,14 @@ class TileAxis:
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The tiles of a picture, row by row.
-
-    Args:
-        rows: along the height.
-        columns: along the width.
-    """
+    """The tiles of a picture, row by row: those along its height, and those along its width."""
 
     rows: TileAxis
     columns: TileAxis
 
     @classmethod
     def of(cls, size: tuple[int, int], tile: tuple[int, int], overlap: int) -> TilePlan:
-        """Returns the plan for a picture.
-
-        Args:
-            size: its height and width, in latents.
-            tile: a tile's.
-            overlap: the least that neighbours share, in latents.
+        """Returns the plan for a picture of this height and width and tiles of theirs, all in latents.
 
         Raises:
             InputError: a tile is larger than the picture, or no larger than the overlap.

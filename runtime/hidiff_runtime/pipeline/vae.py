@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.denoising.conditioning import Array
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.specs import VaeRecord
 from hidiff_runtime.pipeline.tiling import TilePlan
-
-Array = NDArray[np.float32]
+from hidiff_runtime.sampling.torch_rng import TorchGenerator
 
 Progress = Callable[[int, int], None]
 """Called after each tile with the tiles done and the tiles in all; what it raises ends the work."""
@@ -24,14 +24,6 @@ PIXELS = 8
 """Pixels of a picture for each of its latents, along either side."""
 
 _SMALLEST_LOGVAR, _LARGEST_LOGVAR = -30.0, 20.0
-
-
-class Normals(Protocol):
-    """Where an encoder's noise comes from."""
-
-    def randn(self, shape: tuple[int, ...]) -> Array:
-        """Returns standard normals."""
-        ...
 
 
 def decode(bundle: Bundle, latents: Array, *, progress: Progress | None = None) -> Array:
@@ -54,17 +46,15 @@ def decode(bundle: Bundle, latents: Array, *, progress: Progress | None = None) 
         return decode_tiles(session, record, latents, progress)
 
 
-def encode(bundle: Bundle, images: Array, generator: Normals, *, progress: Progress | None = None) -> Array:
+def encode(bundle: Bundle, images: Array, generator: TorchGenerator) -> Array:
     """Returns the latents of pictures, float32 [batch, 4, height / 8, width / 8], times the scaling factor.
 
     They are drawn from the encoder's distribution as diffusers' image-to-image pipelines do: the whole batch's noise
     at once.
 
     Args:
-        bundle: its VAE encodes.
         images: [batch, 3, height, width], -1 to 1.
         generator: the run's; it is drawn from once.
-        progress: told of each tile.
 
     Raises:
         BundleError: the bundle has no VAE.
@@ -73,7 +63,7 @@ def encode(bundle: Bundle, images: Array, generator: Normals, *, progress: Progr
     """
     record = vae_of(bundle)
     with bundle.network("vae_encoder") as session:
-        moments = encode_tiles(session, record, images, progress)
+        moments = encode_tiles(session, record, images)
     return np.asarray(sample(moments, generator) * np.float32(record.scaling_factor), np.float32)
 
 
@@ -101,7 +91,7 @@ def preview(record: VaeRecord, latents: Array) -> NDArray[np.uint8]:
     return np.asarray(np.rint((np.clip(colours, -1, 1) + 1) * 127.5), np.uint8)
 
 
-def sample(moments: Array, generator: Normals) -> Array:
+def sample(moments: Array, generator: TorchGenerator) -> Array:
     """Returns a draw from the encoder's distribution, [batch, 4, height, width] from moments [batch, 8, height, width].
 
     As diffusers' ``DiagonalGaussianDistribution`` draws it: mean plus deviation times a normal, the logarithm of the

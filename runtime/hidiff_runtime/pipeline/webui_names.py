@@ -109,11 +109,7 @@ def schedule_name(table: SamplerTable, steps: int) -> str | None:
 
 
 def follows(table: SamplerTable, steps: int, schedule: str) -> bool:
-    """Returns whether a table's run has the schedule of this name, as `split_name` gives it.
-
-    Args:
-        steps: of the whole run, a tabulated number.
-    """
+    """Returns whether a table's run of so many steps has the schedule of this name, as `split_name` gives it."""
     named = schedule_name(table, steps)
     if schedule == AUTOMATIC:
         usual = None if sampler_name(table) in _OWN_TIMESTEPS else _USUAL.get(sampler_name(table), _UNIFORM)
@@ -160,8 +156,5 @@ def _follows_timesteps(table: SamplerTable, steps: int, name: str) -> bool:
 
 def _config(table: SamplerTable) -> dict[str, Any]:
     """Returns the scheduler's configuration, as the table was made with it; nothing where it does not say."""
-    try:
-        found = json.loads(table.origin.get("config", "{}"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    found: dict[str, Any] = json.loads(table.origin.get("config", "{}"))  # an object, or the table was not read
+    return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from hidiff_runtime.pipeline.request_fields import BY_NAME
-from hidiff_runtime.prompt_files import strict_json
 from hidiff_runtime.prompt_files.field_values import ID
+from hidiff_runtime.prompt_files.raw_rows import strict_json
 
 _HEADER = frozenset((*BY_NAME, ID, "cfg_scale", "width", "height", "sampler_name", "negative"))
 _JSON = re.compile(r'\[\s*([{"].*)?|\{')
@@ -47,7 +47,7 @@ def header_of(line: str) -> tuple[list[str], str] | None:
 
 def _is_json(text: str) -> bool:
     try:
-        strict_json.loads(text)
+        strict_json(text)
     except (ValueError, RecursionError):
         return False
     return True

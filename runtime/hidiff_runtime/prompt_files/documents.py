@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
+from types import ModuleType
 from typing import Any
 
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.optional_libraries import optional_library
 from hidiff_runtime.pipeline.request_fields import BY_NAME
-from hidiff_runtime.prompt_files import strict_json
 from hidiff_runtime.prompt_files.detection import line_ends
-from hidiff_runtime.prompt_files.optional_libraries import library
-from hidiff_runtime.prompt_files.raw_rows import EXAMPLE, Raw, kind_name, row_values
+from hidiff_runtime.prompt_files.raw_rows import EXAMPLE, Raw, kind_name, row_values, strict_json
 from hidiff_runtime.text_safety import printable
 
 _LIST = f'Write a list of texts and objects: ["a boat", {EXAMPLE}], or an object with that list alone.'
@@ -33,7 +33,7 @@ def read_json(name: str, text: str) -> list[Raw]:
         InputError: it is not JSON, or holds no list.
     """
     try:
-        found = strict_json.loads(text)
+        found = strict_json(text)
     except (ValueError, RecursionError) as error:
         lines = [line for line in line_ends(text) if line.strip()]
         many = len(lines) > 1 and "Extra data" in str(error)
@@ -52,9 +52,9 @@ def read_yaml(name: str, text: str) -> list[Raw]:
         InputError: it is not YAML, or holds no list.
         EngineError: PyYAML is not installed.
     """
-    yaml = library("yaml", "YAML")
+    yaml = optional_library("yaml", "Prompts in YAML need PyYAML", "pip install pyyaml. Or write them as .jsonl.")
     try:
-        found = yaml.load(text, Loader=_loader())
+        found = yaml.load(text, Loader=_loader(yaml))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         told = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
         raise InputError(
@@ -102,9 +102,8 @@ def _hinted(raw: Raw) -> Raw:
 
 
 @functools.cache
-def _loader() -> Any:
+def _loader(yaml: ModuleType) -> Any:
     """Returns a safe loader for which plain words are text, but those of JSON, and a name twice is a fault."""
-    yaml = library("yaml", "YAML")
     base: Any = yaml.SafeLoader
 
     class Loader(base):  # type: ignore[misc]

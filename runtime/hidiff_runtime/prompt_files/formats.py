@@ -49,12 +49,7 @@ def check_ending(name: str) -> str:
 
 
 def read_rows(name: str, content: bytes, columns: Columns) -> list[Raw]:
-    """Reads the rows of a file.
-
-    Args:
-        name: a path or URL.
-        content: of the file.
-        columns: that a table may have.
+    """Reads the rows of a file, by the ending of its path or URL.
 
     Raises:
         InputError: the ending is none that is known, the file is not what it says, or it has no rows.

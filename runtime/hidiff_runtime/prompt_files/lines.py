@@ -8,9 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.prompt_files import strict_json
 from hidiff_runtime.prompt_files.detection import line_ends, looks_like
-from hidiff_runtime.prompt_files.raw_rows import EXAMPLE, Raw, row_values
+from hidiff_runtime.prompt_files.raw_rows import EXAMPLE, Raw, row_values, strict_json
 from hidiff_runtime.prompt_files.web_ui import refuse_web_ui
 from hidiff_runtime.text_safety import json_text
 
@@ -59,7 +58,7 @@ def refuse_other(name: str, text: str, wanted: str) -> None:
 def json_line(line: str) -> dict[str, Any] | InputError:
     """Returns the values of a line of JSON, or why there are none."""
     try:
-        return row_values(strict_json.loads(line))
+        return row_values(strict_json(line))
     except (ValueError, RecursionError) as error:
         told = str(error)
         if isinstance(error, json.JSONDecodeError):
@@ -72,12 +71,8 @@ def json_line(line: str) -> dict[str, Any] | InputError:
 
 def _rows(text: str, read: Callable[[str], dict[str, Any] | InputError], *, comments: bool = False) -> list[Raw]:
     numbered = ((number, line.strip()) for number, line in enumerate(line_ends(text), 1))
-    lines = [(number, line) for number, line in numbered if line and not (comments and _is_comment(line))]
+    lines = [(number, line) for number, line in numbered if line and not (comments and line.partition(" ")[0] == "#")]
     return [Raw(place, f"line {number}", read(line)) for place, (number, line) in enumerate(lines)]
-
-
-def _is_comment(line: str) -> bool:
-    return line == "#" or line.startswith("# ")
 
 
 def _text_line(line: str) -> dict[str, Any] | InputError:

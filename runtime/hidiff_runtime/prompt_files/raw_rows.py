@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,41 @@ class Columns:
 
 
 EXAMPLE = '{"prompt": "a lighthouse", "seed": 3}'
+
+MOST_DIGITS = 40
+"""Of a whole number: float64 and every field of a request hold less."""
+
+
+def strict_json(text: str) -> Any:
+    """Returns what JSON says, with an `InputError` in the place of each value that has a fault of its own.
+
+    Nothing is passed over: a name given twice, NaN and numbers without end are faults, each where it stands.
+
+    Raises:
+        ValueError: it is not JSON.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_whole)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | InputError:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    return InputError("An object has one name twice.", given=repr(twice[:60]), advice="Leave one of them out.")
+
+
+def _constant(text: str) -> InputError:
+    return InputError("A value is no JSON.", given=text, advice="Write a number, or null where there is none.")
+
+
+def _whole(text: str) -> int | InputError:
+    if len(text) > MOST_DIGITS:
+        given = f"{text[:MOST_DIGITS]}… of {len(text)} characters"
+        return InputError("A whole number is too long.", given=given, advice="Seeds go up to 18446744073709551615.")
+    return int(text)
 
 
 def row_values(item: object) -> dict[str, Any] | InputError:

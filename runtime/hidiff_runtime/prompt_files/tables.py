@@ -8,13 +8,15 @@ import math
 from typing import Any
 
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.optional_libraries import optional_library
 from hidiff_runtime.prompt_files.detection import header_of, looks_like
 from hidiff_runtime.prompt_files.lines import refuse_other
-from hidiff_runtime.prompt_files.optional_libraries import library
 from hidiff_runtime.prompt_files.raw_rows import Columns, Raw
 from hidiff_runtime.text_safety import printable
 
 _QUOTES = 'Put a value with commas, quotes or line ends into quotes, and write a quote in it twice: "a 5"" disk".'
+
+_PARQUET = ("Prompts in Parquet need pyarrow", "pip install 'hidiff-runtime[bulk]'. Or write them as .jsonl.")
 
 
 def read_csv(name: str, text: str, columns: Columns, delimiter: str = ",") -> list[Raw]:
@@ -53,8 +55,7 @@ def read_parquet(name: str, content: bytes, columns: Columns) -> list[Raw]:
         InputError: it is none, or has a column that is no field.
         EngineError: pyarrow is not installed.
     """
-    pyarrow = library("pyarrow", "Parquet")
-    parquet = library("pyarrow.parquet", "Parquet")
+    pyarrow, parquet = (optional_library(name, *_PARQUET) for name in ("pyarrow", "pyarrow.parquet"))
     try:
         table = parquet.read_table(io.BytesIO(content))
     except (pyarrow.ArrowException, OSError) as error:

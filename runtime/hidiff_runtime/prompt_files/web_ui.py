@@ -40,10 +40,6 @@ def _sampler(value: str) -> str:
     return _SAMPLERS[value.lower()]
 
 
-def _skip(value: str) -> int:
-    return from_web_clip_skip(int(value), sdxl=False)
-
-
 _EQUALS: dict[str, tuple[str, Callable[[str], str | int | float]]] = {
     "prompt": ("prompt", _text),
     "negative_prompt": ("negative_prompt", _text),
@@ -55,7 +51,7 @@ _EQUALS: dict[str, tuple[str, Callable[[str], str | int | float]]] = {
     "sampler_name": ("sampler", _sampler),
     "sampler": ("sampler", _sampler),
     "denoising_strength": ("strength", _number),
-    "clip_skip": ("clip_skip", _skip),
+    "clip_skip": ("clip_skip", lambda value: from_web_clip_skip(int(value), sdxl=False)),
     "eta": ("eta", _number),
 }
 """Options that have an equal: its field, and what reads the value."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.codec import REBUILD
@@ -12,11 +12,7 @@ from hidiff_runtime.sampling.scheduler_table import SamplerTable
 
 
 def check_tables(manifest: Manifest, read: Callable[[str], SamplerTable]) -> None:
-    """Reads each table once and compares it with what the manifest says; none is kept.
-
-    Args:
-        manifest: of the bundle.
-        read: gives the table of a sampler, compared by `check_table`.
+    """Reads each table once, by a function that compares it as `check_table` does, and keeps none.
 
     Raises:
         BundleError: a table is broken or another sampler's, or the step counts are not those that every table holds.
@@ -52,6 +48,6 @@ def check_table(manifest: Manifest, name: str, table: SamplerTable) -> None:
         )
 
 
-def _short(steps: object) -> str:
-    text = ", ".join(map(str, steps)) if isinstance(steps, (list, tuple)) else str(steps)
+def _short(steps: Sequence[int]) -> str:
+    text = ", ".join(map(str, steps))
     return (text if len(text) <= 60 else f"{text[:57]}...") or "none"

@@ -1,4 +1,4 @@
-"""Random numbers with the values that torch's CPU generator gives for the same seed.
+"""Random numbers with the values that torch's CPU generator gives for the same seed, and the window shifts from them.
 
 torch draws from MT19937 (ATen/core/MT19937RNGEngine.h), which numpy has too; what is written here is how torch turns
 its 32-bit words into floats (ATen/core/TransformationHelper.h and ATen/native/cpu/DistributionTemplates.h).
@@ -22,6 +22,7 @@ _BLOCK = 16
 """From this many normals on torch fills blocks of 16; fewer come one by one in double precision."""
 
 _TWO_PI = np.float32(2 * math.pi)
+_SHIFT_EDGES = np.array([0.25, 0.5, 0.75], dtype=np.float32)
 
 
 class TorchGenerator:
@@ -43,11 +44,11 @@ class TorchGenerator:
 
     def rand(self, shape: int | tuple[int, ...]) -> NDArray[np.float32]:
         """Uniforms in [0, 1), float32 of ``shape``; one 32-bit word each."""
-        return self._uniforms(math.prod(_as_shape(shape))).reshape(shape)
+        return self._uniforms(int(np.prod(shape))).reshape(shape)
 
     def randn(self, shape: int | tuple[int, ...]) -> NDArray[np.float32]:
         """Returns standard normals, float32 of ``shape``."""
-        size = math.prod(_as_shape(shape))
+        size = int(np.prod(shape))
         if size < _BLOCK:
             return np.array([self._one_normal() for _ in range(size)], dtype=np.float32).reshape(shape)
         whole = size - size % _BLOCK
@@ -63,9 +64,7 @@ class TorchGenerator:
         return uniforms
 
     def _words(self, size: int) -> NDArray[np.uint32]:
-        """Returns the engine's next 32-bit words as they are: over its whole range, randint neither rejects nor
-        masks.
-        """
+        """Returns the engine's next 32-bit words: over this whole range, randint neither rejects nor masks."""
         return self._engine.randint(0, 2**32, size, dtype=np.uint32)
 
     def _one_normal(self) -> float:
@@ -83,6 +82,17 @@ class TorchGenerator:
         return ((high << 32 | low) & (2**53 - 1)) * 2.0**-53
 
 
+def draw_window_shifts(generator: TorchGenerator, count: int) -> NDArray[np.int32]:
+    """Draws by how many quarters of a window each of ``count`` windowed blocks is rolled in one UNet evaluation.
+
+    One uniform r a block, as HiDiffusion draws them: 0 up to r = 0.25, 1 up to 0.5, 2 up to 0.75, else 3.
+
+    Returns:
+        int32 ``[count]``, each 0 to 3, in the order that the blocks run.
+    """
+    return np.searchsorted(_SHIFT_EDGES, generator.rand(count), side="left").astype(np.int32)
+
+
 def _box_muller(uniforms: NDArray[np.float32]) -> NDArray[np.float32]:
     """Normals from blocks of 16 uniforms: 8 radii, then 8 angles, become 8 cosines, then 8 sines.
 
@@ -93,10 +103,6 @@ def _box_muller(uniforms: NDArray[np.float32]) -> NDArray[np.float32]:
     angle = _TWO_PI * blocks[:, 1]
     normals: NDArray[np.float32] = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
     return normals
-
-
-def _as_shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (shape,) if isinstance(shape, int) else shape
 
 
 def _checked(seed: Any) -> int:

@@ -19,9 +19,7 @@ from hidiff_runtime.pipeline.pipeline import PictureStep, Pipeline, Result
 from hidiff_runtime.pipeline.prompt_encoding import TruncationWarning
 from hidiff_runtime.pipeline.request import Request
 from hidiff_runtime.pipeline.request_fields import Settings
-from hidiff_runtime.pipeline.request_limits import Limits
-from hidiff_runtime.pipeline.request_values import read_request
-from hidiff_runtime.pipeline.seeds import with_seed
+from hidiff_runtime.pipeline.request_values import Limits, read_request, with_seed
 from hidiff_runtime.serving.metrics import MetricsRecorder, NullSink
 from hidiff_runtime.serving.public_errors import kind_of
 from hidiff_runtime.verification.comparison import render

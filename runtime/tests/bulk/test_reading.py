@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hidiff_runtime.bulk.reading import read_prompts
-from hidiff_runtime.bulk.rows import find_rows
+from hidiff_runtime.bulk.rows import find_rows, read_prompts
 from hidiff_runtime.bulk.storage import Location
 from hidiff_runtime.errors import InputError
 

@@ -21,8 +21,8 @@ from hidiff_runtime.bulk.row_worker import MOST_ATTEMPTS, Outcome, RowWorker, Wo
 from hidiff_runtime.bulk.rows import Row
 from hidiff_runtime.bulk.storage import Location
 from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.pipeline.image_metadata import encoded
 from hidiff_runtime.pipeline.pipeline import Result
-from hidiff_runtime.pipeline.png_metadata import encoded
 from hidiff_runtime.pipeline.request import Request
 from hidiff_runtime.serving.service import Service
 

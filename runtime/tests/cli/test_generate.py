@@ -362,7 +362,7 @@ def test_a_disk_that_is_full_leaves_no_file(generate: Run, work: Path, monkeypat
     assert sorted(work.iterdir()) == before
 
 
-@pytest.mark.parametrize("library", ["PIL", "tokenizers"])
+@pytest.mark.parametrize("library", ["PIL.Image", "tokenizers"])
 def test_without_a_library_the_command_that_installs_it_is_named(
     generate: Run, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], library: str
 ) -> None:

@@ -222,6 +222,7 @@ def test_warnings_are_lines_and_in_json(generate: Run, capsys: pytest.CaptureFix
             {"model_sha256": "f" * 64, "model": "x", "lora": [{"name": "ink", "scale": 0.5}]},
             "the weights of x with ink at 0.5 (ffffffffff), this bundle has those of sd15 (",
         ),
+        ({"model_sha256": "f" * 64, "model": "\x1b[2Jx"}, r"the weights of \x1b[2Jx (ffffffffff)"),
         (
             {"schedule": "SGM Uniform", "sampler": "euler"},
             "schedule was SGM Uniform, that of this bundle's euler is Uniform",

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from hidiff_runtime.pipeline.image_formats import LARGEST_EXIF, FileFormat, FormatName
-from hidiff_runtime.pipeline.png_metadata import HIDIFF, PARAMETERS, encoded
-from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.image_metadata import HIDIFF, LARGEST_EXIF, PARAMETERS, FileFormat, FormatName, encoded
+from hidiff_runtime.pipeline.request_values import Limits
 
 TEXTS = {
     PARAMETERS: "a lighthouse 🗼, dusk\nSteps: 4, Seed: 3",

@@ -12,7 +12,7 @@ from web_ui import png
 
 import hidiff_runtime
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.pipeline.image_formats import FileFormat, FormatName
+from hidiff_runtime.pipeline.image_metadata import FileFormat, FormatName
 from hidiff_runtime.pipeline.image_parameters import read_parameters
 
 WEB = (

@@ -5,6 +5,7 @@ import struct
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hidiff_runtime.errors import EngineError, InputError
 from hidiff_runtime.pipeline.image_processing import (
     control_array,
     decode_picture,
+    fitted_pictures,
     from_bytes,
     image_array,
     latent_mask,
@@ -32,13 +34,16 @@ def noise(size: tuple[int, int] = SIZE, seed: int = 0) -> Image.Image:
     return Image.fromarray(colours)
 
 
+def fitted(images: object, size: tuple[int, int] = SIZE, **options: Any) -> list[Image.Image]:
+    return fitted_pictures(images, size, "image", **options)
+
+
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
 @pytest.mark.parametrize("resize", [False, True])
 def test_a_picture_without_pixels_is_refused(size: tuple[int, int], resize: bool) -> None:
-    for read in (image_array, mask_array, control_array):
-        with pytest.raises(InputError, match="has no pixels") as caught:
-            read(Image.new("RGB", size), (64, 48), "image", resize=resize)
-        assert caught.value.given == f"{size[0]}x{size[1]}"
+    with pytest.raises(InputError, match="has no pixels") as caught:
+        fitted(Image.new("RGB", size), (64, 48), resize=resize)
+    assert caught.value.given == f"{size[0]}x{size[1]}"
 
 
 def test_a_picture_is_read_without_its_files_texts_unless_they_are_wanted() -> None:
@@ -54,7 +59,7 @@ def test_a_picture_is_read_without_its_files_texts_unless_they_are_wanted() -> N
 
 def test_colours_become_numbers_and_back() -> None:
     picture = noise()
-    seen, control = image_array(picture, SIZE), control_array(picture, SIZE)
+    seen, control = image_array([picture]), control_array([picture])
     assert seen.shape == control.shape == (1, 3, 8, 16)
     assert seen.dtype == control.dtype == np.float32
     red = np.asarray(picture)[2, 5, 0]
@@ -71,14 +76,14 @@ def test_what_is_beyond_black_and_white_is_clipped() -> None:
 
 def test_grey_and_opaque_pictures_are_taken_as_rgb() -> None:
     grey = noise().convert("L")
-    assert np.array_equal(image_array(grey, SIZE), image_array(grey.convert("RGB"), SIZE))
+    assert np.array_equal(image_array(fitted(grey)), image_array([grey.convert("RGB")]))
     opaque = noise().convert("RGBA")
-    assert np.array_equal(image_array(opaque, SIZE), image_array(noise(), SIZE))
+    assert np.array_equal(image_array(fitted(opaque)), image_array([noise()]))
 
 
 def test_a_mask_is_black_or_white() -> None:
     levels = np.array([[0, 127, 128, 255] * 4] * 8, np.uint8)
-    mask = mask_array(Image.fromarray(levels), SIZE)
+    mask = mask_array([Image.fromarray(levels)])
     assert mask.shape == (1, 1, 8, 16)
     assert mask[0, 0, 0, :4].tolist() == [0, 0, 1, 1]
     assert latent_mask(mask, (4, 1, 2)).tolist() == [[[[0, 0]]]]
@@ -87,26 +92,26 @@ def test_a_mask_is_black_or_white() -> None:
 
 def test_one_picture_or_one_for_each_of_the_batch() -> None:
     two = [noise(seed=1), noise(seed=2)]
-    assert image_array(two, SIZE, batch=2).shape[0] == 2
-    assert image_array(two[0], SIZE, batch=2).shape[0] == 1
+    assert image_array(fitted(two, batch=2)).shape[0] == 2
+    assert image_array(fitted(two[0], batch=2)).shape[0] == 1
     for wrong in ([], two, [*two, *two]):
         with pytest.raises(InputError, match="one for each of the batch"):
-            image_array(wrong, SIZE, batch=3)
+            fitted(wrong, batch=3)
 
 
 def test_another_size_is_resized_only_where_that_is_asked_for() -> None:
     with pytest.raises(InputError) as caught:
-        image_array(noise((8, 8)), SIZE)
+        fitted(noise((8, 8)))
     assert "8x8, the bundle is for 16x8" in str(caught.value)
     assert "--resize" in caught.value.advice
     expected = noise((8, 8)).resize(SIZE, Image.Resampling.LANCZOS)
-    assert np.array_equal(image_array(noise((8, 8)), SIZE, resize=True), image_array(expected, SIZE))
+    assert np.array_equal(image_array(fitted(noise((8, 8)), resize=True)), image_array([expected]))
 
 
 @pytest.mark.parametrize("mode", ["P", "CMYK", "I;16", "LA", "1", "F"])
 def test_other_modes_are_refused_by_name(mode: str) -> None:
     with pytest.raises(InputError) as caught:
-        image_array(Image.new(mode, SIZE), SIZE)
+        fitted(Image.new(mode, SIZE))
     assert caught.value.given == f"mode {mode}"
 
 
@@ -114,13 +119,13 @@ def test_transparency_is_refused() -> None:
     picture = noise().convert("RGBA")
     picture.putpixel((3, 3), (1, 2, 3, 254))
     with pytest.raises(InputError, match="transparent"):
-        image_array(picture, SIZE)
+        fitted(picture)
 
 
 def test_what_is_no_picture_is_refused() -> None:
     for wrong in ("photo.png", 3, np.zeros((8, 16, 3), np.uint8), [None]):
         with pytest.raises(InputError, match="must be a Pillow image"):
-            image_array(wrong, SIZE)
+            fitted(wrong)
 
 
 def written(path: Path, picture: Image.Image | None = None, form: str = "PNG") -> Path:
@@ -193,7 +198,7 @@ def test_a_picture_that_was_not_loaded_yet_and_is_cut_short() -> None:
     noise((64, 64)).save(content, "PNG")
     lazy = Image.open(io.BytesIO(content.getvalue()[:3000]))
     with pytest.raises(InputError, match="broken or cut short"):
-        image_array(lazy, (64, 64))
+        fitted(lazy, (64, 64))
 
 
 def test_bytes_become_pictures() -> None:
@@ -203,7 +208,7 @@ def test_bytes_become_pictures() -> None:
 
 
 def test_without_pillow_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(EngineError) as caught:
         pillow()
     assert "pip install 'hidiff-runtime[pictures]'" in caught.value.advice

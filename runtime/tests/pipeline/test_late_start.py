@@ -18,8 +18,8 @@ from hidiff_runtime import bundle as bundle_module
 from hidiff_runtime import cli
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.format.manifest import Manifest
-from hidiff_runtime.pipeline.late_start import LateStartWarning
 from hidiff_runtime.pipeline.pipeline import Pipeline
+from hidiff_runtime.pipeline.request import LateStartWarning
 
 TOLD = "1 step of late begin at timestep 1, where the UNet expects a picture, and give noise"
 

@@ -26,8 +26,7 @@ from hidiff_runtime import InputError, Pipeline, Settings
 from hidiff_runtime.bulk.rows import find_rows
 from hidiff_runtime.cli import main
 from hidiff_runtime.cli.prompt_options import read_prompts
-from hidiff_runtime.pipeline.request_limits import Limits
-from hidiff_runtime.pipeline.request_values import read_request
+from hidiff_runtime.pipeline.request_values import Limits, read_request
 from hidiff_runtime.prompt_files.raw_rows import Raw
 from hidiff_runtime.serving.triton.schema import INPUTS
 

@@ -20,9 +20,7 @@ from PIL import Image
 
 from hidiff_runtime import InputError, Pipeline, Settings
 from hidiff_runtime.pipeline.request_fields import FIELDS, ORDERS, SETTINGS, Field
-from hidiff_runtime.pipeline.request_limits import Limits
-from hidiff_runtime.pipeline.request_values import read_request
-from hidiff_runtime.pipeline.seeds import with_seed
+from hidiff_runtime.pipeline.request_values import Limits, read_request, with_seed
 
 SIZE = (toy_pictures.WIDTH, toy_pictures.HEIGHT)
 

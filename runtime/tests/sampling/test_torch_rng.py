@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.sampling.torch_rng import TorchGenerator
-from hidiff_runtime.sampling.window_shifts import draw_window_shifts
+from hidiff_runtime.sampling.torch_rng import TorchGenerator, draw_window_shifts
 
 # One stream a seed: rand(3), randn(3) (one by one), randn(18)[[0, 1, 2, 15, 16, 17]] (blocks, with a remainder),
 # randn(2), of which the first is the normal that randn(3) left over.

@@ -17,7 +17,7 @@ from toy_reference import record
 
 from hidiff_runtime import BundleError, Cancelled, EngineError, Expired, InputError, ParityError, Pipeline
 from hidiff_runtime.pipeline.pipeline import PictureStep
-from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import Limits
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.service import Service, generation_metadata

@@ -22,7 +22,7 @@ from hidiff_export.triton.model_config import InstancePlacement, Queue
 from hidiff_export.triton.repository import BUNDLE, RepositoryPlan, replacing, write
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
 from hidiff_runtime.pipeline.request_fields import FIELDS
-from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import Limits
 from hidiff_runtime.serving.triton.model_parameters import Parameters
 
 FRONT, STREAM = "hidiff", "hidiff_stream"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.pipeline.image_processing import latent_mask, mask_array
+from hidiff_runtime.pipeline.image_processing import fitted_pictures, latent_mask, mask_array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,7 +53,7 @@ def split_hole(image: Image, manifest: Manifest) -> tuple[Image, Image | None]:
             given="no pixel that is at least half opaque",
             advice="Keep a part of it opaque, or ask for a new picture without an image.",
         )
-    bundle = mask_array(mask, (manifest.width, manifest.height), resize=True)
+    bundle = mask_array(fitted_pictures(mask, (manifest.width, manifest.height), "mask", resize=True))
     if not latent_mask(bundle, manifest.latent).any():
         raise InputError(
             "The image is transparent in places, but has no hole that is large enough to paint in.",

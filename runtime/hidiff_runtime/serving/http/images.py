@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from hidiff_runtime.pipeline.image_formats import FileFormat
+from hidiff_runtime.pipeline.image_metadata import FileFormat
 from hidiff_runtime.serving.http.edit_models import read_form
 from hidiff_runtime.serving.http.errors import ApiError, PlainJson, api_error, log_fault
 from hidiff_runtime.serving.http.job_queue import Event, ImageEvent, StepEvent

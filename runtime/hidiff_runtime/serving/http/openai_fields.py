@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hidiff_runtime.pipeline.image_formats import FORMAT_NAMES
+from hidiff_runtime.pipeline.image_metadata import FORMAT_NAMES
 from hidiff_runtime.serving.http.errors import ApiError
 
 UNSUPPORTED = {

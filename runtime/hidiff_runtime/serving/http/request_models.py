@@ -11,11 +11,11 @@ from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hidiff_runtime.format.manifest import Manifest
-from hidiff_runtime.pipeline.image_formats import FORMAT_NAMES, FileFormat
+from hidiff_runtime.pipeline.image_metadata import FORMAT_NAMES, FileFormat
 from hidiff_runtime.pipeline.request import Request
 from hidiff_runtime.pipeline.request_fields import BY_NAME, FIELDS, PICTURES, Kind
 from hidiff_runtime.pipeline.request_fields import Field as RequestField
-from hidiff_runtime.pipeline.seeds import RANDOM
+from hidiff_runtime.pipeline.request_values import RANDOM
 from hidiff_runtime.sampling.torch_rng import SEED_MAX
 from hidiff_runtime.serving.http.errors import ApiError, unknown_model, validation_error
 from hidiff_runtime.serving.http.json_bodies import read_object

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import Limits
 
 STREAM = "stream"
 """Of the front: which model it asks."""

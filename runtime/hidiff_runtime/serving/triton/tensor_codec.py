@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.pipeline.png_metadata import encoded
+from hidiff_runtime.pipeline.image_metadata import encoded
 from hidiff_runtime.pipeline.request_fields import BY_NAME, Kind
-from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import Limits
 from hidiff_runtime.serving.service import generation_metadata
 from hidiff_runtime.serving.triton.schema import OUTPUT, OUTPUTS, PREVIEWS, RESULT
 from hidiff_runtime.text_safety import encodable

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from http_server import GENERATIONS, LARGEST, PATIENCE, PROMPT, Server, data_url, png, proven, refused, serving, until
 
-from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import Limits
 from hidiff_runtime.serving.http.request_bodies import BodyLimits
 
 EDITS = "/v1/images/edits"

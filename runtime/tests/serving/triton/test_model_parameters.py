@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hidiff_runtime import InputError
-from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import Limits
 from hidiff_runtime.serving.triton.model_parameters import Parameters
 
 GIVEN = Parameters(

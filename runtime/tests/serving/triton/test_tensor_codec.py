@@ -15,7 +15,7 @@ import toy_pictures
 from hidiff_runtime import InputError, PictureStep, Pipeline, Settings
 from hidiff_runtime.pipeline.image_processing import decode_picture
 from hidiff_runtime.pipeline.pipeline import Result
-from hidiff_runtime.pipeline.request_limits import Limits
+from hidiff_runtime.pipeline.request_values import Limits
 from hidiff_runtime.serving.triton import tensor_codec
 from hidiff_runtime.serving.triton.schema import results
 from hidiff_runtime.serving.triton.tensor_codec import TensorRow, read_rows

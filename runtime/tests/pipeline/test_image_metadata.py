@@ -12,7 +12,7 @@ from PIL import Image
 
 from hidiff_runtime import Pipeline, Settings
 from hidiff_runtime.errors import InputError, StorageError
-from hidiff_runtime.pipeline.png_metadata import HIDIFF, PARAMETERS, describe, encoded, save_png
+from hidiff_runtime.pipeline.image_metadata import HIDIFF, PARAMETERS, describe, encoded, save_png
 
 
 def picture(**info: str) -> Image.Image:
