@@ -22,7 +22,7 @@ from hidiff_runtime.pipeline.request_fields import Settings
 from hidiff_runtime.pipeline.request_limits import Limits
 from hidiff_runtime.pipeline.request_values import read_request
 from hidiff_runtime.pipeline.seeds import with_seed
-from hidiff_runtime.serving.metrics import MetricsRecorder, NullSink
+from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.public_errors import kind_of
 from hidiff_runtime.verification.comparison import render
 from hidiff_runtime.verification.replay import check
@@ -54,7 +54,7 @@ class Service:
     def __init__(self, pipeline: Pipeline, limits: Limits | None = None, meter: MetricsRecorder | None = None) -> None:
         self.pipeline = pipeline
         self.limits = limits or Limits()
-        self._meter = meter or MetricsRecorder(NullSink())
+        self._meter = meter or MetricsRecorder()
         self.bundle_hash = pipeline.bundle.manifest.digest
         _prove(pipeline)
         self.parity_hash = _warm_up(pipeline)
