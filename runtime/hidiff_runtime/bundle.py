@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,36 +41,12 @@ _MISSING = {
 """What a graph is called that is not there, and what to do about it."""
 
 
-@dataclass(frozen=True)
-class Opening:
-    """How a bundle is opened, as :func:`open` takes it.
-
-    Args:
-        resident: which engines stay open.
-        prefetch: whether the next phase's engine opens while the current one runs.
-        loop: where runs keep their latents.
-        known: the files that need no look at their hash while they are in the states they were in before they were
-            verified: all of them, or weight stores alone where only sizes were compared.
-        options: of the backend.
-    """
-
-    resident: str
-    prefetch: bool
-    loop: str
-    known: Mapping[str, State]
-    options: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        if self.loop not in LOOPS:
-            raise InputError(
-                f"loop must be one of {', '.join(LOOPS)}.",
-                given=repr(self.loop),
-                advice="'auto' is right on any device.",
-            )
-
-
 class Bundle:
     """A bundle that :func:`open` opened. A context manager: leaving it closes every engine.
+
+    Args:
+        known: the files that need no look at their hash while they are in the states they were in before they were
+            verified: all of them, or weight stores alone where only sizes were compared.
 
     Attributes:
         root: the folder.
@@ -78,22 +54,40 @@ class Bundle:
         lock: held by a run, since engines are shared by all runs on the bundle.
     """
 
-    def __init__(self, folder: BundleFolder, manifest: Manifest, backend: Backend, opening: Opening) -> None:
+    def __init__(
+        self,
+        folder: BundleFolder,
+        manifest: Manifest,
+        backend: Backend,
+        known: Mapping[str, State],
+        options: Mapping[str, Any],
+        *,
+        resident: str,
+        prefetch: bool,
+        loop: str,
+    ) -> None:
+        if loop not in LOOPS:
+            raise InputError(
+                f"loop must be one of {', '.join(LOOPS)}.", given=repr(loop), advice="'auto' is right on any device."
+            )
         self.root = folder.root
         self._folder = folder
         self.manifest = manifest
         self.lock = threading.RLock()
         self._backend = backend
-        self._opening = opening
-        self._device = backend.device(opening.options)
+        self._resident = resident
+        self._loop = loop
+        self._new_device = partial(backend.device, options)
+        self._device = self._new_device()
         self._entered: Device | None = None
         self._tensors: DeviceTensors | None = None
-        self._files = CheckedFiles(folder, manifest.files, opening.known)
-        self._engines = self._pool()
+        self._files = CheckedFiles(folder, manifest.files, known)
+        self._new_pool = partial(SessionPool, self._open_engine, resident, prefetch=prefetch)
+        self._engines = self._new_pool()
         on_fork(self)
         self._samplers: dict[str, SamplerTable] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
-        if opening.loop == "device" and not self._has_step_engine():
+        if loop == "device" and not self._has_step_engine():
             raise BundleError(
                 "The bundle has no step engine of this backend, which loop='device' needs.",
                 given=backend.name,
@@ -152,7 +146,7 @@ class Bundle:
         known = self._tokenizers.get(record.name)
         if known is None:
             known = Tokenizer.kept(self.file(record.tokenizer), record.places)
-            if self._opening.resident == "all":
+            if self._resident == "all":
                 self._tokenizers[record.name] = known
         return known
 
@@ -162,7 +156,7 @@ class Bundle:
 
         None where every engine stays open: those files are read no more.
         """
-        if self._opening.resident == "all":
+        if self._resident == "all":
             return ()
         graphs = [*self.manifest.phases, *(record for _, record in self.manifest.others())]
         engines = [record.engines[self.backend] for record in graphs if self.backend in record.engines]
@@ -209,7 +203,7 @@ class Bundle:
             EngineError: the engine does not load.
         """
         with self.lock:
-            return self._engines.controlnet()
+            return self._engines.get(CONTROLNET)
 
     def step_engine(self) -> Session:
         """Returns the step graph's session, opened if need be; valid until the bundle is closed.
@@ -219,7 +213,7 @@ class Bundle:
             EngineError: the engine does not load.
         """
         with self.lock:
-            return self._engines.step()
+            return self._engines.get(STEP)
 
     @contextmanager
     def network(self, name: Network) -> Iterator[Session]:
@@ -240,16 +234,16 @@ class Bundle:
             EngineError: the device is missing here, or has no memory though ``loop`` is ``device``.
         """
         with self.lock:
-            if self._opening.loop == "host" or not self._has_step_engine():
+            if self._loop == "host" or not self._has_step_engine():
                 return None
             memory = self._enter().memory
-            if memory is None and self._opening.loop == "device":
+            if memory is None and self._loop == "device":
                 raise EngineError(
                     "This backend's device keeps no arrays, which loop='device' needs.",
                     given=self.backend,
                     advice="Use loop='auto'.",
                 )
-            if memory is None or (memory.on_host and self._opening.loop == "auto"):
+            if memory is None or (memory.on_host and self._loop == "auto"):
                 return None
             if self._tensors is None:
                 self._tensors = DeviceTensors(memory)
@@ -273,7 +267,7 @@ class Bundle:
             self._tokenizers = {}
             if self._entered is not None:
                 closing.push(self._entered)
-                self._entered, self._device = None, self._backend.device(self._opening.options)
+                self._entered, self._device = None, self._new_device()
             closing.callback(self._engines.close)
 
     def forked(self) -> None:
@@ -286,8 +280,8 @@ class Bundle:
             return
         left_behind.append((self._engines, self._entered, self._tensors))
         self.lock = threading.RLock()
-        self._entered, self._device, self._tensors = None, self._backend.device(self._opening.options), None
-        self._engines = self._pool()
+        self._entered, self._device, self._tensors = None, self._new_device(), None
+        self._engines = self._new_pool()
 
     def __enter__(self) -> Bundle:
         return self
@@ -300,10 +294,6 @@ class Bundle:
         except EngineError:
             if kind is None:  # else it was told already: after a failure a GPU refuses everything
                 raise
-
-    def _pool(self) -> SessionPool:
-        opening = self._opening
-        return SessionPool(self._open_engine, opening.resident, prefetch=opening.prefetch)
 
     def _table(self, name: str) -> SamplerTable:
         table = SamplerTable.read(self.file(self.manifest.samplers[name]))
@@ -393,8 +383,8 @@ def open(
     states = ((path, state_of(place.file(path))) for path in hashed)
     known = {path: state for path, state in states if state is not None}
     verify_files(place, manifest.files, verify)
-    opening = Opening(resident, prefetch, loop, known, options)
-    bundle = Bundle(place, manifest, choose(manifest, backend), opening)
+    chosen = choose(manifest, backend)
+    bundle = Bundle(place, manifest, chosen, known, options, resident=resident, prefetch=prefetch, loop=loop)
     bundle.check_samplers()
     if preload:
         with ExitStack() as closing:  # where one engine does not open, those before it are closed

@@ -196,8 +196,8 @@ def test_what_the_next_run_does_not_begin_with_is_closed_before_a_network_opens(
     sessions = Sessions()
     pool = SessionPool(sessions)
     pool.get(CONTROLLED)
-    pool.controlnet()
-    pool.step()
+    pool.get("controlnet")
+    pool.get("step")
     pool.get(WINDOWED)
     del sessions.events[:]
     with pool.borrow("vae_decoder", STRIDED) as decoder:
