@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -152,9 +151,7 @@ class OnnxRuntimeDevice:
         self._memory = OrtMemory("cpu") if fault else OrtMemory("cuda", options.gpu)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._memory = None
 
     def open(self, engine: Path, weights: WeightMap, record: GraphRecord) -> OnnxRuntimeSession:
@@ -280,9 +277,7 @@ class OnnxRuntimeSession:
         self._session = session
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._session = None
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

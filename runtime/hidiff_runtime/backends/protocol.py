@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -79,17 +79,11 @@ class DeviceMemory(Protocol):
         ...
 
 
-class Session(Protocol):
+class Session(AbstractContextManager["Session"], Protocol):
     """An open engine. A context manager: leaving it gives its memory back.
 
     It may be entered by another thread than the one that evaluates.
     """
-
-    def __enter__(self) -> Session: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Evaluates the engine on one array for each input of its record; outputs are by name.
@@ -112,7 +106,7 @@ class Session(Protocol):
         ...
 
 
-class Device(Protocol):
+class Device(AbstractContextManager["Device"], Protocol):
     """What the sessions of one open bundle share: stream, scratch memory, caches.
 
     A context manager that is entered once; before that it touches no hardware. Sessions are closed before it is left.
@@ -122,12 +116,6 @@ class Device(Protocol):
     def memory(self) -> DeviceMemory | None:
         """Its memory once entered; ``None`` where sessions take and give host arrays only."""
         ...
-
-    def __enter__(self) -> Device: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
 
     def open(self, engine: Path, weights: WeightMap, record: GraphRecord) -> Session:
         """Returns a session of an engine file, which loads when it is entered.

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from hidiff_runtime.denoising.conditioning import takes_channels
@@ -151,10 +150,8 @@ class Service:
     def __enter__(self) -> Service:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.pipeline.__exit__(kind, error, traceback)
+    def __exit__(self, *failure: Any) -> None:
+        self.pipeline.__exit__(*failure)
 
 
 def generation_metadata(result: Result, index: int = 0) -> dict[str, Any]:

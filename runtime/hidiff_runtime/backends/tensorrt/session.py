@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -60,9 +59,7 @@ class TensorRtSession:
         self._plan = self._plans.acquire(self._path, self._plan_record)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         plan, self._plan = self._plan, None
         graphs, self._graphs = self._graphs, None
         self._place.library.cuda.set_device(self._place.gpu.index)
