@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hidiff_runtime.backends import Availability
+from hidiff_runtime.backends.protocol import Availability
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.format import safetensors
 from hidiff_runtime.format.manifest import MANIFEST, FileDigest, GraphRecord, Manifest, PhaseRecord, TensorSpec

@@ -1,34 +1,12 @@
-"""The backends by name. Each lives in a module of its own, which is imported when it is asked for."""
+"""The backends by name, the one to be preferred first. Each is imported when it is asked for."""
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from hidiff_runtime.backends.protocol import (
-    Availability,
-    Backend,
-    Device,
-    DeviceArray,
-    DeviceMemory,
-    Session,
-    WeightMap,
-)
+from hidiff_runtime.backends.protocol import Backend
 from hidiff_runtime.errors import InputError
 
-__all__ = [
-    "NAMES",
-    "Availability",
-    "Backend",
-    "Device",
-    "DeviceArray",
-    "DeviceMemory",
-    "Session",
-    "WeightMap",
-    "get",
-]
-
 NAMES = ("tensorrt", "tensorrt-rtx", "onnxruntime")
-"""Every backend, the one to be preferred first; ``backend`` in the module of that name makes it."""
+"""Every backend, the one to be preferred first."""
 
 
 def get(name: str) -> Backend:
@@ -39,5 +17,10 @@ def get(name: str) -> Backend:
     """
     if name not in NAMES:
         raise InputError("There is no such backend.", given=name, advice=f"Use one of {', '.join(NAMES)}.")
-    made: Backend = import_module(f"{__name__}.{name.replace('-', '_')}").backend()
-    return made
+    if name == "onnxruntime":
+        from hidiff_runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend()
+    from hidiff_runtime.backends.tensorrt.device import TensorRtBackend
+
+    return TensorRtBackend(name)

@@ -14,13 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.backends.external_data import files_of, relinked
-from hidiff_runtime.backends.protocol import Availability, Backend, DeviceArray, WeightMap
+from hidiff_runtime.backends.protocol import Availability, DeviceArray, WeightMap
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.format.codec import REBUILD
 from hidiff_runtime.format.dtypes import BY_NAME
 from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
-
-NAME = "onnxruntime"
 
 _INSTALL = "pip install 'hidiff-runtime[cpu]', or 'hidiff-runtime[gpu]' for CUDA."
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
@@ -97,7 +95,7 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 class OnnxRuntimeBackend:
     """Opens ONNX files whose weights lie in the store beside them."""
 
-    name = NAME
+    name = "onnxruntime"
 
     def available(self) -> Availability:
         """Returns version and execution providers."""
@@ -116,11 +114,6 @@ class OnnxRuntimeBackend:
     def device(self, options: Mapping[str, Any]) -> OnnxRuntimeDevice:
         """Returns the device of these options. Raises InputError for one that is not of `OnnxRuntimeOptions`."""
         return OnnxRuntimeDevice(OnnxRuntimeOptions.of(options))
-
-
-def backend() -> Backend:
-    """Returns this backend."""
-    return OnnxRuntimeBackend()
 
 
 class OnnxRuntimeDevice:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ import pytest
 from hidiff_runtime.backends.tensorrt.cuda import Cuda, CudaError
 from hidiff_runtime.backends.tensorrt.cuda_graphs import CudaGraphs
 from hidiff_runtime.backends.tensorrt.gpu_memory import CudaMemory, Scratch
-from hidiff_runtime.backends.tensorrt.runtime_library import import_module_of
 
 pytestmark = pytest.mark.needs("cuda", "cuda-python")
 RING = 1 << 16
@@ -21,7 +21,7 @@ class Rig:
     """Memory on the first GPU."""
 
     def __init__(self) -> None:
-        self.cuda = Cuda(import_module_of("cuda.bindings.runtime"))
+        self.cuda = Cuda(import_module("cuda.bindings.runtime"))
         self.cuda.set_device(0)
         self.stream = self.cuda.create_stream()
         self.memory = CudaMemory(self.cuda, 0, self.stream, RING)
