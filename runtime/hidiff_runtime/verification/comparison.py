@@ -148,9 +148,7 @@ class Verdict:
         """
         fields = Fields(data, source)
         fields.flag("ok")
-        verdict = decode(cls, fields)
-        fields.done()
-        return verdict
+        return decode(cls, fields)
 
 
 def compare(

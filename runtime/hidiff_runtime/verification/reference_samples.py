@@ -256,7 +256,6 @@ class ReferenceSamples:
         with SafetensorsFile.open(index.with_name(TENSORS)) as file:
             tensors = file.arrays()
         samples = decode(cls, fields, tensors=tensors)
-        fields.done()
         missing = sorted(samples.names() - tensors.keys())
         if missing:
             raise BundleError(f"{INDEX} refers to tensors that {TENSORS} lacks.", given=missing[:5], advice=REBUILD)
