@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.backends.external_data import files_of, relinked
-from hidiff_runtime.backends.protocol import Availability, DeviceArray, WeightMap
+from hidiff_runtime.backends.protocol import Availability, DeviceArray, WeightMap, check_fits, check_tensors
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.format.codec import REBUILD
 from hidiff_runtime.format.dtypes import BY_NAME
@@ -215,9 +215,7 @@ class OrtMemory:
 
     def upload(self, array: NDArray[Any], into: DeviceArray) -> None:
         """Copies before it returns. Raises EngineError for another shape or type than that of ``into``."""
-        if array.shape != into.shape or array.dtype != into.dtype:
-            given = f"{array.dtype}{list(array.shape)} for {into.dtype}{list(into.shape)}"
-            raise EngineError("An array does not fit the tensor it is for.", given=given)
+        check_fits(array, into)
         cast(OrtArray, into).value.update_inplace(np.ascontiguousarray(array))
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
@@ -275,7 +273,8 @@ class OnnxRuntimeSession:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Evaluates the engine; raises EngineError for an input that its record does not list, or a failure."""
-        self._check("inputs", self._record.inputs, inputs)
+        self._check_open()
+        check_tensors("inputs", self._record.inputs, inputs)
         names = [spec.name for spec in self._record.outputs]
         feed = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         try:
@@ -286,8 +285,9 @@ class OnnxRuntimeSession:
 
     def execute(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
         """Evaluates the engine from tensors into tensors; raises as `run` does."""
-        self._check("inputs", self._record.inputs, inputs)
-        self._check("outputs", self._record.outputs, outputs)
+        self._check_open()
+        check_tensors("inputs", self._record.inputs, inputs)
+        check_tensors("outputs", self._record.outputs, outputs)
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, cast(OrtArray, array).value)
@@ -298,20 +298,9 @@ class OnnxRuntimeSession:
         except Exception as error:  # as above
             raise _failure("ONNX Runtime failed while evaluating.", error, engine=self._engine) from error
 
-    def _check(self, what: str, specs: Sequence[TensorSpec], given: Mapping[str, NDArray[Any] | DeviceArray]) -> None:
+    def _check_open(self) -> None:
         if self._session is None:
             raise EngineError("The engine is not open.", given=self._engine, advice="Run it inside 'with session:'.")
-        expected = {spec.name for spec in specs}
-        if given.keys() != expected:
-            raise EngineError(
-                f"The engine has other {what}.", given=", ".join(sorted(given)), advice=", ".join(sorted(expected))
-            )
-        for spec in specs:
-            array = given[spec.name]
-            if array.shape != spec.shape or array.dtype != spec.dtype:
-                raise EngineError(
-                    f"One of the {what} is not the engine's.", given=f"{array.dtype}{list(array.shape)} for {spec}"
-                )
 
 
 def _check_signature(what: str, specs: Sequence[TensorSpec], found: Sequence[Any], engine: Path) -> None:

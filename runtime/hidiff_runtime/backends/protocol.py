@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from hidiff_runtime.format.manifest import GraphRecord
+from hidiff_runtime.errors import EngineError
+from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
 
 WeightMap = Mapping[str, Path]
 """The weight stores by model name (``unet``): files that every session of a bundle maps, so that they share memory."""
@@ -162,3 +163,30 @@ class Backend(Protocol):
             InputError: an option is not one of this backend's, or has a value it cannot have.
         """
         ...
+
+
+def check_tensors(
+    what: str, specs: Sequence[TensorSpec], given: Mapping[str, NDArray[Any]] | Mapping[str, DeviceArray]
+) -> None:
+    """Refuses arrays that are not an engine's ``inputs`` or ``outputs``, which ``what`` says.
+
+    Raises:
+        EngineError: their names, or the shape or type of one of them, are others.
+    """
+    expected = {spec.name for spec in specs}
+    if given.keys() != expected:
+        raise EngineError(
+            f"The engine has other {what}.", given=", ".join(sorted(given)), advice=", ".join(sorted(expected))
+        )
+    for spec in specs:
+        array = given[spec.name]
+        if array.shape != spec.shape or array.dtype != spec.dtype:
+            text = f"{array.dtype}{list(array.shape)} for {spec}"
+            raise EngineError(f"One of the {what} is not the engine's.", given=text)
+
+
+def check_fits(array: NDArray[Any], into: DeviceArray) -> None:
+    """Refuses to upload an array into a tensor of another shape or type. Raises EngineError."""
+    if array.shape != into.shape or array.dtype != into.dtype:
+        given = f"{array.dtype}{list(array.shape)} for {into.dtype}{list(into.shape)}"
+        raise EngineError("An array does not fit the tensor it is for.", given=given)
