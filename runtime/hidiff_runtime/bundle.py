@@ -329,9 +329,7 @@ class Bundle:
         return self._enter().open(path, weights, record)
 
     def _checked_engine(self, relative: str) -> Path:
-        """Returns an engine, all of whose files are the manifest's. Raises BundleError when one is not of the
-        bundle.
-        """
+        """Returns an engine, all of whose files are the manifest's. Raises BundleError for one that is not."""
         path = self.file(relative)
         root = path.parents[relative.count("/")]
         for part in self._backend.files(path):

@@ -148,9 +148,7 @@ class OnnxRuntimeDevice:
         self._memory = None
 
     def open(self, engine: Path, weights: WeightMap, record: GraphRecord) -> OnnxRuntimeSession:
-        """Returns a session of the engine, which loads when it is entered. Raises EngineError when a file is
-        missing.
-        """
+        """Returns a session of the engine, which loads when it is entered. Raises EngineError if a file is missing."""
         if self._memory is None:
             raise EngineError("The device is not open.", given=engine, advice="Open engines inside 'with device:'.")
         for path in (engine, *weights.values()):

@@ -225,9 +225,7 @@ class Fields:
         return read(key)
 
     def listed(self, key: str, read: Callable[[Fields, str], T]) -> tuple[T, ...]:
-        """Returns a list whose values are read by ``read(fields, place)``: as if it were an object with keys
-        ``list[0]``, …
-        """
+        """Returns a list whose values are read by ``read(fields, place)``; places are called ``list[0]``, …"""
         places = {f"{key}[{index}]": value for index, value in enumerate(self.items(key))}
         inner = Fields(places, self.source, self._where)
         return tuple(read(inner, place) for place in places)

@@ -112,9 +112,7 @@ class SafetensorsFile:
         return tuple(self._infos)
 
     def info(self, name: str) -> TensorInfo:
-        """Returns where a tensor lies; `offset` counts from the file's first byte. Raises BundleError for an unknown
-        name.
-        """
+        """Returns where a tensor lies. Raises BundleError for an unknown name."""
         try:
             return self._infos[name]
         except KeyError:

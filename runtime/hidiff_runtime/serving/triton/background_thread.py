@@ -49,9 +49,7 @@ class BackgroundThread:
 
     @contextmanager
     def watching(self, gone: Callable[[], bool]) -> Iterator[threading.Event]:
-        """Yields an event that is set when ``gone`` says so, which is asked again and again; what it raises counts as
-        yes.
-        """
+        """Yields an event that is set once ``gone`` says so or raises, which is asked again and again."""
         event = threading.Event()
 
         def look() -> None:
