@@ -251,9 +251,15 @@ class Bundle:
     def preload(self) -> None:
         """Opens engines ahead: the first phase's and its ControlNet's, or all of them where all may stay resident."""
         with self.lock:
-            phases = tuple(record.phase for record in self.manifest.phases)
+            phases = [record.phase for record in self.manifest.phases]
+            wanted = phases if self._resident == "all" else phases[:1]
             step = self.tensors() is not None
-            self._engines.preload(phases, controlnet=self.manifest.controlnet is not None, step=step)
+            for phase in wanted:
+                self._engines.get(phase)
+            if self.manifest.controlnet is not None and any(phase.control for phase in wanted):
+                self._engines.get(CONTROLNET)
+            if step:
+                self._engines.get(STEP)
 
     def close(self) -> None:
         """Closes every engine and the device; waits for a run in progress. Using the bundle again opens them again.

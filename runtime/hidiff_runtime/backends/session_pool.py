@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Literal, get_args
@@ -30,7 +30,7 @@ class SessionPool:
         open_session: gives an engine's session; entered here, and left when it is closed.
         resident: ``current`` keeps at most one phase's engine open, and the ControlNet's beside it from when it is
             asked for until a phase without residuals is; ``all`` keeps every engine it has opened.
-        prefetch: whether `expect` opens engines in a thread.
+        prefetch: whether `SessionPool.prefetch` opens engines in a thread.
 
     Raises:
         InputError: ``resident`` is neither.
@@ -103,22 +103,6 @@ class SessionPool:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="hidiff-prefetch")
         self._expected[phase] = self._thread.submit(self._opened, phase)
-
-    def preload(self, phases: Sequence[Phase], *, controlnet: bool, step: bool) -> None:
-        """Opens the first phase's engine, or every phase's where all may stay; the others' where they are needed.
-
-        Args:
-            phases: in running order.
-            controlnet: whether the bundle has one.
-            step: whether a step graph runs.
-        """
-        wanted = phases if self._resident == "all" else phases[:1]
-        for phase in wanted:
-            self.get(phase)
-        if controlnet and any(phase.control for phase in wanted):
-            self.get(CONTROLNET)
-        if step:
-            self.get(STEP)
 
     def close(self) -> None:
         """Closes every engine, one that is being opened too; the next `get` opens its own again.

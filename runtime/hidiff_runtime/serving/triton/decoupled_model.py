@@ -47,7 +47,7 @@ class TritonPythonModel:
             HidiffError: of the class that says why; the server writes it into its log and ends with exit code 1.
         """
         parameters = Parameters.read(json.loads(args["model_config"]))
-        folder = parameters.folder(Path(args["model_repository"]) / args["model_version"])
+        folder = Path(args["model_repository"]) / args["model_version"] / parameters.bundle
         _check_bundle(folder, parameters)
         self._aside = BackgroundThread(lambda error: pb_utils.Logger.log_error(f"beside a run: {error!r}"))
         sink = TritonSink(args["model_name"], args["model_instance_name"])
