@@ -21,7 +21,7 @@ from hidiff_runtime.errors import Expired
 from hidiff_runtime.pipeline.pipeline import PictureStep
 from hidiff_runtime.pipeline.request import Request
 from hidiff_runtime.serving.heap_trim import trim_heap
-from hidiff_runtime.serving.http.errors import BUSY, SERVER, ApiError
+from hidiff_runtime.serving.http.errors import BUSY, ApiError, unavailable
 from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.public_errors import kind_of
 from hidiff_runtime.serving.service import Service, generation_metadata
@@ -160,7 +160,7 @@ class QueuedJob:
                 self._meter.cancelled()
 
     def run(self, service: Service) -> Exception | None:
-        """Makes the pictures, in the worker's thread; returns what kept it from that. `tell_end` has to follow."""
+        """Makes the pictures, in the worker's thread; returns what kept it from that. `tell` has to follow."""
         try:
             for number, request in enumerate(self._requests):
                 result = service.generate(
@@ -170,26 +170,23 @@ class QueuedJob:
                     deadline=self._deadline,
                 )
                 for index, image in enumerate(result.images):
-                    self._tell(ImageEvent(self._file(image), generation_metadata(result, index)))
+                    self.tell(ImageEvent(self._file(image), generation_metadata(result, index)))
         except Exception as error:
             return error
         finally:
             self._requests = ()  # a client that reads slowly keeps the job, not its pictures
         return None
 
-    def tell_end(self, error: Exception | None) -> None:
-        """Ends `events`, with an error if there is one."""
-        self._tell(error)
-
     def _step(self, run: int, step: PictureStep) -> None:
         shown = step.step in previewed(step.steps, self._previews)
         preview = self._file(step.preview()) if shown else None
-        self._tell(StepEvent(run, step.step, step.steps, step.phase.name, step.seconds, preview))
+        self.tell(StepEvent(run, step.step, step.steps, step.phase.name, step.seconds, preview))
 
     def _file(self, image: Image) -> str:
         return base64.b64encode(self._encode(image)).decode()
 
-    def _tell(self, news: Event | Exception | None) -> None:
+    def tell(self, news: Event | Exception | None) -> None:
+        """Tells `events` what happened, the end by an error or None."""
         self._loop.call_soon_threadsafe(self._news.put_nowait, news)
 
 
@@ -347,7 +344,7 @@ class JobWorker:
         finally:
             self._seconds = time.monotonic() - started
             self._leave(held)  # before the client is told, who may ask again at once
-        job.tell_end(error)
+        job.tell(error)
         if error is None:
             self._trial.failed = False
         elif kind_of(error) in ("engine", "internal") and not self._trial.failed:
@@ -355,8 +352,7 @@ class JobWorker:
 
 
 def _not_ready(why: str) -> ApiError:
-    told = f"The server is not ready: {why}. Its log says more."
-    return ApiError(503, told, kind=SERVER, code="not_ready", headers={"Retry-After": str(math.ceil(AGAIN))})
+    return unavailable(f"The server is not ready: {why}. Its log says more.", "not_ready", math.ceil(AGAIN))
 
 
 def previewed(steps: int, previews: int) -> set[int]:
