@@ -155,11 +155,7 @@ class Service:
 
 
 def generation_metadata(result: Result, index: int = 0) -> dict[str, Any]:
-    """Returns all that a picture was made with, what was left out filled in: the JSON that its PNG file carries.
-
-    Args:
-        index: of the picture in its batch.
-    """
+    """Returns all that a picture of a batch was made with, what was left out filled in: the JSON of its PNG file."""
     facts: dict[str, Any] = json.loads(result.images[index].info["hidiff"])
     return facts
 

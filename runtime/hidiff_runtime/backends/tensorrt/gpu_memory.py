@@ -132,10 +132,6 @@ class CudaMemory:
 class Scratch:
     """Memory for the activations of whichever engine runs: one block, as large as the largest engine that has run.
 
-    Args:
-        cuda: the runtime.
-        stream: on which engines run one after another.
-
     Attributes:
         size: bytes of the block now.
         moves: how often the block has moved: what was recorded with another address is stale.

@@ -47,12 +47,7 @@ def hashed(key: str) -> bytes:
 
 
 class AccessControl:
-    """ASGI middleware around the application.
-
-    Args:
-        app: the application.
-        rules: what it lets through.
-    """
+    """ASGI middleware around the application, which lets through what the rules do."""
 
     def __init__(self, app: ASGIApp, rules: AccessRules) -> None:
         self._app = app

@@ -54,11 +54,7 @@ class ConnectionStage(Enum):
 
 
 class ConnectionSlots:
-    """The connections that there are; where there is none left, those go that wait for their clients.
-
-    Args:
-        most: connections at once.
-    """
+    """The connections that there are; where there is none left, those go that wait for their clients."""
 
     def __init__(self, most: int) -> None:
         self._most = most

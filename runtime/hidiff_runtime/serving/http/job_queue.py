@@ -193,9 +193,6 @@ class QueuedJob:
 class Trial:
     """Tells a service that fails from requests that do.
 
-    Args:
-        service: to try out.
-
     Attributes:
         failed: whether the service failed when it was tried out last, and has made no picture since.
     """
