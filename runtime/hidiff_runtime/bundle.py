@@ -370,7 +370,7 @@ def open(
             first step to the last if that is not the host itself; ``device`` does so there too; ``host`` never does.
         preload: opens engines now instead of at their first step.
         allow_links: folders that symbolic links in the bundle may lead into, besides the bundle itself and the cache or
-            store that it lies in, where `hidiff_runtime.format.symlinks` knows that.
+            store that it lies in, where `hidiff_runtime.format.bundle_folder` knows that.
         options: of the backend.
 
     Raises:

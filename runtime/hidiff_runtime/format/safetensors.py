@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -207,11 +206,9 @@ class SafetensorsWriter:
             self._open = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *failure: Any) -> None:
         if kind is not None:
-            self._open.__exit__(kind, error, traceback)
+            self._open.__exit__(kind, *failure)
             return
         try:
             with self._open:
