@@ -143,14 +143,8 @@ class SafetensorsFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._infos
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._infos)
-
-    def __len__(self) -> int:
-        return len(self._infos)
 
 
 class SafetensorsWriter:

@@ -175,7 +175,7 @@ def test_samples_survive_the_disk_and_keep_each_tensor_once(tmp_path: Path) -> N
     half += 100  # what was recorded is a copy
     index, tensors = recorder.write(tmp_path)
     with safetensors.SafetensorsFile.open(tensors) as file:
-        assert len(file) == 4  # latents, prompt, output, positions
+        assert len(file.names()) == 4  # latents, prompt, output, positions
     samples = ReferenceSamples.read(index)
     call = samples.calls[2]
     assert call.inputs["latents"] == Stored("tensor_000", 2)

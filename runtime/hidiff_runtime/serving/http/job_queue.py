@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PICTURE_BYTES = 2**28
-"""Of the pixels that all requests hold that wait or run: more than 80 pictures of 1024 x 1024."""
+"""Of the pixels that all requests may hold together, over 80 pictures of 1024 x 1024; one alone may hold more."""
 
 AGAIN = 10.0
 """Seconds after which a service that failed is tried out anew, when somebody asks whether it is ready."""
@@ -232,15 +232,11 @@ class JobWorker:
         service: that makes the pictures; closed with the worker.
         meter: told of jobs that end before they begin.
         waiting: jobs that may wait while one runs.
-        picture_bytes: of the pixels that all jobs may hold together; one job alone may hold more.
     """
 
-    def __init__(
-        self, service: Service, meter: MetricsRecorder, waiting: int, picture_bytes: int = PICTURE_BYTES
-    ) -> None:
+    def __init__(self, service: Service, meter: MetricsRecorder, waiting: int) -> None:
         self.service = service
         self._meter = meter
-        self._most = picture_bytes
         self._held = 0
         self._holding = threading.Lock()
         self._decoding = asyncio.Lock()
@@ -318,7 +314,7 @@ class JobWorker:
             found |= request.held
         size = sum(found.values())
         with self._holding:
-            if size and self._held and self._held + size > self._most:
+            if size and self._held and self._held + size > PICTURE_BYTES:
                 raise self._busy("The requests that wait hold as many pictures as there is room for.")
             self._held += size
         return size
