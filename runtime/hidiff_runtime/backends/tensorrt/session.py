@@ -51,25 +51,25 @@ class TensorRtSession:
         self._plan_record = plan
         self._record = record
         self._cuda_graph = cuda_graph
-        self._plan: Plan | None = None
-        self._graphs: CudaGraphs | None = None
+        self._opened: tuple[Plan, CudaGraphs] | None = None
         self._own = DeviceTensors(memory)
 
     def __enter__(self) -> TensorRtSession:
         """Loads the engine. Raises EngineError if it does not fit this machine, or there is too little memory."""
-        self._plan = self._plans.acquire(self._path, self._plan_record)
+        plan, place = self._plans.acquire(self._path, self._plan_record), self._place
+        self._opened = plan, CudaGraphs(place.library.cuda, place.stream, self._cuda_graph, plan.capturable)
         return self
 
     def __exit__(self, *_: object) -> None:
-        plan, self._plan = self._plan, None
-        graphs, self._graphs = self._graphs, None
+        opened, self._opened = self._opened, None
         self._place.library.cuda.set_device(self._place.gpu.index)
+        if opened is None:
+            return
+        plan, graphs = opened
         try:
-            if graphs is not None:
-                graphs.drop()
+            graphs.drop()
         finally:
-            if plan is not None:
-                self._plans.release(plan)
+            self._plans.release(plan)
             self._own = DeviceTensors(self._memory)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -86,16 +86,13 @@ class TensorRtSession:
         Raises:
             EngineError: a tensor is not of the record, or the library refuses.
         """
-        if self._plan is None:
+        if self._opened is None:
             raise EngineError("The engine is not open.", given=self._path, advice="Run it inside 'with session:'.")
-        plan = self._plan
+        plan, graphs = self._opened
         check_tensors("inputs", self._record.inputs, inputs)
         check_tensors("outputs", self._record.outputs, outputs)
         self._place.library.cuda.set_device(self._place.gpu.index)
         addresses = {name: address_of(array) for name, array in (*inputs.items(), *outputs.items())}
-        moves = plan.prepare()
-        if self._graphs is None:
-            library = self._place.library
-            self._graphs = CudaGraphs(library.cuda, self._place.stream, self._cuda_graph, plan.capturable)
         order = (spec.name for spec in (*self._record.inputs, *self._record.outputs))
-        self._graphs.run(tuple(addresses[name] for name in order), moves, lambda: plan.enqueue(addresses))
+        moves = plan.prepare()
+        graphs.run(tuple(addresses[name] for name in order), moves, lambda: plan.enqueue(addresses))

@@ -41,8 +41,6 @@ class Bodies:
         meter: told of what finds no room.
 
     Attributes:
-        largest: bytes of a body.
-        seconds: in which a body must have come.
         left: bytes that all bodies may have besides those that they have.
     """
 
