@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hidiff_runtime.backends import choose
 from hidiff_runtime.backends.device_tensors import DeviceTensors
 from hidiff_runtime.backends.fork_safety import left_behind, on_fork
 from hidiff_runtime.backends.protocol import Backend, Device, Session
-from hidiff_runtime.backends.selection import choose
 from hidiff_runtime.backends.session_pool import CONTROLNET, STEP, EngineKey, Network, SessionPool
 from hidiff_runtime.denoising.denoiser import Denoiser
 from hidiff_runtime.errors import BundleError, EngineError, InputError
