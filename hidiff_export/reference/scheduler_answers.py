@@ -42,7 +42,7 @@ def record_samplers(
                 given=verdict.fault,
                 advice="Build the bundle again; if that does not help, choose another sampler.",
             )
-        tensors = {key: recorder.keep(array) for key, array in vars(answers).items()}
+        tensors: dict[str, Any] = {key: recorder.keep(array) for key, array in vars(answers).items()}
         recorder.samplers.append(replace(sample, **tensors))
 
 

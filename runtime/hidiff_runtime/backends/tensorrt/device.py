@@ -127,7 +127,7 @@ class TensorRtDevice:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._open is None:
             return
-        (place, _, _), self._open = self._open, None
+        place, self._open = self._open[0], None
         place.library.cuda.set_device(place.gpu.index)
         try:
             self._stack.close()

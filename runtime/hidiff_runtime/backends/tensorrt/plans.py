@@ -63,7 +63,7 @@ class Plan:
 
     def capturable(self) -> bool:
         """Returns whether its work can be recorded as a CUDA graph, as far as the library tells."""
-        return not self._place.library.is_rtx or bool(self._context.is_stream_capturable(int(self._place.stream)))
+        return not self._place.library.is_rtx or rtx_cache.is_capturable(self._context, self._place.stream)
 
     def prepare(self) -> int:
         """Gives the context its scratch memory; returns how often that has moved.

@@ -64,6 +64,11 @@ def create_context(engine: Any, trt: Any, kept: RuntimeCache | None) -> tuple[An
     return engine.create_execution_context(config), config
 
 
+def is_capturable(context: Any, stream: Any) -> bool:
+    """Returns whether the context's work can be recorded as a CUDA graph."""
+    return bool(context.is_stream_capturable(int(stream)))
+
+
 def cache_file(option: str | None, record: Path, library: LoadedLibrary, gpu: GpuInfo) -> Path | None:
     """Returns where the kernels finished for this GPU are kept; ``None`` for nowhere.
 
