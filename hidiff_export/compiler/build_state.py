@@ -58,8 +58,7 @@ class BuildState:
             return cls()
         try:
             fields = Fields(parse_object(path.read_text(encoding="utf-8"), STATE), STATE)
-            state = decode(cls, fields)
-            fields.done()
+            return decode(cls, fields)
         except (BundleError, OSError, UnicodeDecodeError) as error:
             summary = error.summary if isinstance(error, BundleError) else str(error)
             raise BundleError(
@@ -67,7 +66,6 @@ class BuildState:
                 given=f"{path}: {summary}",
                 advice="Run the command again with --force to start over.",
             ) from error
-        return state
 
     def to_json(self) -> dict[str, Any]:
         """Returns what ``build.json`` holds."""

@@ -8,7 +8,7 @@ from hidiff_export.families.family import Family, Task, Width
 from hidiff_export.families.geometry import control_latent
 from hidiff_export.recipe.field_types import BackendName, Precision, Target, refusal
 from hidiff_export.recipe.recipe_fields import RecipeFields
-from hidiff_runtime.format.graph_shapes import MOST_PIXELS
+from hidiff_runtime.format.validation import MOST_PIXELS
 
 _INPAINTING_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
 _CONTROL_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)

@@ -193,9 +193,7 @@ class Magnitudes:
         fields = Fields(data, source)
         fields.number("limit")
         fields.number("margin")
-        found = decode(cls, fields)
-        fields.done()
-        return found
+        return decode(cls, fields)
 
     def write(self, folder: Path) -> Path:
         """Writes the record into ``folder``; returns the file's path."""

@@ -29,6 +29,7 @@ from hidiff_export.reference.text_vae_reference import PictureNetworks
 from hidiff_export.reference.tolerances import Boundary, bound_for
 from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
+from hidiff_runtime.verification.reference_samples import CallSample, NetworkSample, PictureSample, RunSample
 from hidiff_runtime.verification.sample_recorder import SampleRecorder
 
 Array = NDArray[Any]
@@ -251,7 +252,7 @@ def record_reference(
     magnitudes.found.refuse_overflow(recipe)
     meter.note("diffusers: schedulers")
     record_samplers(recorder, recipe, scheduler_config, tables or {})
-    recorder.facts(facts or {})
+    recorder.facts = facts or {}
     meter.end()
     files = recorder.write(folder)
     return (*files, magnitudes.found.write(folder)) if magnitudes.found.largest else files
@@ -272,28 +273,25 @@ def _evaluations(
 def _record_run(recorder: SampleRecorder, run: ReferenceRun) -> None:
     for call in run.calls:
         _record_call(recorder, call)
-    recorder.run(
+    sample = RunSample(
         steps=run.course.steps,
         sampler=run.sampler,
         seed=run.given.seed,
         guidance_scale=run.given.guidance_scale,
         guidance_rescale=run.given.guidance_rescale,
-        inputs=run.given.arrays,
-        control=run.given.control,
-        latents=run.latents[-1],
-        trajectory=run.after_steps,
+        eta=0.0,
+        inputs=recorder.inputs(run.given.arrays),
+        control=recorder.inputs(run.given.control),
+        expected=recorder.output(run.latents[-1]),
+        trajectory=tuple(map(recorder.output, run.after_steps)),
     )
+    recorder.runs.append(sample)
 
 
 def _record_call(recorder: SampleRecorder, call: ReferenceCall) -> None:
-    recorder.call(
-        call.point.phase,
-        step=call.point.step,
-        steps=call.point.steps,
-        window_shifts=call.window_shifts.tolist(),
-        inputs=call.inputs,
-        noise_pred=call.noise_pred,
-    )
+    point, shifts = call.point, tuple(call.window_shifts.tolist())
+    inputs, output = recorder.inputs(call.inputs), recorder.output(call.noise_pred)
+    recorder.calls.append(CallSample(point.phase, point.step, point.steps, shifts, inputs, output))
 
 
 def _record_picture(
@@ -301,7 +299,9 @@ def _record_picture(
 ) -> None:
     if pictures is not None and pictures.has_vae:
         meter.note("diffusers: part of the picture")
-        recorder.picture(*pictures.decode_part(run.latents[-1]), bound=bound_for(Boundary.RECORDED_PICTURE, recipe))
+        part, corner = pictures.decode_part(run.latents[-1])
+        bound = bound_for(Boundary.RECORDED_PICTURE, recipe)
+        recorder.pictures.append(PictureSample(len(recorder.runs) - 1, bound, corner, recorder.keep(part)))
 
 
 def _record_networks(
@@ -316,4 +316,6 @@ def _record_networks(
         meter.note(title)
         for call in calls():
             bound = bound_for(boundary, recipe)
-            recorder.network(call.network, bound=bound, inputs=call.inputs, outputs=call.outputs, prompt=call.prompt)
+            outputs = {name: recorder.output(output) for name, output in call.outputs.items()}
+            inputs = recorder.inputs(call.inputs)
+            recorder.networks.append(NetworkSample(call.network, bound, inputs, outputs, call.prompt))

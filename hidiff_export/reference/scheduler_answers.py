@@ -42,7 +42,8 @@ def record_samplers(
                 given=verdict.fault,
                 advice="Build the bundle again; if that does not help, choose another sampler.",
             )
-        recorder.sampler(name, answers, order=sample.order, depth=sample.depth, eta=sample.eta)
+        tensors: dict[str, Any] = {key: recorder.keep(array) for key, array in vars(answers).items()}
+        recorder.samplers.append(replace(sample, **tensors))
 
 
 def compare_samplers(

@@ -5,15 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from hidiff_runtime.backends import choose
 from hidiff_runtime.backends.device_tensors import DeviceTensors
 from hidiff_runtime.backends.fork_safety import left_behind, on_fork
 from hidiff_runtime.backends.protocol import Backend, Device, Session
-from hidiff_runtime.backends.selection import choose
 from hidiff_runtime.backends.session_pool import CONTROLNET, STEP, EngineKey, Network, SessionPool
 from hidiff_runtime.denoising.denoiser import Denoiser
 from hidiff_runtime.errors import BundleError, EngineError, InputError
@@ -41,36 +40,12 @@ _MISSING = {
 """What a graph is called that is not there, and what to do about it."""
 
 
-@dataclass(frozen=True)
-class Opening:
-    """How a bundle is opened, as :func:`open` takes it.
-
-    Args:
-        resident: which engines stay open.
-        prefetch: whether the next phase's engine opens while the current one runs.
-        loop: where runs keep their latents.
-        known: the files that need no look at their hash while they are in the states they were in before they were
-            verified: all of them, or weight stores alone where only sizes were compared.
-        options: of the backend.
-    """
-
-    resident: str
-    prefetch: bool
-    loop: str
-    known: Mapping[str, State]
-    options: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        if self.loop not in LOOPS:
-            raise InputError(
-                f"loop must be one of {', '.join(LOOPS)}.",
-                given=repr(self.loop),
-                advice="'auto' is right on any device.",
-            )
-
-
 class Bundle:
     """A bundle that :func:`open` opened. A context manager: leaving it closes every engine.
+
+    Args:
+        known: the files that need no look at their hash while they are in the states they were in before they were
+            verified: all of them, or weight stores alone where only sizes were compared.
 
     Attributes:
         root: the folder.
@@ -78,22 +53,40 @@ class Bundle:
         lock: held by a run, since engines are shared by all runs on the bundle.
     """
 
-    def __init__(self, folder: BundleFolder, manifest: Manifest, backend: Backend, opening: Opening) -> None:
+    def __init__(
+        self,
+        folder: BundleFolder,
+        manifest: Manifest,
+        backend: Backend,
+        known: Mapping[str, State],
+        options: Mapping[str, Any],
+        *,
+        resident: str,
+        prefetch: bool,
+        loop: str,
+    ) -> None:
+        if loop not in LOOPS:
+            raise InputError(
+                f"loop must be one of {', '.join(LOOPS)}.", given=repr(loop), advice="'auto' is right on any device."
+            )
         self.root = folder.root
         self._folder = folder
         self.manifest = manifest
         self.lock = threading.RLock()
         self._backend = backend
-        self._opening = opening
-        self._device = backend.device(opening.options)
+        self._resident = resident
+        self._loop = loop
+        self._new_device = partial(backend.device, options)
+        self._device = self._new_device()
         self._entered: Device | None = None
         self._tensors: DeviceTensors | None = None
-        self._files = CheckedFiles(folder, manifest.files, opening.known)
-        self._engines = self._pool()
+        self._files = CheckedFiles(folder, manifest.files, known)
+        self._new_pool = partial(SessionPool, self._open_engine, resident, prefetch=prefetch)
+        self._engines = self._new_pool()
         on_fork(self)
         self._samplers: dict[str, SamplerTable] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
-        if opening.loop == "device" and not self._has_step_engine():
+        if loop == "device" and not self._has_step_engine():
             raise BundleError(
                 "The bundle has no step engine of this backend, which loop='device' needs.",
                 given=backend.name,
@@ -152,7 +145,7 @@ class Bundle:
         known = self._tokenizers.get(record.name)
         if known is None:
             known = Tokenizer.kept(self.file(record.tokenizer), record.places)
-            if self._opening.resident == "all":
+            if self._resident == "all":
                 self._tokenizers[record.name] = known
         return known
 
@@ -162,7 +155,7 @@ class Bundle:
 
         None where every engine stays open: those files are read no more.
         """
-        if self._opening.resident == "all":
+        if self._resident == "all":
             return ()
         graphs = [*self.manifest.phases, *(record for _, record in self.manifest.others())]
         engines = [record.engines[self.backend] for record in graphs if self.backend in record.engines]
@@ -209,7 +202,7 @@ class Bundle:
             EngineError: the engine does not load.
         """
         with self.lock:
-            return self._engines.controlnet()
+            return self._engines.get(CONTROLNET)
 
     def step_engine(self) -> Session:
         """Returns the step graph's session, opened if need be; valid until the bundle is closed.
@@ -219,7 +212,7 @@ class Bundle:
             EngineError: the engine does not load.
         """
         with self.lock:
-            return self._engines.step()
+            return self._engines.get(STEP)
 
     @contextmanager
     def network(self, name: Network) -> Iterator[Session]:
@@ -240,16 +233,16 @@ class Bundle:
             EngineError: the device is missing here, or has no memory though ``loop`` is ``device``.
         """
         with self.lock:
-            if self._opening.loop == "host" or not self._has_step_engine():
+            if self._loop == "host" or not self._has_step_engine():
                 return None
             memory = self._enter().memory
-            if memory is None and self._opening.loop == "device":
+            if memory is None and self._loop == "device":
                 raise EngineError(
                     "This backend's device keeps no arrays, which loop='device' needs.",
                     given=self.backend,
                     advice="Use loop='auto'.",
                 )
-            if memory is None or (memory.on_host and self._opening.loop == "auto"):
+            if memory is None or (memory.on_host and self._loop == "auto"):
                 return None
             if self._tensors is None:
                 self._tensors = DeviceTensors(memory)
@@ -258,9 +251,15 @@ class Bundle:
     def preload(self) -> None:
         """Opens engines ahead: the first phase's and its ControlNet's, or all of them where all may stay resident."""
         with self.lock:
-            phases = tuple(record.phase for record in self.manifest.phases)
+            phases = [record.phase for record in self.manifest.phases]
+            wanted = phases if self._resident == "all" else phases[:1]
             step = self.tensors() is not None
-            self._engines.preload(phases, controlnet=self.manifest.controlnet is not None, step=step)
+            for phase in wanted:
+                self._engines.get(phase)
+            if self.manifest.controlnet is not None and any(phase.control for phase in wanted):
+                self._engines.get(CONTROLNET)
+            if step:
+                self._engines.get(STEP)
 
     def close(self) -> None:
         """Closes every engine and the device; waits for a run in progress. Using the bundle again opens them again.
@@ -273,7 +272,7 @@ class Bundle:
             self._tokenizers = {}
             if self._entered is not None:
                 closing.push(self._entered)
-                self._entered, self._device = None, self._backend.device(self._opening.options)
+                self._entered, self._device = None, self._new_device()
             closing.callback(self._engines.close)
 
     def forked(self) -> None:
@@ -286,24 +285,18 @@ class Bundle:
             return
         left_behind.append((self._engines, self._entered, self._tensors))
         self.lock = threading.RLock()
-        self._entered, self._device, self._tensors = None, self._backend.device(self._opening.options), None
-        self._engines = self._pool()
+        self._entered, self._device, self._tensors = None, self._new_device(), None
+        self._engines = self._new_pool()
 
     def __enter__(self) -> Bundle:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.close()
         except EngineError:
             if kind is None:  # else it was told already: after a failure a GPU refuses everything
                 raise
-
-    def _pool(self) -> SessionPool:
-        opening = self._opening
-        return SessionPool(self._open_engine, opening.resident, prefetch=opening.prefetch)
 
     def _table(self, name: str) -> SamplerTable:
         table = SamplerTable.read(self.file(self.manifest.samplers[name]))
@@ -342,9 +335,7 @@ class Bundle:
         return self._enter().open(path, weights, record)
 
     def _checked_engine(self, relative: str) -> Path:
-        """Returns an engine, all of whose files are the manifest's. Raises BundleError when one is not of the
-        bundle.
-        """
+        """Returns an engine, all of whose files are the manifest's. Raises BundleError for one that is not."""
         path = self.file(relative)
         root = path.parents[relative.count("/")]
         for part in self._backend.files(path):
@@ -379,7 +370,7 @@ def open(
             first step to the last if that is not the host itself; ``device`` does so there too; ``host`` never does.
         preload: opens engines now instead of at their first step.
         allow_links: folders that symbolic links in the bundle may lead into, besides the bundle itself and the cache or
-            store that it lies in, where `hidiff_runtime.format.symlinks` knows that.
+            store that it lies in, where `hidiff_runtime.format.bundle_folder` knows that.
         options: of the backend.
 
     Raises:
@@ -393,8 +384,8 @@ def open(
     states = ((path, state_of(place.file(path))) for path in hashed)
     known = {path: state for path, state in states if state is not None}
     verify_files(place, manifest.files, verify)
-    opening = Opening(resident, prefetch, loop, known, options)
-    bundle = Bundle(place, manifest, choose(manifest, backend), opening)
+    chosen = choose(manifest, backend)
+    bundle = Bundle(place, manifest, chosen, known, options, resident=resident, prefetch=prefetch, loop=loop)
     bundle.check_samplers()
     if preload:
         with ExitStack() as closing:  # where one engine does not open, those before it are closed

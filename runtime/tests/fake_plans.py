@@ -37,7 +37,7 @@ def use(monkeypatch: pytest.MonkeyPatch, trt: FakeTrt) -> FakeTrt:
             return trt
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(libraries, "import_module_of", imported)
+    monkeypatch.setattr(libraries, "import_module", imported)
     return trt
 
 

@@ -17,20 +17,12 @@ class Counts:
     gauges: dict[str, list[tuple[dict[str, str], float]]] = field(default_factory=dict)
     observed: dict[str, list[tuple[dict[str, str], float]]] = field(default_factory=dict)
 
-    def add(self, metric: Metric, labels: Mapping[str, str]) -> None:
-        self._check(metric, "counter", labels)
-        self.counters[metric.name, tuple(labels.items())] += 1
-
-    def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        self._check(metric, "gauge", labels)
-        self.gauges.setdefault(metric.name, []).append((dict(labels), value))
-
-    def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        self._check(metric, "histogram", labels)
-        self.observed.setdefault(metric.name, []).append((dict(labels), value))
-
-    @staticmethod
-    def _check(metric: Metric, kind: str, labels: Mapping[str, str]) -> None:
+    def __call__(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
         assert metric in METRICS
-        assert metric.kind == kind
         assert tuple(labels) == metric.labels
+        if metric.kind == "counter":
+            assert value == int(value) >= 1
+            self.counters[metric.name, tuple(labels.items())] += int(value)
+        else:
+            values = self.gauges if metric.kind == "gauge" else self.observed
+            values.setdefault(metric.name, []).append((dict(labels), value))

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hidiff_runtime.backends import Availability
+from hidiff_runtime.backends.protocol import Availability
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.format import safetensors
 from hidiff_runtime.format.manifest import MANIFEST, FileDigest, GraphRecord, Manifest, PhaseRecord, TensorSpec
@@ -24,7 +24,7 @@ from hidiff_runtime.sampling.scheduler_table import SamplerTable
 from hidiff_runtime.sampling.table_rows import Rows
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 from hidiff_runtime.verification.comparison import Bound
-from hidiff_runtime.verification.reference_samples import Drawn
+from hidiff_runtime.verification.reference_samples import CallSample, Drawn, RunSample
 from hidiff_runtime.verification.sample_recorder import SampleRecorder
 
 Arrays = Mapping[str, np.ndarray]
@@ -296,9 +296,35 @@ def record_samples(folder: Path, toy: Toy, manifest: Manifest, stored: Arrays) -
         arrays = {name: value.array() if isinstance(value, Drawn) else value for name, value in inputs.items()}
         arrays["window_shifts"] = np.array(shifts, dtype=np.int32)
         output = unet(record.phase.name, stored, arrays)
-        recorder.call(record.phase, step=index, steps=8, window_shifts=shifts, inputs=inputs, noise_pred=output)
-    recorder.run(**reference_run(toy, manifest, stored))
+        record_call(recorder, record.phase, inputs, shifts, output, step=index)
+    record_run(recorder, reference_run(toy, manifest, stored))
     recorder.write(folder / "reference")
+
+
+def record_call(
+    recorder: SampleRecorder,
+    phase: Phase,
+    inputs: Mapping[str, Any],
+    shifts: list[int],
+    output: np.ndarray,
+    step: int = 0,
+) -> None:
+    """Records one evaluation of a run of eight steps."""
+    sources, expected = recorder.inputs(inputs), recorder.output(output)
+    recorder.calls.append(CallSample(phase, step, 8, tuple(shifts), sources, expected))
+
+
+def record_run(recorder: SampleRecorder, run: Mapping[str, Any]) -> None:
+    """Records what `reference_run` gave."""
+    sample = RunSample(
+        **{name: run[name] for name in ("steps", "sampler", "seed", "guidance_scale")},
+        eta=0.0,
+        inputs=recorder.inputs(run["inputs"]),
+        control=recorder.inputs(run["control"]),
+        expected=recorder.output(run["latents"]),
+        trajectory=tuple(map(recorder.output, run["trajectory"])),
+    )
+    recorder.runs.append(sample)
 
 
 def reference_run(toy: Toy, manifest: Manifest, stored: Arrays, steps: int = 8, seed: int = 3) -> dict[str, Any]:

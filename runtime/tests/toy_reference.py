@@ -14,7 +14,7 @@ from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.format.tokenizer import Tokenizer
 from hidiff_runtime.verification.comparison import Bound
 from hidiff_runtime.verification.image_metrics import unit
-from hidiff_runtime.verification.reference_samples import INDEX, Drawn
+from hidiff_runtime.verification.reference_samples import INDEX, Drawn, NetworkSample, PictureSample
 from hidiff_runtime.verification.sample_recorder import SampleRecorder
 
 PROMPT = "a lighthouse at dusk"
@@ -34,22 +34,31 @@ def record(folder: Path, kind: toy.Toy) -> None:
         shifts = np.zeros(len(manifest.windowed_blocks), np.int32)
         given = {name: drawn.array() for name, drawn in inputs.items()} | {"window_shifts": shifts}
         noise = toy.unet(phase.phase.name, stored, given)
-        recorder.call(phase.phase, step=0, steps=8, window_shifts=shifts.tolist(), inputs=inputs, noise_pred=noise)
+        toy.record_call(recorder, phase.phase, inputs, shifts.tolist(), noise)
     run = toy.reference_run(kind, manifest, stored)
-    recorder.run(**{name: value for name, value in run.items() if name != "trajectory"})
+    toy.record_run(recorder, {**run, "trajectory": ()})
     picture = unit(toy_pictures.decode(run["latents"] / np.float32(toy_pictures.SCALING_FACTOR)))
-    recorder.picture(picture[..., CORNER[0] : CORNER[0] + 20, CORNER[1] : CORNER[1] + 24], CORNER, bound=ALIKE)
+    part = recorder.keep(picture[..., CORNER[0] : CORNER[0] + 20, CORNER[1] : CORNER[1] + 24])
+    recorder.pictures.append(PictureSample(0, ALIKE, CORNER, part))
     for encoder in manifest.text_encoders:
         ids = np.array([Tokenizer.open(folder / encoder.tokenizer).encode(PROMPT).ids], np.int32)
         given = {"input_ids": ids, "clip_skip": np.array([1], np.int32)}
         found = toy_pictures.encode_text(encoder, given)
-        recorder.network(encoder.name, bound=BOUND, inputs=given, outputs=found, prompt=PROMPT)
+        record_network(recorder, encoder.name, given, found, PROMPT)
     vae = manifest.vae
     assert vae is not None
     latents, image = (Drawn(seed, graph.inputs[0].shape) for seed, graph in enumerate((vae.decoder, vae.encoder)))
     outputs: dict[str, Any] = {"image": toy_pictures.decode(latents.array())}
-    recorder.network("vae_decoder", bound=BOUND, inputs={"latents": latents}, outputs=outputs)
+    record_network(recorder, "vae_decoder", {"latents": latents}, outputs)
     outputs = {"moments": toy_pictures.encode(image.array())}
-    recorder.network("vae_encoder", bound=BOUND, inputs={"image": image}, outputs=outputs)
+    record_network(recorder, "vae_encoder", {"image": image}, outputs)
     recorder.write(folder / "reference")
     toy.seal(folder, replace(manifest, reference=f"reference/{INDEX}"))
+
+
+def record_network(
+    recorder: SampleRecorder, network: str, inputs: dict[str, Any], outputs: dict[str, Any], prompt: str | None = None
+) -> None:
+    """One evaluation of a text encoder, or of half of the VAE."""
+    expected = {name: recorder.output(output) for name, output in outputs.items()}
+    recorder.networks.append(NetworkSample(network, BOUND, recorder.inputs(inputs), expected, prompt))

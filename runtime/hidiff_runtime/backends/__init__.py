@@ -1,34 +1,15 @@
-"""The backends by name. Each lives in a module of its own, which is imported when it is asked for."""
+"""The backends by name, each imported when it is asked for, and which of them runs a bundle on this machine."""
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from hidiff_runtime.backends.protocol import (
-    Availability,
-    Backend,
-    Device,
-    DeviceArray,
-    DeviceMemory,
-    Session,
-    WeightMap,
-)
-from hidiff_runtime.errors import InputError
-
-__all__ = [
-    "NAMES",
-    "Availability",
-    "Backend",
-    "Device",
-    "DeviceArray",
-    "DeviceMemory",
-    "Session",
-    "WeightMap",
-    "get",
-]
+from hidiff_runtime.backends.protocol import Backend
+from hidiff_runtime.backends.session_pool import STEP
+from hidiff_runtime.errors import BundleError, EngineError, InputError
+from hidiff_runtime.format.codec import REBUILD
+from hidiff_runtime.format.manifest import Manifest
 
 NAMES = ("tensorrt", "tensorrt-rtx", "onnxruntime")
-"""Every backend, the one to be preferred first; ``backend`` in the module of that name makes it."""
+"""Every backend, the one to be preferred first."""
 
 
 def get(name: str) -> Backend:
@@ -39,5 +20,53 @@ def get(name: str) -> Backend:
     """
     if name not in NAMES:
         raise InputError("There is no such backend.", given=name, advice=f"Use one of {', '.join(NAMES)}.")
-    made: Backend = import_module(f"{__name__}.{name.replace('-', '_')}").backend()
-    return made
+    if name == "onnxruntime":
+        from hidiff_runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend()
+    from hidiff_runtime.backends.tensorrt.device import TensorRtBackend
+
+    return TensorRtBackend(name)
+
+
+def choose(manifest: Manifest, wanted: str | Backend | None) -> Backend:
+    """Returns the backend to use: it has an engine for every graph, and it can run here.
+
+    Args:
+        manifest: of the bundle.
+        wanted: a backend or its name; None for the first that this machine has.
+
+    Raises:
+        BundleError: the bundle has no engines of a backend that is known, or not one for each of its graphs.
+        EngineError: the backend cannot run here.
+        InputError: there is no such backend, or the bundle has no engines of it.
+    """
+    graphs = [*manifest.phases, *(record for name, record in manifest.others() if name != STEP)]
+    offered = [name for name in graphs[0].engines if all(name in graph.engines for graph in graphs)]
+    if wanted is None:
+        known = [get(name) for name in NAMES if name in offered]
+        if not known:
+            raise BundleError(
+                "The bundle has no engines that this hidiff-runtime knows.",
+                given=", ".join(offered) or "no backend with an engine for every graph",
+                advice=f"Build it for one of {', '.join(NAMES)}, or upgrade hidiff-runtime.",
+            )
+        chosen = next((backend for backend in known if backend.available().usable), known[0])
+    else:
+        chosen = get(wanted) if isinstance(wanted, str) else wanted
+        if lacking := [graph.graph for graph in graphs if chosen.name not in graph.engines]:
+            if len(lacking) < len(graphs):
+                raise BundleError(
+                    f"The bundle has engines of {chosen.name}, but not for all of its graphs.",
+                    given=f"none for {', '.join(lacking[:3])}",
+                    advice=REBUILD,
+                )
+            raise InputError(
+                "The bundle has no engines of this backend.", given=chosen.name, advice=f"It has {', '.join(offered)}."
+            )
+    availability = chosen.available()
+    if not availability.usable:
+        raise EngineError(
+            f"The backend {chosen.name} cannot run here.", given=availability.detail, advice=availability.advice
+        )
+    return chosen

@@ -12,11 +12,7 @@ from hidiff_runtime.format.specs import TensorSpec
 
 
 class DeviceTensors:
-    """A bundle's tensors on its device, by name, kept from run to run: engines meet the same addresses again.
-
-    Args:
-        memory: where they are.
-    """
+    """A bundle's tensors on its device, by name, kept from run to run: engines meet the same addresses again."""
 
     def __init__(self, memory: DeviceMemory) -> None:
         self.memory = memory

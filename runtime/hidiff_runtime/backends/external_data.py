@@ -68,11 +68,8 @@ def files_of(engine: Path) -> tuple[Path, ...]:
 def _collect(message: memoryview, kind: str, found: dict[str, None]) -> None:
     """Adds where the tensors below a message have their data. Raises ValueError."""
     if kind == "entry":
-        texts = {
-            number: bytes(message[content:end]) for number, _, content, end in _fields(message) if content is not None
-        }
-        if texts.get(_KEY) == b"location":
-            found[posixpath.normpath(texts.get(_VALUE, b"").decode())] = None
+        if (location := _location(message)) is not None:
+            found[location] = None
         return
     below = _MESSAGES[kind]
     for number, _, content, end in _fields(message):
@@ -101,7 +98,7 @@ def relinked(engine: Path, weights: Iterable[Path]) -> tuple[bytes, Path] | None
     folder = Path(os.path.commonpath([target.parent for target in targets.values()]))
 
     def moved(location: str) -> str:
-        target = targets.get(posixpath.normpath(location))
+        target = targets.get(location)
         if target is None:
             raise EngineError(
                 "A graph names weights that are not the bundle's.", given=f"{engine}: {location}", advice=REBUILD
@@ -118,7 +115,8 @@ def relinked(engine: Path, weights: Iterable[Path]) -> tuple[bytes, Path] | None
 def _relocated(message: bytes, kind: str, moved: Callable[[str], str]) -> bytes:
     """Returns the message with another location in each tensor below it whose data is external. Raises ValueError."""
     if kind == "entry":
-        return _entry(message, moved)
+        location = _location(message)
+        return message if location is None else _field(_KEY, b"location") + _field(_VALUE, moved(location).encode())
     below = _MESSAGES[kind]
     parts = []
     for number, start, content, end in _fields(message):
@@ -129,12 +127,10 @@ def _relocated(message: bytes, kind: str, moved: Callable[[str], str]) -> bytes:
     return b"".join(parts)
 
 
-def _entry(message: bytes, moved: Callable[[str], str]) -> bytes:
-    """Returns a key and its value, another one where the key is the location."""
-    texts = {number: message[content:end] for number, _, content, end in _fields(message) if content is not None}
-    if texts.get(_KEY) != b"location":
-        return message
-    return _field(_KEY, texts[_KEY]) + _field(_VALUE, moved(texts.get(_VALUE, b"").decode()).encode())
+def _location(entry: bytes | memoryview) -> str | None:
+    """Returns where an entry says that the data is; None for what says something else."""
+    texts = {number: bytes(entry[content:end]) for number, _, content, end in _fields(entry) if content is not None}
+    return posixpath.normpath(texts.get(_VALUE, b"").decode()) if texts.get(_KEY) == b"location" else None
 
 
 def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int | None, int]]:

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
 
 left_behind: list[Any] = []
 """What belongs to the parent, kept for good: to let go of it is to wait for threads that are not here."""
 
 
-class Forking(Protocol):
-    """What has to know that it is in a new process."""
-
-    def forked(self) -> None:
-        """Prepares the child, before anything else runs there."""
+_owners: WeakSet[Any] = WeakSet()
 
 
-_known: WeakSet[Forking] = WeakSet()
-
-
-def on_fork(told: Forking) -> None:
-    """Has ``told.forked`` called in each process that is forked from this one, as long as somebody holds it."""
-    _known.add(told)
+def on_fork(owner: Any) -> None:
+    """Has ``owner.forked()`` called first in each process forked from this one, as long as somebody holds the owner."""
+    _owners.add(owner)
 
 
 def _tell() -> None:
-    for told in tuple(_known):
-        told.forked()
+    for owner in tuple(_owners):
+        owner.forked()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork

@@ -8,20 +8,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.backends.external_data import files_of, relinked
-from hidiff_runtime.backends.protocol import Availability, Backend, DeviceArray, WeightMap
+from hidiff_runtime.backends.protocol import Availability, DeviceArray, WeightMap, check_fits, check_tensors
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.format.codec import REBUILD
 from hidiff_runtime.format.dtypes import BY_NAME
 from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
-
-NAME = "onnxruntime"
 
 _INSTALL = "pip install 'hidiff-runtime[cpu]', or 'hidiff-runtime[gpu]' for CUDA."
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
@@ -98,7 +95,7 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 class OnnxRuntimeBackend:
     """Opens ONNX files whose weights lie in the store beside them."""
 
-    name = NAME
+    name = "onnxruntime"
 
     def available(self) -> Availability:
         """Returns version and execution providers."""
@@ -117,11 +114,6 @@ class OnnxRuntimeBackend:
     def device(self, options: Mapping[str, Any]) -> OnnxRuntimeDevice:
         """Returns the device of these options. Raises InputError for one that is not of `OnnxRuntimeOptions`."""
         return OnnxRuntimeDevice(OnnxRuntimeOptions.of(options))
-
-
-def backend() -> Backend:
-    """Returns this backend."""
-    return OnnxRuntimeBackend()
 
 
 class OnnxRuntimeDevice:
@@ -152,15 +144,11 @@ class OnnxRuntimeDevice:
         self._memory = OrtMemory("cpu") if fault else OrtMemory("cuda", options.gpu)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._memory = None
 
     def open(self, engine: Path, weights: WeightMap, record: GraphRecord) -> OnnxRuntimeSession:
-        """Returns a session of the engine, which loads when it is entered. Raises EngineError when a file is
-        missing.
-        """
+        """Returns a session of the engine, which loads when it is entered. Raises EngineError if a file is missing."""
         if self._memory is None:
             raise EngineError("The device is not open.", given=engine, advice="Open engines inside 'with device:'.")
         for path in (engine, *weights.values()):
@@ -225,9 +213,7 @@ class OrtMemory:
 
     def upload(self, array: NDArray[Any], into: DeviceArray) -> None:
         """Copies before it returns. Raises EngineError for another shape or type than that of ``into``."""
-        if array.shape != into.shape or array.dtype != into.dtype:
-            given = f"{array.dtype}{list(array.shape)} for {into.dtype}{list(into.shape)}"
-            raise EngineError("An array does not fit the tensor it is for.", given=given)
+        check_fits(array, into)
         cast(OrtArray, into).value.update_inplace(np.ascontiguousarray(array))
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
@@ -280,14 +266,13 @@ class OnnxRuntimeSession:
         self._session = session
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._session = None
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Evaluates the engine; raises EngineError for an input that its record does not list, or a failure."""
-        self._check("inputs", self._record.inputs, inputs)
+        self._check_open()
+        check_tensors("inputs", self._record.inputs, inputs)
         names = [spec.name for spec in self._record.outputs]
         feed = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         try:
@@ -298,8 +283,9 @@ class OnnxRuntimeSession:
 
     def execute(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
         """Evaluates the engine from tensors into tensors; raises as `run` does."""
-        self._check("inputs", self._record.inputs, inputs)
-        self._check("outputs", self._record.outputs, outputs)
+        self._check_open()
+        check_tensors("inputs", self._record.inputs, inputs)
+        check_tensors("outputs", self._record.outputs, outputs)
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, cast(OrtArray, array).value)
@@ -310,20 +296,9 @@ class OnnxRuntimeSession:
         except Exception as error:  # as above
             raise _failure("ONNX Runtime failed while evaluating.", error, engine=self._engine) from error
 
-    def _check(self, what: str, specs: Sequence[TensorSpec], given: Mapping[str, NDArray[Any] | DeviceArray]) -> None:
+    def _check_open(self) -> None:
         if self._session is None:
             raise EngineError("The engine is not open.", given=self._engine, advice="Run it inside 'with session:'.")
-        expected = {spec.name for spec in specs}
-        if given.keys() != expected:
-            raise EngineError(
-                f"The engine has other {what}.", given=", ".join(sorted(given)), advice=", ".join(sorted(expected))
-            )
-        for spec in specs:
-            array = given[spec.name]
-            if array.shape != spec.shape or array.dtype != spec.dtype:
-                raise EngineError(
-                    f"One of the {what} is not the engine's.", given=f"{array.dtype}{list(array.shape)} for {spec}"
-                )
 
 
 def _check_signature(what: str, specs: Sequence[TensorSpec], found: Sequence[Any], engine: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from hidiff_runtime.format.manifest import GraphRecord
+from hidiff_runtime.errors import EngineError
+from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
 
 WeightMap = Mapping[str, Path]
 """The weight stores by model name (``unet``): files that every session of a bundle maps, so that they share memory."""
@@ -79,17 +80,11 @@ class DeviceMemory(Protocol):
         ...
 
 
-class Session(Protocol):
+class Session(AbstractContextManager["Session"], Protocol):
     """An open engine. A context manager: leaving it gives its memory back.
 
     It may be entered by another thread than the one that evaluates.
     """
-
-    def __enter__(self) -> Session: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Evaluates the engine on one array for each input of its record; outputs are by name.
@@ -112,7 +107,7 @@ class Session(Protocol):
         ...
 
 
-class Device(Protocol):
+class Device(AbstractContextManager["Device"], Protocol):
     """What the sessions of one open bundle share: stream, scratch memory, caches.
 
     A context manager that is entered once; before that it touches no hardware. Sessions are closed before it is left.
@@ -122,12 +117,6 @@ class Device(Protocol):
     def memory(self) -> DeviceMemory | None:
         """Its memory once entered; ``None`` where sessions take and give host arrays only."""
         ...
-
-    def __enter__(self) -> Device: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
 
     def open(self, engine: Path, weights: WeightMap, record: GraphRecord) -> Session:
         """Returns a session of an engine file, which loads when it is entered.
@@ -174,3 +163,30 @@ class Backend(Protocol):
             InputError: an option is not one of this backend's, or has a value it cannot have.
         """
         ...
+
+
+def check_tensors(
+    what: str, specs: Sequence[TensorSpec], given: Mapping[str, NDArray[Any]] | Mapping[str, DeviceArray]
+) -> None:
+    """Refuses arrays that are not an engine's ``inputs`` or ``outputs``, which ``what`` says.
+
+    Raises:
+        EngineError: their names, or the shape or type of one of them, are others.
+    """
+    expected = {spec.name for spec in specs}
+    if given.keys() != expected:
+        raise EngineError(
+            f"The engine has other {what}.", given=", ".join(sorted(given)), advice=", ".join(sorted(expected))
+        )
+    for spec in specs:
+        array = given[spec.name]
+        if array.shape != spec.shape or array.dtype != spec.dtype:
+            text = f"{array.dtype}{list(array.shape)} for {spec}"
+            raise EngineError(f"One of the {what} is not the engine's.", given=text)
+
+
+def check_fits(array: NDArray[Any], into: DeviceArray) -> None:
+    """Refuses to upload an array into a tensor of another shape or type. Raises EngineError."""
+    if array.shape != into.shape or array.dtype != into.dtype:
+        given = f"{array.dtype}{list(array.shape)} for {into.dtype}{list(into.shape)}"
+        raise EngineError("An array does not fit the tensor it is for.", given=given)

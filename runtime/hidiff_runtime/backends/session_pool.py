@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Literal, get_args
@@ -30,7 +30,7 @@ class SessionPool:
         open_session: gives an engine's session; entered here, and left when it is closed.
         resident: ``current`` keeps at most one phase's engine open, and the ControlNet's beside it from when it is
             asked for until a phase without residuals is; ``all`` keeps every engine it has opened.
-        prefetch: whether `expect` opens engines in a thread.
+        prefetch: whether `SessionPool.prefetch` opens engines in a thread.
 
     Raises:
         InputError: ``resident`` is neither.
@@ -59,34 +59,24 @@ class SessionPool:
         """The phases whose engines are open."""
         return tuple(key for key in self._sessions if isinstance(key, Phase))
 
-    def get(self, phase: Phase) -> Session:
-        """Returns the phase's session, opened if need be.
+    def get(self, key: Phase | Literal["controlnet", "step"]) -> Session:
+        """Returns the session of a phase, of the ControlNet or of the step graph, opened if need be.
 
         Raises:
             EngineError: the engine does not load; the next `get` tries again.
         """
-        if self._resident == "all":
-            return self._get(phase)
-        if phase not in self._sessions:
-            for other in [other for other in self._expected if other != phase]:
+        if self._resident == "all" or not isinstance(key, Phase):
+            return self._get(key)
+        if key not in self._sessions:
+            for other in [other for other in self._expected if other != key]:
                 self._discard(other)
-        kept = (phase, STEP, CONTROLNET) if phase.control else (phase, STEP)
+        kept = (key, STEP, CONTROLNET) if key.control else (key, STEP)
         # One that was opened ahead is in memory beside the others already: nothing is won by closing them first.
-        if phase not in self._expected:
-            for key in self._evictable(kept):
-                self._close(key)
-        session = self._get(phase)
-        for key in self._evictable(kept):
-            self._close(key)
+        if key not in self._expected:
+            self._evict(kept)
+        session = self._get(key)
+        self._evict(kept)
         return session
-
-    def controlnet(self) -> Session:
-        """Returns the ControlNet's session, opened if need be beside the phase's. Raises as `get` does."""
-        return self._get(CONTROLNET)
-
-    def step(self) -> Session:
-        """Returns the step graph's session, which stays open beside every phase. Raises as `get` does."""
-        return self._get(STEP)
 
     @contextmanager
     def borrow(self, network: Network, first: Phase) -> Iterator[Session]:
@@ -99,8 +89,7 @@ class SessionPool:
             first: the phase that runs begin with.
         """
         if self._resident != "all":
-            for key in self._evictable((first, STEP)):
-                self._close(key)
+            self._evict((first, STEP))
         try:
             yield self._get(network)
         finally:
@@ -114,22 +103,6 @@ class SessionPool:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="hidiff-prefetch")
         self._expected[phase] = self._thread.submit(self._opened, phase)
-
-    def preload(self, phases: Sequence[Phase], *, controlnet: bool, step: bool) -> None:
-        """Opens the first phase's engine, or every phase's where all may stay; the others' where they are needed.
-
-        Args:
-            phases: in running order.
-            controlnet: whether the bundle has one.
-            step: whether a step graph runs.
-        """
-        wanted = phases if self._resident == "all" else phases[:1]
-        for phase in wanted:
-            self.get(phase)
-        if controlnet and any(phase.control for phase in wanted):
-            self.controlnet()
-        if step:
-            self.step()
 
     def close(self) -> None:
         """Closes every engine, one that is being opened too; the next `get` opens its own again.
@@ -146,9 +119,10 @@ class SessionPool:
             for phase in reversed(tuple(self._expected)):
                 closing.callback(self._discard, phase)
 
-    def _evictable(self, kept: tuple[EngineKey, ...]) -> list[EngineKey]:
-        """Returns what the pool itself may close: who was lent a network's session gives it back."""
-        return [key for key in self._sessions if key not in kept and key not in get_args(Network)]
+    def _evict(self, kept: tuple[EngineKey, ...]) -> None:
+        """Closes all others, but for networks: who borrowed such a session gives it back."""
+        for key in [key for key in self._sessions if key not in kept and key not in get_args(Network)]:
+            self._close(key)
 
     def _get(self, key: EngineKey) -> Session:
         if isinstance(key, Phase) and key in self._expected:

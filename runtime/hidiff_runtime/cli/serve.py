@@ -141,7 +141,6 @@ def _positive(text: str) -> int:
 def _serve(options: argparse.Namespace) -> int:
     try:
         from hidiff_runtime.serving.http.app import create_app
-        from hidiff_runtime.serving.http.large_bodies import trim_heap_after_large_bodies
         from hidiff_runtime.serving.http.prometheus import Prometheus
         from hidiff_runtime.serving.http.server import Server
         from hidiff_runtime.serving.http.service_loader import ServiceLoader
@@ -151,6 +150,7 @@ def _serve(options: argparse.Namespace) -> int:
             given=error,
             advice="pip install 'hidiff-runtime[serve]'",
         ) from error
+    from hidiff_runtime.serving.heap_trim import trim_heap_after_large_bodies
     from hidiff_runtime.serving.metrics import MetricsRecorder
     from hidiff_runtime.serving.service import Service
 

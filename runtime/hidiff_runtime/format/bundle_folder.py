@@ -1,15 +1,27 @@
-"""A bundle's folder: the one place that decides which file a path in it stands for."""
+"""A bundle's folder: the one place that decides which file a path in it stands for, and where links may lead.
+
+A bundle is data from anywhere, so a link in it may lead to files of the bundle alone. Three tools keep a folder's files
+in a store beside it and leave links in their place; the store that such a tool uses for the very folder that the bundle
+lies in is allowed too:
+
+- the Hugging Face hub's cache: ``REPOSITORY/snapshots/REVISION/…`` leads into ``REPOSITORY/blobs``;
+- DVC: a folder of a repository leads into ``.dvc/cache`` of that repository;
+- git-annex and DataLad: a folder of a repository leads into ``.git/annex/objects`` of that repository.
+
+A store that is itself a link to somewhere else is not taken. A mounted ConfigMap needs no rule: its links lead to
+``..data`` in the mount itself, and so stay inside the bundle.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hidiff_runtime.errors import BundleError, InputError
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
 from hidiff_runtime.format.paths import path_error
-from hidiff_runtime.format.symlinks import is_dangling, refusal, stores_of
 
 FETCH_LINKED = "Get what the links lead to: with dvc pull, git annex get, or a new download."
 """What to do where links lead to nothing."""
@@ -17,11 +29,14 @@ FETCH_LINKED = "Get what the links lead to: with dvc pull, git annex get, or a n
 LinksOption = str | Path | Sequence[str | Path]
 """Folders that symbolic links may lead into: one or several."""
 
+_SHOWN = 3
+"""Folders that links lead to, of which a message tells."""
+
 
 class BundleFolder:
     """A bundle's folder and where symbolic links in it may lead.
 
-    That is inside it, into `hidiff_runtime.format.symlinks.stores_of` it, and into folders that its user names.
+    That is inside it, into the store of a tool that it lies in, and into folders that its user names.
 
     Links are followed anew for each question, since they may be put elsewhere at any time.
 
@@ -67,7 +82,7 @@ class BundleFolder:
                 f"{name} is a symbolic link that leads round in a circle.", given=error, advice=FETCH_LINKED
             ) from error
         if not self._may_lead_to(root, target):
-            raise refusal(root, name, target, lambda place: self._may_lead_to(root, place))
+            raise self._refusal(root, name, target)
         return root / name
 
     def manifest(self) -> Manifest:
@@ -88,6 +103,94 @@ class BundleFolder:
         return manifest
 
     def _may_lead_to(self, root: Path, target: Path) -> bool:
-        if target.is_relative_to(root) or any(target.is_relative_to(store) for store in stores_of(root)):
+        if target.is_relative_to(root) or any(target.is_relative_to(store) for store in _stores_of(root)):
             return True
         return any(target.is_relative_to(folder.resolve()) for folder in self._allowed)
+
+    def _refusal(self, root: Path, name: str, target: Path) -> BundleError:
+        """Returns the error for a link that leads where it may not, or for a bundle that consists of such links."""
+        count, leaving = 0, []
+        for path in _entries(root):
+            count += 1
+            if path.is_symlink() and (place := _target(path)) is not None and not self._may_lead_to(root, place):
+                leaving.append(place)
+        copy = f"copy it whole: cp -rL {shlex.quote(str(root))} DST"
+        if 2 * len(leaving) <= count:
+            return BundleError(
+                f"{name} leaves the bundle through a symbolic link.",
+                given=target,
+                advice="Do not use this bundle; fetch it again from a source you trust. "
+                f"If the link is your own, {copy}{_allow(_places([target], root))}.",
+            )
+        places = _places(leaving, root)
+        more = f" and {len(places) - _SHOWN} more folders" if len(places) > _SHOWN else ""
+        return BundleError(
+            "The bundle consists of symbolic links that lead out of its folder.",
+            given=f"{len(leaving)} of {count} entries lead into {', '.join(map(str, places[:_SHOWN]))}{more}",
+            advice=f"If that is your own cache or store, {copy}{_allow(places)}.",
+        )
+
+
+def _stores_of(root: Path) -> tuple[Path, ...]:
+    """Returns the stores that a bundle's links may lead into: those of the nearest folder above it that has any."""
+    for folder in (root, *root.parents):
+        found = [folder / ".dvc" / "cache", folder / ".git" / "annex" / "objects"]
+        if folder.parent.name == "snapshots":
+            found.append(folder.parent.parent / "blobs")
+        if stores := tuple(store for store in found if _is_real(store)):
+            return stores
+    return ()
+
+
+def _is_real(store: Path) -> bool:
+    """Returns whether it is a folder at this very place; not where that may not be looked at."""
+    try:
+        return store.is_dir() and store.resolve() == store
+    except OSError:
+        return False
+
+
+def is_dangling(path: Path) -> bool:
+    """Returns whether it is a symbolic link to nothing."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return path.is_symlink()
+    except OSError:
+        pass
+    return False
+
+
+def _allow(places: Sequence[Path]) -> str:
+    """Returns the other way to open such a bundle; none where it would allow every file there is."""
+    if any(place == place.parent for place in places):
+        return ""
+    options = " ".join(f"--allow-links {shlex.quote(str(place))}" for place in places[:_SHOWN])
+    more = " and so on" if len(places) > _SHOWN else ""
+    return f"\n         or allow it: {options}{more} (allow_links= in Python)"
+
+
+def _entries(root: Path) -> Iterator[Path]:
+    """Yields every file of a folder and every link, which is not followed."""
+    for folder, folders, files in os.walk(root):
+        at = Path(folder)
+        yield from (at / name for name in files)
+        yield from (at / name for name in folders if (at / name).is_symlink())
+
+
+def _target(link: Path) -> Path | None:
+    """Returns where a link leads; None where that is round in a circle."""
+    try:
+        return link.resolve()
+    except (OSError, RuntimeError):
+        return None
+
+
+def _places(targets: Sequence[Path], root: Path) -> list[Path]:
+    """Returns the folder that all targets lie in; each one's own where that would hold the bundle or the whole disk."""
+    parents = sorted({target.parent for target in targets})
+    try:
+        shared = Path(os.path.commonpath(parents))
+    except ValueError:  # on several drives
+        return parents
+    return parents if shared == shared.parent or root.is_relative_to(shared) else [shared]

@@ -36,20 +36,19 @@ _SHOWN = 200
 """Characters of a bundle's own text that a message quotes."""
 
 
-def read_object(path: Path, source: str, what: str, most: int = LARGEST_JSON) -> dict[str, Any]:
+def read_object(path: Path, source: str, what: str) -> dict[str, Any]:
     """Reads a file that holds a JSON object; see `parse_object`.
 
     Args:
         path: of the file.
         source: what messages about its content call it.
         what: the subject of the message where it cannot be read: ``The reference samples``.
-        most: bytes that it may have.
 
     Raises:
         BundleError: it cannot be read, is no regular file, is too large, or holds no such object.
     """
     try:
-        content = read_regular(path, most)
+        content = read_regular(path, LARGEST_JSON)
     except OSError as error:
         raise BundleError(f"{what} cannot be read.", given=f"{path}: {error.strerror}", advice=REBUILD) from error
     return parse_object(content, source)
@@ -206,9 +205,9 @@ class Fields:
             raise self.wrong(key, "must be true or false", value)
         return value
 
-    def wholes(self, key: str, least: int = 0, most: int = INT32_MAX) -> tuple[int, ...]:
-        """Returns a list of whole numbers from ``least`` to ``most``."""
-        return self.listed(key, lambda inner, place: inner.whole(place, least, most))
+    def wholes(self, key: str, least: int = 0) -> tuple[int, ...]:
+        """Returns a list of whole numbers of ``least`` or more."""
+        return self.listed(key, lambda inner, place: inner.whole(place, least))
 
     def shape(self, key: str, least: int = 1) -> tuple[int, ...]:
         """Returns a tensor's shape: whole numbers of 1 or more, ``least`` to `MOST_AXES` of them."""
@@ -225,9 +224,7 @@ class Fields:
         return read(key)
 
     def listed(self, key: str, read: Callable[[Fields, str], T]) -> tuple[T, ...]:
-        """Returns a list whose values are read by ``read(fields, place)``: as if it were an object with keys
-        ``list[0]``, …
-        """
+        """Returns a list whose values are read by ``read(fields, place)``; places are called ``list[0]``, …"""
         places = {f"{key}[{index}]": value for index, value in enumerate(self.items(key))}
         inner = Fields(places, self.source, self._where)
         return tuple(read(inner, place) for place in places)

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hidiff_runtime.errors import BundleError, InputError
-from hidiff_runtime.format.bundle_folder import FETCH_LINKED, BundleFolder
+from hidiff_runtime.format.bundle_folder import FETCH_LINKED, BundleFolder, is_dangling
 from hidiff_runtime.format.manifest import FileDigest
 from hidiff_runtime.format.regular_files import kind_of
-from hidiff_runtime.format.symlinks import is_dangling
 
 MODES = ("hash", "size")
 

@@ -53,7 +53,6 @@ class Manifest(ManifestRecord):
         fields = Fields(data, MANIFEST)
         digest = fields.text("digest")
         manifest = decode(cls, fields)
-        fields.done()
         validate_manifest(manifest, fields)
         content = {key: value for key, value in data.items() if key != "digest"}
         if digest != _digest(content):

@@ -127,6 +127,11 @@ class ManifestRecord:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     format: Positive = FORMAT
 
+    @property
+    def graph_batch(self) -> int:
+        """Batch of the phases' graphs: each picture's latents, with guidance twice."""
+        return self.batch * (1 + self.guidance)
+
     def phase(self, phase: Phase) -> PhaseRecord:
         """Returns the record of ``phase``.
 

@@ -113,7 +113,7 @@ def _members(cls: type) -> tuple[tuple[dataclasses.Field[Any], str, Any], ...]:
 
 
 def decode(cls: type[T], fields: Fields, **given: Any) -> T:
-    """Takes a dataclass out of a JSON object, and leaves keys that are none of its.
+    """Takes a dataclass out of a JSON object, which holds nothing else.
 
     Args:
         cls: the dataclass.
@@ -121,13 +121,20 @@ def decode(cls: type[T], fields: Fields, **given: Any) -> T:
         given: values of fields that are not to be read.
 
     Raises:
-        BundleError: a field is missing or is not what its type says; its path is named.
+        BundleError: a field is missing, is not what its type says or is none of the dataclass's; its path is named.
     """
+    record = _decode(cls, fields, given)
+    fields.done()
+    return record
+
+
+def _decode(cls: type[T], fields: Fields, given: Mapping[str, Any]) -> T:
+    """Takes a dataclass out of a JSON object, and leaves keys that are none of its."""
     values = dict(given)
     for field, name, hint in _members(cls):  # type: ignore[arg-type]  # classes can be hashed
         if field.name in given or ("absent" in field.metadata and name not in fields):
             continue
-        values[field.name] = decode(hint, fields) if "flat" in field.metadata else _read(hint, fields, name)
+        values[field.name] = _decode(hint, fields, {}) if "flat" in field.metadata else _read(hint, fields, name)
     return cls(**values)
 
 

@@ -21,11 +21,7 @@ _KINDS = {
 
 
 def kind_of(mode: int) -> str:
-    """Returns what a file is that is not a regular one; nothing for one that is.
-
-    Args:
-        mode: as ``os.stat`` gives it.
-    """
+    """Returns what a file of this ``st_mode`` is that is not a regular one; nothing for one that is."""
     return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
@@ -46,11 +42,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Reads a whole regular file.
-
-    Args:
-        path: of the file.
-        most: bytes that it may have.
+    """Reads a whole regular file, which may have ``most`` bytes.
 
     Raises:
         OSError: as `open_regular`, or it is larger.

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -112,9 +111,7 @@ class SafetensorsFile:
         return tuple(self._infos)
 
     def info(self, name: str) -> TensorInfo:
-        """Returns where a tensor lies; `offset` counts from the file's first byte. Raises BundleError for an unknown
-        name.
-        """
+        """Returns where a tensor lies. Raises BundleError for an unknown name."""
         try:
             return self._infos[name]
         except KeyError:
@@ -146,14 +143,8 @@ class SafetensorsFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._infos
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._infos)
-
-    def __len__(self) -> int:
-        return len(self._infos)
 
 
 class SafetensorsWriter:
@@ -209,11 +200,9 @@ class SafetensorsWriter:
             self._open = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *failure: Any) -> None:
         if kind is not None:
-            self._open.__exit__(kind, error, traceback)
+            self._open.__exit__(kind, *failure)
             return
         try:
             with self._open:

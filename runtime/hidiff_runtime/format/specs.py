@@ -26,11 +26,7 @@ SAMPLE_TENSORS = "samples.safetensors"
 
 
 def tensors_beside(index: str) -> str:
-    """Returns the path of the reference samples' tensors in the bundle.
-
-    Args:
-        index: path of the samples' index.
-    """
+    """Returns the path in the bundle of the reference samples' tensors: beside their index."""
     return PurePosixPath(index).with_name(SAMPLE_TENSORS).as_posix()
 
 
@@ -114,11 +110,7 @@ class GraphRecord:
 
 @dataclass(frozen=True)
 class PhaseRecord(GraphRecord):
-    """One phase of the UNet.
-
-    Args:
-        phase: which phase.
-    """
+    """One phase of the UNet."""
 
     phase: Phase = field(metadata=FLAT)
 

@@ -11,12 +11,7 @@ SECONDS = 5.0
 
 
 class Heartbeat:
-    """Beats from `start` to `stop`.
-
-    Args:
-        meter: told of each beat.
-        seconds: between two beats.
-    """
+    """Beats from `start` to `stop`, each time after so many ``seconds``."""
 
     def __init__(self, meter: MetricsRecorder, seconds: float = SECONDS) -> None:
         self._meter = meter

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -56,70 +56,45 @@ HEARTBEAT = Metric("hidiff_heartbeat_seconds", "gauge", "Unix time at which this
 METRICS = (PICTURES, STEP_SECONDS, REQUEST_SECONDS, CANCELLATIONS, FAILURES, PARITY, HEARTBEAT)
 
 
-class Sink(Protocol):
-    """Where values go: Triton's own metrics, or a Prometheus registry. Called from any thread."""
-
-    def add(self, metric: Metric, labels: Mapping[str, str]) -> None:
-        """Raises a counter by one."""
-        ...
-
-    def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        """Sets a gauge."""
-        ...
-
-    def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        """Adds a value to a histogram."""
-        ...
-
-
-class NullSink:
-    """A sink of one's own process that nobody looks at."""
-
-    def add(self, metric: Metric, labels: Mapping[str, str]) -> None:
-        """Counts nothing."""
-
-    def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        """Sets nothing."""
-
-    def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        """Observes nothing."""
+Sink = Callable[[Metric, float, Mapping[str, str]], object]
+"""Where values and their labels go: Triton's own metrics, or a Prometheus registry. It raises a counter by the value,
+sets a gauge to it, or adds it to a histogram. Called from any thread."""
 
 
 class MetricsRecorder:
     """Says what happened, in the words of a server.
 
     Args:
-        sink: where it is written.
+        sink: where it is written; nowhere if left out.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink = lambda *_: None) -> None:
         self._sink = sink
 
     def pictures(self, count: int) -> None:
         """Counts pictures that were made."""
-        for _ in range(count):
-            self._sink.add(PICTURES, {})
+        self._sink(PICTURES, count, {})
 
     def step(self, phase: str, seconds: float) -> None:
         """Observes a step of a phase."""
-        self._sink.observe(STEP_SECONDS, seconds, {"phase": phase})
+        self._sink(STEP_SECONDS, seconds, {"phase": phase})
 
     def served(self, seconds: float) -> None:
         """Observes a run that made its pictures."""
-        self._sink.observe(REQUEST_SECONDS, seconds, {})
+        self._sink(REQUEST_SECONDS, seconds, {})
 
     def cancelled(self) -> None:
         """Counts a run that the client ended, or took back before it began."""
-        self._sink.add(CANCELLATIONS, {})
+        self._sink(CANCELLATIONS, 1, {})
 
     def failed(self, kind: str) -> None:
         """Counts a request that failed; the kind is that of `hidiff_runtime.serving.public_errors.kind_of`."""
-        self._sink.add(FAILURES, {"kind": kind})
+        self._sink(FAILURES, 1, {"kind": kind})
 
     def proven(self, bundle: str, parity: str, backend: str) -> None:
         """Notes that the bundle with this hash passed its checks and drew a warm-up picture with that hash."""
-        self._sink.set(PARITY, 1, {"bundle": bundle, "parity": parity, "backend": backend})
+        self._sink(PARITY, 1, {"bundle": bundle, "parity": parity, "backend": backend})
 
     def alive(self) -> None:
         """Notes that this process lives."""
-        self._sink.set(HEARTBEAT, time.time(), {})
+        self._sink(HEARTBEAT, time.time(), {})

@@ -15,9 +15,7 @@ _PATH = re.compile(r"(?<![\w.])(?:~?/|[A-Za-z]:[/\\])[^\s'\",;:)]+")
 
 
 def public_message(error: BaseException) -> str:
-    """Returns the line. Of a refused request it says what was given and what to do; of everything else what went
-    wrong.
-    """
+    """Returns the line: what was given and what to do for a refused request, what went wrong for everything else."""
     if isinstance(error, Expired):
         return _line(error.summary)
     if isinstance(error, Cancelled):

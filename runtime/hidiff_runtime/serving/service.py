@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from hidiff_runtime.denoising.conditioning import takes_channels
@@ -20,7 +19,7 @@ from hidiff_runtime.pipeline.prompt_encoding import TruncationWarning
 from hidiff_runtime.pipeline.request import Request
 from hidiff_runtime.pipeline.request_fields import Settings
 from hidiff_runtime.pipeline.request_values import Limits, read_request, with_seed
-from hidiff_runtime.serving.metrics import MetricsRecorder, NullSink
+from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.public_errors import kind_of
 from hidiff_runtime.verification.comparison import render
 from hidiff_runtime.verification.replay import check
@@ -52,7 +51,7 @@ class Service:
     def __init__(self, pipeline: Pipeline, limits: Limits | None = None, meter: MetricsRecorder | None = None) -> None:
         self.pipeline = pipeline
         self.limits = limits or Limits()
-        self._meter = meter or MetricsRecorder(NullSink())
+        self._meter = meter or MetricsRecorder()
         self.bundle_hash = pipeline.bundle.manifest.digest
         _prove(pipeline)
         self.parity_hash = _warm_up(pipeline)
@@ -149,18 +148,12 @@ class Service:
     def __enter__(self) -> Service:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.pipeline.__exit__(kind, error, traceback)
+    def __exit__(self, *failure: Any) -> None:
+        self.pipeline.__exit__(*failure)
 
 
 def generation_metadata(result: Result, index: int = 0) -> dict[str, Any]:
-    """Returns all that a picture was made with, what was left out filled in: the JSON that its PNG file carries.
-
-    Args:
-        index: of the picture in its batch.
-    """
+    """Returns all that a picture of a batch was made with, what was left out filled in: the JSON of its PNG file."""
     facts: dict[str, Any] = json.loads(result.images[index].info["hidiff"])
     return facts
 

@@ -47,9 +47,7 @@ class Bound:
         return self.rtol is not None or self.atol is not None
 
     def excess(self, reference: Array, candidate: Array) -> float | None:
-        """Returns the largest share of the elementwise allowance that was used: at most 1 is within; ``None`` without
-        one.
-        """
+        """Returns the largest share used of the elementwise allowance, at most 1 if within; ``None`` without one."""
         if not self.elementwise:
             return None
         error = np.abs(candidate - reference)
@@ -148,9 +146,7 @@ class Verdict:
         """
         fields = Fields(data, source)
         fields.flag("ok")
-        verdict = decode(cls, fields)
-        fields.done()
-        return verdict
+        return decode(cls, fields)
 
 
 def compare(
@@ -213,9 +209,7 @@ def render(verdicts: Iterable[Verdict]) -> str:
 
 
 def image_summary(verdict: Verdict) -> str:
-    """Returns what a picture's PSNR, SSIM and largest pixel difference are, and must be; empty for what is no
-    picture.
-    """
+    """Returns a picture's PSNR, SSIM and largest pixel difference, and what they must be; empty for anything else."""
     metrics, bound = verdict.metrics, verdict.bound
     if metrics is None or metrics.psnr_db is None or metrics.ssim is None:
         return ""

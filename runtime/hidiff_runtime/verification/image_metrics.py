@@ -22,9 +22,7 @@ _BAND = 256
 
 
 def unit(image: Array) -> Array:
-    """Returns a picture from -1 to 1 as one from 0 to 1, what lies outside clipped, as diffusers does before it saves
-    one.
-    """
+    """Returns a picture from -1 to 1 as one from 0 to 1, what lies outside clipped, as diffusers saves it."""
     clipped: Array = np.clip(image / 2 + 0.5, 0, 1)
     return clipped
 

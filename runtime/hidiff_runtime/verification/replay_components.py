@@ -42,11 +42,7 @@ def tokens_left_out(samples: ReferenceSamples) -> str:
 
 
 def comparisons(samples: ReferenceSamples, *, runs: bool) -> int:
-    """Returns how many verdicts a check comes to.
-
-    Args:
-        runs: whether whole runs are replayed.
-    """
+    """Returns how many verdicts a check comes to, with whole runs replayed or not."""
     prompts = 0 if tokens_left_out(samples) else sum(sample.prompt is not None for sample in samples.networks)
     replayed = [len(run.trajectory) + 1 for run in samples.runs] + [1] * len(samples.pictures) if runs else []
     alone = len(samples.calls) + len(samples.networks) + len(samples.samplers) + bool(samples.facts)

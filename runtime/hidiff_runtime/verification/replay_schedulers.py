@@ -180,8 +180,6 @@ def _steps(table: SamplerTable, answers: SamplerAnswers) -> tuple[Array, Array, 
 
 
 def _size(rows: Array, given: Array) -> Array:
-    """Returns the sum of what is added up without its sign, and of sample and output: what rounding in a step is
-    beside.
-    """
+    """Returns the sum of the magnitudes of what is added up, of sample and output: what rounding is beside."""
     summed: Array = (np.abs(rows[:, :1]) @ np.abs(given))[:, 0]
     return summed + np.abs(given[:, SAMPLE]) + np.abs(given[:, OUTPUT])

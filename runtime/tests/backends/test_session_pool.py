@@ -88,10 +88,10 @@ def pool(sessions: Callable[[EngineKey], Session], resident: str = "current") ->
 
 def test_the_step_graph_stays_beside_every_phase(sessions: Sessions) -> None:
     engines = pool(sessions)
-    engines.step()
+    engines.get("step")
     engines.get(STRIDED)
     engines.get(WINDOWED)
-    assert engines.step() is engines.step()
+    assert engines.get("step") is engines.get("step")
     assert sessions.events == ["open step", "open strided", "close strided", "open windowed"]
     assert engines.open_phases == (WINDOWED,)
     engines.close()
@@ -196,8 +196,8 @@ def test_what_the_next_run_does_not_begin_with_is_closed_before_a_network_opens(
     sessions = Sessions()
     pool = SessionPool(sessions)
     pool.get(CONTROLLED)
-    pool.controlnet()
-    pool.step()
+    pool.get("controlnet")
+    pool.get("step")
     pool.get(WINDOWED)
     del sessions.events[:]
     with pool.borrow("vae_decoder", STRIDED) as decoder:

@@ -84,10 +84,7 @@ WRITTEN = (
 
 
 def read(data: Any) -> Whole:
-    fields = Fields(data, "it.json")
-    found = decode(Whole, fields, kept=("kept",))
-    fields.done()
-    return found
+    return decode(Whole, Fields(data, "it.json"), kept=("kept",))
 
 
 def test_a_dataclass_is_written_in_the_order_of_its_fields_and_read_back() -> None:

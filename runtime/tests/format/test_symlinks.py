@@ -25,7 +25,6 @@ from hidiff_runtime import open as open_bundle
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.manifest import MANIFEST, FileDigest, Manifest
-from hidiff_runtime.format.symlinks import refusal
 from hidiff_runtime.pipeline.prompt_encoding import TokenCounter, encode_prompts
 
 STRIDED, WINDOWED = Phase(PhaseKind.STRIDED), Phase(PhaseKind.WINDOWED)
@@ -199,7 +198,8 @@ def test_one_link_out_of_a_known_store_is_refused(pristine: Path, tmp_path: Path
 
 
 def test_a_link_to_a_file_of_the_disk_s_root_suggests_no_folder() -> None:
-    error = refusal(Path("/nowhere/bundle"), "unet/strided.toy", Path("/vmlinuz"), lambda _: False)
+    folder = Path("/nowhere/bundle")
+    error = BundleFolder(folder)._refusal(folder, "unet/strided.toy", Path("/vmlinuz"))
     assert LEAVES in error.summary
     assert "cp -rL" in error.advice
     assert "--allow-links" not in error.advice

@@ -21,7 +21,7 @@ from hidiff_runtime.format.codec import DEEPEST_JSON, LARGEST_JSON, parse_object
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
 from hidiff_runtime.pipeline.pipeline import Pipeline
 from hidiff_runtime.verification.reference_samples import INDEX, TENSORS
-from hidiff_runtime.verification.sample_records import LONGEST_PROMPT as LONGEST
+from hidiff_runtime.verification.reference_samples import LONGEST_PROMPT as LONGEST
 
 KIND = toy.Toy(sdxl=True)
 

@@ -19,7 +19,7 @@ def resident() -> int:
     return int(line.split()[1]) * 1024
 
 
-@pytest.mark.skipif(not STATUS.exists() or heap_trim._trim() is None, reason="no glibc on Linux")
+@pytest.mark.skipif(not STATUS.exists() or heap_trim._glibc("malloc_trim") is None, reason="no glibc on Linux")
 def test_what_a_thread_freed_is_given_back() -> None:
     kept: list[bytes] = []
 
@@ -37,5 +37,5 @@ def test_what_a_thread_freed_is_given_back() -> None:
 
 
 def test_where_nothing_can_be_given_back_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heap_trim, "_trim", lambda: None)
+    monkeypatch.setattr(heap_trim, "_glibc", lambda _name: None)
     heap_trim.trim_heap()

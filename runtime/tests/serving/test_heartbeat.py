@@ -17,8 +17,8 @@ class Beats(Counts):
         self.left = wanted
         self.enough = threading.Event()
 
-    def set(self, metric, value, labels) -> None:  # type: ignore[no-untyped-def]
-        super().set(metric, value, labels)
+    def __call__(self, metric, value, labels) -> None:  # type: ignore[no-untyped-def]
+        super().__call__(metric, value, labels)
         self.left -= 1
         if self.left == 0:
             self.enough.set()

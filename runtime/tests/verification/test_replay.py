@@ -165,22 +165,17 @@ def test_samples_survive_the_disk_and_keep_each_tensor_once(tmp_path: Path) -> N
     half = np.arange(24, dtype=np.float32).reshape(1, 4, 2, 3)
     recorder = SampleRecorder("numpy", toy.CALL_BOUND, toy.RUN_BOUND, limit=16)
     for step in range(3):
-        recorder.call(
-            toy.Toy().rule.phases()[0],
-            step=step,
-            steps=8,
-            window_shifts=(0, 1, 2),
-            inputs={
-                "latents": np.concatenate([half, half]),
-                "prompt_embeds": half.astype(np.float16),
-                "noise": Drawn(3, (2, 8)),
-            },
-            noise_pred=np.concatenate([half, half + 1]),
-        )
+        inputs = {
+            "latents": np.concatenate([half, half]),
+            "prompt_embeds": half.astype(np.float16),
+            "noise": Drawn(3, (2, 8)),
+        }
+        output = np.concatenate([half, half + 1])
+        toy.record_call(recorder, toy.Toy().rule.phases()[0], inputs, [0, 1, 2], output, step)
     half += 100  # what was recorded is a copy
     index, tensors = recorder.write(tmp_path)
     with safetensors.SafetensorsFile.open(tensors) as file:
-        assert len(file) == 4  # latents, prompt, output, positions
+        assert len(file.names()) == 4  # latents, prompt, output, positions
     samples = ReferenceSamples.read(index)
     call = samples.calls[2]
     assert call.inputs["latents"] == Stored("tensor_000", 2)

@@ -25,7 +25,7 @@ from hidiff_runtime.verification.reference_samples import INDEX, TENSORS, Refere
 from hidiff_runtime.verification.replay_components import comparisons
 from hidiff_runtime.verification.replay_schedulers import SAMPLER
 from hidiff_runtime.verification.sample_recorder import SampleRecorder
-from hidiff_runtime.verification.scheduler_samples import SamplerAnswers
+from hidiff_runtime.verification.scheduler_samples import SamplerAnswers, SamplerSample
 
 TOY = toy.Toy()
 NOISES = {"plain": 0.0, "noisy": 0.3, "second": 0.0}
@@ -76,12 +76,13 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         inputs = {spec.name: np.ones(spec.shape, np.float32) for spec in record.inputs if spec.dtype == "float32"}
         given = {**inputs, "window_shifts": np.zeros(3, np.int32)}
         noise = toy.unet(record.phase.name, stored, given)
-        recorder.call(record.phase, step=0, steps=8, window_shifts=[0, 0, 0], inputs=inputs, noise_pred=noise)
-    recorder.run(**toy.reference_run(TOY, manifest, stored))
+        toy.record_call(recorder, record.phase, inputs, [0, 0, 0], noise)
+    toy.record_run(recorder, toy.reference_run(TOY, manifest, stored))
     for name, noise in NOISES.items():
         order = 2 if name == "second" else 1
-        recorder.sampler(name, answers(noise, order), order=order, depth=2, eta=None)
-    recorder.facts(facts_of(manifest))
+        tensors = {key: recorder.keep(array) for key, array in vars(answers(noise, order)).items()}
+        recorder.samplers.append(SamplerSample(name, order, None, 2, **tensors))
+    recorder.facts = facts_of(manifest)
     recorder.write(folder / "reference")
     toy.seal(folder)
     return folder

@@ -160,7 +160,7 @@ def test_a_sample_of_other_graphs_is_named_and_nothing_is_drawn_for_it(
             assert largest < 10_000
             return super().randn(shape)
 
-    monkeypatch.setattr("hidiff_runtime.verification.sample_records.TorchGenerator", Counting)
+    monkeypatch.setattr("hidiff_runtime.verification.reference_samples.TorchGenerator", Counting)
     rewritten(folder, change)
     with pytest.raises(BundleError, match=message) as caught:
         checked(folder)

@@ -29,7 +29,7 @@ def test_what_is_recorded_survives_the_disk_and_a_changed_table_is_not_recorded(
     tables = {name: probe(name, CONFIG, RECIPE.steps, tcd_eta=RECIPE.tcd_eta) for name in ("ddim", "tcd")}
     recorder = SampleRecorder("diffusers", AGREES, AGREES)
     record_samplers(recorder, RECIPE, CONFIG, tables)
-    recorder.facts({"steps": [2, 4]})
+    recorder.facts = {"steps": [2, 4]}
     samples = ReferenceSamples.read(recorder.write(tmp_path)[0])
     assert samples.facts == {"steps": [2, 4]}
     assert [(sample.sampler, sample.eta) for sample in samples.samplers] == [("ddim", None), ("tcd", 0.5)]

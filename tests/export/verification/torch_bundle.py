@@ -26,7 +26,7 @@ from hidiff_export.reference.reference_weights import networks_of_store
 from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_export.verification import portable_graphs
 from hidiff_runtime import backends
-from hidiff_runtime.backends import Availability
+from hidiff_runtime.backends.protocol import Availability
 from hidiff_runtime.format.manifest import MANIFEST, FileDigest, GraphRecord, Manifest, PhaseRecord
 from hidiff_runtime.phases import Phase, PhaseKind
 

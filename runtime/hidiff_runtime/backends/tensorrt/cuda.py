@@ -87,9 +87,7 @@ class Cuda:
         return int(free)
 
     def shares_memory(self, device: int) -> bool:
-        """Returns whether a GPU's memory is the host's: then more can be had than is free, since file caches make
-        room.
-        """
+        """Returns whether a GPU's memory is the host's: more can be had then than is free, as file caches make room."""
         return bool(self._attribute(self._runtime.cudaDeviceAttr.cudaDevAttrIntegrated, device))
 
     def malloc(self, size: int) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from hidiff_runtime.backends.protocol import Availability, WeightMap
@@ -125,12 +124,10 @@ class TensorRtDevice:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._open is None:
             return
-        (place, _, _), self._open = self._open, None
+        place, self._open = self._open[0], None
         place.library.cuda.set_device(place.gpu.index)
         try:
             self._stack.close()

@@ -5,38 +5,31 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.backends.protocol import DeviceArray
+from hidiff_runtime.backends.protocol import DeviceArray, check_fits
 from hidiff_runtime.backends.tensorrt.cuda import Cuda, CudaError
 from hidiff_runtime.backends.tensorrt.pinned_staging import ALIGNMENT, RING, Staging
 from hidiff_runtime.errors import EngineError
 
 
+@dataclass(eq=False)
 class CudaArray:
     """A tensor in the GPU's memory. Its memory is used again once nothing refers to it.
 
-    Attributes:
+    Args:
         shape: static.
         dtype: ``float32`` or ``int32``.
         address: of its first byte.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: str, address: int) -> None:
-        self.shape = shape
-        self.dtype = dtype
-        self.address = address
-
-    def __repr__(self) -> str:
-        return f"{self.dtype}{list(self.shape)} at {self.address:#x}"
-
-
-def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Returns the size of a tensor in bytes."""
-    return math.prod(shape) * np.dtype(dtype).itemsize
+    shape: tuple[int, ...]
+    dtype: str
+    address: int
 
 
 def address_of(array: DeviceArray) -> int:
@@ -78,24 +71,16 @@ class CudaMemory:
     def empty(self, shape: tuple[int, ...], dtype: str) -> CudaArray:
         """Returns a new tensor of any content. Raises EngineError if there is too little memory."""
         self._begin()
-        size = -(-max(tensor_bytes(shape, dtype), 1) // ALIGNMENT) * ALIGNMENT
+        size = _aligned(math.prod(shape) * np.dtype(dtype).itemsize)
         array = CudaArray(shape, dtype, self._allocate(size))
         # Not at exit: by then the driver may be gone, and the process gives everything back.
         weakref.finalize(array, self._gone.append, (size, array.address)).atexit = False
         return array
 
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> CudaArray:
-        """Returns a new tensor of zeros. Raises as `empty` does."""
-        array = self.empty(shape, dtype)
-        self.upload(np.zeros(shape, dtype), array)
-        return array
-
     def upload(self, array: NDArray[Any], into: DeviceArray) -> None:
         """Asks for a copy to the GPU; the array may change at once. Raises EngineError if they do not fit."""
         self._begin()
-        if array.shape != into.shape or array.dtype != into.dtype:
-            given = f"{array.dtype}{list(array.shape)} for {into.dtype}{list(into.shape)}"
-            raise EngineError("An array does not fit the tensor it is for.", given=given)
+        check_fits(array, into)
         self._staging.upload(array, address_of(into))
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
@@ -147,27 +132,17 @@ class CudaMemory:
 class Scratch:
     """Memory for the activations of whichever engine runs: one block, as large as the largest engine that has run.
 
-    Args:
-        cuda: the runtime.
-        stream: on which engines run one after another.
+    Attributes:
+        size: bytes of the block now.
+        moves: how often the block has moved: what was recorded with another address is stale.
     """
 
     def __init__(self, cuda: Cuda, stream: Any) -> None:
         self._cuda = cuda
         self._stream = stream
         self._address = 0
-        self._size = 0
-        self._moves = 0
-
-    @property
-    def size(self) -> int:
-        """Bytes of the block now."""
-        return self._size
-
-    @property
-    def moves(self) -> int:
-        """How often the block has moved: what was recorded with another address is stale."""
-        return self._moves
+        self.size = 0
+        self.moves = 0
 
     def at_least(self, size: int) -> int:
         """Returns the block's address; it moves if it was smaller than ``size``.
@@ -175,20 +150,25 @@ class Scratch:
         Raises:
             EngineError: there is too little memory.
         """
-        if self._address and size <= self._size:
+        if self._address and size <= self.size:
             return self._address
         self.close()
-        size = -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
+        size = _aligned(size)
         self._address = self._cuda.malloc(size)
-        self._size = size
-        self._moves += 1
+        self.size = size
+        self.moves += 1
         return self._address
 
     def close(self) -> None:
         """Frees the block once the stream has come to its end."""
-        address, self._address, self._size = self._address, 0, 0
+        address, self._address, self.size = self._address, 0, 0
         if address:
             try:
                 self._cuda.wait(self._stream)
             finally:
                 self._cuda.free(address)
+
+
+def _aligned(size: int) -> int:
+    """Returns the bytes to allocate for so many: at least `ALIGNMENT`, and a multiple of it."""
+    return -(-max(size, 1) // ALIGNMENT) * ALIGNMENT

@@ -28,14 +28,11 @@ _CAN_PLACE = os.name == "posix" and ctypes.sizeof(ctypes.c_void_p) == 8
 
 
 def map_parts(paths: Sequence[Path]) -> memoryview:
-    """Returns the bytes of the files one after another, read only, in one piece.
+    """Returns the bytes of a plan's parts one after another, read only, in one piece.
 
     The last file is mapped, and so are others whose size is a multiple of the page size; what lies before them is read
     into memory. Where the system cannot map a file at a given address everything is read. The files may be removed or
     replaced while the memory is in use, but must not be shortened: check their hashes before.
-
-    Args:
-        paths: the parts of a plan, in order.
 
     Returns:
         bytes; all of it is unmapped when the view and what was made from it are released or no longer referred to.

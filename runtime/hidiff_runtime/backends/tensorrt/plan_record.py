@@ -110,7 +110,6 @@ def _read(data: Mapping[str, Any], source: str) -> PlanRecord:
     fields = Fields(data, source)
     fields.take("format")
     record = decode(PlanRecord, fields)
-    fields.done()
     _check(record, source)
     return record
 

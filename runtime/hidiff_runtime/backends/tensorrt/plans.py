@@ -138,7 +138,11 @@ class Plans:
             EngineError: it does not fit this library or GPU, there is too little memory, or it does not load.
         """
         with self._lock:
-            return self._load(path, record)
+            try:
+                return self._loaded(path, record)
+            except EngineError as error:
+                # A traceback keeps an engine, and so its memory, for as long as somebody keeps the error.
+                raise error.with_traceback(None) from error.__cause__
 
     def release(self, plan: Plan) -> None:
         """Closes the plan."""
@@ -150,13 +154,6 @@ class Plans:
         if self._cache is not None:
             self._cache.save()
             self._cache.close()
-
-    def _load(self, path: Path, record: PlanRecord) -> Plan:
-        try:
-            return self._loaded(path, record)
-        except EngineError as error:
-            # A traceback keeps an engine, and so its memory, for as long as somebody keeps the error.
-            raise error.with_traceback(None) from error.__cause__
 
     def _loaded(self, path: Path, record: PlanRecord) -> Plan:
         place, library = self._place, self._place.library

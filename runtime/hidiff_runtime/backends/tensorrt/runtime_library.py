@@ -84,11 +84,6 @@ class LoadedLibrary:
         return found[index]
 
 
-def import_module_of(name: str) -> Any:
-    """Returns a library's module; the one place where they are imported."""
-    return import_module(name)
-
-
 def load(backend: str) -> LoadedLibrary:
     """Imports the library of ``backend``, and CUDA's runtime; touches no GPU.
 
@@ -103,7 +98,7 @@ def load(backend: str) -> LoadedLibrary:
 
 def _import(name: str, summary: str, advice: str) -> Any:
     try:
-        return import_module_of(name)
+        return import_module(name)
     except Exception as error:  # a shared library that is missing or does not fit raises whatever its loader likes
         raise EngineError(summary, given=f"{type(error).__name__}: {error}", advice=advice) from error
 

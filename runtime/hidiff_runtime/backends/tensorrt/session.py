@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from numpy.typing import NDArray
 
-from hidiff_runtime.backends.protocol import DeviceArray
+from hidiff_runtime.backends.device_tensors import DeviceTensors
+from hidiff_runtime.backends.protocol import DeviceArray, check_tensors
 from hidiff_runtime.backends.tensorrt.cuda_graphs import CudaGraphs
-from hidiff_runtime.backends.tensorrt.gpu_memory import CudaArray, CudaMemory, address_of
+from hidiff_runtime.backends.tensorrt.gpu_memory import CudaMemory, address_of
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.backends.tensorrt.plans import Plan, PlanContext, Plans
 from hidiff_runtime.errors import EngineError
-from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
+from hidiff_runtime.format.manifest import GraphRecord
 
 
 class TensorRtSession:
@@ -51,39 +51,33 @@ class TensorRtSession:
         self._plan_record = plan
         self._record = record
         self._cuda_graph = cuda_graph
-        self._plan: Plan | None = None
-        self._graphs: CudaGraphs | None = None
-        self._own: dict[str, CudaArray] = {}
+        self._opened: tuple[Plan, CudaGraphs] | None = None
+        self._own = DeviceTensors(memory)
 
     def __enter__(self) -> TensorRtSession:
         """Loads the engine. Raises EngineError if it does not fit this machine, or there is too little memory."""
-        self._plan = self._plans.acquire(self._path, self._plan_record)
+        plan, place = self._plans.acquire(self._path, self._plan_record), self._place
+        self._opened = plan, CudaGraphs(place.library.cuda, place.stream, self._cuda_graph, plan.capturable)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        plan, self._plan = self._plan, None
-        graphs, self._graphs = self._graphs, None
+    def __exit__(self, *_: object) -> None:
+        opened, self._opened = self._opened, None
         self._place.library.cuda.set_device(self._place.gpu.index)
+        if opened is None:
+            return
+        plan, graphs = opened
         try:
-            if graphs is not None:
-                graphs.drop()
+            graphs.drop()
         finally:
-            if plan is not None:
-                self._plans.release(plan)
-            self._own.clear()
+            self._plans.release(plan)
+            self._own = DeviceTensors(self._memory)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Evaluates the engine on the host's arrays; raises as `execute` does."""
-        self._check("inputs", self._record.inputs, inputs)
-        for spec in (*self._record.inputs, *self._record.outputs):
-            if spec.name not in self._own:
-                self._own[spec.name] = self._memory.empty(spec.shape, spec.dtype)
-        for spec in self._record.inputs:
-            self._memory.upload(inputs[spec.name], self._own[spec.name])
-        outputs = {spec.name: self._own[spec.name] for spec in self._record.outputs}
-        self.execute({spec.name: self._own[spec.name] for spec in self._record.inputs}, outputs)
+        check_tensors("inputs", self._record.inputs, inputs)
+        self._own.put(self._record.inputs, inputs)
+        outputs = self._own.pick(self._record.outputs)
+        self.execute(self._own.pick(self._record.inputs), outputs)
         return {name: self._memory.download(array) for name, array in outputs.items()}
 
     def execute(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
@@ -92,31 +86,13 @@ class TensorRtSession:
         Raises:
             EngineError: a tensor is not of the record, or the library refuses.
         """
-        plan = self._opened()
-        self._check("inputs", self._record.inputs, inputs)
-        self._check("outputs", self._record.outputs, outputs)
+        if self._opened is None:
+            raise EngineError("The engine is not open.", given=self._path, advice="Run it inside 'with session:'.")
+        plan, graphs = self._opened
+        check_tensors("inputs", self._record.inputs, inputs)
+        check_tensors("outputs", self._record.outputs, outputs)
         self._place.library.cuda.set_device(self._place.gpu.index)
         addresses = {name: address_of(array) for name, array in (*inputs.items(), *outputs.items())}
-        moves = plan.prepare()
-        if self._graphs is None:
-            library = self._place.library
-            self._graphs = CudaGraphs(library.cuda, self._place.stream, self._cuda_graph, plan.capturable)
         order = (spec.name for spec in (*self._record.inputs, *self._record.outputs))
-        self._graphs.run(tuple(addresses[name] for name in order), moves, lambda: plan.enqueue(addresses))
-
-    def _opened(self) -> Plan:
-        if self._plan is None:
-            raise EngineError("The engine is not open.", given=self._path, advice="Run it inside 'with session:'.")
-        return self._plan
-
-    def _check(
-        self, what: str, specs: Sequence[TensorSpec], given: Mapping[str, NDArray[Any]] | Mapping[str, DeviceArray]
-    ) -> None:
-        if given.keys() != {spec.name for spec in specs}:
-            names = ", ".join(sorted(spec.name for spec in specs))
-            raise EngineError(f"The engine has other {what}.", given=", ".join(sorted(given)), advice=names)
-        for spec in specs:
-            array = given[spec.name]
-            if tuple(array.shape) != spec.shape or array.dtype != spec.dtype:
-                text = f"{array.dtype}{list(array.shape)} for {spec}"
-                raise EngineError(f"One of the {what} is not what the engine has.", given=text)
+        moves = plan.prepare()
+        graphs.run(tuple(addresses[name] for name in order), moves, lambda: plan.enqueue(addresses))

@@ -47,12 +47,7 @@ def hashed(key: str) -> bytes:
 
 
 class AccessControl:
-    """ASGI middleware around the application.
-
-    Args:
-        app: the application.
-        rules: what it lets through.
-    """
+    """ASGI middleware around the application, which lets through what the rules do."""
 
     def __init__(self, app: ASGIApp, rules: AccessRules) -> None:
         self._app = app
@@ -60,16 +55,11 @@ class AccessControl:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuses, or calls the application."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        error = self._refused(scope["path"], scope["method"], Headers(scope=scope))
-        if error is not None:
-            await error.response()(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+        error = self._refused(scope) if scope["type"] == "http" else None
+        await (self._app if error is None else error.response())(scope, receive, send)
 
-    def _refused(self, path: str, method: str, headers: Headers) -> ApiError | None:
+    def _refused(self, scope: Scope) -> ApiError | None:
+        path, method, headers = scope["path"], scope["method"], Headers(scope=scope)
         if self._rules.hosts is not None and _name(headers.get("host", "")) not in self._rules.hosts:
             return ApiError(403, "This server is not called by that name.", code="wrong_host")
         site = None if method in ("GET", "HEAD") else _other_site(headers, self._rules.origins)

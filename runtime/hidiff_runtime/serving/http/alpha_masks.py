@@ -22,9 +22,7 @@ HALF = 128
 
 
 def white_where_transparent(mask: Image) -> Image:
-    """Returns a mask as a bundle takes it: OpenAI's is transparent where to paint, an opaque one is white there
-    already.
-    """
+    """Returns a mask as a bundle takes it: OpenAI's is transparent where to paint; an opaque one is white there."""
     if not mask.has_transparency_data:
         return mask
     return mask.convert("RGB") if _least_alpha(mask) >= OPAQUE else _inverted_alpha(mask)

@@ -14,7 +14,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from hidiff_runtime.serving.http.errors import SERVER, ApiError
+from hidiff_runtime.serving.http.errors import ApiError, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +54,7 @@ class ConnectionStage(Enum):
 
 
 class ConnectionSlots:
-    """The connections that there are; where there is none left, those go that wait for their clients.
-
-    Args:
-        most: connections at once.
-    """
+    """The connections that there are; where there is none left, those go that wait for their clients."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -210,8 +206,7 @@ class Connection(H11Protocol):
     def give_up(self, reason: str = "The server has no place for this request: ask again later.") -> None:
         """Closes the connection at once, with an error where a request's body was coming."""
         if self._stage is ConnectionStage.BODY:
-            headers = {"Retry-After": "2"}
-            self._answer(ApiError(503, reason, kind=SERVER, code="too_busy", headers=headers))
+            self._answer(unavailable(reason, "too_busy"))
         self.transport.abort()
 
     def _look(self) -> None:

@@ -94,9 +94,7 @@ async def _values(form: FormData) -> dict[str, object]:
 
 
 def _name(key: str) -> str:
-    """Returns a part's field: OpenAI's clients send the files of a list as ``image[]``, an object's parts as
-    ``svg[model]``.
-    """
+    """Returns a part's field: OpenAI's clients send lists' files as ``image[]``, parts of objects as ``svg[model]``."""
     name = key.partition("[")[0]
     return name if name in UNSUPPORTED else key.removesuffix("[]")
 

@@ -100,6 +100,11 @@ def api_error(error: BaseException) -> ApiError:
     return ApiError(500, message, kind=SERVER, code=code, headers=NO_RETRY)
 
 
+def unavailable(message: str, code: str, seconds: int = 2) -> ApiError:
+    """Returns the error for what the server cannot do now, but may in so many seconds."""
+    return ApiError(503, message, kind=SERVER, code=code, headers={"Retry-After": str(seconds)})
+
+
 def unknown_model(asked: str, name: str) -> ApiError:
     """Returns the error for a model that is not the one there is."""
     told = f"There is no model {asked[:60]!r} here: give {name!r}, which is all there is."

@@ -21,7 +21,7 @@ from hidiff_runtime.errors import Expired
 from hidiff_runtime.pipeline.pipeline import PictureStep
 from hidiff_runtime.pipeline.request import Request
 from hidiff_runtime.serving.heap_trim import trim_heap
-from hidiff_runtime.serving.http.errors import BUSY, SERVER, ApiError
+from hidiff_runtime.serving.http.errors import BUSY, ApiError, unavailable
 from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.public_errors import kind_of
 from hidiff_runtime.serving.service import Service, generation_metadata
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PICTURE_BYTES = 2**28
-"""Of the pixels that all requests hold that wait or run: more than 80 pictures of 1024 x 1024."""
+"""Of the pixels that all requests may hold together, over 80 pictures of 1024 x 1024; one alone may hold more."""
 
 AGAIN = 10.0
 """Seconds after which a service that failed is tried out anew, when somebody asks whether it is ready."""
@@ -160,7 +160,7 @@ class QueuedJob:
                 self._meter.cancelled()
 
     def run(self, service: Service) -> Exception | None:
-        """Makes the pictures, in the worker's thread; returns what kept it from that. `tell_end` has to follow."""
+        """Makes the pictures, in the worker's thread; returns what kept it from that. `tell` has to follow."""
         try:
             for number, request in enumerate(self._requests):
                 result = service.generate(
@@ -170,34 +170,28 @@ class QueuedJob:
                     deadline=self._deadline,
                 )
                 for index, image in enumerate(result.images):
-                    self._tell(ImageEvent(self._file(image), generation_metadata(result, index)))
+                    self.tell(ImageEvent(self._file(image), generation_metadata(result, index)))
         except Exception as error:
             return error
         finally:
             self._requests = ()  # a client that reads slowly keeps the job, not its pictures
         return None
 
-    def tell_end(self, error: Exception | None) -> None:
-        """Ends `events`, with an error if there is one."""
-        self._tell(error)
-
     def _step(self, run: int, step: PictureStep) -> None:
         shown = step.step in previewed(step.steps, self._previews)
         preview = self._file(step.preview()) if shown else None
-        self._tell(StepEvent(run, step.step, step.steps, step.phase.name, step.seconds, preview))
+        self.tell(StepEvent(run, step.step, step.steps, step.phase.name, step.seconds, preview))
 
     def _file(self, image: Image) -> str:
         return base64.b64encode(self._encode(image)).decode()
 
-    def _tell(self, news: Event | Exception | None) -> None:
+    def tell(self, news: Event | Exception | None) -> None:
+        """Tells `events` what happened, the end by an error or None."""
         self._loop.call_soon_threadsafe(self._news.put_nowait, news)
 
 
 class Trial:
     """Tells a service that fails from requests that do.
-
-    Args:
-        service: to try out.
 
     Attributes:
         failed: whether the service failed when it was tried out last, and has made no picture since.
@@ -238,15 +232,11 @@ class JobWorker:
         service: that makes the pictures; closed with the worker.
         meter: told of jobs that end before they begin.
         waiting: jobs that may wait while one runs.
-        picture_bytes: of the pixels that all jobs may hold together; one job alone may hold more.
     """
 
-    def __init__(
-        self, service: Service, meter: MetricsRecorder, waiting: int, picture_bytes: int = PICTURE_BYTES
-    ) -> None:
+    def __init__(self, service: Service, meter: MetricsRecorder, waiting: int) -> None:
         self.service = service
         self._meter = meter
-        self._most = picture_bytes
         self._held = 0
         self._holding = threading.Lock()
         self._decoding = asyncio.Lock()
@@ -324,7 +314,7 @@ class JobWorker:
             found |= request.held
         size = sum(found.values())
         with self._holding:
-            if size and self._held and self._held + size > self._most:
+            if size and self._held and self._held + size > PICTURE_BYTES:
                 raise self._busy("The requests that wait hold as many pictures as there is room for.")
             self._held += size
         return size
@@ -347,7 +337,7 @@ class JobWorker:
         finally:
             self._seconds = time.monotonic() - started
             self._leave(held)  # before the client is told, who may ask again at once
-        job.tell_end(error)
+        job.tell(error)
         if error is None:
             self._trial.failed = False
         elif kind_of(error) in ("engine", "internal") and not self._trial.failed:
@@ -355,8 +345,7 @@ class JobWorker:
 
 
 def _not_ready(why: str) -> ApiError:
-    told = f"The server is not ready: {why}. Its log says more."
-    return ApiError(503, told, kind=SERVER, code="not_ready", headers={"Retry-After": str(math.ceil(AGAIN))})
+    return unavailable(f"The server is not ready: {why}. Its log says more.", "not_ready", math.ceil(AGAIN))
 
 
 def previewed(steps: int, previews: int) -> set[int]:

@@ -20,32 +20,21 @@ class Prometheus:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series each: when it was first counted
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._counters: dict[str, Counter] = {}
-        self._gauges: dict[str, Gauge] = {}
-        self._histograms: dict[str, Histogram] = {}
-        for metric in METRICS:
-            self._register(metric)
+        self._metrics = {metric.name: self._registered(metric) for metric in METRICS}
 
-    def _register(self, metric: Metric) -> None:
+    def _registered(self, metric: Metric) -> Counter | Gauge | Histogram:
         told = (metric.name, metric.help, metric.labels)
-        if metric.kind == "counter":
-            self._counters[metric.name] = Counter(*told, registry=self.registry)
-        elif metric.kind == "gauge":
-            self._gauges[metric.name] = Gauge(*told, registry=self.registry)
+        if metric.kind == "histogram":
+            return Histogram(*told, buckets=metric.buckets, registry=self.registry)
+        return (Counter if metric.kind == "counter" else Gauge)(*told, registry=self.registry)
+
+    def __call__(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        """Writes a value."""
+        found = self._metrics[metric.name]
+        written = found.labels(**labels) if labels else found
+        if isinstance(written, Counter):
+            written.inc(value)
+        elif isinstance(written, Gauge):
+            written.set(value)
         else:
-            self._histograms[metric.name] = Histogram(*told, buckets=metric.buckets, registry=self.registry)
-
-    def add(self, metric: Metric, labels: Mapping[str, str]) -> None:
-        """Raises a counter by one."""
-        counter = self._counters[metric.name]
-        (counter.labels(**labels) if labels else counter).inc()
-
-    def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        """Sets a gauge."""
-        gauge = self._gauges[metric.name]
-        (gauge.labels(**labels) if labels else gauge).set(value)
-
-    def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        """Adds a value to a histogram."""
-        histogram = self._histograms[metric.name]
-        (histogram.labels(**labels) if labels else histogram).observe(value)
+            written.observe(value)

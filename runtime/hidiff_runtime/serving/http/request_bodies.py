@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hidiff_runtime.serving.http.errors import SERVER, ApiError
+from hidiff_runtime.serving.http.errors import ApiError, unavailable
 from hidiff_runtime.serving.metrics import MetricsRecorder
 
 SMALL = 2**16
@@ -31,29 +31,6 @@ class BodyLimits:
     together: int = 256 * 2**20
 
 
-class Budget:
-    """Counts the bytes of all bodies.
-
-    Args:
-        together: bytes there may be.
-    """
-
-    def __init__(self, together: int) -> None:
-        self._together = together
-        self._taken = 0
-
-    def take(self, count: int) -> bool:
-        """Counts bytes that came, unless there is no room for them."""
-        if self._taken + count > self._together:
-            return False
-        self._taken += count
-        return True
-
-    def give(self, count: int) -> None:
-        """Counts bytes that are gone."""
-        self._taken -= count
-
-
 class Bodies:
     """ASGI middleware that hands out bodies within their limits.
 
@@ -62,13 +39,16 @@ class Bodies:
         largest: bytes of a body.
         limits: of time, and of all bodies together.
         meter: told of what finds no room.
+
+    Attributes:
+        left: bytes that all bodies may have besides those that they have.
     """
 
     def __init__(self, app: ASGIApp, largest: int, limits: BodyLimits, meter: MetricsRecorder) -> None:
         self._app = app
-        self._largest = largest
-        self._seconds = limits.seconds
-        self._budget = Budget(limits.together)
+        self.largest = largest
+        self.seconds = limits.seconds
+        self.left = limits.together
         self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +56,7 @@ class Bodies:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = Body(receive, self._largest, self._seconds, self._budget)
+        body = Body(receive, self)
         try:
             await self._app({**scope, _BODY: body}, body.receive, send)
         finally:
@@ -90,20 +70,16 @@ class Body:
 
     Args:
         receive: of the request.
-        largest: bytes that it may have.
-        seconds: in which it must have come.
-        budget: counts it, but for its first bytes.
+        bodies: whose limits it keeps to; what it takes of them is counted, but for its first bytes.
 
     Attributes:
         refused: whether there was no room for it.
     """
 
-    def __init__(self, receive: Receive, largest: int, seconds: float, budget: Budget) -> None:
+    def __init__(self, receive: Receive, bodies: Bodies) -> None:
         self._receive = receive
-        self._largest = largest
-        self._seconds = seconds
-        self._end = time.monotonic() + seconds
-        self._budget = budget
+        self._bodies = bodies
+        self._end = time.monotonic() + bodies.seconds
         self._size = self._taken = 0
         self._whole = False
         self.refused = False
@@ -119,26 +95,27 @@ class Body:
         try:
             message = await asyncio.wait_for(self._receive(), self._end - time.monotonic())
         except asyncio.TimeoutError:
-            raise ApiError(408, f"The body did not come within {self._seconds:g} seconds.", code="too_slow") from None
+            told = f"The body did not come within {self._bodies.seconds:g} seconds."
+            raise ApiError(408, told, code="too_slow") from None
         self._count(len(message.get("body", b"")))
         self._whole = not message.get("more_body", False)
         return message
 
     def release(self) -> None:
         """Says that nothing of it is kept any longer. Does nothing the second time."""
-        self._budget.give(self._taken)
+        self._bodies.left += self._taken
         self._taken = 0
 
     def _count(self, count: int) -> None:
         self._size += count
-        if self._size > self._largest:
-            raise too_large(self._largest)
+        if self._size > self._bodies.largest:
+            raise too_large(self._bodies.largest)
         more = max(0, self._size - SMALL) - self._taken
-        if not self._budget.take(more):
+        if more > self._bodies.left:
             self.release()
             self.refused = True
-            told = "The server is receiving as much as it can hold: ask again later."
-            raise ApiError(503, told, kind=SERVER, code="too_busy", headers={"Retry-After": "2"})
+            raise unavailable("The server is receiving as much as it can hold: ask again later.", "too_busy")
+        self._bodies.left -= more
         self._taken += more
 
 

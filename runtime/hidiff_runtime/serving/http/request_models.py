@@ -91,10 +91,6 @@ class GenerationRequest(BaseModel):
     def runs(self, service: Service, name: str) -> Sequence[Request]:
         """Returns the runs, with seeds that follow each other; the first seed is drawn where none is given.
 
-        Args:
-            service: whose bundle makes the pictures.
-            name: of the model.
-
         Raises:
             ApiError: the model is another, or a parameter is not one there is.
             InputError: a value is not one this server takes.

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from hidiff_runtime.serving.heartbeat import Heartbeat
-from hidiff_runtime.serving.http.errors import SERVER, ApiError
+from hidiff_runtime.serving.http.errors import unavailable
 from hidiff_runtime.serving.http.job_queue import JobWorker
 from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.service import Service
@@ -48,13 +48,7 @@ class ServiceLoader:
     def worker(self) -> JobWorker:
         """Who makes pictures. Raises ApiError before the service is proven."""
         if self._worker is None:
-            raise ApiError(
-                503,
-                "The server is not ready: it is opening and checking its bundle.",
-                kind=SERVER,
-                code="not_ready",
-                headers={"Retry-After": "2"},
-            )
+            raise unavailable("The server is not ready: it is opening and checking its bundle.", "not_ready")
         return self._worker
 
     @property

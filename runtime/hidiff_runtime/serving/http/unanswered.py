@@ -15,9 +15,6 @@ class UnansweredRequests:
 
     It takes ``HEAD`` for ``GET`` at every address (uvicorn leaves the body out), passes over clients that go away while
     their body comes, and answers requests that are cancelled, as the server does when it stops.
-
-    Args:
-        app: the application.
     """
 
     def __init__(self, app: ASGIApp) -> None:

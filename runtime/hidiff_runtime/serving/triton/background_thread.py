@@ -9,11 +9,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-
-from hidiff_runtime.serving.metrics import Metric, Sink
 
 PAUSE = 0.02
 """Seconds between two looks whether a client has gone."""
@@ -39,6 +37,10 @@ class BackgroundThread:
         """Puts ``work`` behind what is to be done; returns at once."""
         self._todo.put(work)
 
+    def deferred(self, work: Callable[..., object]) -> Callable[..., None]:
+        """Returns what has the thread call ``work`` with the same arguments."""
+        return lambda *arguments: self.do(partial(work, *arguments))
+
     def flush(self) -> None:
         """Waits until everything so far is done."""
         done = threading.Event()
@@ -47,9 +49,7 @@ class BackgroundThread:
 
     @contextmanager
     def watching(self, gone: Callable[[], bool]) -> Iterator[threading.Event]:
-        """Yields an event that is set when ``gone`` says so, which is asked again and again; what it raises counts as
-        yes.
-        """
+        """Yields an event that is set once ``gone`` says so or raises, which is asked again and again."""
         event = threading.Event()
 
         def look() -> None:
@@ -94,28 +94,3 @@ class BackgroundThread:
             work()
         except Exception as error:
             self._failed(error)
-
-
-class BackgroundSink:
-    """A sink of metrics that writes into another one by the thread.
-
-    Args:
-        aside: the thread.
-        sink: where values go.
-    """
-
-    def __init__(self, aside: BackgroundThread, sink: Sink) -> None:
-        self._aside = aside
-        self._sink = sink
-
-    def add(self, metric: Metric, labels: Mapping[str, str]) -> None:
-        """Raises a counter by one."""
-        self._aside.do(partial(self._sink.add, metric, labels))
-
-    def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        """Sets a gauge."""
-        self._aside.do(partial(self._sink.set, metric, value, labels))
-
-    def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        """Adds a value to a histogram."""
-        self._aside.do(partial(self._sink.observe, metric, value, labels))

@@ -20,7 +20,7 @@ from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.public_errors import kind_of
 from hidiff_runtime.serving.service import Service
 from hidiff_runtime.serving.triton import tensor_codec
-from hidiff_runtime.serving.triton.background_thread import BackgroundSink, BackgroundThread
+from hidiff_runtime.serving.triton.background_thread import BackgroundThread
 from hidiff_runtime.serving.triton.metrics_sink import TritonSink
 from hidiff_runtime.serving.triton.model_parameters import AGAIN, Parameters
 from hidiff_runtime.serving.triton.responses import answer, refusal, tensors_of, timeout_of, told
@@ -47,12 +47,11 @@ class TritonPythonModel:
             HidiffError: of the class that says why; the server writes it into its log and ends with exit code 1.
         """
         parameters = Parameters.read(json.loads(args["model_config"]))
-        folder = parameters.folder(Path(args["model_repository"]) / args["model_version"])
+        folder = Path(args["model_repository"]) / args["model_version"] / parameters.bundle
         _check_bundle(folder, parameters)
         self._aside = BackgroundThread(lambda error: pb_utils.Logger.log_error(f"beside a run: {error!r}"))
-        self._meter = MetricsRecorder(
-            BackgroundSink(self._aside, TritonSink(args["model_name"], args["model_instance_name"]))
-        )
+        sink = TritonSink(args["model_name"], args["model_instance_name"])
+        self._meter = MetricsRecorder(self._aside.deferred(sink))
         self._tokens = RunTokens(os.getppid())
         gpu = {"device": int(args["model_instance_device_id"])} if args["model_instance_kind"] == "GPU" else {}
         options = {**parameters.options, **gpu, "allow_links": parameters.allow_links}

@@ -10,6 +10,8 @@ import triton_python_backend_utils as pb_utils
 
 from hidiff_runtime.serving.metrics import METRICS, Metric
 
+_WRITES = {"counter": "increment", "gauge": "set", "histogram": "observe"}
+
 
 class TritonSink:
     """Writes values as Triton's custom metrics. Every value carries the model and its instance beside its own labels.
@@ -25,17 +27,9 @@ class TritonSink:
         self._families = {metric.name: _family(metric) for metric in METRICS}
         self._metrics: dict[tuple[str, tuple[str, ...]], Any] = {}
 
-    def add(self, metric: Metric, labels: Mapping[str, str]) -> None:
-        """Raises a counter by one."""
-        self._of(metric, labels).increment(1)
-
-    def set(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        """Sets a gauge."""
-        self._of(metric, labels).set(value)
-
-    def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        """Adds a value to a histogram."""
-        self._of(metric, labels).observe(value)
+    def __call__(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        """Writes a value."""
+        getattr(self._of(metric, labels), _WRITES[metric.kind])(value)
 
     def _of(self, metric: Metric, labels: Mapping[str, str]) -> Any:
         """Triton's metric for these labels, made when it is first asked for."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.errors import InputError
@@ -60,14 +59,6 @@ class Parameters:
         }
         options, links = _options(given.get("options", "{}")), _links(given.get("allow_links", "[]"))
         return cls(given["bundle"], given["bundle_hash"], Limits(**limits), options, links)
-
-    def folder(self, version: Path) -> Path:
-        """Returns the bundle's folder.
-
-        Args:
-            version: the model's version folder.
-        """
-        return version / self.bundle
 
 
 def _whole(name: str, text: str) -> int:

@@ -98,9 +98,7 @@ def _previews(value: object) -> int:
 
 
 def shows(step: int, steps: int, previews: int) -> bool:
-    """Returns whether a preview goes with the finished step ``step``, counted from 0, so that they are spread
-    evenly.
-    """
+    """Returns whether a preview goes with the finished step, counted from 0: they are spread evenly."""
     return (step + 1) * previews // steps > step * previews // steps
 
 
@@ -133,9 +131,7 @@ def finished(row: int, result: Result, output: str) -> Arrays:
 
 
 def failed(message: str, kind: str) -> Arrays:
-    """Returns the message of a request that failed, for a model that asked: Triton would not hand it the kind of an
-    error.
-    """
+    """Returns the message of a failed request for a model that asked: Triton would not hand it an error's kind."""
     return {"event": _texts("error"), "parameters": _texts(json.dumps({"message": message, "kind": kind}))}
 
 

@@ -49,7 +49,6 @@ def test_what_goes_up_comes_down(rig: Rig) -> None:
         rig.memory.upload(array, into)
     for array, into in zip(arrays, held, strict=True):
         np.testing.assert_array_equal(rig.memory.download(into), array)
-    assert rig.memory.download(rig.memory.zeros((2, 2), "float32")).tolist() == [[0, 0], [0, 0]]
     assert not rig.memory.on_host
 
 

@@ -17,7 +17,6 @@ from fake_trt import FakeTrt
 
 from hidiff_runtime import EngineError, backends
 from hidiff_runtime import open as open_bundle
-from hidiff_runtime.backends.tensorrt import runtime_library as libraries
 from hidiff_runtime.backends.tensorrt.cuda import Cuda, CudaError
 from hidiff_runtime.backends.tensorrt.logger import logger_of
 
@@ -82,7 +81,7 @@ def test_the_logger_is_one_that_the_library_takes() -> None:
 @NO_DRIVER
 def test_every_call_of_cuda_is_checked() -> None:
     """Without a driver nothing that is asked for works, and each call says so itself."""
-    cuda = Cuda(libraries.import_module_of("cuda.bindings.runtime"))
+    cuda = Cuda(import_module("cuda.bindings.runtime"))
     host = np.zeros(4)
     calls = {
         "device_count": (),

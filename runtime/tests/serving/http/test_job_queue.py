@@ -104,7 +104,7 @@ def test_a_request_that_is_taken_back_lets_go_of_its_pictures_before_its_turn(se
 
 
 def test_pictures_that_wait_are_bounded_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module.JobWorker.__init__, "__defaults__", (2 * FITTED + 1,))
+    monkeypatch.setattr(worker_module, "PICTURE_BYTES", 2 * FITTED + 1)
     given = {**ASKED, "image": data_url(png()), "strength": 0.5, "stream": True}
     with serving(folder) as server, ExitStack() as closing:
         server.gate.close()
@@ -127,7 +127,7 @@ def test_pictures_that_wait_are_bounded_together(folder: Path, monkeypatch: pyte
 
 
 def test_one_request_is_taken_however_large_its_pictures_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module.JobWorker.__init__, "__defaults__", (1,))
+    monkeypatch.setattr(worker_module, "PICTURE_BYTES", 1)
     with serving(folder) as server:
         for _ in range(2):
             assert server.post({**ASKED, "image": data_url(png()), "strength": 0.5}).status == 200

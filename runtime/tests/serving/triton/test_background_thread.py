@@ -11,7 +11,7 @@ import pytest
 from serving_sink import Counts
 
 from hidiff_runtime.serving.metrics import MetricsRecorder
-from hidiff_runtime.serving.triton.background_thread import BackgroundSink, BackgroundThread
+from hidiff_runtime.serving.triton.background_thread import BackgroundThread
 
 PATIENCE = 120
 
@@ -116,7 +116,7 @@ def test_nothing_is_asked_after_the_run(aside: BackgroundThread) -> None:
 
 def test_metrics_are_written_in_order(aside: BackgroundThread) -> None:
     counts = Counts()
-    meter = MetricsRecorder(BackgroundSink(aside, counts))
+    meter = MetricsRecorder(aside.deferred(counts))
     meter.step("strided", 1.5)
     meter.step("windowed", 0.5)
     meter.pictures(2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,8 +53,3 @@ def test_what_cannot_be_is_refused(change: dict[str, str], words: str) -> None:
 def test_a_model_without_parameters_is_refused() -> None:
     with pytest.raises(InputError, match="no parameter bundle"):
         Parameters.read({})
-
-
-def test_the_bundle_is_in_the_version_unless_its_path_is_absolute() -> None:
-    assert GIVEN.folder(Path("/models/hidiff_stream/1")) == Path("/models/hidiff_stream/1/bundle")
-    assert Parameters("/mnt/sdxl", "h").folder(Path("/models/hidiff_stream/1")) == Path("/mnt/sdxl")
