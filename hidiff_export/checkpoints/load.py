@@ -80,35 +80,18 @@ def load(component: Component, source: str, family: Family, task: Task, width: W
     return Checkpoint(config, tensors, (*files.notices, *notices))
 
 
-def load_unet(source: str, family: Family, task: Task, width: Width = Width.FULL) -> Checkpoint:
-    """Returns the UNet of a checkpoint; see `load`."""
-    return load(Component.UNET, source, family, task, width)
-
-
-def load_controlnet(source: str, family: Family, width: Width = Width.FULL) -> Checkpoint:
-    """Returns the ControlNet of a checkpoint; see `load`."""
-    return load(Component.CONTROLNET, source, family, Task.CONTROLNET, width)
-
-
-def build_unet(
-    config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32
-) -> Any:
-    """Returns a diffusers ``UNet2DConditionModel`` in evaluation mode that holds the given tensors themselves.
-
-    Tensors that are of ``dtype`` already are not copied: parameters of a mapped state dict stay mapped.
-
-    Raises CheckpointError when the tensors are not those of the configuration.
-    """
-    return build(Component.UNET, config, state_dict, dtype)
-
-
 def build(
     component: Component,
     config: Mapping[str, Any],
     state_dict: Mapping[str, torch.Tensor],
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Returns a network of its library's own class, as `build_unet` makes a UNet."""
+    """Returns a network of its library's own class, in evaluation mode, that holds the given tensors themselves.
+
+    Tensors that are of ``dtype`` already are not copied: parameters of a mapped state dict stay mapped.
+
+    Raises CheckpointError when the tensors are not those of the configuration.
+    """
     check_shapes(component, config, shapes_of(state_dict))
     network = component.empty(config)
     cast = {name: tensor.to(dtype) for name, tensor in state_dict.items()}
@@ -124,7 +107,7 @@ def build(
 def load_stored(component: Component, store: WeightStore, dtype: torch.dtype = torch.float32) -> Any:
     """Returns a network of a bundle over the weights that it stores, mapped where they are of ``dtype``.
 
-    Raises BundleError for a configuration that cannot be read, and what `build_unet` raises.
+    Raises BundleError for a configuration that cannot be read, and what `build` raises.
     """
     return build(component, read_config(store.path.with_name(CONFIG)), store.state_dict(), dtype)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import build, build_unet
+from hidiff_export.checkpoints.load import build
 from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.errors import InputError
 from hidiff_export.families.family import Family, Task
@@ -21,7 +21,7 @@ SIDE = 16
 
 def unet(family: Family, task: Task = Task.TEXT_TO_IMAGE) -> tuple[Any, dict[str, Any]]:
     config = tiny(family, task)
-    return build_unet(config, synthesize(Component.UNET, config, 0)), config
+    return build(Component.UNET, config, synthesize(Component.UNET, config, 0)), config
 
 
 def inputs(config: dict[str, Any], seed: int = 0) -> dict[str, Any]:

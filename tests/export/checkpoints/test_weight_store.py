@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import build_unet
+from hidiff_export.checkpoints.load import build
 from hidiff_export.checkpoints.state_dict import LazyStateDict
 from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
@@ -105,7 +105,7 @@ def test_the_state_dict_is_mapped_and_the_file_is_never_written_to(tmp_path: Pat
 def test_a_network_built_from_the_store_holds_the_mapped_tensors(tmp_path: Path) -> None:
     config = tiny(Family.SD15)
     found = WeightStore.write(synthesize(Component.UNET, config, 0), tmp_path / NAME, Precision.FLOAT32).state_dict()
-    unet = build_unet(config, found)
+    unet = build(Component.UNET, config, found)
     assert {name: tensor.data_ptr() for name, tensor in unet.state_dict().items()} == {
         name: tensor.data_ptr() for name, tensor in found.items()
     }
