@@ -13,10 +13,8 @@ import torch
 from hidiff_export.checkpoints.checkpoint_file import open_weights
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import Checkpoint
-from hidiff_export.checkpoints.lora_errors import LoraFile, changed_twice, require_low_rank, wrong_family
-from hidiff_export.checkpoints.lora_fit import fit_of
-from hidiff_export.checkpoints.lora_keys import Factors, contents_of, embedded_inversions
-from hidiff_export.checkpoints.lora_layers import layers_of
+from hidiff_export.checkpoints.lora_file import Factors, LoraFile
+from hidiff_export.checkpoints.lora_fit import places_of
 from hidiff_export.checkpoints.lora_scaling import factor_of, lacks_settings, read_settings, settings_beside
 from hidiff_export.checkpoints.state_dict import LazyStateDict, map_tensors, shapes_of
 from hidiff_export.errors import CheckpointError
@@ -67,18 +65,22 @@ class Lora:
 
 def lora_fingerprint(path: Path) -> str:
     """Returns the SHA-256 of a LoRA file. Raises CheckpointError when it cannot be read."""
-    return _fingerprint(path)
+    try:
+        return FileDigest.of(path).sha256
+    except OSError as error:
+        raise CheckpointError(
+            "A LoRA file cannot be read.", given=f"{path}: {error.strerror}", advice="Check the path."
+        ) from error
 
 
 def settings_fingerprint(path: Path) -> str | None:
-    """Returns the SHA-256 of the file with PEFT's settings that `read_lora` reads beside a LoRA, None where it reads
-    none.
+    """Returns the SHA-256 of PEFT's settings that `read_lora` reads beside a LoRA, None where it reads none.
 
     Raises CheckpointError when one of the files cannot be read.
     """
     with open_weights(path) as file:
         beside = settings_beside(path, file.names())
-    return None if beside is None else _fingerprint(beside)
+    return None if beside is None else lora_fingerprint(beside)
 
 
 def read_lora(path: Path, scale: float, family: Family, task: Task, width: Width = Width.FULL) -> Lora:
@@ -94,22 +96,15 @@ def read_lora(path: Path, scale: float, family: Family, task: Task, width: Width
             tensors fits no weight of the family's UNet and text encoders; nothing is left out silently.
     """
     with open_weights(path) as file:
-        shapes = {name: file.info(name).shape for name in file.names()}
-        contents = contents_of(shapes)
-        read = LoraFile(path, shapes, file.metadata, contents)
-        require_low_rank(read, task)
-        fit = fit_of(contents, shapes, layers_of(family, task, width))
-        if fit.problems:
-            raise wrong_family(read, family, task, width, fit.problems)
-        if fit.twice:
-            raise changed_twice(read, fit.twice)
-        pairs = _pairs(file, read, fit.places)
+        read = LoraFile.of(file)
+        pairs = _pairs(file, read, places_of(read, family, task, width))
     return Lora(path, scale, pairs, _notices(read))
 
 
 def fuse(component: Component, checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
-    """Returns a checkpoint with the additions of every LoRA in its weights, computed in float32 when a tensor is looked
-    up.
+    """Returns a checkpoint with the additions of every LoRA in its weights, computed when a tensor is looked up.
+
+    Sums are computed in float32.
 
     Args:
         component: the network.
@@ -165,27 +160,18 @@ def _tensors(file: SafetensorsFile, names: Iterable[str]) -> dict[str, torch.Ten
 
 def _notices(read: LoraFile) -> tuple[str, ...]:
     notices = []
-    if words := embedded_inversions(read.contents):
+    if words := read.inversions:
         notices.append(
             f"{read.path.name}: the textual inversion packed with the LoRA is left out, as bundles take none: "
             f"{', '.join(map(repr, words))} in a prompt is drawn as plain words."
         )
-    unsaid = all(layer.alpha is None for layer in read.contents.layers)
+    unsaid = all(layer.alpha is None for layer in read.layers)
     if unsaid and lacks_settings(read.path, read.shapes):
         notices.append(
             f"{read.path.name}: PEFT's adapter_config.json is not beside it, so alpha / rank is taken as 1: put the "
             "file that PEFT wrote with it into its folder."
         )
     return tuple(notices)
-
-
-def _fingerprint(path: Path) -> str:
-    try:
-        return FileDigest.of(path).sha256
-    except OSError as error:
-        raise CheckpointError(
-            "A LoRA file cannot be read.", given=f"{path}: {error.strerror}", advice="Check the path."
-        ) from error
 
 
 def _product(pair: Pair) -> torch.Tensor:

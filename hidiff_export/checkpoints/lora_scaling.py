@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.lora_file import PEFT_PREFIX
 
 _METADATA = "lora_adapter_metadata"
 """Where diffusers keeps PEFT's settings in a file's header."""
@@ -17,23 +18,19 @@ _METADATA = "lora_adapter_metadata"
 _BESIDE = "adapter_config.json"
 """Where PEFT keeps them."""
 
-_PEFT_PREFIX = "base_model.model."
-
 Settings = Mapping[str, Any]
 """PEFT's settings by component and key: ``unet.lora_alpha``, ``unet.alpha_pattern``, ``unet.use_rslora``."""
 
 
 def settings_beside(path: Path, names: Iterable[str]) -> Path | None:
-    """Returns the file with the settings of a LoRA that PEFT itself wrote; None where there is none, and for other
-    writers.
-    """
+    """Returns the file with the settings of a LoRA that PEFT itself wrote; None without one, and for other writers."""
     beside = path.parent / _BESIDE
-    return beside if any(name.startswith(_PEFT_PREFIX) for name in names) and beside.is_file() else None
+    return beside if any(name.startswith(PEFT_PREFIX) for name in names) and beside.is_file() else None
 
 
 def lacks_settings(path: Path, names: Iterable[str]) -> bool:
     """Returns whether PEFT itself wrote a LoRA and its settings are not beside it."""
-    return any(name.startswith(_PEFT_PREFIX) for name in names) and not (path.parent / _BESIDE).is_file()
+    return any(name.startswith(PEFT_PREFIX) for name in names) and not (path.parent / _BESIDE).is_file()
 
 
 def read_settings(metadata: Mapping[str, str], beside: Path | None) -> Settings:
