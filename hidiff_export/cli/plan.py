@@ -142,10 +142,10 @@ def _summary(run: RunPlan) -> Table:
         table.add_row("windows", "four shifted ones, in every phase: the top blocks' attention stays inside them")
     if any(window.resized for phase in run.phases for window in phase.geometry.windows):
         table.add_row("*", "the feature map is odd: resized (bicubic) to even before it is cut, and back afterwards")
-    saving = f"{unit.show(run.stock_flops)} {unit.name} a latent; this run takes {run.saving:.2f}x fewer operations"
+    saving = f"{unit.show(run.stock.flops)} {unit.name} a latent; this run takes {run.saving:.2f}x fewer operations"
     table.add_row("stock UNet", saving)
-    if run.controlnet_parameters:
-        control = f"{unit.show(run.controlnet_flops)} {unit.name} a latent, counted in the phases it joins"
+    if run.controlnet.parameters:
+        control = f"{unit.show(run.controlnet.flops)} {unit.name} a latent, counted in the phases it joins"
         table.add_row("ControlNet", control)
     table.add_row("weights", _weights(run))
     channels, height, width = recipe.latent_shape
@@ -156,9 +156,9 @@ def _summary(run: RunPlan) -> Table:
 def _weights(run: RunPlan) -> str:
     graphs = len(run.recipe.phase_rule().phases())
     shared = "of one graph" if graphs == 1 else f"once for {graphs} graphs"
-    parameters = f"{run.parameters / 1e6:.2f} M parameters"
-    if run.controlnet_parameters:
-        parameters += f", the ControlNet's {run.controlnet_parameters / 1e6:.2f} M"
+    parameters = f"{run.stock.parameters / 1e6:.2f} M parameters"
+    if run.controlnet.parameters:
+        parameters += f", the ControlNet's {run.controlnet.parameters / 1e6:.2f} M"
     return f"{_size(run.weight_bytes)} {run.recipe.precision.value} {shared}: {parameters}"
 
 
@@ -172,7 +172,7 @@ class Unit:
     @classmethod
     def of(cls, run: RunPlan) -> Unit:
         """Returns TFLOPs, or GFLOPs where an evaluation is a small part of one TFLOP."""
-        return cls("TFLOPs", 1e12) if run.stock_flops > 1e11 else cls("GFLOPs", 1e9)
+        return cls("TFLOPs", 1e12) if run.stock.flops > 1e11 else cls("GFLOPs", 1e9)
 
     def show(self, flops: int) -> str:
         """Returns the number with three digits or more."""

@@ -21,7 +21,6 @@ from hidiff_runtime.phases import Phase, PhaseKind
 _WINDOWS = 4
 _CONTROL_IMAGE_CHANNELS = 3
 _STOCK = Phase(PhaseKind.WINDOWED)
-_ANY_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,8 @@ class Cost:
 
 
 def unet_cost(config: Mapping[str, Any], layout: Layout, geometry: UNetGeometry) -> Cost:
-    """Returns cost of a UNet in the phase that ``geometry`` was made for; the stock UNet's, with a layout without
-    windows.
-    """
+    """Returns cost of a UNet in the phase of ``geometry``; the stock UNet's, with a layout without windows."""
     return _total(_unet(config, layout, geometry))
-
-
-def unet_parameters(config: Mapping[str, Any], layout: Layout) -> int:
-    """Returns how many parameters the UNet has."""
-    geometry = UNetGeometry.of(config, layout, _STOCK, _ANY_SIZE, _ANY_SIZE)
-    return unet_cost(config, layout, geometry).parameters
 
 
 def stock_geometry(

@@ -81,11 +81,6 @@ class Feature:
     height: int
     width: int
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.height, self.width
-
 
 @dataclass(frozen=True)
 class UNetGeometry:
@@ -135,7 +130,7 @@ class UNetGeometry:
         """
         for feature in self.features:
             if feature.name == name:
-                return feature.size
+                return feature.height, feature.width
         raise InputError(
             f"The UNet has no module {name}.", given=name, advice="Check that the family is the checkpoint's."
         )
