@@ -53,7 +53,7 @@ def rebase(
     noise schedule, parity bounds, backends.
     """
     from hidiff_export.cli.build import print_result
-    from hidiff_export.cli.progress_display import progress_display
+    from hidiff_export.cli.console import progress_display
     from hidiff_export.cli.verify import keep_report
     from hidiff_export.compiler.rebase import rebase as rebase_bundle
     from hidiff_export.errors import InputError, ParityError

@@ -57,7 +57,7 @@ def verify(
     Exits with 0 only if every comparison is within its bound and float16 holds what has to be computed in it, else with
     1. The report is kept in the bundle.
     """
-    from hidiff_export.cli.progress_display import progress_display
+    from hidiff_export.cli.console import progress_display
     from hidiff_export.errors import ParityError
     from hidiff_export.files import storage_errors
     from hidiff_export.verification.verify import verify as verify_bundle
