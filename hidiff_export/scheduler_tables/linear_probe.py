@@ -77,16 +77,10 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Observation:
-    """One evaluation as it was seen.
+    """One evaluation as it was seen; its columns are those of the questions.
 
-    Attributes:
-        timestep: what the UNet is told.
-        fed: ``[3 + kept before, columns]``, noise left zero.
-        scaled: the sample after scaling, ``[columns]``.
-        noise: what the scheduler drew, ``[columns]``.
-        answers: next sample and kept tensors, ``[1 + kept after, columns]``.
-        before: names of the tensors kept before.
-        after: names of the tensors kept after.
+    ``fed`` is ``[3 + kept before, columns]`` with the noise left zero, ``scaled`` the sample after scaling, ``noise``
+    what the scheduler drew, ``answers`` the next sample and the kept tensors ``[1 + kept after, columns]``.
     """
 
     timestep: float
@@ -139,8 +133,7 @@ def respond_from(scheduler: Any, steps: int, starts: Sequence[int], most: int) -
 
 
 def noise_weights(scheduler: Any, steps: int) -> FloatArray:
-    """Returns the weights of a picture and of noise where the scheduler adds noise to a picture, float64
-    ``[evaluations, 2]``.
+    """Returns the weights of picture and noise where the scheduler adds noise to one, float64 ``[evaluations, 2]``.
 
     Args:
         scheduler: a fresh one; it is used up.
@@ -167,9 +160,7 @@ def noise_weights(scheduler: Any, steps: int) -> FloatArray:
 
 
 def restarted(scheduler: Any) -> Any:
-    """Returns a copy with lists of its own: schedulers change their lists, but replace tensors and never write into
-    them.
-    """
+    """Returns a copy with lists of its own: schedulers change their lists, but never write into their tensors."""
     fresh = copy.copy(scheduler)
     vars(fresh).update({name: list(value) for name, value in vars(scheduler).items() if isinstance(value, list)})
     return fresh
@@ -177,13 +168,7 @@ def restarted(scheduler: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Dice:
-    """What is random: the noise that the scheduler draws, and what is asked of it.
-
-    Attributes:
-        generator: the scheduler's.
-        questions: of the random columns.
-        options: what ``step`` is given beside its inputs.
-    """
+    """What is random: the scheduler's own noise and the random columns; and what ``step`` is given beside inputs."""
 
     generator: torch.Generator
     questions: np.random.Generator
@@ -264,9 +249,7 @@ def _given(kept: int) -> list[int]:
 
 
 def _drawn(before: torch.Tensor, generator: torch.Generator, scheduler: Any) -> torch.Tensor | None:
-    """Returns the noise ``[columns]`` that took the generator from ``before`` to where it is: one normal tensor, or
-    none.
-    """
+    """Returns the one normal tensor ``[columns]`` that took the generator from ``before`` to where it is, if any."""
     after = generator.get_state()
     if torch.equal(before, after):
         return None
@@ -292,9 +275,7 @@ def _solve_all(observations: Sequence[_Observation], scheduler: Any) -> list[Res
 
 
 def _solve(group: Sequence[_Observation], scheduler: Any) -> list[Response]:
-    """Returns the coefficients with ``answers = rows @ inputs``, from the unit and zero columns, checked on the random
-    ones.
-    """
+    """Returns ``rows`` in ``answers = rows @ inputs``, from unit and zero columns, checked on the random ones."""
     given = _given(len(group[0].fed) - STATE)
     units, zeros = slice(0, len(given)), slice(len(given), len(given) + _ZEROS)
     answers = torch.stack([seen.answers for seen in group]).to(torch.float64).numpy()

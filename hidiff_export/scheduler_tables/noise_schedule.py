@@ -26,8 +26,7 @@ from hidiff_export.checkpoints.distillation import FewStep, recognize
 from hidiff_export.checkpoints.sources import find_scheduler_config, is_single_file
 from hidiff_export.errors import CheckpointError, ExportError, RecipeError
 from hidiff_export.families.family import Family, default_scheduler
-from hidiff_export.scheduler_tables.corrections import corrected
-from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
+from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler, corrected
 from hidiff_export.scheduler_tables.names import EDM_SCHEDULERS, has_edm_schedule
 
 if TYPE_CHECKING:
