@@ -48,10 +48,8 @@ def open_weights(path: Path) -> SafetensorsFile:
     Raises:
         CheckpointError: it is missing, cut short, quantized, or something else altogether, which the message names.
     """
-    start = _read_start(path)
-    if start.startswith(_LFS):
-        raise lfs_pointer(path)
-    if wrong := _wrong_content(path, start):
+    refuse_lfs_pointer(path)
+    if wrong := _wrong_content(path, _read_start(path)):
         raise wrong
     try:
         return SafetensorsFile.open(path, CHECKPOINT_HEADER_LIMIT)
@@ -78,18 +76,14 @@ def refuse_quantized(names: Collection[str], dtypes: Mapping[str, str], where: s
         raise _quantized(f"to integers of {dtypes[whole[0]][1:]} bits", f"{where}: {whole[0]} is {dtypes[whole[0]]}")
 
 
-def is_lfs_pointer(path: Path) -> bool:
-    """Returns whether a file is the few lines that Git LFS leaves in the place of one that was not fetched."""
-    return _read_start(path).startswith(_LFS)
-
-
-def lfs_pointer(path: Path) -> CheckpointError:
-    """Returns what is said of a Git LFS pointer."""
-    return CheckpointError(
-        "A file of the checkpoint is a Git LFS pointer, not the file itself.",
-        given=path,
-        advice="Run `git lfs install` and `git lfs pull` in the folder that was cloned.",
-    )
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises CheckpointError for the few lines that Git LFS leaves in the place of a file that was not fetched."""
+    if _read_start(path).startswith(_LFS):
+        raise CheckpointError(
+            "A file of the checkpoint is a Git LFS pointer, not the file itself.",
+            given=path,
+            advice="Run `git lfs install` and `git lfs pull` in the folder that was cloned.",
+        )
 
 
 def no_checkpoint(path: Path) -> CheckpointError:

@@ -67,8 +67,8 @@ def load(component: Component, source: str, family: Family, task: Task, width: W
         return Checkpoint(expected, synthesize(component, expected, seed))
     files = find_checkpoint(source, component)
     if component is Component.CONTROLNET and files.config is None:
-        _refuse_pooling(files.weights[0])
-    tensors, notices = _read(files.weights, component, expected)
+        _refuse_pooling(files.paths[0])
+    tensors, notices = _read(files.paths, component, expected)
     if component in (Component.UNET, Component.CONTROLNET):
         check_family(component, family, task, width, shapes_of(tensors))
     config = expected

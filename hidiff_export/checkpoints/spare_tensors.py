@@ -14,7 +14,7 @@ MARKERS = frozenset({"v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_
 
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-_ROOTS = {
+ROOTS = {
     Component.UNET: (UNET_PREFIX,),
     Component.CONTROLNET: (CONTROL_PREFIX,),
     Component.TEXT_ENCODER: ("cond_stage_model.", "conditioner.embedders.0."),
@@ -23,7 +23,7 @@ _ROOTS = {
 }
 """What whole checkpoints put before a network's names."""
 
-_NETWORKS = tuple(root for part, roots in _ROOTS.items() if part is not Component.CONTROLNET for root in roots)
+_NETWORKS = tuple(root for part, roots in ROOTS.items() if part is not Component.CONTROLNET for root in roots)
 
 _SPARE = re.compile(
     r"(^|\.)(position_ids|num_batches_tracked)$"  # buffers of integers
@@ -67,7 +67,7 @@ def sort_names(component: Component, names: Sequence[str], config: Mapping[str, 
         config: the network's.
     """
     known = [name for name in names if name not in MARKERS]
-    roots = _ROOTS[component]
+    roots = ROOTS[component]
     inside = [name for name in known if name.startswith(roots)]
     outside = [name for name in known if not name.startswith((*roots, *_NETWORKS))]
     if not inside:
