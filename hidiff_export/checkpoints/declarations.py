@@ -144,9 +144,7 @@ def _markers(names: Set[str]) -> list[Statement]:
 
 
 def _buffers(file: SafetensorsFile) -> list[Statement]:
-    """Returns the training schedule itself, which whole checkpoints hold as a buffer; it says no more than where it
-    ends.
-    """
+    """Returns what the training schedule says, which whole checkpoints hold as a buffer: no more than where it ends."""
     name = "alphas_cumprod"
     last = _last(file, name) if name in file.names() else None
     if last is None or last >= _NO_PICTURE:
@@ -161,9 +159,7 @@ def _last(file: SafetensorsFile, name: str) -> float | None:
 
 
 def _header(metadata: Mapping[str, str]) -> list[Statement]:
-    """Returns what the header says; a value that is no word for anything is passed over, as trainers write empty
-    ones.
-    """
+    """Returns what the header says; unknown values are passed over, as trainers write empty ones."""
     found = []
     for key, (says, read) in _LINES.items():
         value = read(metadata[key].strip().lower()) if key in metadata else None

@@ -84,9 +84,7 @@ def sort_names(component: Component, names: Sequence[str], config: Mapping[str, 
 
 
 def left_out_notices(component: Component, names: SortedNames) -> tuple[str, ...]:
-    """Returns one line for what is left out of a network, and one for what belongs to none; none where there is
-    nothing.
-    """
+    """Returns one line for what is left out of a network, and one for what belongs to none, where there is any."""
     told = ((names.left_out, "change no result", "changes no result"), (names.stray, *_NOWHERE))
     return tuple(
         f"{component.value}: {len(group)} {f'tensors that {many} are' if len(group) > 1 else f'tensor that {one} is'} "

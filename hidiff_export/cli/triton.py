@@ -135,9 +135,7 @@ def _gpus(text: str) -> tuple[int, ...]:
 
 
 def _options(texts: Sequence[str]) -> dict[str, str | int | bool]:
-    """Returns options of the backend. Raises InputError for what is no NAME=VALUE, or names something else of
-    opening.
-    """
+    """Returns options of the backend. Raises InputError for what is no NAME=VALUE, or no option of a backend."""
     from hidiff_export.errors import InputError
     from hidiff_runtime.cli.bundle_options import NAMES, named_value
 

@@ -127,9 +127,7 @@ class BackendName(str, Enum):
         return _DEFAULT_TARGETS[self]
 
     def targets(self, given: Iterable[Target]) -> tuple[Target, ...]:
-        """Returns which of ``given`` it builds for. TensorRT-RTX builds either ahead of time or for the machine it is
-        on.
-        """
+        """Returns which of ``given`` it builds for: TensorRT-RTX either ahead of time or for the machine it is on."""
         if self is BackendName.ONNXRUNTIME:
             return tuple(target for target in given if not target.ahead_of_time)
         ahead = tuple(target for target in given if target.ahead_of_time)
