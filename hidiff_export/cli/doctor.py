@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hidiff_export.errors import EngineError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -79,7 +81,6 @@ def _builder(library: BuilderLibrary) -> dict[str, Any]:
     """Returns whether a TensorRT builds engines here, and for which GPUs."""
     from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, check_targets
     from hidiff_export.engines.tensorrt.capabilities import examine as examine_library
-    from hidiff_export.errors import EngineError
 
     try:
         found = examine_library(library)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hidiff_export.cli.options import allow_links_option
+from hidiff_export.errors import BundleError, RecipeError
+from hidiff_runtime.format.codec import REBUILD, Fields, read_object
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,7 +127,6 @@ def _loras(manifest: Manifest) -> list[dict[str, Any]]:
 
 def _engine_bytes(folder: BundleFolder, manifest: Manifest, backend: str, path: str) -> int:
     """Returns an engine's size, with the files that it shares with others, but without weight stores."""
-    from hidiff_export.errors import BundleError
     from hidiff_runtime import backends
 
     if backend not in backends.NAMES:
@@ -185,10 +186,8 @@ def _schedule_line(schedule: dict[str, Any]) -> str:
 
 def _left_out(manifest: Manifest) -> list[int | str]:
     """Returns what the recipe asked for and no table holds, as recipes write step counts."""
-    from hidiff_export.errors import BundleError, RecipeError
     from hidiff_export.recipe import Recipe
     from hidiff_export.recipe.field_types import ranges
-    from hidiff_runtime.format.codec import REBUILD
 
     try:
         recipe = Recipe.from_dict(manifest.recipe, "the recipe in the bundle's manifest")
@@ -201,8 +200,6 @@ def _report(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
     """Returns the report of the last verification; empty where there was none."""
     if manifest.report is None:
         return {}
-    from hidiff_runtime.format.codec import read_object
-
     return read_object(folder.file(manifest.report), manifest.report, "The parity report")
 
 
@@ -210,7 +207,6 @@ def _parity(report: dict[str, Any], manifest: Manifest) -> list[dict[str, Any]]:
     """Returns the verdicts of a report."""
     if manifest.report is None:
         return []
-    from hidiff_runtime.format.codec import Fields
     from hidiff_runtime.verification.comparison import Verdict
 
     return [Verdict.from_dict(verdict).to_dict() for verdict in Fields(report, manifest.report).items("verdicts")]
@@ -221,8 +217,6 @@ _MAGNITUDES = "reference/magnitudes.json"
 
 def _magnitudes(folder: BundleFolder, manifest: Manifest, report: dict[str, Any]) -> dict[str, Any] | None:
     """Returns what was measured beside float16's range, by the last verification or else by the build; or None."""
-    from hidiff_runtime.format.codec import Fields, read_object
-
     fields = Fields(report, manifest.report or "")
     found = fields.optional("magnitudes", fields.mapping) if "magnitudes" in fields else None
     if found is None and _MAGNITUDES in manifest.files:
