@@ -62,9 +62,16 @@ def under_library_names(
         return _vae(config, tensors)
     if _UNET_FIRST not in tensors:
         return dict(tensors)
-    convert = _convert_controlnet if component is Component.CONTROLNET else _convert_unet
+    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint, convert_ldm_unet_checkpoint
+
     try:
-        converted = convert(config, tensors)
+        if component is Component.CONTROLNET:
+            converted = convert_controlnet_checkpoint(dict(tensors), config)
+            converted |= {ours: tensors[theirs] for ours, theirs in _SIZES.items() if theirs in tensors}
+        else:
+            converted = convert_ldm_unet_checkpoint(
+                {UNET_PREFIX + name: tensor for name, tensor in tensors.items()}, config
+            )
     except KeyError as error:
         raise CheckpointError(
             "The checkpoint lacks a tensor.",
@@ -72,20 +79,6 @@ def under_library_names(
             advice="Give the checkpoint as it was published.",
         ) from error
     return _with_unknown({name: tensor for name, tensor in converted.items() if tensor is not None}, tensors)
-
-
-def _convert_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-
-    whole = {UNET_PREFIX + name: tensor for name, tensor in tensors.items()}
-    return dict(convert_ldm_unet_checkpoint(whole, config))
-
-
-def _convert_controlnet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
-
-    sizes = {ours: tensors[theirs] for ours, theirs in _SIZES.items() if theirs in tensors}
-    return {**convert_controlnet_checkpoint(dict(tensors), config), **sizes}
 
 
 def _with_unknown(
