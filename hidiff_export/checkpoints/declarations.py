@@ -45,6 +45,9 @@ _PREDICTION_LINES = ("modelspec.prediction_type", "modelspec.predict_key", "pred
 """Lines of a header that name the prediction."""
 
 _FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_VELOCITY_FLAGS = {text: _VELOCITY if flag else _EPSILON for text, flag in _FLAGS.items()}
+_BASES = dict.fromkeys(("sd_v2_v", "sd_2_v"), _VELOCITY)
+"""kohya's names of SD2 with v-parameterization; without it the names are given to epsilon and to others alike."""
 
 
 @dataclass(frozen=True)
@@ -175,27 +178,17 @@ def _unread(metadata: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"{key}: {word[:60]}" for key, word in words.items() if word.lower() not in known)
 
 
-def _velocity_flag(text: str) -> str | None:
-    flag = _FLAGS.get(text)
-    return None if flag is None else _VELOCITY if flag else _EPSILON
-
-
 def _of_architecture(text: str) -> str | None:
     """Stability AI's names end in what SD2's larger model predicts; no other architecture's name says it."""
     return {"stable-diffusion-v2-768-v": _VELOCITY, "stable-diffusion-v2-512": _EPSILON}.get(text.split("/")[0])
 
 
-def _of_base(text: str) -> str | None:
-    """kohya's name of SD2 with v-parameterization; without it the name is given to epsilon and to others alike."""
-    return _VELOCITY if text in ("sd_v2_v", "sd_2_v") else None
-
-
 _LINES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     **dict.fromkeys(_PREDICTION_LINES, (PREDICTION, _PREDICTIONS.get)),
     "modelspec.architecture": (PREDICTION, _of_architecture),
-    "ss_v_parameterization": (PREDICTION, _velocity_flag),
-    "ss_v_prediction": (PREDICTION, _velocity_flag),
-    "ss_base_model_version": (PREDICTION, _of_base),
+    "ss_v_parameterization": (PREDICTION, _VELOCITY_FLAGS.get),
+    "ss_v_prediction": (PREDICTION, _VELOCITY_FLAGS.get),
+    "ss_base_model_version": (PREDICTION, _BASES.get),
     "ss_zero_terminal_snr": (ZERO_SNR, _FLAGS.get),
     "modelspec.zero_terminal_snr": (ZERO_SNR, _FLAGS.get),
 }

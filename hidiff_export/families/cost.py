@@ -41,7 +41,7 @@ class Cost:
 
 def unet_cost(config: Mapping[str, Any], layout: Layout, geometry: UNetGeometry) -> Cost:
     """Returns cost of a UNet in the phase of ``geometry``; the stock UNet's, with a layout without windows."""
-    return _total(_unet(config, layout, geometry))
+    return sum(_unet(config, layout, geometry), Cost())
 
 
 def stock_geometry(
@@ -63,11 +63,7 @@ def controlnet_cost(
         height: of the latents that the ControlNet sees; ``width`` likewise.
     """
     layout, geometry = stock_geometry(unet_config, layout, height, width)
-    return _total(_controlnet(config, layout, geometry))
-
-
-def _total(parts: Iterator[Cost]) -> Cost:
-    return sum(parts, Cost())
+    return sum(_controlnet(config, layout, geometry), Cost())
 
 
 def _dense(inputs: int, outputs: int, positions: int = 1, *, kernel: int = 1, bias: bool = True) -> Cost:

@@ -165,8 +165,8 @@ class _Walk:
         geometry = UNetGeometry(self.kind, *self.latent, made, mid, self.restore, (), tuple(self.features))
         for name in (self.layout.downsampler, self.layout.pooled_attention, self.layout.restored_attention):
             geometry.size_of(name)
-        windows = tuple(WindowShape(*geometry.size_of(_attention_of(block))) for block in self.layout.windowed_blocks)
-        return replace(geometry, windows=windows)
+        attentions = [block.partition(".transformer_blocks.")[0] for block in self.layout.windowed_blocks]
+        return replace(geometry, windows=tuple(WindowShape(*geometry.size_of(name)) for name in attentions))
 
     def _down(self, channels: tuple[int, ...]) -> None:
         types = self.config["down_block_types"]
@@ -217,10 +217,6 @@ class _Walk:
 
     def _halve(self) -> None:
         self.height, self.width = _halved(self.height), _halved(self.width)
-
-
-def _attention_of(transformer_block: str) -> str:
-    return transformer_block.partition(".transformer_blocks.")[0]
 
 
 def control_latent(latent_height: int, latent_width: int) -> tuple[int, int]:

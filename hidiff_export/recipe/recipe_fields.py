@@ -18,6 +18,7 @@ from pydantic import (
 
 from hidiff_export.families.family import PIXELS_PER_LATENT, Family, Task, Width
 from hidiff_export.recipe.field_types import (
+    DEFAULT_TARGETS,
     DISTINCT,
     LARGEST,
     MOST_STEPS,
@@ -62,7 +63,7 @@ def _optional(description: str, **bounds: Any) -> Any:
 
 
 def _default_targets(data: Mapping[str, Any]) -> tuple[Target, ...]:
-    return tuple(target for backend in data["backend"] for target in backend.default_targets)
+    return tuple(target for backend in data["backend"] for target in DEFAULT_TARGETS[backend])
 
 
 class RecipeFields(Frozen):

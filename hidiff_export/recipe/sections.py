@@ -27,11 +27,6 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-def _ratio_or_range(value: Any) -> Any:
-    """Returns a lone fraction is where a range that starts with the run ends, as the paper's T1 and T2 are."""
-    return {"end": value} if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
-
-
 def _also_fraction(schema: dict[str, Any]) -> None:
     kinds = [kind for kind in schema["anyOf"] if "$ref" in kind]
     schema["anyOf"] = [*kinds, *FRACTION_SCHEMA]
@@ -85,7 +80,8 @@ class Thresholds(Frozen):
     @field_validator("strided", "pooled", mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        return _ratio_or_range(value)
+        """Takes a lone fraction for the end of a range that starts with the run, as the paper's T1 and T2 are."""
+        return {"end": value} if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
 
 
 class HiDiffusionSettings(Frozen):

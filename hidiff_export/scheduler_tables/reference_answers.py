@@ -46,7 +46,7 @@ class _Answers:
 def _questions(count: int) -> torch.Tensor:
     """Returns sample, model output and noise of each evaluation, float32 ``[count, 3, LANES]``.
 
-    Uniform numbers but for the noise, X
+    Uniform numbers but for the noise, which is what a scheduler draws from a generator seeded with the evaluation.
     """
     numbers = torch.rand(count, 3, LANES, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for number in range(count):
