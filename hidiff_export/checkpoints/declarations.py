@@ -1,4 +1,4 @@
-"""What a safetensors file says of itself: what its UNet predicts, and on which noise schedule it was trained.
+"""What a safetensors file says of itself: what its UNet predicts, its noise schedule, and that it is for few steps.
 
 Files say it in two places. Marker tensors lie beside the weights: ComfyUI and the trainers after it write ``v_pred``,
 ``ztsnr`` and ``edm_vpred.sigma_max``. The header has text: ``modelspec.*`` (Stability AI's model specification, with
@@ -7,6 +7,7 @@ ComfyUI's ``predict_key``) and ``ss_*`` (kohya's sd-scripts).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,3 +194,68 @@ _LINES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "modelspec.zero_terminal_snr": (ZERO_SNR, _FLAGS.get),
 }
 """What each line of a header speaks of, and how it is read."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A way of distilling for a few steps, and how its checkpoints are drawn.
+
+    They were trained on few timesteps, the first of which is the last training timestep; with the leading spacing that
+    most checkpoints come with, a run of 4 steps would begin at timestep 751 instead of 999.
+
+    Args:
+        name: as its authors call it.
+        pattern: by which names and descriptions are recognized.
+        spacing: of the timesteps, None where the samplers have their own.
+        samplers: that its authors draw with.
+    """
+
+    name: str
+    pattern: str
+    spacing: str | None
+    samplers: tuple[str, ...]
+
+
+DISTILLATIONS = (
+    Distillation("SDXL-Lightning", r"lightning", "trailing", ("euler",)),
+    Distillation("Hyper-SD", r"hyper[-_ ]?(sd|xl)", "trailing", ("ddim", "tcd", "euler")),
+    Distillation("DMD2", r"(?<![a-z])dmd2?(?![a-z])", "trailing", ("lcm", "euler")),
+    Distillation("Turbo", r"turbo", "trailing", ("euler_ancestral", "euler")),
+    Distillation("LCM", r"(?<![a-z])lcm(?![a-z])", None, ("lcm",)),
+    Distillation("TCD", r"(?<![a-z])tcd(?![a-z])", None, ("tcd",)),
+)
+"""Papers: arXiv 2402.13929, 2404.13686, 2405.14867, 2311.17042, 2310.04378, 2402.19159."""
+
+_STEPS = re.compile(r"(?<!\d)(\d{1,2})[-_ ]?steps?(?![a-z])")
+
+
+@dataclass(frozen=True)
+class FewStep:
+    """What a name or a header says of a distilled file.
+
+    Args:
+        distillation: by which it was made.
+        steps: how many steps it is for; None where it does not say.
+        where: it is said.
+    """
+
+    distillation: Distillation
+    steps: int | None
+    where: str
+
+
+def recognize(name: str, texts: Mapping[str, str]) -> FewStep | None:
+    """Recognizes a distilled checkpoint or LoRA; None where nothing speaks of one.
+
+    Args:
+        name: of the file, or the hub's id.
+        texts: of the header, by key, as `Declarations` has them.
+    """
+    lines = {"its name": name, **{f"{key}: {text[:60]}": text for key, text in texts.items()}}
+    for where, text in lines.items():
+        lowered = text.lower()
+        for distillation in DISTILLATIONS:
+            if re.search(distillation.pattern, lowered):
+                steps = _STEPS.search(lowered)
+                return FewStep(distillation, int(steps[1]) if steps else None, where)
+    return None
