@@ -30,13 +30,11 @@ class Pair(NamedTuple):
         down: ``[rank, inputs]``, of a convolution ``[rank, inputs, height, width]``.
         up: ``[outputs, rank]``, of a convolution ``[outputs, rank, 1, 1]``.
         factor: alpha over rank, which their product is multiplied by.
-        names: of the tensors in the file.
     """
 
     down: torch.Tensor
     up: torch.Tensor
     factor: float
-    names: tuple[str, ...]
 
 
 Pairs = Mapping[Component, Mapping[str, Pair]]
@@ -139,7 +137,7 @@ def _pairs(file: SafetensorsFile, read: LoraFile, places: Mapping[tuple[Componen
             alpha = None if factors.alpha is None else float(tensors[factors.alpha])
             rank = max(1, down.shape[0])
             factor = factor_of(alpha, rank, settings, component, weight.removesuffix(".weight"))
-            pairs.setdefault(component, {})[weight] = Pair(down, up, factor, factors.names)
+            pairs.setdefault(component, {})[weight] = Pair(down, up, factor)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, re.error) as error:
         raise CheckpointError(
             "How strongly the LoRA changes its layers cannot be told.",
