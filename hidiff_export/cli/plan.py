@@ -123,10 +123,7 @@ def _area(height: int, width: int) -> str:
 
 def _windows(phase: PlannedPhase) -> str:
     """Returns each window shape once; a star where the feature map is odd and is resized first."""
-    shapes = (
-        _area(window.window_height, window.window_width) + ("*" if window.resized else "")
-        for window in phase.geometry.windows
-    )
+    shapes = (_area(*window.window) + ("*" if window.resized else "") for window in phase.geometry.windows)
     return " ".join(dict.fromkeys(shapes)) or "none"
 
 

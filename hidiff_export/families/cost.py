@@ -170,7 +170,7 @@ def _transformer(config: Mapping[str, Any], feature: Feature, windows: Mapping[s
 def _self_attention(channels: int, tokens: int, window: WindowShape | None) -> Iterator[Cost]:
     sequences = 1
     if window is not None:
-        sequences, tokens = _WINDOWS, window.padded_height * window.padded_width
+        sequences, tokens = _WINDOWS, math.prod(window.padded)
     yield _norm(channels)
     for _ in range(3):
         yield _dense(channels, channels, tokens, bias=False)

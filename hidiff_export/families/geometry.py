@@ -32,43 +32,33 @@ class WindowShape:
 
     Args:
         height: of the feature map; ``width`` likewise.
-        window_height: of one window, half of the feature map rounded up; ``window_width`` likewise.
     """
 
     height: int
     width: int
 
     @property
-    def window_height(self) -> int:
-        """Rows of one window."""
-        return _halved(self.height)
+    def window(self) -> tuple[int, int]:
+        """Rows and columns of one window, half of the feature map's rounded up."""
+        return _halved(self.height), _halved(self.width)
 
     @property
-    def window_width(self) -> int:
-        """Columns of one window."""
-        return _halved(self.width)
-
-    @property
-    def padded_height(self) -> int:
-        """Rows of the four windows together: the height to which an odd feature map is resized."""
-        return 2 * self.window_height
-
-    @property
-    def padded_width(self) -> int:
-        """Columns of the four windows together: the width to which an odd feature map is resized."""
-        return 2 * self.window_width
+    def padded(self) -> tuple[int, int]:
+        """Rows and columns of the four windows together: the size to which an odd feature map is resized."""
+        rows, columns = self.window
+        return 2 * rows, 2 * columns
 
     @property
     def resized(self) -> bool:
         """Whether the feature map is resized before it is cut, and back afterwards."""
-        return (self.padded_height, self.padded_width) != (self.height, self.width)
+        return self.padded != (self.height, self.width)
 
     def shift(self, quarters: int) -> tuple[int, int]:
         """Returns rows and columns by which the feature map is rolled before it is cut, for a shift of 0 to 3 quarters.
 
         As published, windows lower than four rows are not shifted sideways either.
         """
-        rows, columns = self.window_height // 4 * quarters, self.window_width // 4 * quarters
+        rows, columns = (side // 4 * quarters for side in self.window)
         return (rows, columns) if rows > 0 else (0, 0)
 
 

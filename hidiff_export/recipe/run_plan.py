@@ -160,7 +160,7 @@ def _cost_json(phase: PlannedPhase) -> dict[str, Any]:
     return {
         "phase": phase.span.phase.name,
         "feature_sizes": [list(size) for size in phase.feature_sizes],
-        "windows": [[window.window_height, window.window_width] for window in phase.geometry.windows],
+        "windows": [list(window.window) for window in phase.geometry.windows],
         "tflops_latent": _tera(phase.flops),
         "tflops_evaluation": _tera(phase.batched_flops),
         "tflops_run": _tera(phase.run_flops),

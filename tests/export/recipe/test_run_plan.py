@@ -147,7 +147,7 @@ def test_sizes_inside_a_phase() -> None:
     assert strided.feature_sizes == ((256, 256), (128, 128), (32, 32))
     assert pooled.feature_sizes == ((256, 256), (128, 128), (64, 64), (32, 32))
     assert windowed.feature_sizes == ((256, 256), (128, 128), (64, 64))
-    sides = [window.window_height for window in pooled.geometry.windows]
+    sides = [window.window[0] for window in pooled.geometry.windows]
     assert sides == [64, 64, 32, 32, 32, 32, 32, 32, 64, 64]
 
 
