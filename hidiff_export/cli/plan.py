@@ -20,18 +20,13 @@ if TYPE_CHECKING:
     from hidiff_export.recipe.run_plan import PlannedPhase, RunPlan
 
 
-_MEANINGS = {
-    PhaseKind.STRIDED: "one downsampler takes stride 4 instead of 2, so everything below it is half the size",
-    PhaseKind.POOLED: "the middle feature maps are average-pooled by 2, and brought back bicubic",
-    PhaseKind.STRIDED_POOLED: "both: a downsampler of stride 4, and pooled middle feature maps",
-    PhaseKind.WINDOWED: "the UNet's own sizes",
+_KINDS = {
+    PhaseKind.STRIDED: ("cyan", "one downsampler takes stride 4 instead of 2, so everything below it is half the size"),
+    PhaseKind.POOLED: ("magenta", "the middle feature maps are average-pooled by 2, and brought back bicubic"),
+    PhaseKind.STRIDED_POOLED: ("blue", "both: a downsampler of stride 4, and pooled middle feature maps"),
+    PhaseKind.WINDOWED: ("green", "the UNet's own sizes"),
 }
-_COLOURS = {
-    PhaseKind.STRIDED: "cyan",
-    PhaseKind.POOLED: "magenta",
-    PhaseKind.STRIDED_POOLED: "blue",
-    PhaseKind.WINDOWED: "green",
-}
+"""The color and the meaning of each kind of phase."""
 
 
 @click.command(
@@ -98,7 +93,7 @@ def _phase_table(run: RunPlan) -> Table:
     ):
         table.add_column(header, footer, justify="right", no_wrap=True)
     for phase in run.phases:
-        table.add_row(*_row(run, phase, unit), style=_COLOURS[phase.span.phase.kind])
+        table.add_row(*_row(run, phase, unit), style=_KINDS[phase.span.phase.kind][0])
     return table
 
 
@@ -134,7 +129,7 @@ def _summary(run: RunPlan) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     for kind in dict.fromkeys(phase.span.phase.kind for phase in run.phases):
-        table.add_row(kind.value, _MEANINGS[kind])
+        table.add_row(kind.value, _KINDS[kind][1])
     if recipe.unet_layout.windowed_blocks:
         table.add_row("windows", "four shifted ones, in every phase: the top blocks' attention stays inside them")
     if any(window.resized for phase in run.phases for window in phase.geometry.windows):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ class Recipe(RecipeFields):
         """
         path = find_recipe(recipe)
         source = _overridden(RecipeSource.read(path), overrides)
-        return cls._validated(source.with_default("name", re.sub(r"[^\w.-]+", "-", path.stem)))
+        name = re.sub(r"[^\w.-]+", "-", path.stem)
+        return cls._validated(replace(source, data={"name": name, **source.data}))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], origin: str = "recipe", overrides: Iterable[str] = ()) -> Recipe:
@@ -187,7 +188,7 @@ def find_recipe(recipe: str | Path) -> Path:
 def _overridden(source: RecipeSource, overrides: Iterable[str]) -> RecipeSource:
     changed = source.overridden(overrides)
     if ("timesteps",) in changed.overrides and ("steps",) not in changed.overrides:
-        return changed.without("steps")  # those that were written count another run's steps
+        changed.data.pop("steps", None)  # those that were written count another run's steps
     return changed
 
 
