@@ -93,10 +93,20 @@ class _Observation:
 
 
 def respond(scheduler: Any, steps: int, eta: float | None = None) -> list[Response]:
-    """Runs ``scheduler`` for ``steps`` steps as diffusers' pipelines do, and reads each evaluation's coefficients.
+    """Runs ``scheduler`` for ``steps`` steps as diffusers' pipelines do; arguments and errors as for `respond_from`."""
+    return respond_from(scheduler, steps, (0,), None, eta)[0]
+
+
+def respond_from(
+    scheduler: Any, steps: int, starts: Sequence[int], most: int | None, eta: float | None = None
+) -> list[list[Response]]:
+    """Reads the coefficients of runs that begin anywhere in the timesteps, as image-to-image pipelines have them.
 
     Args:
-        scheduler: a fresh one; it is used up.
+        scheduler: a fresh one.
+        steps: of the whole run.
+        starts: the first evaluation of each run.
+        most: how many evaluations of each run to read, None for all; fewer where it is over before.
         eta: handed to ``step`` where given.
 
     Raises:
@@ -106,27 +116,7 @@ def respond(scheduler: Any, steps: int, eta: float | None = None) -> list[Respon
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a scheduler's use of numpy is its authors' business, also under -W error
         attempt(scheduler.set_timesteps, steps)
-        observations = _observe(scheduler, 0, len(scheduler.timesteps), _Dice.of(scheduler, steps, eta))
-    return _solve_all(observations, scheduler)
-
-
-def respond_from(scheduler: Any, steps: int, starts: Sequence[int], most: int) -> list[list[Response]]:
-    """Runs that begin in the middle of the timesteps, as diffusers' image-to-image pipelines have them.
-
-    Args:
-        scheduler: a fresh one.
-        steps: of the whole run.
-        starts: the first evaluation of each run.
-        most: how many evaluations of each run to read; fewer where it is over before.
-
-    Raises:
-        StepsUnsupported: as `respond`.
-        ExportError: as `respond`.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        attempt(scheduler.set_timesteps, steps)
-        dice = _Dice.of(scheduler, steps, None)
+        dice = _Dice.of(scheduler, steps, eta)
         runs = [_observe(restarted(scheduler), start, most, dice) for start in starts]
     solved = iter(_solve_all([seen for run in runs for seen in run], scheduler))
     return [[next(solved) for _ in run] for run in runs]
@@ -183,12 +173,12 @@ class _Dice:
         return cls(generator, np.random.default_rng(0), options)
 
 
-def _observe(scheduler: Any, start: int, most: int, dice: _Dice) -> list[_Observation]:
+def _observe(scheduler: Any, start: int, most: int | None, dice: _Dice) -> list[_Observation]:
     """Returns up to ``most`` evaluations from number ``start`` on, of a scheduler whose timesteps are set."""
     begin(scheduler, start)
     kept = _kept(scheduler)
     observations = []
-    for timestep in scheduler.timesteps[start : start + most]:
+    for timestep in scheduler.timesteps[start:][:most]:
         before = tuple(place.name for place in kept)
         fed = _questions(len(kept), dice.questions)
         sample, output, _, *state = fed.clone().reshape(-1, *SHAPE)  # a scheduler may change what it is given
@@ -318,7 +308,7 @@ def _check_linear(scheduler: Any, answers: FloatArray, rows: FloatArray, inputs:
 
 
 def attempt(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Returns the scheduler's own code, whatever it raises."""
+    """Calls the scheduler's own code; whatever it raises, it does not support these steps."""
     try:
         return call(*args, **options)
     except Exception as error:

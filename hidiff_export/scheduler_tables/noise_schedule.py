@@ -292,11 +292,7 @@ def _hints(recipe: Recipe, schedule: NoiseSchedule) -> Iterator[str]:
 
 
 def _late_starts(recipe: Recipe, config: Mapping[str, Any], *, asked_about: bool) -> Iterator[str]:
-    """Runs of the default sampler that begin far from the timestep that is nearest to noise.
-
-    Args:
-        asked_about: whether it was said already what a distilled file wants, which need not be another spacing.
-    """
+    """Yields what to say of runs of the default sampler that begin far from pure noise, if that was not said before."""
     scheduler = build_scheduler(recipe.sampler[0].value, config)
     last = scheduler.config.num_train_timesteps - 1
     few = [steps for steps in recipe.steps if steps <= _FEW]
@@ -329,5 +325,5 @@ def _first_timestep(scheduler: Any, steps: int, last: int) -> float:
 
 
 def _shown(value: object) -> str:
-    """Returns as YAML has it."""
+    """Returns a value as YAML has it."""
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

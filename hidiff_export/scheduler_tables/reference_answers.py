@@ -122,14 +122,9 @@ def _ask_steps(
 def _ask_run(
     laid: Any, questions: torch.Tensor, start: int, *, eta: float | None, most: int | None = None, whole: bool = False
 ) -> _Answers:
-    """Returns the answers of up to ``most`` evaluations from number ``start`` on.
+    """Returns the answers of up to ``most`` evaluations from number ``start`` on; if ``whole``, noised ones too.
 
-    Args:
-        laid: the scheduler with its timesteps set; it is copied.
-        whole: whether to ask for the scaled and the noised sample too.
-
-    Raises:
-        StepsUnsupported: the scheduler raises, or gives numbers that are not finite.
+    Raises StepsUnsupported when the scheduler raises, or gives numbers that are not finite.
     """
     scheduler, answers = restarted(laid), _Answers()
     generator = torch.Generator()
