@@ -70,8 +70,7 @@ def find_checkpoint(source: str, component: Component) -> WeightFiles:
 
 
 def source_fingerprint(source: str, component: Component, hashes: dict[Path, str] | None = None) -> str:
-    """Returns what a source holds, as SHA-256 over its configuration and weight files; a fabricated one is its own
-    name.
+    """Returns what a source holds: SHA-256 of its configuration and weights, of a fabricated one its own name.
 
     Args:
         source: as for `find_checkpoint`.

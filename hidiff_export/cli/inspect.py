@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hidiff_export.cli.console import console as terminal
 from hidiff_export.cli.options import allow_links_option
 from hidiff_export.errors import BundleError, RecipeError
 from hidiff_runtime.format.codec import REBUILD, Fields, read_object
@@ -292,8 +293,6 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
         return
     from rich.markup import escape
     from rich.table import Table
-
-    from hidiff_export.cli.console import console as terminal
 
     console = terminal()
     guidance = "with guidance" if summary["guidance"] else "without guidance"
