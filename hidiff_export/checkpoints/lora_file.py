@@ -96,6 +96,12 @@ class LoraFile(NamedTuple):
         return f"{self.path.name}, {trainer_of(self.shapes, self.metadata)}{said}"
 
     @property
+    def peft_settings(self) -> Path | None:
+        """Where PEFT keeps the settings of a LoRA that it wrote itself; None for other writers."""
+        by_peft = any(name.startswith(PEFT_PREFIX) for name in self.shapes)
+        return self.path.parent / "adapter_config.json" if by_peft else None
+
+    @property
     def inversions(self) -> tuple[str, ...]:
         """The words that the packed textual inversions stand for."""
         matches = (_EMBEDDING.fullmatch(name) for name in self.embeddings)
