@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +59,18 @@ def open_weights(path: Path) -> SafetensorsFile:
         raise CheckpointError(error.summary, given=error.given, advice=error.advice) from error
 
 
-def refuse_quantized(names: Collection[str], dtypes: Mapping[str, str], where: str) -> None:
+def refuse_quantized(dtypes: Mapping[str, str], where: str) -> None:
     """Raises CheckpointError when the tensors of a network are quantized.
 
     Args:
-        names: of the network's tensors.
-        dtypes: their types, as safetensors names them.
+        dtypes: of the network's tensors by name, as safetensors names them.
         where: the file or folder.
     """
     for pattern, what in _QUANTIZED:
-        marks = [name for name in names if pattern.search(name)]
+        marks = [name for name in dtypes if pattern.search(name)]
         if marks:
             raise _quantized(f"in {what} form", f"{where}: {marks[0]}")
-    whole = [name for name in names if name.endswith(".weight") and dtypes[name].startswith(("I", "U"))]
+    whole = [name for name, dtype in dtypes.items() if name.endswith(".weight") and dtype.startswith(("I", "U"))]
     if whole:
         raise _quantized(f"to integers of {dtypes[whole[0]][1:]} bits", f"{where}: {whole[0]} is {dtypes[whole[0]]}")
 

@@ -115,10 +115,7 @@ def load_stored(component: Component, store: WeightStore, dtype: torch.dtype = t
 def _read(
     paths: Sequence[Path], component: Component, config: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """Returns the tensors of one or more files, mapped; of a whole original checkpoint, those of the network alone.
-
-    Beside them the lines that say what is left out.
-    """
+    """Returns the tensors that a network has in one or more files, mapped, and the lines that say what is left out."""
     with ExitStack() as stack:
         files = [stack.enter_context(open_weights(path)) for path in paths]
         holders: dict[str, SafetensorsFile] = {}
@@ -133,11 +130,10 @@ def _read(
         names = sort_names(component, tuple(holders), config)
         _refuse_adapters(component, names)
         types = {name: holders[name].info(name).dtype for name in names.own}
-        refuse_quantized(names.own, types, str(paths[0]))
-        own = set(names.own)
+        refuse_quantized(types, str(paths[0]))
         tensors: dict[str, torch.Tensor] = {}
         for file in files:
-            tensors.update(map_tensors(file, (name for name in file.names() if name in own)))
+            tensors.update(map_tensors(file, (name for name in file.names() if name in types)))
     return without_prefix(component, tensors), left_out_notices(component, names)
 
 

@@ -84,10 +84,7 @@ def under_library_names(
 def _with_unknown(
     converted: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Beside what diffusers converted, what it dropped without a word, under its own names.
-
-    diffusers hands on the very tensors, or views of them.
-    """
+    """Adds what diffusers dropped without a word, under its own names; it hands on the same memory."""
     kept = {tensor.data_ptr() for tensor in converted.values()}
     return {**converted, **{name: tensor for name, tensor in tensors.items() if tensor.data_ptr() not in kept}}
 

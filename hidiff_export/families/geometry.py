@@ -109,8 +109,7 @@ class UNetGeometry:
         Raises:
             InputError: the layout names a module that this UNet does not have.
         """
-        walk = _Walk(config, layout, phase.kind, latent_height, latent_width)
-        return walk.geometry()
+        return _Walk(config, layout, phase.kind, latent_height, latent_width).geometry()
 
     def size_of(self, name: str) -> tuple[int, int]:
         """Returns height and width of what the module ``name`` computes.
