@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,16 @@ _EMBEDDING = re.compile(r"bundle_emb\.(.+?)(?:\.string_to_param)?\.[^.]+")
 _BASE_MODEL = ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name")
 _QUOTED = 80
 """Longest text that is quoted from a header."""
+
+
+_NAMINGS = {
+    re.escape(PEFT_PREFIX): "under PEFT's names",
+    r"lycoris_": "under LyCORIS's names",
+    r"lora_(unet|te\d?|transformer|prior)_": "under kohya's names",
+    r".*\.lora_[AB]\.": "under diffusers' names",
+    r".*[._]lora(_linear_layer)?\.(down|up)\.": "under diffusers' names from before PEFT",
+}
+"""Whose names those of tensors are that begin like this."""
 
 
 class Factors(NamedTuple):
@@ -108,7 +118,7 @@ class LoraFile(NamedTuple):
         return tuple(dict.fromkeys(match[1] for match in matches if match))
 
 
-def trainer_of(names: Iterable[str], metadata: Mapping[str, str]) -> str:
+def trainer_of(names: Collection[str], metadata: Mapping[str, str]) -> str:
     """Returns who wrote a file, from its header, else how its tensors are named.
 
     Args:
@@ -116,21 +126,11 @@ def trainer_of(names: Iterable[str], metadata: Mapping[str, str]) -> str:
         metadata: of its header.
     """
     module = metadata.get("ss_network_module", "")
-    every = tuple(names)
     if any(key.startswith("ot_") for key in metadata):
         return "written by OneTrainer"
     if module.startswith("lycoris"):
         return "written by LyCORIS in kohya's trainer"
     if module:
         return "written by kohya's trainer"
-    if any(name.startswith(PEFT_PREFIX) for name in every):
-        return "under PEFT's names"
-    if any(name.startswith("lycoris_") for name in every):
-        return "under LyCORIS's names"
-    if any(re.match(r"lora_(unet|te\d?|transformer|prior)_", name) for name in every):
-        return "under kohya's names"
-    if any(re.search(r"\.lora_[AB]\.", name) for name in every):
-        return "under diffusers' names"
-    if any(re.search(r"[._]lora(_linear_layer)?\.(down|up)\.", name) for name in every):
-        return "under diffusers' names from before PEFT"
-    return "under dotted names of its own"
+    named = (how for pattern, how in _NAMINGS.items() if any(re.match(pattern, name) for name in names))
+    return next(named, "under dotted names of its own")
