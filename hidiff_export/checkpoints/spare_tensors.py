@@ -45,9 +45,6 @@ _PROJECTION = re.compile(r"(^|\.)text_projection(\.weight)?$")
 _RESBLOCK = re.compile(r"\.transformer\.resblocks\.(\d+)\.")
 
 
-_NOWHERE = ("belong to no network built here", "belongs to no network built here")
-
-
 class SortedNames(NamedTuple):
     """A file's tensors: those of the network, those of it that change no result, and those of nothing known."""
 
@@ -85,11 +82,14 @@ def sort_names(component: Component, names: Sequence[str], config: Mapping[str, 
 
 def left_out_notices(component: Component, names: SortedNames) -> tuple[str, ...]:
     """Returns one line for what is left out of a network, and one for what belongs to none, where there is any."""
-    told = ((names.left_out, "change no result", "changes no result"), (names.stray, *_NOWHERE))
+    groups = (
+        (names.left_out, "change no result", "changes no result"),
+        (names.stray, "belong to no network built here", "belongs to no network built here"),
+    )
     return tuple(
         f"{component.value}: {len(group)} {f'tensors that {many} are' if len(group) > 1 else f'tensor that {one} is'} "
         f"left out: {listed(sorted(group))}"
-        for group, many, one in told
+        for group, many, one in groups
         if group
     )
 

@@ -209,11 +209,9 @@ class _Reader:
 
 
 def _shown(node: yaml.Node) -> str:
-    return (
-        str(node.value)
-        if isinstance(node, yaml.ScalarNode)
-        else f"a {type(node).__name__.removesuffix('Node').lower()}"
-    )
+    if isinstance(node, yaml.ScalarNode):
+        return str(node.value)
+    return f"a {type(node).__name__.removesuffix('Node').lower()}"
 
 
 def _plain(value: Any) -> Any:
