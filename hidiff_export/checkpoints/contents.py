@@ -1,12 +1,10 @@
-"""What tensors are by their names and shapes, in the field's own words: a LoRA, a VAE alone, another model's UNet."""
+"""What tensors are by their names, in the field's own words: a LoRA, a VAE alone, another model's UNet."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
-
-from hidiff_export.checkpoints.state_dict import Shapes
 
 UNET_PREFIX = "model.diffusion_model."
 CONTROL_PREFIX = "control_model."
@@ -120,49 +118,6 @@ def changing_kind(names: Collection[str]) -> TensorKind | None:
 def added_kind(name: str) -> TensorKind | None:
     """Returns what a tensor belongs to that is none of a network's own: an adapter of one kind or another, or None."""
     return _first_match({**_ADDED, **_CONTROLS}, (name,))
-
-
-def other_unet(shapes: Shapes) -> TensorKind | None:
-    """Returns which UNet of another architecture this is, by what only that one has; None if it is unknown."""
-    names = tuple(shapes)
-    first = next((shapes[name] for name in _FIRST if name in shapes), ())
-    keys = next((shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), ())
-    if any(part in name for name in names for part in ("time_stack", "temporal_")):
-        return TensorKind("a video UNet, such as Stable Video Diffusion's", _SUPPORTED)
-    if any(name.startswith("add_embedding.image_") for name in names):
-        return TensorKind("a Kandinsky UNet", _SUPPORTED)
-    if any(".add_k_proj." in name for name in names):
-        return TensorKind("a DeepFloyd IF UNet", _SUPPORTED)
-    if first[:1] == (384,) and keys[-1:] == (1280,):
-        return TensorKind("SDXL's refiner", "Give SDXL's base model: the refiner is another UNet, which is not built.")
-    if first[1:2] == (7,):
-        return TensorKind("the UNet of Stable Diffusion's x4 upscaler", _SUPPORTED)
-    return None
-
-
-def input_channels(channels: int) -> str:
-    """Returns what a UNet with so many input channels is for."""
-    return _CHANNELS.get(channels, "of a kind not known here")
-
-
-_CHANNELS = {
-    4: "not an inpainting one",
-    5: "one that takes a depth map",
-    7: "an upscaler",
-    8: "InstructPix2Pix's or another that takes a picture beside the latents",
-    9: "an inpainting one",
-}
-
-
-def describe_extras(names: Iterable[str]) -> str:
-    """Returns tensors that a network has no place for, grouped by what they belong to."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        kind = added_kind(name)
-        groups.setdefault(kind.what if kind else "", []).append(name)
-    return "; ".join(
-        f"{len(group)} {'of ' + what if what else 'unknown'}: {listed(group)}" for what, group in groups.items()
-    )
 
 
 def listed(items: Iterable[str], limit: int = 4) -> str:
