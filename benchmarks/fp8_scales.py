@@ -22,7 +22,7 @@ import onnxruntime as ort
 import torch
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import build_unet
+from hidiff_export.checkpoints.load import build
 from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
 from hidiff_export.families.family import Family, Task, Width, unet_config
@@ -70,7 +70,13 @@ class Network:
         }
         store = WeightStore.write(tensors, folder / "weights.safetensors", Precision.FLOAT16)
         self.reference, half = (
-            PhaseUNet(build_unet(config, store.state_dict(), kind), LAYOUT, Phase(PhaseKind.WINDOWED), LATENTS, LATENTS)
+            PhaseUNet(
+                build(Component.UNET, config, store.state_dict(), kind),
+                LAYOUT,
+                Phase(PhaseKind.WINDOWED),
+                LATENTS,
+                LATENTS,
+            )
             for kind in (torch.float32, PRECISIONS[Precision.FLOAT16][1])
         )
         self.half, self.fp8 = folder / "half.onnx", folder / "fp8.onnx"

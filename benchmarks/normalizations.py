@@ -18,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks.normalization_sums import ELEMENTS, MEANS, TYPES, sums_db
-from hidiff_export.checkpoints.load import build_unet, load_unet
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.load import build, load
 from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
 from hidiff_export.engines.protocol import PortableGraph
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
@@ -62,9 +63,9 @@ def export(folder: Path, family: Family, width: Width) -> GraphRecord:
     """The windowed phase's portable graph, and the same with casts beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     latents = 128 if width is Width.FULL else 16
-    checkpoint = load_unet("random:0", family, Task.TEXT_TO_IMAGE, width)
+    checkpoint = load(Component.UNET, "random:0", family, Task.TEXT_TO_IMAGE, width)
     store = WeightStore.write(checkpoint.state_dict, folder / "weights.safetensors", Precision.FLOAT16)
-    unet = build_unet(checkpoint.config, store.state_dict(), PRECISIONS[Precision.FLOAT16][1])
+    unet = build(Component.UNET, checkpoint.config, store.state_dict(), PRECISIONS[Precision.FLOAT16][1])
     module = PhaseUNet(unet, Layout.of(family), Phase(PhaseKind.WINDOWED), latents, latents)
     write_graph(module, 2, store, folder / "phase.onnx")
     wrapped = ir.load(folder / "phase.onnx")

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from benchmarks.gpu.cases import Step, extreme
-from hidiff_export.checkpoints.load import build_unet, load_unet
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.load import build, load
 from hidiff_export.checkpoints.state_dict import LazyStateDict, shapes_of
 from hidiff_export.checkpoints.weight_store import PRECISIONS
 from hidiff_export.modules.phase_unet import PhaseUNet, structural_copy
@@ -25,11 +26,11 @@ EAGER, COMPILED, PUBLISHED, STOCK = "eager PhaseUNet", "compiled PhaseUNet", "ea
 
 def unet_of(recipe: Recipe, device: str, dtype: torch.dtype | None = None) -> Any:
     """The recipe's UNet on a device, its weights rounded to the recipe's precision and then of ``dtype``, if given."""
-    config, tensors, _ = load_unet(recipe.source, recipe.family, recipe.task, recipe.unet_width)
+    config, tensors, _ = load(Component.UNET, recipe.source, recipe.family, recipe.task, recipe.unet_width)
     _, stored = PRECISIONS[recipe.precision]
     dtype = dtype or stored
     rounded = LazyStateDict(shapes_of(tensors), lambda name: tensors[name].to(stored).to(device, dtype))
-    return build_unet(config, rounded, dtype)
+    return build(Component.UNET, config, rounded, dtype)
 
 
 def phase_unet(unet: Any, recipe: Recipe, step: Step, device: str) -> PhaseUNet:

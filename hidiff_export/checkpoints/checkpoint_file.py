@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,8 @@ def open_weights(path: Path) -> SafetensorsFile:
     Raises:
         CheckpointError: it is missing, cut short, quantized, or something else altogether, which the message names.
     """
-    start = _read_start(path)
-    if start.startswith(_LFS):
-        raise lfs_pointer(path)
-    if wrong := _wrong_content(path, start):
+    refuse_lfs_pointer(path)
+    if wrong := _wrong_content(path, _read_start(path)):
         raise wrong
     try:
         return SafetensorsFile.open(path, CHECKPOINT_HEADER_LIMIT)
@@ -61,35 +59,30 @@ def open_weights(path: Path) -> SafetensorsFile:
         raise CheckpointError(error.summary, given=error.given, advice=error.advice) from error
 
 
-def refuse_quantized(names: Collection[str], dtypes: Mapping[str, str], where: str) -> None:
+def refuse_quantized(dtypes: Mapping[str, str], where: str) -> None:
     """Raises CheckpointError when the tensors of a network are quantized.
 
     Args:
-        names: of the network's tensors.
-        dtypes: their types, as safetensors names them.
+        dtypes: of the network's tensors by name, as safetensors names them.
         where: the file or folder.
     """
     for pattern, what in _QUANTIZED:
-        marks = [name for name in names if pattern.search(name)]
+        marks = [name for name in dtypes if pattern.search(name)]
         if marks:
             raise _quantized(f"in {what} form", f"{where}: {marks[0]}")
-    whole = [name for name in names if name.endswith(".weight") and dtypes[name].startswith(("I", "U"))]
+    whole = [name for name, dtype in dtypes.items() if name.endswith(".weight") and dtype.startswith(("I", "U"))]
     if whole:
         raise _quantized(f"to integers of {dtypes[whole[0]][1:]} bits", f"{where}: {whole[0]} is {dtypes[whole[0]]}")
 
 
-def is_lfs_pointer(path: Path) -> bool:
-    """Returns whether a file is the few lines that Git LFS leaves in the place of one that was not fetched."""
-    return _read_start(path).startswith(_LFS)
-
-
-def lfs_pointer(path: Path) -> CheckpointError:
-    """Returns what is said of a Git LFS pointer."""
-    return CheckpointError(
-        "A file of the checkpoint is a Git LFS pointer, not the file itself.",
-        given=path,
-        advice="Run `git lfs install` and `git lfs pull` in the folder that was cloned.",
-    )
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises CheckpointError for the few lines that Git LFS leaves in the place of a file that was not fetched."""
+    if _read_start(path).startswith(_LFS):
+        raise CheckpointError(
+            "A file of the checkpoint is a Git LFS pointer, not the file itself.",
+            given=path,
+            advice="Run `git lfs install` and `git lfs pull` in the folder that was cloned.",
+        )
 
 
 def no_checkpoint(path: Path) -> CheckpointError:

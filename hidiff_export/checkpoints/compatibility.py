@@ -8,18 +8,7 @@ from functools import cache
 from typing import Any
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.contents import (
-    CONTROLNET,
-    LORA,
-    UNET,
-    TensorKind,
-    added_kind,
-    describe_extras,
-    input_channels,
-    kind_of,
-    listed,
-    other_unet,
-)
+from hidiff_export.checkpoints.contents import CONTROLNET, LORA, UNET, TensorKind, added_kind, kind_of, listed
 from hidiff_export.checkpoints.state_dict import Shapes
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families.family import Family, Task, Width
@@ -58,6 +47,15 @@ _CLASSES = {
     "BertModel": "a BERT text encoder",
 }
 """What classes of diffusers and transformers are that lie where a network is looked for."""
+
+_CHANNELS = {
+    4: "not an inpainting one",
+    5: "one that takes a depth map",
+    7: "an upscaler",
+    8: "InstructPix2Pix's or another that takes a picture beside the latents",
+    9: "an inpainting one",
+}
+"""What a UNet with so many input channels is for."""
 
 _MASKED = "use_attention_mask"
 _OBEYED_BY_PIPELINES = {
@@ -117,9 +115,10 @@ def check_family(component: Component, family: Family, task: Task, width: Width,
         raise _another_family(component, family, task, width, shapes)
     first, wanted = _conv_in(shapes), component.config(family, task, width)["in_channels"]
     if first is not None and first[1] != wanted:
+        use = _CHANNELS.get(first[1], "of a kind not known here")
         raise CheckpointError(
             f"The checkpoint does not serve the task {task.value}.",
-            given=f"{first[1]} input channels, {wanted} wanted: it is {input_channels(first[1])}",
+            given=f"{first[1]} input channels, {wanted} wanted: it is {use}",
             advice=_TASK if first[1] in (4, 9) else _SUPPORTED,
         )
 
@@ -136,7 +135,7 @@ def _another_kind(component: Component, kind: TensorKind | None, shapes: Shapes)
 def _another_family(component: Component, family: Family, task: Task, width: Width, shapes: Shapes) -> CheckpointError:
     found = _Traits.of(shapes)
     likely = found and _families_like(component, task, found)
-    other = other_unet(shapes) if component is Component.UNET else None
+    other = _other_unet(shapes) if component is Component.UNET else None
     what = f"is {other.what}" if other else f"looks like {likely}" if likely else "is of no family known here"
     smaller = " and fewer attention blocks than the published ones" if found is None else ""
     return CheckpointError(
@@ -144,6 +143,23 @@ def _another_family(component: Component, family: Family, task: Task, width: Wid
         given=str(found) if found else f"{len(shapes)} tensors{smaller}",
         advice=other.advice if other else _FAMILY,
     )
+
+
+def _other_unet(shapes: Shapes) -> TensorKind | None:
+    """Returns which UNet of another architecture this is, by what only that one has; None if it is unknown."""
+    first = _conv_in(shapes) or ()
+    keys = next((shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), ())
+    if any(part in name for name in shapes for part in ("time_stack", "temporal_")):
+        return TensorKind("a video UNet, such as Stable Video Diffusion's", _SUPPORTED)
+    if any(name.startswith("add_embedding.image_") for name in shapes):
+        return TensorKind("a Kandinsky UNet", _SUPPORTED)
+    if any(".add_k_proj." in name for name in shapes):
+        return TensorKind("a DeepFloyd IF UNet", _SUPPORTED)
+    if first[:1] == (384,) and keys[-1:] == (1280,):
+        return TensorKind("SDXL's refiner", "Give SDXL's base model: the refiner is another UNet, which is not built.")
+    if first[1:2] == (7,):
+        return TensorKind("the UNet of Stable Diffusion's x4 upscaler", _SUPPORTED)
+    return None
 
 
 def check_class(component: Component, config: Mapping[str, Any]) -> None:
@@ -204,7 +220,7 @@ def check_shapes(component: Component, config: Mapping[str, Any], shapes: Shapes
     if missing:
         problems.append(f"{len(missing)} missing: {listed(missing)}")
     if extra:
-        problems.append(describe_extras(extra))
+        problems.append(_extras(extra))
     if differing:
         detail = [f"{name} {list(shapes[name])} for {list(wanted[name])}" for name in differing]
         problems.append(f"{len(differing)} of another shape: {listed(detail)}")
@@ -221,6 +237,17 @@ def check_shapes(component: Component, config: Mapping[str, Any], shapes: Shapes
         f"The checkpoint's tensors are not those of its {component.class_name}.",
         given="; ".join(problems),
         advice=advice,
+    )
+
+
+def _extras(names: list[str]) -> str:
+    """Returns tensors that a network has no place for, grouped by what they belong to."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        kind = added_kind(name)
+        groups.setdefault(kind.what if kind else "", []).append(name)
+    return "; ".join(
+        f"{len(group)} {'of ' + what if what else 'unknown'}: {listed(group)}" for what, group in groups.items()
     )
 
 

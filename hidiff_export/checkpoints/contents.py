@@ -1,14 +1,11 @@
-"""What tensors are by their names and shapes, in the field's own words: a LoRA, a VAE alone, another model's UNet."""
+"""What tensors are by their names, in the field's own words: a LoRA, a VAE alone, another model's UNet."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from hidiff_export.checkpoints.state_dict import Shapes
-
-_SHOWN = 4
 UNET_PREFIX = "model.diffusion_model."
 CONTROL_PREFIX = "control_model."
 """What whole checkpoints put before the names of a UNet and of a ControlNet."""
@@ -39,65 +36,57 @@ VAE = TensorKind("a VAE alone", _WHOLE)
 TEXT_ENCODER = TensorKind("a text encoder alone", _WHOLE)
 
 _CONTROL_LORA = TensorKind("a Control-LoRA, a ControlNet kept as low-rank changes of a UNet", _FULL_CONTROLNET)
-_LLLITE = TensorKind("a ControlNet-LLLite", _FULL_CONTROLNET)
 _DIFFERENCE = TensorKind(
     "a difference ControlNet, whose weights are to be added to those of the UNet it was made from", _FULL_CONTROLNET
 )
 _UNION = TensorKind("a union ControlNet, which takes several kinds of control", _FULL_CONTROLNET)
-_XS = TensorKind("a ControlNet-XS", _FULL_CONTROLNET)
 _HALF = TensorKind("the down half of a UNet, without the layers that a ControlNet adds", _FULL_CONTROLNET)
-_T2I = TensorKind("a T2I-Adapter", _FULL_CONTROLNET)
 _TRANSFORMER_CONTROLNET = TensorKind("a ControlNet for a transformer such as Flux or SD3", _FULL_CONTROLNET)
 
-_Rows = tuple[tuple[re.Pattern[str], TensorKind], ...]
+_ADAPTERS = {
+    r"^lora_controlnet$": _CONTROL_LORA,
+    r"^lllite_": TensorKind("a ControlNet-LLLite", _FULL_CONTROLNET),
+    r"^difference$": _DIFFERENCE,
+    r"ip_adapter|^image_proj|to_[kv]_ip\b|^encoder_hid_proj": TensorKind("an IP-Adapter", _PLAIN),
+    r"(^|[._])lora[._]|lora_(A|B|up|down)\b|hada_w\d|lokr_w\d|dora_scale|\.oft_": LORA,
+    r"motion_modules?\.|temporal_transformer\.": TensorKind("an AnimateDiff motion module", _PLAIN),
+    r"^position_net\.|\.fuser\.": TensorKind("GLIGEN's layers", _PLAIN),
+    r"^time_embed(ding)?\.cond_proj\.": TensorKind("an LCM's guidance embedding", _LCM),
+}
+"""What changes a UNet's weights, beside its own tensors or in a file of its own. The first that matches counts."""
 
-_ADDED: _Rows = (
-    (re.compile(r"^lora_controlnet$"), _CONTROL_LORA),
-    (re.compile(r"^lllite_"), _LLLITE),
-    (re.compile(r"^difference$"), _DIFFERENCE),
-    (re.compile(r"ip_adapter|^image_proj|to_[kv]_ip\b|^encoder_hid_proj"), TensorKind("an IP-Adapter", _PLAIN)),
-    (re.compile(r"(^|[._])lora[._]|lora_(A|B|up|down)\b|hada_w\d|lokr_w\d|dora_scale|\.oft_"), LORA),
-    (re.compile(r"motion_modules?\.|temporal_transformer\."), TensorKind("an AnimateDiff motion module", _PLAIN)),
-    (re.compile(r"^position_net\.|\.fuser\."), TensorKind("GLIGEN's layers", _PLAIN)),
-    (re.compile(r"^time_embed(ding)?\.cond_proj\."), TensorKind("an LCM's guidance embedding", _LCM)),
-    (
-        re.compile(r"^emb_params$|^string_to_param|^clip_[lg]$|^<[^>]+>$|^bundle_emb\."),
-        TensorKind("a textual inversion", "Write the words into the prompt; embeddings are not taken."),
+_ADDED = {
+    **_ADAPTERS,
+    r"^emb_params$|^string_to_param|^clip_[lg]$|^<[^>]+>$|^bundle_emb\.": TensorKind(
+        "a textual inversion", "Write the words into the prompt; embeddings are not taken."
     ),
-)
-"""What people add to a UNet, beside its own tensors or in a file of its own. The first that matches counts."""
+}
+"""What people add to a UNet, textual inversions included."""
 
-_CONTROLS: _Rows = (
-    (re.compile(r"^(task_embedding$|control_add_embedding\.|transformer_layes\.)"), _UNION),
-    (re.compile(r"ctrl_to_base|control_to_base|^enc_zero_convs_out\."), _XS),
-    (re.compile(r"^(controlnet_x_embedder|controlnet_mode_embedder|controlnet_blocks)\."), _TRANSFORMER_CONTROLNET),
-    (re.compile(r"^(controlnet_cond_embedding|input_hint_block|zero_convs|controlnet_down_blocks)\."), CONTROLNET),
-    (re.compile(r"^adapter\.|^body\.\d+\.(in_conv|resnets|block\d|body|down_opt)\b"), _T2I),
-)
+_CONTROLS = {
+    r"^(task_embedding$|control_add_embedding\.|transformer_layes\.)": _UNION,
+    r"ctrl_to_base|control_to_base|^enc_zero_convs_out\.": TensorKind("a ControlNet-XS", _FULL_CONTROLNET),
+    r"^(controlnet_x_embedder|controlnet_mode_embedder|controlnet_blocks)\.": _TRANSFORMER_CONTROLNET,
+    r"^(controlnet_cond_embedding|input_hint_block|zero_convs|controlnet_down_blocks)\.": CONTROLNET,
+    r"^adapter\.|^body\.\d+\.(in_conv|resnets|block\d|body|down_opt)\b": TensorKind("a T2I-Adapter", _FULL_CONTROLNET),
+}
 
-_OTHER_MODELS: _Rows = (
-    (re.compile(r"^joint_transformer_blocks\."), TensorKind("an AuraFlow transformer", _SUPPORTED)),
-    (re.compile(r"^distilled_guidance_layer\."), TensorKind("a Chroma transformer", _SUPPORTED)),
-    (
-        re.compile(r"^double_blocks\.\d|^single_transformer_blocks\."),
-        TensorKind("a Flux transformer, or one of its kind", _SUPPORTED),
+_OTHER_MODELS = {
+    r"^joint_transformer_blocks\.": TensorKind("an AuraFlow transformer", _SUPPORTED),
+    r"^distilled_guidance_layer\.": TensorKind("a Chroma transformer", _SUPPORTED),
+    r"^double_blocks\.\d|^single_transformer_blocks\.": TensorKind(
+        "a Flux transformer, or one of its kind", _SUPPORTED
     ),
-    (re.compile(r"^joint_blocks\.\d|norm1_context\b"), TensorKind("a Stable Diffusion 3 transformer", _SUPPORTED)),
-    (
-        re.compile(r"clip_txt(_pooled)?_mapper|effnet_mapper|\.channelwise\."),
-        TensorKind("a Stable Cascade UNet", _SUPPORTED),
-    ),
-    (re.compile(r"adaln_single|^y_embedder\."), TensorKind("a PixArt transformer", _SUPPORTED)),
-    (
-        re.compile(r"^(transformer_)?blocks\.\d|^layers\.\d+\.(attention|adaLN)"),
-        TensorKind("a transformer", _SUPPORTED),
-    ),
-    (re.compile(r"^encoder\.block\.\d+\.layer\.|^shared\.weight$"), TensorKind("a T5 text encoder", _SUPPORTED)),
-    (re.compile(r"token_embedding\.weight$|text_model\.encoder\."), TEXT_ENCODER),
-    (re.compile(r"^(encoder|decoder)\.layers\.\d|^taesd"), TensorKind("a tiny VAE (TAESD)", _WHOLE)),
-    (re.compile(r"(^|\.)(post_)?quant_conv\.|^(encoder|decoder)\.(conv_in|mid)"), VAE),
-    (re.compile(r"\.rdb\d\.|RRDB_trunk|\.RDB\d\."), TensorKind("an upscaler of pictures (ESRGAN)", _SUPPORTED)),
-)
+    r"^joint_blocks\.\d|norm1_context\b": TensorKind("a Stable Diffusion 3 transformer", _SUPPORTED),
+    r"clip_txt(_pooled)?_mapper|effnet_mapper|\.channelwise\.": TensorKind("a Stable Cascade UNet", _SUPPORTED),
+    r"adaln_single|^y_embedder\.": TensorKind("a PixArt transformer", _SUPPORTED),
+    r"^(transformer_)?blocks\.\d|^layers\.\d+\.(attention|adaLN)": TensorKind("a transformer", _SUPPORTED),
+    r"^encoder\.block\.\d+\.layer\.|^shared\.weight$": TensorKind("a T5 text encoder", _SUPPORTED),
+    r"token_embedding\.weight$|text_model\.encoder\.": TEXT_ENCODER,
+    r"^(encoder|decoder)\.layers\.\d|^taesd": TensorKind("a tiny VAE (TAESD)", _WHOLE),
+    r"(^|\.)(post_)?quant_conv\.|^(encoder|decoder)\.(conv_in|mid)": VAE,
+    r"\.rdb\d\.|RRDB_trunk|\.RDB\d\.": TensorKind("an upscaler of pictures (ESRGAN)", _SUPPORTED),
+}
 
 _FIRST = ("conv_in.weight", "input_blocks.0.0.weight")
 _DOWNWARD = ("down_blocks.", "input_blocks.1.")
@@ -122,68 +111,21 @@ def kind_of(names: Collection[str]) -> TensorKind | None:
 
 
 def changing_kind(names: Collection[str]) -> TensorKind | None:
-    """Returns which adapter is among tensors that a checkpoint's network has no place for; None where none changes
-    weights.
-    """
-    return _first_match(_ADDED[:-1], names)
+    """Returns which adapter is among tensors that a network has no place for; None where none changes weights."""
+    return _first_match(_ADAPTERS, names)
 
 
 def added_kind(name: str) -> TensorKind | None:
     """Returns what a tensor belongs to that is none of a network's own: an adapter of one kind or another, or None."""
-    return _first_match((*_ADDED, *_CONTROLS), (name,))
+    return _first_match({**_ADDED, **_CONTROLS}, (name,))
 
 
-def other_unet(shapes: Shapes) -> TensorKind | None:
-    """Returns which published UNet of another architecture this is, by what only that one has; None if it is
-    unknown.
-    """
-    names = tuple(shapes)
-    first = next((shapes[name] for name in _FIRST if name in shapes), ())
-    keys = next((shape for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), ())
-    if any(part in name for name in names for part in ("time_stack", "temporal_")):
-        return TensorKind("a video UNet, such as Stable Video Diffusion's", _SUPPORTED)
-    if any(name.startswith("add_embedding.image_") for name in names):
-        return TensorKind("a Kandinsky UNet", _SUPPORTED)
-    if any(".add_k_proj." in name for name in names):
-        return TensorKind("a DeepFloyd IF UNet", _SUPPORTED)
-    if first[:1] == (384,) and keys[-1:] == (1280,):
-        return TensorKind("SDXL's refiner", "Give SDXL's base model: the refiner is another UNet, which is not built.")
-    if first[1:2] == (7,):
-        return TensorKind("the UNet of Stable Diffusion's x4 upscaler", _SUPPORTED)
-    return None
-
-
-def input_channels(channels: int) -> str:
-    """Returns what a UNet with so many input channels is for."""
-    return _CHANNELS.get(channels, "of a kind not known here")
-
-
-_CHANNELS = {
-    4: "not an inpainting one",
-    5: "one that takes a depth map",
-    7: "an upscaler",
-    8: "InstructPix2Pix's or another that takes a picture beside the latents",
-    9: "an inpainting one",
-}
-
-
-def describe_extras(names: Iterable[str]) -> str:
-    """Returns tensors that a network has no place for, grouped by what they belong to."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        kind = added_kind(name)
-        groups.setdefault(kind.what if kind else "", []).append(name)
-    return "; ".join(
-        f"{len(group)} {'of ' + what if what else 'unknown'}: {listed(group)}" for what, group in groups.items()
-    )
-
-
-def listed(items: Iterable[str]) -> str:
+def listed(items: Iterable[str], limit: int = 4) -> str:
     """Returns the first few of a list, and how many more there are."""
     shown = list(items)
-    rest = len(shown) - _SHOWN
-    return ", ".join(shown[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(shown) - limit
+    return ", ".join(shown[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _first_match(rows: _Rows, names: Collection[str]) -> TensorKind | None:
-    return next((kind for pattern, kind in rows if any(pattern.search(name) for name in names)), None)
+def _first_match(kinds: Mapping[str, TensorKind], names: Collection[str]) -> TensorKind | None:
+    return next((kind for pattern, kind in kinds.items() if any(re.search(pattern, name) for name in names)), None)

@@ -1,4 +1,4 @@
-"""What a safetensors file says of itself: what its UNet predicts, and on which noise schedule it was trained.
+"""What a safetensors file says of itself: what its UNet predicts, its noise schedule, and that it is for few steps.
 
 Files say it in two places. Marker tensors lie beside the weights: ComfyUI and the trainers after it write ``v_pred``,
 ``ztsnr`` and ``edm_vpred.sigma_max``. The header has text: ``modelspec.*`` (Stability AI's model specification, with
@@ -7,6 +7,7 @@ ComfyUI's ``predict_key``) and ``ss_*`` (kohya's sd-scripts).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,9 @@ _PREDICTION_LINES = ("modelspec.prediction_type", "modelspec.predict_key", "pred
 """Lines of a header that name the prediction."""
 
 _FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_VELOCITY_FLAGS = {text: _VELOCITY if flag else _EPSILON for text, flag in _FLAGS.items()}
+_BASES = dict.fromkeys(("sd_v2_v", "sd_2_v"), _VELOCITY)
+"""kohya's names of SD2 with v-parameterization; without it the names are given to epsilon and to others alike."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +148,7 @@ def _markers(names: Set[str]) -> list[Statement]:
 
 
 def _buffers(file: SafetensorsFile) -> list[Statement]:
-    """Returns the training schedule itself, which whole checkpoints hold as a buffer; it says no more than where it
-    ends.
-    """
+    """Returns what the training schedule says, which whole checkpoints hold as a buffer: no more than where it ends."""
     name = "alphas_cumprod"
     last = _last(file, name) if name in file.names() else None
     if last is None or last >= _NO_PICTURE:
@@ -161,9 +163,7 @@ def _last(file: SafetensorsFile, name: str) -> float | None:
 
 
 def _header(metadata: Mapping[str, str]) -> list[Statement]:
-    """Returns what the header says; a value that is no word for anything is passed over, as trainers write empty
-    ones.
-    """
+    """Returns what the header says; unknown values are passed over, as trainers write empty ones."""
     found = []
     for key, (says, read) in _LINES.items():
         value = read(metadata[key].strip().lower()) if key in metadata else None
@@ -179,28 +179,83 @@ def _unread(metadata: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"{key}: {word[:60]}" for key, word in words.items() if word.lower() not in known)
 
 
-def _velocity_flag(text: str) -> str | None:
-    flag = _FLAGS.get(text)
-    return None if flag is None else _VELOCITY if flag else _EPSILON
-
-
 def _of_architecture(text: str) -> str | None:
     """Stability AI's names end in what SD2's larger model predicts; no other architecture's name says it."""
     return {"stable-diffusion-v2-768-v": _VELOCITY, "stable-diffusion-v2-512": _EPSILON}.get(text.split("/")[0])
 
 
-def _of_base(text: str) -> str | None:
-    """kohya's name of SD2 with v-parameterization; without it the name is given to epsilon and to others alike."""
-    return _VELOCITY if text in ("sd_v2_v", "sd_2_v") else None
-
-
 _LINES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     **dict.fromkeys(_PREDICTION_LINES, (PREDICTION, _PREDICTIONS.get)),
     "modelspec.architecture": (PREDICTION, _of_architecture),
-    "ss_v_parameterization": (PREDICTION, _velocity_flag),
-    "ss_v_prediction": (PREDICTION, _velocity_flag),
-    "ss_base_model_version": (PREDICTION, _of_base),
+    "ss_v_parameterization": (PREDICTION, _VELOCITY_FLAGS.get),
+    "ss_v_prediction": (PREDICTION, _VELOCITY_FLAGS.get),
+    "ss_base_model_version": (PREDICTION, _BASES.get),
     "ss_zero_terminal_snr": (ZERO_SNR, _FLAGS.get),
     "modelspec.zero_terminal_snr": (ZERO_SNR, _FLAGS.get),
 }
 """What each line of a header speaks of, and how it is read."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A way of distilling for a few steps, and how its checkpoints are drawn.
+
+    They were trained on few timesteps, the first of which is the last training timestep; with the leading spacing that
+    most checkpoints come with, a run of 4 steps would begin at timestep 751 instead of 999.
+
+    Args:
+        name: as its authors call it.
+        pattern: by which names and descriptions are recognized.
+        spacing: of the timesteps, None where the samplers have their own.
+        samplers: that its authors draw with.
+    """
+
+    name: str
+    pattern: str
+    spacing: str | None
+    samplers: tuple[str, ...]
+
+
+DISTILLATIONS = (
+    Distillation("SDXL-Lightning", r"lightning", "trailing", ("euler",)),
+    Distillation("Hyper-SD", r"hyper[-_ ]?(sd|xl)", "trailing", ("ddim", "tcd", "euler")),
+    Distillation("DMD2", r"(?<![a-z])dmd2?(?![a-z])", "trailing", ("lcm", "euler")),
+    Distillation("Turbo", r"turbo", "trailing", ("euler_ancestral", "euler")),
+    Distillation("LCM", r"(?<![a-z])lcm(?![a-z])", None, ("lcm",)),
+    Distillation("TCD", r"(?<![a-z])tcd(?![a-z])", None, ("tcd",)),
+)
+"""Papers: arXiv 2402.13929, 2404.13686, 2405.14867, 2311.17042, 2310.04378, 2402.19159."""
+
+_STEPS = re.compile(r"(?<!\d)(\d{1,2})[-_ ]?steps?(?![a-z])")
+
+
+@dataclass(frozen=True)
+class FewStep:
+    """What a name or a header says of a distilled file.
+
+    Args:
+        distillation: by which it was made.
+        steps: how many steps it is for; None where it does not say.
+        where: it is said.
+    """
+
+    distillation: Distillation
+    steps: int | None
+    where: str
+
+
+def recognize(name: str, texts: Mapping[str, str]) -> FewStep | None:
+    """Recognizes a distilled checkpoint or LoRA; None where nothing speaks of one.
+
+    Args:
+        name: of the file, or the hub's id.
+        texts: of the header, by key, as `Declarations` has them.
+    """
+    lines = {"its name": name, **{f"{key}: {text[:60]}": text for key, text in texts.items()}}
+    for where, text in lines.items():
+        lowered = text.lower()
+        for distillation in DISTILLATIONS:
+            if re.search(distillation.pattern, lowered):
+                steps = _STEPS.search(lowered)
+                return FewStep(distillation, int(steps[1]) if steps else None, where)
+    return None

@@ -67,8 +67,8 @@ def load(component: Component, source: str, family: Family, task: Task, width: W
         return Checkpoint(expected, synthesize(component, expected, seed))
     files = find_checkpoint(source, component)
     if component is Component.CONTROLNET and files.config is None:
-        _refuse_pooling(files.weights[0])
-    tensors, notices = _read(files.weights, component, expected)
+        _refuse_pooling(files.paths[0])
+    tensors, notices = _read(files.paths, component, expected)
     if component in (Component.UNET, Component.CONTROLNET):
         check_family(component, family, task, width, shapes_of(tensors))
     config = expected
@@ -80,35 +80,18 @@ def load(component: Component, source: str, family: Family, task: Task, width: W
     return Checkpoint(config, tensors, (*files.notices, *notices))
 
 
-def load_unet(source: str, family: Family, task: Task, width: Width = Width.FULL) -> Checkpoint:
-    """Returns the UNet of a checkpoint; see `load`."""
-    return load(Component.UNET, source, family, task, width)
-
-
-def load_controlnet(source: str, family: Family, width: Width = Width.FULL) -> Checkpoint:
-    """Returns the ControlNet of a checkpoint; see `load`."""
-    return load(Component.CONTROLNET, source, family, Task.CONTROLNET, width)
-
-
-def build_unet(
-    config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32
-) -> Any:
-    """Returns a diffusers ``UNet2DConditionModel`` in evaluation mode that holds the given tensors themselves.
-
-    Tensors that are of ``dtype`` already are not copied: parameters of a mapped state dict stay mapped.
-
-    Raises CheckpointError when the tensors are not those of the configuration.
-    """
-    return build(Component.UNET, config, state_dict, dtype)
-
-
 def build(
     component: Component,
     config: Mapping[str, Any],
     state_dict: Mapping[str, torch.Tensor],
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Returns a network of its library's own class, as `build_unet` makes a UNet."""
+    """Returns a network of its library's own class, in evaluation mode, that holds the given tensors themselves.
+
+    Tensors that are of ``dtype`` already are not copied: parameters of a mapped state dict stay mapped.
+
+    Raises CheckpointError when the tensors are not those of the configuration.
+    """
     check_shapes(component, config, shapes_of(state_dict))
     network = component.empty(config)
     cast = {name: tensor.to(dtype) for name, tensor in state_dict.items()}
@@ -124,7 +107,7 @@ def build(
 def load_stored(component: Component, store: WeightStore, dtype: torch.dtype = torch.float32) -> Any:
     """Returns a network of a bundle over the weights that it stores, mapped where they are of ``dtype``.
 
-    Raises BundleError for a configuration that cannot be read, and what `build_unet` raises.
+    Raises BundleError for a configuration that cannot be read, and what `build` raises.
     """
     return build(component, read_config(store.path.with_name(CONFIG)), store.state_dict(), dtype)
 
@@ -132,10 +115,7 @@ def load_stored(component: Component, store: WeightStore, dtype: torch.dtype = t
 def _read(
     paths: Sequence[Path], component: Component, config: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """Returns the tensors of one or more files, mapped; of a whole original checkpoint, those of the network alone.
-
-    Beside them the lines that say what is left out.
-    """
+    """Returns the tensors that a network has in one or more files, mapped, and the lines that say what is left out."""
     with ExitStack() as stack:
         files = [stack.enter_context(open_weights(path)) for path in paths]
         holders: dict[str, SafetensorsFile] = {}
@@ -150,11 +130,10 @@ def _read(
         names = sort_names(component, tuple(holders), config)
         _refuse_adapters(component, names)
         types = {name: holders[name].info(name).dtype for name in names.own}
-        refuse_quantized(names.own, types, str(paths[0]))
-        own = set(names.own)
+        refuse_quantized(types, str(paths[0]))
         tensors: dict[str, torch.Tensor] = {}
         for file in files:
-            tensors.update(map_tensors(file, (name for name in file.names() if name in own)))
+            tensors.update(map_tensors(file, (name for name in file.names() if name in types)))
     return without_prefix(component, tensors), left_out_notices(component, names)
 
 

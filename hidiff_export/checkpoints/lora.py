@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from hidiff_export.checkpoints.checkpoint_file import open_weights
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import Checkpoint
-from hidiff_export.checkpoints.lora_errors import LoraFile, changed_twice, require_low_rank, wrong_family
-from hidiff_export.checkpoints.lora_fit import fit_of
-from hidiff_export.checkpoints.lora_keys import Factors, contents_of, embedded_inversions
-from hidiff_export.checkpoints.lora_layers import layers_of
-from hidiff_export.checkpoints.lora_scaling import factor_of, lacks_settings, read_settings, settings_beside
+from hidiff_export.checkpoints.lora_file import Factors, LoraFile
+from hidiff_export.checkpoints.lora_fit import places_of
 from hidiff_export.checkpoints.state_dict import LazyStateDict, map_tensors, shapes_of
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families.family import Family, Task, Width
@@ -32,17 +31,21 @@ class Pair(NamedTuple):
         down: ``[rank, inputs]``, of a convolution ``[rank, inputs, height, width]``.
         up: ``[outputs, rank]``, of a convolution ``[outputs, rank, 1, 1]``.
         factor: alpha over rank, which their product is multiplied by.
-        names: of the tensors in the file.
     """
 
     down: torch.Tensor
     up: torch.Tensor
     factor: float
-    names: tuple[str, ...]
 
 
 Pairs = Mapping[Component, Mapping[str, Pair]]
 """By network and by the weight's name."""
+
+Settings = Mapping[str, Any]
+"""PEFT's settings by component and key: ``unet.lora_alpha``, ``unet.alpha_pattern``, ``unet.use_rslora``."""
+
+_METADATA = "lora_adapter_metadata"
+"""Where diffusers keeps PEFT's settings in a file's header."""
 
 _QUOTED = 300
 """Longest part of another library's message that is quoted."""
@@ -67,18 +70,22 @@ class Lora:
 
 def lora_fingerprint(path: Path) -> str:
     """Returns the SHA-256 of a LoRA file. Raises CheckpointError when it cannot be read."""
-    return _fingerprint(path)
+    try:
+        return FileDigest.of(path).sha256
+    except OSError as error:
+        raise CheckpointError(
+            "A LoRA file cannot be read.", given=f"{path}: {error.strerror}", advice="Check the path."
+        ) from error
 
 
 def settings_fingerprint(path: Path) -> str | None:
-    """Returns the SHA-256 of the file with PEFT's settings that `read_lora` reads beside a LoRA, None where it reads
-    none.
+    """Returns the SHA-256 of PEFT's settings that `read_lora` reads beside a LoRA, None where it reads none.
 
     Raises CheckpointError when one of the files cannot be read.
     """
     with open_weights(path) as file:
-        beside = settings_beside(path, file.names())
-    return None if beside is None else _fingerprint(beside)
+        beside = LoraFile.of(file).peft_settings
+    return lora_fingerprint(beside) if beside is not None and beside.is_file() else None
 
 
 def read_lora(path: Path, scale: float, family: Family, task: Task, width: Width = Width.FULL) -> Lora:
@@ -94,22 +101,15 @@ def read_lora(path: Path, scale: float, family: Family, task: Task, width: Width
             tensors fits no weight of the family's UNet and text encoders; nothing is left out silently.
     """
     with open_weights(path) as file:
-        shapes = {name: file.info(name).shape for name in file.names()}
-        contents = contents_of(shapes)
-        read = LoraFile(path, shapes, file.metadata, contents)
-        require_low_rank(read, task)
-        fit = fit_of(contents, shapes, layers_of(family, task, width))
-        if fit.problems:
-            raise wrong_family(read, family, task, width, fit.problems)
-        if fit.twice:
-            raise changed_twice(read, fit.twice)
-        pairs = _pairs(file, read, fit.places)
+        read = LoraFile.of(file)
+        pairs = _pairs(file, read, places_of(read, family, task, width))
     return Lora(path, scale, pairs, _notices(read))
 
 
 def fuse(component: Component, checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
-    """Returns a checkpoint with the additions of every LoRA in its weights, computed in float32 when a tensor is looked
-    up.
+    """Returns a checkpoint with the additions of every LoRA in its weights, computed when a tensor is looked up.
+
+    Sums are computed in float32.
 
     Args:
         component: the network.
@@ -138,13 +138,13 @@ def _pairs(file: SafetensorsFile, read: LoraFile, places: Mapping[tuple[Componen
     tensors = _tensors(file, (name for factors in places.values() for name in factors.names))
     pairs: dict[Component, dict[str, Pair]] = {}
     try:
-        settings = read_settings(read.metadata, settings_beside(read.path, read.shapes))
+        settings = _settings(read)
         for (component, weight), factors in places.items():
             down, up = tensors[factors.down], tensors[factors.up]
             alpha = None if factors.alpha is None else float(tensors[factors.alpha])
             rank = max(1, down.shape[0])
             factor = factor_of(alpha, rank, settings, component, weight.removesuffix(".weight"))
-            pairs.setdefault(component, {})[weight] = Pair(down, up, factor, factors.names)
+            pairs.setdefault(component, {})[weight] = Pair(down, up, factor)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, re.error) as error:
         raise CheckpointError(
             "How strongly the LoRA changes its layers cannot be told.",
@@ -153,6 +153,57 @@ def _pairs(file: SafetensorsFile, read: LoraFile, places: Mapping[tuple[Componen
             "adapter_config.json that PEFT writes.",
         ) from error
     return pairs
+
+
+def _settings(read: LoraFile) -> Settings:
+    """Returns PEFT's settings that are with a file. Raises ValueError, TypeError or OSError where they are none."""
+    beside = read.peft_settings
+    if beside is None or not beside.is_file():
+        return _object(read.metadata.get(_METADATA, "{}"))
+    own = _object(beside.read_text(encoding="utf-8"))
+    return {f"{component.value}.{key}": value for component in Component for key, value in own.items()}
+
+
+def _object(text: str) -> dict[str, Any]:
+    loaded = json.loads(text)
+    if not isinstance(loaded, dict):
+        raise TypeError(f"expected a JSON object of settings, got {type(loaded).__name__}")
+    return loaded
+
+
+def factor_of(alpha: float | None, rank: int, settings: Settings, component: Component, module: str) -> float:
+    """Returns what a layer's product is multiplied by: alpha / rank, 1 without alpha.
+
+    Args:
+        alpha: the file's own for the layer, None without.
+        rank: of the layer.
+        settings: PEFT's; empty where there are none.
+        component: the network of the layer.
+        module: its name there.
+
+    Raises:
+        ValueError: an alpha is no finite number, or the file's and the settings' are not the same.
+        TypeError, re.error: the settings are none of PEFT's.
+    """
+    if alpha is not None and not math.isfinite(alpha):
+        raise ValueError(f"the alpha of {module} is {alpha}")
+    said = _peft_factor(settings, component, module, rank)
+    own = said if alpha is None else alpha / rank
+    if said is not None and own is not None and not math.isclose(said, own, rel_tol=1e-3):
+        raise ValueError(f"{module}: alpha / rank is {own:g} by the tensor .alpha, but {said:g} by PEFT's settings")
+    return 1.0 if own is None else own
+
+
+def _peft_factor(settings: Settings, component: Component, module: str, rank: int) -> float | None:
+    own = {key.removeprefix(f"{component.value}."): value for key, value in settings.items()}
+    if f"{component.value}.lora_alpha" not in settings:
+        return None
+    alpha = own["lora_alpha"]
+    for pattern, value in (own.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    return float(alpha) / (math.sqrt(rank) if own.get("use_rslora") else rank)
 
 
 def _tensors(file: SafetensorsFile, names: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -165,27 +216,18 @@ def _tensors(file: SafetensorsFile, names: Iterable[str]) -> dict[str, torch.Ten
 
 def _notices(read: LoraFile) -> tuple[str, ...]:
     notices = []
-    if words := embedded_inversions(read.contents):
+    if words := read.inversions:
         notices.append(
             f"{read.path.name}: the textual inversion packed with the LoRA is left out, as bundles take none: "
             f"{', '.join(map(repr, words))} in a prompt is drawn as plain words."
         )
-    unsaid = all(layer.alpha is None for layer in read.contents.layers)
-    if unsaid and lacks_settings(read.path, read.shapes):
+    unsaid = all(layer.alpha is None for layer in read.layers)
+    if unsaid and read.peft_settings is not None and not read.peft_settings.is_file():
         notices.append(
             f"{read.path.name}: PEFT's adapter_config.json is not beside it, so alpha / rank is taken as 1: put the "
             "file that PEFT wrote with it into its folder."
         )
     return tuple(notices)
-
-
-def _fingerprint(path: Path) -> str:
-    try:
-        return FileDigest.of(path).sha256
-    except OSError as error:
-        raise CheckpointError(
-            "A LoRA file cannot be read.", given=f"{path}: {error.strerror}", advice="Check the path."
-        ) from error
 
 
 def _product(pair: Pair) -> torch.Tensor:

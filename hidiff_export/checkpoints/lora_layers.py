@@ -9,11 +9,9 @@ from functools import cache
 from typing import Any
 
 from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.lora_file import PEFT_PREFIX
 from hidiff_export.checkpoints.state_dict import Shapes
 from hidiff_export.families.family import Family, Task, Width, text_encoder_configs
-
-_PEFT_PREFIX = "base_model.model."
-"""What PEFT's own files put before the names of whatever model was wrapped."""
 
 _PREFIXES = {
     Component.UNET: ("lora_unet_", "lycoris_", "lora_unet.", "unet.", "model.diffusion_model.", "diffusion_model."),
@@ -74,17 +72,17 @@ class Layers:
         Returns:
             None when no network has such a layer, or more than one.
         """
-        name = stem.removeprefix(_PEFT_PREFIX)
+        name = stem.removeprefix(PEFT_PREFIX)
         for component, prefixes in _PREFIXES.items():
             prefix = next((one for one in prefixes if name.startswith(one)), None)
             if prefix is not None:
-                return self._at(component, name.removeprefix(prefix).removeprefix(_PEFT_PREFIX))
+                return self._at(component, name.removeprefix(prefix).removeprefix(PEFT_PREFIX))
         found = [place for component in self.shapes if (place := self._at(component, name))]
         return found[0] if len(found) == 1 else None
 
     def is_ambiguous(self, stem: str) -> bool:
         """Returns whether more than one text encoder has the layer and its name tells neither."""
-        name = stem.removeprefix(_PEFT_PREFIX)
+        name = stem.removeprefix(PEFT_PREFIX)
         return sum(name in names for names in self._names.values()) > 1
 
     def _at(self, component: Component, name: str) -> tuple[Component, str] | None:

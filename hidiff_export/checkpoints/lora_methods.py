@@ -1,11 +1,11 @@
-"""What a file that was given as a LoRA is: its method, its trainer, the model it is for, or no LoRA at all."""
+"""What a file that was given as a LoRA is instead: of another method, for another architecture, or no LoRA at all."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable
 
+from hidiff_export.checkpoints.contents import TensorKind
 from hidiff_export.checkpoints.state_dict import Shapes
 
 _METHODS = {
@@ -25,48 +25,34 @@ _METHODS = {
 """What the names of tensors end with that belong to no low-rank addition to a weight, by method."""
 
 _LEAVE = "leave it out: bundles take none."
-
-
-class LoraMethod(NamedTuple):
-    """What a file is that is no LoRA.
-
-    Args:
-        title: with its article.
-        advice: what to do with it.
-    """
-
-    title: str
-    advice: str
-
-
-_CONTROLNET = LoraMethod(
+_CONTROLNET = TensorKind(
     "a ControlNet", "Give it as the recipe's controlnet: --set controlnet=PATH --set task=controlnet."
 )
 _SOURCE = "Give it as --source PATH (in a recipe: source)."
-_CHECKPOINT = LoraMethod("a whole checkpoint", _SOURCE)
-_INVERSION = LoraMethod("a textual inversion embedding", f"Say in the prompt what it stands for, and {_LEAVE}")
-_UNET = LoraMethod("a whole UNet", f"{_SOURCE[:-1]}, with text: false and vae: false where it is all there is.")
+_CHECKPOINT = TensorKind("a whole checkpoint", _SOURCE)
+_INVERSION = TensorKind("a textual inversion embedding", f"Say in the prompt what it stands for, and {_LEAVE}")
+_UNET = TensorKind("a whole UNet", f"{_SOURCE[:-1]}, with text: false and vae: false where it is all there is.")
 
 _KINDS = {
-    r"lora_controlnet": LoraMethod(
+    r"lora_controlnet": TensorKind(
         "a Control-LoRA", f"Give a whole ControlNet as the recipe's controlnet, or {_LEAVE}"
     ),
-    r"lllite_.*": LoraMethod("a ControlNet-LLLite", f"Give a whole ControlNet as the recipe's controlnet, or {_LEAVE}"),
+    r"lllite_.*": TensorKind("a ControlNet-LLLite", f"Give a whole ControlNet as the recipe's controlnet, or {_LEAVE}"),
     r"control_model\..*": _CONTROLNET,
     r"(.*\.)?(controlnet_cond_embedding|input_hint_block|controlnet_down_blocks|zero_convs)\..*": _CONTROLNET,
-    r"(image_proj|ip_adapter|image_proj_model)\..*|.*\.to_[kv]_ip\..*": LoraMethod(
+    r"(image_proj|ip_adapter|image_proj_model)\..*|.*\.to_[kv]_ip\..*": TensorKind(
         "an IP-Adapter", f"Start from a picture with task image-to-image, or {_LEAVE}"
     ),
-    r"(adapter\.)?body\.\d+\..*": LoraMethod(
+    r"(adapter\.)?body\.\d+\..*": TensorKind(
         "a T2I-Adapter", f"Give a ControlNet as the recipe's controlnet, or {_LEAVE}"
     ),
-    r".*\bmotion_modules\..*": LoraMethod("a motion module of AnimateDiff", _LEAVE.capitalize()),
+    r".*\bmotion_modules\..*": TensorKind("a motion module of AnimateDiff", _LEAVE.capitalize()),
     r"(model\.diffusion_model|cond_stage_model|conditioner)\..*": _CHECKPOINT,
     r"(unet\.|diffusion_model\.)?(down_blocks|up_blocks|mid_block|input_blocks|output_blocks)\..*": _UNET,
-    r"(first_stage_model\.|vae\.)?((encoder|decoder)\.(down|up|mid)|(post_)?quant_conv)[._].*": LoraMethod(
+    r"(first_stage_model\.|vae\.)?((encoder|decoder)\.(down|up|mid)|(post_)?quant_conv)[._].*": TensorKind(
         "a VAE", "Put it into the vae/ folder of the checkpoint that --source names."
     ),
-    r".*\b(token_embedding|final_layer_norm)\..*": LoraMethod(
+    r".*\b(token_embedding|final_layer_norm)\..*": TensorKind(
         "a text encoder", "Put it into the text_encoder/ folder of the checkpoint that --source names."
     ),
     r"emb_params|string_to_param.*|clip_[lgh](_out)?|bundle_emb\..*|<.+>": _INVERSION,
@@ -90,10 +76,6 @@ _ARCHITECTURES = {
 }
 """What the names of layers hold in models that have no UNet of Stable Diffusion."""
 
-_BASE_MODEL = ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name")
-_SHOWN = 80
-"""Longest text that is quoted from a header."""
-
 
 def other_methods(names: Iterable[str]) -> dict[str, str]:
     """Names of tensors that belong to other methods than LoRA, and the method of each."""
@@ -105,12 +87,12 @@ def layer_of_method(name: str) -> str:
     return re.sub(f"(?:{'|'.join(_METHODS.values())})$", "", name)
 
 
-def kind_of_file(shapes: Shapes) -> LoraMethod | None:
+def kind_of_file(shapes: Shapes) -> TensorKind | None:
     """Returns what a file without a LoRA's factors is, None where its tensors tell nothing."""
     kind = next((kind for pattern, kind in _KINDS.items() if any(re.fullmatch(pattern, name) for name in shapes)), None)
     owner = other_architecture(shapes)
     if owner and kind in (None, _CHECKPOINT, _UNET):
-        return LoraMethod(f"a checkpoint, by its layers {owner}", "Bundles are made of Stable Diffusion's UNets alone.")
+        return TensorKind(f"a checkpoint, by its layers {owner}", "Bundles are made of Stable Diffusion's UNets alone.")
     if kind is None and len(shapes) == 1 and all(len(shape) <= 2 and "." not in name for name, shape in shapes.items()):
         return _INVERSION  # diffusers' hold one tensor under the word that it stands for
     return kind
@@ -125,36 +107,3 @@ def other_architecture(stems: Iterable[str]) -> str:
     every = tuple(stems)
     found = (owner for owner, mark in _ARCHITECTURES.items() if any(re.search(mark, stem) for stem in every))
     return next(found, "")
-
-
-def trainer_of(names: Iterable[str], metadata: Mapping[str, str]) -> str:
-    """Returns who wrote a file, from its header, else how its tensors are named.
-
-    Args:
-        names: of its tensors.
-        metadata: of its header.
-    """
-    module = metadata.get("ss_network_module", "")
-    every = tuple(names)
-    if any(key.startswith("ot_") for key in metadata):
-        return "written by OneTrainer"
-    if module.startswith("lycoris"):
-        return "written by LyCORIS in kohya's trainer"
-    if module:
-        return "written by kohya's trainer"
-    if any(name.startswith("base_model.model.") for name in every):
-        return "under PEFT's names"
-    if any(name.startswith("lycoris_") for name in every):
-        return "under LyCORIS's names"
-    if any(re.match(r"lora_(unet|te\d?|transformer|prior)_", name) for name in every):
-        return "under kohya's names"
-    if any(re.search(r"\.lora_[AB]\.", name) for name in every):
-        return "under diffusers' names"
-    if any(re.search(r"[._]lora(_linear_layer)?\.(down|up)\.", name) for name in every):
-        return "under diffusers' names from before PEFT"
-    return "under dotted names of its own"
-
-
-def stated_base(metadata: Mapping[str, str]) -> str:
-    """Returns the model that a file's header says it was trained on, empty where it says none."""
-    return next((" ".join(metadata[key].split())[:_SHOWN] for key in _BASE_MODEL if metadata.get(key)), "")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.contents import CONTROL_PREFIX, UNET_PREFIX
-from hidiff_export.checkpoints.spare_tensors import VAE_PARTS, VAE_PREFIXES
+from hidiff_export.checkpoints.contents import UNET_PREFIX
+from hidiff_export.checkpoints.spare_tensors import ROOTS, VAE_PARTS, VAE_PREFIXES
 from hidiff_export.errors import CheckpointError
 
 _UNET_FIRST = "input_blocks.0.0.weight"
@@ -26,33 +26,21 @@ _SIZES = {
 }
 """SDXL's embedding of sizes, which diffusers' conversion of a ControlNet leaves out."""
 
-_PREFIXES = {
-    Component.UNET: (UNET_PREFIX,),
-    Component.CONTROLNET: (CONTROL_PREFIX,),
-    Component.VAE: VAE_PREFIXES,
-}
-_CLIP = "text_model."
-_CLIP_PREFIXES = {
-    Component.TEXT_ENCODER: ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer."),
-    Component.TEXT_ENCODER_2: (),
-}
-"""What whole checkpoints put before the names of CLIP's text encoder."""
+_CLIP_PREFIXES = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.", "text_model.")
+"""What comes before the names of CLIP's text encoder in whole checkpoints, and in older files of its class."""
 
-_OPEN_CLIP_PREFIXES = {
-    Component.TEXT_ENCODER: ("cond_stage_model.model.",),
-    Component.TEXT_ENCODER_2: ("conditioner.embedders.1.model.",),
+_OPEN_CLIP_PREFIX = {
+    Component.TEXT_ENCODER: "cond_stage_model.model.",
+    Component.TEXT_ENCODER_2: "conditioner.embedders.1.model.",
 }
-"""What they put before the names of OpenCLIP's, which are others."""
+"""What whole checkpoints put before the names of OpenCLIP's, which are others."""
+
+_OPEN_CLIP_PARTS = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
 def without_prefix(component: Component, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Returns tensors under the network's own names, without what a whole checkpoint puts before them."""
-    if component.is_text:
-        return dict(tensors)
-    found = dict(tensors)
-    for prefix in _PREFIXES[component]:
-        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    return found
+    return dict(tensors) if component.is_text else _without(ROOTS[component], tensors)
 
 
 def under_library_names(
@@ -74,9 +62,16 @@ def under_library_names(
         return _vae(config, tensors)
     if _UNET_FIRST not in tensors:
         return dict(tensors)
-    convert = _convert_controlnet if component is Component.CONTROLNET else _convert_unet
+    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint, convert_ldm_unet_checkpoint
+
     try:
-        converted = convert(config, tensors)
+        if component is Component.CONTROLNET:
+            converted = convert_controlnet_checkpoint(dict(tensors), config)
+            converted |= {ours: tensors[theirs] for ours, theirs in _SIZES.items() if theirs in tensors}
+        else:
+            converted = convert_ldm_unet_checkpoint(
+                {UNET_PREFIX + name: tensor for name, tensor in tensors.items()}, config
+            )
     except KeyError as error:
         raise CheckpointError(
             "The checkpoint lacks a tensor.",
@@ -86,27 +81,10 @@ def under_library_names(
     return _with_unknown({name: tensor for name, tensor in converted.items() if tensor is not None}, tensors)
 
 
-def _convert_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-
-    whole = {UNET_PREFIX + name: tensor for name, tensor in tensors.items()}
-    return dict(convert_ldm_unet_checkpoint(whole, config))
-
-
-def _convert_controlnet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
-
-    sizes = {ours: tensors[theirs] for ours, theirs in _SIZES.items() if theirs in tensors}
-    return {**convert_controlnet_checkpoint(dict(tensors), config), **sizes}
-
-
 def _with_unknown(
     converted: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Beside what diffusers converted, what it dropped without a word, under its own names.
-
-    diffusers hands on the very tensors, or views of them.
-    """
+    """Adds what diffusers dropped without a word, under its own names; it hands on the same memory."""
     kept = {tensor.data_ptr() for tensor in converted.values()}
     return {**converted, **{name: tensor for name, tensor in tensors.items() if tensor.data_ptr() not in kept}}
 
@@ -137,14 +115,11 @@ def _clip(
     component: Component, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Under the names of today, of which one class has dropped a prefix that older files have."""
-    found = dict(tensors)
-    for prefix in _CLIP_PREFIXES[component]:
-        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    for prefix in _OPEN_CLIP_PREFIXES[component]:
-        if any(name.startswith(prefix) for name in found):
-            found = _from_open_clip(config, found, prefix)
+    found, prefix = dict(tensors), _OPEN_CLIP_PREFIX[component]
+    if any(name.startswith(prefix) for name in found):
+        found = _from_open_clip(config, found, prefix)
     if component is Component.TEXT_ENCODER:
-        found = {name.removeprefix(_CLIP): tensor for name, tensor in found.items()}
+        found = _without(_CLIP_PREFIXES, found)
     if not any(name.endswith("token_embedding.weight") for name in found):
         raise CheckpointError(
             f"There is no {component.value} in this checkpoint.",
@@ -162,10 +137,12 @@ def _from_open_clip(
 
     like = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
     converted = convert_open_clip_checkpoint(like, dict(tensors), prefix)
-    unknown = {name: tensor for name, tensor in tensors.items() if not name.startswith(_open_clip_names(prefix))}
-    return {**converted, **unknown}
+    known = tuple(prefix + part for part in _OPEN_CLIP_PARTS)
+    return {**converted, **{name: tensor for name, tensor in tensors.items() if not name.startswith(known)}}
 
 
-def _open_clip_names(prefix: str) -> tuple[str, ...]:
-    parts = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
-    return tuple(prefix + part for part in parts)
+def _without(prefixes: Iterable[str], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    found = dict(tensors)
+    for prefix in prefixes:
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found

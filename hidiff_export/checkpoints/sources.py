@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from hidiff_export.checkpoints.compatibility import check_class
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.contents import listed
 from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG
-from hidiff_export.checkpoints.weight_files import Folder, find_weights, read_json
+from hidiff_export.checkpoints.weight_files import Folder, WeightFiles, find_weights, read_json
 from hidiff_export.errors import CheckpointError, StorageError
 from hidiff_export.recipe.field_types import random_seed
 from hidiff_runtime.format.manifest import FileDigest
@@ -35,28 +34,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SINGLE = ".safetensors"
 
 
-@dataclass(frozen=True)
-class CheckpointFiles:
-    """What was found: the safetensors files, and the network's configuration where one lies beside them.
-
-    Args:
-        weights: the files.
-        config: the configuration.
-        notices: what has to be told about the choice of the files, a line each.
-    """
-
-    weights: tuple[Path, ...]
-    config: dict[str, Any] | None
-    notices: tuple[str, ...] = ()
-
-
 def is_single_file(source: str) -> bool:
     """Returns whether a source is the path of a safetensors file, and no folder or hub id."""
     path = Path(source).expanduser()
     return path.suffix.lower() == _SINGLE and not path.is_dir()
 
 
-def find_checkpoint(source: str, component: Component) -> CheckpointFiles:
+def find_checkpoint(source: str, component: Component) -> WeightFiles:
     """Returns the files of a network.
 
     Args:
@@ -73,7 +57,7 @@ def find_checkpoint(source: str, component: Component) -> CheckpointFiles:
     if path.suffix.lower() in PICKLES:
         raise _pickle(path, component)
     if is_single_file(source):
-        return CheckpointFiles((path,), config=None)
+        return WeightFiles((path,))
     if source and path.exists():
         raise no_checkpoint(path)
     if not _HUB_ID.fullmatch(source):
@@ -86,8 +70,7 @@ def find_checkpoint(source: str, component: Component) -> CheckpointFiles:
 
 
 def source_fingerprint(source: str, component: Component, hashes: dict[Path, str] | None = None) -> str:
-    """Returns what a source holds, as SHA-256 over its configuration and weight files; a fabricated one is its own
-    name.
+    """Returns what a source holds: SHA-256 of its configuration and weights, of a fabricated one its own name.
 
     Args:
         source: as for `find_checkpoint`.
@@ -101,7 +84,7 @@ def source_fingerprint(source: str, component: Component, hashes: dict[Path, str
     files = find_checkpoint(source, component)
     known = {} if hashes is None else hashes
     sha = hashlib.sha256(json.dumps(files.config, sort_keys=True).encode())
-    for path in files.weights:
+    for path in files.paths:
         try:
             if path not in known:
                 known[path] = FileDigest.of(path).sha256
@@ -203,7 +186,7 @@ def _tokenizer_on_hub(repository: str, prefix: str) -> dict[str, Path]:
     return found
 
 
-def _in_folder(fetch: Folder, source: str, component: Component) -> CheckpointFiles:
+def _in_folder(fetch: Folder, source: str, component: Component) -> WeightFiles:
     # A folder of the network itself is taken for the two that recipes name by themselves.
     alone = ("",) if component in (Component.UNET, Component.CONTROLNET) else ()
     for prefix in (f"{component.value}/", *alone):
@@ -211,8 +194,7 @@ def _in_folder(fetch: Folder, source: str, component: Component) -> CheckpointFi
         if found is not None:
             config = read_json(found)
             check_class(component, config)
-            weights = find_weights(fetch, prefix, source, component)
-            return CheckpointFiles(weights.paths, config, weights.notices)
+            return find_weights(fetch, prefix, source, component)._replace(config=config)
     if not alone:
         key = "text" if component.is_text else "vae"
         raise CheckpointError(
@@ -255,7 +237,7 @@ class _LocalFolder:
         return sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
 
 
-def _on_hub(repository: str, component: Component) -> CheckpointFiles:
+def _on_hub(repository: str, component: Component) -> WeightFiles:
     """Returns the files of a hub checkpoint, from the cache when all are there: no connection, no newer version."""
     with _hub_errors(repository):
         cached = _HubFolder(repository, connect=False)

@@ -14,7 +14,7 @@ MARKERS = frozenset({"v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_
 
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-_ROOTS = {
+ROOTS = {
     Component.UNET: (UNET_PREFIX,),
     Component.CONTROLNET: (CONTROL_PREFIX,),
     Component.TEXT_ENCODER: ("cond_stage_model.", "conditioner.embedders.0."),
@@ -23,7 +23,7 @@ _ROOTS = {
 }
 """What whole checkpoints put before a network's names."""
 
-_NETWORKS = tuple(root for part, roots in _ROOTS.items() if part is not Component.CONTROLNET for root in roots)
+_NETWORKS = tuple(root for part, roots in ROOTS.items() if part is not Component.CONTROLNET for root in roots)
 
 _SPARE = re.compile(
     r"(^|\.)(position_ids|num_batches_tracked)$"  # buffers of integers
@@ -45,9 +45,6 @@ _PROJECTION = re.compile(r"(^|\.)text_projection(\.weight)?$")
 _RESBLOCK = re.compile(r"\.transformer\.resblocks\.(\d+)\.")
 
 
-_NOWHERE = ("belong to no network built here", "belongs to no network built here")
-
-
 class SortedNames(NamedTuple):
     """A file's tensors: those of the network, those of it that change no result, and those of nothing known."""
 
@@ -67,7 +64,7 @@ def sort_names(component: Component, names: Sequence[str], config: Mapping[str, 
         config: the network's.
     """
     known = [name for name in names if name not in MARKERS]
-    roots = _ROOTS[component]
+    roots = ROOTS[component]
     inside = [name for name in known if name.startswith(roots)]
     outside = [name for name in known if not name.startswith((*roots, *_NETWORKS))]
     if not inside:
@@ -84,14 +81,15 @@ def sort_names(component: Component, names: Sequence[str], config: Mapping[str, 
 
 
 def left_out_notices(component: Component, names: SortedNames) -> tuple[str, ...]:
-    """Returns one line for what is left out of a network, and one for what belongs to none; none where there is
-    nothing.
-    """
-    told = ((names.left_out, "change no result", "changes no result"), (names.stray, *_NOWHERE))
+    """Returns one line for what is left out of a network, and one for what belongs to none, where there is any."""
+    groups = (
+        (names.left_out, "change no result", "changes no result"),
+        (names.stray, "belong to no network built here", "belongs to no network built here"),
+    )
     return tuple(
         f"{component.value}: {len(group)} {f'tensors that {many} are' if len(group) > 1 else f'tensor that {one} is'} "
         f"left out: {listed(sorted(group))}"
-        for group, many, one in told
+        for group, many, one in groups
         if group
     )
 

@@ -17,7 +17,6 @@ import torch
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.state_dict import LazyStateDict
-from hidiff_export.errors import InputError
 
 _AFTER_SILU = 1.0 / math.sqrt(0.356)  # E[silu(z)^2] = 0.356 for z ~ N(0, 1)
 _AFTER_GEGLU = 1.0 / math.sqrt(0.425)  # E[(y * gelu(z))^2] = 0.425 for independent y, z ~ N(0, 1)
@@ -69,13 +68,8 @@ def synthesize(component: Component, config: Mapping[str, Any], seed: int) -> La
     Args:
         component: the network.
         config: the network's configuration for diffusers or transformers.
-        seed: 0 <= seed < 2**64.
-
-    Raises:
-        InputError: for a seed out of range.
+        seed: a whole number from 0 on.
     """
-    if not 0 <= seed < 2**64:
-        raise InputError("A seed is out of range.", given=seed, advice="Choose one from 0 to 2**64 - 1.")
     shapes = component.shapes(config)
     return LazyStateDict(shapes, lambda name: _tensor(f"{component.value}/{seed}/{name}", name, shapes[name]))
 

@@ -11,7 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hidiff_export.checkpoints.checkpoint_file import is_lfs_pointer, lfs_pointer
+from tokenizers.pre_tokenizers import ByteLevel
+
+from hidiff_export.checkpoints.checkpoint_file import refuse_lfs_pointer
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.sources import find_tokenizer, is_single_file
 from hidiff_export.errors import CheckpointError
@@ -42,9 +44,11 @@ def tokenizer_json(source: str, component: Component, family: Family, width: Wid
         CheckpointError: there is no tokenizer, it is damaged, or has more tokens than the text encoder.
         StorageError: when a download cannot be written.
     """
+    from transformers import CLIPTokenizer
+
     tokens: int = component.config(family, Task.TEXT_TO_IMAGE, width)["vocab_size"]
     if random_seed(source) is not None:
-        tokenizer = _clip_tokenizer(vocab=_byte_vocabulary(tokens), merges=[], pad_token=_padding(component, family))
+        tokenizer: Any = CLIPTokenizer(vocab=_byte_vocabulary(tokens), merges=[], pad_token=_padding(component, family))
     else:
         tokenizer = _read(source, component, family)
     backend, last = tokenizer.backend_tokenizer, max(tokenizer.get_vocab().values())
@@ -64,8 +68,7 @@ def _read(source: str, component: Component, family: Family) -> Any:
 
     files = find_tokenizer(source, _FOLDERS[component])
     for path in files.values():
-        if is_lfs_pointer(path):
-            raise lfs_pointer(path)
+        refuse_lfs_pointer(path)
     own = {"pad_token": _padding(component, family)} if is_single_file(source) else {}
     with tempfile.TemporaryDirectory() as folder:
         for name, path in files.items():
@@ -101,12 +104,6 @@ def _check_settings(tokenizer: Any, source: str, component: Component) -> None:
         )
 
 
-def _clip_tokenizer(**arguments: Any) -> Any:
-    from transformers import CLIPTokenizer
-
-    return CLIPTokenizer(**arguments)
-
-
 def _padding(component: Component, family: Family) -> str:
     """Returns what the published tokenizers pad with: CLIP's with the end, OpenCLIP's with their first token."""
     return _FIRST if component is Component.TEXT_ENCODER_2 or family is Family.SD21 else END
@@ -117,17 +114,7 @@ def _byte_vocabulary(tokens: int) -> dict[str, int]:
 
     The first 512 and the last two are those of CLIP's own vocabulary. What would be merges in between is never made.
     """
-    bytes_ = list(_byte_characters())
+    bytes_ = sorted(ByteLevel.alphabet())
     unmade = [f"<|{number}|>" for number in range(2 * len(bytes_), tokens - 2)]
     names = [*bytes_, *(f"{character}</w>" for character in bytes_), *unmade, START, END]
     return {name: number for number, name in enumerate(names)}
-
-
-def _byte_characters() -> str:
-    """Returns how byte-level vocabularies write the 256 bytes: printable ones of Latin-1 as they are, others from 256
-    on.
-
-    In the order of CLIP's vocabulary: printable ones first. (OpenAI's ``bytes_to_unicode``)
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return "".join(map(chr, printable)) + "".join(chr(256 + number) for number in range(256 - len(printable)))

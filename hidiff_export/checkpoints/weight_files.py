@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
-from hidiff_export.checkpoints.checkpoint_file import OTHER_FORMATS, PICKLES, is_lfs_pointer, lfs_pointer
+from hidiff_export.checkpoints.checkpoint_file import OTHER_FORMATS, PICKLES, refuse_lfs_pointer
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.contents import listed
 from hidiff_export.errors import CheckpointError
@@ -39,10 +39,17 @@ class Folder(Protocol):
 
 
 class WeightFiles(NamedTuple):
-    """The files that hold a network's weights, and what has to be told about the choice."""
+    """The safetensors files that hold a network's weights.
+
+    Args:
+        paths: of the files.
+        notices: what has to be told about the choice of the files, a line each.
+        config: the network's configuration, where one lies beside them.
+    """
 
     paths: tuple[Path, ...]
     notices: tuple[str, ...] = ()
+    config: dict[str, Any] | None = None
 
 
 def stem_of(component: Component) -> str:
@@ -85,14 +92,11 @@ def find_weights(folder: Folder, prefix: str, source: str, component: Component)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the content of a JSON file of a checkpoint. Raises CheckpointError for one that is damaged or no
-    object.
-    """
+    """Returns what a JSON file of a checkpoint holds. Raises CheckpointError where it is damaged or no object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        if is_lfs_pointer(path):
-            raise lfs_pointer(path) from error
+        refuse_lfs_pointer(path)
         raise CheckpointError(
             "A file of the checkpoint cannot be read.",
             given=f"{path}: {error}",
@@ -113,9 +117,7 @@ def _rank(variant: str) -> tuple[int, str]:
 
 
 def _variants(names: Iterable[str], stem: str) -> dict[str, list[str]]:
-    """Returns the names of weight files and indexes by their variant; plain shards without an index have the empty
-    one.
-    """
+    """Returns the names of weight files and indexes by variant, empty for plain shards without an index."""
     found: dict[str, list[str]] = {}
     for name in names:
         rest = name.removeprefix(stem)
@@ -183,9 +185,7 @@ def _shards(folder: Folder, prefix: str, index: Path) -> tuple[Path, ...]:
 
 
 def _spellings(name: str, index: str) -> Iterable[str]:
-    """Returns a shard's name, and how other versions of the libraries would have spelled it with the index's
-    variant.
-    """
+    """Yields a shard's name, and how other versions of the libraries spelled it with the index's variant."""
     yield name
     mark, named = _SHARD.search(name), _INDEX.search(index)
     if mark is None or named is None:

@@ -23,7 +23,6 @@ from hidiff_export.errors import BundleError, CheckpointError, StorageError
 from hidiff_export.recipe.field_types import Precision
 from hidiff_runtime.format.dtypes import BY_NAME
 from hidiff_runtime.format.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo, TensorLayout
-from hidiff_runtime.format.specs import FileDigest
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and the bytes in all."""
@@ -40,11 +39,10 @@ _WORKERS = 2
 class WeightStore:
     """A weight store on disk. Make one with `write`, or `open` one that is there."""
 
-    def __init__(self, file: SafetensorsFile, precision: Precision, fingerprint: str = "") -> None:
+    def __init__(self, file: SafetensorsFile, precision: Precision) -> None:
         self.path = file.path
         self.precision = precision
         self._file = file
-        self._fingerprint = fingerprint
 
     @classmethod
     def write(
@@ -81,7 +79,7 @@ class WeightStore:
                 done += layouts[name].nbytes
                 if progress is not None:
                     progress(done, total)
-        return cls(SafetensorsFile.open(path), precision, writer.sha256)
+        return cls(SafetensorsFile.open(path), precision)
 
     @classmethod
     def open(cls, path: Path) -> WeightStore:
@@ -96,18 +94,6 @@ class WeightStore:
                 advice="Build the bundle again.",
             )
         return cls(file, found[0])
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the file in hexadecimal: computed while writing, and on first use of a store that was opened."""
-        if not self._fingerprint:
-            self._fingerprint = FileDigest.of(self.path).sha256
-        return self._fingerprint
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors, without the header."""
-        return sum(self._file.info(name).nbytes for name in self._file)
 
     def names(self) -> tuple[str, ...]:
         """Returns the tensors' names in the order of their data."""

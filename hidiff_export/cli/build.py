@@ -44,7 +44,7 @@ def build(
 
     An interrupted build goes on from its last finished stage when the same command is run again.
     """
-    from hidiff_export.cli.progress_display import progress_display
+    from hidiff_export.cli.console import progress_display
     from hidiff_export.compiler.compile import build as build_bundle
     from hidiff_export.recipe import Recipe
 

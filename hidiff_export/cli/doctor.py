@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hidiff_export.cli.console import console
+from hidiff_export.errors import EngineError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -32,14 +35,11 @@ def doctor(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(findings, indent=2))
         return
-    from hidiff_export.cli.console import console as terminal
-
-    console = terminal()
-    machine = findings["machine"]
-    console.print(f"{machine['system']}, {machine['processors']} processors, Python {machine['python']}")
+    output, machine = console(), findings["machine"]
+    output.print(f"{machine['system']}, {machine['processors']} processors, Python {machine['python']}")
     for kind in ("builds engines", "runs engines"):
-        console.print(_table(kind, findings[_KINDS[kind]]))
-    console.print(", ".join(f"{name} {version}" for name, version in findings["tools"].items()), highlight=False)
+        output.print(_table(kind, findings[_KINDS[kind]]))
+    output.print(", ".join(f"{name} {version}" for name, version in findings["tools"].items()), highlight=False)
 
 
 def _table(kind: str, backends: dict[str, Any]) -> Table:
@@ -79,7 +79,6 @@ def _builder(library: BuilderLibrary) -> dict[str, Any]:
     """Returns whether a TensorRT builds engines here, and for which GPUs."""
     from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, check_targets
     from hidiff_export.engines.tensorrt.capabilities import examine as examine_library
-    from hidiff_export.errors import EngineError
 
     try:
         found = examine_library(library)

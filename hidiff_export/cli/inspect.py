@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hidiff_export.cli.console import console as terminal
 from hidiff_export.cli.options import allow_links_option
+from hidiff_export.errors import BundleError, RecipeError
+from hidiff_runtime.format.codec import REBUILD, Fields, read_object
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,9 +42,8 @@ def inspect(directory: Path, allow_links: tuple[Path, ...], as_json: bool) -> No
 
 
 def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[str, Any]:
-    """Returns what people and machines want to know of a bundle: phases with steps and sizes, weights, samplers,
-    parity.
-    """
+    """Returns what people and machines want to know of a bundle: phases and sizes, weights, samplers, parity."""
+    from hidiff_export.graph.declined import read_declined
     from hidiff_runtime.format.bundle_folder import BundleFolder
 
     folder = BundleFolder(directory, allow_links)
@@ -73,23 +75,9 @@ def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[st
         "bytes": sum(record.size for record in manifest.files.values()),
         "parity": _parity(report, manifest),
         "magnitudes": _magnitudes(folder, manifest, report),
-        "declined": _declined(folder, manifest),
+        "declined": read_declined(folder, manifest.files),
         "tools": dict(manifest.tools),
     }
-
-
-def _declined(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
-    """Returns how many nodes of which graph a pass left as they were, and why; empty for bundles that do not say."""
-    from hidiff_export.graph.declined import read_declined
-
-    return read_declined(folder, manifest.files)
-
-
-def _print_declined(summary: dict[str, Any], console: Console) -> None:
-    from hidiff_export.graph.declined import lines
-
-    for line in lines(summary["declined"]):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _phase(folder: BundleFolder, manifest: Manifest, index: int) -> dict[str, Any]:
@@ -140,7 +128,6 @@ def _loras(manifest: Manifest) -> list[dict[str, Any]]:
 
 def _engine_bytes(folder: BundleFolder, manifest: Manifest, backend: str, path: str) -> int:
     """Returns an engine's size, with the files that it shares with others, but without weight stores."""
-    from hidiff_export.errors import BundleError
     from hidiff_runtime import backends
 
     if backend not in backends.NAMES:
@@ -158,14 +145,10 @@ def _plan(path: Path) -> dict[str, Any]:
     from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 
     record = PlanRecord.read(path)
-    costs = {key: record.options[key] for key in ("seconds", "peak_bytes") if _is_number(record.options.get(key))}
-    if len(costs) != 2:
+    costs = {key: record.options.get(key) for key in ("seconds", "peak_bytes")}
+    if not all(type(cost) in (int, float) for cost in costs.values()):
         costs = {}
     return {"version": record.version, "targets": list(record.targets), "device": record.device, **costs}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _noise_schedule(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
@@ -204,10 +187,8 @@ def _schedule_line(schedule: dict[str, Any]) -> str:
 
 def _left_out(manifest: Manifest) -> list[int | str]:
     """Returns what the recipe asked for and no table holds, as recipes write step counts."""
-    from hidiff_export.errors import BundleError, RecipeError
     from hidiff_export.recipe import Recipe
     from hidiff_export.recipe.field_types import ranges
-    from hidiff_runtime.format.codec import REBUILD
 
     try:
         recipe = Recipe.from_dict(manifest.recipe, "the recipe in the bundle's manifest")
@@ -220,8 +201,6 @@ def _report(folder: BundleFolder, manifest: Manifest) -> dict[str, Any]:
     """Returns the report of the last verification; empty where there was none."""
     if manifest.report is None:
         return {}
-    from hidiff_runtime.format.codec import read_object
-
     return read_object(folder.file(manifest.report), manifest.report, "The parity report")
 
 
@@ -229,7 +208,6 @@ def _parity(report: dict[str, Any], manifest: Manifest) -> list[dict[str, Any]]:
     """Returns the verdicts of a report."""
     if manifest.report is None:
         return []
-    from hidiff_runtime.format.codec import Fields
     from hidiff_runtime.verification.comparison import Verdict
 
     return [Verdict.from_dict(verdict).to_dict() for verdict in Fields(report, manifest.report).items("verdicts")]
@@ -239,11 +217,7 @@ _MAGNITUDES = "reference/magnitudes.json"
 
 
 def _magnitudes(folder: BundleFolder, manifest: Manifest, report: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns what was measured beside float16's range, by the last verification or else by the build; None where
-    nothing.
-    """
-    from hidiff_runtime.format.codec import Fields, read_object
-
+    """Returns what was measured beside float16's range, by the last verification or else by the build; or None."""
     fields = Fields(report, manifest.report or "")
     found = fields.optional("magnitudes", fields.mapping) if "magnitudes" in fields else None
     if found is None and _MAGNITUDES in manifest.files:
@@ -251,12 +225,15 @@ def _magnitudes(folder: BundleFolder, manifest: Manifest, report: dict[str, Any]
     return found
 
 
-def _print_magnitudes(summary: dict[str, Any], console: Console) -> None:
+def _print_records(summary: dict[str, Any], console: Console) -> None:
+    """Prints the largest magnitudes, and what graph passes left as it was."""
+    from hidiff_export.graph.declined import lines
     from hidiff_export.reference.magnitudes import Magnitudes
 
-    if summary["magnitudes"] is not None:
-        for line in Magnitudes.from_dict(summary["magnitudes"], _MAGNITUDES).lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    found = summary["magnitudes"]
+    measured = () if found is None else Magnitudes.from_dict(found, _MAGNITUDES).lines
+    for line in (*measured, *lines(summary["declined"])):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_parity(summary: dict[str, Any], console: Console) -> None:
@@ -317,8 +294,6 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from hidiff_export.cli.console import console as terminal
-
     console = terminal()
     guidance = "with guidance" if summary["guidance"] else "without guidance"
     if summary["guidance_rescale"]:
@@ -353,7 +328,6 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
         left_out = ", ".join(map(str, summary["steps_left_out"]))
         console.print(f"left out: {left_out} steps, which a sampler of diffusers refuses", style="yellow")
     _print_parity(summary, console)
-    _print_magnitudes(summary, console)
-    _print_declined(summary, console)
+    _print_records(summary, console)
     for title, stage in summary.get("stages", {}).items():
         console.print(f"[dim]{title}: {'reused' if stage['reused'] else format(stage['seconds'], '.1f') + ' s'}[/dim]")

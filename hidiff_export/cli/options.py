@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from hidiff_export.errors import InputError
+
 recipe_argument = click.argument("recipe", metavar="RECIPE")
 """A recipe's path or the name of a shipped one."""
 
@@ -55,9 +57,7 @@ def lora_values(loras: Sequence[str]) -> list[dict[str, object]]:
 
 
 def _lora(text: str) -> dict[str, object]:
-    """Returns a scale is what follows the last colon, unless that is a part of the path."""
-    from hidiff_export.errors import InputError
-
+    """Returns a LoRA's path, and as its scale what follows the last colon, unless that is a part of the path."""
     path, colon, scale = text.rpartition(":")
     if not colon or scale.endswith(".safetensors"):
         return {"path": text}

@@ -20,18 +20,13 @@ if TYPE_CHECKING:
     from hidiff_export.recipe.run_plan import PlannedPhase, RunPlan
 
 
-_MEANINGS = {
-    PhaseKind.STRIDED: "one downsampler takes stride 4 instead of 2, so everything below it is half the size",
-    PhaseKind.POOLED: "the middle feature maps are average-pooled by 2, and brought back bicubic",
-    PhaseKind.STRIDED_POOLED: "both: a downsampler of stride 4, and pooled middle feature maps",
-    PhaseKind.WINDOWED: "the UNet's own sizes",
+_KINDS = {
+    PhaseKind.STRIDED: ("cyan", "one downsampler takes stride 4 instead of 2, so everything below it is half the size"),
+    PhaseKind.POOLED: ("magenta", "the middle feature maps are average-pooled by 2, and brought back bicubic"),
+    PhaseKind.STRIDED_POOLED: ("blue", "both: a downsampler of stride 4, and pooled middle feature maps"),
+    PhaseKind.WINDOWED: ("green", "the UNet's own sizes"),
 }
-_COLOURS = {
-    PhaseKind.STRIDED: "cyan",
-    PhaseKind.POOLED: "magenta",
-    PhaseKind.STRIDED_POOLED: "blue",
-    PhaseKind.WINDOWED: "green",
-}
+"""The color and the meaning of each kind of phase."""
 
 
 @click.command(
@@ -98,7 +93,7 @@ def _phase_table(run: RunPlan) -> Table:
     ):
         table.add_column(header, footer, justify="right", no_wrap=True)
     for phase in run.phases:
-        table.add_row(*_row(run, phase, unit), style=_COLOURS[phase.span.phase.kind])
+        table.add_row(*_row(run, phase, unit), style=_KINDS[phase.span.phase.kind][0])
     return table
 
 
@@ -123,10 +118,7 @@ def _area(height: int, width: int) -> str:
 
 def _windows(phase: PlannedPhase) -> str:
     """Returns each window shape once; a star where the feature map is odd and is resized first."""
-    shapes = (
-        _area(window.window_height, window.window_width) + ("*" if window.resized else "")
-        for window in phase.geometry.windows
-    )
+    shapes = (_area(*window.window) + ("*" if window.resized else "") for window in phase.geometry.windows)
     return " ".join(dict.fromkeys(shapes)) or "none"
 
 
@@ -137,15 +129,15 @@ def _summary(run: RunPlan) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     for kind in dict.fromkeys(phase.span.phase.kind for phase in run.phases):
-        table.add_row(kind.value, _MEANINGS[kind])
+        table.add_row(kind.value, _KINDS[kind][1])
     if recipe.unet_layout.windowed_blocks:
         table.add_row("windows", "four shifted ones, in every phase: the top blocks' attention stays inside them")
     if any(window.resized for phase in run.phases for window in phase.geometry.windows):
         table.add_row("*", "the feature map is odd: resized (bicubic) to even before it is cut, and back afterwards")
-    saving = f"{unit.show(run.stock_flops)} {unit.name} a latent; this run takes {run.saving:.2f}x fewer operations"
+    saving = f"{unit.show(run.stock.flops)} {unit.name} a latent; this run takes {run.saving:.2f}x fewer operations"
     table.add_row("stock UNet", saving)
-    if run.controlnet_parameters:
-        control = f"{unit.show(run.controlnet_flops)} {unit.name} a latent, counted in the phases it joins"
+    if run.controlnet.parameters:
+        control = f"{unit.show(run.controlnet.flops)} {unit.name} a latent, counted in the phases it joins"
         table.add_row("ControlNet", control)
     table.add_row("weights", _weights(run))
     channels, height, width = recipe.latent_shape
@@ -156,9 +148,9 @@ def _summary(run: RunPlan) -> Table:
 def _weights(run: RunPlan) -> str:
     graphs = len(run.recipe.phase_rule().phases())
     shared = "of one graph" if graphs == 1 else f"once for {graphs} graphs"
-    parameters = f"{run.parameters / 1e6:.2f} M parameters"
-    if run.controlnet_parameters:
-        parameters += f", the ControlNet's {run.controlnet_parameters / 1e6:.2f} M"
+    parameters = f"{run.stock.parameters / 1e6:.2f} M parameters"
+    if run.controlnet.parameters:
+        parameters += f", the ControlNet's {run.controlnet.parameters / 1e6:.2f} M"
     return f"{_size(run.weight_bytes)} {run.recipe.precision.value} {shared}: {parameters}"
 
 
@@ -172,7 +164,7 @@ class Unit:
     @classmethod
     def of(cls, run: RunPlan) -> Unit:
         """Returns TFLOPs, or GFLOPs where an evaluation is a small part of one TFLOP."""
-        return cls("TFLOPs", 1e12) if run.stock_flops > 1e11 else cls("GFLOPs", 1e9)
+        return cls("TFLOPs", 1e12) if run.stock.flops > 1e11 else cls("GFLOPs", 1e9)
 
     def show(self, flops: int) -> str:
         """Returns the number with three digits or more."""

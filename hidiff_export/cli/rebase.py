@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hidiff_export.cli.options import allow_links_option, lora_option, lora_values, set_option
+from hidiff_export.errors import InputError, ParityError
 
 
 @click.command(
@@ -53,10 +54,9 @@ def rebase(
     noise schedule, parity bounds, backends.
     """
     from hidiff_export.cli.build import print_result
-    from hidiff_export.cli.progress_display import progress_display
+    from hidiff_export.cli.console import progress_display
     from hidiff_export.cli.verify import keep_report
     from hidiff_export.compiler.rebase import rebase as rebase_bundle
-    from hidiff_export.errors import InputError, ParityError
     from hidiff_runtime.format.manifest import Manifest
 
     if loras and no_lora:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hidiff_export.cli.options import allow_links_option
+from hidiff_export.errors import InputError
 
 if TYPE_CHECKING:
     from hidiff_export.triton.repository import WrittenRepository
@@ -111,8 +112,6 @@ def triton(
 
 def _check_layout(layout: str) -> None:
     """Raises InputError for the layout that there was once: each engine a model of Triton's own."""
-    from hidiff_export.errors import InputError
-
     if layout != "pipeline":
         raise InputError(
             "The layout that made each engine a Triton model of its own is no longer written: it took 2.15 times the "
@@ -124,8 +123,6 @@ def _check_layout(layout: str) -> None:
 
 def _gpus(text: str) -> tuple[int, ...]:
     """Returns the numbers in ``0,1``. Raises InputError for anything else."""
-    from hidiff_export.errors import InputError
-
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
         raise InputError(
@@ -135,10 +132,7 @@ def _gpus(text: str) -> tuple[int, ...]:
 
 
 def _options(texts: Sequence[str]) -> dict[str, str | int | bool]:
-    """Returns options of the backend. Raises InputError for what is no NAME=VALUE, or names something else of
-    opening.
-    """
-    from hidiff_export.errors import InputError
+    """Returns options of the backend. Raises InputError for what is no NAME=VALUE, or no option of a backend."""
     from hidiff_runtime.cli.shared_options import NAMES, named_value
 
     try:

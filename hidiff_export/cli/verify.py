@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hidiff_export.cli.options import allow_links_option
+from hidiff_export.errors import ParityError, StorageError
 
 if TYPE_CHECKING:
     from hidiff_export.verification.report import Report
@@ -57,8 +58,7 @@ def verify(
     Exits with 0 only if every comparison is within its bound and float16 holds what has to be computed in it, else with
     1. The report is kept in the bundle.
     """
-    from hidiff_export.cli.progress_display import progress_display
-    from hidiff_export.errors import ParityError
+    from hidiff_export.cli.console import progress_display
     from hidiff_export.files import storage_errors
     from hidiff_export.verification.verify import verify as verify_bundle
     from hidiff_runtime.format.bundle_folder import BundleFolder
@@ -106,7 +106,6 @@ def _show(report: Report, *, as_json: bool) -> None:
 
 def keep_report(report: Report, directory: Path, digest: str) -> None:
     """Stores the report in the bundle of this digest; a bundle on a read-only disk can be verified all the same."""
-    from hidiff_export.errors import StorageError
     from hidiff_export.verification.report import store
 
     try:

@@ -21,7 +21,6 @@ from hidiff_runtime.phases import Phase, PhaseKind
 _WINDOWS = 4
 _CONTROL_IMAGE_CHANNELS = 3
 _STOCK = Phase(PhaseKind.WINDOWED)
-_ANY_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,8 @@ class Cost:
 
 
 def unet_cost(config: Mapping[str, Any], layout: Layout, geometry: UNetGeometry) -> Cost:
-    """Returns cost of a UNet in the phase that ``geometry`` was made for; the stock UNet's, with a layout without
-    windows.
-    """
-    return _total(_unet(config, layout, geometry))
-
-
-def unet_parameters(config: Mapping[str, Any], layout: Layout) -> int:
-    """Returns how many parameters the UNet has."""
-    geometry = UNetGeometry.of(config, layout, _STOCK, _ANY_SIZE, _ANY_SIZE)
-    return unet_cost(config, layout, geometry).parameters
+    """Returns cost of a UNet in the phase of ``geometry``; the stock UNet's, with a layout without windows."""
+    return sum(_unet(config, layout, geometry), Cost())
 
 
 def stock_geometry(
@@ -72,11 +63,7 @@ def controlnet_cost(
         height: of the latents that the ControlNet sees; ``width`` likewise.
     """
     layout, geometry = stock_geometry(unet_config, layout, height, width)
-    return _total(_controlnet(config, layout, geometry))
-
-
-def _total(parts: Iterator[Cost]) -> Cost:
-    return sum(parts, Cost())
+    return sum(_controlnet(config, layout, geometry), Cost())
 
 
 def _dense(inputs: int, outputs: int, positions: int = 1, *, kernel: int = 1, bias: bool = True) -> Cost:
@@ -183,7 +170,7 @@ def _transformer(config: Mapping[str, Any], feature: Feature, windows: Mapping[s
 def _self_attention(channels: int, tokens: int, window: WindowShape | None) -> Iterator[Cost]:
     sequences = 1
     if window is not None:
-        sequences, tokens = _WINDOWS, window.padded_height * window.padded_width
+        sequences, tokens = _WINDOWS, math.prod(window.padded)
     yield _norm(channels)
     for _ in range(3):
         yield _dense(channels, channels, tokens, bias=False)

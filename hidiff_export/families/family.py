@@ -56,9 +56,11 @@ _SD_TYPES = {
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
 }
-_SDXL_TYPES = {
+_SDXL = {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
 }
 
 # diffusers calls the number of heads "attention_head_dim".
@@ -80,28 +82,24 @@ _ARCHITECTURES: dict[tuple[str, Width], dict[str, Any]] = {
         "use_linear_projection": True,
     },
     ("sdxl", Width.FULL): {
-        **_SDXL_TYPES,
+        **_SDXL,
         "block_out_channels": [320, 640, 1280],
         "norm_num_groups": 32,
         "sample_size": 128,
         "transformer_layers_per_block": [1, 2, 10],
         "attention_head_dim": [5, 10, 20],
         "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     },
     ("sdxl", Width.TINY): {
-        **_SDXL_TYPES,
+        **_SDXL,
         "block_out_channels": [32, 48, 64],
         "norm_num_groups": 8,
         "sample_size": 16,
         "transformer_layers_per_block": [1, 2, 2],
         "attention_head_dim": [2, 3, 4],
         "cross_attention_dim": 32,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 80,
     },

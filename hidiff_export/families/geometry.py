@@ -32,43 +32,33 @@ class WindowShape:
 
     Args:
         height: of the feature map; ``width`` likewise.
-        window_height: of one window, half of the feature map rounded up; ``window_width`` likewise.
     """
 
     height: int
     width: int
 
     @property
-    def window_height(self) -> int:
-        """Rows of one window."""
-        return _halved(self.height)
+    def window(self) -> tuple[int, int]:
+        """Rows and columns of one window, half of the feature map's rounded up."""
+        return _halved(self.height), _halved(self.width)
 
     @property
-    def window_width(self) -> int:
-        """Columns of one window."""
-        return _halved(self.width)
-
-    @property
-    def padded_height(self) -> int:
-        """Rows of the four windows together: the height to which an odd feature map is resized."""
-        return 2 * self.window_height
-
-    @property
-    def padded_width(self) -> int:
-        """Columns of the four windows together: the width to which an odd feature map is resized."""
-        return 2 * self.window_width
+    def padded(self) -> tuple[int, int]:
+        """Rows and columns of the four windows together: the size to which an odd feature map is resized."""
+        rows, columns = self.window
+        return 2 * rows, 2 * columns
 
     @property
     def resized(self) -> bool:
         """Whether the feature map is resized before it is cut, and back afterwards."""
-        return (self.padded_height, self.padded_width) != (self.height, self.width)
+        return self.padded != (self.height, self.width)
 
     def shift(self, quarters: int) -> tuple[int, int]:
         """Returns rows and columns by which the feature map is rolled before it is cut, for a shift of 0 to 3 quarters.
 
         As published, windows lower than four rows are not shifted sideways either.
         """
-        rows, columns = self.window_height // 4 * quarters, self.window_width // 4 * quarters
+        rows, columns = (side // 4 * quarters for side in self.window)
         return (rows, columns) if rows > 0 else (0, 0)
 
 
@@ -80,11 +70,6 @@ class Feature:
     channels: int
     height: int
     width: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.height, self.width
 
 
 @dataclass(frozen=True)
@@ -124,8 +109,7 @@ class UNetGeometry:
         Raises:
             InputError: the layout names a module that this UNet does not have.
         """
-        walk = _Walk(config, layout, phase.kind, latent_height, latent_width)
-        return walk.geometry()
+        return _Walk(config, layout, phase.kind, latent_height, latent_width).geometry()
 
     def size_of(self, name: str) -> tuple[int, int]:
         """Returns height and width of what the module ``name`` computes.
@@ -135,7 +119,7 @@ class UNetGeometry:
         """
         for feature in self.features:
             if feature.name == name:
-                return feature.size
+                return feature.height, feature.width
         raise InputError(
             f"The UNet has no module {name}.", given=name, advice="Check that the family is the checkpoint's."
         )
@@ -170,8 +154,8 @@ class _Walk:
         geometry = UNetGeometry(self.kind, *self.latent, made, mid, self.restore, (), tuple(self.features))
         for name in (self.layout.downsampler, self.layout.pooled_attention, self.layout.restored_attention):
             geometry.size_of(name)
-        windows = tuple(WindowShape(*geometry.size_of(_attention_of(block))) for block in self.layout.windowed_blocks)
-        return replace(geometry, windows=windows)
+        attentions = [block.partition(".transformer_blocks.")[0] for block in self.layout.windowed_blocks]
+        return replace(geometry, windows=tuple(WindowShape(*geometry.size_of(name)) for name in attentions))
 
     def _down(self, channels: tuple[int, ...]) -> None:
         types = self.config["down_block_types"]
@@ -222,10 +206,6 @@ class _Walk:
 
     def _halve(self) -> None:
         self.height, self.width = _halved(self.height), _halved(self.width)
-
-
-def _attention_of(transformer_block: str) -> str:
-    return transformer_block.partition(".transformer_blocks.")[0]
 
 
 def control_latent(latent_height: int, latent_width: int) -> tuple[int, int]:

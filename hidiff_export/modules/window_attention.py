@@ -7,6 +7,7 @@ Rolling the feature map and cutting it into windows only moves tokens, so each o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -40,8 +41,7 @@ def token_orders(shape: WindowShape) -> TokenOrder:
     """Returns the permutations of all shifts: both tables int32 [4, tokens], tokens of the padded feature map in
     rows.
     """
-    positions = torch.arange(shape.padded_height * shape.padded_width, dtype=torch.int32)
-    rows = positions.view(shape.padded_height, shape.padded_width)
+    rows = torch.arange(math.prod(shape.padded), dtype=torch.int32).view(shape.padded)
     gather = torch.stack([_cut(_rolled(rows, shape.shift(quarters)), shape) for quarters in range(SHIFTS)])
     return TokenOrder(gather, torch.argsort(gather, dim=1).to(torch.int32))
 
@@ -51,7 +51,8 @@ def _rolled(rows: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
 
 
 def _cut(rows: torch.Tensor, shape: WindowShape) -> torch.Tensor:
-    return rows.view(2, shape.window_height, 2, shape.window_width).transpose(1, 2).flatten()
+    height, width = shape.window
+    return rows.view(2, height, 2, width).transpose(1, 2).flatten()
 
 
 class WindowTables(nn.Module):
@@ -88,17 +89,17 @@ def to_windows(tokens: torch.Tensor, order: TokenOrder, shape: WindowShape) -> t
     first.
     """
     if shape.resized:
-        tokens = _resized(tokens, (shape.height, shape.width), (shape.padded_height, shape.padded_width))
+        tokens = _resized(tokens, (shape.height, shape.width), shape.padded)
     windows = tokens.index_select(1, order.gather)
-    return windows.view(-1, shape.window_height * shape.window_width, tokens.shape[-1])
+    return windows.view(-1, math.prod(shape.window), tokens.shape[-1])
 
 
 def from_windows(windows: torch.Tensor, order: TokenOrder, shape: WindowShape) -> torch.Tensor:
     """Returns the inverse of :func:`to_windows`; odd sizes are resized back."""
-    tokens = windows.reshape(-1, shape.padded_height * shape.padded_width, windows.shape[-1])
+    tokens = windows.reshape(-1, math.prod(shape.padded), windows.shape[-1])
     tokens = tokens.index_select(1, order.restore)
     if shape.resized:
-        tokens = _resized(tokens, (shape.padded_height, shape.padded_width), (shape.height, shape.width))
+        tokens = _resized(tokens, shape.padded, (shape.height, shape.width))
     return tokens
 
 

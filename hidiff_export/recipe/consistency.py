@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from hidiff_export.families.family import Family, Task, Width
 from hidiff_export.families.geometry import control_latent
 from hidiff_export.recipe.field_types import BackendName, Precision, Target, refusal
 from hidiff_export.recipe.recipe_fields import RecipeFields
 from hidiff_runtime.format.validation import MOST_PIXELS
 
-_INPAINTING_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
-_CONTROL_FAMILIES = (Family.SD15, Family.SD21, Family.SDXL)
+_FAMILIES_OF_EVERY_TASK = (Family.SD15, Family.SD21, Family.SDXL)
+"""Those for which there are inpainting checkpoints and ControlNets."""
+
 _BUILDS_FOR = {
     BackendName.ONNXRUNTIME: "cpu or cuda",
     BackendName.TENSORRT: "cuda",
@@ -34,24 +33,24 @@ def check_agreement(recipe: RecipeFields) -> None:
 
 
 def _checkpoint_exists(recipe: RecipeFields) -> None:
+    families = ", ".join(family.value for family in _FAMILIES_OF_EVERY_TASK)
     if recipe.unet_width is Width.TINY and recipe.random_seed is None:
         raise refusal(
             "is only for fabricated checkpoints",
             key=("unet_width",),
             advice="Leave unet_width out, or set source: random:0.",
         )
-    if recipe.task is Task.INPAINTING and recipe.family not in _INPAINTING_FAMILIES:
+    if recipe.task is Task.INPAINTING and recipe.family not in _FAMILIES_OF_EVERY_TASK:
         raise refusal(
             f"has no inpainting checkpoint in the family {recipe.family.value}",
             key=("task",),
-            advice=f"Inpainting has {_named(_INPAINTING_FAMILIES)}; with {recipe.family.value}, use text-to-image or "
-            "image-to-image.",
+            advice=f"Inpainting has {families}; with {recipe.family.value}, use text-to-image or image-to-image.",
         )
-    if recipe.task.has_control and recipe.family not in _CONTROL_FAMILIES:
+    if recipe.task.has_control and recipe.family not in _FAMILIES_OF_EVERY_TASK:
         raise refusal(
             f"takes no ControlNet in the family {recipe.family.value}",
             key=("task",),
-            advice=f"ControlNet tasks have {_named(_CONTROL_FAMILIES)}.",
+            advice=f"ControlNet tasks have {families}.",
         )
 
 
@@ -146,7 +145,3 @@ def _steps_are_those_of_timesteps(recipe: RecipeFields) -> None:
             key=("steps",),
             advice=f"Leave steps out, or set steps: {len(recipe.timesteps)}.",
         )
-
-
-def _named(members: Iterable[Family]) -> str:
-    return ", ".join(member.value for member in members)

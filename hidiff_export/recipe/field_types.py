@@ -121,15 +121,8 @@ class BackendName(str, Enum):
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
 
-    @property
-    def default_targets(self) -> tuple[Target, ...]:
-        """What it builds for where a recipe does not say."""
-        return _DEFAULT_TARGETS[self]
-
     def targets(self, given: Iterable[Target]) -> tuple[Target, ...]:
-        """Returns which of ``given`` it builds for. TensorRT-RTX builds either ahead of time or for the machine it is
-        on.
-        """
+        """Returns which of ``given`` it builds for: TensorRT-RTX either ahead of time or for the machine it is on."""
         if self is BackendName.ONNXRUNTIME:
             return tuple(target for target in given if not target.ahead_of_time)
         ahead = tuple(target for target in given if target.ahead_of_time)
@@ -138,11 +131,12 @@ class BackendName(str, Enum):
         return tuple(target for target in given if target is Target.CUDA)
 
 
-_DEFAULT_TARGETS = {
+DEFAULT_TARGETS = {
     BackendName.ONNXRUNTIME: (Target.CPU,),
     BackendName.TENSORRT: (Target.CUDA,),
     BackendName.TENSORRT_RTX: (Target.SM89, Target.SM120),
 }
+"""What a backend builds for where a recipe does not say."""
 
 
 def choices(kind: type[Enum]) -> str:

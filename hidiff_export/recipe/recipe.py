@@ -1,4 +1,4 @@
-"""A recipe: what to build, as frozen, checked values, and everything that follows from them without torch."""
+"""A recipe: what to build, as frozen, checked values, what follows from them without torch, and where recipes are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ from hidiff_export.families.graph_io import PROMPT_TOKENS
 from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.families.vae_tiling import VaeTiles
 from hidiff_export.recipe.consistency import check_agreement
-from hidiff_export.recipe.library import find_recipe
 from hidiff_export.recipe.recipe_fields import RecipeFields
 from hidiff_export.recipe.sections import FractionRange
 from hidiff_export.recipe.validation_errors import recipe_error
-from hidiff_export.recipe.yaml_source import RecipeSource
+from hidiff_export.recipe.yaml_source import RecipeSource, nearest
 from hidiff_runtime.phases import PhaseRule, StepRange
 
 
@@ -62,7 +61,8 @@ class Recipe(RecipeFields):
         """
         path = find_recipe(recipe)
         source = _overridden(RecipeSource.read(path), overrides)
-        return cls._validated(source.with_default("name", re.sub(r"[^\w.-]+", "-", path.stem)))
+        name = re.sub(r"[^\w.-]+", "-", path.stem)
+        return cls._validated(replace(source, data={"name": name, **source.data}))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], origin: str = "recipe", overrides: Iterable[str] = ()) -> Recipe:
@@ -158,10 +158,37 @@ class Recipe(RecipeFields):
         return rule if self.hidiffusion.raunet else PhaseRule(control=rule.control)
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """Returns the recipes that come with the package, by name."""
+    package = Path(__file__).parents[1]
+    # A wheel carries them inside the package; a checkout keeps them beside it.
+    folder = next(place for place in (package / "recipes", package.parent / "recipes") if place.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """Returns the file of a recipe given by path or by shipped name.
+
+    Raises:
+        RecipeError: it is neither.
+    """
+    shipped = shipped_recipes()
+    if str(recipe) in shipped:
+        return shipped[str(recipe)]
+    path = Path(recipe)
+    if path.is_file() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        return path
+    raise RecipeError(
+        "There is no such recipe.",
+        given=str(recipe),
+        advice=f"{nearest(str(recipe), shipped)}Give a YAML file, or one of {', '.join(shipped)}.",
+    )
+
+
 def _overridden(source: RecipeSource, overrides: Iterable[str]) -> RecipeSource:
     changed = source.overridden(overrides)
     if ("timesteps",) in changed.overrides and ("steps",) not in changed.overrides:
-        return changed.without("steps")  # those that were written count another run's steps
+        changed.data.pop("steps", None)  # those that were written count another run's steps
     return changed
 
 

@@ -18,6 +18,7 @@ from pydantic import (
 
 from hidiff_export.families.family import PIXELS_PER_LATENT, Family, Task, Width
 from hidiff_export.recipe.field_types import (
+    DEFAULT_TARGETS,
     DISTINCT,
     LARGEST,
     MOST_STEPS,
@@ -56,8 +57,13 @@ def _also_one(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [item, {"type": schema.pop("type"), "items": schema.pop("items"), "minItems": 1}]
 
 
+def _optional(description: str, **bounds: Any) -> Any:
+    """Returns a field that is None where a recipe does not have the key; editors offer no default for it."""
+    return Field(default=None, description=description, json_schema_extra=without_default, **bounds)
+
+
 def _default_targets(data: Mapping[str, Any]) -> tuple[Target, ...]:
-    return tuple(target for backend in data["backend"] for target in backend.default_targets)
+    return tuple(target for backend in data["backend"] for target in DEFAULT_TARGETS[backend])
 
 
 class RecipeFields(Frozen):
@@ -83,38 +89,23 @@ class RecipeFields(Frozen):
         description="LoRA files to fuse into the UNet and the bundle's text encoders, added in order: a list of "
         "{path, scale}.",
     )
-    prediction: Prediction | None = Field(
-        default=None,
-        description=f"What the UNet predicts: {choices(Prediction)}; by default what the checkpoint says, or its "
-        "family's.",
-        json_schema_extra=without_default,
+    prediction: Prediction | None = _optional(
+        f"What the UNet predicts: {choices(Prediction)}; by default what the checkpoint says, or its family's."
     )
-    beta_schedule: BetaSchedule | None = Field(
-        default=None,
-        description=f"How the noise grows in training: {choices(BetaSchedule)}; by default as the checkpoint says.",
-        json_schema_extra=without_default,
+    beta_schedule: BetaSchedule | None = _optional(
+        f"How the noise grows in training: {choices(BetaSchedule)}; by default as the checkpoint says."
     )
-    beta_start: Fraction | None = Field(
-        default=None,
-        description="The noise schedule's first beta, 0 to 1; by default as the checkpoint says.",
-        json_schema_extra=without_default,
+    beta_start: Fraction | None = _optional(
+        "The noise schedule's first beta, 0 to 1; by default as the checkpoint says."
     )
-    beta_end: Fraction | None = Field(
-        default=None,
-        description="The noise schedule's last beta, 0 to 1; by default as the checkpoint says.",
-        json_schema_extra=without_default,
+    beta_end: Fraction | None = _optional("The noise schedule's last beta, 0 to 1; by default as the checkpoint says.")
+    rescale_betas_zero_snr: StrictBool | None = _optional(
+        "Whether the noise schedule ends in pure noise (zero terminal SNR): true or false; by default as "
+        "the checkpoint says."
     )
-    rescale_betas_zero_snr: StrictBool | None = Field(
-        default=None,
-        description="Whether the noise schedule ends in pure noise (zero terminal SNR): true or false; by default as "
-        "the checkpoint says.",
-        json_schema_extra=without_default,
-    )
-    timestep_spacing: TimestepSpacing | None = Field(
-        default=None,
-        description=f"Where the timesteps of a run lie: {choices(TimestepSpacing)}; by default as the checkpoint says. "
-        "Checkpoints for a few steps (Lightning, Hyper-SD) want trailing.",
-        json_schema_extra=without_default,
+    timestep_spacing: TimestepSpacing | None = _optional(
+        f"Where the timesteps of a run lie: {choices(TimestepSpacing)}; by default as the checkpoint says. "
+        "Checkpoints for a few steps (Lightning, Hyper-SD) want trailing."
     )
     text: StrictBool = Field(
         default=True, description="Whether tokenizers and text encoders come too, for prompts as text: true or false."
@@ -128,13 +119,11 @@ class RecipeFields(Frozen):
     vae: StrictBool = Field(
         default=True, description="Whether the VAE comes too, for pictures instead of latents: true or false."
     )
-    vae_tile: StrictInt | None = Field(
-        default=None,
+    vae_tile: StrictInt | None = _optional(
+        "Longest side of the VAE's tiles in pixels, a multiple of 64; by default the picture's if it fits.",
         ge=SMALLEST,
         le=LARGEST,
         multiple_of=64,
-        description="Longest side of the VAE's tiles in pixels, a multiple of 64; by default the picture's if it fits.",
-        json_schema_extra=without_default,
     )
     task: Task = Field(
         default=Task.TEXT_TO_IMAGE,
@@ -151,12 +140,8 @@ class RecipeFields(Frozen):
         default=True,
         description="Whether the negative prompt is evaluated too, which doubles the batch: true or false.",
     )
-    guidance_rescale: StrictFloat | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="How strongly guidance is rescaled in runs that do not say, 0 to 1: 0.7 for zero terminal SNR.",
-        json_schema_extra=without_default,
+    guidance_rescale: StrictFloat | None = _optional(
+        "How strongly guidance is rescaled in runs that do not say, 0 to 1: 0.7 for zero terminal SNR.", ge=0, le=1
     )
     precision: Precision = Field(
         default=Precision.FLOAT32, description=f"Type of the weights and the arithmetic: {choices(Precision)}."
@@ -190,11 +175,8 @@ class RecipeFields(Frozen):
         json_schema_extra={"default": "1-100"},
         description=f"Step counts to tabulate, 1 to {MOST_STEPS}: a number, a range like 1-100, or a list of both.",
     )
-    timesteps: Timesteps | None = Field(
-        default=None,
-        description="The timesteps of the one run that is tabulated, falling: [999, 749, 499, 249]; steps is their "
-        "number.",
-        json_schema_extra=without_default,
+    timesteps: Timesteps | None = _optional(
+        "The timesteps of the one run that is tabulated, falling: [999, 749, 499, 249]; steps is their number."
     )
     tcd_eta: Fraction = Field(
         default=0.3, description="How much noise the sampler tcd adds in each step: 0 to 1, fixed in its table."

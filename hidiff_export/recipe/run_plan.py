@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from hidiff_export.families.cost import Cost, controlnet_cost, stock_geometry, unet_cost, unet_parameters
+from hidiff_export.families.cost import Cost, controlnet_cost, stock_geometry, unet_cost
 from hidiff_export.families.geometry import UNetGeometry, control_latent
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.phases import PhasePlan, PhaseSpan
@@ -63,21 +63,12 @@ class RunPlan:
         geometry = UNetGeometry.of(config, recipe.unet_layout, span.phase, recipe.latent_height, recipe.latent_width)
         flops = unet_cost(config, recipe.unet_layout, geometry).flops
         if span.phase.control:
-            flops += self.controlnet_flops
+            flops += self.controlnet.flops
         return PlannedPhase(span, geometry, flops, flops * recipe.model_batch)
 
     @cached_property
-    def controlnet_flops(self) -> int:
-        """Of one ControlNet evaluation for one latent; 0 where the bundle has none."""
-        return self._controlnet.flops
-
-    @property
-    def controlnet_parameters(self) -> int:
-        """Of the ControlNet; 0 where the bundle has none."""
-        return self._controlnet.parameters
-
-    @cached_property
-    def _controlnet(self) -> Cost:
+    def controlnet(self) -> Cost:
+        """Of the ControlNet, evaluated for one latent; nothing where the bundle has none."""
         recipe = self.recipe
         if recipe.controlnet is None:
             return Cost()
@@ -90,17 +81,17 @@ class RunPlan:
         return sum(phase.run_flops for phase in self.phases)
 
     @cached_property
-    def stock_flops(self) -> int:
-        """Of one evaluation of the UNet without HiDiffusion, for one latent."""
+    def stock(self) -> Cost:
+        """Of the UNet without HiDiffusion, evaluated for one latent."""
         recipe, config = self.recipe, self.recipe.unet_config()
         stock = stock_geometry(config, recipe.unet_layout, recipe.latent_height, recipe.latent_width)
-        return unet_cost(config, *stock).flops
+        return unet_cost(config, *stock)
 
     @property
     def stock_run_flops(self) -> int:
         """Of the run with the UNet as it was published, ControlNet included."""
         controlled = sum(phase.span.steps for phase in self.phases if phase.span.phase.control)
-        per_latent = self.steps * self.stock_flops + controlled * self.controlnet_flops
+        per_latent = self.steps * self.stock.flops + controlled * self.controlnet.flops
         return per_latent * self.recipe.model_batch
 
     @property
@@ -108,15 +99,10 @@ class RunPlan:
         """How many times fewer operations than the stock UNet."""
         return self.stock_run_flops / self.run_flops
 
-    @cached_property
-    def parameters(self) -> int:
-        """Of the UNet."""
-        return unet_parameters(self.recipe.unet_config(), self.recipe.unet_layout)
-
     @property
     def weight_bytes(self) -> int:
         """Of the UNet's weights, which every phase shares, and of the ControlNet's."""
-        return (self.parameters + self.controlnet_parameters) * self.recipe.precision.bytes
+        return (self.stock.parameters + self.controlnet.parameters) * self.recipe.precision.bytes
 
     @property
     def latent_bytes(self) -> int:
@@ -140,15 +126,15 @@ class RunPlan:
             "precision": recipe.precision.value,
             "latent": list(recipe.latent_shape),
             "latent_bytes": self.latent_bytes,
-            "parameters": self.parameters,
-            "controlnet_parameters": self.controlnet_parameters,
+            "parameters": self.stock.parameters,
+            "controlnet_parameters": self.controlnet.parameters,
             "weight_bytes": self.weight_bytes,
             "costs": [_cost_json(phase) for phase in self.phases],
             "tflops": {
                 "run": _tera(self.run_flops),
                 "stock_run": _tera(self.stock_run_flops),
-                "stock_evaluation": _tera(self.stock_flops),
-                "controlnet_evaluation": _tera(self.controlnet_flops),
+                "stock_evaluation": _tera(self.stock.flops),
+                "controlnet_evaluation": _tera(self.controlnet.flops),
             },
             "saving": round(self.saving, 3),
         }
@@ -174,7 +160,7 @@ def _cost_json(phase: PlannedPhase) -> dict[str, Any]:
     return {
         "phase": phase.span.phase.name,
         "feature_sizes": [list(size) for size in phase.feature_sizes],
-        "windows": [[window.window_height, window.window_width] for window in phase.geometry.windows],
+        "windows": [list(window.window) for window in phase.geometry.windows],
         "tflops_latent": _tera(phase.flops),
         "tflops_evaluation": _tera(phase.batched_flops),
         "tflops_run": _tera(phase.run_flops),

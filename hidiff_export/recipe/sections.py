@@ -1,9 +1,9 @@
-"""The nested mappings of a recipe: HiDiffusion's switches and thresholds, and the parity bounds."""
+"""The nested mappings of a recipe: HiDiffusion's switches and thresholds, LoRA files, and the parity bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -18,18 +18,12 @@ from pydantic import (
 
 from hidiff_export.families.hidiffusion_rules import CONTROL_END
 from hidiff_export.recipe.field_types import FRACTION_SCHEMA, Fraction, LoraPath, Precision, refusal
-from hidiff_export.recipe.parity_bounds import CALL_BOUNDS, RUN_BOUNDS, ParityBound
 
 
 class Frozen(BaseModel):
     """Checked once, never changed, and without keys of one's own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-def _ratio_or_range(value: Any) -> Any:
-    """Returns a lone fraction is where a range that starts with the run ends, as the paper's T1 and T2 are."""
-    return {"end": value} if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
 
 
 def _also_fraction(schema: dict[str, Any]) -> None:
@@ -85,7 +79,8 @@ class Thresholds(Frozen):
     @field_validator("strided", "pooled", mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        return _ratio_or_range(value)
+        """Takes a lone fraction for the end of a range that starts with the run, as the paper's T1 and T2 are."""
+        return {"end": value} if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
 
 
 class HiDiffusionSettings(Frozen):
@@ -132,6 +127,54 @@ class LoraSource(Frozen):
         le=100,
         description="What its additions are multiplied by, beside its own alpha: -100 to 100.",
     )
+
+
+class ParityBound(NamedTuple):
+    """The least signal-to-noise ratio, in decibels, and why it is that."""
+
+    snr_db: float
+    reason: str
+
+
+# Measured on fabricated weights of every family. One evaluation: 110 to 125 dB in float32, 55 to 61 in float16, 37 to
+# 42 in bfloat16, every result rounded (the CPU's engines, which round less often, 60 to 66 in float16); with a single
+# window shift wrong 18 to 36, in another phase's graph below 8. Graphs that round keep to the same bounds as engines:
+# PyTorch's own half precision is as far off.
+CALL_BOUNDS = {
+    Precision.FLOAT32: ParityBound(
+        80, "Rounding in another order leaves 110 to 125 dB; one wrong shift gives 36 at most."
+    ),
+    Precision.FLOAT16: ParityBound(40, "11 bits leave 55 dB after a UNet's depth; one wrong shift gives 36 at most."),
+    Precision.BFLOAT16: ParityBound(
+        30, "8 bits leave 37 dB after a UNet's depth; a wrong phase gives 8 at most, one wrong shift 18 to 36."
+    ),
+    Precision.INT8: ParityBound(
+        20, "8 bits over a tensor's range leave 27 dB after a UNet's depth; a wrong phase gives 9, wrong shifts 16."
+    ),
+    Precision.FP8: ParityBound(
+        15, "4 significant bits leave 18 to 25 dB after a UNet's depth; a wrong phase gives 9 at most."
+    ),
+}
+"""Of one evaluation."""
+
+RUN_BOUNDS = {
+    Precision.FLOAT32: ParityBound(
+        60, "Steps carry rounding on and guidance multiplies it, which leaves 100 to 115 dB in a short run."
+    ),
+    Precision.FLOAT16: ParityBound(
+        35, "Steps carry rounding on and guidance multiplies it; 35 dB is where a difference stops being visible."
+    ),
+    Precision.BFLOAT16: ParityBound(
+        25, "Steps carry rounding on and guidance multiplies it; with other shifts all through it is below 15 dB."
+    ),
+    Precision.INT8: ParityBound(
+        15, "Steps carry the error on and guidance multiplies it, which leaves 24 dB in a short run."
+    ),
+    Precision.FP8: ParityBound(
+        10, "Steps carry the error on and guidance multiplies it, which leaves 15 dB in a short run."
+    ),
+}
+"""Of a whole run's latents."""
 
 
 def _each(bounds: Mapping[Precision, ParityBound]) -> str:

@@ -6,15 +6,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from hidiff_export.errors import RecipeError
 from hidiff_export.recipe.yaml_source import Key, RecipeSource, dotted, nearest
 
+_Base = TypeVar("_Base")
 _SHOWN = 80
 _WORDING = {
     "int_type": "should be a whole number",
@@ -78,32 +78,22 @@ def _advice(problem: ErrorDetails, key: Key, model: type[BaseModel]) -> str:
         return f"{nearest(str(key[-1]), keys)}Keys here are {', '.join(keys)}."
     if advice := problem.get("ctx", {}).get("advice"):
         return str(advice)
-    field = _field_at(model, key)
-    guess = nearest(problem["input"], _choices(field.annotation)) if isinstance(problem["input"], str) else ""
+    names = tuple(part for part in key if isinstance(part, str))
+    field = _model_at(model, names[:-1]).model_fields[names[-1]]
+    choices = [str(member.value) for kind in _classes(field.annotation, Enum) for member in kind]
+    guess = nearest(problem["input"], choices) if isinstance(problem["input"], str) else ""
     return f"{guess}{field.description or ''}"
-
-
-def _field_at(model: type[BaseModel], key: Key) -> FieldInfo:
-    names = [part for part in key if isinstance(part, str)]
-    return _model_at(model, tuple(names[:-1])).model_fields[names[-1]]
 
 
 def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel]:
     for part in key:
-        model = next(
-            inner
-            for inner in _types(model.model_fields[str(part)].annotation)
-            if isinstance(inner, type) and issubclass(inner, BaseModel)
-        )
+        model = next(_classes(model.model_fields[str(part)].annotation, BaseModel))
     return model
 
 
-def _choices(annotation: Any) -> list[str]:
-    enums = [inner for inner in _types(annotation) if isinstance(inner, type) and issubclass(inner, Enum)]
-    return [str(member.value) for inner in enums for member in inner]
-
-
-def _types(annotation: Any) -> Iterator[Any]:
-    yield annotation
+def _classes(annotation: Any, base: type[_Base]) -> Iterator[type[_Base]]:
+    """Yields the subclasses of ``base`` that an annotation names, at whatever depth."""
+    if isinstance(annotation, type) and issubclass(annotation, base):
+        yield annotation
     for inner in get_args(annotation):
-        yield from _types(inner)
+        yield from _classes(inner, base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -92,14 +92,6 @@ class RecipeSource:
                 inner = inner[part]
             inner[key[-1]] = value
         return RecipeSource(data, self.origin, self.lines, overrides)
-
-    def with_default(self, key: str, value: object) -> RecipeSource:
-        """Returns these values, with a top-level one added where it is not given."""
-        return replace(self, data={key: value, **self.data})
-
-    def without(self, key: str) -> RecipeSource:
-        """Returns these values but a top-level one."""
-        return replace(self, data={name: value for name, value in self.data.items() if name != key})
 
     def position(self, key: Key) -> int:
         """Returns a number by which values sort as they were written: command line first, then by line."""
@@ -217,11 +209,9 @@ class _Reader:
 
 
 def _shown(node: yaml.Node) -> str:
-    return (
-        str(node.value)
-        if isinstance(node, yaml.ScalarNode)
-        else f"a {type(node).__name__.removesuffix('Node').lower()}"
-    )
+    if isinstance(node, yaml.ScalarNode):
+        return str(node.value)
+    return f"a {type(node).__name__.removesuffix('Node').lower()}"
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import Checkpoint, build_unet, load, load_stored
+from hidiff_export.checkpoints.load import Checkpoint, build, load, load_stored
 from hidiff_export.checkpoints.lora import fuse, read_lora
 from hidiff_export.checkpoints.model_index import read_model_index
 from hidiff_export.checkpoints.sources import MODEL_INDEX
@@ -46,7 +46,7 @@ def _stored(root: Path, component: Component) -> Any:
 
 def unet_of_source(source: str, recipe: Recipe) -> Any:
     """Returns a float32 UNet with a checkpoint's weights, as `weights_of_source` gives them, and with its errors."""
-    return build_unet(*weights_of_source(Component.UNET, source, recipe)[:2], torch.float32)
+    return build(Component.UNET, *weights_of_source(Component.UNET, source, recipe)[:2], torch.float32)
 
 
 def weights_of_source(component: Component, source: str, recipe: Recipe) -> Checkpoint:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hidiff_export.graph.float32_ops import precision_of
 from hidiff_export.recipe.field_types import Precision
-from hidiff_export.recipe.parity_bounds import CALL_BOUNDS, RUN_BOUNDS
+from hidiff_export.recipe.sections import CALL_BOUNDS, RUN_BOUNDS
 from hidiff_runtime.verification.comparison import Bound
 from hidiff_runtime.verification.replay_components import EXACT
 from hidiff_runtime.verification.scheduler_samples import AGREES

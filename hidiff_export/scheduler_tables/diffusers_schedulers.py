@@ -1,4 +1,4 @@
-"""Builds the diffusers scheduler that a sampler's name and a checkpoint's configuration stand for."""
+"""The diffusers scheduler that a sampler's name and a checkpoint's configuration stand for, as pipelines make it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 
 from hidiff_export.errors import ExportError
+from hidiff_export.families.family import Family, Task
 from hidiff_export.scheduler_tables.names import find_sampler, has_edm_schedule, samplers_for
 
 TCD_ETA = 0.3
@@ -62,6 +63,19 @@ def build_scheduler(
             advice="Choose another sampler, leave timesteps out, or correct the scheduler's configuration.",
         ) from error
     return scheduler
+
+
+def corrected(config: Mapping[str, Any], family: Family, task: Task) -> dict[str, Any]:
+    """Returns a checkpoint's scheduler configuration as diffusers' pipeline of this family and task runs it.
+
+    Early checkpoints left settings out whose defaults are wrong for them. The pipelines of Stable Diffusion 1.5 and 2
+    put them right whenever they are made, those of SDXL and those with a ControlNet do not.
+    """
+    if family.is_sdxl or task.has_control:
+        return dict(config)
+    if task is Task.INPAINTING:
+        return {**config, "steps_offset": 1, "skip_prk_steps": True}
+    return {**config, "steps_offset": 1, "clip_sample": False}
 
 
 def _fixed_timesteps(kind: Any, timesteps: Sequence[int] | None) -> dict[str, Any]:

@@ -77,16 +77,10 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Observation:
-    """One evaluation as it was seen.
+    """One evaluation as it was seen; its columns are those of the questions.
 
-    Attributes:
-        timestep: what the UNet is told.
-        fed: ``[3 + kept before, columns]``, noise left zero.
-        scaled: the sample after scaling, ``[columns]``.
-        noise: what the scheduler drew, ``[columns]``.
-        answers: next sample and kept tensors, ``[1 + kept after, columns]``.
-        before: names of the tensors kept before.
-        after: names of the tensors kept after.
+    ``fed`` is ``[3 + kept before, columns]`` with the noise left zero, ``scaled`` the sample after scaling, ``noise``
+    what the scheduler drew, ``answers`` the next sample and the kept tensors ``[1 + kept after, columns]``.
     """
 
     timestep: float
@@ -99,10 +93,20 @@ class _Observation:
 
 
 def respond(scheduler: Any, steps: int, eta: float | None = None) -> list[Response]:
-    """Runs ``scheduler`` for ``steps`` steps as diffusers' pipelines do, and reads each evaluation's coefficients.
+    """Runs ``scheduler`` for ``steps`` steps as diffusers' pipelines do; arguments and errors as for `respond_from`."""
+    return respond_from(scheduler, steps, (0,), None, eta)[0]
+
+
+def respond_from(
+    scheduler: Any, steps: int, starts: Sequence[int], most: int | None, eta: float | None = None
+) -> list[list[Response]]:
+    """Reads the coefficients of runs that begin anywhere in the timesteps, as image-to-image pipelines have them.
 
     Args:
-        scheduler: a fresh one; it is used up.
+        scheduler: a fresh one.
+        steps: of the whole run.
+        starts: the first evaluation of each run.
+        most: how many evaluations of each run to read, None for all; fewer where it is over before.
         eta: handed to ``step`` where given.
 
     Raises:
@@ -112,35 +116,14 @@ def respond(scheduler: Any, steps: int, eta: float | None = None) -> list[Respon
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a scheduler's use of numpy is its authors' business, also under -W error
         attempt(scheduler.set_timesteps, steps)
-        observations = _observe(scheduler, 0, len(scheduler.timesteps), _Dice.of(scheduler, steps, eta))
-    return _solve_all(observations, scheduler)
-
-
-def respond_from(scheduler: Any, steps: int, starts: Sequence[int], most: int) -> list[list[Response]]:
-    """Runs that begin in the middle of the timesteps, as diffusers' image-to-image pipelines have them.
-
-    Args:
-        scheduler: a fresh one.
-        steps: of the whole run.
-        starts: the first evaluation of each run.
-        most: how many evaluations of each run to read; fewer where it is over before.
-
-    Raises:
-        StepsUnsupported: as `respond`.
-        ExportError: as `respond`.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        attempt(scheduler.set_timesteps, steps)
-        dice = _Dice.of(scheduler, steps, None)
+        dice = _Dice.of(scheduler, steps, eta)
         runs = [_observe(restarted(scheduler), start, most, dice) for start in starts]
     solved = iter(_solve_all([seen for run in runs for seen in run], scheduler))
     return [[next(solved) for _ in run] for run in runs]
 
 
 def noise_weights(scheduler: Any, steps: int) -> FloatArray:
-    """Returns the weights of a picture and of noise where the scheduler adds noise to a picture, float64
-    ``[evaluations, 2]``.
+    """Returns the weights of picture and noise where the scheduler adds noise to one, float64 ``[evaluations, 2]``.
 
     Args:
         scheduler: a fresh one; it is used up.
@@ -167,9 +150,7 @@ def noise_weights(scheduler: Any, steps: int) -> FloatArray:
 
 
 def restarted(scheduler: Any) -> Any:
-    """Returns a copy with lists of its own: schedulers change their lists, but replace tensors and never write into
-    them.
-    """
+    """Returns a copy with lists of its own: schedulers change their lists, but never write into their tensors."""
     fresh = copy.copy(scheduler)
     vars(fresh).update({name: list(value) for name, value in vars(scheduler).items() if isinstance(value, list)})
     return fresh
@@ -177,13 +158,7 @@ def restarted(scheduler: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Dice:
-    """What is random: the noise that the scheduler draws, and what is asked of it.
-
-    Attributes:
-        generator: the scheduler's.
-        questions: of the random columns.
-        options: what ``step`` is given beside its inputs.
-    """
+    """What is random: the scheduler's own noise and the random columns; and what ``step`` is given beside inputs."""
 
     generator: torch.Generator
     questions: np.random.Generator
@@ -198,12 +173,12 @@ class _Dice:
         return cls(generator, np.random.default_rng(0), options)
 
 
-def _observe(scheduler: Any, start: int, most: int, dice: _Dice) -> list[_Observation]:
+def _observe(scheduler: Any, start: int, most: int | None, dice: _Dice) -> list[_Observation]:
     """Returns up to ``most`` evaluations from number ``start`` on, of a scheduler whose timesteps are set."""
     begin(scheduler, start)
     kept = _kept(scheduler)
     observations = []
-    for timestep in scheduler.timesteps[start : start + most]:
+    for timestep in scheduler.timesteps[start:][:most]:
         before = tuple(place.name for place in kept)
         fed = _questions(len(kept), dice.questions)
         sample, output, _, *state = fed.clone().reshape(-1, *SHAPE)  # a scheduler may change what it is given
@@ -264,9 +239,7 @@ def _given(kept: int) -> list[int]:
 
 
 def _drawn(before: torch.Tensor, generator: torch.Generator, scheduler: Any) -> torch.Tensor | None:
-    """Returns the noise ``[columns]`` that took the generator from ``before`` to where it is: one normal tensor, or
-    none.
-    """
+    """Returns the one normal tensor ``[columns]`` that took the generator from ``before`` to where it is, if any."""
     after = generator.get_state()
     if torch.equal(before, after):
         return None
@@ -292,9 +265,7 @@ def _solve_all(observations: Sequence[_Observation], scheduler: Any) -> list[Res
 
 
 def _solve(group: Sequence[_Observation], scheduler: Any) -> list[Response]:
-    """Returns the coefficients with ``answers = rows @ inputs``, from the unit and zero columns, checked on the random
-    ones.
-    """
+    """Returns ``rows`` in ``answers = rows @ inputs``, from unit and zero columns, checked on the random ones."""
     given = _given(len(group[0].fed) - STATE)
     units, zeros = slice(0, len(given)), slice(len(given), len(given) + _ZEROS)
     answers = torch.stack([seen.answers for seen in group]).to(torch.float64).numpy()
@@ -337,7 +308,7 @@ def _check_linear(scheduler: Any, answers: FloatArray, rows: FloatArray, inputs:
 
 
 def attempt(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Returns the scheduler's own code, whatever it raises."""
+    """Calls the scheduler's own code; whatever it raises, it does not support these steps."""
     try:
         return call(*args, **options)
     except Exception as error:

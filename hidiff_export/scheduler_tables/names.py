@@ -67,9 +67,7 @@ def find_sampler(name: str) -> Sampler:
 
 
 def has_edm_schedule(config: Mapping[str, Any]) -> bool:
-    """Returns whether a scheduler's configuration is of an EDM noise schedule (arXiv 2206.00364), which has no
-    betas.
-    """
+    """Returns whether a configuration is of an EDM noise schedule (arXiv 2206.00364), which has no betas."""
     return config.get("_class_name") in EDM_SCHEDULERS
 
 

@@ -19,15 +19,15 @@ from hidiff_export.checkpoints.declarations import (
     PREDICTION,
     ZERO_SNR,
     Declarations,
+    FewStep,
     Statement,
     read_declarations,
+    recognize,
 )
-from hidiff_export.checkpoints.distillation import FewStep, recognize
 from hidiff_export.checkpoints.sources import find_scheduler_config, is_single_file
 from hidiff_export.errors import CheckpointError, ExportError, RecipeError
 from hidiff_export.families.family import Family, default_scheduler
-from hidiff_export.scheduler_tables.corrections import corrected
-from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
+from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler, corrected
 from hidiff_export.scheduler_tables.names import EDM_SCHEDULERS, has_edm_schedule
 
 if TYPE_CHECKING:
@@ -117,7 +117,6 @@ def _of_file(recipe: Recipe, family: Mapping[str, Any], found: Declarations) -> 
     config, name = dict(family), found.path.name
     if found.sigmas is not None:
         config = {**_EDM_OF_FILES, "num_train_timesteps": config["num_train_timesteps"], **found.sigmas}
-    notices = []
     settled: dict[str, Statement] = {}
     for recipe_key, key in RECIPE_KEYS.items():
         if statements := found.of(key):
@@ -131,7 +130,7 @@ def _of_file(recipe: Recipe, family: Mapping[str, Any], found: Declarations) -> 
             advice="Give one that predicts epsilon or v_prediction; if this one does, --set prediction=epsilon or "
             "v_prediction says so.",
         )
-    notices += [
+    notices = [
         f"{name} says {line}, which is no word known here, and it is passed over: --set prediction=epsilon or "
         "v_prediction says what holds."
         for line in found.unread
@@ -147,13 +146,7 @@ def _of_file(recipe: Recipe, family: Mapping[str, Any], found: Declarations) -> 
         )
     config |= {key: statement.value for key, statement in settled.items()}
     declared = frozenset(settled if found.sigmas is None else config)
-    few = recognize(name, found.texts)
-    if few is not None:
-        spacing, told = _few_steps(recipe, few, name, config)
-        config |= spacing
-        declared |= spacing.keys()
-        notices += told
-    return NoiseSchedule(config, declared, tuple(notices), few is not None)
+    return _with_few_steps(recipe, found, NoiseSchedule(config, declared, tuple(notices)))
 
 
 def _check_agreement(recipe: Recipe, key: str, found: Declarations, statements: Sequence[Statement]) -> None:
@@ -170,26 +163,21 @@ def _check_agreement(recipe: Recipe, key: str, found: Declarations, statements: 
 
 def _with_loras(recipe: Recipe, schedule: NoiseSchedule) -> NoiseSchedule:
     """Returns what LoRA files were trained for, beside what the checkpoint is."""
-    config, notices, distilled = dict(schedule.config), list(schedule.notices), schedule.distilled
     for lora in recipe.lora:
-        path = Path(lora.path)
-        found = read_declarations(path, "LoRA file")
-        few = recognize(path.name, found.texts)
-        if few is not None:
-            spacing, told = _few_steps(recipe, few, path.name, config)
-            config |= spacing
-            notices += told
-            distilled = True
+        found = read_declarations(Path(lora.path), "LoRA file")
+        schedule = _with_few_steps(recipe, found, schedule)
+        notices = list(schedule.notices)
         for recipe_key, key in RECIPE_KEYS.items():
             wanted = getattr(recipe, recipe_key)
-            here = config.get(key) if wanted is None else getattr(wanted, "value", wanted)
+            here = schedule.config.get(key) if wanted is None else getattr(wanted, "value", wanted)
             notices += [
-                f"{path.name} was trained for {key} {_shown(one.value)} ({one.where}), and the bundle has "
+                f"{found.path.name} was trained for {key} {_shown(one.value)} ({one.where}), and the bundle has "
                 f"{_shown(here or False)}: {_remedy(recipe_key, one)}."
                 for one in found.of(key)[:1]
                 if one.value != (here or False)
             ]
-    return replace(schedule, config=config, notices=tuple(notices), distilled=distilled)
+        schedule = replace(schedule, notices=tuple(notices))
+    return schedule
 
 
 def _remedy(recipe_key: str, trained_for: Statement) -> str:
@@ -200,15 +188,18 @@ def _remedy(recipe_key: str, trained_for: Statement) -> str:
     return f"if the checkpoint is such a one, --set {recipe_key}={_shown(trained_for.value)}"
 
 
-def _few_steps(
-    recipe: Recipe, few: FewStep, name: str, config: Mapping[str, Any]
-) -> tuple[dict[str, str], Iterator[str]]:
-    """Returns the spacing that a file for few steps wants, if it says so plainly, and what there is to say about it."""
-    kind, spacing = few.distillation, few.distillation.spacing
-    sure = few.steps is not None and few.steps <= _FEW
-    settled = recipe.timestep_spacing is not None or recipe.timesteps is not None or config.get(SPACING) == spacing
-    taken = {SPACING: spacing} if spacing is not None and sure and not settled else {}
-    return taken, _few_step_notices(recipe, few, name, kind.spacing is not None and not (settled or taken), bool(taken))
+def _with_few_steps(recipe: Recipe, found: Declarations, schedule: NoiseSchedule) -> NoiseSchedule:
+    """Returns a schedule with the spacing that a file for few steps wants, if it says so plainly, and with notices."""
+    few = recognize(found.path.name, found.texts)
+    if few is None:
+        return schedule
+    spacing = few.distillation.spacing
+    settled = recipe.timestep_spacing or recipe.timesteps or schedule.config.get(SPACING) == spacing
+    wanted = spacing is not None and not settled
+    taken = {SPACING: spacing} if wanted and few.steps is not None and few.steps <= _FEW else {}
+    notices = _few_step_notices(recipe, few, found.path.name, wanted and not taken, bool(taken))
+    config, declared = {**schedule.config, **taken}, schedule.declared | taken.keys()
+    return NoiseSchedule(config, declared, (*schedule.notices, *notices), distilled=True)
 
 
 def _few_step_notices(recipe: Recipe, few: FewStep, name: str, unsaid: bool, taken: bool) -> Iterator[str]:
@@ -301,11 +292,7 @@ def _hints(recipe: Recipe, schedule: NoiseSchedule) -> Iterator[str]:
 
 
 def _late_starts(recipe: Recipe, config: Mapping[str, Any], *, asked_about: bool) -> Iterator[str]:
-    """Runs of the default sampler that begin far from the timestep that is nearest to noise.
-
-    Args:
-        asked_about: whether it was said already what a distilled file wants, which need not be another spacing.
-    """
+    """Yields what to say of runs of the default sampler that begin far from pure noise, if that was not said before."""
     scheduler = build_scheduler(recipe.sampler[0].value, config)
     last = scheduler.config.num_train_timesteps - 1
     few = [steps for steps in recipe.steps if steps <= _FEW]
@@ -338,5 +325,5 @@ def _first_timestep(scheduler: Any, steps: int, last: int) -> float:
 
 
 def _shown(value: object) -> str:
-    """Returns as YAML has it."""
+    """Returns a value as YAML has it."""
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

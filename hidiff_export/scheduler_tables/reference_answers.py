@@ -43,26 +43,15 @@ class _Answers:
     noised: list[torch.Tensor] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Questions:
-    """What is asked in a run's n-th evaluation: sample, model output and noise, float32 ``[n, 3, L]``.
+def _questions(count: int) -> torch.Tensor:
+    """Returns sample, model output and noise of each evaluation, float32 ``[count, 3, LANES]``.
 
-    Uniform numbers but for the noise, which is what a scheduler draws from a generator seeded with n.
+    Uniform numbers but for the noise, which is what a scheduler draws from a generator seeded with the evaluation.
     """
-
-    numbers: torch.Tensor
-
-    @classmethod
-    def of(cls, count: int) -> _Questions:
-        numbers = torch.rand(count, 3, LANES, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        for number in range(count):
-            numbers[number, 2] = torch.randn(_SHAPE, generator=torch.Generator().manual_seed(number)).reshape(LANES)
-        return cls(numbers)
-
-    def of_evaluation(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns sample, model output and noise, copies: a scheduler may change what it is given."""
-        sample, output, noise = self.numbers[number].clone().reshape(3, *_SHAPE)
-        return sample, output, noise
+    numbers = torch.rand(count, 3, LANES, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for number in range(count):
+        numbers[number, 2] = torch.randn(_SHAPE, generator=torch.Generator().manual_seed(number)).reshape(LANES)
+    return numbers
 
 
 def shown(rows: Rows) -> int:
@@ -71,8 +60,7 @@ def shown(rows: Rows) -> int:
 
 
 def ask(pristine: Any, steps: Iterable[int], after_start: int) -> SamplerAnswers:
-    """Returns a scheduler's answers in every run with these numbers of steps; those that it does not run with are left
-    out.
+    """Returns a scheduler's answers in every run with these numbers of steps, but those that it does not run with.
 
     Args:
         pristine: the scheduler; it is copied.
@@ -80,7 +68,7 @@ def ask(pristine: Any, steps: Iterable[int], after_start: int) -> SamplerAnswers
         after_start: how many evaluations to follow each start in the middle; see `shown`.
     """
     counts = sorted(set(steps))
-    questions = _Questions.of(max(counts) * pristine.order + _EXTRA)
+    questions = _questions(max(counts) * pristine.order + _EXTRA)
     has_eta = "eta" in inspect.signature(pristine.step).parameters
     whole, later = _Answers(), _Answers()
     laid_out: list[tuple[int, int, float]] = []
@@ -88,8 +76,10 @@ def ask(pristine: Any, steps: Iterable[int], after_start: int) -> SamplerAnswers
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a scheduler's use of numpy is its authors' business, also under -W error
         for number in counts:
+            laid = copy.deepcopy(pristine)
             try:
-                begun, parts = _ask_steps(pristine, number, after_start, questions, has_eta=has_eta)
+                attempt(laid.set_timesteps, number)
+                begun, parts = _ask_steps(laid, number, after_start, questions, has_eta=has_eta)
             except StepsUnsupported:
                 continue
             for key, values in vars(begun).items():
@@ -98,14 +88,14 @@ def ask(pristine: Any, steps: Iterable[int], after_start: int) -> SamplerAnswers
                 runs.append(((len(laid_out), skipped, len(part.samples)), eta))
                 later.samples += part.samples
                 later.draws += part.draws
-            laid_out.append((number, len(begun.samples), _sigma(pristine, number)))
+            laid_out.append((number, len(begun.samples), float(laid.init_noise_sigma)))
     first = [((index, 0, length), 0.0) for index, (_, length, _) in enumerate(laid_out)]
     return SamplerAnswers(
         steps=np.array([number for number, _, _ in laid_out], np.int64),
         init_noise_sigma=np.array([sigma for _, _, sigma in laid_out]),
         runs=np.array([place for place, _ in (*first, *runs)], np.int32).reshape(-1, 3),
         etas=np.array([eta for _, eta in (*first, *runs)]),
-        asked=questions.numbers.numpy(),
+        asked=questions.numpy(),
         samples=_stacked([*whole.samples, *later.samples]),
         draws=np.array([*whole.draws, *later.draws], np.bool_),
         timesteps=np.array(whole.timesteps, np.float32),
@@ -115,11 +105,9 @@ def ask(pristine: Any, steps: Iterable[int], after_start: int) -> SamplerAnswers
 
 
 def _ask_steps(
-    pristine: Any, steps: int, after_start: int, questions: _Questions, *, has_eta: bool
+    laid: Any, steps: int, after_start: int, questions: torch.Tensor, *, has_eta: bool
 ) -> tuple[_Answers, list[tuple[tuple[int, float], _Answers]]]:
     """Returns the whole run with this number of steps, and the others by how many steps they skip and their eta."""
-    laid = copy.deepcopy(pristine)
-    attempt(laid.set_timesteps, steps)
     whole = _ask_run(laid, questions, 0, eta=0.0 if has_eta else None, whole=True)
     others = [((0, eta), _ask_run(laid, questions, 0, eta=eta)) for eta in ETAS[: len(ETAS) * has_eta]]
     middle = steps // 2
@@ -127,21 +115,16 @@ def _ask_steps(
         most = None if skipped == middle else after_start
         if most != 0:
             eta = 0.0 if has_eta else None
-            others.append(((skipped, 0.0), _ask_run(laid, questions, skipped * pristine.order, eta=eta, most=most)))
+            others.append(((skipped, 0.0), _ask_run(laid, questions, skipped * laid.order, eta=eta, most=most)))
     return whole, others
 
 
 def _ask_run(
-    laid: Any, questions: _Questions, start: int, *, eta: float | None, most: int | None = None, whole: bool = False
+    laid: Any, questions: torch.Tensor, start: int, *, eta: float | None, most: int | None = None, whole: bool = False
 ) -> _Answers:
-    """Returns the answers of up to ``most`` evaluations from number ``start`` on.
+    """Returns the answers of up to ``most`` evaluations from number ``start`` on; if ``whole``, noised ones too.
 
-    Args:
-        laid: the scheduler with its timesteps set; it is copied.
-        whole: whether to ask for the scaled and the noised sample too.
-
-    Raises:
-        StepsUnsupported: the scheduler raises, or gives numbers that are not finite.
+    Raises StepsUnsupported when the scheduler raises, or gives numbers that are not finite.
     """
     scheduler, answers = restarted(laid), _Answers()
     generator = torch.Generator()
@@ -152,7 +135,7 @@ def _ask_run(
         begin(scheduler, start)
     end = None if most is None else start + most
     for number, timestep in enumerate(laid.timesteps[start:end]):
-        sample, output, noise = questions.of_evaluation(number)
+        sample, output, noise = questions[number].clone().reshape(3, *_SHAPE)  # a scheduler may change what it is given
         scaled = attempt(scheduler.scale_model_input, sample.clone(), timestep)
         if whole:
             answers.timesteps.append(float(timestep))
@@ -168,19 +151,11 @@ def _ask_run(
 
 
 def _noised(laid: Any, number: int, image: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """Returns a picture with the noise that the scheduler adds to one from which a run begins at evaluation
-    ``number``.
-    """
+    """Returns a picture with the noise that the scheduler adds where a run begins with it at evaluation ``number``."""
     scheduler = restarted(laid)
     begin(scheduler, number)
     noised: torch.Tensor = attempt(scheduler.add_noise, image.clone(), noise, timestep.reshape(1))
     return noised
-
-
-def _sigma(pristine: Any, steps: int) -> float:
-    scheduler = copy.deepcopy(pristine)
-    attempt(scheduler.set_timesteps, steps)
-    return float(scheduler.init_noise_sigma)
 
 
 def _stacked(values: list[torch.Tensor]) -> NDArray[np.float32]:

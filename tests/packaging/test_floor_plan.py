@@ -25,8 +25,6 @@ TWO_SIDES = {
     "step_graph": "what it takes and gives, and how it is written",
     "reference": "what PyTorch computes, and the stage that records it",
     "worker": "the child processes, one a library",
-    "bulk": "one command that both packages have",
-    "generate": "one command that both packages have",
     "rebase": "the command, and what it does",
     "verify": "the command, and what it does",
 }

@@ -22,11 +22,12 @@ import hidiff_runtime
 from hidiff_export import apply_hidiffusion
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import build as build_network
-from hidiff_export.checkpoints.load import build_unet, load_controlnet, load_unet
+from hidiff_export.checkpoints.load import load
 from hidiff_export.compiler.compile import build
 from hidiff_export.compiler.stages import graphs
 from hidiff_export.compiler.stages.stage import Report
 from hidiff_export.engines import onnxruntime
+from hidiff_export.families.family import Task
 from hidiff_export.graph.portable import write_graph
 from hidiff_export.modules.controlnet import ControlNetModule
 from hidiff_export.modules.phase_unet import PhaseUNet
@@ -123,9 +124,12 @@ def tensors(seed: int = 3) -> dict[str, torch.Tensor]:
 def stored_networks() -> tuple[Any, Any]:
     """UNet and ControlNet from the recipe's sources, not from the bundle."""
     assert RECIPE.controlnet is not None
-    unet = build_unet(*load_unet(RECIPE.source, RECIPE.family, RECIPE.task, RECIPE.unet_width)[:2])
+    unet = build_network(
+        Component.UNET, *load(Component.UNET, RECIPE.source, RECIPE.family, RECIPE.task, RECIPE.unet_width)[:2]
+    )
     return unet, build_network(
-        Component.CONTROLNET, *load_controlnet(RECIPE.controlnet, RECIPE.family, RECIPE.unet_width)[:2]
+        Component.CONTROLNET,
+        *load(Component.CONTROLNET, RECIPE.controlnet, RECIPE.family, Task.CONTROLNET, RECIPE.unet_width)[:2],
     )
 
 

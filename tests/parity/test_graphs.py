@@ -11,7 +11,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from hidiff_export.checkpoints.load import build_unet, load_unet
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.load import build, load
 from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
 from hidiff_export.engines import onnxruntime as onnxruntime_build
 from hidiff_export.engines.protocol import PortableGraph
@@ -91,17 +92,19 @@ class Exported:
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     case = request.param
     folder = tmp_path_factory.mktemp("unet")
-    checkpoint = load_unet("random:0", case.family, Task.TEXT_TO_IMAGE, Width.TINY)
+    checkpoint = load(Component.UNET, "random:0", case.family, Task.TEXT_TO_IMAGE, Width.TINY)
     store = WeightStore.write(checkpoint.state_dict, folder / "weights.safetensors", case.precision)
     layout, phase = Layout.of(case.family), case.phase
-    stored = build_unet(checkpoint.config, store.state_dict(), PRECISIONS[case.precision][1])
+    stored = build(Component.UNET, checkpoint.config, store.state_dict(), PRECISIONS[case.precision][1])
     module = PhaseUNet(stored, layout, phase, case.height, case.width)
     write_graph(module, 2, store, folder / "phase.onnx")
     onnxruntime_build.lower(folder / "phase.onnx", folder / "phase.onnxruntime.onnx")
     lowered = ir.load(folder / "phase.onnx")
     tensorrt_build.lower(lowered)
     save(lowered, folder / "phase.tensorrt.onnx")
-    exact = PhaseUNet(build_unet(checkpoint.config, store.state_dict()), layout, phase, case.height, case.width)
+    exact = PhaseUNet(
+        build(Component.UNET, checkpoint.config, store.state_dict()), layout, phase, case.height, case.width
+    )
     given = random_inputs(exact.input_specs(2), timestep=501.0, width=case.width * 8, height=case.height * 8, seed=3)
     shifts = mixed_shifts(len(layout.windowed_blocks), 3)
     return Exported(case, folder, exact, {**arrays(given), "window_shifts": shifts})

@@ -19,8 +19,7 @@ from peft.utils.other import get_pattern_key
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import build, load
-from hidiff_export.checkpoints.lora import Lora, fuse, read_lora
-from hidiff_export.checkpoints.lora_scaling import factor_of
+from hidiff_export.checkpoints.lora import Lora, factor_of, fuse, read_lora
 from hidiff_export.families.family import Family, Task, Width
 from tests.loras import (
     Alphas,

@@ -8,8 +8,7 @@ import diffusers
 import pytest
 
 from hidiff_export.families.family import Family, Task, default_scheduler
-from hidiff_export.scheduler_tables.corrections import corrected
-from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
+from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler, corrected
 from hidiff_export.scheduler_tables.scheduler_probe import probe
 
 OLD = {"steps_offset": 0, "clip_sample": True, "skip_prk_steps": False}

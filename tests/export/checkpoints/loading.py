@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hidiff_export.checkpoints.load import load_unet
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.load import load as load_component
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families.family import Family, Task, Width
 from tests.export.checkpoints.checkpoint_files import Arrays, tiny
@@ -20,7 +21,7 @@ UNET = "UNet2DConditionModel"
 
 
 def load(source: Path | str, family: Family = Family.SD15, task: Task = TEXT) -> Any:
-    return load_unet(str(source), family, task, Width.TINY)
+    return load_component(Component.UNET, str(source), family, task, Width.TINY)
 
 
 def holds(found: Any, expected: Arrays) -> bool:

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import load as load_component
-from hidiff_export.checkpoints.load import load_controlnet
 from hidiff_export.checkpoints.sources import source_fingerprint
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families.family import Family, Task, Width
@@ -150,7 +149,7 @@ def test_a_safetensors_file_under_other_names(tmp_path: Path, tensors: Arrays) -
 def test_the_advice_for_a_pickle_is_the_networks_own(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "control.pth")
     with pytest.raises(CheckpointError, match="is a pickle") as caught:
-        load_controlnet(str(tmp_path / "control.pth"), Family.SD15, Width.TINY)
+        load_component(Component.CONTROLNET, str(tmp_path / "control.pth"), Family.SD15, Task.CONTROLNET, Width.TINY)
     assert "ControlNetModel.from_single_file" in caught.value.advice
     assert "StableDiffusionPipeline.from_single_file" in refused(tmp_path / "control.pth")
 

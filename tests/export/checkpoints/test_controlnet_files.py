@@ -12,7 +12,7 @@ from diffusers import ControlNetModel, ControlNetUnionModel, ControlNetXSAdapter
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import Checkpoint, build, load_controlnet, load_unet
+from hidiff_export.checkpoints.load import Checkpoint, build, load
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families.family import Family, Task, Width
 from hidiff_runtime.format.safetensors import write
@@ -37,7 +37,7 @@ def network(family: Family) -> tuple[dict[str, object], Arrays]:
 
 
 def loaded(path: Path, family: Family = Family.SD15) -> Checkpoint:
-    return load_controlnet(str(path), family, Width.TINY)
+    return load(Component.CONTROLNET, str(path), family, Task.CONTROLNET, Width.TINY)
 
 
 def refusal(path: Path, family: Family = Family.SD15) -> str:
@@ -116,7 +116,7 @@ def test_a_whole_checkpoint_with_a_controlnet_gives_either(tmp_path: Path) -> No
     control = loaded(tmp_path / "both.safetensors")
     assert holds(control.state_dict, tensors)
     assert control.notices == ("controlnet: 1 tensor that changes no result is left out: betas",)
-    found = load_unet(str(tmp_path / "both.safetensors"), Family.SD15, Task.CONTROLNET, Width.TINY)
+    found = load(Component.UNET, str(tmp_path / "both.safetensors"), Family.SD15, Task.CONTROLNET, Width.TINY)
     assert holds(found.state_dict, unet)
     assert (
         f"{len(tensors)} tensors that belong to no network built here are left out: control_model." in found.notices[1]
@@ -129,7 +129,7 @@ def test_a_full_sdxl_controlnet_is_known_by_its_header(tmp_path: Path) -> None:
     names = to_original_controlnet({name: np.empty(0) for name in shapes}, config)
     renamed = dict(zip(names, shapes.values(), strict=True))
     path = write_header(tmp_path / "full.safetensors", renamed)
-    assert load_controlnet(str(path), Family.SDXL).config == config
+    assert load(Component.CONTROLNET, str(path), Family.SDXL, Task.CONTROLNET).config == config
     assert "looks like sdxl" in refusal(path)
 
 
@@ -223,7 +223,7 @@ def test_a_controlnet_is_no_unet_and_a_unet_no_controlnet(tmp_path: Path, origin
     write(tmp_path / "control.safetensors", tensors)
     write(tmp_path / "unet.safetensors", unet)
     with pytest.raises(CheckpointError, match="it is a ControlNet") as caught:
-        load_unet(str(tmp_path / "control.safetensors"), Family.SD15, Task.CONTROLNET, Width.TINY)
+        load(Component.UNET, str(tmp_path / "control.safetensors"), Family.SD15, Task.CONTROLNET, Width.TINY)
     assert "as the recipe's controlnet" in caught.value.advice
     assert "it is a UNet" in refusal(tmp_path / "unet.safetensors")
 

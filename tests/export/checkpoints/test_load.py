@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import build, build_unet, load_controlnet, load_unet
+from hidiff_export.checkpoints.load import build
+from hidiff_export.checkpoints.load import load as load_component
 from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.errors import CheckpointError, InputError
@@ -59,7 +60,7 @@ def test_a_single_file_in_the_original_layout(tmp_path: Path, family: Family) ->
 
 def test_loaded_tensors_are_mapped(pipeline: Path) -> None:
     found = load(pipeline).state_dict
-    unet = build_unet(CONFIG, found)
+    unet = build(Component.UNET, CONFIG, found)
     assert unet.conv_in.weight.data_ptr() == found["conv_in.weight"].data_ptr()
     spans = [line.split(" ", 1)[0] for line in Path("/proc/self/maps").read_text().splitlines() if STEM in line]
     bounds = [tuple(int(end, 16) for end in span.split("-")) for span in spans]
@@ -72,13 +73,13 @@ def test_a_network_computes_what_diffusers_own_loading_computes(pipeline: Path) 
     generator = torch.Generator().manual_seed(0)
     call = (torch.randn((1, 4, 16, 16), generator=generator), 500, torch.randn((1, 77, 32), generator=generator))
     theirs = UNet2DConditionModel.from_pretrained(pipeline, subfolder="unet").eval()
-    ours = build_unet(*load(pipeline)[:2])
+    ours = build(Component.UNET, *load(pipeline)[:2])
     with torch.no_grad():
         assert torch.equal(ours(*call).sample, theirs(*call).sample)
 
 
 def test_a_network_in_another_dtype() -> None:
-    unet = build_unet(CONFIG, synthesize(Component.UNET, CONFIG, 0), torch.bfloat16)
+    unet = build(Component.UNET, CONFIG, synthesize(Component.UNET, CONFIG, 0), torch.bfloat16)
     assert {parameter.dtype for parameter in unet.parameters()} == {torch.bfloat16}
 
 
@@ -99,7 +100,9 @@ def test_a_controlnet_folder(tmp_path: Path) -> None:
     expected = arrays(Component.CONTROLNET, config)
     for folder in ("alone", "pipeline/controlnet"):
         write_folder(tmp_path / folder, expected, config, "ControlNetModel")
-        found = load_controlnet(str(tmp_path / folder.split("/")[0]), Family.SDXL, Width.TINY)
+        found = load_component(
+            Component.CONTROLNET, str(tmp_path / folder.split("/")[0]), Family.SDXL, Task.CONTROLNET, Width.TINY
+        )
         assert found.config == config
         assert holds(found.state_dict, expected)
         build(Component.CONTROLNET, *found[:2])
@@ -213,7 +216,7 @@ def test_a_full_checkpoint_is_recognized_by_its_header(tmp_path: Path, family: F
     config = Component.UNET.config(family, TEXT, Width.FULL)
     path = write_header(tmp_path / "full.safetensors", Component.UNET.shapes(config))
     assert f"looks like {family.value}" in refused(path)
-    found = load_unet(str(path), family, TEXT)
+    found = load_component(Component.UNET, str(path), family, TEXT)
     assert found.config == config
     assert found.state_dict["conv_in.weight"].shape == (320, 4, 3, 3)
 
@@ -283,7 +286,7 @@ def test_tensors_that_do_not_fit_are_named(
     write_folder(tmp_path / "a", spoiled, CONFIG, UNET)
     assert words in refused(tmp_path / "a")
     with pytest.raises(CheckpointError, match="not those of its"):
-        build_unet(CONFIG, {name: torch.from_numpy(array) for name, array in spoiled.items()})
+        build(Component.UNET, CONFIG, {name: torch.from_numpy(array) for name, array in spoiled.items()})
 
 
 def test_an_original_checkpoint_without_a_tensor_is_told(tmp_path: Path) -> None:

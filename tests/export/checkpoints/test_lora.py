@@ -169,15 +169,15 @@ def test_time_and_size_embeddings_are_layers_too(tmp_path: Path) -> None:
         "label_emb_0_2": "add_embedding.linear_2",
     }
     tensors = {}
-    for stem, module in modules.items():
+    for number, (stem, module) in enumerate(modules.items()):
         outputs, inputs = shapes[f"{module}.weight"]
         tensors |= {
-            f"lora_unet_{stem}.lora_down.weight": torch.ones(1, inputs),
+            f"lora_unet_{stem}.lora_down.weight": torch.full((1, inputs), float(number)),
             f"lora_unet_{stem}.lora_up.weight": torch.ones(outputs, 1),
         }
     lora = read(save(tensors, tmp_path / "lora.safetensors"), Family.SDXL)
-    found = {name: pair.names[0] for name, pair in lora.pairs[Component.UNET].items()}
-    assert found == {f"{module}.weight": f"lora_unet_{stem}.lora_down.weight" for stem, module in modules.items()}
+    found = {name: float(pair.down[0, 0]) for name, pair in lora.pairs[Component.UNET].items()}
+    assert found == {f"{module}.weight": number for number, module in enumerate(modules.values())}
 
 
 def test_a_linear_layer_and_a_convolution_get_their_sum() -> None:
@@ -186,8 +186,8 @@ def test_a_linear_layer_and_a_convolution_get_their_sum() -> None:
     )
     down, up = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0], [10.0]])
     pairs = {
-        "a.weight": Pair(down, up, 0.5, ()),
-        "b.weight": Pair(torch.arange(9.0).reshape(1, 1, 3, 3), up.reshape(2, 1, 1, 1), 1.0, ()),
+        "a.weight": Pair(down, up, 0.5),
+        "b.weight": Pair(torch.arange(9.0).reshape(1, 1, 3, 3), up.reshape(2, 1, 1, 1), 1.0),
     }
     fused = fuse(Component.UNET, checkpoint, [Lora(Path("x"), 2.0, {Component.UNET: pairs})]).state_dict
     assert fused["a.weight"].tolist() == [[2.0, 3.0, 4.0], [11.0, 21.0, 31.0]]

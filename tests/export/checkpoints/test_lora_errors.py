@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.lora import Lora, lora_fingerprint, read_lora
-from hidiff_export.checkpoints.lora_methods import trainer_of
+from hidiff_export.checkpoints.lora_file import trainer_of
 from hidiff_export.errors import CheckpointError
 from hidiff_export.families.family import Family, Task, Width
 from tests import loras

@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.families.cost import controlnet_cost, stock_geometry, unet_cost, unet_parameters
+from hidiff_export.families.cost import controlnet_cost, stock_geometry, unet_cost
 from hidiff_export.families.family import Family, Task, Width, controlnet_config, unet_config
 from hidiff_export.families.geometry import UNetGeometry
 from hidiff_export.families.graph_io import phase_inputs
@@ -113,7 +113,8 @@ def test_a_controlnet_costs_what_torch_counts(family: Family) -> None:
 def test_parameters_are_the_models(family: Family, task: Task) -> None:
     config = unet_config(family, task, Width.TINY)
     unet = Component.UNET.empty(config)
-    assert unet_parameters(config, Layout.of(family)) == sum(p.numel() for p in unet.parameters())
+    counted = unet_cost(config, *stock_geometry(config, Layout.of(family), 64, 64)).parameters
+    assert counted == sum(p.numel() for p in unet.parameters())
 
 
 def test_controlnet_parameters_are_the_models() -> None:
@@ -127,7 +128,7 @@ def test_controlnet_parameters_are_the_models() -> None:
 def test_full_parameters_are_the_published_ones(family: Family, parameters: tuple[int, int]) -> None:
     config, layout = unet_config(family, Task.TEXT_TO_IMAGE), Layout.of(family)
     counted = (
-        unet_parameters(config, layout),
+        unet_cost(config, *stock_geometry(config, layout, 64, 64)).parameters,
         controlnet_cost(controlnet_config(family), config, layout, 8, 8).parameters,
     )
     assert counted == parameters

@@ -63,8 +63,8 @@ def test_sdxl_skips_of_an_odd_size(kind: PhaseKind, expected: list[int], inner: 
 
 def test_windows_of_an_odd_map_are_rounded_up() -> None:
     shape = WindowShape(135, 240)
-    assert (shape.window_height, shape.window_width) == (68, 120)
-    assert (shape.padded_height, shape.padded_width) == (136, 240)
+    assert shape.window == (68, 120)
+    assert shape.padded == (136, 240)
     assert shape.resized
     assert not WindowShape(136, 240).resized
 

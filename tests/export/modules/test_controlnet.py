@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from hidiff_export import apply_hidiffusion
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import load_controlnet
+from hidiff_export.checkpoints.load import load
 from hidiff_export.errors import CheckpointError, InputError
 from hidiff_export.families.family import Family, Task, Width, controlnet_config, unet_config
 from hidiff_export.families.geometry import UNetGeometry
@@ -247,5 +247,5 @@ def test_a_controlnet_that_pools_its_residuals_is_refused(tmp_path: Path) -> Non
     pooling = {**config, "global_pool_conditions": True}
     write_folder(tmp_path / "control", arrays(Component.CONTROLNET, config), pooling, "ControlNetModel")
     with pytest.raises(CheckpointError, match="controlnet pools its residuals over the picture") as caught:
-        load_controlnet(str(tmp_path / "control"), Family.SD15, Width.TINY)
+        load(Component.CONTROLNET, str(tmp_path / "control"), Family.SD15, Task.CONTROLNET, Width.TINY)
     assert "global_pool_conditions True" in str(caught.value)

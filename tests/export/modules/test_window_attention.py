@@ -36,13 +36,14 @@ def order_of(shape: WindowShape, quarters: int) -> TokenOrder:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_windows_token_by_token(shape: WindowShape, quarters: int) -> None:
     rows, columns = shape.shift(quarters)
+    height, width = shape.window
     expected = [
-        (window_row * shape.window_height + row + rows) % shape.padded_height * shape.padded_width
-        + (window_column * shape.window_width + column + columns) % shape.padded_width
+        (window_row * height + row + rows) % (2 * height) * (2 * width)
+        + (window_column * width + column + columns) % (2 * width)
         for window_row in range(2)
         for window_column in range(2)
-        for row in range(shape.window_height)
-        for column in range(shape.window_width)
+        for row in range(height)
+        for column in range(width)
     ]
     assert order_of(shape, quarters).gather.tolist() == expected
 
@@ -62,7 +63,7 @@ def test_there_and_back_is_the_identity(shape: WindowShape, quarters: int) -> No
     tokens = torch.randn(2, shape.height * shape.width, 3)
     order = order_of(shape, quarters)
     windows = to_windows(tokens, order, shape)
-    assert windows.shape == (8, shape.window_height * shape.window_width, 3)
+    assert windows.shape == (8, shape.window[0] * shape.window[1], 3)
     assert torch.equal(from_windows(windows, order, shape), tokens)
 
 

@@ -124,8 +124,8 @@ def test_costs_add_up() -> None:
 )
 def test_a_controlnet_costs_only_where_it_joins_in(names: tuple[str, str]) -> None:
     plan, without = (RunPlan(Recipe.load(name), 50) for name in names)
-    assert plan.controlnet_flops > 0
-    expected = without.run_flops + 30 * plan.recipe.model_batch * plan.controlnet_flops
+    assert plan.controlnet.flops > 0
+    expected = without.run_flops + 30 * plan.recipe.model_batch * plan.controlnet.flops
     assert plan.run_flops == expected
 
 
@@ -133,7 +133,7 @@ def test_residuals_from_outside_cost_nothing_here() -> None:
     values = Recipe.load("sdxl-controlnet-2048").to_dict()
     del values["controlnet"]
     plan = RunPlan(Recipe.from_dict(values), 50)
-    assert (plan.controlnet_flops, plan.controlnet_parameters) == (0, 0)
+    assert (plan.controlnet.flops, plan.controlnet.parameters) == (0, 0)
 
 
 def test_weights_and_latents() -> None:
@@ -147,7 +147,7 @@ def test_sizes_inside_a_phase() -> None:
     assert strided.feature_sizes == ((256, 256), (128, 128), (32, 32))
     assert pooled.feature_sizes == ((256, 256), (128, 128), (64, 64), (32, 32))
     assert windowed.feature_sizes == ((256, 256), (128, 128), (64, 64))
-    sides = [window.window_height for window in pooled.geometry.windows]
+    sides = [window.window[0] for window in pooled.geometry.windows]
     assert sides == [64, 64, 32, 32, 32, 32, 32, 32, 64, 64]
 
 
@@ -155,7 +155,7 @@ def test_without_hidiffusion_one_phase_costs_what_the_stock_unet_does() -> None:
     recipe = Recipe.load("sdxl-2048", ["hidiffusion.raunet=false", "hidiffusion.windows=false"])
     plan = RunPlan(recipe, 50)
     (phase,) = plan.phases
-    assert phase.flops == plan.stock_flops
+    assert phase.flops == plan.stock.flops
     assert plan.saving == 1
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import build, build_unet, load
+from hidiff_export.checkpoints.load import build, load
 from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.compiler.stages.reference import ReferenceStage
 from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage
@@ -124,7 +124,7 @@ def stored_unet(bundle: Path, dtype: torch.dtype) -> Any:
 
     config = json.loads((bundle / "unet" / "config.json").read_text())
     config.pop("_class_name")
-    return build_unet(config, load_file(bundle / "unet" / "weights.safetensors"), dtype)
+    return build(Component.UNET, config, load_file(bundle / "unet" / "weights.safetensors"), dtype)
 
 
 def noise_of(unet: Any) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.checkpoints.load import build_unet
+from hidiff_export.checkpoints.load import build
 from hidiff_export.checkpoints.synthetic import synthesize
 from hidiff_export.families.family import default_scheduler
 from hidiff_export.modules.phase_unet import PhaseUNet
@@ -35,7 +35,7 @@ def recipe_of(case: str) -> Recipe:
 @cache
 def unet_of(recipe: Recipe) -> Any:
     config = recipe.unet_config()
-    return build_unet(config, synthesize(Component.UNET, config, 0))
+    return build(Component.UNET, config, synthesize(Component.UNET, config, 0))
 
 
 def record(recipe: Recipe, folder: Path, progress: Any = None) -> ReferenceSamples:

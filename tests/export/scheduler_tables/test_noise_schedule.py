@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hidiff_export.checkpoints.declarations import read_declarations
-from hidiff_export.checkpoints.distillation import recognize
+from hidiff_export.checkpoints.declarations import read_declarations, recognize
 from hidiff_export.errors import CheckpointError, RecipeError
 from hidiff_export.families.family import Family, default_scheduler
 from hidiff_export.recipe import Recipe

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from hidiff_export.checkpoints.load import Checkpoint, load_controlnet, load_unet
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.load import Checkpoint, load
 from hidiff_export.checkpoints.weight_store import WeightStore
-from hidiff_export.families.family import default_scheduler
+from hidiff_export.families.family import Task, default_scheduler
 from hidiff_export.families.graph_io import controlnet_inputs, controlnet_outputs, phase_inputs, phase_outputs
 from hidiff_export.modules.controlnet import ControlNetModule
 from hidiff_export.modules.phase_unet import PhaseUNet
@@ -131,11 +132,11 @@ def build(recipe: Recipe, folder: Path, *, reference: bool = True) -> Path:
     """Builds ``recipe`` into ``folder`` without exporting anything; ``reference``: with samples to check against."""
     weights = {
         "unet": _write_weights(
-            recipe, folder / "unet", load_unet(recipe.source, recipe.family, recipe.task, recipe.unet_width)
+            recipe, folder / "unet", load(Component.UNET, recipe.source, recipe.family, recipe.task, recipe.unet_width)
         )
     }
     if recipe.controlnet is not None:
-        loaded = load_controlnet(recipe.controlnet, recipe.family, recipe.unet_width)
+        loaded = load(Component.CONTROLNET, recipe.controlnet, recipe.family, Task.CONTROLNET, recipe.unet_width)
         weights["controlnet"] = _write_weights(recipe, folder / "controlnet", loaded)
     _, scheduler = default_scheduler(recipe.family)
     path = folder / "samplers" / "table.safetensors"

@@ -11,7 +11,8 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from hidiff_export.checkpoints.load import build_unet, load_unet
+from hidiff_export.checkpoints.component import Component
+from hidiff_export.checkpoints.load import build, load
 from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
 from hidiff_export.engines.protocol import PortableGraph
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
@@ -74,7 +75,7 @@ def portable(case: Case, request: pytest.FixtureRequest, tmp_path_factory: pytes
         unet = request.getfixturevalue("tensorrt_bundle") / "unet"
         shutil.copy(unet / "weights.safetensors", folder)
         return Path(shutil.copy(unet / "windowed-control.onnx", folder / "phase.onnx"))
-    checkpoint = load_unet("random:0", case.family, Task.INPAINTING, Width.TINY)
+    checkpoint = load(Component.UNET, "random:0", case.family, Task.INPAINTING, Width.TINY)
     store = WeightStore.write(checkpoint.state_dict, folder / "weights.safetensors", case.precision)
     write_graph(phase_unet(case, store), 2, store, folder / "phase.onnx")
     return folder / "phase.onnx"
@@ -83,7 +84,7 @@ def portable(case: Case, request: pytest.FixtureRequest, tmp_path_factory: pytes
 def phase_unet(case: Case, store: WeightStore) -> PhaseUNet:
     """The module that is exported, over the weights as they are stored."""
     config = unet_config(case.family, Task.INPAINTING, Width.TINY)
-    unet = build_unet(config, store.state_dict(), PRECISIONS[case.precision][1])
+    unet = build(Component.UNET, config, store.state_dict(), PRECISIONS[case.precision][1])
     return PhaseUNet(unet, Layout.of(case.family), Phase(PhaseKind.WINDOWED), SIZE, SIZE)
 
 
