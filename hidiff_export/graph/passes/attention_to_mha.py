@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import onnx_ir as ir
 
 from hidiff_export.graph.passes.attention import is_causal, scale_of, unsupported
-from hidiff_export.graph.passes.base import MICROSOFT, Declined, Operator, Outcome, RewritePass, static_shape
+from hidiff_export.graph.passes.base import MICROSOFT, Declined, Outcome, RewritePass, static_shape
 
 _HEADS_FIRST = (0, 2, 1, 3)
 
@@ -24,7 +22,7 @@ class AttentionToMha(RewritePass):
     Ensures: ``Attention`` is left only where `declined` says why.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Attention")})
+    operators = frozenset({("", "Attention")})
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Lowers one attention."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from hidiff_export.graph.node_builder import NodeBuilder
 from hidiff_export.graph.passes.attention import is_causal, scale_of, unsupported
-from hidiff_export.graph.passes.base import Declined, Operator, Outcome, RewritePass, produced_by, static_shape
+from hidiff_export.graph.passes.base import Declined, Outcome, RewritePass, produced_by, static_shape
 from hidiff_export.graph.passes.float32_operations import HALVES
 
 HEAD_SIZES = range(16, 257, 8)
@@ -52,7 +51,7 @@ class DecomposeAttention(RewritePass):
         largest_scores: elements of the scores that may be held at a time; one row of queries is always taken.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Attention")})
+    operators = frozenset({("", "Attention")})
 
     def __init__(self, largest_scores: int = LARGEST_SCORES) -> None:
         super().__init__()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from typing import ClassVar
 
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import Declined, Operator, Outcome, RewritePass, produced_by, static_shape
+from hidiff_export.graph.passes.base import Declined, Outcome, RewritePass, produced_by, static_shape
 
 
 class SplitGemm(RewritePass):
@@ -20,7 +19,7 @@ class SplitGemm(RewritePass):
     Ensures: no such ``Split`` is left but where `declined` says why.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Split")})
+    operators = frozenset({("", "Split")})
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Takes one split apart."""
