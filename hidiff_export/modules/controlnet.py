@@ -9,8 +9,8 @@ package does so for SDXL alone; here SD1.5 and SD2.1 follow the same rule.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetOutput
@@ -73,7 +73,8 @@ class ControlNetModule(GraphModule):
         prompt_tokens: of a prompt's embedding, a multiple of 77.
     """
 
-    network: ClassVar[str] = "controlnet"
+    network = "controlnet"
+    title = "the ControlNet"
 
     def __init__(
         self, controlnet: Any, latent_height: int, latent_width: int, *, prompt_tokens: int = PROMPT_TOKENS
@@ -85,11 +86,6 @@ class ControlNetModule(GraphModule):
         self._latent = (latent_height, latent_width)
         self._prompt_tokens = prompt_tokens
 
-    @property
-    def title(self) -> str:
-        """The network's name."""
-        return "the ControlNet"
-
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
         """Returns names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
         config = self.controlnet.config
@@ -98,11 +94,6 @@ class ControlNetModule(GraphModule):
     def output_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
         """Returns names, shapes and types of the residuals: the skip connections', then the middle block's."""
         return controlnet_outputs(self.controlnet.config, *self._latent, model_batch)
-
-    @staticmethod
-    def arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Returns :meth:`forward`'s keyword arguments: the inputs by name."""
-        return dict(inputs)
 
     def forward(
         self,
