@@ -101,9 +101,7 @@ def vae_record(context: StageContext) -> VaeRecord | None:
 
 
 def states(context: StageContext) -> int:
-    """Returns how many states the recipe's samplers need at most, and 1 at least, by the tables that are there
-    already.
-    """
+    """Returns how many states the recipe's samplers need at most, at least 1, by the tables that are there."""
     needed = [1]
     for sampler in context.recipe.sampler:
         with SafetensorsFile.open(table_path(context, sampler.value)) as table:
@@ -112,9 +110,7 @@ def states(context: StageContext) -> int:
 
 
 def graph_records(context: StageContext) -> tuple[GraphRecord, ...]:
-    """Returns the records of every graph that engines are built from: the phases' in running order, then the
-    others'.
-    """
+    """Returns the records of all graphs that engines are built from: phases in running order, then the others."""
     control, vae = controlnet_record(context), vae_record(context)
     return (
         *(phase_record(context, phase) for phase in context.phases),
@@ -126,8 +122,7 @@ def graph_records(context: StageContext) -> tuple[GraphRecord, ...]:
 
 
 def bare_manifest(context: StageContext, tables: Mapping[str, SamplerTable], force_zeros: bool) -> Manifest:
-    """Returns all that a manifest says of recipe, configurations and tables: without engines, files and what was
-    recorded.
+    """Returns what a manifest says of recipe, configurations and tables, without engines, files and samples.
 
     Args:
         context: of the build, or of a finished bundle.

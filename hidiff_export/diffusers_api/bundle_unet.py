@@ -273,9 +273,7 @@ def _callers(frame: FrameType | None) -> Iterator[tuple[FrameType, Any]]:
 
 
 def _generator(frame: FrameType, pipe: Any) -> Any:
-    """Returns the ``generator`` that a pipeline was called with, the first of a list; it may have handed it on
-    already.
-    """
+    """Returns the ``generator`` that a pipeline was called with, the first of a list, which it may have handed on."""
     for caller, owner in _callers(frame):
         given = caller.f_locals.get("generator") if owner is pipe else None
         if given is not None:

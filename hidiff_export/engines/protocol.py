@@ -43,9 +43,7 @@ class Builder(Protocol):
         ...
 
     def key(self) -> Any:
-        """Returns what engines depend on beside the graphs and the weights: targets, options, the library's version.
-        JSON.
-        """
+        """Returns what engines depend on beside graphs and weights: targets, options, the library's version; JSON."""
         ...
 
     def engines(self, graphs: Sequence[PortableGraph]) -> tuple[Path, ...]:

@@ -105,8 +105,7 @@ class ControlNetModule(GraphModule):
         text_embeds: torch.Tensor | None = None,
         time_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Returns the residual of each skip connection, then the middle block's, at the ControlNet's own sizes,
-        float32.
+        """Returns the residual of each skip connection, then the middle block's, at the ControlNet's sizes, float32.
 
         Args:
             latents: [model batch, 4, height, width], as the UNet gets them.
@@ -133,8 +132,7 @@ class ControlNetModule(GraphModule):
 
 
 def resized_control(in_use: Callable[[int, int], bool]) -> Callable[..., Any]:
-    """Returns what to wrap around a live ControlNet's ``forward``: its inputs resized, and nothing computed while not
-    in use.
+    """Returns what to wrap around a live ControlNet's ``forward``: it resizes inputs, and skips it where not in use.
 
     Works for diffusers' ``ControlNetModel``, ``MultiControlNetModel`` and ``ControlNetUnionModel``.
 

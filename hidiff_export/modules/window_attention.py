@@ -37,9 +37,7 @@ class TokenOrder(NamedTuple):
 
 
 def token_orders(shape: WindowShape) -> TokenOrder:
-    """Returns the permutations of all shifts: both tables int32 [4, tokens], tokens of the padded feature map in
-    rows.
-    """
+    """Returns the permutations of all shifts: both int32 [4, tokens], tokens of the padded feature map in rows."""
     positions = torch.arange(shape.padded_height * shape.padded_width, dtype=torch.int32)
     rows = positions.view(shape.padded_height, shape.padded_width)
     gather = torch.stack([_cut(_rolled(rows, shape.shift(quarters)), shape) for quarters in range(SHIFTS)])
@@ -84,9 +82,7 @@ def _buffer_name(table: str, shape: WindowShape) -> str:
 
 
 def to_windows(tokens: torch.Tensor, order: TokenOrder, shape: WindowShape) -> torch.Tensor:
-    """Returns [batch, tokens, channels] cut into [batch * 4, window's tokens, channels]; odd sizes are resized up
-    first.
-    """
+    """Returns [batch, tokens, channels] as [batch * 4, window's tokens, channels]; odd sizes are resized up first."""
     if shape.resized:
         tokens = _resized(tokens, (shape.height, shape.width), (shape.padded_height, shape.padded_width))
     windows = tokens.index_select(1, order.gather)

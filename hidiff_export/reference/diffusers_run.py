@@ -88,8 +88,7 @@ class RunInputs:
     def of(
         cls, recipe: Recipe, config: Mapping[str, Any], seed: int = SEED, prompt: PromptInputs | None = None
     ) -> RunInputs:
-        """Returns random ones from ``seed``, but for the embeddings of a prompt; the inpainting mask is the picture's
-        middle.
+        """Returns random ones from ``seed``, but for a prompt's embeddings; an inpainting mask is the middle.
 
         Where the UNet takes several chunks of tokens, the others are the empty prompt's.
         """
@@ -253,9 +252,7 @@ def _middle(batch: int, height: int, width: int) -> NDArray[np.float32]:
 
 
 def _some_vae() -> nn.Module:
-    """Returns a VAE that is asked for its configuration alone: the inpainting pipelines read the number of channels
-    there.
-    """
+    """Returns a VAE that inpainting pipelines ask for its configuration alone: the number of channels."""
     widths = [8] * (PIXELS_PER_LATENT.bit_length())
     with torch.random.fork_rng(devices=[]):
         vae: nn.Module = diffusers.AutoencoderKL(

@@ -27,9 +27,7 @@ class FlopsProgress:
         self._next = 0.0
 
     def flops(self, phase: Phase) -> float:
-        """Returns floating-point operations of one evaluation, computed once a kind: thousands of steps are asked
-        about.
-        """
+        """Returns floating-point operations of one evaluation, kept for each kind: thousands of steps ask."""
         if phase.kind not in self._flops:
             recipe = self._recipe
             size = (recipe.latent_height, recipe.latent_width)

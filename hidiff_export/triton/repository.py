@@ -265,9 +265,7 @@ def _stream(manifest: Manifest, plan: RepositoryPlan, values: warm_up.Values) ->
 
 
 def _front(manifest: Manifest, plan: RepositoryPlan) -> ModelConfig:
-    """Returns the model that clients ask: as many instances as there are of the engines, so that none of these is
-    idle.
-    """
+    """Returns the model that clients ask, with as many instances as the engines, so that none of these is idle."""
     return ModelConfig(
         name=plan.name,
         inputs=INPUTS,

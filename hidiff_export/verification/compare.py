@@ -68,9 +68,7 @@ def compare_outputs(
     bound: Bound,
     network: str | None = None,
 ) -> Verdict:
-    """Returns the verdict on the output that is furthest off, under the network's name, or the output's where it has
-    none.
-    """
+    """Returns the verdict on the output that is furthest off, under the network's name or else the output's."""
     return worst(
         [
             compare(boundary.value, values, found.get(name), bound, phase=network or name)

@@ -83,9 +83,7 @@ class _NoEngines:
 
 
 def no_engines(folder: Path, allow_links: LinksOption, portable: Backend) -> Backend:
-    """Returns what a bundle is opened with whose engines need not run here. Raises BundleError when there is no
-    bundle.
-    """
+    """Returns what opens a bundle whose engines need not run here. Raises BundleError when there is no bundle."""
     manifest = BundleFolder(folder, allow_links).manifest()
     return _NoEngines(next(iter(manifest.phases[0].engines)), portable)
 
@@ -186,9 +184,7 @@ class GraphComparer:
 
     @contextmanager
     def _open(self, graph: Path, record: GraphRecord) -> Iterator[Session]:
-        """Yields the form that a graph is judged by, in a folder that is gone afterwards; the weights are where they
-        were.
-        """
+        """Yields the form that a graph is judged by, in a temporary folder; weights stay where they are."""
         with tempfile.TemporaryDirectory(prefix="hidiff-judged-") as folder:
             weights = {}
             for name, path in self._bundle.manifest.weights.items():

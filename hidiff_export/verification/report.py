@@ -128,9 +128,7 @@ class Report:
         }
 
     def to_junit(self) -> str:
-        """Returns the report as a JUnit XML document: a test case for each verdict, a failure for each that does not
-        hold.
-        """
+        """Returns the report as JUnit XML: a test case for each verdict, a failure for each that does not hold."""
         suite = ET.Element(
             "testsuite",
             name=f"parity of {self.bundle}",

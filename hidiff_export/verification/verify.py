@@ -178,9 +178,7 @@ def _report(task: _Task, name: str, portable: Backend, progress: Progress | None
 
 
 def _noise_schedule(bundle: Bundle, recipe: Recipe) -> dict[str, Any]:
-    """Returns the checkpoint's scheduler configuration; in a bundle without its file, what the default sampler's table
-    says.
-    """
+    """Returns the checkpoint's scheduler configuration; in a bundle without its file, the default sampler's."""
     if SCHEDULER_CONFIG in bundle.manifest.files:
         return read_config(bundle.file(SCHEDULER_CONFIG))
     config: dict[str, Any] = json.loads(bundle.sampler(recipe.sampler[0].value).origin["config"])

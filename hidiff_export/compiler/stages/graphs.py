@@ -61,7 +61,7 @@ class GraphsStage:
 
 
 def write_beside(context: StageContext) -> tuple[Path, ...]:
-    """Returns what comes with the graphs and is not traced: the step graph, and the factors of previews."""
+    """Writes what comes with the graphs and is not traced: the step graph, and the factors of previews."""
     context.step_graph.parent.mkdir(exist_ok=True)
     write_step_graph(step_record(context), context.step_graph)
     if not context.recipe.vae:

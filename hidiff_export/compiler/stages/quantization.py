@@ -38,8 +38,7 @@ class QuantizationStage:
 
 
 def calibration(samples: ReferenceSamples, phase: Phase) -> tuple[Inputs, ...]:
-    """Returns what to measure a phase's ranges on: its evaluations in the recorded run; where that has none, the random
-    ones.
+    """Returns a phase's evaluations to measure ranges on: those of the recorded run, or else the random ones.
 
     A run goes through every phase change that it can, so that the last evaluation before each change and the first
     after it are among them. The random ones are left for judging by, where they are not needed here.

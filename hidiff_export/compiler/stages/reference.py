@@ -19,8 +19,7 @@ FOLDER = "reference"
 
 
 class ReferenceStage:
-    """The reference samples, in ``reference/``: float32 PyTorch on the weights as they are stored, and diffusers'
-    schedulers."""
+    """The reference samples, in ``reference/``: float32 PyTorch on the stored weights, and diffusers' schedulers."""
 
     name = "reference"
     title = "PyTorch reference"

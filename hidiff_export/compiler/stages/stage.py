@@ -66,9 +66,7 @@ class StageContext:
         return self.unet / f"{stage}{ENDING}"
 
     def traced(self, phase: Phase) -> Path:
-        """Returns the graph of a phase as it is traced: the portable one, or the float16 one that is quantized to
-        it.
-        """
+        """Returns a phase's graph as traced: the portable one, or the float16 one that it is quantized from."""
         return traced_graph(self.graph(phase), self.recipe.precision)
 
     @property
