@@ -29,11 +29,9 @@ class BuildProgress(Protocol):
 
     def stage(self, title: str, *, reused: bool) -> AbstractContextManager[Report]:
         """Opens the line of a stage; the report it yields moves the bar."""
-        ...
 
     def notice(self, text: str) -> None:
         """Shows a line that a person should read, though nothing failed."""
-        ...
 
 
 @dataclass(frozen=True)

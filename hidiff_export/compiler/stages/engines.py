@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hidiff_export.compiler.graph_specs import graph_records
-from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.engines.onnxruntime import OnnxRuntimeBuilder
 from hidiff_export.engines.protocol import Builder, PortableGraph
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
@@ -53,7 +53,7 @@ def _portable_graphs(context: StageContext) -> tuple[PortableGraph, ...]:
     return tuple(PortableGraph(context.folder / record.graph, record) for record in graph_records(context))
 
 
-class EnginesStage:
+class EnginesStage(Stage):
     """The engines, beside the graphs they are built from.
 
     Args:

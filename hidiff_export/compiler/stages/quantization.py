@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.graph.declined import collecting, write_declined
 from hidiff_export.quantization.quantize import Inputs, quantize_graph
 from hidiff_export.tool_versions import QUANTIZERS, tool_versions
@@ -15,7 +15,7 @@ from hidiff_runtime.phases import Phase
 from hidiff_runtime.verification.reference_samples import INDEX, CallSample, ReferenceSamples, Stored
 
 
-class QuantizationStage:
+class QuantizationStage(Stage):
     """The portable graph of each phase in int8 or fp8, from the float16 graph that stays beside it."""
 
     name = "quantization"

@@ -103,27 +103,20 @@ class StageContext:
 
 
 class Stage(Protocol):
-    """One step of a build."""
+    """One step of a build.
 
-    @property
-    def name(self) -> str:
-        """In keys and records."""
-        ...
+    Attributes:
+        name: in keys and records.
+        title: for people.
+        needs: names of the stages whose results it reads.
+    """
 
-    @property
-    def title(self) -> str:
-        """For people."""
-        ...
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Names of the stages whose results it reads."""
-        ...
+    name: str
+    title: str
+    needs: tuple[str, ...]
 
     def inputs(self, context: StageContext) -> Any:
         """Returns what the stage's result depends on beside the stages it needs: JSON, part of the cache key."""
-        ...
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Does the work; returns the files it wrote, all below ``context.folder``."""
-        ...

@@ -16,7 +16,7 @@ from hidiff_export.checkpoints.sources import source_fingerprint
 from hidiff_export.checkpoints.stored_configs import CONFIG, SCHEDULER_CONFIG, WEIGHTS
 from hidiff_export.checkpoints.tokenizer import tokenizer_json
 from hidiff_export.checkpoints.weight_store import WeightStore
-from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.errors import CheckpointError
 from hidiff_export.files import write_json
 from hidiff_export.graph.float32_ops import precision_of
@@ -24,7 +24,7 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.scheduler_tables.noise_schedule import resolve_noise_schedule
 
 
-class WeightsStage:
+class WeightsStage(Stage):
     """``weights.safetensors`` and ``config.json`` of each network, the tokenizers and the scheduler's configuration."""
 
     name = "weights"
