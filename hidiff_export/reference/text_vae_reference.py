@@ -47,7 +47,7 @@ _PIXELS_ENOUGH = 128
 
 @dataclass(frozen=True)
 class NetworkCall:
-    """One evaluation of a text encoder or of half of the VAE.
+    """One evaluation of a ControlNet, a text encoder or half of the VAE.
 
     Args:
         network: its engine's name.

@@ -27,7 +27,6 @@ from hidiff_export.reference.flops_progress import FlopsProgress, Progress
 from hidiff_export.reference.magnitude_recorder import MagnitudeRecorder
 from hidiff_export.reference.reference import (
     ORIGIN,
-    ControlNetCall,
     ReferenceCall,
     ReferenceRun,
     controlnet_call,
@@ -100,7 +99,6 @@ class _Reference:
     weights: tuple[Check, ...]
     run: ReferenceRun
     random: tuple[ReferenceCall, ...]
-    controlnet: ControlNetCall | None
     networks: tuple[NetworkCall, ...]
     picture: Array | None
 
@@ -222,18 +220,18 @@ def _compute(task: _Task, meter: FlopsProgress, magnitudes: MagnitudeRecorder) -
         networks = replace(networks, unet=unet_of_source(task.against, task.recipe))
     run = run_reference(networks, task.recipe, task.scheduler_config, task.course, meter, magnitudes)
     random = tuple(random_calls(networks.unet, task.recipe, task.points, meter, magnitudes))
-    controlnet = None
+    others: tuple[NetworkCall, ...] = ()
     if networks.controlnet is not None:
         magnitudes.follow(task.course.points[:1], random=True)
-        controlnet = controlnet_call(networks.controlnet, task.recipe, task.course.timesteps[0])
+        others = (controlnet_call(networks.controlnet, task.recipe, task.course.timesteps[0]),)
     # The UNet's hooks and the UNet refer to each other, and its weights may be half of the memory there is.
     del networks
     gc.collect()
     pictures, vae = PictureNetworks(task.bundle.root, task.recipe), task.bundle.manifest.vae
     meter.note("transformers and diffusers: text encoders, VAE, picture")
-    others = (*pictures.text_calls(), *pictures.vae_calls())
+    others = (*others, *pictures.text_calls(), *pictures.vae_calls())
     picture = None if vae is None or task.graphs_only else pictures.decode(run.latents[-1], vae)
-    return _Reference(weights, run, random, controlnet, others, picture)
+    return _Reference(weights, run, random, others, picture)
 
 
 def _weights(task: _Task, source: str) -> Iterator[Verdict]:
@@ -263,8 +261,6 @@ def _settled(task: _Task, tables: Mapping[str, SamplerTable]) -> Iterator[Verdic
 def _verdicts(judge: EngineComparer, reference: _Reference) -> Iterator[Verdict]:
     trajectory = [(Boundary.TRAJECTORY, call) for call in reference.run.calls]
     yield from judge.engines([*trajectory, *((Boundary.RANDOM, call) for call in reference.random)])
-    if reference.controlnet is not None:
-        yield judge.controlnet(reference.controlnet)
     yield from judge.networks(reference.networks)
     yield from judge.run(reference.run, reference.picture)
     yield from judge.recorded()
@@ -272,8 +268,6 @@ def _verdicts(judge: EngineComparer, reference: _Reference) -> Iterator[Verdict]
 
 def _graph_verdicts(judge: GraphComparer, reference: _Reference) -> Iterator[Verdict]:
     yield from judge.phases(reference.random, reference.run.calls)
-    if reference.controlnet is not None:
-        yield from judge.controlnet(reference.controlnet)
     yield from judge.networks(reference.networks)
 
 
