@@ -17,7 +17,7 @@ from hidiff_export.compiler.stages.graphs import GraphsStage, write_beside
 from hidiff_export.compiler.stages.scheduler_tables import FOLDER, SchedulerTablesStage, tabulated
 from hidiff_export.compiler.stages.stage import Report, StageContext
 from hidiff_export.errors import BundleError
-from hidiff_export.graph.onnx_dtypes import DTYPE_NAMES, ONNX_DTYPES
+from hidiff_export.graph.onnx_dtypes import ONNX_DTYPES, signature
 from hidiff_export.quantization.traced_graph import traced_graph
 from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import EXPORTERS, tool_versions
@@ -131,7 +131,7 @@ def check_graph(path: Path, record: GraphRecord, store: WeightStore) -> None:
         raise _untakeable(f"{path.name} is not a readable graph: {error}") from error
     for specs, values in ((record.inputs, graph.inputs), (record.outputs, graph.outputs)):
         wanted = [(spec.name, spec.shape, spec.dtype) for spec in specs]
-        found = [(value.name, _shape(value), DTYPE_NAMES.get(value.dtype or ir.DataType.UNDEFINED)) for value in values]
+        found = signature(values)
         if found != wanted:
             odd = next((one for one in found if one not in wanted), None)
             raise _untakeable(f"{path.name}: expected {wanted}, got {odd or found}")
@@ -139,10 +139,6 @@ def check_graph(path: Path, record: GraphRecord, store: WeightStore) -> None:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and (fault := _fault(name, tensor, store)):
             raise _untakeable(f"{path.name}: {fault}")
-
-
-def _shape(value: ir.Value) -> tuple[object, ...]:
-    return () if value.shape is None else tuple(value.shape)
 
 
 def _fault(name: str, tensor: ir.ExternalTensor, store: WeightStore) -> str:
