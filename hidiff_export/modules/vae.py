@@ -12,13 +12,9 @@ from hidiff_runtime.format.manifest import TensorSpec
 
 
 class _VaeModule(GraphModule):
-    """One half of an ``AutoencoderKL``; float32 in and out, casts to the weights' type inside.
+    """One half of diffusers' ``AutoencoderKL`` for tiles of one size; float32 in and out, casts inside.
 
     Tiles go through one by one: bundles hold graphs of a batch of 1, whatever a run's is.
-
-    Args:
-        vae: diffusers' ``AutoencoderKL``.
-        tiles: gives the graph's size.
     """
 
     network = "vae"

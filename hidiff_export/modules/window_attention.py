@@ -40,16 +40,13 @@ def token_orders(shape: WindowShape) -> TokenOrder:
     """Returns the permutations of all shifts: both int32 [4, tokens], tokens of the padded feature map in rows."""
     positions = torch.arange(shape.padded_height * shape.padded_width, dtype=torch.int32)
     rows = positions.view(shape.padded_height, shape.padded_width)
-    gather = torch.stack([_cut(_rolled(rows, shape.shift(quarters)), shape) for quarters in range(SHIFTS)])
+    orders = []
+    for quarters in range(SHIFTS):
+        down, right = shape.shift(quarters)
+        rolled = torch.roll(rows, shifts=(-down, -right), dims=(0, 1))
+        orders.append(rolled.view(2, shape.window_height, 2, shape.window_width).transpose(1, 2).flatten())
+    gather = torch.stack(orders)
     return TokenOrder(gather, torch.argsort(gather, dim=1).to(torch.int32))
-
-
-def _rolled(rows: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
-    return torch.roll(rows, shifts=(-shift[0], -shift[1]), dims=(0, 1))
-
-
-def _cut(rows: torch.Tensor, shape: WindowShape) -> torch.Tensor:
-    return rows.view(2, shape.window_height, 2, shape.window_width).transpose(1, 2).flatten()
 
 
 class WindowTables(nn.Module):

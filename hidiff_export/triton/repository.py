@@ -19,7 +19,6 @@ from hidiff_export.errors import BundleError, InputError
 from hidiff_export.files import storage_errors
 from hidiff_export.triton import warm_up
 from hidiff_export.triton.model_config import WARM_UP, InstancePlacement, ModelConfig, Queue
-from hidiff_export.triton.repository_files import take_file
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.integrity import verify_files
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
@@ -149,11 +148,7 @@ def _write_models(folder: Path, manifest: Manifest, plan: RepositoryPlan) -> Pat
 
 
 def _write_model(folder: Path, config: ModelConfig, module: str) -> Path:
-    """Writes a model into the repository ``folder``; its version's folder.
-
-    Args:
-        module: of `hidiff_runtime.serving.triton`, which has the model's class.
-    """
+    """Writes a model of a ``module`` of `hidiff_runtime.serving.triton` into ``folder``; its version's folder."""
     version = folder / config.name / VERSION
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text(config.text(), encoding="utf-8")
@@ -168,17 +163,26 @@ def _own_bytes(folder: Path) -> int:
 
 
 def _take_bundle(bundle: BundleFolder, files: Iterable[str], target: Path, *, link: bool) -> bool:
-    """Puts a bundle's files into ``target``; whether all of them are hard links.
-
-    Args:
-        files: the paths of those to take, besides the manifest.
-        link: as for `take_file`.
-    """
+    """Puts a bundle's files and its manifest into ``target``; whether all of them are hard links."""
     linked = []
     for path in (MANIFEST, *files):
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        linked.append(take_file(bundle.file(path), target / path, link=link))
+        linked.append(link and _linked(bundle.file(path), target / path))
+        if not linked[-1]:
+            shutil.copyfile(bundle.file(path), target / path)
     return all(linked)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Makes a hard link, which takes no room and is as safe as a copy, for nothing changes a bundle's files in place.
+
+    Returns whether it could: not where the disk is another one, or has no hard links.
+    """
+    try:
+        target.hardlink_to(source.resolve())
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -227,12 +231,7 @@ def _refuse(output: Path, *, force: bool) -> None:
 
 
 def _check(manifest: Manifest, bundle: Path, plan: RepositoryPlan) -> None:
-    """Refuses a bundle that no server would get ready with.
-
-    Raises:
-        BundleError: it cannot make pictures, or has no reference samples.
-        InputError: no run is within the limits.
-    """
+    """Refuses a bundle that no server would get ready with."""
     require_text_and_vae(manifest, bundle)
     if manifest.reference is None:
         raise BundleError(

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hidiff_export.compiler.stages.stage import traced_graph
 from hidiff_export.errors import EngineError
 from hidiff_export.graph.float32_ops import precision_of
 from hidiff_export.graph.rounded_copy import write_rounded_copy
-from hidiff_export.quantization.traced_graph import traced_graph
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import Precision
 from hidiff_export.reference.flops_progress import FlopsProgress

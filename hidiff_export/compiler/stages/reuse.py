@@ -15,10 +15,9 @@ from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.compiler.graph_specs import graph_records
 from hidiff_export.compiler.stages.graphs import GraphsStage, write_beside
 from hidiff_export.compiler.stages.scheduler_tables import FOLDER, SchedulerTablesStage, tabulated
-from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.compiler.stages.stage import Report, StageContext, traced_graph
 from hidiff_export.errors import BundleError
 from hidiff_export.graph.onnx_dtypes import ONNX_DTYPES, signature
-from hidiff_export.quantization.traced_graph import traced_graph
 from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import EXPORTERS, tool_versions
 from hidiff_runtime.format.bundle_folder import BundleFolder

@@ -13,11 +13,11 @@ from typing import Any, Literal, Protocol
 
 from hidiff_export.engines.protocol import Report
 from hidiff_export.graph.declined import ENDING
-from hidiff_export.quantization.traced_graph import traced_graph
 from hidiff_export.recipe import Recipe
+from hidiff_export.recipe.field_types import Precision
 from hidiff_runtime.phases import Phase, PhaseRule
 
-__all__ = ["Report", "Stage", "StageContext"]
+__all__ = ["Report", "Stage", "StageContext", "traced_graph"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,11 @@ class StageContext:
     def step_graph(self) -> Path:
         """The portable step graph: guidance, the sampler's step and the next input."""
         return self.folder / "step" / "step.onnx"
+
+
+def traced_graph(graph: Path, precision: Precision) -> Path:
+    """Finds the graph as it is traced: ``strided.float16.onnx`` for a quantized ``strided.onnx``, else that itself."""
+    return graph.with_suffix(f".{precision.stored.value}.onnx") if precision.quantized else graph
 
 
 class Stage(Protocol):
