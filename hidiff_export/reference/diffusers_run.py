@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.reference.evaluation_plan import RunSchedule
 from hidiff_export.reference.random_inputs import Given, arrays, drawn
 from hidiff_export.reference.text_vae_reference import PictureNetworks, PromptInputs
-from hidiff_export.reference.unet_recorder import RecordedEvaluation, UNetRecorder
+from hidiff_export.reference.unet_recorder import RecordedEvaluation, recorded_evaluations
 from hidiff_runtime.denoising.conditioning import EMBEDDINGS, INPAINTING
 from hidiff_runtime.format.manifest import TensorSpec
 from hidiff_runtime.format.validation import CONTROL_IMAGE
@@ -151,7 +151,6 @@ def run_pipeline(
     unet = networks.unet
     pipe = _pipeline(networks, scheduler, recipe, given)
     pipe.set_progress_bar_config(disable=True)
-    watch = UNetRecorder(unet, _windows(unet, recipe, course), started)
     latents: list[Array] = []
 
     def keep(_pipe: Any, _index: int, _timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -166,12 +165,11 @@ def run_pipeline(
         task=recipe.task,
     )
     call = _arguments(recipe, given)
+    rescale = given.guidance_rescale
     if "guidance_rescale" in inspect.signature(pipe.__call__).parameters:
-        call["guidance_rescale"] = given.guidance_rescale
-        rescaling: AbstractContextManager[None] = nullcontext()
-    else:
-        rescaling = _rescaling(scheduler, watch, given.guidance_rescale)
-    with patch, watch, rescaling:
+        call["guidance_rescale"], rescale = rescale, 0.0
+    watch = recorded_evaluations(unet, _windows(unet, recipe, course), started)
+    with patch, watch as evaluations, _rescaling(scheduler, evaluations, rescale):
         pipe(
             **call,
             num_inference_steps=course.steps,
@@ -179,11 +177,11 @@ def run_pipeline(
             output_type="latent",
             callback_on_step_end=keep,
         )
-    return PipelineRun(tuple(watch.evaluations), tuple(latents))
+    return PipelineRun(tuple(evaluations), tuple(latents))
 
 
 @contextmanager
-def _rescaling(scheduler: Any, watch: UNetRecorder, guidance_rescale: float) -> Iterator[None]:
+def _rescaling(scheduler: Any, evaluations: Sequence[RecordedEvaluation], guidance_rescale: float) -> Iterator[None]:
     """Rescales guided noise by diffusers' own function in the pipelines that do not take ``guidance_rescale``.
 
     Before each step of the scheduler, which is given the guided noise; the half for the prompt is what the UNet gave.
@@ -192,7 +190,7 @@ def _rescaling(scheduler: Any, watch: UNetRecorder, guidance_rescale: float) -> 
 
     @functools.wraps(step)  # pipelines look at its parameters
     def rescaled(noise_pred: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        positive = torch.from_numpy(watch.evaluations[-1].noise_pred).chunk(2)[1]
+        positive = torch.from_numpy(evaluations[-1].noise_pred).chunk(2)[1]
         return step(rescale_noise_cfg(noise_pred, positive, guidance_rescale), *args, **kwargs)
 
     if guidance_rescale:
