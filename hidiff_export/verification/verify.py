@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,9 @@ _OWN = "the bundle's own store"
 
 @dataclass(frozen=True)
 class _Task:
-    """What is to be verified.
+    """What is to be verified: an open bundle, by a whole run, ``course``, and on random inputs at ``points``.
 
-    Args:
-        bundle: open.
-        recipe: it was built from.
-        scheduler_config: of its sampler's noise schedule.
-        course: the whole run.
-        points: evaluations on random inputs.
-        against: a checkpoint source of the weights, or ``None`` for the bundle's own stores.
-        graphs_only: whether engines are left alone.
+    The weights are ``against``'s, a checkpoint source, or else the bundle's own; ``graphs_only`` leaves engines alone.
     """
 
     bundle: Bundle
@@ -166,7 +160,8 @@ def _report(task: _Task, name: str, portable: Backend, progress: Progress | None
     if not graphs_only:
         checks = (*checks, *_timed(_verdicts(judge, reference)))
     graphs = GraphComparer(bundle, task.recipe, meter, portable)
-    checks = (*checks, *_timed(_graph_verdicts(graphs, reference)))
+    judged = chain(graphs.phases(reference.random, reference.run.calls), graphs.networks(reference.networks))
+    checks = (*checks, *_timed(judged))
     meter.end()
     panels = None if judge.pictures is None else SideBySide.of(*judge.pictures, bundle.backend)
     arithmetic = GraphResults(task.recipe.precision.stored, None if graphs_only else bundle.on_host)
@@ -184,8 +179,7 @@ def _noise_schedule(bundle: Bundle, recipe: Recipe) -> dict[str, Any]:
 
 
 def _chosen(possible: Sequence[RunSchedule], steps: int | None) -> RunSchedule:
-    fitting = possible if steps is None else [course for course in possible if course.steps == steps]
-    chosen = fullest(fitting)
+    chosen = fullest(course for course in possible if steps in (None, course.steps))
     if chosen is None:
         raise InputError(
             "The bundle has no table for this number of steps.",
@@ -264,11 +258,6 @@ def _verdicts(judge: EngineComparer, reference: _Reference) -> Iterator[Verdict]
     yield from judge.networks(reference.networks)
     yield from judge.run(reference.run, reference.picture)
     yield from judge.recorded()
-
-
-def _graph_verdicts(judge: GraphComparer, reference: _Reference) -> Iterator[Verdict]:
-    yield from judge.phases(reference.random, reference.run.calls)
-    yield from judge.networks(reference.networks)
 
 
 def _timed(verdicts: Iterable[Verdict]) -> Iterator[Check]:
