@@ -44,9 +44,7 @@ def with_engines(context: StageContext, record: Record) -> Record:
     graphs = _portable_graphs(context)
     index = next(index for index, graph in enumerate(graphs) if graph.record.graph == record.graph)
     engines = {builder.name: builder.engines(graphs)[index] for builder in builders_for(context.recipe)}
-    return replace(
-        record, engines={name: path.relative_to(context.folder).as_posix() for name, path in engines.items()}
-    )
+    return replace(record, engines={name: context.inside(path) for name, path in engines.items()})
 
 
 def _portable_graphs(context: StageContext) -> tuple[PortableGraph, ...]:

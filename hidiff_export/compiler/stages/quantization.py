@@ -44,11 +44,8 @@ def calibration(samples: ReferenceSamples, phase: Phase) -> tuple[Inputs, ...]:
     after it are among them. The random ones are left for judging by, where they are not needed here.
     """
     calls = [call for call in samples.calls if call.phase == phase]
-    return tuple(_inputs(samples, call) for call in [call for call in calls if _in_a_run(call)] or calls)
-
-
-def _in_a_run(call: CallSample) -> bool:
-    return isinstance(call.inputs["latents"], Stored)
+    in_a_run = [call for call in calls if isinstance(call.inputs["latents"], Stored)]
+    return tuple(_inputs(samples, call) for call in in_a_run or calls)
 
 
 def _inputs(samples: ReferenceSamples, call: CallSample) -> Inputs:

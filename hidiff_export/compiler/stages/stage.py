@@ -52,6 +52,10 @@ class StageContext:
         vae = (self.vae_graph("decoder"), self.vae_graph("encoder")) if self.recipe.vae else ()
         return (*map(self.graph, self.phases), *control, self.step_graph, *text, *vae)
 
+    def inside(self, path: Path) -> str:
+        """Returns a file's path inside the bundle, as manifests have it."""
+        return path.relative_to(self.folder).as_posix()
+
     @property
     def unet(self) -> Path:
         """The folder of the UNet's configuration, weights, graphs and engines."""
@@ -70,14 +74,9 @@ class StageContext:
         return traced_graph(self.graph(phase), self.recipe.precision)
 
     @property
-    def controlnet(self) -> Path:
-        """The folder of the ControlNet's configuration, weights, graph and engine."""
-        return self.folder / "controlnet"
-
-    @property
     def controlnet_graph(self) -> Path:
         """The portable graph of the ControlNet."""
-        return self.controlnet / "controlnet.onnx"
+        return self.folder / "controlnet" / "controlnet.onnx"
 
     def text_encoder_graph(self, name: str) -> Path:
         """Returns the portable graph of a text encoder, in a folder of its name."""
