@@ -34,7 +34,6 @@ from hidiff_export.families.graph_io import MID_RESIDUAL, down_residual_name
 from hidiff_export.families.hidiffusion_rules import phase_rule
 from hidiff_export.modules.controlnet import resized_control
 from hidiff_runtime.bundle import Bundle
-from hidiff_runtime.format.specs import PhaseRecord
 from hidiff_runtime.phases import PhasePlan
 
 __all__ = ["BundleUNet"]
@@ -179,7 +178,9 @@ class BundleUNet(torch.nn.Module):
             **{name: value for name, value in (added_cond_kwargs or {}).items() if name not in _CONDITIONS},
         )
         watch = self._run_at_hand(timestep)
-        plan, step, record = self._step_at_hand(watch)
+        step, steps = watch.position()
+        plan = PhasePlan(self.bundle.manifest.rule, steps)
+        record = self.bundle.manifest.phase(plan.phase_at(step))
         inputs = {"latents": sample, "prompt_embeds": encoder_hidden_states, **(added_cond_kwargs or {})}
         if record.phase.control:
             inputs |= _residuals(down_block_additional_residuals, mid_block_additional_residual)
@@ -197,11 +198,6 @@ class BundleUNet(torch.nn.Module):
     def _takes_residuals(self, _latent_height: int, _latent_width: int) -> bool:
         assert self._watch is not None
         return self.bundle.manifest.rule.phase_at(*self._watch.position()).control
-
-    def _step_at_hand(self, watch: RunTracker) -> tuple[PhasePlan, int, PhaseRecord]:
-        step, steps = watch.position()
-        plan = PhasePlan(self.bundle.manifest.rule, steps)
-        return plan, step, self.bundle.manifest.phase(plan.phase_at(step))
 
     def _run_at_hand(self, timestep: torch.Tensor | float) -> RunTracker:
         self._find_pipe()

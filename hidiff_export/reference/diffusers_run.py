@@ -85,10 +85,8 @@ class RunInputs:
     guidance_rescale: float = 0.0
 
     @classmethod
-    def of(
-        cls, recipe: Recipe, config: Mapping[str, Any], seed: int = SEED, prompt: PromptInputs | None = None
-    ) -> RunInputs:
-        """Returns random ones from ``seed``, but for a prompt's embeddings; an inpainting mask is the middle.
+    def of(cls, recipe: Recipe, config: Mapping[str, Any], prompt: PromptInputs | None = None) -> RunInputs:
+        """Returns random ones from `SEED`, but for a prompt's embeddings; an inpainting mask is the middle.
 
         Where the UNet takes several chunks of tokens, the others are the empty prompt's.
         """
@@ -102,21 +100,20 @@ class RunInputs:
             if name in specs and name != "time_ids":
                 for sign in ("", "negative_")[: 1 + recipe.guidance]:
                     shape = specs[name].shape
-                    given[sign + name] = (
-                        prompt.fitted(sign + name, shape) if prompt else drawn(sign + name, shape, seed)
-                    )
+                    own = prompt.fitted(sign + name, shape) if prompt else drawn(sign + name, shape, SEED)
+                    given[sign + name] = own
         if recipe.task is Task.INPAINTING:
             mask, masked = INPAINTING
             given[mask] = _middle(recipe.batch, *size)
-            given[masked] = drawn(masked, (recipe.batch, LATENT_CHANNELS, *size), seed)
+            given[masked] = drawn(masked, (recipe.batch, LATENT_CHANNELS, *size), SEED)
         residuals: Sequence[TensorSpec] = ()
         if recipe.controlnet is not None:
-            given[CONTROL_IMAGE] = drawn(CONTROL_IMAGE, (recipe.batch, 3, recipe.height, recipe.width), seed)
+            given[CONTROL_IMAGE] = drawn(CONTROL_IMAGE, (recipe.batch, 3, recipe.height, recipe.width), SEED)
         elif recipe.task.has_control:
             residuals = control_residuals(config, recipe.unet_layout, *size, recipe.model_batch)
-        control = {spec.name: drawn(spec.name, spec.shape, seed) for spec in residuals}
+        control = {spec.name: drawn(spec.name, spec.shape, SEED) for spec in residuals}
         scale = GUIDANCE_SCALE if recipe.guidance else None
-        return cls(seed, scale, given, control, prompt, recipe.guidance_rescale or 0.0)
+        return cls(SEED, scale, given, control, prompt, recipe.guidance_rescale or 0.0)
 
 
 @dataclass(frozen=True)

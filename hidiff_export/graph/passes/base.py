@@ -121,7 +121,7 @@ def constant(value: ir.Value | None, largest: int = 64) -> NDArray[Any] | None:
     return np.asarray(value.const_value.numpy())
 
 
-def produced_by(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
-    """Finds the node that computes ``value``, if it has this type."""
+def produced_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """Finds the node that computes ``value``, if it has this type of ONNX's own domain."""
     node = None if value is None else value.producer()
-    return node if node is not None and (node.domain, node.op_type) == (domain, op_type) else None
+    return node if node is not None and (node.domain, node.op_type) == ("", op_type) else None
