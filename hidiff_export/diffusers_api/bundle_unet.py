@@ -36,8 +36,6 @@ from hidiff_export.modules.controlnet import resized_control
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.phases import PhasePlan
 
-__all__ = ["BundleUNet"]
-
 _CONDITIONS = ("text_embeds", "time_ids")
 _LORA = "Put LoRA into the bundle: build it with lora in the recipe."
 

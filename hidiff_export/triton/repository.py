@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from hidiff_export.compiler.output_folder import make_parents, output_folder, try_renaming
 from hidiff_export.errors import BundleError, InputError
 from hidiff_export.files import storage_errors
-from hidiff_export.triton import warm_up
 from hidiff_export.triton.model_config import WARM_UP, InstancePlacement, ModelConfig, Queue
+from hidiff_export.triton.warm_up import warm_up
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.integrity import verify_files
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
@@ -141,9 +141,12 @@ def write(bundle: Path, output: Path, plan: RepositoryPlan, *, force: bool = Fal
 def _write_models(folder: Path, manifest: Manifest, plan: RepositoryPlan) -> Path:
     """Writes both models, but for the bundle, into the repository ``folder``; the version folder that it goes into."""
     _write_model(folder, _front(manifest, plan), "unary_model")
-    values = warm_up.warm_up(manifest)
+    values = warm_up(manifest)
     version = _write_model(folder, _stream(manifest, plan, values), "decoupled_model")
-    warm_up.write(values, version.parent / WARM_UP)
+    beside = version.parent / WARM_UP
+    beside.mkdir()
+    for name, value in values.items():
+        (beside / name).write_bytes(value)
     return version
 
 
@@ -246,7 +249,7 @@ def _check(manifest: Manifest, bundle: Path, plan: RepositoryPlan) -> None:
         )
 
 
-def _stream(manifest: Manifest, plan: RepositoryPlan, values: warm_up.Values) -> ModelConfig:
+def _stream(manifest: Manifest, plan: RepositoryPlan, values: Mapping[str, bytes]) -> ModelConfig:
     """Returns the model that holds the engines."""
     place = BUNDLE if plan.bundle in BUNDLES else plan.bundle
     links = () if plan.bundle in BUNDLES else plan.allow_links
@@ -259,7 +262,7 @@ def _stream(manifest: Manifest, plan: RepositoryPlan, values: warm_up.Values) ->
         queue=plan.queue,
         parameters={**parameters.to_config(), **_environment(plan)},
         decoupled=True,
-        warm_up=warm_up.tensors(values),
+        warm_up=tuple(tensor for tensor in INPUTS if tensor.name in values),
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +11,7 @@ from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.engines.onnxruntime import OnnxRuntimeBuilder
 from hidiff_export.engines.protocol import Builder, PortableGraph
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
-from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX, BuilderLibrary
+from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX
 from hidiff_export.graph.declined import collecting, write_declined
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import BackendName
@@ -22,21 +20,18 @@ from hidiff_runtime.format.manifest import GraphRecord
 Record = TypeVar("Record", bound=GraphRecord)
 
 
-def _tensorrt(library: BuilderLibrary, recipe: Recipe, backend: BackendName) -> Builder:
-    targets = tuple(target.value for target in backend.targets(recipe.targets))
-    return TensorRtBuilder(library, targets)
-
-
-_BUILDERS: dict[BackendName, Callable[[Recipe, BackendName], Builder]] = {
-    BackendName.ONNXRUNTIME: lambda _recipe, _backend: OnnxRuntimeBuilder(),
-    BackendName.TENSORRT: partial(_tensorrt, TENSORRT),
-    BackendName.TENSORRT_RTX: partial(_tensorrt, TENSORRT_RTX),
-}
+_TENSORRT = {BackendName.TENSORRT: TENSORRT, BackendName.TENSORRT_RTX: TENSORRT_RTX}
 
 
 def builders_for(recipe: Recipe) -> tuple[Builder, ...]:
     """Returns the builders of the recipe's backends, the default one first."""
-    return tuple(_BUILDERS[backend](recipe, backend) for backend in recipe.backend)
+    return tuple(_builder(recipe, backend) for backend in recipe.backend)
+
+
+def _builder(recipe: Recipe, backend: BackendName) -> Builder:
+    if backend is BackendName.ONNXRUNTIME:
+        return OnnxRuntimeBuilder()
+    return TensorRtBuilder(_TENSORRT[backend], tuple(target.value for target in backend.targets(recipe.targets)))
 
 
 def with_engines(context: StageContext, record: Record) -> Record:
