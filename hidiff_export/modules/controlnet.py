@@ -87,7 +87,6 @@ class ControlNetModule(GraphModule):
         self._prompt_tokens = prompt_tokens
 
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Returns names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
         config = self.controlnet.config
         return controlnet_inputs(config, *self._latent, model_batch, prompt_tokens=self._prompt_tokens)
 

@@ -74,7 +74,6 @@ class PhaseUNet(GraphModule):
         self.eval()
 
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Returns names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
         geometry = self.geometry
         size = (geometry.latent_height, geometry.latent_width)
         return phase_inputs(

@@ -111,16 +111,17 @@ class TensorRtBuilder:
         return _share(plans, records)
 
     def _built(self, plan: _Plan, hashes: dict[str, str], progress: Progress) -> PlanRecord:
-        """Returns the record of a plan, which is built if it is not there; ``hashes`` of weight stores are kept."""
+        """Returns a plan's record, built but where an interrupted build left it; ``hashes`` of weights are kept."""
+        files = (plan.plan, plan.layers, plan.engine)
         beside = {path: temporary(path) for path in (plan.plan, plan.layers)}
         lowered = plan.engine.with_suffix(".onnx.tmp")
         try:
             progress(0, "lowering")
             request = self._request(plan, lowered, *beside.values())
             key = self._key_of(request, hashes)
-            kept = _kept(plan, key)
-            if kept is not None:
-                return kept
+            built = Built.read(plan.engine)
+            if built is not None and built.holds(key, files):
+                return PlanRecord.read(plan.engine)
             answer = ask(self._library, plan.engine.stem, request.to_json(), progress)
             for path, part in beside.items():
                 part.replace(path)
@@ -129,7 +130,7 @@ class TensorRtBuilder:
                 path.unlink(missing_ok=True)
         record = self._record(plan, key, answer)
         record.write(plan.engine)
-        Built.of(key, (plan.plan, plan.layers, plan.engine), answer).write(plan.engine)
+        Built.of(key, files, answer).write(plan.engine)
         return record
 
     def _request(self, plan: _Plan, lowered: Path, built: Path, layers: Path) -> BuildRequest:
@@ -182,14 +183,6 @@ class TensorRtBuilder:
             outputs=graph.outputs,
             options={**OPTIONS, **{name: answer[name] for name in SIZES}, "key": key},
         )
-
-
-def _kept(plan: _Plan, key: str) -> PlanRecord | None:
-    """Returns the record of a whole plan of this key that an interrupted build left, if it did."""
-    built = Built.read(plan.engine)
-    if built is None or not built.holds(key, (plan.plan, plan.layers, plan.engine)):
-        return None
-    return PlanRecord.read(plan.engine)
 
 
 def _share(plans: Sequence[_Plan], records: Mapping[Path, PlanRecord]) -> tuple[Path, ...]:
