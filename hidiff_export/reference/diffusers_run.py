@@ -116,14 +116,6 @@ class RunInputs:
         return cls(SEED, scale, given, control, prompt, recipe.guidance_rescale or 0.0)
 
 
-@dataclass(frozen=True)
-class PipelineRun:
-    """A finished run: its evaluations, the latents after each, and so the result."""
-
-    evaluations: tuple[RecordedEvaluation, ...]
-    latents: tuple[Array, ...]
-
-
 def run_pipeline(
     networks: Networks,
     scheduler: Any,
@@ -131,8 +123,8 @@ def run_pipeline(
     course: RunSchedule,
     given: RunInputs,
     started: Callable[[int], None],
-) -> PipelineRun:
-    """Denoises with diffusers.
+) -> tuple[list[RecordedEvaluation], list[Array]]:
+    """Denoises with diffusers; returns the evaluations, and the latents after each.
 
     Args:
         networks: as before when this returns or raises.
@@ -174,7 +166,7 @@ def run_pipeline(
             output_type="latent",
             callback_on_step_end=keep,
         )
-    return PipelineRun(tuple(evaluations), tuple(latents))
+    return evaluations, latents
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def run_reference(
     sampler = recipe.sampler[0].value
     prompt = None if networks.pictures is None else networks.pictures.prompt_inputs()
     given = RunInputs.of(recipe, networks.config, prompt=prompt)
-    done = run_pipeline(
+    evaluations, latents = run_pipeline(
         networks,
         _scheduler(recipe, scheduler_config),
         recipe,
@@ -134,10 +134,10 @@ def run_reference(
             {**evaluation.inputs, **(given.control if point.phase.control else {})},
             evaluation.noise_pred,
         )
-        for point, evaluation in zip(course.points, done.evaluations, strict=True)
+        for point, evaluation in zip(course.points, evaluations, strict=True)
         if networks.controlnet is None or not point.phase.control
     )
-    return ReferenceRun(course, sampler, given, tuple(calls), done.latents)
+    return ReferenceRun(course, sampler, given, tuple(calls), tuple(latents))
 
 
 def random_calls(
