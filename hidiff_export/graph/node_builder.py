@@ -117,17 +117,22 @@ def _infer(node: ir.Node, opset: int) -> None:
     inputs = {f"input{index}": value for index, value in enumerate(node.inputs) if value is not None}
     if any(value.type is None for value in inputs.values()):
         return
+    # Not by ir.to_proto, which takes ten times as long to find out what it is given.
     proto = onnx.NodeProto(
         op_type=node.op_type,
         input=["" if value is None else f"input{index}" for index, value in enumerate(node.inputs)],
         output=[f"output{index}" for index in range(len(node.outputs))],
-        attribute=[ir.to_proto(attribute) for attribute in node.attributes.values()],
+        attribute=[ir.serde.serialize_attribute(attribute) for attribute in node.attributes.values()],
     )
     found = onnx.shape_inference.infer_node_outputs(
         onnx.defs.get_schema(node.op_type, opset),
         proto,
         {name: ir.serde.serialize_value(value, name=name).type for name, value in inputs.items()},
-        {name: ir.to_proto(tensor) for name, value in inputs.items() if (tensor := _shape_data(value)) is not None},
+        {
+            name: ir.serde.serialize_tensor(tensor)
+            for name, value in inputs.items()
+            if (tensor := _shape_data(value)) is not None
+        },
         opset_imports=[onnx.helper.make_opsetid("", opset)],
     )
     for name, value in zip(proto.output, node.outputs, strict=True):
