@@ -117,6 +117,9 @@ def _infer(node: ir.Node, opset: int) -> None:
     inputs = {f"input{index}": value for index, value in enumerate(node.inputs) if value is not None}
     if any(value.type is None for value in inputs.values()):
         return
+    # What a shape may follow from: sizes, axes, lengths of pieces.
+    constants = ((name, value.const_value) for name, value in inputs.items())
+    sizes = {name: tensor for name, tensor in constants if tensor is not None and tensor.dtype == ir.DataType.INT64}
     # Not by ir.to_proto, which takes ten times as long to find out what it is given.
     proto = onnx.NodeProto(
         op_type=node.op_type,
@@ -128,20 +131,10 @@ def _infer(node: ir.Node, opset: int) -> None:
         onnx.defs.get_schema(node.op_type, opset),
         proto,
         {name: ir.serde.serialize_value(value, name=name).type for name, value in inputs.items()},
-        {
-            name: ir.serde.serialize_tensor(tensor)
-            for name, value in inputs.items()
-            if (tensor := _shape_data(value)) is not None
-        },
+        {name: ir.serde.serialize_tensor(tensor) for name, tensor in sizes.items()},
         opset_imports=[onnx.helper.make_opsetid("", opset)],
     )
     for name, value in zip(proto.output, node.outputs, strict=True):
         if name in found:
             value.shape = ir.serde.deserialize_type_proto_for_shape(found[name])
             value.type = ir.serde.deserialize_type_proto_for_type(found[name])
-
-
-def _shape_data(value: ir.Value) -> ir.TensorProtocol | None:
-    """Gives the content of a constant that a shape may follow from: sizes, axes, lengths of pieces."""
-    tensor = value.const_value
-    return tensor if tensor is not None and tensor.dtype == ir.DataType.INT64 else None
