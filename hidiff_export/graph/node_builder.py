@@ -99,7 +99,11 @@ class NodeBuilder:
         outputs: int,
         domain: str = "",
     ) -> Sequence[ir.Value]:
-        values = self._tape.op_multi_out(op_type, inputs, attributes, num_outputs=outputs, domain=domain)
+        # Sequences are of whole numbers, which the tape finds out last, after slow checks of what else they may be.
+        typed = {
+            name: ir.AttrInt64s(name, it) if isinstance(it, list | tuple) else it for name, it in attributes.items()
+        }
+        values = self._tape.op_multi_out(op_type, inputs, typed, num_outputs=outputs, domain=domain)
         node = values[0].producer()
         if not domain and node is not None:
             _infer(node, self._graph.opset_imports[domain])
