@@ -103,9 +103,7 @@ class Sources:
                     self._packages.add(module)
 
     def fingerprint(self, module: str) -> str:
-        """Returns the SHA-256 over the sources that ``module`` runs; it may be one that lies outside of the
-        packages.
-        """
+        """Returns the SHA-256 over the sources that ``module`` runs; it may lie outside of the packages."""
         if module not in self._fingerprints:
             sha = hashlib.sha256()
             for name in sorted(self.closure(module)):
@@ -134,9 +132,7 @@ class Sources:
         return self._sources[module]
 
     def _direct(self, module: str) -> Iterator[str]:
-        """Yields the modules of the packages that run as soon as ``module`` is imported or one of its functions
-        called.
-        """
+        """Yields the modules that run as soon as ``module`` is imported or one of its functions called."""
         imports = self._imports_of(module)
         for name in imports.names:
             yield from self._modules(name)

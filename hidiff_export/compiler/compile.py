@@ -29,11 +29,9 @@ class BuildProgress(Protocol):
 
     def stage(self, title: str, *, reused: bool) -> AbstractContextManager[Report]:
         """Opens the line of a stage; the report it yields moves the bar."""
-        ...
 
     def notice(self, text: str) -> None:
         """Shows a line that a person should read, though nothing failed."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -117,11 +115,7 @@ def build(
 def _run_and_commit(
     stages: Sequence[Stage], workspace: Workspace, context: StageContext, display: BuildProgress
 ) -> tuple[StageTime, ...]:
-    """Runs the stages and publishes the bundle; what files of finished stages were changed for is done a second time.
-
-    Raises:
-        FilesChanged: they were changed again.
-    """
+    """Runs the stages and publishes the bundle; a second time where files of finished stages were changed meanwhile."""
     times = _Times()
     try:
         keys = _run_stages(stages, workspace, context, display, times)
@@ -213,11 +207,7 @@ def _tell(context: StageContext, told: list[str], notice: str) -> None:
 
 
 def _or_changed(workspace: Workspace, work: Callable[[], T]) -> T:
-    """Does what reads files of finished stages.
-
-    Raises:
-        FilesChanged: it failed where such files are gone or others.
-    """
+    """Does what reads files of finished stages. Raises FilesChanged where it fails and they are gone or others."""
     try:
         return work()
     except (OSError, BundleError):

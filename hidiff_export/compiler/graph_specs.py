@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from hidiff_export.checkpoints.stored_configs import CONFIG, read_config
-from hidiff_export.compiler.stages.scheduler_tables import FOLDER, table_path
+from hidiff_export.compiler.stages.scheduler_tables import table_path
 from hidiff_export.compiler.stages.stage import StageContext
 from hidiff_export.families.graph_io import (
     controlnet_inputs,
@@ -34,7 +33,7 @@ def phase_record(context: StageContext, phase: Phase) -> PhaseRecord:
     size = (recipe.latent_height, recipe.latent_width)
     return PhaseRecord(
         phase=phase,
-        graph=_inside(context, context.graph(phase)),
+        graph=context.inside(context.graph(phase)),
         engines={},
         inputs=phase_inputs(
             config, recipe.unet_layout, phase, *size, recipe.model_batch, prompt_tokens=recipe.prompt_tokens
@@ -48,10 +47,10 @@ def controlnet_record(context: StageContext) -> GraphRecord | None:
     recipe = context.recipe
     if recipe.controlnet is None:
         return None
-    config = read_config(context.controlnet / CONFIG)
+    config = read_config(context.folder / "controlnet" / CONFIG)
     shape = (recipe.latent_height, recipe.latent_width, recipe.model_batch)
     return GraphRecord(
-        graph=_inside(context, context.controlnet_graph),
+        graph=context.inside(context.controlnet_graph),
         engines={},
         inputs=controlnet_inputs(config, *shape, prompt_tokens=recipe.prompt_tokens),
         outputs=controlnet_outputs(config, *shape),
@@ -63,7 +62,7 @@ def step_record(context: StageContext) -> GraphRecord:
     phase = phase_record(context, context.phases[0])
     latents = next(spec for spec in phase.inputs if spec.name == LATENTS)
     due = (context.recipe.batch, phase.outputs[0], latents, states(context))
-    return GraphRecord(_inside(context, context.step_graph), {}, step_inputs(*due), step_outputs(*due))
+    return GraphRecord(context.inside(context.step_graph), {}, step_inputs(*due), step_outputs(*due))
 
 
 def text_encoder_records(context: StageContext) -> tuple[TextEncoderRecord, ...]:
@@ -71,12 +70,12 @@ def text_encoder_records(context: StageContext) -> tuple[TextEncoderRecord, ...]
     penultimate = context.recipe.family.is_sdxl
     return tuple(
         TextEncoderRecord(
-            _inside(context, context.text_encoder_graph(name)),
+            context.inside(context.text_encoder_graph(name)),
             {},
             text_encoder_inputs(),
             text_encoder_outputs(config, pooled=name == "text_encoder_2"),
             name=name,
-            tokenizer=_inside(context, context.tokenizer(name)),
+            tokenizer=context.inside(context.tokenizer(name)),
             clip_skip=most_skipped(config, penultimate=penultimate),
         )
         for name, config in (
@@ -90,7 +89,7 @@ def vae_record(context: StageContext) -> VaeRecord | None:
     if not context.recipe.vae:
         return None
     config, tiles = read_config(context.folder / "vae" / CONFIG), context.recipe.tiles
-    decoder, encoder = (_inside(context, context.vae_graph(half)) for half in ("decoder", "encoder"))
+    decoder, encoder = (context.inside(context.vae_graph(half)) for half in ("decoder", "encoder"))
     return VaeRecord(
         decoder=GraphRecord(decoder, {}, tiles.decoder_inputs(), tiles.decoder_outputs()),
         encoder=GraphRecord(encoder, {}, tiles.encoder_inputs(), tiles.encoder_outputs()),
@@ -101,9 +100,7 @@ def vae_record(context: StageContext) -> VaeRecord | None:
 
 
 def states(context: StageContext) -> int:
-    """Returns how many states the recipe's samplers need at most, and 1 at least, by the tables that are there
-    already.
-    """
+    """Returns how many states the recipe's samplers need at most, at least 1, by the tables that are there."""
     needed = [1]
     for sampler in context.recipe.sampler:
         with SafetensorsFile.open(table_path(context, sampler.value)) as table:
@@ -112,9 +109,7 @@ def states(context: StageContext) -> int:
 
 
 def graph_records(context: StageContext) -> tuple[GraphRecord, ...]:
-    """Returns the records of every graph that engines are built from: the phases' in running order, then the
-    others'.
-    """
+    """Returns the records of all graphs that engines are built from: phases in running order, then the others."""
     control, vae = controlnet_record(context), vae_record(context)
     return (
         *(phase_record(context, phase) for phase in context.phases),
@@ -126,8 +121,7 @@ def graph_records(context: StageContext) -> tuple[GraphRecord, ...]:
 
 
 def bare_manifest(context: StageContext, tables: Mapping[str, SamplerTable], force_zeros: bool) -> Manifest:
-    """Returns all that a manifest says of recipe, configurations and tables: without engines, files and what was
-    recorded.
+    """Returns what a manifest says of recipe, configurations and tables, without engines, files and samples.
 
     Args:
         context: of the build, or of a finished bundle.
@@ -153,7 +147,7 @@ def bare_manifest(context: StageContext, tables: Mapping[str, SamplerTable], for
         latent=recipe.latent_shape,
         windowed_blocks=recipe.unet_layout.windowed_blocks,
         phases=tuple(phase_record(context, phase) for phase in context.phases),
-        samplers={sampler.value: f"{FOLDER}/{sampler.value}.safetensors" for sampler in recipe.sampler},
+        samplers={sampler.value: context.inside(table_path(context, sampler.value)) for sampler in recipe.sampler},
         default_sampler=recipe.sampler[0].value,
         steps=tuple(sorted(steps)),
         weights={},
@@ -162,7 +156,3 @@ def bare_manifest(context: StageContext, tables: Mapping[str, SamplerTable], for
         text_encoders=text_encoder_records(context),
         vae=vae_record(context),
     )
-
-
-def _inside(context: StageContext, path: Path) -> str:
-    return path.relative_to(context.folder).as_posix()

@@ -79,17 +79,13 @@ def try_renaming(folder: Path, aside: Path) -> None:
         folder.rename(aside)
         aside.rename(folder)
     except OSError as error:
-        raise _cannot_be_renamed(folder, error) from error
-
-
-def _cannot_be_renamed(folder: Path, error: OSError) -> InputError | StorageError:
-    if error.errno == errno.EBUSY:
-        return _mount_point(folder)
-    return StorageError(
-        "The output is there and cannot be renamed, so that nothing could take its place.",
-        given=f"{folder}: {error.strerror}",
-        advice="Choose another output; folders of a container's image and of other users cannot be replaced.",
-    )
+        if error.errno == errno.EBUSY:
+            raise _mount_point(folder) from error
+        raise StorageError(
+            "The output is there and cannot be renamed, so that nothing could take its place.",
+            given=f"{folder}: {error.strerror}",
+            advice="Choose another output; folders of a container's image and of other users cannot be replaced.",
+        ) from error
 
 
 def _behind_link(output: Path) -> Path:

@@ -42,8 +42,7 @@ _TRACED_WITH = (
 def rebased_recipe(
     manifest: Manifest, changes: Mapping[str, Any], overrides: Iterable[str] = ()
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """Returns the recipe of a bundle with another ``source``, ``controlnet`` or ``lora``, and what was left of the old
-    one.
+    """Returns a bundle's recipe with another ``source``, ``controlnet`` or ``lora``, and notices of what was left.
 
     What is not named stays, but for the noise schedule's words where the new source says something of its own.
 

@@ -190,9 +190,7 @@ class Workspace:
             )
 
     def _recorded(self) -> Iterable[str]:
-        """Returns the files of the interrupted build's finished stages; none where its record is damaged and thrown
-        away.
-        """
+        """Returns the files of the interrupted build's finished stages; none of a damaged record under ``force``."""
         try:
             return BuildState.read(self.folder).files()
         except BundleError:
@@ -340,9 +338,7 @@ def _is_state(folder: Path) -> bool:
 
 
 def _marked(folder: Path) -> str | None:
-    """Returns the digest of the bundle that the build of ``folder`` was replacing; None where it was not, or says
-    nothing.
-    """
+    """Returns the digest of the bundle that the build of ``folder`` was replacing, if it says that it was."""
     with suppress(BundleError):
         return BuildState.read(folder).replaces
     return None

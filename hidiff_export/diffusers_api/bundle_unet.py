@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from inspect import Parameter, signature
 from pathlib import Path
-from types import FrameType, SimpleNamespace, TracebackType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,10 +34,7 @@ from hidiff_export.families.graph_io import MID_RESIDUAL, down_residual_name
 from hidiff_export.families.hidiffusion_rules import phase_rule
 from hidiff_export.modules.controlnet import resized_control
 from hidiff_runtime.bundle import Bundle
-from hidiff_runtime.format.specs import PhaseRecord
 from hidiff_runtime.phases import PhasePlan
-
-__all__ = ["BundleUNet"]
 
 _CONDITIONS = ("text_embeds", "time_ids")
 _LORA = "Put LoRA into the bundle: build it with lora in the recipe."
@@ -119,9 +116,7 @@ class BundleUNet(torch.nn.Module):
     def __enter__(self) -> BundleUNet:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -181,7 +176,9 @@ class BundleUNet(torch.nn.Module):
             **{name: value for name, value in (added_cond_kwargs or {}).items() if name not in _CONDITIONS},
         )
         watch = self._run_at_hand(timestep)
-        plan, step, record = self._step_at_hand(watch)
+        step, steps = watch.position()
+        plan = PhasePlan(self.bundle.manifest.rule, steps)
+        record = self.bundle.manifest.phase(plan.phase_at(step))
         inputs = {"latents": sample, "prompt_embeds": encoder_hidden_states, **(added_cond_kwargs or {})}
         if record.phase.control:
             inputs |= _residuals(down_block_additional_residuals, mid_block_additional_residual)
@@ -199,11 +196,6 @@ class BundleUNet(torch.nn.Module):
     def _takes_residuals(self, _latent_height: int, _latent_width: int) -> bool:
         assert self._watch is not None
         return self.bundle.manifest.rule.phase_at(*self._watch.position()).control
-
-    def _step_at_hand(self, watch: RunTracker) -> tuple[PhasePlan, int, PhaseRecord]:
-        step, steps = watch.position()
-        plan = PhasePlan(self.bundle.manifest.rule, steps)
-        return plan, step, self.bundle.manifest.phase(plan.phase_at(step))
 
     def _run_at_hand(self, timestep: torch.Tensor | float) -> RunTracker:
         self._find_pipe()
@@ -273,9 +265,7 @@ def _callers(frame: FrameType | None) -> Iterator[tuple[FrameType, Any]]:
 
 
 def _generator(frame: FrameType, pipe: Any) -> Any:
-    """Returns the ``generator`` that a pipeline was called with, the first of a list; it may have handed it on
-    already.
-    """
+    """Returns the ``generator`` that a pipeline was called with, the first of a list, which it may have handed on."""
     for caller, owner in _callers(frame):
         given = caller.f_locals.get("generator") if owner is pipe else None
         if given is not None:

@@ -29,6 +29,10 @@ class RunTracker:
     Args:
         pipe: a diffusers pipeline.
         overrides: takes what is put over the pipeline's and the schedulers' methods.
+
+    Attributes:
+        begun: whether the run at hand was followed from its beginning.
+        generator: that the run at hand was called with, the first of a list.
     """
 
     def __init__(self, pipe: Any, overrides: MethodPatches) -> None:
@@ -36,17 +40,12 @@ class RunTracker:
         self._overrides = overrides
         self._schedulers: list[object] = []
         self._evaluations = 0
-        self._begun = False
+        self.begun = False
         self.generator: torch.Generator | None = None
         for name in _TAKES_GENERATOR:
             if hasattr(pipe, name):
                 overrides.wrap(pipe, name, self._see_generator)
         self._follow_scheduler()
-
-    @property
-    def begun(self) -> bool:
-        """Whether the run at hand was followed from its beginning."""
-        return self._begun
 
     def position(self) -> tuple[int, int]:
         """Returns the logical step at hand, from 0, and how many the run has.
@@ -59,7 +58,7 @@ class RunTracker:
         """
         self._follow_scheduler()
         scheduler = self._pipe.scheduler
-        if not self._begun and getattr(scheduler, "num_inference_steps", None) is None:
+        if not self.begun and getattr(scheduler, "num_inference_steps", None) is None:
             raise InputError(
                 "The UNet was called outside a run, so there is no telling which phase it is in.",
                 advice="Call the pipeline, or pipe.scheduler.set_timesteps() before a loop of your own.",
@@ -81,13 +80,13 @@ class RunTracker:
         if any(scheduler is known for known in self._schedulers):
             return
         self._schedulers.append(scheduler)
-        self._evaluations, self._begun = 0, False
+        self._evaluations, self.begun = 0, False
         self._overrides.wrap(scheduler, "set_timesteps", self._begin)
         self._overrides.wrap(scheduler, "step", self._advance)
 
     def _begin(self, set_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._is_current(set_timesteps):
-            self._evaluations, self._begun = 0, True
+            self._evaluations, self.begun = 0, True
             self.generator = None
             count = vars(self._pipe).get("_num_timesteps")
             if count is not None:

@@ -31,7 +31,7 @@ class OnnxRuntimeBuilder:
         """Accepts everything: lowering takes no library of the backend."""
 
     def key(self) -> Any:
-        """Returns the lowered graph is the same for every target and version."""
+        """Returns nothing: the lowered graph is the same for every target and version."""
         return {}
 
     def engines(self, graphs: Sequence[PortableGraph]) -> tuple[Path, ...]:

@@ -32,7 +32,6 @@ class Builder(Protocol):
     @property
     def name(self) -> str:
         """The backend's name, in the manifest and in recipes."""
-        ...
 
     def check(self) -> None:
         """Refuses early, before anything is written.
@@ -40,17 +39,12 @@ class Builder(Protocol):
         Raises:
             EngineError: the backend's library is missing, or builds nothing for a target of the recipe on this machine.
         """
-        ...
 
     def key(self) -> Any:
-        """Returns what engines depend on beside the graphs and the weights: targets, options, the library's version.
-        JSON.
-        """
-        ...
+        """Returns what engines depend on beside graphs and weights: targets, options, the library's version; JSON."""
 
     def engines(self, graphs: Sequence[PortableGraph]) -> tuple[Path, ...]:
         """Returns where the engine of each graph goes: beside the graph."""
-        ...
 
     def build(self, graphs: Sequence[PortableGraph], report: Report) -> tuple[Path, ...]:
         """Builds the engine of each graph; leaves nothing half-written when it fails.
@@ -67,4 +61,3 @@ class Builder(Protocol):
             EngineError: the backend's library failed.
             OSError: a file cannot be written.
         """
-        ...

@@ -12,6 +12,7 @@ import torch
 
 from hidiff_export.checkpoints.state_dict import TORCH_DTYPES
 from hidiff_export.errors import ExportError
+from hidiff_export.graph.onnx_dtypes import signature
 from hidiff_export.modules.graph_module import GraphModule
 from hidiff_runtime.format.manifest import TensorSpec
 
@@ -56,7 +57,7 @@ def capture(module: GraphModule, model_batch: int, *, strict: bool = False) -> i
 
 def _name(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
     """Gives the graph's inputs or outputs the names of their specs, after checking that they are the ones meant."""
-    found = [(_shape(value), value.dtype.numpy().name if value.dtype else None) for value in values]
+    found = [(shape, dtype) for _, shape, dtype in signature(values)]
     wanted = [(spec.shape, spec.dtype) for spec in specs]
     if found != wanted:
         raise ExportError(
@@ -64,10 +65,6 @@ def _name(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
         )
     for value, spec in zip(values, specs, strict=True):
         value.name = spec.name
-
-
-def _shape(value: ir.Value) -> tuple[object, ...]:
-    return () if value.shape is None else tuple(value.shape)
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def _passes(fields: Fields, graph: str) -> dict[str, dict[str, int]]:
 
 
 def lines(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Iterator[str]:
-    """Yields words it for people: a line for each graph, pass and reason."""
+    """Yields it in words, for people: a line for each graph, pass and reason."""
     for graph, passes in sorted(counts.items()):
         for name, reasons in sorted(passes.items()):
             for reason, nodes in sorted(reasons.items()):

@@ -99,7 +99,11 @@ class NodeBuilder:
         outputs: int,
         domain: str = "",
     ) -> Sequence[ir.Value]:
-        values = self._tape.op_multi_out(op_type, inputs, attributes, num_outputs=outputs, domain=domain)
+        # Sequences are of whole numbers, which the tape finds out last, after slow checks of what else they may be.
+        typed = {
+            name: ir.AttrInt64s(name, it) if isinstance(it, list | tuple) else it for name, it in attributes.items()
+        }
+        values = self._tape.op_multi_out(op_type, inputs, typed, num_outputs=outputs, domain=domain)
         node = values[0].producer()
         if not domain and node is not None:
             _infer(node, self._graph.opset_imports[domain])
@@ -117,26 +121,24 @@ def _infer(node: ir.Node, opset: int) -> None:
     inputs = {f"input{index}": value for index, value in enumerate(node.inputs) if value is not None}
     if any(value.type is None for value in inputs.values()):
         return
+    # What a shape may follow from: sizes, axes, lengths of pieces.
+    constants = ((name, value.const_value) for name, value in inputs.items())
+    sizes = {name: tensor for name, tensor in constants if tensor is not None and tensor.dtype == ir.DataType.INT64}
+    # Not by ir.to_proto, which takes ten times as long to find out what it is given.
     proto = onnx.NodeProto(
         op_type=node.op_type,
         input=["" if value is None else f"input{index}" for index, value in enumerate(node.inputs)],
         output=[f"output{index}" for index in range(len(node.outputs))],
-        attribute=[ir.to_proto(attribute) for attribute in node.attributes.values()],
+        attribute=[ir.serde.serialize_attribute(attribute) for attribute in node.attributes.values()],
     )
     found = onnx.shape_inference.infer_node_outputs(
         onnx.defs.get_schema(node.op_type, opset),
         proto,
         {name: ir.serde.serialize_value(value, name=name).type for name, value in inputs.items()},
-        {name: ir.to_proto(tensor) for name, value in inputs.items() if (tensor := _shape_data(value)) is not None},
+        {name: ir.serde.serialize_tensor(tensor) for name, tensor in sizes.items()},
         opset_imports=[onnx.helper.make_opsetid("", opset)],
     )
     for name, value in zip(proto.output, node.outputs, strict=True):
         if name in found:
             value.shape = ir.serde.deserialize_type_proto_for_shape(found[name])
             value.type = ir.serde.deserialize_type_proto_for_type(found[name])
-
-
-def _shape_data(value: ir.Value) -> ir.TensorProtocol | None:
-    """Gives the content of a constant that a shape may follow from: sizes, axes, lengths of pieces."""
-    tensor = value.const_value
-    return tensor if tensor is not None and tensor.dtype == ir.DataType.INT64 else None

@@ -16,23 +16,8 @@ from hidiff_export.graph.capture import OPSET
 from hidiff_export.graph.node_builder import NodeBuilder
 from hidiff_export.graph.onnx_dtypes import ONNX_DTYPES
 from hidiff_export.graph.portable import save
+from hidiff_runtime.format import step_graph as names
 from hidiff_runtime.format.specs import GraphRecord, TensorSpec
-from hidiff_runtime.format.step_graph import (
-    CHANNELS,
-    GUIDANCE_RESCALE,
-    GUIDANCE_SCALE,
-    INPUT_SCALE,
-    LATENTS,
-    NEXT_SAMPLE,
-    NEXT_STATE,
-    NEXT_UNSOUND,
-    NOISE,
-    NOISE_PRED,
-    ROWS,
-    SAMPLE,
-    STATE,
-    UNSOUND,
-)
 
 _IR_VERSION = 10
 
@@ -62,20 +47,20 @@ class _StepGraph:
 
     def model(self) -> ir.Model:
         """Makes the whole graph."""
-        slots = self._shapes[STATE][0]
-        states = self._parts(self._given[STATE], slots, axis=0)
+        slots = self._shapes[names.STATE][0]
+        states = self._parts(self._given[names.STATE], slots, axis=0)
         # The states' leading axis of 1 stays, and broadcasting gives it to the others.
-        vector = [self._given[SAMPLE], self._guided(), self._given[NOISE], *states]
-        rows = self._parts(self._reshaped(self._given[ROWS], (-1,)), (1 + slots) * len(vector), axis=0)
+        vector = [self._given[names.SAMPLE], self._guided(), self._given[names.NOISE], *states]
+        rows = self._parts(self._reshaped(self._given[names.ROWS], (-1,)), (1 + slots) * len(vector), axis=0)
         combined = [
             self._combined(rows[index * len(vector) : (index + 1) * len(vector)], vector) for index in range(1 + slots)
         ]
-        sample = self._reshaped(combined[0], self._shapes[NEXT_SAMPLE])
+        sample = self._reshaped(combined[0], self._shapes[names.NEXT_SAMPLE])
         found = {
-            NEXT_SAMPLE: sample,
-            NEXT_STATE: self._joined(combined[1:], axis=0),
-            LATENTS: self._latents(sample),
-            NEXT_UNSOUND: self._unsound(),
+            names.NEXT_SAMPLE: sample,
+            names.NEXT_STATE: self._joined(combined[1:], axis=0),
+            names.LATENTS: self._latents(sample),
+            names.NEXT_UNSOUND: self._unsound(),
         }
         self._graph.extend(self._build.nodes)
         for spec in self._record.outputs:
@@ -87,16 +72,16 @@ class _StepGraph:
 
     def _guided(self) -> ir.Value:
         """Guides as `hidiff_runtime.denoising.conditioning.guided`: up to 1 the positive half alone, to the bit."""
-        noise_pred = self._given[NOISE_PRED]
-        if GUIDANCE_SCALE not in self._given:
+        noise_pred = self._given[names.NOISE_PRED]
+        if names.GUIDANCE_SCALE not in self._given:
             return noise_pred
         negative, positive = self._parts(noise_pred, 2, axis=0)
-        scale = self._given[GUIDANCE_SCALE]
+        scale = self._given[names.GUIDANCE_SCALE]
         extra = self._build.op("Mul", scale, self._build.op("Sub", positive, negative))
         one = self._build.constant([1], np.float32, "one")
         combined = self._build.op("Add", negative, extra)
-        if GUIDANCE_RESCALE in self._given:
-            combined = self._rescaled(combined, positive, self._given[GUIDANCE_RESCALE], one)
+        if names.GUIDANCE_RESCALE in self._given:
+            combined = self._rescaled(combined, positive, self._given[names.GUIDANCE_RESCALE], one)
         return self._build.op("Where", self._build.op("Greater", scale, one), combined, positive)
 
     def _rescaled(self, combined: ir.Value, positive: ir.Value, rescale: ir.Value, one: ir.Value) -> ir.Value:
@@ -121,14 +106,15 @@ class _StepGraph:
 
     def _latents(self, sample: ir.Value) -> ir.Value:
         """Makes what the UNet takes next: the scaled sample for each half, inpainting's channels behind."""
-        scaled = self._build.op("Mul", sample, self._given[INPUT_SCALE])
-        repeat = self._shapes[LATENTS][0] // self._shapes[SAMPLE][0]
+        scaled = self._build.op("Mul", sample, self._given[names.INPUT_SCALE])
+        repeat = self._shapes[names.LATENTS][0] // self._shapes[names.SAMPLE][0]
         stacked = self._joined([scaled] * repeat, axis=0)
-        return self._joined([stacked, self._given[CHANNELS]], axis=1) if CHANNELS in self._given else stacked
+        channels = self._given.get(names.CHANNELS)
+        return stacked if channels is None else self._joined([stacked, channels], axis=1)
 
     def _unsound(self) -> ir.Value:
         """Counts an evaluation, and notes it with its unsound values if none before it had any."""
-        done, first, count = self._parts(self._given[UNSOUND], 3, axis=0)
+        done, first, count = self._parts(self._given[names.UNSOUND], 3, axis=0)
         zero = self._build.constant([0], np.int32, "zero")
         now = self._build.op("Add", done, self._build.constant([1], np.int32, "one_more"))
         bad = self._bad()
@@ -138,7 +124,7 @@ class _StepGraph:
 
     def _bad(self) -> ir.Value:
         """Counts how many values of the UNet's output are not finite."""
-        noise_pred = self._given[NOISE_PRED]
+        noise_pred = self._given[names.NOISE_PRED]
         bad = self._build.op("Or", self._build.op("IsNaN", noise_pred), self._build.op("IsInf", noise_pred))
         counted = self._build.op("Cast", self._reshaped(bad, (-1,)), to=ir.DataType.INT32)
         return self._build.op("ReduceSum", counted, self._build.constant([0], name="first_axis"))

@@ -9,8 +9,8 @@ package does so for SDXL alone; here SD1.5 and SD2.1 follow the same rule.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetOutput
@@ -73,7 +73,8 @@ class ControlNetModule(GraphModule):
         prompt_tokens: of a prompt's embedding, a multiple of 77.
     """
 
-    network: ClassVar[str] = "controlnet"
+    network = "controlnet"
+    title = "the ControlNet"
 
     def __init__(
         self, controlnet: Any, latent_height: int, latent_width: int, *, prompt_tokens: int = PROMPT_TOKENS
@@ -85,24 +86,13 @@ class ControlNetModule(GraphModule):
         self._latent = (latent_height, latent_width)
         self._prompt_tokens = prompt_tokens
 
-    @property
-    def title(self) -> str:
-        """The network's name."""
-        return "the ControlNet"
-
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Returns names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
         config = self.controlnet.config
         return controlnet_inputs(config, *self._latent, model_batch, prompt_tokens=self._prompt_tokens)
 
     def output_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
         """Returns names, shapes and types of the residuals: the skip connections', then the middle block's."""
         return controlnet_outputs(self.controlnet.config, *self._latent, model_batch)
-
-    @staticmethod
-    def arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Returns :meth:`forward`'s keyword arguments: the inputs by name."""
-        return dict(inputs)
 
     def forward(
         self,
@@ -114,8 +104,7 @@ class ControlNetModule(GraphModule):
         text_embeds: torch.Tensor | None = None,
         time_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Returns the residual of each skip connection, then the middle block's, at the ControlNet's own sizes,
-        float32.
+        """Returns the residual of each skip connection, then the middle block's, at the ControlNet's sizes, float32.
 
         Args:
             latents: [model batch, 4, height, width], as the UNet gets them.
@@ -142,8 +131,7 @@ class ControlNetModule(GraphModule):
 
 
 def resized_control(in_use: Callable[[int, int], bool]) -> Callable[..., Any]:
-    """Returns what to wrap around a live ControlNet's ``forward``: its inputs resized, and nothing computed while not
-    in use.
+    """Returns what to wrap around a live ControlNet's ``forward``: it resizes inputs, and skips it where not in use.
 
     Works for diffusers' ``ControlNetModel``, ``MultiControlNetModel`` and ``ControlNetUnionModel``.
 

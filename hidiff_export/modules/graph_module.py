@@ -17,14 +17,11 @@ class GraphModule(nn.Module, ABC):
 
     Attributes:
         network: name of the attribute that holds diffusers' network, and so what stands before its weights' names.
+        title: the network, for people.
     """
 
     network: ClassVar[str]
-
-    @property
-    @abstractmethod
-    def title(self) -> str:
-        """The network, for people."""
+    title: str
 
     @abstractmethod
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
@@ -35,8 +32,6 @@ class GraphModule(nn.Module, ABC):
         """Returns names, shapes and types of the outputs."""
 
     @staticmethod
-    @abstractmethod
     def arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Returns ``forward``'s keyword arguments from the inputs by name that :meth:`input_specs` lists, in that
-        order.
-        """
+        """Returns ``forward``'s keyword arguments from the inputs by name, in the order of :meth:`input_specs`."""
+        return dict(inputs)

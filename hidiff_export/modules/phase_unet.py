@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -48,7 +48,7 @@ class PhaseUNet(GraphModule):
         InputError: the layout is not this UNet's.
     """
 
-    network: ClassVar[str] = "unet"
+    network = "unet"
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class PhaseUNet(GraphModule):
         self.unet = structural_copy(unet)
         self.layout = layout
         self.phase = phase
+        self.title = f"the phase {phase.name}"
         self.geometry = UNetGeometry.of(config, layout, phase, latent_height, latent_width)
         self.tables = WindowTables(self.geometry.windows)
         install_phase(self.unet, layout, self.geometry)
@@ -72,13 +73,7 @@ class PhaseUNet(GraphModule):
         self._prompt_tokens = prompt_tokens
         self.eval()
 
-    @property
-    def title(self) -> str:
-        """The phase's name."""
-        return f"the phase {self.phase.name}"
-
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
-        """Returns names, shapes and types of the inputs for ``model_batch`` latents, the negative prompt's included."""
         geometry = self.geometry
         size = (geometry.latent_height, geometry.latent_width)
         return phase_inputs(
@@ -91,11 +86,7 @@ class PhaseUNet(GraphModule):
 
     @staticmethod
     def arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Returns :meth:`forward`'s keyword arguments from the inputs by name that :meth:`input_specs` lists, in that
-        order.
-
-        The ControlNet's residuals become one tuple; everything else is as it was.
-        """
+        """Returns :meth:`forward`'s keyword arguments: the ControlNet's residuals as one tuple, the rest as it was."""
         down = tuple(tensor for name, tensor in inputs.items() if name.startswith(DOWN_RESIDUAL))
         others = {name: tensor for name, tensor in inputs.items() if not name.startswith(DOWN_RESIDUAL)}
         if not down:

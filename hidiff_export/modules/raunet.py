@@ -36,7 +36,7 @@ def restored(hidden_states: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     return functional.interpolate(hidden_states, size=size, mode="bicubic")
 
 
-def install_phase(unet: nn.Module, layout: Layout, geometry: UNetGeometry) -> ExitStack:
+def install_phase(unet: Any, layout: Layout, geometry: UNetGeometry) -> ExitStack:
     """Gives ``unet`` a phase, until the returned stack is closed; then it is exactly as before.
 
     With windowed blocks in the layout, the UNet must be called with
@@ -52,7 +52,8 @@ def install_phase(unet: nn.Module, layout: Layout, geometry: UNetGeometry) -> Ex
         InputError: the UNet lacks a module that the layout names; then nothing is changed.
     """
     with ExitStack() as handles:
-        _install_upsample_sizes(unet, handles)
+        handles.callback(setattr, unet, "num_upsamplers", unet.num_upsamplers)
+        unet.num_upsamplers = _MORE_THAN_ANY_SIZE
         if geometry.kind.strided:
             _install_stride(submodule(unet, layout.downsampler), handles)
         if geometry.restore is not None:
@@ -61,11 +62,6 @@ def install_phase(unet: nn.Module, layout: Layout, geometry: UNetGeometry) -> Ex
             _install_pool(pool, restore, geometry.restore, handles)
         install_windows(unet, layout.windowed_blocks, geometry.windows, handles)
         return handles.pop_all()
-
-
-def _install_upsample_sizes(unet: Any, handles: ExitStack) -> None:
-    handles.callback(setattr, unet, "num_upsamplers", unet.num_upsamplers)
-    unet.num_upsamplers = _MORE_THAN_ANY_SIZE
 
 
 def _install_stride(downsampler: nn.Module, handles: ExitStack) -> None:

@@ -7,8 +7,7 @@ diffusers' ``encode_prompt`` does. Pooling is transformers' own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -28,18 +27,14 @@ class TextEncoderModule(GraphModule):
         penultimate: whether the embeddings are SDXL's: no skipping means the last layer but one, not normalized.
     """
 
-    network: ClassVar[str] = "text_encoder"
+    network = "text_encoder"
+    title = "the text encoder"
 
     def __init__(self, text_encoder: Any, *, penultimate: bool) -> None:
         super().__init__()
         self.text_encoder: Any = text_encoder
         self._penultimate = penultimate
         self._projects = hasattr(text_encoder, "text_projection")
-
-    @property
-    def title(self) -> str:
-        """The network's name."""
-        return "the text encoder"
 
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:  # noqa: ARG002 - one prompt
         """Returns ``input_ids`` and ``clip_skip``; prompts come one at a time, whatever the batch."""
@@ -48,11 +43,6 @@ class TextEncoderModule(GraphModule):
     def output_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:  # noqa: ARG002 - one prompt
         """Returns ``prompt_embeds``, and ``text_embeds`` of an encoder that projects."""
         return text_encoder_outputs(self.text_encoder.config.to_dict(), pooled=self._projects)
-
-    @staticmethod
-    def arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Returns :meth:`forward`'s keyword arguments: the inputs by name."""
-        return dict(inputs)
 
     def forward(self, input_ids: torch.Tensor, clip_skip: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Returns the prompt's embeddings, float32.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -13,35 +12,23 @@ from hidiff_runtime.format.manifest import TensorSpec
 
 
 class _VaeModule(GraphModule):
-    """One half of an ``AutoencoderKL``; float32 in and out, casts to the weights' type inside.
+    """One half of diffusers' ``AutoencoderKL`` for tiles of one size; float32 in and out, casts inside.
 
     Tiles go through one by one: bundles hold graphs of a batch of 1, whatever a run's is.
-
-    Args:
-        vae: diffusers' ``AutoencoderKL``.
-        tiles: gives the graph's size.
     """
 
-    network: ClassVar[str] = "vae"
+    network = "vae"
 
     def __init__(self, vae: Any, tiles: VaeTiles) -> None:
         super().__init__()
         self.vae: Any = vae
         self.tiles = tiles
 
-    @staticmethod
-    def arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Returns ``forward``'s keyword arguments: the inputs by name."""
-        return dict(inputs)
-
 
 class VaeDecoder(_VaeModule):
     """``post_quant_conv`` and the decoder."""
 
-    @property
-    def title(self) -> str:
-        """The network's name."""
-        return "the VAE's decoder"
+    title = "the VAE's decoder"
 
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
         """Returns name, shape and type of the input: latents of one tile."""
@@ -65,10 +52,7 @@ class VaeDecoder(_VaeModule):
 class VaeEncoder(_VaeModule):
     """The encoder and ``quant_conv``."""
 
-    @property
-    def title(self) -> str:
-        """The network's name."""
-        return "the VAE's encoder"
+    title = "the VAE's encoder"
 
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
         """Returns name, shape and type of the input: the picture of one tile."""

@@ -38,21 +38,16 @@ class TokenOrder(NamedTuple):
 
 
 def token_orders(shape: WindowShape) -> TokenOrder:
-    """Returns the permutations of all shifts: both tables int32 [4, tokens], tokens of the padded feature map in
-    rows.
-    """
+    """Returns the permutations of all shifts: both int32 [4, tokens], tokens of the padded feature map in rows."""
     rows = torch.arange(math.prod(shape.padded), dtype=torch.int32).view(shape.padded)
-    gather = torch.stack([_cut(_rolled(rows, shape.shift(quarters)), shape) for quarters in range(SHIFTS)])
-    return TokenOrder(gather, torch.argsort(gather, dim=1).to(torch.int32))
-
-
-def _rolled(rows: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
-    return torch.roll(rows, shifts=(-shift[0], -shift[1]), dims=(0, 1))
-
-
-def _cut(rows: torch.Tensor, shape: WindowShape) -> torch.Tensor:
     height, width = shape.window
-    return rows.view(2, height, 2, width).transpose(1, 2).flatten()
+    orders = []
+    for quarters in range(SHIFTS):
+        down, right = shape.shift(quarters)
+        rolled = torch.roll(rows, shifts=(-down, -right), dims=(0, 1))
+        orders.append(rolled.view(2, height, 2, width).transpose(1, 2).flatten())
+    gather = torch.stack(orders)
+    return TokenOrder(gather, torch.argsort(gather, dim=1).to(torch.int32))
 
 
 class WindowTables(nn.Module):
@@ -85,9 +80,7 @@ def _buffer_name(table: str, shape: WindowShape) -> str:
 
 
 def to_windows(tokens: torch.Tensor, order: TokenOrder, shape: WindowShape) -> torch.Tensor:
-    """Returns [batch, tokens, channels] cut into [batch * 4, window's tokens, channels]; odd sizes are resized up
-    first.
-    """
+    """Returns [batch, tokens, channels] as [batch * 4, window's tokens, channels]; odd sizes are resized up first."""
     if shape.resized:
         tokens = _resized(tokens, (shape.height, shape.width), shape.padded)
     windows = tokens.index_select(1, order.gather)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.reference.evaluation_plan import RunSchedule
 from hidiff_export.reference.random_inputs import Given, arrays, drawn
 from hidiff_export.reference.text_vae_reference import PictureNetworks, PromptInputs
-from hidiff_export.reference.unet_recorder import RecordedEvaluation, UNetRecorder
+from hidiff_export.reference.unet_recorder import RecordedEvaluation, recorded_evaluations
 from hidiff_runtime.denoising.conditioning import EMBEDDINGS, INPAINTING
 from hidiff_runtime.format.manifest import TensorSpec
 from hidiff_runtime.format.validation import CONTROL_IMAGE
@@ -85,11 +85,8 @@ class RunInputs:
     guidance_rescale: float = 0.0
 
     @classmethod
-    def of(
-        cls, recipe: Recipe, config: Mapping[str, Any], seed: int = SEED, prompt: PromptInputs | None = None
-    ) -> RunInputs:
-        """Returns random ones from ``seed``, but for the embeddings of a prompt; the inpainting mask is the picture's
-        middle.
+    def of(cls, recipe: Recipe, config: Mapping[str, Any], prompt: PromptInputs | None = None) -> RunInputs:
+        """Returns random ones from `SEED`, but for a prompt's embeddings; an inpainting mask is the middle.
 
         Where the UNet takes several chunks of tokens, the others are the empty prompt's.
         """
@@ -103,29 +100,20 @@ class RunInputs:
             if name in specs and name != "time_ids":
                 for sign in ("", "negative_")[: 1 + recipe.guidance]:
                     shape = specs[name].shape
-                    given[sign + name] = (
-                        prompt.fitted(sign + name, shape) if prompt else drawn(sign + name, shape, seed)
-                    )
+                    own = prompt.fitted(sign + name, shape) if prompt else drawn(sign + name, shape, SEED)
+                    given[sign + name] = own
         if recipe.task is Task.INPAINTING:
             mask, masked = INPAINTING
             given[mask] = _middle(recipe.batch, *size)
-            given[masked] = drawn(masked, (recipe.batch, LATENT_CHANNELS, *size), seed)
+            given[masked] = drawn(masked, (recipe.batch, LATENT_CHANNELS, *size), SEED)
         residuals: Sequence[TensorSpec] = ()
         if recipe.controlnet is not None:
-            given[CONTROL_IMAGE] = drawn(CONTROL_IMAGE, (recipe.batch, 3, recipe.height, recipe.width), seed)
+            given[CONTROL_IMAGE] = drawn(CONTROL_IMAGE, (recipe.batch, 3, recipe.height, recipe.width), SEED)
         elif recipe.task.has_control:
             residuals = control_residuals(config, recipe.unet_layout, *size, recipe.model_batch)
-        control = {spec.name: drawn(spec.name, spec.shape, seed) for spec in residuals}
+        control = {spec.name: drawn(spec.name, spec.shape, SEED) for spec in residuals}
         scale = GUIDANCE_SCALE if recipe.guidance else None
-        return cls(seed, scale, given, control, prompt, recipe.guidance_rescale or 0.0)
-
-
-@dataclass(frozen=True)
-class PipelineRun:
-    """A finished run: its evaluations, the latents after each, and so the result."""
-
-    evaluations: tuple[RecordedEvaluation, ...]
-    latents: tuple[Array, ...]
+        return cls(SEED, scale, given, control, prompt, recipe.guidance_rescale or 0.0)
 
 
 def run_pipeline(
@@ -135,8 +123,8 @@ def run_pipeline(
     course: RunSchedule,
     given: RunInputs,
     started: Callable[[int], None],
-) -> PipelineRun:
-    """Denoises with diffusers.
+) -> tuple[list[RecordedEvaluation], list[Array]]:
+    """Denoises with diffusers; returns the evaluations, and the latents after each.
 
     Args:
         networks: as before when this returns or raises.
@@ -152,7 +140,6 @@ def run_pipeline(
     unet = networks.unet
     pipe = _pipeline(networks, scheduler, recipe, given)
     pipe.set_progress_bar_config(disable=True)
-    watch = UNetRecorder(unet, _windows(unet, recipe, course), started)
     latents: list[Array] = []
 
     def keep(_pipe: Any, _index: int, _timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -167,12 +154,11 @@ def run_pipeline(
         task=recipe.task,
     )
     call = _arguments(recipe, given)
+    rescale = given.guidance_rescale
     if "guidance_rescale" in inspect.signature(pipe.__call__).parameters:
-        call["guidance_rescale"] = given.guidance_rescale
-        rescaling: AbstractContextManager[None] = nullcontext()
-    else:
-        rescaling = _rescaling(scheduler, watch, given.guidance_rescale)
-    with patch, watch, rescaling:
+        call["guidance_rescale"], rescale = rescale, 0.0
+    watch = recorded_evaluations(unet, _windows(unet, recipe, course), started)
+    with patch, watch as evaluations, _rescaling(scheduler, evaluations, rescale):
         pipe(
             **call,
             num_inference_steps=course.steps,
@@ -180,11 +166,11 @@ def run_pipeline(
             output_type="latent",
             callback_on_step_end=keep,
         )
-    return PipelineRun(tuple(watch.evaluations), tuple(latents))
+    return evaluations, latents
 
 
 @contextmanager
-def _rescaling(scheduler: Any, watch: UNetRecorder, guidance_rescale: float) -> Iterator[None]:
+def _rescaling(scheduler: Any, evaluations: Sequence[RecordedEvaluation], guidance_rescale: float) -> Iterator[None]:
     """Rescales guided noise by diffusers' own function in the pipelines that do not take ``guidance_rescale``.
 
     Before each step of the scheduler, which is given the guided noise; the half for the prompt is what the UNet gave.
@@ -193,7 +179,7 @@ def _rescaling(scheduler: Any, watch: UNetRecorder, guidance_rescale: float) -> 
 
     @functools.wraps(step)  # pipelines look at its parameters
     def rescaled(noise_pred: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        positive = torch.from_numpy(watch.evaluations[-1].noise_pred).chunk(2)[1]
+        positive = torch.from_numpy(evaluations[-1].noise_pred).chunk(2)[1]
         return step(rescale_noise_cfg(noise_pred, positive, guidance_rescale), *args, **kwargs)
 
     if guidance_rescale:
@@ -253,9 +239,7 @@ def _middle(batch: int, height: int, width: int) -> NDArray[np.float32]:
 
 
 def _some_vae() -> nn.Module:
-    """Returns a VAE that is asked for its configuration alone: the inpainting pipelines read the number of channels
-    there.
-    """
+    """Returns a VAE that inpainting pipelines ask for its configuration alone: the number of channels."""
     widths = [8] * (PIXELS_PER_LATENT.bit_length())
     with torch.random.fork_rng(devices=[]):
         vae: nn.Module = diffusers.AutoencoderKL(

@@ -82,9 +82,7 @@ class EvaluationPoint:
 
 
 def fullest(courses: Iterable[RunSchedule]) -> RunSchedule | None:
-    """Returns the run with the most phase changes; of equals the one with the most phases, then with the fewest
-    evaluations.
-    """
+    """Returns the run with the most phase changes; of equals the one with most phases, then fewest evaluations."""
     return max(
         courses,
         key=lambda course: (len(course.changes), len(course.phases), -len(course.timesteps)),
@@ -109,8 +107,7 @@ def recorded(courses: Sequence[RunSchedule], flops: Callable[[Phase], float]) ->
 def edge_points(
     rule: PhaseRule, courses: Iterable[RunSchedule], run: RunSchedule | None = None
 ) -> tuple[EvaluationPoint, ...]:
-    """Returns evaluations on both sides of each phase change, and one of each of the rule's phases that takes part in
-    none.
+    """Returns evaluations on both sides of each phase change, and one of each phase that takes part in none.
 
     Args:
         rule: whose phases all have to be there, those of unusual step counts included.
@@ -127,9 +124,7 @@ def edge_points(
 
 
 def _somewhere(rule: PhaseRule, phase: Phase) -> EvaluationPoint:
-    """Returns the first step of ``phase`` in the shortest run that has one, with the timestep an even spacing gives
-    it.
-    """
+    """Returns the first step of ``phase`` in the shortest run that has one, its timestep as if evenly spaced."""
     plans = (PhasePlan(rule, steps) for steps in itertools.count(1))
     step, steps = next((span.first, plan.steps) for plan in plans for span in plan.spans if span.phase == phase)
     return EvaluationPoint(phase, step, steps, float(round(_LAST_TIMESTEP * (1 - step / steps))))

@@ -27,9 +27,7 @@ class FlopsProgress:
         self._next = 0.0
 
     def flops(self, phase: Phase) -> float:
-        """Returns floating-point operations of one evaluation, computed once a kind: thousands of steps are asked
-        about.
-        """
+        """Returns floating-point operations of one evaluation, kept for each kind: thousands of steps ask."""
         if phase.kind not in self._flops:
             recipe = self._recipe
             size = (recipe.latent_height, recipe.latent_width)
@@ -44,22 +42,18 @@ class FlopsProgress:
 
     def start(self, phase: Phase, note: str) -> None:
         """Begins an evaluation, and ends the one before."""
-        self._done += self._next
-        self._next = self.flops(phase)
-        self._show(note)
+        self._begin(self.flops(phase), note)
 
     def note(self, note: str) -> None:
         """Begins something that is not counted, for it takes little beside the evaluations."""
-        self._done += self._next
-        self._next = 0.0
-        self._show(note)
+        self._begin(0.0, note)
 
     def end(self) -> None:
         """Ends the last evaluation."""
-        self._done += self._next
-        self._next = 0.0
-        self._show("done")
+        self._begin(0.0, "done")
 
-    def _show(self, note: str) -> None:
+    def _begin(self, flops: float, note: str) -> None:
+        self._done += self._next
+        self._next = flops
         if self._progress is not None:
             self._progress(self._done, self._total, note)

@@ -34,8 +34,7 @@ def drawn(name: str, shape: tuple[int, ...], seed: int) -> Drawn:
 def random_inputs(
     specs: Iterable[TensorSpec], *, timestep: float, width: int, height: int, seed: int
 ) -> dict[str, Given]:
-    """Returns every input but the window shifts; the halves of a doubled batch differ, so that none can stand for the
-    other.
+    """Returns every input but the window shifts; the halves of a doubled batch differ, so that neither is the other.
 
     Args:
         specs: the graph's inputs.

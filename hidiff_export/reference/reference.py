@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hidiff_export.checkpoints.component import Component
 from hidiff_export.families.graph_io import controlnet_inputs, controlnet_outputs
 from hidiff_export.modules.controlnet import ControlNetModule
 from hidiff_export.modules.phase_unet import PhaseUNet
@@ -25,7 +26,7 @@ from hidiff_export.reference.flops_progress import FlopsProgress, Progress
 from hidiff_export.reference.magnitude_recorder import MagnitudeRecorder
 from hidiff_export.reference.random_inputs import Given, arrays, mixed_shifts, random_inputs
 from hidiff_export.reference.scheduler_answers import record_samplers
-from hidiff_export.reference.text_vae_reference import PictureNetworks
+from hidiff_export.reference.text_vae_reference import NetworkCall, PictureNetworks
 from hidiff_export.reference.tolerances import Boundary, bound_for
 from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
@@ -52,14 +53,6 @@ class ReferenceCall:
     window_shifts: Array
     inputs: Mapping[str, Given]
     noise_pred: Array
-
-
-@dataclass(frozen=True)
-class ControlNetCall:
-    """One evaluation of a ControlNet: its graph's inputs, and the residuals by name, float32."""
-
-    inputs: Mapping[str, Given]
-    residuals: Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -127,7 +120,7 @@ def run_reference(
     sampler = recipe.sampler[0].value
     prompt = None if networks.pictures is None else networks.pictures.prompt_inputs()
     given = RunInputs.of(recipe, networks.config, prompt=prompt)
-    done = run_pipeline(
+    evaluations, latents = run_pipeline(
         networks,
         _scheduler(recipe, scheduler_config),
         recipe,
@@ -142,10 +135,10 @@ def run_reference(
             {**evaluation.inputs, **(given.control if point.phase.control else {})},
             evaluation.noise_pred,
         )
-        for point, evaluation in zip(course.points, done.evaluations, strict=True)
+        for point, evaluation in zip(course.points, evaluations, strict=True)
         if networks.controlnet is None or not point.phase.control
     )
-    return ReferenceRun(course, sampler, given, tuple(calls), done.latents)
+    return ReferenceRun(course, sampler, given, tuple(calls), tuple(latents))
 
 
 def random_calls(
@@ -182,7 +175,7 @@ def _evaluate(module: PhaseUNet, inputs: Mapping[str, Given], shifts: NDArray[np
     return noise_pred
 
 
-def controlnet_call(controlnet: nn.Module, recipe: Recipe, timestep: float) -> ControlNetCall:
+def controlnet_call(controlnet: nn.Module, recipe: Recipe, timestep: float) -> NetworkCall:
     """Evaluates a ControlNet on random inputs, its control image at the size it sees.
 
     Args:
@@ -197,7 +190,8 @@ def controlnet_call(controlnet: nn.Module, recipe: Recipe, timestep: float) -> C
     with torch.inference_mode():
         residuals = ControlNetModule(controlnet, *size)(**tensors)
     names = [spec.name for spec in controlnet_outputs(config, *size, recipe.model_batch)]
-    return ControlNetCall(inputs, {name: value.numpy() for name, value in zip(names, residuals, strict=True)})
+    outputs = {name: value.numpy() for name, value in zip(names, residuals, strict=True)}
+    return NetworkCall(Component.CONTROLNET.value, inputs, outputs)
 
 
 def record_reference(

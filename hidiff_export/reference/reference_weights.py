@@ -29,8 +29,7 @@ _NAMED = 5
 
 
 def networks_of_store(root: Path, recipe: Recipe) -> Networks:
-    """Returns the float32 networks of a bundle, with the weights as they are stored; float32 ones are mapped and not
-    copied.
+    """Returns the float32 networks of a bundle, with the weights as stored; float32 ones are mapped, not copied.
 
     Args:
         root: the bundle's folder, also while it is being built.

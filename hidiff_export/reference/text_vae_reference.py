@@ -47,7 +47,7 @@ _PIXELS_ENOUGH = 128
 
 @dataclass(frozen=True)
 class NetworkCall:
-    """One evaluation of a text encoder or of half of the VAE.
+    """One evaluation of a ControlNet, a text encoder or half of the VAE.
 
     Args:
         network: its engine's name.
@@ -79,9 +79,7 @@ class PromptInputs:
     empty: Array
 
     def fitted(self, name: str, shape: tuple[int, ...]) -> Array:
-        """Returns the embeddings for a UNet that takes ``shape``: those of empty prompts follow where it takes more
-        chunks.
-        """
+        """Returns the embeddings for a UNet that takes ``shape``: any further chunks are those of empty prompts."""
         embeds = self.embeds[name]
         if embeds.shape == shape:
             return embeds
@@ -165,9 +163,7 @@ class PictureNetworks:
             return unit(decode_tiles(cast("Session", _TorchDecoder(model)), vae, latents))
 
     def decode_part(self, latents: Array) -> tuple[Array, tuple[int, int]]:
-        """Returns the middle of the first tile of latents, decoded by itself, from 0 to 1; and its first row and
-        column.
-        """
+        """Returns the middle of the first tile of latents, decoded, from 0 to 1; and its first row and column."""
         shape = self._recipe.tiles.decoder_inputs()[0]
         rows, columns = shape.shape[2:]
         tile = np.ascontiguousarray(latents[..., :rows, :columns])

@@ -75,18 +75,7 @@ class Boundary(str, Enum):
     @property
     def whole_run(self) -> bool:
         """Whether steps of a run are judged, not one evaluation."""
-        return self in (Boundary.RUN, Boundary.RECORDED_STEP, Boundary.RECORDED_RUN) or self.is_picture
-
-    @property
-    def is_picture(self) -> bool:
-        """Whether PSNR and SSIM are judged too."""
-        return self in (Boundary.PICTURE, Boundary.RECORDED_PICTURE)
-
-    @property
-    def is_vae(self) -> bool:
-        """Whether it is the VAE, which has a precision of its own."""
-        halves = (Boundary.VAE_DECODER, Boundary.VAE_ENCODER, Boundary.VAE_DECODER_GRAPH, Boundary.VAE_ENCODER_GRAPH)
-        return self in halves or self is Boundary.RECORDED_VAE
+        return self in (Boundary.RUN, Boundary.RECORDED_STEP, Boundary.RECORDED_RUN, *_PICTURES)
 
     @property
     def is_graph(self) -> bool:
@@ -95,23 +84,21 @@ class Boundary(str, Enum):
         vae = (Boundary.VAE_DECODER_GRAPH, Boundary.VAE_ENCODER_GRAPH)
         return self in (*phases, *vae, Boundary.CONTROLNET_GRAPH, Boundary.TEXT_GRAPH)
 
-    @property
-    def exact(self) -> bool:
-        """Whether nothing is computed, so that nothing may differ."""
-        return self in (*(Boundary.WEIGHTS, Boundary.RECORDED_TOKENS, Boundary.MANIFEST, Boundary.RECORDED_MANIFEST),)
 
-    @property
-    def is_sampler(self) -> bool:
-        """Whether it is a sampler's coefficients, which are the same at every precision."""
-        return self in (Boundary.SAMPLER, Boundary.RECORDED_SAMPLER)
+_PICTURES = (Boundary.PICTURE, Boundary.RECORDED_PICTURE)
+"""Judged by PSNR and SSIM too."""
 
-    @property
-    def quantized(self) -> bool:
-        """Whether a quantized recipe has it quantized: the phases and what runs them."""
-        stored = (Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET, Boundary.CONTROLNET_GRAPH)
-        text = (Boundary.TEXT, Boundary.TEXT_GRAPH, Boundary.RECORDED_TEXT)
-        return not self.exact and not self.is_sampler and not self.is_vae and self not in (*stored, *text)
+_VAE = (
+    *(Boundary.VAE_DECODER, Boundary.VAE_ENCODER, Boundary.VAE_DECODER_GRAPH, Boundary.VAE_ENCODER_GRAPH),
+    Boundary.RECORDED_VAE,
+)
+"""Those of the VAE, which has a precision of its own."""
 
+_UNQUANTIZED = (
+    *(Boundary.FLOAT16_GRAPH, Boundary.CONTROLNET, Boundary.CONTROLNET_GRAPH),
+    *(Boundary.TEXT, Boundary.TEXT_GRAPH, Boundary.RECORDED_TEXT),
+)
+"""What stays in float16 in a quantized recipe: all but the phases and what runs them."""
 
 _CALL = {precision: Bound(*bound) for precision, bound in CALL_BOUNDS.items()}
 _RUN = {precision: Bound(*bound) for precision, bound in RUN_BOUNDS.items()}
@@ -138,16 +125,21 @@ _COPIED = Bound(
     reason="Weights are rounded and copied, never computed: bit for bit, and a tensor that is not counts as a fault.",
 )
 
+_FIXED = {
+    Boundary.WEIGHTS: _COPIED,
+    **dict.fromkeys((Boundary.RECORDED_TOKENS, Boundary.MANIFEST, Boundary.RECORDED_MANIFEST), EXACT),
+    **dict.fromkeys((Boundary.SAMPLER, Boundary.RECORDED_SAMPLER), AGREES),
+}
+"""The same at every precision: what nothing computes, so that nothing may differ, and samplers' coefficients."""
+
 
 def _bound(boundary: Boundary, precision: Precision) -> Bound:
-    if boundary.exact:
-        return _COPIED if boundary is Boundary.WEIGHTS else EXACT
-    if boundary.is_sampler:
-        return AGREES
-    if boundary.is_vae:
+    if boundary in _FIXED:
+        return _FIXED[boundary]
+    if boundary in _VAE:
         return _CALL[precision_of("vae", precision)]
-    judged = precision if boundary.quantized else precision.stored
-    if boundary.is_picture:
+    judged = precision.stored if boundary in _UNQUANTIZED else precision
+    if boundary in _PICTURES:
         psnr_db, ssim, reason = _PICTURE[judged]
         return Bound(_RUN[judged].snr_db, reason, psnr_db=psnr_db, ssim=ssim)
     return (_RUN if boundary.whole_run else _CALL)[judged]
@@ -162,15 +154,10 @@ TOLERANCES: Mapping[tuple[Boundary, str], Bound] = {
 def bound_for(boundary: Boundary, recipe: Recipe) -> Bound:
     """Returns the bound that a recipe's bundle is judged by: the table's, or the recipe's own where it sets another."""
     bound = TOLERANCES[boundary, recipe.precision.value]
-    if (
-        boundary.exact
-        or boundary.is_sampler
-        or boundary.is_vae
-        or (recipe.precision.quantized and not boundary.quantized)
-    ):
+    if boundary in _FIXED or boundary in _VAE or (recipe.precision.quantized and boundary in _UNQUANTIZED):
         return bound
     own = recipe.parity.run_snr_db if boundary.whole_run else recipe.parity.call_snr_db
     if own == bound.snr_db:
         return bound
-    psnr_db = own if boundary.is_picture else None
+    psnr_db = own if boundary in _PICTURES else None
     return Bound(own, f"Set by the recipe in place of {bound.snr_db:g} dB.", psnr_db=psnr_db)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -36,8 +37,11 @@ class RecordedEvaluation:
     noise_pred: Array
 
 
-class UNetRecorder:
-    """Notes the calls of a UNet while its context lasts.
+@contextmanager
+def recorded_evaluations(
+    unet: nn.Module, windows: Sequence[tuple[WindowShape, ...]], started: Callable[[int], None]
+) -> Iterator[list[RecordedEvaluation]]:
+    """Yields the list to which each call of a UNet is added while the context lasts.
 
     Args:
         unet: diffusers' ``UNet2DConditionModel``, HiDiffusion in force on it.
@@ -47,31 +51,14 @@ class UNetRecorder:
     Raises:
         ParityError: within a call, that its windows are others.
     """
+    evaluations: list[RecordedEvaluation] = []
+    signature = inspect.signature(unet.forward)
 
-    def __init__(
-        self, unet: nn.Module, windows: Sequence[tuple[WindowShape, ...]], started: Callable[[int], None]
-    ) -> None:
-        self.evaluations: list[RecordedEvaluation] = []
-        self._unet = unet
-        self._windows = windows
-        self._started = started
-        self._signature = inspect.signature(unet.forward)
-        self._handles: list[Any] = []
+    def before(_unet: nn.Module, _args: Any) -> None:
+        started(len(evaluations))
 
-    def __enter__(self) -> UNetRecorder:
-        before = self._unet.register_forward_pre_hook(self._before)
-        self._handles = [before, self._unet.register_forward_hook(self._after, with_kwargs=True)]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _before(self, _unet: nn.Module, _args: Any) -> None:
-        self._started(len(self.evaluations))
-
-    def _after(self, _unet: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        call = self._signature.bind(*args, **kwargs).arguments
+    def after(_unet: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        call = signature.bind(*args, **kwargs).arguments
         tensors: dict[str, torch.Tensor] = {
             "latents": call["sample"],
             "timestep": torch.as_tensor(call["timestep"]).reshape(1),
@@ -80,9 +67,14 @@ class UNetRecorder:
         }
         inputs = {name: tensor.to(torch.float32).numpy().copy() for name, tensor in tensors.items()}
         orders: Sequence[TokenOrder] = (call.get("cross_attention_kwargs") or {}).get(WINDOW_ORDERS, ())
-        windows = self._windows[len(self.evaluations)]
-        shifts = np.array([_shift(*pair) for pair in zip(orders, windows, strict=True)], dtype=np.int32)
-        self.evaluations.append(RecordedEvaluation(inputs, shifts, output[0].numpy().copy()))
+        shapes = windows[len(evaluations)]
+        shifts = np.array([_shift(*pair) for pair in zip(orders, shapes, strict=True)], dtype=np.int32)
+        evaluations.append(RecordedEvaluation(inputs, shifts, output[0].numpy().copy()))
+
+    with ExitStack() as handles:
+        handles.callback(unet.register_forward_pre_hook(before).remove)
+        handles.callback(unet.register_forward_hook(after, with_kwargs=True).remove)
+        yield evaluations
 
 
 def _shift(order: TokenOrder, shape: WindowShape) -> int:

@@ -17,9 +17,8 @@ from pathlib import Path, PurePosixPath
 from hidiff_export.compiler.output_folder import make_parents, output_folder, try_renaming
 from hidiff_export.errors import BundleError, InputError
 from hidiff_export.files import storage_errors
-from hidiff_export.triton import warm_up
 from hidiff_export.triton.model_config import WARM_UP, InstancePlacement, ModelConfig, Queue
-from hidiff_export.triton.repository_files import take_file
+from hidiff_export.triton.warm_up import warm_up
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.integrity import verify_files
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
@@ -142,18 +141,17 @@ def write(bundle: Path, output: Path, plan: RepositoryPlan, *, force: bool = Fal
 def _write_models(folder: Path, manifest: Manifest, plan: RepositoryPlan) -> Path:
     """Writes both models, but for the bundle, into the repository ``folder``; the version folder that it goes into."""
     _write_model(folder, _front(manifest, plan), "unary_model")
-    values = warm_up.warm_up(manifest)
+    values = warm_up(manifest)
     version = _write_model(folder, _stream(manifest, plan, values), "decoupled_model")
-    warm_up.write(values, version.parent / WARM_UP)
+    beside = version.parent / WARM_UP
+    beside.mkdir()
+    for name, value in values.items():
+        (beside / name).write_bytes(value)
     return version
 
 
 def _write_model(folder: Path, config: ModelConfig, module: str) -> Path:
-    """Writes a model into the repository ``folder``; its version's folder.
-
-    Args:
-        module: of `hidiff_runtime.serving.triton`, which has the model's class.
-    """
+    """Writes a model of a ``module`` of `hidiff_runtime.serving.triton` into ``folder``; its version's folder."""
     version = folder / config.name / VERSION
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text(config.text(), encoding="utf-8")
@@ -168,17 +166,26 @@ def _own_bytes(folder: Path) -> int:
 
 
 def _take_bundle(bundle: BundleFolder, files: Iterable[str], target: Path, *, link: bool) -> bool:
-    """Puts a bundle's files into ``target``; whether all of them are hard links.
-
-    Args:
-        files: the paths of those to take, besides the manifest.
-        link: as for `take_file`.
-    """
+    """Puts a bundle's files and its manifest into ``target``; whether all of them are hard links."""
     linked = []
     for path in (MANIFEST, *files):
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        linked.append(take_file(bundle.file(path), target / path, link=link))
+        linked.append(link and _linked(bundle.file(path), target / path))
+        if not linked[-1]:
+            shutil.copyfile(bundle.file(path), target / path)
     return all(linked)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Makes a hard link, which takes no room and is as safe as a copy, for nothing changes a bundle's files in place.
+
+    Returns whether it could: not where the disk is another one, or has no hard links.
+    """
+    try:
+        target.hardlink_to(source.resolve())
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -227,12 +234,7 @@ def _refuse(output: Path, *, force: bool) -> None:
 
 
 def _check(manifest: Manifest, bundle: Path, plan: RepositoryPlan) -> None:
-    """Refuses a bundle that no server would get ready with.
-
-    Raises:
-        BundleError: it cannot make pictures, or has no reference samples.
-        InputError: no run is within the limits.
-    """
+    """Refuses a bundle that no server would get ready with."""
     require_text_and_vae(manifest, bundle)
     if manifest.reference is None:
         raise BundleError(
@@ -247,7 +249,7 @@ def _check(manifest: Manifest, bundle: Path, plan: RepositoryPlan) -> None:
         )
 
 
-def _stream(manifest: Manifest, plan: RepositoryPlan, values: warm_up.Values) -> ModelConfig:
+def _stream(manifest: Manifest, plan: RepositoryPlan, values: Mapping[str, bytes]) -> ModelConfig:
     """Returns the model that holds the engines."""
     place = BUNDLE if plan.bundle in BUNDLES else plan.bundle
     links = () if plan.bundle in BUNDLES else plan.allow_links
@@ -260,14 +262,12 @@ def _stream(manifest: Manifest, plan: RepositoryPlan, values: warm_up.Values) ->
         queue=plan.queue,
         parameters={**parameters.to_config(), **_environment(plan)},
         decoupled=True,
-        warm_up=warm_up.tensors(values),
+        warm_up=tuple(tensor for tensor in INPUTS if tensor.name in values),
     )
 
 
 def _front(manifest: Manifest, plan: RepositoryPlan) -> ModelConfig:
-    """Returns the model that clients ask: as many instances as there are of the engines, so that none of these is
-    idle.
-    """
+    """Returns the model that clients ask, with as many instances as the engines, so that none of these is idle."""
     return ModelConfig(
         name=plan.name,
         inputs=INPUTS,

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import io
 import struct
-from pathlib import Path
 
 from hidiff_runtime.denoising.conditioning import takes_channels
 from hidiff_runtime.format.manifest import Manifest
-from hidiff_runtime.serving.triton.schema import INPUTS, Tensor
-
-Values = dict[str, bytes]
-"""By input; as Triton reads them from a file."""
 
 
-def warm_up(manifest: Manifest) -> Values:
-    """Returns one value for each input that the request has."""
+def warm_up(manifest: Manifest) -> dict[str, bytes]:
+    """Returns one value for each input that the request has, by its name, as Triton reads it from a file."""
     values = {"prompt": _text(b"warm-up"), "steps": struct.pack("<q", manifest.steps[0])}
     pictures = (("image", "mask") if takes_channels(manifest) else ()) + (
         ("control_image",) if manifest.controlnet is not None else ()
@@ -24,18 +19,6 @@ def warm_up(manifest: Manifest) -> Values:
         grey = _text(_grey(manifest.width, manifest.height))
         values |= dict.fromkeys(pictures, grey)
     return values
-
-
-def tensors(values: Values) -> tuple[Tensor, ...]:
-    """Returns the inputs that have a value."""
-    return tuple(tensor for tensor in INPUTS if tensor.name in values)
-
-
-def write(values: Values, folder: Path) -> None:
-    """Writes each value into a file of its input's name."""
-    folder.mkdir()
-    for name, value in values.items():
-        (folder / name).write_bytes(value)
 
 
 def _text(value: bytes) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.denoising.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.pipeline.prompt_encoding import encode_prompts
 from hidiff_runtime.pipeline.vae import decode
-from hidiff_runtime.verification.comparison import Bound, Verdict, compare, compare_image
+from hidiff_runtime.verification.comparison import Verdict, compare, compare_image
 from hidiff_runtime.verification.image_metrics import unit
 from hidiff_runtime.verification.manifest_facts import FACTS
 from hidiff_runtime.verification.replay import CALL, RUN, STEP, check
@@ -26,7 +27,7 @@ from hidiff_runtime.verification.replay_components import PICTURE, TEXT, TOKENS,
 from hidiff_runtime.verification.replay_schedulers import SAMPLER
 
 if TYPE_CHECKING:
-    from hidiff_export.reference.reference import ControlNetCall, ReferenceCall, ReferenceRun
+    from hidiff_export.reference.reference import ReferenceCall, ReferenceRun
     from hidiff_export.reference.text_vae_reference import NetworkCall
     from hidiff_runtime.backends.session_pool import Network
 
@@ -43,7 +44,11 @@ _RECORDED = {
     SAMPLER: Boundary.RECORDED_SAMPLER,
     FACTS: Boundary.RECORDED_MANIFEST,
 }
-NETWORKS = {"vae_decoder": Boundary.VAE_DECODER, "vae_encoder": Boundary.VAE_ENCODER}
+_NETWORKS = {
+    "controlnet": Boundary.CONTROLNET,
+    "vae_decoder": Boundary.VAE_DECODER,
+    "vae_encoder": Boundary.VAE_ENCODER,
+}
 
 
 def compare_call(
@@ -61,20 +66,26 @@ def compare_call(
     return compare(boundary.value, call.noise_pred, output, bound, **where)
 
 
-def compare_outputs(
+def compare_network(
     boundary: Boundary,
-    expected: Mapping[str, Array],
-    found: Mapping[str, Array],
-    bound: Bound,
-    network: str | None = None,
+    call: NetworkCall,
+    run: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    recipe: Recipe,
 ) -> Verdict:
-    """Returns the verdict on the output that is furthest off, under the network's name, or the output's where it has
-    none.
+    """Evaluates a network as PyTorch did, and compares: the verdict on the output that is furthest off.
+
+    It is under the network's name, but under the residual's for a ControlNet.
     """
+    bound = bound_for(boundary, recipe)
+    network = None if call.network == "controlnet" else call.network
+    try:
+        found = run(arrays(call.inputs))
+    except EngineError as error:
+        return Verdict(boundary.value, bound, None, network, fault=error.summary)
     return worst(
         [
             compare(boundary.value, values, found.get(name), bound, phase=network or name)
-            for name, values in expected.items()
+            for name, values in call.outputs.items()
         ]
     )
 
@@ -106,29 +117,18 @@ class EngineComparer:
                     session = self._bundle.engine(record.phase)
                     yield compare_call(boundary, call, session, self._recipe, self._meter)
 
-    def controlnet(self, call: ControlNetCall) -> Verdict:
-        """Returns the ControlNet's engine: the verdict on the residual that is furthest off."""
-        boundary = Boundary.CONTROLNET
-        bound = bound_for(boundary, self._recipe)
-        try:
-            found = self._bundle.controlnet_engine().run(arrays(call.inputs))
-        except EngineError as error:
-            return Verdict(boundary.value, bound, None, fault=error.summary)
-        return compare_outputs(boundary, call.residuals, found, bound)
-
     def networks(self, calls: Sequence[NetworkCall]) -> Iterator[Verdict]:
-        """Yields text encoders and the VAE's halves: for each call the verdict on the output that is furthest off."""
+        """Yields the engines of the ControlNet, text encoders and the VAE's halves, each on its calls."""
         for call in calls:
-            boundary = NETWORKS.get(call.network, Boundary.TEXT)
-            bound = bound_for(boundary, self._recipe)
+            boundary = _NETWORKS.get(call.network, Boundary.TEXT)
             self._meter.note(f"{self._bundle.backend}: {call.network}")
-            try:
-                with self._bundle.network(cast("Network", call.network)) as session:
-                    found = session.run(arrays(call.inputs))
-            except EngineError as error:
-                yield Verdict(boundary.value, bound, None, call.network, fault=error.summary)
-                continue
-            yield compare_outputs(boundary, call.outputs, found, bound, call.network)
+            yield compare_network(boundary, call, partial(self._run, call.network), self._recipe)
+
+    def _run(self, network: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        if network == "controlnet":
+            return self._bundle.controlnet_engine().run(inputs)
+        with self._bundle.network(cast("Network", network)) as session:
+            return session.run(inputs)
 
     def run(self, run: ReferenceRun, picture: Array | None) -> Iterator[Verdict]:
         """Yields the denoiser's latents beside those of the same run in diffusers; then the picture beside ``picture``.

@@ -13,18 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
+from hidiff_export.compiler.stages.stage import traced_graph
 from hidiff_export.errors import EngineError
 from hidiff_export.graph.float32_ops import precision_of
 from hidiff_export.graph.rounded_copy import write_rounded_copy
-from hidiff_export.quantization.traced_graph import traced_graph
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import Precision
 from hidiff_export.reference.flops_progress import FlopsProgress
-from hidiff_export.reference.random_inputs import arrays
 from hidiff_export.reference.tolerances import Boundary, bound_for
-from hidiff_export.verification.compare import NETWORKS, compare_call, compare_outputs
+from hidiff_export.verification.compare import compare_call, compare_network
 from hidiff_runtime import backends
 from hidiff_runtime.backends.protocol import Availability, Backend, Device, Session
 from hidiff_runtime.bundle import Bundle
@@ -34,15 +31,13 @@ from hidiff_runtime.phases import Phase
 from hidiff_runtime.verification.comparison import Verdict
 
 if TYPE_CHECKING:
-    from hidiff_export.reference.random_inputs import Given
-    from hidiff_export.reference.reference import ControlNetCall, ReferenceCall
+    from hidiff_export.reference.reference import ReferenceCall
     from hidiff_export.reference.text_vae_reference import NetworkCall
 
-Array = NDArray[Any]
-
-_GRAPHS = {
-    Boundary.VAE_DECODER: Boundary.VAE_DECODER_GRAPH,
-    Boundary.VAE_ENCODER: Boundary.VAE_ENCODER_GRAPH,
+_NETWORKS = {
+    "controlnet": Boundary.CONTROLNET_GRAPH,
+    "vae_decoder": Boundary.VAE_DECODER_GRAPH,
+    "vae_encoder": Boundary.VAE_ENCODER_GRAPH,
 }
 _OPTIONS = {"optimize": False, "weights": "shared"}
 """Every rounding stays where it is written, and weights where they are stored: each graph is evaluated few times."""
@@ -83,9 +78,7 @@ class _NoEngines:
 
 
 def no_engines(folder: Path, allow_links: LinksOption, portable: Backend) -> Backend:
-    """Returns what a bundle is opened with whose engines need not run here. Raises BundleError when there is no
-    bundle.
-    """
+    """Returns what opens a bundle whose engines need not run here. Raises BundleError when there is no bundle."""
     manifest = BundleFolder(folder, allow_links).manifest()
     return _NoEngines(next(iter(manifest.phases[0].engines)), portable)
 
@@ -135,20 +128,16 @@ class GraphComparer:
             in_run = [run[index] for index in first_and_last(phases, record.phase, precision)]
             yield from self._phase(Boundary.GRAPH, graph, record, first, in_run)
 
-    def controlnet(self, call: ControlNetCall) -> Iterator[Verdict]:
-        """Yields a half-precision ControlNet's graph."""
-        record = self._bundle.manifest.controlnet
-        if record is not None and _is_half("controlnet", self._recipe):
-            yield self._network(Boundary.CONTROLNET_GRAPH, record, call.inputs, call.residuals)
-
     def networks(self, calls: Iterable[NetworkCall]) -> Iterator[Verdict]:
-        """Yields the graphs of text encoders and of the VAE's halves, where they are of half precision."""
+        """Yields the graphs of the ControlNet, text encoders and the VAE's halves, where they are of half precision."""
         records = dict(self._bundle.manifest.others())
         for call in calls:
-            if _is_half(call.network.partition("_")[0], self._recipe):
-                engine = NETWORKS.get(call.network, Boundary.TEXT)
-                boundary = _GRAPHS.get(engine, Boundary.TEXT_GRAPH)
-                yield self._network(boundary, records[call.network], call.inputs, call.outputs, call.network)
+            if precision_of(call.network.partition("_")[0], self._recipe.precision) is Precision.FLOAT32:
+                continue
+            boundary, record = _NETWORKS.get(call.network, Boundary.TEXT_GRAPH), records[call.network]
+            self._meter.note(boundary.value)
+            with self._open(self._bundle.file(record.graph), record) as session:
+                yield compare_network(boundary, call, session.run, self._recipe)
 
     def _phase(
         self,
@@ -167,28 +156,9 @@ class GraphComparer:
             for judged, call in calls:
                 yield compare_call(judged, call, session, self._recipe, self._meter)
 
-    def _network(
-        self,
-        boundary: Boundary,
-        record: GraphRecord,
-        inputs: Mapping[str, Given],
-        outputs: Mapping[str, Array],
-        network: str | None = None,
-    ) -> Verdict:
-        bound = bound_for(boundary, self._recipe)
-        self._meter.note(boundary.value)
-        with self._open(self._bundle.file(record.graph), record) as session:
-            try:
-                found = session.run(arrays(inputs))
-            except EngineError as error:
-                return Verdict(boundary.value, bound, None, network, fault=error.summary)
-        return compare_outputs(boundary, outputs, found, bound, network)
-
     @contextmanager
     def _open(self, graph: Path, record: GraphRecord) -> Iterator[Session]:
-        """Yields the form that a graph is judged by, in a folder that is gone afterwards; the weights are where they
-        were.
-        """
+        """Yields the form that a graph is judged by, in a temporary folder; weights stay where they are."""
         with tempfile.TemporaryDirectory(prefix="hidiff-judged-") as folder:
             weights = {}
             for name, path in self._bundle.manifest.weights.items():
@@ -200,7 +170,3 @@ class GraphComparer:
             write_rounded_copy(graph, judged)
             with self._portable.device(_OPTIONS) as device, device.open(judged, weights, record) as session:
                 yield session
-
-
-def _is_half(network: str, recipe: Recipe) -> bool:
-    return precision_of(network, recipe.precision) is not Precision.FLOAT32

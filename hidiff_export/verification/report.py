@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,9 +128,7 @@ class Report:
         }
 
     def to_junit(self) -> str:
-        """Returns the report as a JUnit XML document: a test case for each verdict, a failure for each that does not
-        hold.
-        """
+        """Returns the report as JUnit XML: a test case for each verdict, a failure for each that does not hold."""
         suite = ET.Element(
             "testsuite",
             name=f"parity of {self.bundle}",
@@ -141,13 +139,8 @@ class Report:
         )
         for check in self.checks:
             verdict = check.verdict
-            case = ET.SubElement(
-                suite,
-                "testcase",
-                classname=verdict.boundary,
-                name=_place(verdict),
-                time=f"{check.seconds:.3f}",
-            )
+            named = {"classname": verdict.boundary, "name": _place(verdict)}
+            case = ET.SubElement(suite, "testcase", named, time=f"{check.seconds:.3f}")
             if found := image_summary(verdict):
                 ET.SubElement(case, "system-out").text = found
             if not verdict.ok:
@@ -232,7 +225,8 @@ def store(report: Report, folder: Path, *, verified: str | None = None) -> None:
             given=f"{manifest.digest[:12]} for {verified[:12]}",
             advice="Verify it again.",
         )
-    bare = replace(manifest, report=None, files=_without(manifest.files, (REPORT, MARKDOWN, PICTURE)))
+    kept = {path: record for path, record in manifest.files.items() if path not in (REPORT, MARKDOWN, PICTURE)}
+    bare = replace(manifest, report=None, files=kept)
     with storage_errors(folder):
         write_json(folder / MANIFEST, bare.to_json())
         (folder / REPORT).parent.mkdir(exist_ok=True)
@@ -258,11 +252,6 @@ def _refuse_links(folder: Path) -> None:
             )
 
 
-def _without(files: Mapping[str, FileDigest], paths: Iterable[str]) -> dict[str, FileDigest]:
-    dropped = set(paths)
-    return {path: record for path, record in files.items() if path not in dropped}
-
-
 def _place(verdict: Verdict) -> str:
     parts = [verdict.phase or "all phases"]
     if verdict.step is not None:
@@ -283,18 +272,8 @@ def _finding(verdict: Verdict) -> str:
 def _cells(verdict: Verdict) -> tuple[str, ...]:
     metrics = verdict.metrics
     step = "" if verdict.steps is None else f"{'all' if verdict.step is None else verdict.step + 1}/{verdict.steps}"
-    figures = (
-        ("", "", "")
-        if metrics is None
-        else (f"{metrics.snr_db:.1f}", f"{metrics.max_abs:.1e}", f"{metrics.cosine:.9f}")
-    )
+    snr_db, *distances = ("", "", "")
+    if metrics is not None:
+        snr_db, *distances = f"{metrics.snr_db:.1f}", f"{metrics.max_abs:.1e}", f"{metrics.cosine:.9f}"
     result = "ok" if verdict.ok else f"FAILED {verdict.fault}".rstrip()
-    return (
-        verdict.boundary,
-        verdict.phase or "",
-        step,
-        figures[0],
-        f"≥ {verdict.bound.snr_db:g}",
-        *figures[1:],
-        result,
-    )
+    return (verdict.boundary, verdict.phase or "", step, snr_db, f"≥ {verdict.bound.snr_db:g}", *distances, result)

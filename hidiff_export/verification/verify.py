@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from hidiff_export.reference.flops_progress import FlopsProgress, Progress
 from hidiff_export.reference.magnitude_recorder import MagnitudeRecorder
 from hidiff_export.reference.reference import (
     ORIGIN,
-    ControlNetCall,
     ReferenceCall,
     ReferenceRun,
     controlnet_call,
@@ -64,16 +64,9 @@ _OWN = "the bundle's own store"
 
 @dataclass(frozen=True)
 class _Task:
-    """What is to be verified.
+    """What is to be verified: an open bundle, by a whole run, ``course``, and on random inputs at ``points``.
 
-    Args:
-        bundle: open.
-        recipe: it was built from.
-        scheduler_config: of its sampler's noise schedule.
-        course: the whole run.
-        points: evaluations on random inputs.
-        against: a checkpoint source of the weights, or ``None`` for the bundle's own stores.
-        graphs_only: whether engines are left alone.
+    The weights are ``against``'s, a checkpoint source, or else the bundle's own; ``graphs_only`` leaves engines alone.
     """
 
     bundle: Bundle
@@ -100,7 +93,6 @@ class _Reference:
     weights: tuple[Check, ...]
     run: ReferenceRun
     random: tuple[ReferenceCall, ...]
-    controlnet: ControlNetCall | None
     networks: tuple[NetworkCall, ...]
     picture: Array | None
 
@@ -168,7 +160,8 @@ def _report(task: _Task, name: str, portable: Backend, progress: Progress | None
     if not graphs_only:
         checks = (*checks, *_timed(_verdicts(judge, reference)))
     graphs = GraphComparer(bundle, task.recipe, meter, portable)
-    checks = (*checks, *_timed(_graph_verdicts(graphs, reference)))
+    judged = chain(graphs.phases(reference.random, reference.run.calls), graphs.networks(reference.networks))
+    checks = (*checks, *_timed(judged))
     meter.end()
     panels = None if judge.pictures is None else SideBySide.of(*judge.pictures, bundle.backend)
     arithmetic = GraphResults(task.recipe.precision.stored, None if graphs_only else bundle.on_host)
@@ -178,9 +171,7 @@ def _report(task: _Task, name: str, portable: Backend, progress: Progress | None
 
 
 def _noise_schedule(bundle: Bundle, recipe: Recipe) -> dict[str, Any]:
-    """Returns the checkpoint's scheduler configuration; in a bundle without its file, what the default sampler's table
-    says.
-    """
+    """Returns the checkpoint's scheduler configuration; in a bundle without its file, the default sampler's."""
     if SCHEDULER_CONFIG in bundle.manifest.files:
         return read_config(bundle.file(SCHEDULER_CONFIG))
     config: dict[str, Any] = json.loads(bundle.sampler(recipe.sampler[0].value).origin["config"])
@@ -188,8 +179,7 @@ def _noise_schedule(bundle: Bundle, recipe: Recipe) -> dict[str, Any]:
 
 
 def _chosen(possible: Sequence[RunSchedule], steps: int | None) -> RunSchedule:
-    fitting = possible if steps is None else [course for course in possible if course.steps == steps]
-    chosen = fullest(fitting)
+    chosen = fullest(course for course in possible if steps in (None, course.steps))
     if chosen is None:
         raise InputError(
             "The bundle has no table for this number of steps.",
@@ -224,18 +214,18 @@ def _compute(task: _Task, meter: FlopsProgress, magnitudes: MagnitudeRecorder) -
         networks = replace(networks, unet=unet_of_source(task.against, task.recipe))
     run = run_reference(networks, task.recipe, task.scheduler_config, task.course, meter, magnitudes)
     random = tuple(random_calls(networks.unet, task.recipe, task.points, meter, magnitudes))
-    controlnet = None
+    others: tuple[NetworkCall, ...] = ()
     if networks.controlnet is not None:
         magnitudes.follow(task.course.points[:1], random=True)
-        controlnet = controlnet_call(networks.controlnet, task.recipe, task.course.timesteps[0])
+        others = (controlnet_call(networks.controlnet, task.recipe, task.course.timesteps[0]),)
     # The UNet's hooks and the UNet refer to each other, and its weights may be half of the memory there is.
     del networks
     gc.collect()
     pictures, vae = PictureNetworks(task.bundle.root, task.recipe), task.bundle.manifest.vae
     meter.note("transformers and diffusers: text encoders, VAE, picture")
-    others = (*pictures.text_calls(), *pictures.vae_calls())
+    others = (*others, *pictures.text_calls(), *pictures.vae_calls())
     picture = None if vae is None or task.graphs_only else pictures.decode(run.latents[-1], vae)
-    return _Reference(weights, run, random, controlnet, others, picture)
+    return _Reference(weights, run, random, others, picture)
 
 
 def _weights(task: _Task, source: str) -> Iterator[Verdict]:
@@ -265,18 +255,9 @@ def _settled(task: _Task, tables: Mapping[str, SamplerTable]) -> Iterator[Verdic
 def _verdicts(judge: EngineComparer, reference: _Reference) -> Iterator[Verdict]:
     trajectory = [(Boundary.TRAJECTORY, call) for call in reference.run.calls]
     yield from judge.engines([*trajectory, *((Boundary.RANDOM, call) for call in reference.random)])
-    if reference.controlnet is not None:
-        yield judge.controlnet(reference.controlnet)
     yield from judge.networks(reference.networks)
     yield from judge.run(reference.run, reference.picture)
     yield from judge.recorded()
-
-
-def _graph_verdicts(judge: GraphComparer, reference: _Reference) -> Iterator[Verdict]:
-    yield from judge.phases(reference.random, reference.run.calls)
-    if reference.controlnet is not None:
-        yield from judge.controlnet(reference.controlnet)
-    yield from judge.networks(reference.networks)
 
 
 def _timed(verdicts: Iterable[Verdict]) -> Iterator[Check]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hidiff_export.compiler.graph_specs import graph_records
-from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.engines.onnxruntime import OnnxRuntimeBuilder
 from hidiff_export.engines.protocol import Builder, PortableGraph
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
-from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX, BuilderLibrary
+from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX
 from hidiff_export.graph.declined import collecting, write_declined
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import BackendName
@@ -22,21 +20,18 @@ from hidiff_runtime.format.manifest import GraphRecord
 Record = TypeVar("Record", bound=GraphRecord)
 
 
-def _tensorrt(library: BuilderLibrary, recipe: Recipe, backend: BackendName) -> Builder:
-    targets = tuple(target.value for target in backend.targets(recipe.targets))
-    return TensorRtBuilder(library, targets)
-
-
-_BUILDERS: dict[BackendName, Callable[[Recipe, BackendName], Builder]] = {
-    BackendName.ONNXRUNTIME: lambda _recipe, _backend: OnnxRuntimeBuilder(),
-    BackendName.TENSORRT: partial(_tensorrt, TENSORRT),
-    BackendName.TENSORRT_RTX: partial(_tensorrt, TENSORRT_RTX),
-}
+_TENSORRT = {BackendName.TENSORRT: TENSORRT, BackendName.TENSORRT_RTX: TENSORRT_RTX}
 
 
 def builders_for(recipe: Recipe) -> tuple[Builder, ...]:
     """Returns the builders of the recipe's backends, the default one first."""
-    return tuple(_BUILDERS[backend](recipe, backend) for backend in recipe.backend)
+    return tuple(_builder(recipe, backend) for backend in recipe.backend)
+
+
+def _builder(recipe: Recipe, backend: BackendName) -> Builder:
+    if backend is BackendName.ONNXRUNTIME:
+        return OnnxRuntimeBuilder()
+    return TensorRtBuilder(_TENSORRT[backend], tuple(target.value for target in backend.targets(recipe.targets)))
 
 
 def with_engines(context: StageContext, record: Record) -> Record:
@@ -44,16 +39,14 @@ def with_engines(context: StageContext, record: Record) -> Record:
     graphs = _portable_graphs(context)
     index = next(index for index, graph in enumerate(graphs) if graph.record.graph == record.graph)
     engines = {builder.name: builder.engines(graphs)[index] for builder in builders_for(context.recipe)}
-    return replace(
-        record, engines={name: path.relative_to(context.folder).as_posix() for name, path in engines.items()}
-    )
+    return replace(record, engines={name: context.inside(path) for name, path in engines.items()})
 
 
 def _portable_graphs(context: StageContext) -> tuple[PortableGraph, ...]:
     return tuple(PortableGraph(context.folder / record.graph, record) for record in graph_records(context))
 
 
-class EnginesStage:
+class EnginesStage(Stage):
     """The engines, beside the graphs they are built from.
 
     Args:

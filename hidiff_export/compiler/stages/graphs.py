@@ -14,7 +14,7 @@ from hidiff_export.checkpoints.load import load_stored
 from hidiff_export.checkpoints.stored_configs import WEIGHTS
 from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
 from hidiff_export.compiler.graph_specs import states, step_record
-from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.files import write_json
 from hidiff_export.graph.declined import collecting, write_declined
 from hidiff_export.graph.portable import write_graph
@@ -27,7 +27,7 @@ from hidiff_export.modules.text_encoder import TextEncoderModule
 from hidiff_export.modules.vae import VaeDecoder, VaeEncoder
 
 
-class GraphsStage:
+class GraphsStage(Stage):
     """``unet/<phase>.onnx``, one a phase, ``step/step.onnx``, and a graph for each other network that there is."""
 
     name = "graphs"
@@ -61,7 +61,7 @@ class GraphsStage:
 
 
 def write_beside(context: StageContext) -> tuple[Path, ...]:
-    """Returns what comes with the graphs and is not traced: the step graph, and the factors of previews."""
+    """Writes what comes with the graphs and is not traced: the step graph, and the factors of previews."""
     context.step_graph.parent.mkdir(exist_ok=True)
     write_step_graph(step_record(context), context.step_graph)
     if not context.recipe.vae:

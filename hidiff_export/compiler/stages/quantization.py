@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.graph.declined import collecting, write_declined
 from hidiff_export.quantization.quantize import Inputs, quantize_graph
 from hidiff_export.tool_versions import QUANTIZERS, tool_versions
@@ -15,7 +15,7 @@ from hidiff_runtime.phases import Phase
 from hidiff_runtime.verification.reference_samples import INDEX, CallSample, ReferenceSamples, Stored
 
 
-class QuantizationStage:
+class QuantizationStage(Stage):
     """The portable graph of each phase in int8 or fp8, from the float16 graph that stays beside it."""
 
     name = "quantization"
@@ -38,18 +38,14 @@ class QuantizationStage:
 
 
 def calibration(samples: ReferenceSamples, phase: Phase) -> tuple[Inputs, ...]:
-    """Returns what to measure a phase's ranges on: its evaluations in the recorded run; where that has none, the random
-    ones.
+    """Returns a phase's evaluations to measure ranges on: those of the recorded run, or else the random ones.
 
     A run goes through every phase change that it can, so that the last evaluation before each change and the first
     after it are among them. The random ones are left for judging by, where they are not needed here.
     """
     calls = [call for call in samples.calls if call.phase == phase]
-    return tuple(_inputs(samples, call) for call in [call for call in calls if _in_a_run(call)] or calls)
-
-
-def _in_a_run(call: CallSample) -> bool:
-    return isinstance(call.inputs["latents"], Stored)
+    in_a_run = [call for call in calls if isinstance(call.inputs["latents"], Stored)]
+    return tuple(_inputs(samples, call) for call in in_a_run or calls)
 
 
 def _inputs(samples: ReferenceSamples, call: CallSample) -> Inputs:

@@ -8,7 +8,7 @@ from typing import Any
 from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG, read_config
 from hidiff_export.compiler.graph_specs import bare_manifest
 from hidiff_export.compiler.stages.scheduler_tables import sampler_tables
-from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.compiler.stages.weights import model_index
 from hidiff_export.reference.magnitudes import FILE, Magnitudes
 from hidiff_export.reference.reference import record_reference
@@ -18,9 +18,8 @@ from hidiff_runtime.verification.manifest_facts import facts_of
 FOLDER = "reference"
 
 
-class ReferenceStage:
-    """The reference samples, in ``reference/``: float32 PyTorch on the weights as they are stored, and diffusers'
-    schedulers."""
+class ReferenceStage(Stage):
+    """The reference samples, in ``reference/``: float32 PyTorch on the stored weights, and diffusers' schedulers."""
 
     name = "reference"
     title = "PyTorch reference"

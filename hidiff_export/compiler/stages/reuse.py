@@ -14,11 +14,10 @@ from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG, WEIGHTS
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.compiler.graph_specs import graph_records
 from hidiff_export.compiler.stages.graphs import GraphsStage, write_beside
-from hidiff_export.compiler.stages.scheduler_tables import FOLDER, SchedulerTablesStage, tabulated
-from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage, table_path, tabulated
+from hidiff_export.compiler.stages.stage import Report, StageContext, traced_graph
 from hidiff_export.errors import BundleError
-from hidiff_export.graph.onnx_dtypes import DTYPE_NAMES, ONNX_DTYPES
-from hidiff_export.quantization.traced_graph import traced_graph
+from hidiff_export.graph.onnx_dtypes import ONNX_DTYPES, signature
 from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import EXPORTERS, tool_versions
 from hidiff_runtime.format.bundle_folder import BundleFolder
@@ -36,7 +35,7 @@ class SourceBundle:
 
     def take(self, context: StageContext, path: Path) -> Path:
         """Copies a file to the same place in the new bundle. Raises BundleError when it is not as it was written."""
-        name = path.relative_to(context.folder).as_posix()
+        name = context.inside(path)
         if name not in self.manifest.files:
             raise _untakeable(f"{name} is not in {self.folder.root}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,9 +61,7 @@ class ReusedGraphs(GraphsStage):
         """Returns the graphs by their content, and what they have to fit."""
         phases = len(context.phases)
         others = [path for path in context.graphs[phases:] if path != context.step_graph]
-        names = [
-            path.relative_to(context.folder).as_posix() for path in (*map(context.traced, context.phases), *others)
-        ]
+        names = map(context.inside, (*map(context.traced, context.phases), *others))
         files = self.origin.manifest.files
         return {**super().inputs(context), "taken": {name: files[name].sha256 for name in names if name in files}}
 
@@ -78,7 +75,7 @@ class ReusedGraphs(GraphsStage):
             check_graph(path, record, WeightStore.open(path.parent / WEIGHTS))
             taken.append(path)
         declined = context.declined(self.name)
-        if declined.relative_to(context.folder).as_posix() in self.origin.manifest.files:
+        if context.inside(declined) in self.origin.manifest.files:
             beside = (*beside, self.origin.take(context, declined))
         return (*taken, *beside)
 
@@ -95,10 +92,11 @@ class ReusedSchedulerTables(SchedulerTablesStage):
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Copies every table, or probes every sampler."""
-        paths = [context.folder / FOLDER / f"{sampler.value}.safetensors" for sampler in context.recipe.sampler]
         if not self._same(context):
             return super().run(context, report)
-        return tuple(self.origin.take(context, path) for path in paths)
+        return tuple(
+            self.origin.take(context, table_path(context, sampler.value)) for sampler in context.recipe.sampler
+        )
 
     def _same(self, context: StageContext) -> bool:
         tools = tool_versions(EXPORTERS)
@@ -131,7 +129,7 @@ def check_graph(path: Path, record: GraphRecord, store: WeightStore) -> None:
         raise _untakeable(f"{path.name} is not a readable graph: {error}") from error
     for specs, values in ((record.inputs, graph.inputs), (record.outputs, graph.outputs)):
         wanted = [(spec.name, spec.shape, spec.dtype) for spec in specs]
-        found = [(value.name, _shape(value), DTYPE_NAMES.get(value.dtype or ir.DataType.UNDEFINED)) for value in values]
+        found = signature(values)
         if found != wanted:
             odd = next((one for one in found if one not in wanted), None)
             raise _untakeable(f"{path.name}: expected {wanted}, got {odd or found}")
@@ -139,10 +137,6 @@ def check_graph(path: Path, record: GraphRecord, store: WeightStore) -> None:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and (fault := _fault(name, tensor, store)):
             raise _untakeable(f"{path.name}: {fault}")
-
-
-def _shape(value: ir.Value) -> tuple[object, ...]:
-    return () if value.shape is None else tuple(value.shape)
 
 
 def _fault(name: str, tensor: ir.ExternalTensor, store: WeightStore) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG, read_config
-from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.recipe import Recipe
 from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
@@ -14,7 +14,7 @@ from hidiff_runtime.sampling.scheduler_table import SamplerTable
 FOLDER = "samplers"
 
 
-class SchedulerTablesStage:
+class SchedulerTablesStage(Stage):
     """One table a sampler of the recipe, in ``samplers/``."""
 
     name = "samplers"

@@ -13,11 +13,11 @@ from typing import Any, Literal, Protocol
 
 from hidiff_export.engines.protocol import Report
 from hidiff_export.graph.declined import ENDING
-from hidiff_export.quantization.traced_graph import traced_graph
 from hidiff_export.recipe import Recipe
+from hidiff_export.recipe.field_types import Precision
 from hidiff_runtime.phases import Phase, PhaseRule
 
-__all__ = ["Report", "Stage", "StageContext"]
+__all__ = ["Report", "Stage", "StageContext", "traced_graph"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class StageContext:
         vae = (self.vae_graph("decoder"), self.vae_graph("encoder")) if self.recipe.vae else ()
         return (*map(self.graph, self.phases), *control, self.step_graph, *text, *vae)
 
+    def inside(self, path: Path) -> str:
+        """Returns a file's path inside the bundle, as manifests have it."""
+        return path.relative_to(self.folder).as_posix()
+
     @property
     def unet(self) -> Path:
         """The folder of the UNet's configuration, weights, graphs and engines."""
@@ -66,20 +70,13 @@ class StageContext:
         return self.unet / f"{stage}{ENDING}"
 
     def traced(self, phase: Phase) -> Path:
-        """Returns the graph of a phase as it is traced: the portable one, or the float16 one that is quantized to
-        it.
-        """
+        """Returns a phase's graph as traced: the portable one, or the float16 one that it is quantized from."""
         return traced_graph(self.graph(phase), self.recipe.precision)
-
-    @property
-    def controlnet(self) -> Path:
-        """The folder of the ControlNet's configuration, weights, graph and engine."""
-        return self.folder / "controlnet"
 
     @property
     def controlnet_graph(self) -> Path:
         """The portable graph of the ControlNet."""
-        return self.controlnet / "controlnet.onnx"
+        return self.folder / "controlnet" / "controlnet.onnx"
 
     def text_encoder_graph(self, name: str) -> Path:
         """Returns the portable graph of a text encoder, in a folder of its name."""
@@ -104,28 +101,26 @@ class StageContext:
         return self.folder / "step" / "step.onnx"
 
 
+def traced_graph(graph: Path, precision: Precision) -> Path:
+    """Finds the graph as it is traced: ``strided.float16.onnx`` for a quantized ``strided.onnx``, else that itself."""
+    return graph.with_suffix(f".{precision.stored.value}.onnx") if precision.quantized else graph
+
+
 class Stage(Protocol):
-    """One step of a build."""
+    """One step of a build.
 
-    @property
-    def name(self) -> str:
-        """In keys and records."""
-        ...
+    Attributes:
+        name: in keys and records.
+        title: for people.
+        needs: names of the stages whose results it reads.
+    """
 
-    @property
-    def title(self) -> str:
-        """For people."""
-        ...
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Names of the stages whose results it reads."""
-        ...
+    name: str
+    title: str
+    needs: tuple[str, ...]
 
     def inputs(self, context: StageContext) -> Any:
         """Returns what the stage's result depends on beside the stages it needs: JSON, part of the cache key."""
-        ...
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Does the work; returns the files it wrote, all below ``context.folder``."""
-        ...

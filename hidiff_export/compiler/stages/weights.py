@@ -16,7 +16,7 @@ from hidiff_export.checkpoints.sources import source_fingerprint
 from hidiff_export.checkpoints.stored_configs import CONFIG, SCHEDULER_CONFIG, WEIGHTS
 from hidiff_export.checkpoints.tokenizer import tokenizer_json
 from hidiff_export.checkpoints.weight_store import WeightStore
-from hidiff_export.compiler.stages.stage import Report, StageContext
+from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.errors import CheckpointError
 from hidiff_export.files import write_json
 from hidiff_export.graph.float32_ops import precision_of
@@ -24,7 +24,7 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.scheduler_tables.noise_schedule import resolve_noise_schedule
 
 
-class WeightsStage:
+class WeightsStage(Stage):
     """``weights.safetensors`` and ``config.json`` of each network, the tokenizers and the scheduler's configuration."""
 
     name = "weights"
@@ -32,9 +32,7 @@ class WeightsStage:
     needs = ()
 
     def inputs(self, context: StageContext) -> Any:
-        """Returns the checkpoint by its content, not its path, noise schedule included, and the precision it is rounded
-        to.
-        """
+        """Returns the checkpoint by its content, not its path, the noise schedule, and the precision of the weights."""
         recipe = context.recipe
         schedule, index = resolve_noise_schedule(recipe), model_index(recipe)
         for notice in (*index.notices, *schedule.notices):
@@ -83,8 +81,7 @@ class WeightsStage:
 
 
 def checkpoints(recipe: Recipe) -> dict[Component, Checkpoint]:
-    """Returns the networks of a bundle, with the recipe's LoRA files in their weights; nothing is read but names and
-    shapes.
+    """Returns the networks of a bundle, LoRA files fused; nothing is read but names and shapes.
 
     Raises:
         CheckpointError: a checkpoint lacks a network, is of another pipeline, or it or a LoRA is broken or another
@@ -123,9 +120,7 @@ def _sources(recipe: Recipe) -> Iterator[tuple[Component, str]]:
 
 
 def tokenizers(recipe: Recipe) -> dict[str, str]:
-    """Returns the content of each text encoder's ``tokenizer.json``. Raises CheckpointError where a checkpoint has
-    none.
-    """
+    """Returns each text encoder's ``tokenizer.json``. Raises CheckpointError where a checkpoint has none."""
     return {
         name: tokenizer_json(recipe.source, Component(name), recipe.family, recipe.unet_width)
         for name in recipe.text_encoders

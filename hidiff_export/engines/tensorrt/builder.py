@@ -14,11 +14,10 @@ import onnx_ir as ir
 from hidiff_export.child_process import Progress
 from hidiff_export.engines.protocol import PortableGraph, Report
 from hidiff_export.engines.tensorrt.built_plans import Built
-from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, DetectedGpu, check_targets, examine
+from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, DetectedGpu, check_targets, examine, timing_cache
 from hidiff_export.engines.tensorrt.libraries import TOOL, BuilderLibrary
 from hidiff_export.engines.tensorrt.lowering import lower
 from hidiff_export.engines.tensorrt.shared_weights import share_tails
-from hidiff_export.engines.tensorrt.timings import timing_cache
 from hidiff_export.engines.tensorrt.worker_process import ask
 from hidiff_export.engines.tensorrt.worker_protocol import BuildRequest, Initializer
 from hidiff_export.files import temporary
@@ -36,12 +35,7 @@ SIZES = ("scratch_bytes", "weights_bytes")
 
 @dataclass(frozen=True)
 class _Plan:
-    """A plan to build.
-
-    Args:
-        engine: where its record goes; the other files lie beside it.
-        graph: what it runs.
-    """
+    """A plan to build of a graph; the other files lie beside its record, ``engine``."""
 
     engine: Path
     graph: PortableGraph
@@ -50,18 +44,6 @@ class _Plan:
     def name(self) -> str:
         """For people: ``strided``."""
         return self.engine.name.partition(".")[0]
-
-    @property
-    def phase(self) -> str | None:
-        """The phase that it runs; None where it is no UNet."""
-        record = self.graph.record
-        return record.phase.name if isinstance(record, PhaseRecord) else None
-
-    def lowered(self) -> ir.Model:
-        """Returns the graph that TensorRT is given."""
-        model = ir.load(self.graph.path)
-        lower(model, self.engine.name)
-        return model
 
     @property
     def plan(self) -> Path:
@@ -129,16 +111,17 @@ class TensorRtBuilder:
         return _share(plans, records)
 
     def _built(self, plan: _Plan, hashes: dict[str, str], progress: Progress) -> PlanRecord:
-        """Returns the record of a plan, which is built if it is not there; ``hashes`` of weight stores are kept."""
+        """Returns a plan's record, built but where an interrupted build left it; ``hashes`` of weights are kept."""
+        files = (plan.plan, plan.layers, plan.engine)
         beside = {path: temporary(path) for path in (plan.plan, plan.layers)}
         lowered = plan.engine.with_suffix(".onnx.tmp")
         try:
             progress(0, "lowering")
             request = self._request(plan, lowered, *beside.values())
             key = self._key_of(request, hashes)
-            kept = _kept(plan, key)
-            if kept is not None:
-                return kept
+            built = Built.read(plan.engine)
+            if built is not None and built.holds(key, files):
+                return PlanRecord.read(plan.engine)
             answer = ask(self._library, plan.engine.stem, request.to_json(), progress)
             for path, part in beside.items():
                 part.replace(path)
@@ -147,12 +130,13 @@ class TensorRtBuilder:
                 path.unlink(missing_ok=True)
         record = self._record(plan, key, answer)
         record.write(plan.engine)
-        Built.of(key, (plan.plan, plan.layers, plan.engine), answer).write(plan.engine)
+        Built.of(key, files, answer).write(plan.engine)
         return record
 
     def _request(self, plan: _Plan, lowered: Path, built: Path, layers: Path) -> BuildRequest:
         """Lowers the graph to the file ``lowered``, and says what is to be built from it."""
-        model = plan.lowered()
+        model = ir.load(plan.graph.path)
+        lower(model, plan.engine.name)
         save(model, lowered)
         outside = {
             name: value.const_value
@@ -187,25 +171,18 @@ class TensorRtBuilder:
 
     def _record(self, plan: _Plan, key: str, answer: dict[str, Any]) -> PlanRecord:
         here = DetectedGpu.of(answer) if self._targets == THIS_MACHINE else None
+        graph = plan.graph.record
         return PlanRecord(
             backend=self.name,
             version=answer["version"],
             targets=self._targets if here is None else (here.target,),
             device=None if here is None or self._library.ahead_of_time else here.name,
             parts=(plan.plan.name,),
-            phase=plan.phase,
-            inputs=plan.graph.record.inputs,
-            outputs=plan.graph.record.outputs,
+            phase=graph.phase.name if isinstance(graph, PhaseRecord) else None,
+            inputs=graph.inputs,
+            outputs=graph.outputs,
             options={**OPTIONS, **{name: answer[name] for name in SIZES}, "key": key},
         )
-
-
-def _kept(plan: _Plan, key: str) -> PlanRecord | None:
-    """Returns the record of a whole plan of this key that an interrupted build left, if it did."""
-    built = Built.read(plan.engine)
-    if built is None or not built.holds(key, (plan.plan, plan.layers, plan.engine)):
-        return None
-    return PlanRecord.read(plan.engine)
 
 
 def _share(plans: Sequence[_Plan], records: Mapping[Path, PlanRecord]) -> tuple[Path, ...]:

@@ -1,9 +1,12 @@
-"""What a library can build on this machine, found out in a process of its own and remembered."""
+"""What a library can build on this machine, found out in a process of its own, and what is kept of its builds."""
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hidiff_export.engines.tensorrt.libraries import BuilderLibrary
@@ -87,3 +90,23 @@ def _check_gpu(library: BuilderLibrary, found: Examined) -> None:
             given=f"{found.gpu.name}, {found.gpu.target}",
             advice=f"It builds for {', '.join(found.targets)}; for this GPU, use backend: tensorrt.",
         )
+
+
+def timing_cache(library: BuilderLibrary, found: Examined) -> Path | None:
+    """Returns the file for this library's version and this GPU, in the user's cache folder; Polygraphy locks it.
+
+    None for TensorRT-RTX, which times nothing while building: its operations on such caches do nothing since 1.2, and
+    say so. None too where the folder cannot be made, since a build can do without.
+    """
+    if library.ahead_of_time or found.gpu is None:
+        return None
+    home = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(home) if home else Path.home() / ".cache") / "hidiff-export" / "timings"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    if not os.access(folder, os.W_OK):
+        return None
+    gpu = re.sub(r"[^A-Za-z0-9]+", "-", found.gpu.name)
+    return folder / f"{library.backend}-{found.version}-{gpu}.cache"

@@ -128,9 +128,7 @@ def set_flags(trt: Any, made: Any) -> None:
 
 
 def _inspected(trt: Any, plan: Any) -> str | None:
-    """Returns the engine's own account of its layers; None where this machine's GPU is not one that it was built
-    for.
-    """
+    """Returns the engine's own account of its layers; None where it was built for other GPUs than this machine's."""
     engine = trt.Runtime(_logger(trt)).deserialize_cuda_engine(plan)
     if engine is None:
         return None
@@ -139,9 +137,7 @@ def _inspected(trt: Any, plan: Any) -> str | None:
 
 
 def _logger(trt: Any) -> Any:
-    """Returns a logger that keeps what the library calls an error, after which it may go on without what was asked of
-    it, and
-    the sizes that it tells."""
+    """Returns a logger that keeps the sizes it is told, and errors, after which the library may go on regardless."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the library has no types
         def __init__(self) -> None:

@@ -89,9 +89,7 @@ def _type(tensor: Any) -> str:
 
 
 def layer_list(network: Any) -> str:
-    """Returns the network's layers as JSON, one a line: name, type, and names, types and shapes of what goes in and
-    out.
-    """
+    """Returns the layers as JSON, one a line: name, type, and names, types and shapes of what goes in and out."""
     lines = (json.dumps(layer) for layer in _layers(network))
     return '{"source": "the parsed network", "layers": [\n' + ",\n".join(lines) + "\n]}\n"
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.attention import is_causal, scale_of, unsupported
-from hidiff_export.graph.passes.base import MICROSOFT, Declined, Operator, Outcome, RewritePass, static_shape
+from hidiff_export.graph.passes.attention import attention_shapes, is_causal, scale_of
+from hidiff_export.graph.passes.base import MICROSOFT, Declined, Outcome, RewritePass
 
 _HEADS_FIRST = (0, 2, 1, 3)
 
@@ -24,20 +22,17 @@ class AttentionToMha(RewritePass):
     Ensures: ``Attention`` is left only where `declined` says why.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Attention")})
+    operators = frozenset({("", "Attention")})
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Lowers one attention."""
-        shapes = [static_shape(value) for value in node.inputs[:3]]
-        declined = unsupported(node)
-        if declined is not None:
-            return declined
-        if any(shape is None or len(shape) != 4 for shape in shapes):
-            return Declined("the shape of an input is not known, or not [batch, heads, tokens, size]")
-        query, key, value = (shape for shape in shapes if shape is not None)
+        shapes = attention_shapes(node)
+        if isinstance(shapes, Declined):
+            return shapes
+        query, key, value = shapes
         if query[1] != key[1] or query[3] != value[3]:
             return Declined("queries and keys have different numbers of heads, or values another size")
-        joined = [self._join_heads(*pair) for pair in zip(node.inputs, (query, key, value), strict=False)]
+        joined = [self._join_heads(*pair) for pair in zip(node.inputs, shapes, strict=False)]
         batch, heads, tokens, size = query
         mha = self.build.op(
             "MultiHeadAttention",

@@ -110,9 +110,8 @@ def _as_output(graph: ir.Graph, node: ir.Node, old: ir.Value, new: ir.Value) -> 
 
 def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     """Gives the shape if all of it is known."""
-    if value is None or value.shape is None or not all(isinstance(size, int) for size in value.shape):
-        return None
-    return tuple(int(size) for size in value.shape)  # type: ignore[arg-type]  # all of them are int
+    shape = None if value is None else value.shape
+    return shape.numpy() if shape is not None and shape.is_static() else None
 
 
 def constant(value: ir.Value | None, largest: int = 64) -> NDArray[Any] | None:
@@ -122,7 +121,7 @@ def constant(value: ir.Value | None, largest: int = 64) -> NDArray[Any] | None:
     return np.asarray(value.const_value.numpy())
 
 
-def produced_by(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
-    """Finds the node that computes ``value``, if it has this type."""
+def produced_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """Finds the node that computes ``value``, if it has this type of ONNX's own domain."""
     node = None if value is None else value.producer()
-    return node if node is not None and (node.domain, node.op_type) == (domain, op_type) else None
+    return node if node is not None and (node.domain, node.op_type) == ("", op_type) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hidiff_export.families.geometry import SHIFTS
 from hidiff_export.graph.node_builder import NodeBuilder
-from hidiff_export.graph.passes.base import Declined, Operator, Outcome, RewritePass, static_shape
+from hidiff_export.graph.passes.base import Declined, Outcome, RewritePass, static_shape
 
 _MOST = 1 << 24
 """Elements of a table that is looked at."""
@@ -29,7 +29,7 @@ class ComputeWindowOrders(RewritePass):
     Ensures: no table of window orders is left but where `declined` says why.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Gather")})
+    operators = frozenset({("", "Gather")})
 
     def __init__(self) -> None:
         super().__init__()

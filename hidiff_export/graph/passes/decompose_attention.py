@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike
 
 from hidiff_export.graph.node_builder import NodeBuilder
-from hidiff_export.graph.passes.attention import is_causal, scale_of, unsupported
-from hidiff_export.graph.passes.base import Declined, Operator, Outcome, RewritePass, produced_by, static_shape
+from hidiff_export.graph.passes.attention import attention_shapes, is_causal, scale_of
+from hidiff_export.graph.passes.base import Declined, Outcome, RewritePass, produced_by, static_shape
 from hidiff_export.graph.passes.float32_operations import HALVES
 
 HEAD_SIZES = range(16, 257, 8)
@@ -52,7 +51,7 @@ class DecomposeAttention(RewritePass):
         largest_scores: elements of the scores that may be held at a time; one row of queries is always taken.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Attention")})
+    operators = frozenset({("", "Attention")})
 
     def __init__(self, largest_scores: int = LARGEST_SCORES) -> None:
         super().__init__()
@@ -60,13 +59,10 @@ class DecomposeAttention(RewritePass):
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Decomposes one attention."""
-        shapes = [static_shape(value) for value in node.inputs[:3]]
-        declined = unsupported(node)
-        if declined is not None:
-            return declined
-        if any(shape is None or len(shape) != 4 for shape in shapes) or node.inputs[0] is None:
-            return Declined("the shape of an input is not known, or not [batch, heads, tokens, size]")
-        query, key, value = (shape for shape in shapes if shape is not None)
+        shapes = attention_shapes(node)
+        if isinstance(shapes, Declined):
+            return shapes
+        query, key, value = shapes
         if query[1] != key[1]:
             return Declined("queries and keys have different numbers of heads")
         fused = query[3] == value[3] and query[3] in HEAD_SIZES and not is_causal(node)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.graph.onnx_dtypes import ONNX_DTYPES
@@ -76,11 +74,7 @@ class ExternalizeWeights(ir.passes.InPlacePass):
                 raise ir.passes.PostconditionError(f"{name} holds {tensor.nbytes} bytes that are not in the store")
 
 
-class _Bytes(Protocol):
-    def numpy(self) -> NDArray[Any]: ...
-
-
-def _same_bytes(tensor: _Bytes, place: TensorInfo, file: int) -> bool:
+def _same_bytes(tensor: ir.TensorProtocol, place: TensorInfo, file: int) -> bool:
     # Read rather than mapped, so that comparing a model of gigabytes takes no memory.
     ours = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
     if ours.nbytes != place.nbytes:

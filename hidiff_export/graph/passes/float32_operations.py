@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import onnx_ir as ir
 
 from hidiff_export.graph.float32_ops import FLOAT32_OPERATIONS, Means, float32_operation_of
 from hidiff_export.graph.node_builder import NodeBuilder
-from hidiff_export.graph.passes.base import Operator, Outcome, RewritePass
+from hidiff_export.graph.passes.base import Outcome, RewritePass
 
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 """Types of 16 bits."""
@@ -24,9 +22,7 @@ class Float32Operations(RewritePass):
     Ensures: every operator of the table computes in float32.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset(
-        ("", name) for operation in FLOAT32_OPERATIONS for name in operation.operators
-    )
+    operators = frozenset(("", name) for operation in FLOAT32_OPERATIONS for name in operation.operators)
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Makes one node compute in float32."""

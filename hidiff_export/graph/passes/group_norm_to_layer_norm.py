@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from hidiff_export.graph.node_builder import NodeBuilder
-from hidiff_export.graph.passes.base import Declined, Operator, Outcome, RewritePass, static_shape
+from hidiff_export.graph.passes.base import Declined, Outcome, RewritePass, static_shape
 
 LARGEST_GROUP = 2**18
 """Elements that ONNX Runtime's kernel sums up well: it adds them one by one in float32.
@@ -39,7 +38,7 @@ class GroupNormToLayerNorm(RewritePass):
         largest_group: elements of a group up to which it is normalized whole; a quarter of it is the largest piece.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "GroupNormalization")})
+    operators = frozenset({("", "GroupNormalization")})
 
     def __init__(self, largest_group: int = LARGEST_GROUP) -> None:
         super().__init__()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import onnx_ir as ir
 
 from hidiff_export.graph.node_builder import NodeBuilder
-from hidiff_export.graph.passes.base import Operator, Outcome, RewritePass, produced_by, static_shape
+from hidiff_export.graph.passes.base import Outcome, RewritePass, produced_by, static_shape
 
 
 class LinearToGemm(RewritePass):
@@ -21,7 +20,7 @@ class LinearToGemm(RewritePass):
     Ensures: no ``MatMul`` reads a transposed weight whose other factor has a known shape.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "MatMul"), ("", "Add")})
+    operators = frozenset({("", "MatMul"), ("", "Add")})
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Lowers one linear layer, at its last node."""

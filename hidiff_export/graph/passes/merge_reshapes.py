@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import Operator, Outcome, RewritePass, constant, static_shape
+from hidiff_export.graph.passes.base import Outcome, RewritePass, constant, static_shape
 
 _SHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 
@@ -18,7 +16,7 @@ class MergeReshapes(RewritePass):
     Ensures: no ``Reshape`` to a constant shape without 0 and -1 reads another change of shape.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Reshape")})
+    operators = frozenset({("", "Reshape")})
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Merges ``node`` into what it reads."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import Operator, Outcome, RewritePass, produced_by
+from hidiff_export.graph.passes.base import Outcome, RewritePass, produced_by
 
 
 class MergeTransposes(RewritePass):
@@ -16,7 +14,7 @@ class MergeTransposes(RewritePass):
     Ensures: no ``Transpose`` with an order reads another one.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Transpose")})
+    operators = frozenset({("", "Transpose")})
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Merges ``node`` into what it reads."""

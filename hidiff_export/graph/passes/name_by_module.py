@@ -23,13 +23,11 @@ class NameByModule(ir.passes.InPlacePass):
 
     Args:
         root: name of the module whose own name is left out before its parts'.
-        prefix: what inlined constants are called before their number.
     """
 
-    def __init__(self, root: str = "", prefix: str = "constant") -> None:
+    def __init__(self, root: str = "") -> None:
         super().__init__()
         self._root = root
-        self._prefix = prefix
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Names in place."""
@@ -57,7 +55,7 @@ class NameByModule(ir.passes.InPlacePass):
         count = 0
         for value in ordered:
             if not isinstance(value.const_value, ir.ExternalTensor):
-                value.name = f"{self._prefix}_{count}"
+                value.name = f"constant_{count}"
                 count += 1
             graph.register_initializer(value)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import Operator, Outcome, RewritePass, produced_by
+from hidiff_export.graph.passes.base import Outcome, RewritePass, produced_by
 
 
 class NarrowIndices(RewritePass):
@@ -18,7 +16,7 @@ class NarrowIndices(RewritePass):
     Ensures: the same elements are gathered.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Gather")})
+    operators = frozenset({("", "Gather")})
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Gathers by what the cast was given."""

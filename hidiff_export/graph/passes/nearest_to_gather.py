@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hidiff_export.graph.passes.base import Declined, Operator, Outcome, RewritePass, static_shape
+from hidiff_export.graph.passes.base import Declined, Outcome, RewritePass, static_shape
 
 _MEANT = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
 
@@ -23,7 +23,7 @@ class NearestToGather(RewritePass):
     Ensures: a nearest ``Resize`` is left only for whole ratios, or where `declined` says why.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Resize")})
+    operators = frozenset({("", "Resize")})
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Resizes axis by axis."""

@@ -11,8 +11,7 @@ from hidiff_export.graph.passes.base import Declined, Outcome, RewritePass, cons
 
 
 class RemoveNoOps(RewritePass):
-    """Removes divisions and multiplications by one, casts to the same type, and reshapes, transpositions and
-    expansions that change nothing.
+    """Removes factors and divisors of one, and casts, reshapes, transpositions and expansions that change nothing.
 
     Requires: nothing; declines where a shape or type is not known.
     Ensures: the values of every output are the same to the last bit.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import MICROSOFT, Operator, Outcome, RewritePass, produced_by
+from hidiff_export.graph.passes.base import MICROSOFT, Outcome, RewritePass, produced_by
 
 
 class SiluToQuickGelu(RewritePass):
@@ -16,7 +14,7 @@ class SiluToQuickGelu(RewritePass):
     Ensures: no product of a value and its own sigmoid is left.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Mul")})
+    operators = frozenset({("", "Mul")})
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Joins one product and its sigmoid."""

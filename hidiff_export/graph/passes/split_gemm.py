@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from typing import ClassVar
 
 import onnx_ir as ir
 
-from hidiff_export.graph.passes.base import Declined, Operator, Outcome, RewritePass, produced_by, static_shape
+from hidiff_export.graph.passes.base import Declined, Outcome, RewritePass, produced_by, static_shape
 
 
 class SplitGemm(RewritePass):
@@ -20,7 +19,7 @@ class SplitGemm(RewritePass):
     Ensures: no such ``Split`` is left but where `declined` says why.
     """
 
-    operators: ClassVar[frozenset[Operator]] = frozenset({("", "Split")})
+    operators = frozenset({("", "Split")})
 
     def rewrite(self, node: ir.Node) -> Outcome:
         """Takes one split apart."""
@@ -37,7 +36,7 @@ class SplitGemm(RewritePass):
         tensor, *parameters = gemm.inputs
         sizes = [shape[-1] for shape in known]
         by_output = "transB" in gemm.attributes and gemm.attributes["transB"].as_int() == 1
-        if not by_output or not all(_is_external(value) for value in parameters):
+        if not by_output or not all(value and isinstance(value.const_value, ir.ExternalTensor) for value in parameters):
             return Declined("the weight is not external, or not stored by output")
         rows = static_shape(gemm.outputs[0])
         assert rows is not None  # as known as those of the split
@@ -72,7 +71,3 @@ class SplitGemm(RewritePass):
             base_dir=whole.base_dir,
         )
         return self.build.initializer(part)
-
-
-def _is_external(value: ir.Value | None) -> bool:
-    return value is not None and isinstance(value.const_value, ir.ExternalTensor)

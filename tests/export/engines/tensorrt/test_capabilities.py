@@ -10,9 +10,15 @@ from click.testing import CliRunner
 
 from hidiff_export.cli import main
 from hidiff_export.engines.tensorrt import capabilities as module
-from hidiff_export.engines.tensorrt.capabilities import THIS_MACHINE, DetectedGpu, Examined, check_targets, examine
+from hidiff_export.engines.tensorrt.capabilities import (
+    THIS_MACHINE,
+    DetectedGpu,
+    Examined,
+    check_targets,
+    examine,
+    timing_cache,
+)
 from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX, BuilderLibrary
-from hidiff_export.engines.tensorrt.timings import timing_cache
 from hidiff_export.errors import EngineError
 from hidiff_export.recipe.field_types import Target
 
