@@ -26,7 +26,6 @@ __all__ = [
     "pytest_runtest_setup",
     "sd15_bundle",
     "tensorrt_bundle",
-    "traced_anew",
     "vae_folder",
 ]
 
@@ -118,28 +117,6 @@ def _shapes_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> It
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Component, "shapes", shapes)
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _traced_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[None]:
-    """What torch exports of a network is kept for the next test that builds with the same one."""
-    from hidiff_export.graph import portable
-    from tests.traced_once import TracedOnce
-
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "traced"
-    folder.mkdir(exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(portable, "capture", TracedOnce(portable.capture, folder, worker_id))
-        yield
-
-
-@pytest.fixture
-def traced_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each network is traced, though it was before."""
-    from hidiff_export.graph import capture, portable
-
-    monkeypatch.setattr(portable, "capture", capture.capture)
 
 
 @pytest.fixture(scope="session")

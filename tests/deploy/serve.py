@@ -14,14 +14,6 @@ from pathlib import Path
 from types import TracebackType
 
 PATIENCE = 120.0
-OPENS_FOR_EVER = """
-import sys, threading
-from hidiff_runtime.cli.serve import main
-from hidiff_runtime.serving.service import Service
-Service.open = lambda *_, **__: threading.Event().wait()
-sys.exit(main())
-"""
-"""The server, whose bundle is never open: a signal comes before that on the fastest machine, too."""
 
 
 class Served:
@@ -31,13 +23,12 @@ class Served:
         folder: the bundle.
         options: of the command.
         wait: until it is ready.
-        program: Python that takes the place of the command.
     """
 
-    def __init__(self, folder: Path, *options: str | Path, wait: bool = True, program: str | None = None) -> None:
-        command = [sys.executable, "-c", program] if program else [Path(sys.executable).with_name("hidiff-serve")]
+    def __init__(self, folder: Path, *options: str | Path, wait: bool = True) -> None:
+        program = Path(sys.executable).with_name("hidiff-serve")
         self.process = subprocess.Popen(
-            [*command, folder, "--port", "0", *options],
+            [program, folder, "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

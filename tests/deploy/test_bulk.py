@@ -77,6 +77,7 @@ def environment() -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # by default workers step back, here for the other tests
         "RAY_prestart_worker_first_driver": "0",  # processes that nobody asks for
         "RAY_enable_worker_prestart": "0",
         "AWS_ACCESS_KEY_ID": "bulk",

@@ -26,7 +26,7 @@ from PIL import ExifTags, Image
 
 from hidiff_runtime import Pipeline
 from hidiff_runtime.format.safetensors import SafetensorsFile, write
-from tests.deploy.serve import OPENS_FOR_EVER, Served
+from tests.deploy.serve import Served
 
 PROMPT = "a lighthouse at dusk"
 LONG = 200
@@ -219,7 +219,7 @@ def test_keys_deadlines_and_a_signal_while_a_picture_is_made(sd15_bundle: Path, 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_while_it_opens_ends_it(sd15_bundle: Path, number: signal.Signals, code: int) -> None:
-    with Served(sd15_bundle, wait=False, program=OPENS_FOR_EVER) as server:
+    with Served(sd15_bundle, wait=False) as server:
         assert json.loads(server.get("/health/live")) == {"status": "live"}
         assert server.end(number) == code
         assert not any("Traceback" in line for line in server.lines)

@@ -30,7 +30,7 @@ from hidiff_runtime.format.manifest import Manifest
 from tests.export.compiler.disk import files_of_at_most
 
 SMALL = (
-    *("width=128", "height=128", "sampler=[ddim]", "steps=1-5", "text=false", "vae=false"),  # graphs of `sd15_bundle`
+    *("width=64", "height=64", "guidance=false", "sampler=[ddim]", "steps=1-5", "text=false", "vae=false"),
     "hidiffusion.thresholds.strided=1.0",  # one phase, for the time
 )
 

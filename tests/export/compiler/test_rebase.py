@@ -68,12 +68,10 @@ def test_there_and_back_gives_what_was_built(sd15_bundle: Path, tmp_path: Path) 
     assert files(sd15_bundle) == built, "the bundle that graphs were taken from was touched"
 
 
-@pytest.mark.usefixtures("traced_anew")
 def test_graphs_do_not_depend_on_the_weights(sd15_bundle: Path, tmp_path: Path) -> None:
     """Graphs of weights that are all alike, zero biases and unit norms among them, which folding could see through.
 
-    The bundle's come of an earlier export, so that this shows too that an export gives the same bytes every time, and
-    that tests may share what was traced (`tests.traced_once`).
+    The bundle's come of an earlier export, so that this shows too that an export gives the same bytes every time.
     """
     recipe = recipe_of(sd15_bundle)
     context = StageContext(recipe, tmp_path / "bundle")
