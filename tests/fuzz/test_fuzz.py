@@ -17,7 +17,7 @@ from tests.fuzz.pool import ROOT, Pool
 from tests.fuzz.strategies import kinds
 from tests.fuzz.targets import make_toy
 
-MUTATIONS = 200
+MUTATIONS = 120
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="memory is measured by Linux's /proc"
