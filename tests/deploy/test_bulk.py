@@ -262,7 +262,8 @@ def test_drivers_that_are_killed_and_interrupted_and_a_worker_that_is_killed(
     assert len(pictures(output)) < GOOD  # in the middle
     code, summary, err = finish(job)
     assert (code, "Traceback" in err) == (7, False)
-    assert summary["made"] >= 2  # what was damaged, at least; the killed worker may have written more than it said
+    missing = GOOD - len(made) + 2
+    assert missing - 1 <= summary["made"] <= missing  # the killed worker may have written one that it did not tell of
     assert summary["made"] + summary["finished"] + summary["found"] == GOOD
     check_whole(output, sd15_bundle, summary)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 
 from serving_sink import Counts
 
 from hidiff_runtime.serving.heartbeat import Heartbeat
-from hidiff_runtime.serving.metrics import MetricsRecorder
+from hidiff_runtime.serving.metrics import Metric, MetricsRecorder
 
 
 class Beats(Counts):
@@ -17,7 +18,7 @@ class Beats(Counts):
         self.left = wanted
         self.enough = threading.Event()
 
-    def __call__(self, metric, value, labels) -> None:  # type: ignore[no-untyped-def]
+    def __call__(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
         super().__call__(metric, value, labels)
         self.left -= 1
         if self.left == 0:
