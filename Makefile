@@ -20,6 +20,11 @@ REQUIRE := clip-vocabulary,moto,pyarrow,ray,tritonserver$(if $(HIDIFF_REQUIRE),$
 PROCESSES ?= 2
 WORKERS := -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
+# Bytecode is kept when a module is first imported, whatever the environment says: the tests start hundreds of processes, and
+# each would compile PyTorch and diffusers again (16 of 23 s of their import). It lies apart, so that no source folder changes.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
+
 .PHONY: demo test coverage lint types imports format install clean
 
 $(INSTALLED): pyproject.toml runtime/pyproject.toml constraints.txt

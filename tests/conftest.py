@@ -18,6 +18,8 @@ from hidiff_runtime.format.manifest import MANIFEST
 
 # Before a test imports PyTorch: processes with a thread for each core would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tracing allocates by the million beside what PyTorch's import leaves: collecting seldom saves a tenth of it.
+gc.set_threshold(50_000, 20, 50)
 
 __all__ = [
     "half_bundle",

@@ -11,6 +11,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from hidiff_runtime.errors import InputError
 
@@ -95,8 +96,13 @@ class PhaseRule:
         ControlNet residuals is not truncated while the others are: with two steps, pooled below 0.7 and residuals
         below 0.6, the second step has residuals but no pool.
         """
-        runs = (10_000, *range(1, 101))
-        return tuple(dict.fromkeys(phase for steps in runs for phase in PhasePlan(self, steps).phases))
+        return _phases_of(self)
+
+
+@lru_cache(maxsize=64)  # a bundle asks again and again for its one rule's phases, which a hundred runs are counted for
+def _phases_of(rule: PhaseRule) -> tuple[Phase, ...]:
+    runs = (10_000, *range(1, 101))
+    return tuple(dict.fromkeys(phase for steps in runs for phase in PhasePlan(rule, steps).phases))
 
 
 @dataclass(frozen=True)
