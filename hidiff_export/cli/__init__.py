@@ -17,6 +17,7 @@ COMMANDS = {
     "build": "hidiff_export.cli.build:build",
     "rebase": "hidiff_export.cli.rebase:rebase",
     "verify": "hidiff_export.cli.verify:verify",
+    "quality": "hidiff_export.cli.quality:quality",
     "generate": "hidiff_export.cli.runtime_commands:generate",
     "bulk": "hidiff_export.cli.runtime_commands:bulk",
     "triton": "hidiff_export.cli.triton:triton",

@@ -1,0 +1,169 @@
+"""`hidiff-export quality`: pictures of several bundles, or of a bundle and diffusers, compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hidiff_export.cli.options import allow_links_option
+from hidiff_export.errors import InputError
+
+if TYPE_CHECKING:
+    from hidiff_export.quality.contenders import Contender, Shot
+
+_COUNT = 24
+_SHARED = ("steps", "sampler", "guidance_scale")
+
+
+@click.command(
+    short_help="Compare the pictures of bundles, and of PyTorch.",
+    epilog="""\b
+Examples:
+  hidiff-export quality float32-bundle int8-bundle --prompts prompts.txt --features ./clip-vision
+  hidiff-export quality bundle --diffusers ./my-sdxl --stock --prompts prompts.txt --features ./clip-vision
+  hidiff-export quality bundle --other-seeds --steps 20 --prompts prompts.txt --features resnet.onnx --json
+""",
+)
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...", type=click.Path(path_type=Path))
+@click.option("--diffusers", metavar="SOURCE", help="Also draw with diffusers, with HiDiffusion; it is the reference.")
+@click.option("--stock", is_flag=True, help="Also draw with diffusers without HiDiffusion. Needs --diffusers.")
+@click.option("--other-seeds", is_flag=True, help="Also draw the reference with other seeds: how far chance is.")
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="File of prompts, as hidiff-run generate takes it.",
+)
+@click.option("--count", type=click.IntRange(1), default=_COUNT, show_default=True, help="At most so many prompts.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the first; counted up from it.")
+@click.option("--steps", type=click.IntRange(1), help="Of each picture, for all.")
+@click.option("--sampler", help="One that all bundles have.")
+@click.option("--guidance-scale", type=float, help="For all.")
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="What to see with: a folder of a CLIP vision model, an .onnx file, or a folder of a classifier.",
+)
+@allow_links_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("quality"),
+    show_default=True,
+    help="Folder for the report, the sheet and all pictures.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON and show no progress.")
+def quality(
+    bundles: tuple[Path, ...],
+    diffusers: str | None,
+    stock: bool,
+    other_seeds: bool,
+    prompts: Path,
+    count: int,
+    seed: int,
+    features: Path,
+    allow_links: tuple[Path, ...],
+    output: Path,
+    as_json: bool,
+    **shared: Any,
+) -> None:
+    """Draw the same prompts and seeds with every BUNDLE and compare the pictures with those of the first.
+
+    Tells PSNR, SSIM and the distance of what a network sees, picture by picture, the distance of the two sets with its
+    95 % interval (KID with that network's features, in thousandths), and, where a classifier sees, how many pictures
+    show what was asked for. Writes quality.json, quality.md, a sheet quality.png, and every picture.
+    """
+    from hidiff_export.cli.console import console, progress_display
+    from hidiff_export.quality.contenders import check_comparable, resolve
+    from hidiff_export.quality.features import open_features
+    from hidiff_export.quality.quality_report import REPORT, SHEET, QualityReport, report_folder
+    from hidiff_export.quality.scoring import compare
+    from hidiff_runtime.format.bundle_folder import BundleFolder
+
+    if stock and diffusers is None:
+        raise InputError(
+            "Without a checkpoint diffusers cannot draw.", given="--stock", advice="Add --diffusers SOURCE."
+        )
+    manifests = {folder: BundleFolder(folder, allow_links).manifest() for folder in bundles}
+    check_comparable(manifests)
+    first = manifests[bundles[0]]
+    settings = {name: shared[name] for name in _SHARED if shared[name] is not None}
+    shots = _shots(_prompts(prompts), count, seed, settings)
+    requests, *_ = [resolve(folder, shots, allow_links) for folder in bundles]
+    contenders = _contenders(bundles, diffusers, allow_links, stock=stock, other_seeds=other_seeds)
+    model = open_features(features)
+    steps = [request.settings.steps or 1 for request in requests]
+    with (
+        report_folder(output) as folder,
+        progress_display(quiet=as_json) as display,
+        display.stage("pictures", reused=False) as progress,
+    ):
+        scores = compare(contenders, shots, steps, model, folder, progress)
+        used = requests[0].settings
+        told = {
+            "size": f"{first.width}x{first.height}",
+            "steps": used.steps,
+            "sampler": used.sampler,
+            "guidance scale": used.guidance_scale,
+            "seeds from": shots[0].seed,
+        }
+        report = QualityReport(model.name, told, scores)
+        report.save(folder)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=1))
+        return
+    console().print(report.table())
+    click.echo(f"look at {output / SHEET}; every figure is in {output / REPORT}")
+
+
+def _prompts(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Returns each prompt with what it settles for itself.
+
+    Raises:
+        InputError: the file has none, or a row has several.
+    """
+    from hidiff_runtime.cli.prompt_options import read_prompts
+
+    found = read_prompts(file)
+    several = [prompt for prompt in found if not isinstance(prompt.text, str)]
+    if several:
+        raise InputError(
+            "Pictures are compared one by one, so each row has one prompt.",
+            given=f"{file}, {several[0].where}: a list",
+            advice="Write a row for each of them.",
+        )
+    return [(str(prompt.text), prompt.settings) for prompt in found]
+
+
+def _shots(prompts: list[tuple[str, dict[str, Any]]], count: int, seed: int, settings: dict[str, Any]) -> list[Shot]:
+    from hidiff_export.quality.contenders import Shot
+    from hidiff_runtime.pipeline.contact_sheet import spread
+
+    return [
+        Shot(text, own.get("seed", seed + index), {**own, **settings})
+        for index, (text, own) in enumerate(prompts[place] for place in spread(len(prompts), count))
+    ]
+
+
+def _contenders(
+    bundles: tuple[Path, ...], source: str | None, allow_links: tuple[Path, ...], *, stock: bool, other_seeds: bool
+) -> list[Contender]:
+    from hidiff_export.quality.contenders import BundleContender, DiffusersContender, OtherSeeds
+
+    found: list[Contender] = []
+    if source is not None:
+        found.append(DiffusersContender("diffusers", source, bundles[0], True, allow_links))
+    for folder in bundles:
+        name = folder.resolve().name
+        taken = sum(one.name.rpartition("-")[0] == name or one.name == name for one in found)
+        found.append(BundleContender(f"{name}-{taken + 1}" if taken else name, folder, allow_links))
+    if stock and source is not None:
+        found.append(DiffusersContender("stock", source, bundles[0], False, allow_links))
+    if other_seeds:
+        found.append(OtherSeeds(found[0]))
+    return found

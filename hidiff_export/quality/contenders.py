@@ -1,0 +1,242 @@
+"""Who draws: a bundle, or diffusers' own pipeline with HiDiffusion in force or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hidiff_export.errors import CheckpointError, InputError
+from hidiff_runtime.format.bundle_folder import BundleFolder, LinksOption
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.pipeline.pipeline import Pipeline
+from hidiff_runtime.pipeline.request import Request
+from hidiff_runtime.pipeline.request_fields import Settings
+
+Array = NDArray[Any]
+Stepped = Callable[[], object]
+"""Called after each step of each picture."""
+
+_OTHER_SEEDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture that every contender draws.
+
+    Args:
+        prompt: what it shows.
+        seed: of its noise and window shifts.
+        settings: further ones, by the names of `hidiff_runtime.Settings`.
+    """
+
+    prompt: str
+    seed: int
+    settings: Mapping[str, Any]
+
+    def resolved(self) -> Settings:
+        """Returns what a pipeline of the runtime is given."""
+        return Settings(**{**self.settings, "seed": self.seed})
+
+
+class Contender(Protocol):
+    """Draws the shots in order."""
+
+    @property
+    def name(self) -> str:
+        """Of its row and of the folder of its pictures."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """Where its pictures come from, for people."""
+        ...
+
+    def draw(self, shots: Sequence[Shot], stepped: Stepped) -> Iterator[Array]:
+        """Yields a uint8 picture ``[height, width, 3]`` for each shot."""
+        ...
+
+
+@dataclass(frozen=True)
+class BundleContender:
+    """A bundle, drawn by the runtime with the engines of this machine."""
+
+    name: str
+    folder: Path
+    allow_links: LinksOption = ()
+    backend: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """The bundle's folder."""
+        return str(self.folder)
+
+    def draw(self, shots: Sequence[Shot], stepped: Stepped) -> Iterator[Array]:
+        """Yields the pictures of the bundle's first place where its batch is more than one.
+
+        Raises what opening and running a bundle raises.
+        """
+        with Pipeline.open(self.folder, allow_links=self.allow_links, backend=self.backend) as pipe:
+            count = pipe.bundle.manifest.batch
+            requests = [pipe.request([shot.prompt] * count, shot.resolved()) for shot in shots]
+            for result in pipe.run(requests, callback=lambda _info: stepped()):
+                yield np.asarray(result.images[0].convert("RGB"))
+
+
+@dataclass(frozen=True)
+class DiffusersContender:
+    """Diffusers' own pipeline in float32, loaded by diffusers and run as the bundle would be.
+
+    Args:
+        name: as for every contender.
+        source: folder, hub id or single file, as diffusers takes it.
+        bundle: whose size, sampler, steps and guidance are used.
+        hidiffusion: whether it is in force.
+    """
+
+    name: str
+    source: str
+    bundle: Path
+    hidiffusion: bool
+    allow_links: LinksOption = ()
+
+    @property
+    def origin(self) -> str:
+        """The checkpoint, and whether it is drawn with HiDiffusion."""
+        return f"{self.source} in diffusers, {'with' if self.hidiffusion else 'without'} HiDiffusion"
+
+    def draw(self, shots: Sequence[Shot], stepped: Stepped) -> Iterator[Array]:
+        """Yields diffusers' pictures.
+
+        Raises:
+            CheckpointError: diffusers does not load the source as a text-to-image pipeline.
+        """
+        import torch
+
+        from hidiff_export.diffusers_api.apply_hidiffusion import apply_hidiffusion
+        from hidiff_export.families.family import Family
+
+        pipe = _load(self.source)
+        manifest = BundleFolder(self.bundle, self.allow_links).manifest()
+        requests = resolve(self.bundle, shots, self.allow_links)
+
+        def told(_pipe: Any, _step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+            stepped()
+            return {}
+
+        for shot, request in zip(shots, requests, strict=True):
+            pipe.scheduler = _scheduler(pipe, request.settings.sampler, manifest)
+            family = Family(manifest.family)
+            with apply_hidiffusion(pipe, rule=manifest.rule, family=family) if self.hidiffusion else nullcontext():
+                drawn = pipe(
+                    shot.prompt,
+                    negative_prompt=shot.settings.get("negative_prompt"),
+                    width=manifest.width,
+                    height=manifest.height,
+                    num_inference_steps=request.settings.steps,
+                    guidance_scale=request.settings.guidance_scale if manifest.guidance else 1.0,
+                    generator=torch.Generator().manual_seed(shot.seed),
+                    callback_on_step_end=told,
+                )
+            yield np.asarray(drawn.images[0].convert("RGB"))
+
+
+@dataclass(frozen=True)
+class OtherSeeds:
+    """A contender that draws again from other seeds: how far apart chance alone puts two sets of pictures."""
+
+    drawn_by: Contender
+
+    @property
+    def name(self) -> str:
+        """The contender's, and that seeds differ."""
+        return f"{self.drawn_by.name}-other-seeds"
+
+    @property
+    def origin(self) -> str:
+        """The contender's, and by how much seeds differ."""
+        return f"{self.drawn_by.origin}, seeds {_OTHER_SEEDS:,} higher"
+
+    def draw(self, shots: Sequence[Shot], stepped: Stepped) -> Iterator[Array]:
+        """Yields its pictures of the same prompts."""
+        return self.drawn_by.draw([replace(shot, seed=shot.seed + _OTHER_SEEDS) for shot in shots], stepped)
+
+
+def _load(source: str) -> Any:
+    import diffusers
+    import torch
+
+    from hidiff_export.checkpoints.sources import is_single_file
+
+    try:
+        if is_single_file(source):
+            pipe = diffusers.StableDiffusionPipeline.from_single_file(source, dtype=torch.float32)
+        else:
+            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            "Diffusers does not load this checkpoint as a text-to-image pipeline.",
+            given=f"{source}: {error}",
+            advice="Give a whole pipeline's folder, a hub id or a single file.",
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    if hasattr(pipe, "safety_checker"):
+        pipe.safety_checker = None
+    return pipe
+
+
+def _scheduler(pipe: Any, sampler: str | None, manifest: Manifest) -> Any:
+    from hidiff_export.families.family import Family, Task
+    from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler, corrected
+
+    config = corrected(dict(pipe.scheduler.config), Family(manifest.family), Task(manifest.task))
+    return build_scheduler(sampler or manifest.default_sampler, config)
+
+
+def check_comparable(manifests: Mapping[Path, Manifest]) -> None:
+    """Refuses bundles whose pictures could not be compared: of another size, family or task.
+
+    Raises:
+        InputError: they differ, or draw something else than pictures from prompts alone.
+    """
+    first, *others = manifests
+    for folder, manifest in manifests.items():
+        if manifest.task != "text-to-image" or not manifest.text_encoders or manifest.vae is None:
+            raise InputError(
+                "Only bundles that make pictures from prompts alone can be compared.",
+                given=f"{folder}: {manifest.task}, {_missing(manifest)}",
+                advice="Build one with task: text-to-image, and without text: false and vae: false.",
+            )
+    for what, of in (
+        ("size", lambda one: f"{one.width}x{one.height}"),
+        ("family", lambda one: one.family),
+    ):
+        for other in others:
+            wanted, found = of(manifests[first]), of(manifests[other])
+            if wanted != found:
+                raise InputError(
+                    f"Pictures of another {what} cannot be compared.",
+                    given=f"{first}: {wanted}; {other}: {found}",
+                    advice=f"Give bundles of one {what}, or run the command once for each.",
+                )
+
+
+def resolve(folder: Path, shots: Sequence[Shot], allow_links: LinksOption = ()) -> list[Request]:
+    """Returns the shots with what a bundle fills in, its own sampler and steps where they say none; runs nothing.
+
+    Raises:
+        InputError: the bundle does not take one of them, for example a sampler that it lacks.
+    """
+    with Pipeline.open(folder, allow_links=allow_links, verify="size") as pipe:
+        count = pipe.bundle.manifest.batch
+        return [pipe.request([shot.prompt] * count, shot.resolved()) for shot in shots]
+
+
+def _missing(manifest: Manifest) -> str:
+    lacks = [name for name, part in (("text encoders", manifest.text_encoders), ("VAE", manifest.vae)) if not part]
+    return f"no {' and no '.join(lacks)}" if lacks else "text encoders and VAE"
