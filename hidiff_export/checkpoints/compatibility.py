@@ -11,7 +11,7 @@ from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.contents import CONTROLNET, LORA, UNET, TensorKind, added_kind, kind_of, listed
 from hidiff_export.checkpoints.state_dict import Shapes
 from hidiff_export.errors import CheckpointError
-from hidiff_export.families.family import Family, Task, Width
+from hidiff_export.families.family import Family, Task, Width, widths_of
 
 _SUPPORTED = "Give a checkpoint of one of the families that `hidiff-export recipes` lists."
 _FAMILY = "Set the recipe's family to the checkpoint's, or give another checkpoint."
@@ -277,8 +277,8 @@ def _published(component: Component, family: Family, task: Task, width: Width) -
 
 def _families_like(component: Component, task: Task, traits: _Traits) -> str:
     matches: dict[Width, list[str]] = {}
-    for width in Width:
-        for family in Family:
+    for family in Family:
+        for width in widths_of(family):
             if _published(component, family, task, width) == traits:
                 matches.setdefault(width, []).append(family.value)
     return "; ".join(f"{' or '.join(names)} at {width.value} width" for width, names in matches.items())

@@ -11,7 +11,7 @@ from hidiff_export.checkpoints.lora_file import Factors, LoraFile
 from hidiff_export.checkpoints.lora_layers import Layers, layers_of
 from hidiff_export.checkpoints.lora_methods import kind_of_file, layer_of_method, other_architecture, other_methods
 from hidiff_export.errors import CheckpointError
-from hidiff_export.families.family import Family, Task, Width
+from hidiff_export.families.family import Family, Task, Width, widths_of
 
 _REASONS = 2
 """How many layers that do not fit a message names, each with its reason."""
@@ -152,8 +152,8 @@ def _families_with_layers(stems: tuple[str, ...], task: Task) -> str:
 
 
 def _every_family(task: Task) -> Iterator[tuple[tuple[Family, Width], Layers]]:
-    for width in Width:
-        for family in Family:
+    for family in Family:
+        for width in widths_of(family):
             yield (family, width), layers_of(family, task, width)
 
 

@@ -40,10 +40,14 @@ class Task(str, Enum):
 
 
 class Width(str, Enum):
-    """How wide a fabricated UNet is: as published, or a few channels on the same module layout."""
+    """How wide the networks are: as published, or a few channels on the same module layout.
+
+    Those of ``demo`` are the demo model's, as few as can still learn to draw.
+    """
 
     FULL = "full"
     TINY = "tiny"
+    DEMO = "demo"
 
 
 LATENT_CHANNELS = 4
@@ -67,6 +71,14 @@ _SDXL = {
 _ARCHITECTURES: dict[tuple[str, Width], dict[str, Any]] = {
     ("sd15", Width.FULL): {**_SD_TYPES, **_FULL_SD, "attention_head_dim": 8, "cross_attention_dim": 768},
     ("sd15", Width.TINY): {**_SD_TYPES, **_TINY_SD, "attention_head_dim": 4, "cross_attention_dim": 32},
+    ("sd15", Width.DEMO): {
+        **_SD_TYPES,
+        "block_out_channels": [48, 64, 72, 72],
+        "norm_num_groups": 8,
+        "sample_size": 16,
+        "attention_head_dim": [3, 4, 3, 3],
+        "cross_attention_dim": 96,
+    },
     ("sd21", Width.FULL): {
         **_SD_TYPES,
         **_FULL_SD,
@@ -129,6 +141,21 @@ _TEXT_ENCODERS: dict[tuple[str, Width], dict[str, dict[str, Any]]] = {
     ("sd15", Width.TINY): {
         "text_encoder": {**_TINY_CLIP, "hidden_act": "quick_gelu", "hidden_size": 32, "num_attention_heads": 2}
     },
+    ("sd15", Width.DEMO): {
+        "text_encoder": {
+            **_TINY_CLIP,
+            "hidden_act": "quick_gelu",
+            "hidden_size": 96,
+            "intermediate_size": 384,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "projection_dim": 96,
+            "vocab_size": 1634,
+            "bos_token_id": 1632,
+            "eos_token_id": 1633,
+            "pad_token_id": 1633,
+        }
+    },
     ("sd21", Width.FULL): {
         "text_encoder": {
             **_FULL_L,
@@ -163,13 +190,24 @@ _VAE_BLOCKS: dict[str, Any] = {"layers_per_block": 2, "latent_channels": LATENT_
 _VAES: dict[Width, dict[str, Any]] = {
     Width.FULL: {**_VAE_BLOCKS, "block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32},
     Width.TINY: {**_VAE_BLOCKS, "block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4},
+    Width.DEMO: {
+        **_VAE_BLOCKS,
+        "layers_per_block": 1,
+        "block_out_channels": [16, 32, 64, 64],
+        "norm_num_groups": 8,
+    },
 }
-_CONDITIONING_CHANNELS = {Width.FULL: [16, 32, 96, 256], Width.TINY: [8, 8, 16, 16]}
+_CONDITIONING_CHANNELS = {Width.FULL: [16, 32, 96, 256], Width.TINY: [8, 8, 16, 16], Width.DEMO: [8, 8, 16, 16]}
 
 
 def _architecture(family: Family, width: Width) -> dict[str, Any]:
     found = _ARCHITECTURES["sdxl" if family.is_sdxl else family.value, width]
     return {key: list(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def widths_of(family: Family) -> tuple[Width, ...]:
+    """Returns the widths that a family's networks have here: the demo model is of one family."""
+    return tuple(width for width in Width if width is not Width.DEMO or family is Family.SD15)
 
 
 def unet_config(family: Family, task: Task, width: Width = Width.FULL) -> dict[str, Any]:

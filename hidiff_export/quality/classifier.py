@@ -14,12 +14,12 @@ SIDE = 64
 """Side in pixels that pictures of every size are brought to: large enough to tell 200 subjects."""
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
-_WIDTHS = (32, 64, 96, 160)
+_WIDTHS = (32, 48, 64, 96)
 _GROUPS = 8
 
 
 class Classifier(nn.Module):
-    """Convolutions to a quarter of a thousand features, and a score for each label.
+    """Convolutions to a hundred features, and a score for each label.
 
     Args:
         labels: what there is to tell apart.

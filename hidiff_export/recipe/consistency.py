@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hidiff_export.families.family import Family, Task, Width
+from hidiff_export.families.family import Family, Task, Width, widths_of
 from hidiff_export.families.geometry import control_latent
 from hidiff_export.recipe.field_types import BackendName, Precision, Target, refusal
 from hidiff_export.recipe.recipe_fields import RecipeFields
@@ -39,6 +39,12 @@ def _checkpoint_exists(recipe: RecipeFields) -> None:
             "is only for fabricated checkpoints",
             key=("unet_width",),
             advice="Leave unet_width out, or set source: random:0.",
+        )
+    if recipe.unet_width not in widths_of(recipe.family):
+        raise refusal(
+            f"is not there for the family {recipe.family.value}",
+            key=("unet_width",),
+            advice=f"Set unet_width to {' or '.join(width.value for width in widths_of(recipe.family))}.",
         )
     if recipe.task is Task.INPAINTING and recipe.family not in _FAMILIES_OF_EVERY_TASK:
         raise refusal(

@@ -78,7 +78,8 @@ class RecipeFields(Frozen):
     )
     unet_width: Width = Field(
         default=Width.FULL,
-        description="Of a random:SEED checkpoint: full, or tiny for the same modules with few channels.",
+        description="How many channels: full as published; of a random:SEED checkpoint, tiny for the same modules with "
+        "few; demo for a model of examples/demo_model.",
     )
     controlnet: Source | None = Field(
         default=None,

@@ -108,6 +108,15 @@ def test_a_controlnet_folder(tmp_path: Path) -> None:
         build(Component.CONTROLNET, *found[:2])
 
 
+def test_the_demo_models_width_is_loaded_and_named_where_another_is_wanted(tmp_path: Path) -> None:
+    config = Component.UNET.config(Family.SD15, TEXT, Width.DEMO)
+    expected = arrays(Component.UNET, config)
+    write_folder(tmp_path / "unet", expected, config, UNET)
+    found = load_component(Component.UNET, str(tmp_path), Family.SD15, TEXT, Width.DEMO)
+    assert holds(found.state_dict, expected)
+    assert "looks like sd15 at demo width" in refused(tmp_path)
+
+
 def test_what_a_fine_tune_may_set_is_kept(pipeline: Path) -> None:
     edit(pipeline, sample_size=96, upcast_attention=True)
     assert load(pipeline).config == {**CONFIG, "sample_size": 96, "upcast_attention": True}

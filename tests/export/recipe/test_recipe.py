@@ -110,6 +110,15 @@ def test_tiny_reaches_both_networks() -> None:
     assert recipe.unet_config()["block_out_channels"] != _recipe().unet_config()["block_out_channels"]
 
 
+def test_the_demo_models_width_is_sd15s_alone() -> None:
+    recipe = _recipe(family="sd15", unet_width="demo", source="./training/model")
+    assert recipe.unet_config()["cross_attention_dim"] == 96
+    with pytest.raises(RecipeError) as refused:
+        _recipe(family="sd21", unet_width="demo", source="./training/model")
+    assert "`unet_width` is not there for the family sd21" in str(refused.value)
+    assert "full or tiny" in str(refused.value)
+
+
 @pytest.mark.parametrize(("source", "seed"), [("random:7", 7), ("org/model", None), ("./random", None)])
 def test_only_fabricated_checkpoints_have_a_seed(source: str, seed: int | None) -> None:
     assert _recipe(source=source).random_seed == seed
