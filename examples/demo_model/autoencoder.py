@@ -16,7 +16,7 @@ from hidiff_export.families.family import Family, Width, vae_config
 SIDE = 128
 """The side, in pixels, of the pictures that the model learns from."""
 CROP = 64
-SCHEDULE = Schedule(steps=5_000, batch=16, rate=1.5e-3)
+SCHEDULE = Schedule(steps=15_000, batch=16, rate=1.5e-3)
 
 
 def new_autoencoder() -> AutoencoderKL:
