@@ -14,7 +14,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hidiff_export.families.family import Family, Task, Width, text_encoder_configs, unet_config
 
-LATENT = SIDE // 8
 POOL = 60_000
 """How many scenes are encoded ahead."""
 SCHEDULE = Schedule(steps=16_000, batch=32, rate=1e-3, warmup=500, average=0.9995)

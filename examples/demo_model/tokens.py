@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from scenes import Library
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -19,7 +19,7 @@ def make_tokenizer(library: Library, folder: Path) -> CLIPTokenizer:
     words = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(_pattern(words), "removed", invert=True),
+            pre_tokenizers.Split(Regex(words), "removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
@@ -41,9 +41,3 @@ def make_tokenizer(library: Library, folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(
         str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH, pad_token=END, unk_token=END
     )
-
-
-def _pattern(expression: str):
-    from tokenizers import Regex
-
-    return Regex(expression)
