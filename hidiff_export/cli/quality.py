@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,7 @@ def quality(
     show what was asked for. Writes quality.json, quality.md, a sheet quality.png, and every picture.
     """
     from hidiff_export.cli.console import console, progress_display
-    from hidiff_export.quality.contenders import check_comparable, resolve
+    from hidiff_export.quality.contenders import check_comparable, check_settings_of_diffusers, resolve
     from hidiff_export.quality.features import open_features
     from hidiff_export.quality.quality_report import REPORT, SHEET, QualityReport, report_folder
     from hidiff_export.quality.scoring import compare
@@ -94,7 +95,12 @@ def quality(
     first = manifests[bundles[0]]
     settings = {name: shared[name] for name in _SHARED if shared[name] is not None}
     shots = _shots(_prompts(prompts), count, seed, settings)
-    requests, *_ = [resolve(folder, shots, allow_links) for folder in bundles]
+    requests = resolve(bundles[0], shots, allow_links)
+    shots = [shot.with_settings_of(request) for shot, request in zip(shots, requests, strict=True)]
+    for folder in bundles[1:]:
+        resolve(folder, shots, allow_links)
+    if diffusers is not None:
+        check_settings_of_diffusers(shots)
     contenders = _contenders(bundles, diffusers, allow_links, stock=stock, other_seeds=other_seeds)
     model = open_features(features)
     steps = [request.settings.steps or 1 for request in requests]
@@ -143,11 +149,13 @@ def _prompts(file: Path) -> list[tuple[str, dict[str, Any]]]:
 def _shots(prompts: list[tuple[str, dict[str, Any]]], count: int, seed: int, settings: dict[str, Any]) -> list[Shot]:
     from hidiff_export.quality.contenders import Shot
     from hidiff_runtime.pipeline.contact_sheet import spread
+    from hidiff_runtime.pipeline.request_values import RANDOM
 
-    return [
-        Shot(text, own.get("seed", seed + index), {**own, **settings})
-        for index, (text, own) in enumerate(prompts[place] for place in spread(len(prompts), count))
-    ]
+    shots = []
+    for index, (text, own) in enumerate(prompts[place] for place in spread(len(prompts), count)):
+        told = own.get("seed", RANDOM)
+        shots.append(Shot(text, seed + index if told == RANDOM else told, {**own, **settings}))
+    return shots
 
 
 def _contenders(
@@ -156,14 +164,20 @@ def _contenders(
     from hidiff_export.quality.contenders import BundleContender, DiffusersContender, OtherSeeds
 
     found: list[Contender] = []
+    taken = {"diffusers", "stock"}
     if source is not None:
         found.append(DiffusersContender("diffusers", source, bundles[0], True, allow_links))
     for folder in bundles:
-        name = folder.resolve().name
-        taken = sum(one.name.rpartition("-")[0] == name or one.name == name for one in found)
-        found.append(BundleContender(f"{name}-{taken + 1}" if taken else name, folder, allow_links))
+        found.append(BundleContender(_untaken(folder.resolve().name, taken), folder, allow_links))
+        taken.add(found[-1].name)
     if stock and source is not None:
         found.append(DiffusersContender("stock", source, bundles[0], False, allow_links))
     if other_seeds:
-        found.append(OtherSeeds(found[0]))
+        found.append(OtherSeeds(_untaken(f"{found[0].name}-other-seeds", taken), found[0]))
     return found
+
+
+def _untaken(name: str, taken: set[str]) -> str:
+    """Returns the name, with the first number from 2 on that makes it another than those taken."""
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(one for one in itertools.chain([name], numbered) if one not in taken)

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_export.errors import CheckpointError, InputError
+from hidiff_export.families.family import Family, Task
+from hidiff_export.recipe import Recipe
 from hidiff_runtime.format.bundle_folder import BundleFolder, LinksOption
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.pipeline.pipeline import Pipeline
@@ -22,7 +24,16 @@ Array = NDArray[Any]
 Stepped = Callable[[], object]
 """Called after each step of each picture."""
 
-_OTHER_SEEDS = 1_000_000
+_OTHER_SEEDS = 2**20
+"""The bit in which another seed differs; turned over, it leaves every seed within its bounds."""
+
+_SHARED = ("steps", "sampler", "guidance_scale", "guidance_rescale")
+"""Settings whose defaults are the first bundle's."""
+
+_SETTINGS_OF_DIFFUSERS = frozenset(
+    {"negative_prompt", "seed", "steps", "sampler", "guidance_scale", "guidance_rescale", "eta", "clip_skip"}
+)
+"""What `DiffusersContender` hands on of a shot's settings."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,12 @@ class Shot:
     prompt: str
     seed: int
     settings: Mapping[str, Any]
+
+    def with_settings_of(self, request: Request) -> Shot:
+        """Returns it with the steps, sampler and guidance that it comes to in a bundle, for others to draw alike."""
+        used = {name: getattr(request.settings, name) for name in _SHARED}
+        settled = {name: value for name, value in used.items() if value is not None}
+        return replace(self, settings={**self.settings, **settled})
 
     def resolved(self) -> Settings:
         """Returns what a pipeline of the runtime is given."""
@@ -119,10 +136,10 @@ class DiffusersContender:
         import torch
 
         from hidiff_export.diffusers_api.apply_hidiffusion import apply_hidiffusion
-        from hidiff_export.families.family import Family
 
-        pipe = _load(self.source)
         manifest = BundleFolder(self.bundle, self.allow_links).manifest()
+        family = Family(manifest.family)
+        pipe = _load(self.source, family)
         requests = resolve(self.bundle, shots, self.allow_links)
 
         def told(_pipe: Any, _step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
@@ -131,15 +148,18 @@ class DiffusersContender:
 
         for shot, request in zip(shots, requests, strict=True):
             pipe.scheduler = _scheduler(pipe, request.settings.sampler, manifest)
-            family = Family(manifest.family)
+            used = request.settings
             with apply_hidiffusion(pipe, rule=manifest.rule, family=family) if self.hidiffusion else nullcontext():
                 drawn = pipe(
                     shot.prompt,
                     negative_prompt=shot.settings.get("negative_prompt"),
                     width=manifest.width,
                     height=manifest.height,
-                    num_inference_steps=request.settings.steps,
-                    guidance_scale=request.settings.guidance_scale if manifest.guidance else 1.0,
+                    num_inference_steps=used.steps,
+                    guidance_scale=used.guidance_scale if manifest.guidance else 1.0,
+                    guidance_rescale=used.guidance_rescale or 0.0,
+                    eta=used.eta,
+                    clip_skip=used.clip_skip or None,
                     generator=torch.Generator().manual_seed(shot.seed),
                     callback_on_step_end=told,
                 )
@@ -150,24 +170,20 @@ class DiffusersContender:
 class OtherSeeds:
     """A contender that draws again from other seeds: how far apart chance alone puts two sets of pictures."""
 
+    name: str
     drawn_by: Contender
-
-    @property
-    def name(self) -> str:
-        """The contender's, and that seeds differ."""
-        return f"{self.drawn_by.name}-other-seeds"
 
     @property
     def origin(self) -> str:
         """The contender's, and by how much seeds differ."""
-        return f"{self.drawn_by.origin}, seeds {_OTHER_SEEDS:,} higher"
+        return f"{self.drawn_by.origin}, each seed {_OTHER_SEEDS:,} off"
 
     def draw(self, shots: Sequence[Shot], stepped: Stepped) -> Iterator[Array]:
         """Yields its pictures of the same prompts."""
-        return self.drawn_by.draw([replace(shot, seed=shot.seed + _OTHER_SEEDS) for shot in shots], stepped)
+        return self.drawn_by.draw([replace(shot, seed=shot.seed ^ _OTHER_SEEDS) for shot in shots], stepped)
 
 
-def _load(source: str) -> Any:
+def _load(source: str, family: Family) -> Any:
     import diffusers
     import torch
 
@@ -175,7 +191,8 @@ def _load(source: str) -> Any:
 
     try:
         if is_single_file(source):
-            pipe = diffusers.StableDiffusionPipeline.from_single_file(source, dtype=torch.float32)
+            kind = diffusers.StableDiffusionXLPipeline if family.is_sdxl else diffusers.StableDiffusionPipeline
+            pipe = kind.from_single_file(source, dtype=torch.float32)
         else:
             pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -191,11 +208,13 @@ def _load(source: str) -> Any:
 
 
 def _scheduler(pipe: Any, sampler: str | None, manifest: Manifest) -> Any:
-    from hidiff_export.families.family import Family, Task
     from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler, corrected
 
     config = corrected(dict(pipe.scheduler.config), Family(manifest.family), Task(manifest.task))
-    return build_scheduler(sampler or manifest.default_sampler, config)
+    recipe = Recipe.from_dict(manifest.recipe, "the recipe in the bundle's manifest")
+    return build_scheduler(
+        sampler or manifest.default_sampler, config, timesteps=recipe.timesteps, tcd_eta=recipe.tcd_eta
+    )
 
 
 def check_comparable(manifests: Mapping[Path, Manifest]) -> None:
@@ -235,6 +254,22 @@ def resolve(folder: Path, shots: Sequence[Shot], allow_links: LinksOption = ()) 
     with Pipeline.open(folder, allow_links=allow_links, verify="size") as pipe:
         count = pipe.bundle.manifest.batch
         return [pipe.request([shot.prompt] * count, shot.resolved()) for shot in shots]
+
+
+def check_settings_of_diffusers(shots: Sequence[Shot]) -> None:
+    """Refuses settings that only bundles would be drawn with.
+
+    Raises:
+        InputError: a shot has one.
+    """
+    taken = ", ".join(sorted(_SETTINGS_OF_DIFFUSERS))
+    for shot in shots:
+        if further := sorted(shot.settings.keys() - _SETTINGS_OF_DIFFUSERS):
+            raise InputError(
+                "Diffusers is not drawn with every setting here.",
+                given=f"{', '.join(further)}, for {shot.prompt!r}",
+                advice=f"Leave it out, or leave out --diffusers. Taken are {taken}.",
+            )
 
 
 def _missing(manifest: Manifest) -> str:

@@ -152,6 +152,10 @@ class OnnxFeatures(_Unlabeled):
         self._input = inputs[0].name
         self._batch = shape[0] if isinstance(shape[0], int) else None
         self._size = tuple(side if isinstance(side, int) else _USUAL_SIDE for side in shape[2:])
+        try:  # before anything is drawn
+            self.features([np.zeros((*self._size, 3), np.uint8)])
+        except Exception as error:
+            raise InputError("The feature model does not run.", given=f"{path}: {error}", advice=_ADVICE) from error
 
     def features(self, pictures: Sequence[Array]) -> Tensor:
         """Returns what it gives, as one row a picture."""

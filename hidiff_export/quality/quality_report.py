@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -103,22 +105,36 @@ def report_folder(folder: Path) -> Iterator[Path]:
         InputError: there is something else than an older report.
         StorageError: the disk refuses.
     """
-    if folder.exists() and not (folder / REPORT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    folder = folder.absolute()
+    if folder.exists() and not _is_report(folder):
         raise InputError(
             "There is something else than an older report.",
             given=folder,
             advice="Give -o another folder, or remove it.",
         )
-    partial = folder.with_name(f"{folder.name}.partial")
     with storage_errors(folder):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
+    try:
+        yield unfinished
+        with storage_errors(folder):
+            unfinished.chmod(0o777 & ~_umask())
+            if folder.exists():
+                shutil.rmtree(folder)
+            unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _is_report(folder: Path) -> bool:
+    """Returns whether a folder is empty, or holds a report and nothing else."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() and not folder.is_symlink() else {""}
+    return not names or (REPORT in names and names <= {REPORT, MARKDOWN, SHEET, PICTURES})
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask
 
 
 def _row(scores: ContenderScores, *, first: bool) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +22,9 @@ from hidiff_runtime.pipeline.image_processing import pillow
 
 Array = NDArray[Any]
 Progress = Callable[[float, float, str], None]
+
+_AT_ONCE = 8
+"""Pictures that features are computed of together, so that large ones take little memory."""
 
 PICTURES = "pictures"
 """The folder of the single pictures, below the report's."""
@@ -109,7 +113,8 @@ def compare(
             progress(min(done, total), total, name)
 
         pictures = list(_kept(contender.draw(shots, stepped), folder / PICTURES / contender.name))
-        features = model.features(pictures)
+        parts = range(0, len(pictures), _AT_ONCE)
+        features = torch.cat([model.features(pictures[first : first + _AT_ONCE]) for first in parts])
         if reference is None:
             reference = (pictures, features)
         scores.append(_scores(contender, shots, (pictures, features), reference, model))

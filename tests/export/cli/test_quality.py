@@ -13,8 +13,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from hidiff_export.cli import main
+from hidiff_export.cli.quality import _contenders, _shots
 from hidiff_export.errors import InputError
-from hidiff_export.quality.contenders import check_comparable
+from hidiff_export.quality.contenders import Shot, check_comparable, check_settings_of_diffusers, resolve
+from hidiff_export.quality.quality_report import report_folder
 from hidiff_export.quality.scoring import subject_of
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.format.manifest import Manifest
@@ -93,6 +95,33 @@ def test_the_same_bundle_twice_is_equal_and_an_older_report_makes_way(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.onnx", "prompts.txt", "report"]
 
 
+def test_names_are_distinct_whatever_folders_are_called() -> None:
+    folders = tuple(Path(name) for name in ("demo-int8", "demo", "a/demo", "stock", "demo-2"))
+    found = _contenders(folders, "source", (), stock=True, other_seeds=True)
+    names = [one.name for one in found]
+    assert names == [
+        *("diffusers", "demo-int8", "demo", "demo-2", "stock-2", "demo-2-2", "stock", "diffusers-other-seeds")
+    ]
+
+
+def test_settings_of_a_row_are_kept_and_a_drawn_seed_is_counted() -> None:
+    rows = [("a cat", {"seed": -1, "eta": 0.5}), ("an owl", {"seed": 77}), ("a key", {})]
+    assert _shots(rows, 3, 5, {"steps": 3}) == [
+        Shot("a cat", 5, {"seed": -1, "eta": 0.5, "steps": 3}),
+        Shot("an owl", 77, {"seed": 77, "steps": 3}),
+        Shot("a key", 7, {"steps": 3}),
+    ]
+
+
+def test_what_the_first_bundle_settles_is_settled_for_all(sd15_bundle: Path) -> None:
+    shot = Shot("a cat", 1, {})
+    (request,) = resolve(sd15_bundle, [shot])
+    assert shot.with_settings_of(request).settings == {
+        **{"steps": 3, "sampler": "euler_ancestral", "guidance_scale": 7.5},
+        **{"guidance_rescale": request.settings.guidance_rescale},
+    }
+
+
 class TestRefusals:
     def test_a_folder_of_something_else_is_kept(self, sd15_bundle: Path, asked: Sequence[str], tmp_path: Path) -> None:
         (tmp_path / "report").mkdir()
@@ -100,6 +129,29 @@ class TestRefusals:
         result = _quality(sd15_bundle, *asked)
         assert (result.exit_code, (tmp_path / "report/thesis.txt").read_text()) == (2, "years of work")
         assert "something else than an older report" in result.output
+
+    def test_a_report_with_something_beside_it_is_kept(self, tmp_path: Path) -> None:
+        (tmp_path / "report").mkdir()
+        for name in ("quality.json", "thesis.txt"):
+            (tmp_path / "report" / name).write_text("{}")
+        with pytest.raises(InputError, match="something else"), report_folder(tmp_path / "report"):
+            pass
+        assert (tmp_path / "report/thesis.txt").exists()
+
+    def test_an_interrupted_report_leaves_the_older_one_and_a_half_built_bundle(self, tmp_path: Path) -> None:
+        (tmp_path / "report").mkdir()
+        (tmp_path / "report/quality.json").write_text("older")
+        (tmp_path / "report.partial").mkdir()
+        with pytest.raises(ZeroDivisionError), report_folder(tmp_path / "report") as folder:
+            (folder / "quality.json").write_text(f"{1 / 0}")
+        assert (tmp_path / "report/quality.json").read_text() == "older"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "report.partial"]
+
+    def test_a_setting_that_diffusers_would_be_drawn_without(self) -> None:
+        check_settings_of_diffusers([Shot("a cat", 1, {"eta": 0.5})])
+        with pytest.raises(InputError, match="not drawn with every setting") as caught:
+            check_settings_of_diffusers([Shot("a cat", 1, {"long_prompt": "chunk"})])
+        assert "long_prompt, for 'a cat'" in str(caught.value)
 
     def test_a_sampler_that_a_bundle_lacks_is_told_before_anything_is_drawn(
         self, sd15_bundle: Path, asked: Sequence[str], tmp_path: Path
