@@ -1,36 +1,35 @@
 """The classifier that scores pictures: it learns the subjects of scenes at every size, sharp, blurred and noisy."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from autoencoder import SIDE
 from scenes import Library, draw_scene, render
 from torch import Tensor
 from torch.nn import functional
-from training import Schedule, train
+from training import Run, Schedule, train
 
 from hidiff_export.quality.classifier import Classifier
 
 SCHEDULE = Schedule(steps=4_000, batch=64, rate=2e-3)
 
 
-def train_classifier(library: Library, work: Path, seed: int) -> Classifier:
+def train_classifier(library: Library, run: Run) -> Classifier:
     """Trains on scenes with one subject, by cross entropy."""
-    torch.manual_seed(seed)
-    network = Classifier(library.names)
+    torch.manual_seed(run.seed)
+    network = run.images(Classifier(library.names))
 
     def loss_at(step: int) -> Tensor:
-        pictures, labels = _examples(library, (seed, 30, step), SCHEDULE.batch)
-        return functional.cross_entropy(network(_worsened(pictures, step)), labels, label_smoothing=0.05)
+        pictures, labels = _examples(library, (run.seed, 30, step), SCHEDULE.batch)
+        scores = network(run.images(_worsened(pictures, step)))
+        return functional.cross_entropy(scores, labels.to(run.device), label_smoothing=0.05)
 
     def report(network: torch.nn.Module, step: int) -> None:
-        pictures, labels = _examples(library, (seed, 31), 512)
+        pictures, labels = _examples(library, (run.seed, 31), 512)
         with torch.no_grad():
-            right = (network(pictures).argmax(1) == labels).float().mean().item()
+            right = (network(run.images(pictures)).argmax(1).cpu() == labels).float().mean().item()
         print(f"classifier {step}: {100 * right:.1f} % of unseen scenes named", flush=True)
 
-    trained = train("classifier", network, loss_at, SCHEDULE, work, report=report)
+    trained = train("classifier", network, loss_at, SCHEDULE, run.work, report=report)
     assert isinstance(trained, Classifier)
     return trained
 

@@ -56,7 +56,7 @@ POSITIONS = {
     "in the bottom right corner": (0.7, 0.7),
 }
 """Where a subject's middle lies, as shares of width and height."""
-SIZES = {"small": (0.3, 0.42), "": (0.48, 0.66), "large": (0.7, 0.88)}
+SIZES = {"small": (0.4, 0.5), "": (0.58, 0.74), "large": (0.8, 0.94)}
 """How wide a subject is, as a share of the picture's width."""
 
 
@@ -129,12 +129,12 @@ def draw_scene(library: Library, seed: Sequence[int]) -> Scene:
     subject = int(random.integers(len(library.names)))
     places = [place for place in range(len(BACKGROUNDS)) if not held_out(subject, place)]
     place = int(random.choice(places))
-    pair = random.random() < 0.15
+    pair = random.random() < 0.08
     second = int(random.integers(len(library.names))) if pair else None
     if second is not None and held_out(second, place):
         second = None
     position = str(random.choice(["in the center"] * 4 + list(POSITIONS)))
-    size = str(random.choice(list(SIZES), p=[0.25, 0.5, 0.25]))
+    size = str(random.choice(list(SIZES), p=[0.2, 0.5, 0.3]))
     if size == "large":
         position = "in the center"
     share = random.uniform(*SIZES[size])
@@ -149,7 +149,7 @@ def draw_scene(library: Library, seed: Sequence[int]) -> Scene:
         second=None if second is None else library.names[second],
     )
     if second is not None:
-        return Scene(words, subject, second, place, (0.28, 0.5), random.uniform(0.38, 0.48))
+        return Scene(words, subject, second, place, (0.26, 0.5), random.uniform(0.42, 0.5))
     center = np.array(POSITIONS[position]) + random.uniform(-0.04, 0.04, 2)
     low, high = share / 2, 1 - share / 2
     return Scene(words, subject, None, place, tuple(np.clip(center, low, high).tolist()), share)

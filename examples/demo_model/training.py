@@ -29,6 +29,24 @@ class Schedule:
         return 0.5 + 0.5 * math.cos(math.pi * (step - self.warmup) / max(self.steps - self.warmup, 1))
 
 
+@dataclass(frozen=True)
+class Run:
+    """One training run: the folder of its checkpoints and grids, the seed that all follows from, and the device."""
+
+    work: Path
+    seed: int
+    device: torch.device
+
+    def images(self, images):
+        """Returns images, or a network that takes them, on the device and in the order that is fast there."""
+        return images.to(self.device, memory_format=torch.channels_last)
+
+    def precision(self) -> torch.autocast:
+        """Returns the context of bfloat16 where the device multiplies matrices in it, else one that changes nothing."""
+        fast = self.device.type == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
+
+
 def train(
     name: str,
     network: nn.Module,
@@ -43,8 +61,9 @@ def train(
 
     `loss_at` draws the batch of a step by the step's number and gives its loss; `report` may draw samples.
     """
-    optimizer = torch.optim.AdamW(network.parameters(), lr=schedule.rate, weight_decay=0.01, betas=(0.9, 0.99))
-    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(schedule.average), use_buffers=True)
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=schedule.rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    averaged = AveragedModel(network, multi_avg_fn=_averaging(schedule.average), use_buffers=True)
     checkpoint = work / f"{name}.pt"
     first = _resume(checkpoint, network, averaged, optimizer)
     began, total = time.monotonic(), 0.0
@@ -55,7 +74,7 @@ def train(
         loss = loss_at(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         averaged.update_parameters(network)
         total += loss.item()
@@ -73,6 +92,16 @@ def train(
             if report is not None:
                 report(averaged.module.eval(), done)
     return averaged.module.eval()
+
+
+def _averaging(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """Returns the rule of the averaged weights: of young ones less is kept, so that the first are soon forgotten."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        young = (1 + float(count)) / (10 + float(count))
+        get_ema_multi_avg_fn(min(decay, young))(averaged, current, count)
+
+    return update
 
 
 def _save(path: Path, step: int, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -146,7 +146,7 @@ _TEXT_ENCODERS: dict[tuple[str, Width], dict[str, dict[str, Any]]] = {
             **_TINY_CLIP,
             "hidden_act": "quick_gelu",
             "hidden_size": 96,
-            "intermediate_size": 384,
+            "intermediate_size": 256,
             "num_attention_heads": 4,
             "num_hidden_layers": 2,
             "projection_dim": 96,

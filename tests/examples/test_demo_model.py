@@ -109,8 +109,30 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(scripts: dict[str, ModuleTy
     assert trained(tmp_path / "stopped").keys() == whole.keys()  # a finished one is only read
 
 
+def test_averaged_weights_soon_forget_the_first_and_frozen_ones_stay(
+    scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    training = scripts["training"]
+    network = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False))
+    for layer, value in zip(network, (0.0, 1.0), strict=True):
+        torch.nn.init.constant_(layer.weight, value)
+    network[1].requires_grad_(False)
+
+    def loss_at(_step: int) -> torch.Tensor:
+        return ((network[0](torch.ones(1, 1)) - 1) ** 2).mean()
+
+    schedule = training.Schedule(steps=300, batch=1, rate=0.05, warmup=1, average=0.9999)
+    averaged = training.train("toy", network, loss_at, schedule, tmp_path)
+    assert averaged[0].weight.item() > 0.8  # with 0.9999 from the first step on it would be below 0.03
+    assert averaged[1].weight.item() == 1
+
+
 def test_the_tokenizer_spells_what_it_never_saw(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
     tokenizer = scripts["tokens"].make_tokenizer(_library(scripts["scenes"]), tmp_path)
+    words = ("boat", "book", "boot", "ant", "and", "sea", "set", "ears", "eyes", "keys", "rays", "lid", "lip", "milk")
+    library = replace(_library(scripts["scenes"]), keywords=(words,) * 6)  # with pairs that are equally frequent
+    learned = [scripts["tokens"].make_tokenizer(library, tmp_path / name).get_vocab() for name in ("one", "two", "one")]
+    assert learned[0] == learned[1] == learned[2]
     assert tokenizer.tokenize("a red apple") == ["a</w>", "red</w>", "apple</w>"]
     assert len(tokenizer("Zürich 日本").input_ids) > 8
     assert tokenizer("owl", padding="max_length").input_ids[-1] == tokenizer.eos_token_id
