@@ -48,8 +48,7 @@ demo: $(INSTALLED)
 	$(BIN)/hidiff-export build demo --output $(DEMO)
 	$(BIN)/hidiff-export verify $(DEMO)
 	$(BIN)/hidiff-run check $(DEMO)
-	$(BIN)/hidiff-run generate $(DEMO) -p "a lighthouse at dusk" --steps 20 --seed 1 --previews $(DEMO).previews.png \
-		--force --output $(DEMO).png
+	$(BIN)/hidiff-export showcase $(DEMO) --steps 20 --output $(DEMO).showcase
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -73,4 +72,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(TRITON_VENV) $(DEMO) $(DEMO).partial .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(TRITON_VENV) $(DEMO) $(DEMO).partial $(DEMO).showcase .mypy_cache .ruff_cache .pytest_cache

@@ -33,14 +33,14 @@ __all__ = [
 
 
 HALF_CHANGES = ("precision=float16", "width=128", "height=128", "sampler=ddim", "steps=[3]", "vae=false")
-"""What `half_bundle` changes in the demo recipe."""
+"""What `half_bundle` changes in the tiny recipe."""
 
 TENSORRT_CHANGES = (
     *("task=controlnet", "controlnet=random:1", "hidiffusion.thresholds={strided: 0.5, control: 1.0}"),
     *("width=256", "height=256", "steps=[3]", "precision=float16"),
     *("backend=[tensorrt-rtx, onnxruntime]", "targets=[sm89, sm120, cpu]"),
 )
-"""What `tensorrt_bundle` changes in the demo recipe: two phases come up, both with a ControlNet's residuals."""
+"""What `tensorrt_bundle` changes in the tiny recipe: two phases come up, both with a ControlNet's residuals."""
 
 
 LONG = (
@@ -139,6 +139,7 @@ def sd15_bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pat
             "height": 128,
             "sampler": "euler_ancestral",
             "steps": [3],
+            "example_prompts": ["a boat on a lake", "a lighthouse at dusk"],
         }
     )
     with FileLock(f"{folder}.lock"):
@@ -149,33 +150,33 @@ def sd15_bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pat
 
 @pytest.fixture(scope="session")
 def half_bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The demo recipe's bundle in float16, by the command; copy it before changing it."""
+    """The tiny recipe's bundle in float16, by the command; copy it before changing it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "half-bundle"
     with FileLock(f"{folder}.lock"):
         if not (folder / MANIFEST).is_file():
-            _build_demo(folder, HALF_CHANGES)
+            _build_tiny(folder, HALF_CHANGES)
     return folder
 
 
-def _build_demo(folder: Path, changes: tuple[str, ...]) -> None:
+def _build_tiny(folder: Path, changes: tuple[str, ...]) -> None:
     from hidiff_export.cli import main
 
     words = [word for change in changes for word in ("--set", change)]
-    result = CliRunner().invoke(main, ["build", "demo", "-o", str(folder), *words, "--json"])
+    result = CliRunner().invoke(main, ["build", "tiny", "-o", str(folder), *words, "--json"])
     assert result.exit_code == 0, result.output
 
 
 @pytest.fixture(scope="session")
 def tensorrt_bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The demo recipe's bundle with a ControlNet, for TensorRT-RTX and ONNX Runtime, by the command; copy it before
+    """The tiny recipe's bundle with a ControlNet, for TensorRT-RTX and ONNX Runtime, by the command; copy it before
     changing it."""
     pytest.importorskip("tensorrt_rtx")
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "tensorrt-bundle"
     with FileLock(f"{folder}.lock"):
         if not (folder / MANIFEST).is_file():
-            _build_demo(folder, TENSORRT_CHANGES)
+            _build_tiny(folder, TENSORRT_CHANGES)
     return folder
 
 

@@ -17,6 +17,7 @@ from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.contents import listed
 from hidiff_export.checkpoints.stored_configs import SCHEDULER_CONFIG
 from hidiff_export.checkpoints.weight_files import Folder, WeightFiles, find_weights, read_json
+from hidiff_export.demo_model import DEMO_SOURCE, demo_model
 from hidiff_export.errors import CheckpointError, StorageError
 from hidiff_export.recipe.field_types import random_seed
 from hidiff_runtime.format.manifest import FileDigest
@@ -34,9 +35,18 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SINGLE = ".safetensors"
 
 
+def local_path(source: str) -> Path:
+    """Returns where a source lies if it lies on this machine: ``demo`` is the model that comes with the package.
+
+    Raises:
+        CheckpointError: the demo model is damaged.
+    """
+    return demo_model() if source == DEMO_SOURCE else Path(source).expanduser()
+
+
 def is_single_file(source: str) -> bool:
     """Returns whether a source is the path of a safetensors file, and no folder or hub id."""
-    path = Path(source).expanduser()
+    path = local_path(source)
     return path.suffix.lower() == _SINGLE and not path.is_dir()
 
 
@@ -44,14 +54,15 @@ def find_checkpoint(source: str, component: Component) -> WeightFiles:
     """Returns the files of a network.
 
     Args:
-        source: path of a pipeline's or a network's diffusers folder, path of a ``.safetensors`` file, or a hub id.
+        source: path of a pipeline's or a network's diffusers folder, path of a ``.safetensors`` file, a hub id, or
+            ``demo``.
         component: the network wanted.
 
     Raises:
         CheckpointError: when there is nothing there, it is incomplete, or it is a pickle or of another format.
         StorageError: when a download cannot be written.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if source and path.is_dir():
         return _in_folder(_LocalFolder(path), source, component)
     if path.suffix.lower() in PICKLES:
@@ -64,7 +75,7 @@ def find_checkpoint(source: str, component: Component) -> WeightFiles:
         raise CheckpointError(
             "There is no checkpoint at this path.",
             given=source,
-            advice="Give a diffusers folder, a .safetensors file, a hub id like org/name, or random:SEED.",
+            advice="Give a diffusers folder, a .safetensors file, a hub id like org/name, demo, or random:SEED.",
         )
     return _on_hub(source, component)
 
@@ -118,7 +129,7 @@ def find_model_index(source: str) -> dict[str, Any] | None:
 
 def _find_json(source: str, name: str, called: str) -> dict[str, Any] | None:
     """Returns a file of a folder or of the hub, its cache first; None where the checkpoint has no such file."""
-    path = Path(source).expanduser()
+    path = local_path(source)
     found: Path | None = None
     if path.is_dir():
         found = path / name if (path / name).is_file() else None
@@ -146,7 +157,7 @@ def find_tokenizer(source: str, folder: str) -> dict[str, Path]:
         CheckpointError: there is none, or the hub that has it cannot be reached.
         StorageError: when a download cannot be written.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir():
         found = _tokenizer_files(_LocalFolder(path), f"{folder}/")
     elif is_single_file(source):

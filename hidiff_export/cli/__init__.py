@@ -18,6 +18,7 @@ COMMANDS = {
     "rebase": "hidiff_export.cli.rebase:rebase",
     "verify": "hidiff_export.cli.verify:verify",
     "quality": "hidiff_export.cli.quality:quality",
+    "showcase": "hidiff_export.cli.showcase:showcase",
     "generate": "hidiff_export.cli.runtime_commands:generate",
     "bulk": "hidiff_export.cli.runtime_commands:bulk",
     "triton": "hidiff_export.cli.triton:triton",

@@ -13,7 +13,7 @@ from hidiff_export.cli.options import allow_links_option
 from hidiff_export.errors import InputError
 
 if TYPE_CHECKING:
-    from hidiff_export.quality.contenders import Contender, Shot
+    from hidiff_export.quality.contenders import Contender
 
 _COUNT = 24
 _SHARED = ("steps", "sampler", "guidance_scale")
@@ -23,6 +23,7 @@ _SHARED = ("steps", "sampler", "guidance_scale")
     short_help="Compare the pictures of bundles, and of PyTorch.",
     epilog="""\b
 Examples:
+  hidiff-export quality demo-bundle demo-int8
   hidiff-export quality float32-bundle int8-bundle --prompts prompts.txt --features ./clip-vision
   hidiff-export quality bundle --diffusers ./my-sdxl --stock --prompts prompts.txt --features ./clip-vision
   hidiff-export quality bundle --other-seeds --steps 20 --prompts prompts.txt --features resnet.onnx --json
@@ -32,11 +33,11 @@ Examples:
 @click.option("--diffusers", metavar="SOURCE", help="Also draw with diffusers, with HiDiffusion; it is the reference.")
 @click.option("--stock", is_flag=True, help="Also draw with diffusers without HiDiffusion. Needs --diffusers.")
 @click.option("--other-seeds", is_flag=True, help="Also draw the reference with other seeds: how far chance is.")
+@click.option("--across-models", is_flag=True, help="Compare bundles of different checkpoints or LoRA files too.")
 @click.option(
     "--prompts",
     type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="File of prompts, as hidiff-run generate takes it.",
+    help="File of prompts, as hidiff-run generate takes it; not needed for the demo model.",
 )
 @click.option("--count", type=click.IntRange(1), default=_COUNT, show_default=True, help="At most so many prompts.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the first; counted up from it.")
@@ -46,8 +47,8 @@ Examples:
 @click.option(
     "--features",
     type=click.Path(path_type=Path),
-    required=True,
-    help="What to see with: a folder of a CLIP vision model, an .onnx file, or a folder of a classifier.",
+    help="What to see with: a folder of a CLIP vision model, an .onnx file, or a folder of a classifier; "
+    "not needed for the demo model.",
 )
 @allow_links_option
 @click.option(
@@ -64,10 +65,11 @@ def quality(
     diffusers: str | None,
     stock: bool,
     other_seeds: bool,
-    prompts: Path,
+    across_models: bool,
+    prompts: Path | None,
     count: int,
     seed: int,
-    features: Path,
+    features: Path | None,
     allow_links: tuple[Path, ...],
     output: Path,
     as_json: bool,
@@ -80,9 +82,11 @@ def quality(
     show what was asked for. Writes quality.json, quality.md, a sheet quality.png, and every picture.
     """
     from hidiff_export.cli.console import console, progress_display
+    from hidiff_export.cli.shots import features_for, read_prompts, shots_of
     from hidiff_export.quality.contenders import check_comparable, check_settings_of_diffusers, resolve
-    from hidiff_export.quality.features import open_features
-    from hidiff_export.quality.quality_report import REPORT, SHEET, QualityReport, report_folder
+    from hidiff_export.quality.features import ADVICE
+    from hidiff_export.quality.quality_report import FILES, REPORT, SHEET, QualityReport
+    from hidiff_export.quality.report_folder import report_folder
     from hidiff_export.quality.scoring import compare
     from hidiff_runtime.format.bundle_folder import BundleFolder
 
@@ -91,10 +95,10 @@ def quality(
             "Without a checkpoint diffusers cannot draw.", given="--stock", advice="Add --diffusers SOURCE."
         )
     manifests = {folder: BundleFolder(folder, allow_links).manifest() for folder in bundles}
-    check_comparable(manifests)
+    check_comparable(manifests, across_models=across_models)
     first = manifests[bundles[0]]
     settings = {name: shared[name] for name in _SHARED if shared[name] is not None}
-    shots = _shots(_prompts(prompts), count, seed, settings)
+    shots = shots_of(read_prompts(prompts, first), count, seed, settings)
     requests = resolve(bundles[0], shots, allow_links)
     shots = [shot.with_settings_of(request) for shot, request in zip(shots, requests, strict=True)]
     for folder in bundles[1:]:
@@ -102,10 +106,12 @@ def quality(
     if diffusers is not None:
         check_settings_of_diffusers(shots)
     contenders = _contenders(bundles, diffusers, allow_links, stock=stock, other_seeds=other_seeds)
-    model = open_features(features)
+    model = features_for(features, first)
+    if model is None:
+        raise InputError("There is nothing to see pictures with.", given="no --features", advice=ADVICE)
     steps = [request.settings.steps or 1 for request in requests]
     with (
-        report_folder(output) as folder,
+        report_folder(output, FILES) as folder,
         progress_display(quiet=as_json) as display,
         display.stage("pictures", reused=False) as progress,
     ):
@@ -125,37 +131,6 @@ def quality(
         return
     console().print(report.table())
     click.echo(f"look at {output / SHEET}; every figure is in {output / REPORT}")
-
-
-def _prompts(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Returns each prompt with what it settles for itself.
-
-    Raises:
-        InputError: the file has none, or a row has several.
-    """
-    from hidiff_runtime.cli.prompt_options import read_prompts
-
-    found = read_prompts(file)
-    several = [prompt for prompt in found if not isinstance(prompt.text, str)]
-    if several:
-        raise InputError(
-            "Pictures are compared one by one, so each row has one prompt.",
-            given=f"{file}, {several[0].where}: a list",
-            advice="Write a row for each of them.",
-        )
-    return [(str(prompt.text), prompt.settings) for prompt in found]
-
-
-def _shots(prompts: list[tuple[str, dict[str, Any]]], count: int, seed: int, settings: dict[str, Any]) -> list[Shot]:
-    from hidiff_export.quality.contenders import Shot
-    from hidiff_runtime.pipeline.contact_sheet import spread
-    from hidiff_runtime.pipeline.request_values import RANDOM
-
-    shots = []
-    for index, (text, own) in enumerate(prompts[place] for place in spread(len(prompts), count)):
-        told = own.get("seed", RANDOM)
-        shots.append(Shot(text, seed + index if told == RANDOM else told, {**own, **settings}))
-    return shots
 
 
 def _contenders(

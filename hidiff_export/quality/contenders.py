@@ -114,6 +114,7 @@ class DiffusersContender:
         source: folder, hub id or single file, as diffusers takes it.
         bundle: whose size, sampler, steps and guidance are used.
         hidiffusion: whether it is in force.
+        size: width and height in pixels; the bundle's, if left out.
     """
 
     name: str
@@ -121,6 +122,7 @@ class DiffusersContender:
     bundle: Path
     hidiffusion: bool
     allow_links: LinksOption = ()
+    size: tuple[int, int] | None = None
 
     @property
     def origin(self) -> str:
@@ -141,6 +143,7 @@ class DiffusersContender:
         family = Family(manifest.family)
         pipe = _load(self.source, family)
         requests = resolve(self.bundle, shots, self.allow_links)
+        width, height = self.size or (manifest.width, manifest.height)
 
         def told(_pipe: Any, _step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
             stepped()
@@ -153,8 +156,8 @@ class DiffusersContender:
                 drawn = pipe(
                     shot.prompt,
                     negative_prompt=shot.settings.get("negative_prompt"),
-                    width=manifest.width,
-                    height=manifest.height,
+                    width=width,
+                    height=height,
                     num_inference_steps=used.steps,
                     guidance_scale=used.guidance_scale if manifest.guidance else 1.0,
                     guidance_rescale=used.guidance_rescale or 0.0,
@@ -187,14 +190,17 @@ def _load(source: str, family: Family) -> Any:
     import diffusers
     import torch
 
-    from hidiff_export.checkpoints.sources import is_single_file
+    from hidiff_export.checkpoints.sources import is_single_file, local_path
+    from hidiff_export.demo_model import DEMO_SOURCE
 
+    place = local_path(source) if source == DEMO_SOURCE else source  # diffusers looks up what else there is
+    _no_progress_bars()
     try:
         if is_single_file(source):
             kind = diffusers.StableDiffusionXLPipeline if family.is_sdxl else diffusers.StableDiffusionPipeline
             pipe = kind.from_single_file(source, dtype=torch.float32)
         else:
-            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, dtype=torch.float32)
+            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             "Diffusers does not load this checkpoint as a text-to-image pipeline.",
@@ -207,6 +213,15 @@ def _load(source: str, family: Family) -> Any:
     return pipe
 
 
+def _no_progress_bars() -> None:
+    """Leaves the terminal to this command's own progress: both libraries draw bars of what loads in a blink."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
+
+
 def _scheduler(pipe: Any, sampler: str | None, manifest: Manifest) -> Any:
     from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler, corrected
 
@@ -217,8 +232,12 @@ def _scheduler(pipe: Any, sampler: str | None, manifest: Manifest) -> Any:
     )
 
 
-def check_comparable(manifests: Mapping[Path, Manifest]) -> None:
-    """Refuses bundles whose pictures could not be compared: of another size, family or task.
+def check_comparable(manifests: Mapping[Path, Manifest], *, across_models: bool = False) -> None:
+    """Refuses bundles whose pictures could not be compared: of another size, family, checkpoint or task.
+
+    Args:
+        manifests: of the bundles, by their folders.
+        across_models: whether bundles of different checkpoints are compared all the same.
 
     Raises:
         InputError: they differ, or draw something else than pictures from prompts alone.
@@ -243,6 +262,20 @@ def check_comparable(manifests: Mapping[Path, Manifest]) -> None:
                     given=f"{first}: {wanted}; {other}: {found}",
                     advice=f"Give bundles of one {what}, or run the command once for each.",
                 )
+    for other in () if across_models else others:
+        wanted, found = _checkpoint(manifests[first]), _checkpoint(manifests[other])
+        if wanted != found:
+            raise InputError(
+                "Pictures of another model differ by more than a setting.",
+                given=f"{first}: {wanted}; {other}: {found}",
+                advice="Give bundles of one checkpoint with the same LoRA files, or add --across-models.",
+            )
+
+
+def _checkpoint(manifest: Manifest) -> str:
+    """Returns the checkpoint and LoRA files that a bundle was built of, as its recipe names them."""
+    loras = [f"{lora['path']}:{lora['scale']:g}" for lora in manifest.recipe.get("lora", ())]
+    return ", ".join([str(manifest.recipe.get("source")), *loras])
 
 
 def resolve(folder: Path, shots: Sequence[Shot], allow_links: LinksOption = ()) -> list[Request]:

@@ -21,11 +21,12 @@ Array = NDArray[Any]
 
 _IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _USUAL_SIDE = 224
-_ADVICE = (
+ADVICE = (
     "Give a folder that CLIPVisionModelWithProjection.save_pretrained and CLIPImageProcessor.save_pretrained wrote, or "
     "an .onnx file that takes pictures [batch, 3, height, width], normalized as torchvision's models take them, and "
     "gives features [batch, features]."
 )
+"""What `open_features` takes."""
 
 
 class FeatureModel(Protocol):
@@ -60,7 +61,7 @@ def open_features(model: Path) -> FeatureModel:
         return ClipFeatures(model)
     if model.suffix.lower() == ".onnx" and model.is_file():
         return OnnxFeatures(model)
-    raise InputError("There is no feature model at this path.", given=model, advice=_ADVICE)
+    raise InputError("There is no feature model at this path.", given=model, advice=ADVICE)
 
 
 class ClassifierFeatures:
@@ -75,7 +76,7 @@ class ClassifierFeatures:
         try:
             self._network = Classifier.load(folder)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise InputError("The classifier does not load.", given=f"{folder}: {error}", advice=_ADVICE) from error
+            raise InputError("The classifier does not load.", given=f"{folder}: {error}", advice=ADVICE) from error
         self.labels = self._network.labels
 
     def features(self, pictures: Sequence[Array]) -> Tensor:
@@ -116,7 +117,7 @@ class ClipFeatures(_Unlabeled):
             network = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise InputError(
-                "There is no CLIP vision model in this folder.", given=f"{folder}: {error}", advice=_ADVICE
+                "There is no CLIP vision model in this folder.", given=f"{folder}: {error}", advice=ADVICE
             ) from error
         self._network = network.eval()
 
@@ -143,19 +144,19 @@ class OnnxFeatures(_Unlabeled):
         try:
             self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # its classes of errors share no base but this
-            raise InputError("The feature model does not load.", given=f"{path}: {error}", advice=_ADVICE) from error
+            raise InputError("The feature model does not load.", given=f"{path}: {error}", advice=ADVICE) from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         shape = inputs[0].shape if len(inputs) == 1 else []
         if len(shape) != 4 or shape[1] != 3 or len(outputs) != 1 or inputs[0].type != "tensor(float)":
             given = f"{path} takes {[(one.name, one.shape) for one in inputs]}, gives {len(outputs)} outputs"
-            raise InputError("The feature model takes or gives something else.", given=given, advice=_ADVICE)
+            raise InputError("The feature model takes or gives something else.", given=given, advice=ADVICE)
         self._input = inputs[0].name
         self._batch = shape[0] if isinstance(shape[0], int) else None
         self._size = tuple(side if isinstance(side, int) else _USUAL_SIDE for side in shape[2:])
         try:  # before anything is drawn
             self.features([np.zeros((*self._size, 3), np.uint8)])
         except Exception as error:
-            raise InputError("The feature model does not run.", given=f"{path}: {error}", advice=_ADVICE) from error
+            raise InputError("The feature model does not run.", given=f"{path}: {error}", advice=ADVICE) from error
 
     def features(self, pictures: Sequence[Array]) -> Tensor:
         """Returns what it gives, as one row a picture."""

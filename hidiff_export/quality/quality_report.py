@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hidiff_export.errors import InputError
 from hidiff_export.files import storage_errors, write_json
 from hidiff_export.quality.distances import Interval
 from hidiff_export.quality.scoring import PICTURES, ContenderScores
@@ -22,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 REPORT, MARKDOWN, SHEET = "quality.json", "quality.md", "quality.png"
+FILES = (REPORT, MARKDOWN, SHEET, PICTURES)
+"""What a report's folder holds."""
 
 _ROWS = 8
 """Prompts on a sheet."""
@@ -95,46 +92,6 @@ class QualityReport:
                 file.write(self.markdown().encode())
             with atomic_write(folder / SHEET) as file:
                 _sheet(self.contenders, folder).save(file, format="PNG")
-
-
-@contextmanager
-def report_folder(folder: Path) -> Iterator[Path]:
-    """Yields a folder for a report, which takes the place of ``folder`` once the block ends without an error.
-
-    Raises:
-        InputError: there is something else than an older report.
-        StorageError: the disk refuses.
-    """
-    folder = folder.absolute()
-    if folder.exists() and not _is_report(folder):
-        raise InputError(
-            "There is something else than an older report.",
-            given=folder,
-            advice="Give -o another folder, or remove it.",
-        )
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
-    try:
-        yield unfinished
-        with storage_errors(folder):
-            unfinished.chmod(0o777 & ~_umask())
-            if folder.exists():
-                shutil.rmtree(folder)
-            unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _is_report(folder: Path) -> bool:
-    """Returns whether a folder is empty, or holds a report and nothing else."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() and not folder.is_symlink() else {""}
-    return not names or (REPORT in names and names <= {REPORT, MARKDOWN, SHEET, PICTURES})
-
-
-def _umask() -> int:
-    os.umask(mask := os.umask(0))
-    return mask
 
 
 def _row(scores: ContenderScores, *, first: bool) -> tuple[str, ...]:

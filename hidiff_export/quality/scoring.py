@@ -112,16 +112,26 @@ def compare(
             done += 1
             progress(min(done, total), total, name)
 
-        pictures = list(_kept(contender.draw(shots, stepped), folder / PICTURES / contender.name))
-        parts = range(0, len(pictures), _AT_ONCE)
-        features = torch.cat([model.features(pictures[first : first + _AT_ONCE]) for first in parts])
+        pictures = list(kept(contender.draw(shots, stepped), folder / PICTURES / contender.name))
+        features = features_of(pictures, model)
         if reference is None:
             reference = (pictures, features)
         scores.append(_scores(contender, shots, (pictures, features), reference, model))
     return tuple(scores)
 
 
-def _kept(pictures: Iterable[Array], folder: Path) -> Iterable[Array]:
+def features_of(pictures: Sequence[Array], model: FeatureModel) -> Tensor:
+    """Returns what a model sees in pictures of one size, float32 ``[pictures, features]``."""
+    parts = range(0, len(pictures), _AT_ONCE)
+    return torch.cat([model.features(pictures[first : first + _AT_ONCE]) for first in parts])
+
+
+def kept(pictures: Iterable[Array], folder: Path) -> Iterable[Array]:
+    """Yields the pictures, each once it lies in ``folder`` as a PNG.
+
+    Raises:
+        StorageError: one cannot be written.
+    """
     for index, picture in enumerate(pictures):
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hidiff_export.demo_model import DEMO_SOURCE
 from hidiff_export.families.family import Family, Task, Width, widths_of
 from hidiff_export.families.geometry import control_latent
 from hidiff_export.recipe.field_types import BackendName, Precision, Target, refusal
@@ -21,6 +22,7 @@ _BUILDS_FOR = {
 def check_agreement(recipe: RecipeFields) -> None:
     """Raises the error of `refusal` for the first two values that contradict each other."""
     for check in (
+        _demo_model_fits,
         _checkpoint_exists,
         _pictures_fit_a_run,
         _guidance_is_there,
@@ -30,6 +32,30 @@ def check_agreement(recipe: RecipeFields) -> None:
         _steps_are_those_of_timesteps,
     ):
         check(recipe)
+
+
+def _demo_model_fits(recipe: RecipeFields) -> None:
+    """The model that comes with the package is one checkpoint, of one family, width and task."""
+    if recipe.source != DEMO_SOURCE:
+        return
+    if recipe.family is not Family.SD15:
+        raise refusal(
+            f"is a model of the family {Family.SD15.value}",
+            key=("source",),
+            advice=f"Set family: {Family.SD15.value}, or give a checkpoint of {recipe.family.value} as the source.",
+        )
+    if recipe.unet_width is not Width.DEMO:
+        raise refusal(
+            f"should be {Width.DEMO.value} where the source is the demo model",
+            key=("unet_width",),
+            advice="Leave unet_width out, or give another source.",
+        )
+    if recipe.task is Task.INPAINTING:
+        raise refusal(
+            "is inpainting, and the demo model's UNet does not see masks",
+            key=("task",),
+            advice="Set task: image-to-image, which can paint in masks too, or give an inpainting checkpoint.",
+        )
 
 
 def _checkpoint_exists(recipe: RecipeFields) -> None:

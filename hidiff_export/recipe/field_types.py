@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer, StrictStr, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, StrictStr, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 SMALLEST, LARGEST, MULTIPLE = 64, 8192, 8
@@ -296,6 +296,11 @@ def _source(value: str) -> str:
 
 Source = Annotated[StrictStr, AfterValidator(_source)]
 """Where weights come from: hub id, diffusers folder, ``.safetensors`` file or ``random:SEED``."""
+
+
+MOST_EXAMPLES = 12
+ExamplePrompt = Annotated[StrictStr, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
+"""A prompt of a recipe's ``example_prompts``."""
 
 
 def random_seed(source: str) -> int | None:

@@ -16,11 +16,13 @@ from pydantic import (
     model_validator,
 )
 
+from hidiff_export.demo_model import DEMO_SOURCE
 from hidiff_export.families.family import PIXELS_PER_LATENT, Family, Task, Width
 from hidiff_export.recipe.field_types import (
     DEFAULT_TARGETS,
     DISTINCT,
     LARGEST,
+    MOST_EXAMPLES,
     MOST_STEPS,
     MULTIPLE,
     ONE_OR_A_LIST,
@@ -28,6 +30,7 @@ from hidiff_export.recipe.field_types import (
     BackendName,
     BetaSchedule,
     EnginePerPhase,
+    ExamplePrompt,
     Fraction,
     Precision,
     Prediction,
@@ -74,12 +77,13 @@ class RecipeFields(Frozen):
     )
     family: Family = Field(description=f"Model family: {choices(Family)}.")
     source: Source = Field(
-        description="The checkpoint: a hub id like org/name, a diffusers folder, a .safetensors file, or random:SEED."
+        description="The checkpoint: a hub id like org/name, a diffusers folder, a .safetensors file, demo for the "
+        "model that comes with the package, or random:SEED."
     )
     unet_width: Width = Field(
         default=Width.FULL,
         description="How many channels: full as published; of a random:SEED checkpoint, tiny for the same modules with "
-        "few; demo for a model of examples/demo_model.",
+        "few; demo for a model of examples/demo_model, and what source: demo comes to by itself.",
     )
     controlnet: Source | None = Field(
         default=None,
@@ -182,11 +186,23 @@ class RecipeFields(Frozen):
     tcd_eta: Fraction = Field(
         default=0.3, description="How much noise the sampler tcd adds in each step: 0 to 1, fixed in its table."
     )
+    example_prompts: Annotated[tuple[ExamplePrompt, ...], Field(max_length=MOST_EXAMPLES)] = Field(
+        default=(),
+        description=f"Prompts that the model draws well, up to {MOST_EXAMPLES}: hidiff-serve's page offers them.",
+    )
     parity: ParityBounds = Field(
         default=ParityBounds(),
         description="A mapping of call_snr_db and run_snr_db.",
         json_schema_extra=without_default,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _width_of_the_demo_model(cls, data: Any) -> Any:
+        """The model that comes with the package has one width, which nobody needs to name."""
+        if isinstance(data, Mapping) and data.get("source") == DEMO_SOURCE:
+            return {"unet_width": Width.DEMO.value, **data}
+        return data
 
     @model_validator(mode="before")
     @classmethod

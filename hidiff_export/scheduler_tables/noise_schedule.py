@@ -24,7 +24,7 @@ from hidiff_export.checkpoints.declarations import (
     read_declarations,
     recognize,
 )
-from hidiff_export.checkpoints.sources import find_scheduler_config, is_single_file
+from hidiff_export.checkpoints.sources import find_scheduler_config, is_single_file, local_path
 from hidiff_export.errors import CheckpointError, ExportError, RecipeError
 from hidiff_export.families.family import Family, default_scheduler
 from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler, corrected
@@ -102,7 +102,7 @@ def checkpoint_schedule(recipe: Recipe) -> NoiseSchedule:
     config = dict(default_scheduler(recipe.family)[1])
     if not is_single_file(recipe.source):
         return NoiseSchedule(config, frozenset(), ())
-    return _of_file(recipe, config, read_declarations(Path(recipe.source).expanduser()))
+    return _of_file(recipe, config, read_declarations(local_path(recipe.source)))
 
 
 def _class_defaults(config: Mapping[str, Any]) -> dict[str, Any]:

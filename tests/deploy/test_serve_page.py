@@ -99,6 +99,15 @@ WATCH = """() => {
 }"""
 
 
+def test_the_recipes_example_prompts_are_offered(page: sync_api.Page) -> None:
+    field = page.get_by_label("Prompt", exact=True)
+    assert field.get_attribute("placeholder") == "a boat on a lake"
+    page.get_by_role("button", name=PROMPT).click()
+    assert field.input_value() == PROMPT
+    page.get_by_role("button", name="a boat on a lake").click()
+    assert field.input_value() == "a boat on a lake"
+
+
 def test_cancel_ends_the_run(page: sync_api.Page, served: Served) -> None:
     before, cancelled = served.count("hidiff_pictures_total"), served.count("hidiff_cancellations_total")
     page.get_by_label("Prompt", exact=True).fill(PROMPT)

@@ -20,7 +20,7 @@ from hidiff_export.tool_versions import ENGINE_BUILDERS, EXPORTERS, tool_version
 def test_another_tensorrt_builds_engines_again_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = StageContext(Recipe.load("demo", ["backend=tensorrt-rtx"]), tmp_path)
+    context = StageContext(Recipe.load("tiny", ["backend=tensorrt-rtx"]), tmp_path)
     keys = []
     for version in ("1.7.1.116", "1.7.1.116", "1.8.0.1"):
         monkeypatch.setattr(builder, "examine", lambda _library, version=version: Examined(version, ("sm89",), None))
@@ -33,7 +33,7 @@ def test_another_tensorrt_builds_engines_again_and_nothing_else(
 
 
 def test_another_exporter_does_everything_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    context = StageContext(Recipe.load("demo"), tmp_path)
+    context = StageContext(Recipe.load("tiny"), tmp_path)
     before = stage_key(WeightsStage(), context, {})
     monkeypatch.setattr(compile_module, "tool_versions", lambda names: dict.fromkeys(names, "99"))
     assert stage_key(WeightsStage(), context, {}) != before

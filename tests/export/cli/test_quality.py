@@ -13,10 +13,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from hidiff_export.cli import main
-from hidiff_export.cli.quality import _contenders, _shots
+from hidiff_export.cli.quality import _contenders
+from hidiff_export.cli.shots import shots_of
 from hidiff_export.errors import InputError
 from hidiff_export.quality.contenders import Shot, check_comparable, check_settings_of_diffusers, resolve
-from hidiff_export.quality.quality_report import report_folder
+from hidiff_export.quality.quality_report import FILES
+from hidiff_export.quality.report_folder import report_folder
 from hidiff_export.quality.scoring import subject_of
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.format.manifest import Manifest
@@ -106,7 +108,7 @@ def test_names_are_distinct_whatever_folders_are_called() -> None:
 
 def test_settings_of_a_row_are_kept_and_a_drawn_seed_is_counted() -> None:
     rows = [("a cat", {"seed": -1, "eta": 0.5}), ("an owl", {"seed": 77}), ("a key", {})]
-    assert _shots(rows, 3, 5, {"steps": 3}) == [
+    assert shots_of(rows, 3, 5, {"steps": 3}) == [
         Shot("a cat", 5, {"seed": -1, "eta": 0.5, "steps": 3}),
         Shot("an owl", 77, {"seed": 77, "steps": 3}),
         Shot("a key", 7, {"steps": 3}),
@@ -134,7 +136,7 @@ class TestRefusals:
         (tmp_path / "report").mkdir()
         for name in ("quality.json", "thesis.txt"):
             (tmp_path / "report" / name).write_text("{}")
-        with pytest.raises(InputError, match="something else"), report_folder(tmp_path / "report"):
+        with pytest.raises(InputError, match="something else"), report_folder(tmp_path / "report", FILES):
             pass
         assert (tmp_path / "report/thesis.txt").exists()
 
@@ -142,7 +144,7 @@ class TestRefusals:
         (tmp_path / "report").mkdir()
         (tmp_path / "report/quality.json").write_text("older")
         (tmp_path / "report.partial").mkdir()
-        with pytest.raises(ZeroDivisionError), report_folder(tmp_path / "report") as folder:
+        with pytest.raises(ZeroDivisionError), report_folder(tmp_path / "report", FILES) as folder:
             (folder / "quality.json").write_text(f"{1 / 0}")
         assert (tmp_path / "report/quality.json").read_text() == "older"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "report.partial"]
@@ -192,6 +194,17 @@ class TestRefusals:
         check_comparable({Path("one"): manifest, Path("two"): manifest})
         with pytest.raises(InputError, match=told):
             check_comparable({Path("one"): manifest, Path("two"): replace(manifest, **changed)})
+
+    @pytest.mark.parametrize(
+        "changed", [{"source": "random:1"}, {"lora": [{"path": "style.safetensors", "scale": 0.5}]}]
+    )
+    def test_other_models_unless_they_are_asked_for(self, sd15_bundle: Path, changed: dict[str, Any]) -> None:
+        manifest = Manifest.read(sd15_bundle)
+        other = replace(manifest, recipe={**manifest.recipe, **changed})
+        with pytest.raises(InputError, match="another model") as caught:
+            check_comparable({Path("one"): manifest, Path("two"): other})
+        assert "--across-models" in caught.value.advice
+        check_comparable({Path("one"): manifest, Path("two"): other}, across_models=True)
 
 
 @pytest.mark.parametrize(

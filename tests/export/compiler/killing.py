@@ -117,7 +117,7 @@ def kill_builds(
     from hidiff_export.compiler.stages import order  # noqa: F401 - before the fork, for the time
     from hidiff_export.recipe import Recipe
 
-    recipe = Recipe.load("demo", _SMALL) if like is None else Recipe.from_dict(Manifest.read(like).recipe)
+    recipe = Recipe.load("tiny", _SMALL) if like is None else Recipe.from_dict(Manifest.read(like).recipe)
     output, whole = folder / "killed", like or folder / "undisturbed"
     chance = random.Random(seed)
     began = time.monotonic()

@@ -65,7 +65,7 @@ def _manifests_of_any_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def recipe() -> Recipe:
-    return Recipe.load("demo")
+    return Recipe.load("tiny")
 
 
 def stages(meanwhile: Callable[[Path, int], None]) -> tuple[Writing, ...]:

@@ -229,7 +229,7 @@ def test_a_half_built_bundle_goes_on_after_an_edit_elsewhere_and_not_after_one_o
     copies: Path, edited: Callable[[str, str], set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compile, "own_sources", lambda: Sources({name: copies / name for name in PACKAGES}))
-    recipe = Recipe.load("demo", ("width=64", "height=64", "text=false", "vae=false"))
+    recipe = Recipe.load("tiny", ("width=64", "height=64", "text=false", "vae=false"))
 
     def reused() -> list[str]:
         display = Reusing()

@@ -64,7 +64,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return Recipe.load("demo", SMALL)
+    return Recipe.load("tiny", SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_stage_of_other_code_or_another_recipe_is_not_reused(recipe: Recipe, t
     assert list(state["stages"]) == ["weights"]
     display = Interrupting("sampler tables")
     with pytest.raises(Cancelled):
-        build(Recipe.load("demo", (*SMALL, "source=random:1")), output, display)
+        build(Recipe.load("tiny", (*SMALL, "source=random:1")), output, display)
     assert display.reused == []
 
 
@@ -130,7 +130,7 @@ def test_weights_with_another_noise_schedule_are_not_reused(
 
 
 def test_what_is_doubted_of_a_checkpoint_is_told_once_a_build_and_again_when_it_goes_on(tmp_path: Path) -> None:
-    asked = Recipe.load("demo", (*SMALL, "steps=1", "sampler=[ddim, euler]"))
+    asked = Recipe.load("tiny", (*SMALL, "steps=1", "sampler=[ddim, euler]"))
     for _ in range(2):
         display = Interrupting("sampler tables")
         with pytest.raises(Cancelled):
@@ -153,7 +153,7 @@ def test_weights_of_another_pipeline_are_not_reused(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("changed", [{"timesteps": [999, 599, 100]}, {"tcd_eta": 0.1}, {"sampler": ["euler"]}])
 def test_tables_of_other_runs_are_not_reused(changed: dict[str, Any]) -> None:
-    given = {**Recipe.load("demo").to_dict(), "sampler": ["euler", "tcd"], "steps": [3], "timesteps": [999, 599, 199]}
+    given = {**Recipe.load("tiny").to_dict(), "sampler": ["euler", "tcd"], "steps": [3], "timesteps": [999, 599, 199]}
     assert tabulated(Recipe.from_dict(given)) == tabulated(Recipe.from_dict({**given, "source": "random:1"}))
     assert tabulated(Recipe.from_dict(given)) != tabulated(Recipe.from_dict({**given, **changed}))
 
@@ -164,7 +164,7 @@ def test_a_build_tells_what_it_leaves_out_of_a_pipeline_whether_weights_are_made
     index = {"_class_name": "StableDiffusionPipeline", "safety_checker": ["stable_diffusion", "SafetyChecker"]}
     monkeypatch.setattr("hidiff_export.checkpoints.model_index.find_model_index", lambda _source: index)
     told: list[str] = []
-    WeightsStage().inputs(StageContext(Recipe.load("demo"), tmp_path, notice=told.append))
+    WeightsStage().inputs(StageContext(Recipe.load("tiny"), tmp_path, notice=told.append))
     assert [text for text in told if text == "model_index.json: left out safety_checker (no picture is checked)"]
 
 
@@ -211,8 +211,8 @@ def test_the_usual_stages_are_in_order_and_depend_on_it(stages: tuple[Stage, ...
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["build", "demo", "-o", "{out}", "--set", "width=100"], 2),
-        (["build", "demo", "-o", "{out}", "--source", "nowhere/at/all.safetensors", "--set", "unet_width=full"], 3),
+        (["build", "tiny", "-o", "{out}", "--set", "width=100"], 2),
+        (["build", "tiny", "-o", "{out}", "--source", "nowhere/at/all.safetensors", "--set", "unet_width=full"], 3),
         (["build", "no-such-recipe", "-o", "{out}"], 2),
         (["inspect", "{out}"], 4),
     ],

@@ -32,7 +32,7 @@ def run(*words: object) -> Result:
 
 def build(output: Path, lora_path: Path) -> Result:
     changes = [word for change in (*CHANGES, "precision=float16") for word in ("--set", change)]
-    return run("build", "demo", "-o", output, "--lora", lora_path, *changes)
+    return run("build", "tiny", "-o", output, "--lora", lora_path, *changes)
 
 
 @pytest.fixture(scope="module")

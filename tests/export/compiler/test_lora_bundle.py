@@ -30,7 +30,7 @@ def lora(tmp_path: Path) -> Path:
 
 
 def recipe_with(*loras: str, **settings: str) -> Recipe:
-    return Recipe.load("demo", (*SMALL, *lora_setting(loras), *(f"{key}={value}" for key, value in settings.items())))
+    return Recipe.load("tiny", (*SMALL, *lora_setting(loras), *(f"{key}={value}" for key, value in settings.items())))
 
 
 def ignore(_done: float, _total: float, _note: str) -> None:

@@ -160,7 +160,7 @@ def test_a_folder_that_the_system_does_not_let_be_made_is_a_storage_error() -> N
 def test_an_output_is_refused_before_torch_is_imported(tmp_path: Path, there: str, command: str) -> None:
     (tmp_path / "file").write_text("mine")
     build(tmp_path / "finished", b"old")
-    start = ["build", "demo"] if command == "build" else ["rebase", str(tmp_path / "finished"), "--source", "random:1"]
+    start = ["build", "tiny"] if command == "build" else ["rebase", str(tmp_path / "finished"), "--source", "random:1"]
     arguments = [*start, "-o", str(tmp_path / there)]
     done = subprocess.run(
         [sys.executable, "-c", _COMMAND, json.dumps(arguments)], capture_output=True, text=True, check=True

@@ -41,7 +41,7 @@ HELD_OUT = 77
 
 def _recipe(precision: str, *changes: str) -> Recipe:
     return Recipe.load(
-        "demo",
+        "tiny",
         [
             *changes,
             *("width=128", "height=128", "sampler=[euler]", "steps=[3]", f"precision={precision}"),

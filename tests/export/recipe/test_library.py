@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hidiff_export.families.family import Width, default_scheduler
+from hidiff_export.families.family import default_scheduler
 from hidiff_export.recipe import Recipe, find_recipe, shipped_recipes
 from hidiff_export.recipe.field_types import TimestepSpacing
 from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
@@ -17,6 +17,7 @@ SHIPPED = shipped_recipes()
 def test_the_promised_recipes_ship() -> None:
     assert set(SHIPPED) == {
         "demo",
+        "tiny",
         "sd15-1024",
         "sd15-2048",
         "sd15-1536x1024",
@@ -44,8 +45,8 @@ def test_the_promised_recipes_ship() -> None:
 def test_a_shipped_recipe_is_what_its_name_says(name: str) -> None:
     recipe = Recipe.load(name)
     assert recipe.name == name
-    if name == "demo":
-        assert recipe.unet_width is Width.TINY
+    if name in ("demo", "tiny"):
+        assert recipe.unet_width.value == name
         return
     family, *_, size = name.split("-")
     width, _, height = size.partition("x")

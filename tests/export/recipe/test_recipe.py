@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from hidiff_export.errors import RecipeError
-from hidiff_export.families.family import Family, Task
+from hidiff_export.families.family import Family, Task, Width
 from hidiff_export.families.hidiffusion_rules import Layout, phase_rule
 from hidiff_export.recipe import Recipe, shipped_recipes
 from hidiff_export.recipe.field_types import BackendName, Precision, SamplerName, Target
@@ -221,3 +221,32 @@ def test_a_rescale_that_is_left_out_leaves_recipes_as_they_were() -> None:
     assert rescaled.to_dict()["guidance_rescale"] == 0.7
     assert rescaled.fingerprint() != plain.fingerprint()
     assert _recipe(guidance_rescale=0.0, guidance=False).guidance_rescale == 0.0
+
+
+def test_the_demo_model_is_a_source_whose_width_follows() -> None:
+    assert _recipe(family="sd15", source="demo").unet_width is Width.DEMO
+    assert Recipe.load("sd15-1024", ["source=demo"]).unet_width is Width.DEMO
+    assert _recipe(family="sd15", source="./demo").unet_width is Width.FULL
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "told"),
+    [
+        ({"family": "sdxl"}, "source", "Set family: sd15"),
+        ({"unet_width": "full"}, "unet_width", "Leave unet_width out"),
+        ({"unet_width": "tiny"}, "unet_width", "Leave unet_width out"),
+        ({"task": "inpainting"}, "task", "image-to-image"),
+    ],
+)
+def test_what_the_demo_model_is_not_is_refused(changes: dict[str, str], key: str, told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        _recipe(**{"family": "sd15", "source": "demo", **changes})
+    assert f"`{key}`" in caught.value.summary
+    assert told in caught.value.advice
+
+
+def test_example_prompts_are_texts_and_not_many() -> None:
+    assert _recipe(example_prompts=["a cat", " an owl "]).example_prompts == ("a cat", "an owl")
+    for wrong in (["a"] * 13, [""], [3], "a cat"):
+        with pytest.raises(RecipeError):
+            _recipe(example_prompts=wrong)

@@ -301,7 +301,7 @@ def test_a_long_value_is_cut() -> None:
 )
 def test_a_bad_override_is_named(assignment: str, what: str, given: str | None) -> None:
     with pytest.raises(RecipeError) as caught:
-        Recipe.load("demo", [assignment])
+        Recipe.load("tiny", [assignment])
     assert caught.value.summary.startswith(what)
     assert caught.value.given == given
 

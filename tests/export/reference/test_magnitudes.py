@@ -42,7 +42,7 @@ def feed_forward(factor: float) -> dict[tuple[Component, str], float]:
 
 
 def lora(path: Path, by: dict[tuple[Component, str], float]) -> Path:
-    """A LoRA for the demo recipe's weights that multiplies layers."""
+    """A LoRA for the tiny recipe's weights that multiplies layers."""
     weights = {}
     for component, module in by:
         tensors = load(component, "random:0", Family.SD15, Task.TEXT_TO_IMAGE, Width.TINY).state_dict

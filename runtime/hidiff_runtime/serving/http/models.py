@@ -41,6 +41,11 @@ def models_router(host: ServiceLoader) -> APIRouter:
     return router
 
 
+def _texts(value: object) -> list[str]:
+    """Returns the texts of a list out of a manifest's recipe, whose values nothing has checked."""
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
 def _card(service: Service, created: int) -> dict[str, Any]:
     bundle, limits = service.pipeline.bundle, service.limits
     manifest = bundle.manifest
@@ -61,6 +66,7 @@ def _card(service: Service, created: int) -> dict[str, Any]:
         "parity": service.parity_hash,
         "backend": bundle.backend,
         "precision": manifest.precision,
+        "example_prompts": _texts(manifest.recipe.get("example_prompts")),
         "limits": vars(limits),
     }
     return {

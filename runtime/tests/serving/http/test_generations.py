@@ -192,10 +192,23 @@ def test_there_are_as_many_previews_as_were_asked_for(steps: int) -> None:
         assert found <= set(range(steps))
 
 
+@pytest.mark.parametrize(
+    ("written", "offered"), [(["a cat", "an owl"], ["a cat", "an owl"]), (["a cat", 3, None], ["a cat"]), ("a cat", [])]
+)
+def test_example_prompts_are_texts_whatever_the_manifest_holds(
+    tmp_path: Path, written: object, offered: list[str]
+) -> None:
+    bundle = toy_pictures.add_samplers(proven(tmp_path / "bundle"), example_prompts=written)
+    with serving(bundle) as started:
+        (card,) = started.get("/v1/models").json["data"]
+    assert card["hidiff"]["example_prompts"] == offered
+
+
 def test_models_lists_the_one_there_is(server: Server) -> None:
     (card,) = server.get("/v1/models").json["data"]
     assert server.get(f"/v1/models/{card['id']}").json == card
     assert server.get("/v1/models/other").status == 404
+    assert card["hidiff"]["example_prompts"] == []
     assert (card["object"], card["hidiff"]["width"]) == ("model", toy_pictures.WIDTH)
     assert card["hidiff"]["sampler"] in card["hidiff"]["samplers"]
     assert server.post({**ASKED, "model": card["id"]}).status == 200

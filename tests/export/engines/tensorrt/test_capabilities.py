@@ -91,7 +91,7 @@ def test_a_missing_module_is_named_with_the_command() -> None:
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_a_build_without_its_library_writes_nothing(tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    done = CliRunner().invoke(main, ["build", "demo", "-o", str(output), "--set", "backend=tensorrt"])
+    done = CliRunner().invoke(main, ["build", "tiny", "-o", str(output), "--set", "backend=tensorrt"])
     assert done.exit_code == 5
     assert "tensorrt is not installed" in done.stderr
     assert "pip install 'hidiff-export[tensorrt]'" in done.stderr
