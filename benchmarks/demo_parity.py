@@ -3,7 +3,8 @@
     python benchmarks/demo_parity.py --work /tmp/parity > benchmarks/demo_parity.md
 
 Each bundle is built at 256x256 and verified in a run of 20 steps; a cell is the worst of a boundary over its phases and
-steps, in dB. bfloat16 and fp8 have no engines here: their graphs alone are compared, as `verify --graphs-only` does.
+steps, in dB. fp8 runs on ONNX Runtime, which emulates it; bfloat16 has no engines here, and its graphs alone are
+compared, as `verify --graphs-only` does.
 Nothing here is asserted by the test-suite.
 """
 

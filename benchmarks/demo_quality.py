@@ -101,9 +101,7 @@ def precisions(work: Path, model: FeatureModel, count: int) -> None:
 
 def samplers(work: Path, model: FeatureModel, count: int) -> None:
     """Prints the table of samplers and step counts."""
-    folder = bundle(
-        work, "samplers", f"sampler=[{', '.join(SAMPLERS)}]", f"steps=[{', '.join(map(str, STEPS))}]", "vae=true"
-    )
+    folder = bundle(work, "samplers", f"sampler=[{', '.join(SAMPLERS)}]", f"steps=[{', '.join(map(str, STEPS))}]")
     name, most = REFERENCE
 
     def seen(sampler: str, steps: int) -> tuple[torch.Tensor, float]:
