@@ -33,7 +33,7 @@ from hidiff_export.quality.scoring import compare, features_of, subject_of
 from hidiff_export.quality.showcase_report import contenders_of, draw_showcase, training_size
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import SamplerName, Target
-from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.format.manifest import MANIFEST, Manifest
 
 SAMPLERS = tuple(name.value for name in SamplerName if name is not SamplerName.TCD)
 STEPS = (10, 20, 50)
@@ -61,8 +61,10 @@ class BrainFloat:
 
 
 def bundle(work: Path, name: str, *changes: str) -> Path:
-    """A bundle of the demo recipe, built once."""
+    """A bundle of the demo recipe, built where there is none yet."""
     folder = work / name
+    if (folder / MANIFEST).is_file():
+        return folder
     with progress_display(quiet=True) as display, mock.patch.object(Target, "computes_fp8", True):
         build(Recipe.load("demo", changes), folder, display)
     return folder
@@ -74,8 +76,9 @@ def shots(folder: Path, count: int, **settings: Any) -> list[Shot]:
 
 
 def said(interval: Interval | None) -> str:
-    """An estimate with its bounds."""
-    assert interval is not None
+    """An estimate with its bounds; nothing where there are too few pictures for one."""
+    if interval is None:
+        return ""
     return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
 
 
