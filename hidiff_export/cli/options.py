@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from hidiff_export.errors import InputError
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 recipe_argument = click.argument("recipe", metavar="RECIPE")
 """A recipe's path or the name of a shipped one."""
@@ -38,6 +41,32 @@ allow_links_option = click.option(
     help="A folder that symbolic links in the bundle may lead into; the store of a Hugging Face cache, of DVC or of "
     "git-annex that the bundle lies in needs none. Repeatable.",
 )
+
+
+def drawing_options(count: int) -> Callable[[Decorated], Decorated]:
+    """Returns the decorator of what `quality` and `showcase` draw with: ``count`` is how many prompts by default."""
+    options = (
+        click.option(
+            "--count", type=click.IntRange(1), default=count, show_default=True, help="At most so many prompts."
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the first; counted up from it."
+        ),
+        click.option("--steps", type=click.IntRange(1), help="Of each picture, for all."),
+        click.option("--sampler", help="One that all bundles have."),
+        click.option("--guidance-scale", type=float, help="For all."),
+    )
+
+    def decorate(command: Decorated) -> Decorated:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+SHARED_SETTINGS = ("steps", "sampler", "guidance_scale")
+"""Those of `drawing_options` that are settings of a picture."""
 
 
 def lora_setting(loras: Sequence[str]) -> tuple[str, ...]:

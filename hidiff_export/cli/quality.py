@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hidiff_export.cli.options import allow_links_option
+from hidiff_export.cli.options import SHARED_SETTINGS, allow_links_option, drawing_options
 from hidiff_export.errors import InputError
 
 if TYPE_CHECKING:
     from hidiff_export.quality.contenders import Contender
 
 _COUNT = 24
-_SHARED = ("steps", "sampler", "guidance_scale")
 
 
 @click.command(
@@ -39,11 +38,7 @@ Examples:
     type=click.Path(path_type=Path, dir_okay=False),
     help="File of prompts, as hidiff-run generate takes it; not needed for the demo model.",
 )
-@click.option("--count", type=click.IntRange(1), default=_COUNT, show_default=True, help="At most so many prompts.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the first; counted up from it.")
-@click.option("--steps", type=click.IntRange(1), help="Of each picture, for all.")
-@click.option("--sampler", help="One that all bundles have.")
-@click.option("--guidance-scale", type=float, help="For all.")
+@drawing_options(_COUNT)
 @click.option(
     "--features",
     type=click.Path(path_type=Path),
@@ -97,7 +92,7 @@ def quality(
     manifests = {folder: BundleFolder(folder, allow_links).manifest() for folder in bundles}
     check_comparable(manifests, across_models=across_models)
     first = manifests[bundles[0]]
-    settings = {name: shared[name] for name in _SHARED if shared[name] is not None}
+    settings = {name: shared[name] for name in SHARED_SETTINGS if shared[name] is not None}
     shots = shots_of(read_prompts(prompts, first), count, seed, settings)
     requests = resolve(bundles[0], shots, allow_links)
     shots = [shot.with_settings_of(request) for shot, request in zip(shots, requests, strict=True)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hidiff_export.cli.options import allow_links_option
+from hidiff_export.cli.options import SHARED_SETTINGS, allow_links_option, drawing_options
 from hidiff_export.errors import InputError
 from hidiff_runtime.format.manifest import Manifest
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _COUNT = 6
 _HEADINGS = ("pictures of", "size", "right subject", "set distance x 1000", "PSNR dB")
-_SHARED = ("steps", "sampler", "guidance_scale")
 _LEAST, _MULTIPLE = 64, 8
 
 
@@ -38,11 +37,7 @@ Examples:
     type=click.Path(path_type=Path, dir_okay=False),
     help="File of prompts; by default the recipe's example_prompts.",
 )
-@click.option("--count", type=click.IntRange(1), default=_COUNT, show_default=True, help="At most so many prompts.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the first; counted up from it.")
-@click.option("--steps", type=click.IntRange(1), help="Of each picture.")
-@click.option("--sampler", help="One that the bundle has.")
-@click.option("--guidance-scale", type=float, help="For all.")
+@drawing_options(_COUNT)
 @click.option(
     "--training-size",
     type=click.IntRange(_LEAST),
@@ -94,7 +89,7 @@ def showcase(
     check_comparable({bundle: manifest})
     recipe = Recipe.from_dict(manifest.recipe, "the recipe in the bundle's manifest")
     source = _checkpoint(source, recipe)
-    settings = {name: shared[name] for name in _SHARED if shared[name] is not None}
+    settings = {name: shared[name] for name in SHARED_SETTINGS if shared[name] is not None}
     shots = shots_of(_prompts(prompts, manifest, recipe), count, seed, settings)
     requests = resolve(bundle, shots, allow_links)
     shots = [shot.with_settings_of(request) for shot, request in zip(shots, requests, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -102,9 +102,24 @@ def compare(
         InputError: pictures differ in size, as where a checkpoint draws another.
         StorageError: a picture cannot be written.
     """
-    done, total = 0, len(contenders) * sum(steps)
     scores: list[ContenderScores] = []
     reference: tuple[list[Array], Tensor] | None = None
+    for contender, pictures in draw_all(contenders, shots, steps, folder, progress):
+        features = features_of(pictures, model)
+        if reference is None:
+            reference = (pictures, features)
+        scores.append(_scores(contender, shots, (pictures, features), reference, model))
+    return tuple(scores)
+
+
+def draw_all(
+    contenders: Sequence[Contender], shots: Sequence[Shot], steps: Sequence[int], folder: Path, progress: Progress
+) -> Iterator[tuple[Contender, list[Array]]]:
+    """Yields each contender with its pictures of the shots, once they lie below ``folder``; arguments as for `compare`.
+
+    Raises what the contenders' `draw` raises, and StorageError when a picture cannot be written.
+    """
+    done, total = 0, len(contenders) * sum(steps)
     for contender in contenders:
 
         def stepped(name: str = contender.name) -> None:
@@ -112,12 +127,7 @@ def compare(
             done += 1
             progress(min(done, total), total, name)
 
-        pictures = list(kept(contender.draw(shots, stepped), folder / PICTURES / contender.name))
-        features = features_of(pictures, model)
-        if reference is None:
-            reference = (pictures, features)
-        scores.append(_scores(contender, shots, (pictures, features), reference, model))
-    return tuple(scores)
+        yield contender, list(_kept(contender.draw(shots, stepped), folder / PICTURES / contender.name))
 
 
 def features_of(pictures: Sequence[Array], model: FeatureModel) -> Tensor:
@@ -126,12 +136,7 @@ def features_of(pictures: Sequence[Array], model: FeatureModel) -> Tensor:
     return torch.cat([model.features(pictures[first : first + _AT_ONCE]) for first in parts])
 
 
-def kept(pictures: Iterable[Array], folder: Path) -> Iterable[Array]:
-    """Yields the pictures, each once it lies in ``folder`` as a PNG.
-
-    Raises:
-        StorageError: one cannot be written.
-    """
+def _kept(pictures: Iterable[Array], folder: Path) -> Iterable[Array]:
     for index, picture in enumerate(pictures):
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

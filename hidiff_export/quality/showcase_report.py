@@ -22,7 +22,7 @@ from hidiff_export.files import storage_errors, write_json
 from hidiff_export.quality.contenders import BundleContender, Contender, DiffusersContender, Shot
 from hidiff_export.quality.distances import Interval, psnr, set_distance
 from hidiff_export.quality.features import FeatureModel
-from hidiff_export.quality.scoring import PICTURES, Progress, features_of, kept, subject_of
+from hidiff_export.quality.scoring import PICTURES, Progress, draw_all, features_of, subject_of
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.format.atomic_write import atomic_write
 from hidiff_runtime.format.bundle_folder import LinksOption
@@ -175,18 +175,10 @@ def draw_showcase(
 
     Raises what the contenders' `draw` raises, and StorageError when a picture cannot be written.
     """
-    done, total = 0, len(contenders) * sum(steps)
     rows: list[ShowcaseRow] = []
     trained: Tensor | None = None
     reference: list[Array] = []
-    for contender in contenders:
-
-        def stepped(name: str = contender.name) -> None:
-            nonlocal done
-            done += 1
-            progress(min(done, total), total, name)
-
-        pictures = list(kept(contender.draw(shots, stepped), folder / PICTURES / contender.name))
+    for contender, pictures in draw_all(contenders, shots, steps, folder, progress):
         features = None if model is None else features_of(pictures, model)
         trained = features if contender.name == TRAINED else trained
         reference = pictures if contender.name == PYTORCH else reference
