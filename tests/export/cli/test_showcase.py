@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from hidiff_export.cli import main
 from hidiff_export.compiler.compile import build
+from hidiff_export.quality.distances import psnr
 from hidiff_export.recipe import Recipe
 from tests.conftest import NoDisplay
 
@@ -27,6 +29,10 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(command: str, *arguments: object) -> Result:
     return CliRunner(env={"COLUMNS": "120"}).invoke(main, [command, *map(str, arguments)])
+
+
+def _pictures(output: Path, name: str) -> list[np.ndarray]:
+    return [np.asarray(Image.open(path)) for path in sorted((output / "pictures" / name).iterdir())]
 
 
 def test_the_bundle_is_beside_pytorch_and_hidiffusion_is_not_the_stock_model(demo_bundle: Path, tmp_path: Path) -> None:
@@ -47,6 +53,8 @@ def test_the_bundle_is_beside_pytorch_and_hidiffusion_is_not_the_stock_model(dem
         assert len(pictures) == 4
         with Image.open(pictures[0]) as picture:
             assert picture.size == tuple(row["size"])
+    stock, changed = (_pictures(output, name) for name in ("stock", "hidiffusion"))
+    assert all(psnr(one, other) < 40 for one, other in zip(stock, changed, strict=True))
     with Image.open(output / "showcase.png") as sheet:
         assert sheet.width > 5 * 150
     assert report["prompts"][0]["prompt"] == Recipe.load("demo").example_prompts[0]
