@@ -5,8 +5,8 @@ import torch
 from autoencoder import SIDE, save_grid
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from pool import SCENES, encode_pool, prompts_of
-from scenes import BACKGROUNDS, Library, held_out, prompt_words
+from pool import SCENES, encode_pool, scenes_of
+from scenes import BACKGROUNDS, SIZES, Library, held_out, prompt_words
 from torch import Tensor, nn
 from torch.nn import functional
 from training import Run, Schedule, train
@@ -14,8 +14,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hidiff_export.families.family import Family, Task, Width, text_encoder_configs, unet_config
 
-SCHEDULE = Schedule(steps=2_600, batch=16, rate=1e-3, warmup=100, average=0.999)
+SCHEDULE = Schedule(steps=5_400, batch=64, rate=1.5e-3, warmup=200, average=0.999)
 PROMPT_DROPPED = 0.1
+NOISY = 400
+"""Half of a batch is at this timestep or a noisier one, where a subject's shape is decided."""
 
 
 class Denoiser(nn.Module):
@@ -50,29 +52,49 @@ def noise_schedule() -> DDPMScheduler:
 
 
 def train_denoiser(
-    library: Library, tokenizer: CLIPTokenizer, autoencoder: AutoencoderKL, run: Run
+    library: Library,
+    tokenizer: CLIPTokenizer,
+    autoencoder: AutoencoderKL,
+    run: Run,
+    trained: StableDiffusionPipeline | None = None,
 ) -> tuple[Denoiser, float]:
-    """Trains the two networks; gives them and the factor by which latents are scaled to a deviation of one."""
+    """Trains the two networks, from nothing or on from those of a `trained` model.
+
+    Half of what they see are large subjects, which lie in the center: there a shape is learned in a fraction of the
+    steps.
+
+    Gives them and the factor by which latents are scaled to a deviation of one.
+    """
     latents = encode_pool(library, autoencoder, run)
     scale = 1 / float(np.std(latents[:2000].astype(np.float32)))
-    tokens = torch.tensor(tokenizer([*prompts_of(library, run), ""], padding="max_length", truncation=True).input_ids)
+    scenes = scenes_of(library, run)
+    large = torch.tensor([number for number, scene in enumerate(scenes) if scene.size >= SIZES["large"][0]])
+    prompts = [*(scene.prompt for scene in scenes), ""]
+    tokens = torch.tensor(tokenizer(prompts, padding="max_length", truncation=True).input_ids)
     alphas = noise_schedule().alphas_cumprod
     torch.manual_seed(run.seed)
-    network = Denoiser().to(run.device)
+    network = Denoiser()
+    if trained is not None:
+        network.unet.load_state_dict(trained.unet.state_dict())
+        network.text.load_state_dict(trained.text_encoder.state_dict())
+    network.to(run.device)
     run.images(network.unet)
+    predict = run.fast(network)
 
     def loss_at(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
         rows = torch.randint(0, SCENES, (SCHEDULE.batch,), generator=generator)
+        rows[: SCHEDULE.batch // 2] = large[rows[: SCHEDULE.batch // 2] % len(large)]
         clean = torch.from_numpy(latents[rows.numpy()].astype(np.float32)) * scale
         dropped = torch.rand(SCHEDULE.batch, generator=generator) < PROMPT_DROPPED
         times = torch.randint(0, 1000, (SCHEDULE.batch,), generator=generator)
+        times[::2] = NOISY + times[::2] * (1000 - NOISY) // 1000
         noise = torch.randn(clean.shape, generator=generator)
         alpha = alphas[times].view(-1, 1, 1, 1)
         noised = run.images(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise)
-        prompts = tokens[rows.where(~dropped, SCENES)]
+        told = tokens[rows.where(~dropped, SCENES)]
         with run.precision():
-            predicted = network(noised, times.to(run.device), prompts.to(run.device))
+            predicted = predict(noised, times.to(run.device), told.to(run.device))
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
         return functional.mse_loss(predicted.float(), run.images(velocity))
 
@@ -94,11 +116,11 @@ def pipeline(network: Denoiser, tokenizer: CLIPTokenizer, autoencoder: Autoencod
 
 
 def held_out_prompts(library: Library) -> list[tuple[int, str]]:
-    """A prompt for every subject, on the first background that it was never trained on, with the subject's number."""
+    """A prompt for every subject with its number: large, on the first background that it was never trained on."""
     prompts = []
     for subject, name in enumerate(library.names):
         place = next(place for place in range(len(BACKGROUNDS)) if held_out(subject, place))
-        prompts.append((subject, prompt_words(name, background=BACKGROUNDS[place])))
+        prompts.append((subject, prompt_words(name, size="large", background=BACKGROUNDS[place])))
     return prompts
 
 

@@ -1,12 +1,10 @@
 """The scenes that denoiser and decoder learn from, encoded once: the encoder is done by then."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from autoencoder import pictures
 from diffusers import AutoencoderKL
-from scenes import Library, draw_scene
+from scenes import Library, Scene, draw_scene
 from training import Run
 
 SCENES = 20_000
@@ -36,6 +34,6 @@ def encode_pool(library: Library, autoencoder: AutoencoderKL, run: Run) -> np.nd
     return np.load(path, mmap_mode="r")
 
 
-def prompts_of(library: Library, run: Run, numbers: Sequence[int] | range = range(SCENES)) -> list[str]:
-    """Returns the prompts of the pool's scenes of these numbers."""
-    return [draw_scene(library, seed_of(run, number)).prompt for number in numbers]
+def scenes_of(library: Library, run: Run) -> list[Scene]:
+    """Returns the pool's scenes in their order."""
+    return [draw_scene(library, seed_of(run, number)) for number in range(SCENES)]

@@ -19,6 +19,11 @@ FONT_SIZE = 109
 HELD_OUT_SHARE = 10
 """One in how many pairs of subject and background is never trained on."""
 
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 COLORS = {
     "white": (245, 245, 245),
     "black": (20, 20, 20),
@@ -43,7 +48,7 @@ PLACES = {
     "on the sea": ((170, 220, 245), (35, 95, 165)),
 }
 """Backgrounds of a sky and a ground, by their colors."""
-BACKGROUNDS = (*(f"on a {color} background" for color in COLORS), *PLACES)
+BACKGROUNDS = (*(f"on {_article(color)} background" for color in COLORS), *PLACES)
 POSITIONS = {
     "in the center": (0.5, 0.5),
     "on the left": (0.3, 0.5),
@@ -162,10 +167,6 @@ def prompt_words(
     if second is not None:
         return ", ".join(part for part in (f"{_article(name)} and {_article(second)}", background) if part)
     return ", ".join(part for part in (_article(f"{size} {name}".strip()), keyword, position, background) if part)
-
-
-def _article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def render(library: Library, scene: Scene, side: int, seed: Sequence[int]) -> np.ndarray:

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from scenes import COLORS
+from scenes import BACKGROUNDS, COLORS
 from torch import Tensor
 
 from hidiff_export.demo_model import demo_classifier, demo_model, demo_prompts
@@ -51,7 +51,7 @@ def backgrounds(pictures: Tensor) -> list[str]:
     sides = (pictures[:, :, :EDGE], pictures[:, :, -EDGE:], pictures[..., :EDGE], pictures[..., -EDGE:])
     edges = 255 * torch.cat([side.flatten(2) for side in sides], 2).median(2).values
     apart = (edges[:, None] - torch.tensor(list(COLORS.values()))).norm(dim=2).argmin(1)
-    return [f"on a {list(COLORS)[index]} background" for index in apart]
+    return [BACKGROUNDS[index] for index in apart]
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ class Run:
     work: Path
     seed: int
     device: torch.device
+    compiled: bool = False
+    """Whether networks are compiled first, which takes minutes and makes every step a quarter shorter."""
 
     def images(self, images):
         """Returns images, or a network that takes them, on the device and in the order that is fast there."""
@@ -43,8 +45,13 @@ class Run:
 
     def precision(self) -> torch.autocast:
         """Returns the context of bfloat16 where the device multiplies matrices in it, else one that changes nothing."""
-        fast = self.device.type == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
+        processor = torch.cpu.get_capabilities()
+        fast = self.device.type == "cuda" or processor.get("amx_bf16") or processor.get("avx512_bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bool(fast))
+
+    def fast(self, network: nn.Module) -> nn.Module:
+        """Returns the network compiled if this run compiles, else itself; either way its weights are the network's."""
+        return torch.compile(network) if self.compiled else network  # type: ignore[return-value]
 
 
 def train(

@@ -91,18 +91,18 @@ def test_diffusers_loads_it_unchanged_and_backgrounds_are_those_asked_for(
     colors = {name: torch.tensor(color) for name, color in BACKGROUNDS.items()}
     edges = torch.cat([pictures[:, :, :4].flatten(2), pictures[:, :, -4:].flatten(2)], 2).median(2).values * 255
     nearest = [min(colors, key=lambda name: float((edge - colors[name]).norm())) for edge in edges]
-    asked = [next((name for name in colors if f"on a {name} background" in prompt), "") for prompt in prompts]
+    asked = [next((name for name in colors if f" {name} background" in prompt), "") for prompt in prompts]
     assert np.mean([name == wanted for name, wanted in zip(nearest, asked, strict=True)]) > 0.9
     assert set(asked) == set(BACKGROUNDS)
 
 
-def test_subjects_are_those_asked_for_more_often_than_by_chance(drawn: tuple[list[str], torch.Tensor]) -> None:
+def test_subjects_are_those_asked_for_twenty_times_as_often_as_by_chance(drawn: tuple[list[str], torch.Tensor]) -> None:
     prompts, pictures = drawn
     seen = Classifier.load(demo_classifier())
     with torch.no_grad():
-        best = seen(pictures).topk(5).indices.tolist()
+        best = seen(pictures).argmax(1).tolist()
     asked = [seen.labels.index(str(subject_of(prompt, seen.labels))) for prompt in prompts]
-    among = float(np.mean([wanted in five for wanted, five in zip(asked, best, strict=True)]))
-    assert among > 4 * 5 / len(seen.labels)
+    right = float(np.mean([one == other for one, other in zip(asked, best, strict=True)]))
+    assert right > 20 / len(seen.labels)
     # Told of other prompts, they are not right: the score is no property of the pictures alone.
-    assert np.mean([wanted in five for wanted, five in zip(asked[1:] + asked[:1], best, strict=True)]) < among / 2
+    assert np.mean([one == other for one, other in zip(asked[1:] + asked[:1], best, strict=True)]) < right / 4
