@@ -29,7 +29,7 @@ from hidiff_runtime.verification.replay_schedulers import SAMPLER
 if TYPE_CHECKING:
     from hidiff_export.reference.reference import ReferenceCall, ReferenceRun
     from hidiff_export.reference.text_vae_reference import NetworkCall
-    from hidiff_runtime.backends.session_pool import Network
+    from hidiff_runtime.format.specs import Network
 
 Array = NDArray[Any]
 

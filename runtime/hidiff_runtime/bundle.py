@@ -1,25 +1,22 @@
-"""An open bundle: its manifest, its sampler tables, and its engines on the backend of this machine."""
+"""An open bundle, as what draws pictures of one of its sizes: what it holds for it, tables, and engines."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from hidiff_runtime.backends import choose
 from hidiff_runtime.backends.device_tensors import DeviceTensors
-from hidiff_runtime.backends.fork_safety import left_behind, on_fork
-from hidiff_runtime.backends.protocol import Backend, Device, Session
-from hidiff_runtime.backends.session_pool import CONTROLNET, STEP, EngineKey, Network, SessionPool
+from hidiff_runtime.backends.protocol import Backend, Session
+from hidiff_runtime.bundle_engines import BundleEngines
 from hidiff_runtime.denoising.denoiser import Denoiser
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.format.bundle_folder import BundleFolder, LinksOption
-from hidiff_runtime.format.integrity import CheckedFiles, State, state_of, verify_files
+from hidiff_runtime.format.integrity import state_of, verify_files
 from hidiff_runtime.format.manifest import Manifest
-from hidiff_runtime.format.specs import GraphRecord, TextEncoderRecord
+from hidiff_runtime.format.specs import CONTROLNET, STEP, GraphRecord, Network, TextEncoderRecord
 from hidiff_runtime.format.tokenizer import Tokenizer
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
@@ -41,62 +38,46 @@ _MISSING = {
 
 
 class Bundle:
-    """A bundle that :func:`open` opened. A context manager: leaving it closes every engine.
+    """One bucket of a bundle that :func:`open` opened. A context manager: leaving it closes every engine.
 
     Args:
-        known: the files that need no look at their hash while they are in the states they were in before they were
-            verified: all of them, or weight stores alone where only sizes were compared.
+        engines: of the bundle, which all its buckets share.
+        manifest: what the bundle holds for the bucket.
+        loop: where a run keeps latents, see :func:`open`.
 
     Attributes:
-        root: the folder.
-        manifest: what it holds.
-        lock: held by a run, since engines are shared by all runs on the bundle.
+        manifest: what the bundle holds for the bucket.
     """
 
-    def __init__(
-        self,
-        folder: BundleFolder,
-        manifest: Manifest,
-        backend: Backend,
-        known: Mapping[str, State],
-        options: Mapping[str, Any],
-        *,
-        resident: str,
-        prefetch: bool,
-        loop: str,
-    ) -> None:
+    def __init__(self, engines: BundleEngines, manifest: Manifest, loop: str = "auto") -> None:
         if loop not in LOOPS:
             raise InputError(
                 f"loop must be one of {', '.join(LOOPS)}.", given=repr(loop), advice="'auto' is right on any device."
             )
-        self.root = folder.root
-        self._folder = folder
         self.manifest = manifest
-        self.lock = threading.RLock()
-        self._backend = backend
-        self._resident = resident
+        self._engines = engines
         self._loop = loop
-        self._new_device = partial(backend.device, options)
-        self._device = self._new_device()
-        self._entered: Device | None = None
-        self._tensors: DeviceTensors | None = None
-        self._files = CheckedFiles(folder, manifest.files, known)
-        self._new_pool = partial(SessionPool, self._open_engine, resident, prefetch=prefetch)
-        self._engines = self._new_pool()
-        on_fork(self)
-        self._samplers: dict[str, SamplerTable] = {}
-        self._tokenizers: dict[str, Tokenizer] = {}
         if loop == "device" and not self._has_step_engine():
             raise BundleError(
                 "The bundle has no step engine of this backend, which loop='device' needs.",
-                given=backend.name,
+                given=self.backend,
                 advice="Use loop='auto', or build the bundle again.",
             )
 
     @property
+    def root(self) -> Path:
+        """The bundle's folder."""
+        return self._engines.root
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held by a run, since engines are shared by all runs on the bundle."""
+        return self._engines.lock
+
+    @property
     def backend(self) -> str:
         """The name of the backend whose engines run."""
-        return self._backend.name
+        return self._engines.backend.name
 
     @property
     def on_host(self) -> bool:
@@ -105,14 +86,45 @@ class Bundle:
         Raises:
             EngineError: the device is missing here.
         """
-        with self.lock:
-            memory = self._enter().memory
-            return memory is not None and memory.on_host
+        memory = self._engines.memory
+        return memory is not None and memory.on_host
 
     @property
     def open_phases(self) -> tuple[Phase, ...]:
-        """The phases whose engines are open."""
-        return self._engines.open_phases
+        """The bucket's phases whose engines are open."""
+        phases = {record.graph: record.phase for record in self.manifest.phases}
+        return tuple(phases[graph] for graph in self._engines.open_graphs if graph in phases)
+
+    @property
+    def buckets(self) -> tuple[Bundle, ...]:
+        """The bundle once for each bucket, this one too; engines are shared, and closed with any of them."""
+        contents = self.manifest.whole
+        return tuple(Bundle(self._engines, manifest, self._loop) for manifest in contents.manifests)
+
+    def sized(self, width: int | None = None, height: int | None = None) -> Bundle:
+        """Returns the bundle for pictures of a size; this one where it is its own.
+
+        Args:
+            width: in pixels; this one's if left out.
+            height: the same.
+
+        Raises:
+            InputError: the bundle has none of that size; those that it has are told.
+        """
+        size = (self.manifest.width if width is None else width, self.manifest.height if height is None else height)
+        if size == (self.manifest.width, self.manifest.height):
+            return self
+        every = self.manifest.whole.manifests
+        alike = [manifest for manifest in every if size == (manifest.width, manifest.height)]
+        if alike:
+            fitting = [manifest for manifest in alike if manifest.batch == self.manifest.batch]
+            return Bundle(self._engines, (fitting or alike)[0], self._loop)
+        sizes = dict.fromkeys(f"{manifest.width}x{manifest.height}" for manifest in every)
+        raise InputError(
+            "The bundle has no such width and height.",
+            given=f"{size[0]}x{size[1]}",
+            advice=f"Use one that it has: {', '.join(sizes)}.",
+        )
 
     def denoiser(self) -> Denoiser:
         """Returns what runs the bundle."""
@@ -131,9 +143,10 @@ class Bundle:
                 given=chosen,
                 advice=f"Use one of {', '.join(sorted(self.manifest.samplers))}, or build the bundle with it.",
             )
-        if chosen not in self._samplers:
-            self._samplers[chosen] = self._table(chosen)
-        return self._samplers[chosen]
+        known = self._engines.samplers
+        if chosen not in known:
+            known[chosen] = self._table(chosen)
+        return known[chosen]
 
     def tokenizer(self, record: TextEncoderRecord) -> Tokenizer:
         """Returns a text encoder's tokenizer; one that was read stays where every engine does.
@@ -142,12 +155,7 @@ class Bundle:
             BundleError: the file is missing, has changed, or is no tokenizer.
             EngineError: the `tokenizers` library is missing.
         """
-        known = self._tokenizers.get(record.name)
-        if known is None:
-            known = Tokenizer.kept(self.file(record.tokenizer), record.places)
-            if self._resident == "all":
-                self._tokenizers[record.name] = known
-        return known
+        return self._engines.tokenizer(record)
 
     def lost_files(self) -> tuple[str, ...]:
         """Returns the files that the next run reads anew and that are not there, or not of their size; reads none of
@@ -155,12 +163,7 @@ class Bundle:
 
         None where every engine stays open: those files are read no more.
         """
-        if self._resident == "all":
-            return ()
-        graphs = [*self.manifest.phases, *(record for _, record in self.manifest.others())]
-        engines = [record.engines[self.backend] for record in graphs if self.backend in record.engines]
-        tokenizers = [record.tokenizer for record in self.manifest.text_encoders]
-        return self._files.lost((*engines, *self.manifest.weights.values(), *tokenizers))
+        return self._engines.lost_files()
 
     def check_samplers(self) -> None:
         """Reads each sampler's table and compares it with the manifest.
@@ -176,7 +179,7 @@ class Bundle:
         Raises:
             BundleError: another has taken its place since the bundle was opened, or it is no file of the bundle.
         """
-        return self._files.file(name)
+        return self._engines.files.file(name)
 
     def engine(self, phase: Phase, *, upcoming: Phase | None = None) -> Session:
         """Returns the phase's session, opened if need be; valid until another phase's is asked for.
@@ -188,10 +191,12 @@ class Bundle:
         Raises:
             EngineError: the engine does not load.
         """
+        manifest = self.manifest
         with self.lock:
-            session = self._engines.get(phase)
+            beside = (manifest.step, manifest.controlnet if phase.control else None)
+            session = self._engines.get(manifest.phase(phase), beside)
             if upcoming is not None:
-                self._engines.prefetch(upcoming)
+                self._engines.prefetch(manifest.phase(upcoming))
             return session
 
     def controlnet_engine(self) -> Session:
@@ -201,8 +206,7 @@ class Bundle:
             BundleError: the bundle has no ControlNet.
             EngineError: the engine does not load.
         """
-        with self.lock:
-            return self._engines.get(CONTROLNET)
+        return self._engines.add(self._graph(CONTROLNET))
 
     def step_engine(self) -> Session:
         """Returns the step graph's session, opened if need be; valid until the bundle is closed.
@@ -211,8 +215,7 @@ class Bundle:
             BundleError: the bundle has no step graph.
             EngineError: the engine does not load.
         """
-        with self.lock:
-            return self._engines.get(STEP)
+        return self._engines.add(self._graph(STEP))
 
     @contextmanager
     def network(self, name: Network) -> Iterator[Session]:
@@ -223,7 +226,8 @@ class Bundle:
             BundleError: the bundle has none.
             EngineError: the engine does not load.
         """
-        with self.lock, self._engines.borrow(name, self.manifest.phases[0].phase) as session:
+        beside = (self.manifest.phases[0], self.manifest.step)
+        with self._engines.borrow(self._graph(name), beside) as session:
             yield session
 
     def tensors(self) -> DeviceTensors | None:
@@ -233,9 +237,10 @@ class Bundle:
             EngineError: the device is missing here, or has no memory though ``loop`` is ``device``.
         """
         with self.lock:
-            if self._loop == "host" or not self._has_step_engine():
+            step = self.manifest.step
+            if self._loop == "host" or step is None or not self._has_step_engine():
                 return None
-            memory = self._enter().memory
+            memory = self._engines.memory
             if memory is None and self._loop == "device":
                 raise EngineError(
                     "This backend's device keeps no arrays, which loop='device' needs.",
@@ -244,22 +249,20 @@ class Bundle:
                 )
             if memory is None or (memory.on_host and self._loop == "auto"):
                 return None
-            if self._tensors is None:
-                self._tensors = DeviceTensors(memory)
-            return self._tensors
+            return self._engines.tensors(step, memory)
 
     def preload(self) -> None:
         """Opens engines ahead: the first phase's and its ControlNet's, or all of them where all may stay resident."""
         with self.lock:
             phases = [record.phase for record in self.manifest.phases]
-            wanted = phases if self._resident == "all" else phases[:1]
+            wanted = phases if self._engines.all_stay else phases[:1]
             step = self.tensors() is not None
             for phase in wanted:
-                self._engines.get(phase)
+                self.engine(phase)
             if self.manifest.controlnet is not None and any(phase.control for phase in wanted):
-                self._engines.get(CONTROLNET)
+                self.controlnet_engine()
             if step:
-                self._engines.get(STEP)
+                self.step_engine()
 
     def close(self) -> None:
         """Closes every engine and the device; waits for a run in progress. Using the bundle again opens them again.
@@ -267,26 +270,7 @@ class Bundle:
         Raises:
             EngineError: something that was asked of the device failed; all is closed.
         """
-        with self.lock, ExitStack() as closing:
-            self._tensors = None
-            self._tokenizers = {}
-            if self._entered is not None:
-                closing.push(self._entered)
-                self._entered, self._device = None, self._new_device()
-            closing.callback(self._engines.close)
-
-    def forked(self) -> None:
-        """Makes the bundle this process's own, where the parent was in the middle of a run: nobody here ends that.
-
-        Engines that were open are left as they are: closing them may wait for threads that stayed behind.
-        """
-        if self.lock.acquire(blocking=False):
-            self.lock.release()
-            return
-        left_behind.append((self._engines, self._entered, self._tensors))
-        self.lock = threading.RLock()
-        self._entered, self._device, self._tensors = None, self._new_device(), None
-        self._engines = self._new_pool()
+        self._engines.close()
 
     def __enter__(self) -> Bundle:
         return self
@@ -306,43 +290,12 @@ class Bundle:
     def _has_step_engine(self) -> bool:
         return self.manifest.step is not None and self.backend in self.manifest.step.engines
 
-    def _enter(self) -> Device:
-        """Returns the device, entered when it is first needed. A thread that opens an engine ahead finds it entered."""
-        if self._entered is None:
-            self._entered = self._device.__enter__()
-        return self._entered
-
-    def _record(self, key: EngineKey) -> GraphRecord:
-        if isinstance(key, Phase):
-            return self.manifest.phase(key)
-        record = dict(self.manifest.others()).get(key)
+    def _graph(self, name: str) -> GraphRecord:
+        record = dict(self.manifest.others()).get(name)
         if record is None:
-            named, advice = _MISSING[key]
+            named, advice = _MISSING[name]
             raise BundleError(f"The bundle has no {named}.", given=self.root, advice=advice)
         return record
-
-    def _open_engine(self, key: EngineKey) -> Session:
-        """Returns a session of an engine, all of whose files are the manifest's even where only sizes were checked.
-
-        Weight stores, whose hashes take long, are then compared only where they changed since the bundle was opened.
-        """
-        record = self._record(key)
-        relative = record.engines[self.backend]
-        path = self._checked_engine(relative)
-        if store := self.manifest.weights.get(Path(record.graph).parent.as_posix()):
-            self.file(store)
-        weights = {name: self._folder.file(store) for name, store in self.manifest.weights.items()}
-        return self._enter().open(path, weights, record)
-
-    def _checked_engine(self, relative: str) -> Path:
-        """Returns an engine, all of whose files are the manifest's. Raises BundleError for one that is not."""
-        path = self.file(relative)
-        root = path.parents[relative.count("/")]
-        for part in self._backend.files(path):
-            if not part.is_relative_to(root):
-                raise BundleError(f"The engine {relative} names a file outside the bundle.", given=part)
-            self.file(part.relative_to(root).as_posix())
-        return path
 
 
 def open(
@@ -384,9 +337,12 @@ def open(
     states = ((path, state_of(place.file(path))) for path in hashed)
     known = {path: state for path, state in states if state is not None}
     verify_files(place, manifest.files, verify)
-    chosen = choose(manifest, backend)
-    bundle = Bundle(place, manifest, chosen, known, options, resident=resident, prefetch=prefetch, loop=loop)
-    bundle.check_samplers()
+    contents = manifest.whole
+    chosen = choose(contents, backend)
+    engines = BundleEngines(place, contents, chosen, known, options, resident=resident, prefetch=prefetch)
+    bundle = Bundle(engines, manifest, loop)
+    for bucket in bundle.buckets:
+        bucket.check_samplers()
     if preload:
         with ExitStack() as closing:  # where one engine does not open, those before it are closed
             closing.push(bundle)

@@ -36,7 +36,7 @@ from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.service import Service
 
 PROMPT = "a lighthouse"
-GENERATIONS = "/v1/images/generations"
+GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 LARGEST = 200_000
 PATIENCE = 120.0
 """Seconds for what takes none on an idle machine; no test is about time."""
@@ -216,6 +216,16 @@ def png(colour: int = 200, size: tuple[int, int] | None = None, mode: str = "RGB
 
 def data_url(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def send(server: Server, parts: dict[str, str | bytes] | list[tuple[str, str | bytes]]) -> Answer:
+    """Sends a form, whose bytes are files."""
+    body = b""
+    for name, value in parts.items() if isinstance(parts, dict) else parts:
+        file = '; filename="a.png"\r\nContent-Type: image/png' if isinstance(value, bytes) else ""
+        content = value.encode() if isinstance(value, str) else value
+        body += f'--cut\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
+    return server.ask("POST", EDITS, body + b"--cut--\r\n", content_type="multipart/form-data; boundary=cut")
 
 
 def proven(folder: Path, kind: toy.Toy | None = None) -> Path:

@@ -17,7 +17,15 @@ import numpy as np
 from hidiff_runtime.backends.protocol import Availability
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.format import safetensors
-from hidiff_runtime.format.manifest import MANIFEST, FileDigest, GraphRecord, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.format.manifest import (
+    MANIFEST,
+    Contents,
+    FileDigest,
+    GraphRecord,
+    Manifest,
+    PhaseRecord,
+    TensorSpec,
+)
 from hidiff_runtime.format.step_graph import step_inputs, step_outputs
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
@@ -269,14 +277,14 @@ def make(folder: Path, toy: Toy | None = None) -> Path:
     return folder
 
 
-def seal(folder: Path, manifest: Manifest | None = None) -> Manifest:
-    """Writes the manifest for the files as they are now."""
-    manifest = manifest or Manifest.read(folder)
+def seal(folder: Path, *manifests: Manifest) -> Manifest:
+    """Writes the manifest for the files as they are now; the first bucket's is returned."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
     files = {path.relative_to(folder).as_posix(): FileDigest.of(path) for path in paths}
-    manifest = replace(manifest, files=files)
-    (folder / MANIFEST).write_text(json.dumps(manifest.to_json()))
-    return manifest
+    buckets = manifests or Manifest.read(folder).whole.manifests
+    contents = Contents.of([replace(manifest, files=files) for manifest in buckets])
+    (folder / MANIFEST).write_text(json.dumps(contents.to_json()))
+    return contents.manifests[0]
 
 
 def record_samples(folder: Path, toy: Toy, manifest: Manifest, stored: Arrays) -> None:

@@ -29,12 +29,7 @@ def record(folder: Path, kind: toy.Toy) -> None:
     manifest = Manifest.read(folder)
     recorder = SampleRecorder("numpy", BOUND, BOUND)
     stored = toy.stored_weights(kind)
-    for phase in manifest.phases:
-        inputs = {spec.name: Drawn(seed, spec.shape) for seed, spec in enumerate(phase.inputs) if spec.dtype != "int32"}
-        shifts = np.zeros(len(manifest.windowed_blocks), np.int32)
-        given = {name: drawn.array() for name, drawn in inputs.items()} | {"window_shifts": shifts}
-        noise = toy.unet(phase.phase.name, stored, given)
-        toy.record_call(recorder, phase.phase, inputs, shifts.tolist(), noise)
+    _record_calls(recorder, manifest, stored)
     run = toy.reference_run(kind, manifest, stored)
     toy.record_run(recorder, {**run, "trajectory": ()})
     picture = unit(toy_pictures.decode(run["latents"] / np.float32(toy_pictures.SCALING_FACTOR)))
@@ -45,6 +40,31 @@ def record(folder: Path, kind: toy.Toy) -> None:
         given = {"input_ids": ids, "clip_skip": np.array([1], np.int32)}
         found = toy_pictures.encode_text(encoder, given)
         record_network(recorder, encoder.name, given, found, PROMPT)
+    _record_vae(recorder, manifest)
+    recorder.write(folder / "reference")
+    toy.seal(folder, replace(manifest, reference=f"reference/{INDEX}"))
+
+
+def record_second(folder: Path, kind: toy.Toy) -> None:
+    """Samples of what the second bucket has of its own: an evaluation of each phase, and the VAE's."""
+    first, second = Manifest.read(folder).whole.manifests
+    recorder = SampleRecorder("numpy", BOUND, BOUND)
+    _record_calls(recorder, second, toy.stored_weights(kind))
+    _record_vae(recorder, second)
+    recorder.write(folder / "reference/second")
+    toy.seal(folder, first, replace(second, reference=f"reference/second/{INDEX}"))
+
+
+def _record_calls(recorder: SampleRecorder, manifest: Manifest, stored: toy.Arrays) -> None:
+    for phase in manifest.phases:
+        inputs = {spec.name: Drawn(seed, spec.shape) for seed, spec in enumerate(phase.inputs) if spec.dtype != "int32"}
+        shifts = np.zeros(len(manifest.windowed_blocks), np.int32)
+        given = {name: drawn.array() for name, drawn in inputs.items()} | {"window_shifts": shifts}
+        noise = toy.unet(phase.phase.name, stored, given)
+        toy.record_call(recorder, phase.phase, inputs, shifts.tolist(), noise)
+
+
+def _record_vae(recorder: SampleRecorder, manifest: Manifest) -> None:
     vae = manifest.vae
     assert vae is not None
     latents, image = (Drawn(seed, graph.inputs[0].shape) for seed, graph in enumerate((vae.decoder, vae.encoder)))
@@ -52,8 +72,6 @@ def record(folder: Path, kind: toy.Toy) -> None:
     record_network(recorder, "vae_decoder", {"latents": latents}, outputs)
     outputs = {"moments": toy_pictures.encode(image.array())}
     record_network(recorder, "vae_encoder", {"image": image}, outputs)
-    recorder.write(folder / "reference")
-    toy.seal(folder, replace(manifest, reference=f"reference/{INDEX}"))
 
 
 def record_network(

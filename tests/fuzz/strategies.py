@@ -34,7 +34,8 @@ def kinds(pristine: Path) -> dict[str, st.SearchStrategy[Mutation] | None]:
     """The kinds by name; None for what the bundle does not have."""
     manifest = json.loads((pristine / MANIFEST).read_text())
     tokenizers = [encoder["tokenizer"] for encoder in manifest["text_encoders"]]
-    tensors = str(Path(manifest["reference"]).with_name("samples.safetensors"))
+    (reference,) = {bucket["reference"] for bucket in manifest["buckets"]}
+    tensors = str(Path(reference).with_name("samples.safetensors"))
     configuration = [name for name in manifest["files"] if name.endswith("scheduler_config.json")]
     reports = [manifest["report"]] if manifest["report"] else []
     engines = [engine for record in records(manifest) for engine in record["engines"].values()]
@@ -43,9 +44,9 @@ def kinds(pristine: Path) -> dict[str, st.SearchStrategy[Mutation] | None]:
         "manifest": in_manifest(manifest),
         "paths": paths(manifest),
         "tokenizer": in_json(pristine, tokenizers, "tokenizer"),
-        "samples": in_json(pristine, [manifest["reference"]], "samples"),
+        "samples": in_json(pristine, [reference], "samples"),
         "report": in_json(pristine, [*reports, *configuration], "report") if reports or configuration else None,
-        "JSON text": as_text(pristine, [MANIFEST, *tokenizers, manifest["reference"], *reports, *configuration]),
+        "JSON text": as_text(pristine, [MANIFEST, *tokenizers, reference, *reports, *configuration]),
         "weights' headers": in_header(pristine, list(manifest["weights"].values()), "weights' headers"),
         "samples' headers": in_header(pristine, [tensors], "samples' headers"),
         "tables' headers": in_header(pristine, list(manifest["samplers"].values()), "tables' headers"),
@@ -57,9 +58,11 @@ def kinds(pristine: Path) -> dict[str, st.SearchStrategy[Mutation] | None]:
 
 def records(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Every graph of a manifest."""
-    single = [manifest[key] for key in ("controlnet", "step") if manifest.get(key)]
-    halves = [manifest["vae"][half] for half in ("decoder", "encoder")] if manifest.get("vae") else []
-    return [*manifest["phases"], *manifest["text_encoders"], *single, *halves]
+    found = list(manifest["text_encoders"])
+    for bucket in manifest["buckets"]:
+        found += [*bucket["phases"], *(bucket[key] for key in ("controlnet", "step") if bucket.get(key))]
+        found += [bucket["vae"][half] for half in ("decoder", "encoder")] if bucket.get("vae") else []
+    return found
 
 
 def in_manifest(manifest: dict[str, Any]) -> st.SearchStrategy[Mutation]:
@@ -167,7 +170,7 @@ _HEADERS: dict[str, Callable[[dict[str, Any], bytes], bytes]] = {
 @st.composite
 def of_files(draw: st.DrawFn, manifest: dict[str, Any], tensors: str) -> Mutation:
     """A file that is of another kind, or is not what it was, with and without a record that fits."""
-    name = draw(st.sampled_from((MANIFEST, manifest["reference"], tensors, *sorted(manifest["files"]))))
+    name = draw(st.sampled_from((MANIFEST, manifest["buckets"][0]["reference"], tensors, *sorted(manifest["files"]))))
     kind, unlisted = draw(st.sampled_from(KINDS_OF_FILES)), draw(st.booleans())
     listed = {key: record for key, record in manifest["files"].items() if key != name}
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from hidiff_runtime.backends.protocol import Backend
-from hidiff_runtime.backends.session_pool import STEP
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.format.codec import REBUILD
-from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.format.manifest import Contents
+from hidiff_runtime.format.specs import STEP
 
 NAMES = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 """Every backend, the one to be preferred first."""
@@ -29,11 +29,11 @@ def get(name: str) -> Backend:
     return TensorRtBackend(name)
 
 
-def choose(manifest: Manifest, wanted: str | Backend | None) -> Backend:
+def choose(contents: Contents, wanted: str | Backend | None) -> Backend:
     """Returns the backend to use: it has an engine for every graph, and it can run here.
 
     Args:
-        manifest: of the bundle.
+        contents: of the bundle's manifest.
         wanted: a backend or its name; None for the first that this machine has.
 
     Raises:
@@ -41,7 +41,11 @@ def choose(manifest: Manifest, wanted: str | Backend | None) -> Backend:
         EngineError: the backend cannot run here.
         InputError: there is no such backend, or the bundle has no engines of it.
     """
-    graphs = [*manifest.phases, *(record for name, record in manifest.others() if name != STEP)]
+    graphs = [
+        record
+        for manifest in contents.manifests
+        for record in (*manifest.phases, *(other for name, other in manifest.others() if name != STEP))
+    ]
     offered = [name for name in graphs[0].engines if all(name in graph.engines for graph in graphs)]
     if wanted is None:
         known = [get(name) for name in NAMES if name in offered]

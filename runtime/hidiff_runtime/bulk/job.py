@@ -179,7 +179,7 @@ def check_job(job: Job) -> Checked:
         for row in plan.todo:
             try:
                 request = read_request(pipeline, request_values(row, job.prompts.parent), LIMITS)
-                facts = describe_request(manifest, counter, request)
+                facts = describe_request(pipeline.bundle.sized(*request.size).manifest, counter, request)
             except InputError as error:
                 found.append(DeadLetter.of(row, error, manifest.digest))
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -30,16 +31,15 @@ def describe_runs(
     Raises:
         InputError: a prompt does not fit the bundle.
     """
-    batch = bundle.manifest.batch
     counter = TokenCounter(bundle)
-    files = [str(path) for path in outputs.pictures]
+    files = map(str, outputs.pictures)
     runs = [
         {
-            **describe_request(bundle.manifest, counter, request),
+            **describe_request(bundle.sized(*request.size).manifest, counter, request),
             "where": prompt.where or None,
-            "files": files[number * batch : (number + 1) * batch],
+            "files": list(itertools.islice(files, len(request.prompts))),
         }
-        for number, (prompt, request) in enumerate(zip(asked, requests, strict=True))
+        for prompt, request in zip(asked, requests, strict=True)
     ]
     extra = [str(path) for path in outputs.extra]
     if as_json:

@@ -11,10 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hidiff_runtime.cli.shared_options import FIELD_OPTIONS, add_field, add_group, add_opening, open_bundle
+from hidiff_runtime.cli.shared_options import (
+    FIELD_OPTIONS,
+    add_field,
+    add_group,
+    add_opening,
+    add_size,
+    open_bundle,
+    sides,
+)
 from hidiff_runtime.console.printing import write
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.pipeline.request_fields import PICTURES, PROMPT, Settings
+from hidiff_runtime.pipeline.request_fields import PICTURES, PROMPT, Settings, Size
 from hidiff_runtime.text_safety import printable
 
 if TYPE_CHECKING:
@@ -24,6 +32,9 @@ if TYPE_CHECKING:
     from hidiff_runtime.cli.prompt_options import Prompt
     from hidiff_runtime.pipeline.pipeline import Pipeline
     from hidiff_runtime.pipeline.request import Request
+
+Reader = Callable[[Path, str, "Size | None"], "Image"]
+"""Gives the picture of a file, called so, at a size or as it is."""
 
 SUMMARY = "make pictures from prompts"
 EXAMPLE = 'generate bundle -p "a lighthouse at dusk" --seed 1 -o lighthouse.png'
@@ -54,7 +65,9 @@ def _add_request(command: argparse.ArgumentParser) -> None:
         help="draw with the prompt and the settings that this picture tells of itself; options given beside it win",
     )
     add_group(group, "prompts")
-    add_group(command.add_argument_group("run"), "run")
+    run_group = command.add_argument_group("run")
+    add_size(run_group)
+    add_group(run_group, "run")
     add_group(command.add_argument_group("pictures to start from (PNG, JPEG, WebP)"), "pictures")
 
 
@@ -97,7 +110,8 @@ def run(options: argparse.Namespace) -> int:
     with open_bundle(options, **({"verify": "size"} if options.dry_run else {})) as bundle:
         pipeline = Pipeline(bundle)
         given = {field.name: getattr(options, field.name) for field in FIELD_OPTIONS}
-        settings = {name: value for name, value in given.items() if value is not None}  # pictures as paths
+        # Pictures as paths.
+        settings = {name: value for name, value in given.items() if value is not None} | sides(options)
         like = Likeness("", settings, ())
         if told is not None:
             like = settings_like(bundle, told, settings, with_prompt=not asked)
@@ -108,8 +122,7 @@ def run(options: argparse.Namespace) -> int:
         found = (*filter(None, late), *_drawn_later(options, asked))
         _warn(found)
         warned = (*like.warnings, *found)
-        batch = bundle.manifest.batch
-        seeds = [request.settings.seed for request in requests for _ in range(batch)]
+        seeds = [request.settings.seed for request in requests for _ in request.prompts]
         many = options.prompts is not None or len(seeds) > 1
         extra = (options.sheet, options.previews)
         outputs = find_output_paths(options.output, seeds, many=many, extra=extra, force=options.force)
@@ -135,13 +148,14 @@ def _requests(
     from hidiff_runtime.cli.prompt_options import located
     from hidiff_runtime.pipeline.request_values import DRAWN, RANDOM
 
-    manifest = pipeline.bundle.manifest
-    found, read = [], _reader((manifest.width, manifest.height))
+    found, read = [], _reader()
     for prompt in asked:
         with located(options.prompts, prompt.where):
             # Not the seed of a picture to draw like: -1 was its very seed.
             drawn = {"seed": randbelow(DRAWN)} if prompt.settings.get("seed", options.seed) == RANDOM else {}
-            found.append(pipeline.request(prompt.text, _merged({**shared, **prompt.settings, **drawn}, read)))
+            settings = {**shared, **prompt.settings, **drawn}
+            bucket = pipeline.bundle.sized(settings.get("width"), settings.get("height")).manifest
+            found.append(pipeline.request(prompt.text, _merged(settings, read, (bucket.width, bucket.height))))
     return found
 
 
@@ -154,22 +168,22 @@ def _drawn_later(options: argparse.Namespace, asked: Sequence[Prompt]) -> tuple[
     return ("seed -1 is drawn anew when pictures are made: the seed shown in its place is an example",)
 
 
-def _reader(size: tuple[int, int]) -> Callable[[Path, str, bool], Image]:
-    """Reads pictures, each file once; those that are resized are kept at the bundle's size, since there may be many."""
+def _reader() -> Reader:
+    """Reads pictures, each file once; those that are resized are kept at the size drawn, since there may be many."""
     from hidiff_runtime.pipeline.image_processing import fitted_pictures, read_picture
 
-    def read(path: Path, called: str, resize: bool) -> Image:
+    def read(path: Path, called: str, size: Size | None) -> Image:
         found = read_picture(path, called)
-        return fitted_pictures(found, size, called, resize=True)[0] if resize else found
+        return found if size is None else fitted_pictures(found, size, called, resize=True)[0]
 
     return functools.cache(read)
 
 
-def _merged(asked: Mapping[str, Any], read: Callable[[Path, str, bool], Image]) -> Settings:
+def _merged(asked: Mapping[str, Any], read: Reader, size: Size) -> Settings:
     given = dict(asked)
     for name in PICTURES:
         if given.get(name) is not None:
-            given[name] = read(given[name], name.replace("_", " "), bool(given.get("resize")))
+            given[name] = read(given[name], name.replace("_", " "), size if given.get("resize") else None)
     return Settings(**given)
 
 

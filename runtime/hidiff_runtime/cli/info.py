@@ -12,6 +12,8 @@ from hidiff_runtime.console.printing import write
 from hidiff_runtime.text_safety import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hidiff_runtime.format.manifest import GraphRecord, Manifest
 
 SUMMARY = "show what is in the bundle, without opening an engine"
@@ -29,13 +31,13 @@ def run(options: argparse.Namespace) -> int:
     from hidiff_runtime.format.bundle_folder import BundleFolder
 
     manifest = BundleFolder(options.folder, options.allow_links).manifest()
+    every = manifest.whole.manifests
     if options.json:
         write(json.dumps(manifest.to_json(), indent=2) + "\n", sys.stdout)
         return 0
     total = sum(file.size for file in manifest.files.values())
     lines = [
-        f"{manifest.family} {manifest.task}, {manifest.width}x{manifest.height} pixels, batch {manifest.batch}, "
-        f"{manifest.precision}, guidance {_guidance(manifest)}",
+        f"{manifest.family} {manifest.task}, {_targets(every)}, {manifest.precision}, guidance {_guidance(manifest)}",
         f"  files     {len(manifest.files)}, {total / 2**20:.1f} MiB",
         f"  samplers  {', '.join(sorted(manifest.samplers))} (default {manifest.default_sampler})",
         f"  steps     {manifest.steps[0]} to {manifest.steps[-1]} ({len(manifest.steps)} tabulated)",
@@ -43,15 +45,23 @@ def run(options: argparse.Namespace) -> int:
         f"  VAE       {_vae(manifest)}",
         f"  reference {manifest.reference or 'none'}",
         f"  built by  {', '.join(f'{tool} {version}' for tool, version in manifest.tools.items())}",
-        "  graphs",
     ]
-    graphs: list[tuple[str, GraphRecord]] = [(record.phase.name, record) for record in manifest.phases]
-    for name, record in [*graphs, *manifest.others()]:
-        lines.append(f"    {name:24} engines: {', '.join(record.engines)}")
-        lines += [f"      {spec}" for spec in record.inputs]
-        lines += [f"      -> {spec}" for spec in record.outputs]
+    for bucket in every:
+        lines.append("  graphs" if len(every) == 1 else f"  graphs of {bucket.bucket}")
+        graphs: list[tuple[str, GraphRecord]] = [(record.phase.name, record) for record in bucket.phases]
+        for name, record in [*graphs, *bucket.others()]:
+            lines.append(f"    {name:24} engines: {', '.join(record.engines)}")
+            lines += [f"      {spec}" for spec in record.inputs]
+            lines += [f"      -> {spec}" for spec in record.outputs]
     write("".join(f"{printable(line)}\n" for line in lines), sys.stdout)
     return 0
+
+
+def _targets(every: Sequence[Manifest]) -> str:
+    """Returns the sizes and batches."""
+    batches = {bucket.batch for bucket in every}
+    sizes = dict.fromkeys(f"{bucket.width}x{bucket.height}" for bucket in every)
+    return f"{', '.join(sizes)} pixels, batch {', '.join(map(str, sorted(batches)))}"
 
 
 def _guidance(manifest: Manifest) -> str:

@@ -102,6 +102,23 @@ def add_group(command: argparse._ActionsContainer, group: str) -> None:
             add_field(command, field)
 
 
+def add_size(command: argparse._ActionsContainer) -> None:
+    """Adds the size of the pictures, which `sides` reads."""
+    told = "of the pictures in pixels, one that the bundle has (default: its first)"
+    command.add_argument("--size", metavar="WxH", type=picture_size, help=told)
+
+
+def sides(options: argparse.Namespace) -> dict[str, int]:
+    """Returns the width and height that the command is given; neither where it is given no size."""
+    return {} if options.size is None else dict(zip(("width", "height"), options.size, strict=True))
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """Reads ``WIDTHxHEIGHT`` in pixels."""
+    height, width = _pair("x", "WIDTHxHEIGHT")(text)
+    return width, height
+
+
 def add_field(command: argparse._ActionsContainer, field: Field, **changes: Any) -> None:
     """Adds a field, by its name as the attribute of what is parsed; ``changes`` are this command's own arguments."""
     if field.kind == "flag":

@@ -151,6 +151,10 @@ class Fields:
     def __contains__(self, key: str) -> bool:
         return key in self._left
 
+    def below(self, key: str) -> Fields:
+        """Returns what names the fields of an object that was taken apart already."""
+        return Fields({}, self.source, f"{self._where}.{key}".strip("."))
+
     def wrong(self, key: str, rule: str, given: object) -> BundleError:
         """Returns the error for field ``key``: it broke ``rule``."""
         path = f"{self._where}.{key}".strip(".")[:_SHOWN] or "the outermost object"

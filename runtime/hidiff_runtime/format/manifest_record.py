@@ -1,4 +1,4 @@
-"""The fields of a bundle's manifest: what it computes, and which files it is made of."""
+"""The fields of a bundle's manifest: what it computes, for which pictures, and which files it is made of."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.codec import Fields
 from hidiff_runtime.format.record_codec import LATER, OMITTED, BundlePath, Float, Form, Positive, whole, wholes
 from hidiff_runtime.format.specs import (
+    CONTROLNET,
+    STEP,
     GraphRecord,
     ListedFile,
     PhaseRecord,
@@ -19,8 +21,8 @@ from hidiff_runtime.format.specs import (
 )
 from hidiff_runtime.phases import Phase, PhaseRule, StepRange
 
-FORMAT = 1
-"""The newest bundle format this runtime reads."""
+FORMAT = 2
+"""The newest bundle format this runtime reads, and the one that is written."""
 
 
 Latent = Annotated[tuple[int, int, int], wholes(3, "must be channels, height and width", least=1)]
@@ -60,72 +62,89 @@ def _rule_content(rule: PhaseRule) -> dict[str, Any]:
     return {"strided": span(rule.strided), "pooled": span(rule.pooled), "control": control}
 
 
-@dataclass(frozen=True)
-class ManifestRecord:
-    """Everything the runtime knows about a bundle: the fields of its manifest.
+@dataclass(frozen=True, kw_only=True)
+class BucketRecord:
+    """What a bundle holds for pictures of one size, so many of them a run.
+
+    Args:
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        batch: pictures of one run.
+        rule: which phase runs at which step.
+        latent: channels, height and width of the latents that are denoised.
+        windowed_blocks: names of the blocks with shifted windows, in execution order; one shift each.
+        phases: in running order.
+        controlnet: takes the inputs of a phase that it shares, ``control_image`` and ``conditioning_scale``, and gives
+            the residuals; left out where they come from outside or not at all.
+        step: what follows an evaluation, for a device to do: see `hidiff_runtime.format.step_graph`; without it the
+            host does.
+        vae: left out where latents come out.
+        reference: path of the reference samples' index, if they were recorded.
+    """
+
+    width: Annotated[int, whole(8)]
+    height: Annotated[int, whole(8)]
+    batch: Positive
+    rule: Annotated[PhaseRule, Form(_rule, _rule_content)]
+    latent: Latent
+    windowed_blocks: tuple[str, ...]
+    phases: tuple[PhaseRecord, ...]
+    controlnet: GraphRecord | None = None
+    step: GraphRecord | None = field(default=None, metadata=LATER)
+    vae: VaeRecord | None = field(default=None, metadata=LATER)
+    reference: BundlePath | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedRecord:
+    """What a bundle holds once, whatever the size of its pictures.
 
     Args:
         tools: versions of what built it, ``hidiff-runtime`` among them.
         recipe: the recipe as it was resolved, for people and for rebuilding.
         family: model family, for example ``sdxl``.
         task: for example ``text-to-image``.
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
-        batch: pictures of one run.
         guidance: whether each evaluation carries the negative prompt too, which doubles the graphs' batch.
         precision: of the weights: ``float32``, ``float16`` or ``bfloat16``.
-        rule: which phase runs at which step.
-        latent: channels, height and width of the latents that are denoised.
-        windowed_blocks: names of the blocks with shifted windows, in execution order; one shift each.
-        phases: in running order.
         samplers: sampler name to the path of its table.
         default_sampler: one of ``samplers``.
         steps: the step counts every table holds, rising.
         weights: model name (``unet``, ``controlnet``, ``text_encoder``, …) to the path of its weight store.
-        controlnet: takes the inputs of a phase that it shares, ``control_image`` and ``conditioning_scale``, and gives
-            the residuals; left out where they come from outside or not at all.
-        step: what follows an evaluation, for a device to do: see `hidiff_runtime.format.step_graph`; without it the
-            host does.
         text_encoders: in the order in which their embeddings are joined; none where prompts come as embeddings.
-        vae: left out where latents come out.
         guidance_rescale: 0 to 1, of runs that do not say; see `hidiff_runtime.denoising.conditioning.guided`.
         force_zeros_for_empty_prompt: whether SDXL's prompts without a negative one have zeros in the place of its
             embeddings, and not the empty prompt's.
-        reference: path of the reference samples' index, if they were recorded.
         report: path of the parity report, if there is one.
         fingerprints: content fingerprints of what the bundle was built from.
         files: every file of the bundle but the manifest, by relative path.
-        format: of the bundle.
     """
 
     tools: Mapping[str, str]
     recipe: Mapping[str, Any]
     family: str
     task: str
-    width: Annotated[int, whole(8)]
-    height: Annotated[int, whole(8)]
-    batch: Positive
     guidance: bool
     precision: str
-    rule: Annotated[PhaseRule, Form(_rule, _rule_content)]
-    latent: Latent
-    windowed_blocks: tuple[str, ...]
-    phases: tuple[PhaseRecord, ...]
     samplers: Mapping[str, BundlePath]
     default_sampler: str
     steps: tuple[Positive, ...]
     weights: Mapping[str, BundlePath]
     files: Mapping[str, ListedFile]
-    controlnet: GraphRecord | None = None
-    step: GraphRecord | None = field(default=None, metadata=LATER)
     text_encoders: tuple[TextEncoderRecord, ...] = field(default=(), metadata=LATER)
-    vae: VaeRecord | None = field(default=None, metadata=LATER)
     guidance_rescale: Float = field(default=0.0, metadata=OMITTED)
     force_zeros_for_empty_prompt: bool = field(default=True, metadata=OMITTED)
-    reference: BundlePath | None = None
     report: BundlePath | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
-    format: Positive = FORMAT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestRecord(SharedRecord, BucketRecord):
+    """What a bundle holds for one bucket: its own and what all share; the whole manifest in format 1."""
+
+    @property
+    def bucket(self) -> str:
+        """What the bucket is called: its size, and its batch where that is not one picture."""
+        return f"{self.width}x{self.height}" + (f", batch {self.batch}" if self.batch > 1 else "")
 
     @property
     def graph_batch(self) -> int:
@@ -149,23 +168,36 @@ class ManifestRecord:
 
     def others(self) -> Iterable[tuple[str, GraphRecord]]:
         """Returns the graphs beside the phases', by the name of their engine."""
-        single = {"controlnet": self.controlnet, "step": self.step}
+        single = {CONTROLNET: self.controlnet, STEP: self.step}
         yield from ((name, record) for name, record in single.items() if record is not None)
         yield from ((record.name, record) for record in self.text_encoders)
         if self.vae is not None:
             yield from (("vae_decoder", self.vae.decoder), ("vae_encoder", self.vae.encoder))
 
     def paths(self) -> Iterable[tuple[str, str]]:
-        """Returns every path the manifest refers to, with the field that does."""
+        """Returns every path that the manifest refers to for this bucket, with the field that does."""
+        yield from (*self.own_paths(), *self.shared_paths())
+
+    def own_paths(self) -> Iterable[tuple[str, str]]:
+        """Returns the paths of what is the bucket's own."""
+        encoders = {record.name for record in self.text_encoders}
         graphs: dict[str, GraphRecord] = {f"phases[{index}]": record for index, record in enumerate(self.phases)}
-        graphs |= dict(self.others())
-        for key, record in graphs.items():
-            yield f"{key}.graph", record.graph
-            yield from ((f"{key}.engines.{name}", path) for name, path in record.engines.items())
+        graphs |= {key: record for key, record in self.others() if key not in encoders}
+        yield from _graph_paths(graphs)
+        if self.reference is not None:
+            yield from (("reference", path) for path in (self.reference, tensors_beside(self.reference)))
+
+    def shared_paths(self) -> Iterable[tuple[str, str]]:
+        """Returns the paths of what there is once."""
+        yield from _graph_paths({record.name: record for record in self.text_encoders})
         yield from ((f"{encoder.name}.tokenizer", encoder.tokenizer) for encoder in self.text_encoders)
         yield from ((f"samplers.{name}", path) for name, path in self.samplers.items())
         yield from ((f"weights.{name}", path) for name, path in self.weights.items())
-        if self.reference is not None:
-            yield from (("reference", path) for path in (self.reference, tensors_beside(self.reference)))
         if self.report is not None:
             yield "report", self.report
+
+
+def _graph_paths(graphs: Mapping[str, GraphRecord]) -> Iterable[tuple[str, str]]:
+    for key, record in graphs.items():
+        yield f"{key}.graph", record.graph
+        yield from ((f"{key}.engines.{name}", path) for name, path in record.engines.items())

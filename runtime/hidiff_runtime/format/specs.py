@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, Literal
 
 from hidiff_runtime.format.codec import FLOAT32_MAX, INT64_MAX, Fields
 from hidiff_runtime.format.paths import path_error
@@ -20,6 +20,11 @@ DTYPES = {"float32": 4, "int32": 4}
 
 
 Dtype = Annotated[str, Form(lambda fields, name: fields.choice(name, DTYPES))]
+
+CONTROLNET: Literal["controlnet"] = "controlnet"
+STEP: Literal["step"] = "step"
+Network = Literal["text_encoder", "text_encoder_2", "vae_decoder", "vae_encoder"]
+"""What computes before the first step or after the last, by its graph's name."""
 
 SAMPLE_TENSORS = "samples.safetensors"
 """The reference samples' tensors, beside their index."""

@@ -7,6 +7,7 @@ may be larger than such a picture needs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from hidiff_runtime.format.codec import Fields
 from hidiff_runtime.format.manifest_record import ManifestRecord
@@ -36,13 +37,49 @@ _EMBEDDINGS = {"prompt_embeds": 3, "text_embeds": 2, "time_ids": 2}
 """A phase's inputs beside its latents and residuals, with the axes of those that there is one of for each picture."""
 
 
-def validate_manifest(manifest: ManifestRecord, fields: Fields) -> None:
+def validate_contents(manifests: Sequence[ManifestRecord], fields: Fields, *, listed: bool) -> None:
     """Refuses a manifest whose fields do not agree with each other.
+
+    Args:
+        manifests: what it says of each bucket.
+        fields: that it was read from.
+        listed: whether buckets are a list of it; else the only one's fields are among the others.
 
     Raises:
         BundleError: the field at fault is named.
     """
-    for key, path in manifest.paths():
+    if not manifests:
+        raise fields.wrong("buckets", "must not be empty", [])
+    _check_shared(manifests[0], fields)
+    known = []
+    for index, manifest in enumerate(manifests):
+        own = fields.below(f"buckets[{index}]") if listed else fields
+        bucket = (manifest.width, manifest.height, manifest.batch)
+        if bucket in known or manifest.latent[0] != manifests[0].latent[0]:
+            raise own.wrong("", "is there twice, or has other latents than the first", bucket)
+        known.append(bucket)
+        _check_bucket(manifest, own)
+
+
+def _check_shared(manifest: ManifestRecord, fields: Fields) -> None:
+    """Refuses what there is once and does not agree."""
+    for key, path in manifest.shared_paths():
+        if path not in manifest.files:
+            raise fields.wrong(key, "refers to a file that 'files' does not list", path)
+    if manifest.default_sampler not in manifest.samplers:
+        raise fields.wrong("default_sampler", f"must be one of {sorted(manifest.samplers)}", manifest.default_sampler)
+    if not manifest.steps or list(manifest.steps) != sorted(set(manifest.steps)):
+        raise fields.wrong("steps", "must be rising step counts", manifest.steps)
+    if "unet" not in manifest.weights:
+        raise fields.wrong("weights", "must name the UNet's store", sorted(manifest.weights))
+    _check_rescale(manifest, fields)
+    for encoder in manifest.text_encoders:
+        _check_text_encoder(encoder, fields, encoder.name)
+
+
+def _check_bucket(manifest: ManifestRecord, fields: Fields) -> None:
+    """Refuses a bucket that does not agree with itself or with what it shares."""
+    for key, path in manifest.own_paths():
         if path not in manifest.files:
             raise fields.wrong(key, "refers to a file that 'files' does not list", path)
     phases = [record.phase for record in manifest.phases]
@@ -54,13 +91,6 @@ def validate_manifest(manifest: ManifestRecord, fields: Fields) -> None:
             raise fields.wrong(
                 f"phases[{index}]", "is there twice, or is a phase that the rule never reaches", phase.name
             )
-    if manifest.default_sampler not in manifest.samplers:
-        raise fields.wrong("default_sampler", f"must be one of {sorted(manifest.samplers)}", manifest.default_sampler)
-    if not manifest.steps or list(manifest.steps) != sorted(set(manifest.steps)):
-        raise fields.wrong("steps", "must be rising step counts", manifest.steps)
-    if "unet" not in manifest.weights:
-        raise fields.wrong("weights", "must name the UNet's store", sorted(manifest.weights))
-    _check_rescale(manifest, fields)
     _check_geometry(manifest, fields)
     if manifest.controlnet is not None:
         _check_controlnet(manifest, manifest.controlnet, fields)
@@ -82,8 +112,6 @@ def _check_geometry(manifest: ManifestRecord, fields: Fields) -> None:
         _check_tensors(manifest, phase, fields, f"phases[{index}]")
     for key, record in manifest.others():
         _check_tensors(manifest, record, fields, key)
-    for encoder in manifest.text_encoders:
-        _check_text_encoder(encoder, fields, encoder.name)
     if manifest.vae is not None:
         _check_tiles(manifest.vae, fields)
 

@@ -84,8 +84,10 @@ def settings_like(
         InputError: the bundle lacks the sampler or the number of steps, or the picture was drawn from another that is
             not given; the message names the nearest there is.
     """
-    asked, manifest = given or {}, bundle.manifest
+    asked = given or {}
     settings, warnings = dict(parameters.settings), []
+    usual, bundle = bundle, _of_its_size(bundle, parameters, asked)
+    manifest = bundle.manifest
     prompt, infotext = parameters.prompt, parameters.infotext
     named = parameters.facts
     if parameters.facts:
@@ -107,7 +109,24 @@ def settings_like(
         settings = {name: value for name, value in settings.items() if SETTINGS[name].kind not in ORDERS}
     if asked.get("image") is None:
         settings.pop("strength", None)
+    settings = {name: value for name, value in settings.items() if name not in ("width", "height")}
+    if bundle is not usual:
+        settings |= {"width": manifest.width, "height": manifest.height}
     return Likeness(prompt, {**settings, **asked}, tuple(dict.fromkeys(warnings)))
+
+
+def _of_its_size(bundle: Bundle, parameters: PictureParameters, asked: Mapping[str, Any]) -> Bundle:
+    """Returns the bundle for pictures of the size that is asked for, else of the picture's; else as it is."""
+    if asked.get("width") is not None or asked.get("height") is not None:
+        return bundle.sized(asked.get("width"), asked.get("height"))
+    if parameters.facts:
+        told = f"{parameters.facts.get('width')}x{parameters.facts.get('height')}"
+    else:
+        told = "" if parameters.infotext is None else parameters.infotext.settings.get("Size", "")
+    for manifest in bundle.manifest.whole.manifests:
+        if told == f"{manifest.width}x{manifest.height}":
+            return bundle.sized(manifest.width, manifest.height)
+    return bundle
 
 
 def _other_facts(manifest: Manifest, facts: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

@@ -104,6 +104,8 @@ class Pipeline:
         negative_prompt: str | Sequence[str] | None = None,
         seed: int = 0,
         steps: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
         sampler: str | None = None,
@@ -180,11 +182,12 @@ class Pipeline:
         encoded = self._encode(requests)
         for request, (embeds, cut) in zip(requests, encoded, strict=True):
             started = time.perf_counter()
-            latents = self._denoise(request, embeds, callback)
-            images = to_pictures(vae.decode(self.bundle, latents, progress=progress))
-            table = self.bundle.sampler(request.settings.sampler)
+            bundle = self.bundle.sized(*request.size)
+            latents = _denoise(bundle, request, embeds, callback)
+            images = to_pictures(vae.decode(bundle, latents, progress=progress))
+            table = bundle.sampler(request.settings.sampler)
             for index, image in enumerate(images):
-                image.info.update(describe(self.bundle.manifest, table, request, index, cut))
+                image.info.update(describe(bundle.manifest, table, request, index, cut))
             yield Result(request, images, cut, time.perf_counter() - started)
 
     def close(self) -> None:
@@ -208,68 +211,73 @@ class Pipeline:
         for (clip_skip, long_prompt, without), numbers in groups.items():
             prompts = [text for number in numbers for text in requests[number].prompts]
             negative = [text for number in numbers for text in requests[number].negative_prompts or ()]
+            bundle = self.bundle.sized(*requests[0].size)  # whose first engine may stay open beside the text encoders
             embeds, cut = encode_prompts(
-                self.bundle, prompts, None if without else negative, clip_skip=clip_skip, long_prompt=long_prompt
+                bundle, prompts, None if without else negative, clip_skip=clip_skip, long_prompt=long_prompt
             )
-            batch = self.bundle.manifest.batch
-            for place, number in enumerate(numbers):
-                own = {name: array[place * batch : (place + 1) * batch] for name, array in embeds.items()}
+            end = 0
+            for number in numbers:
+                first, end = end, end + len(requests[number].prompts)
+                own = {name: array[first:end] for name, array in embeds.items()}
                 texts = (*requests[number].prompts, *(requests[number].negative_prompts or ()))
                 found[number] = (own, tuple(dict.fromkeys(cut[text] for text in texts if text in cut)))
         return [found[number] for number in range(len(requests))]
 
-    def _denoise(self, request: Request, embeds: dict[str, Array], callback: PictureCallback | None) -> Array:
-        settings = request.settings
-        assert settings.steps is not None
-        generator = TorchGenerator(settings.seed)
-        given: dict[str, Any] = {**embeds, **self._pictures(request, generator)}
-        if request.time_ids is not None:
-            given |= {"time_ids": request.time_ids, "negative_time_ids": request.negative_time_ids}
-        return self.bundle.denoiser().denoise(
-            **given,
-            steps=settings.steps,
-            seed=generator,
-            guidance_scale=settings.guidance_scale,
-            guidance_rescale=settings.guidance_rescale,
-            sampler=settings.sampler,
-            eta=settings.eta,
-            control_image=request.control_image,
-            conditioning_scale=settings.conditioning_scale,
-            callback=None if callback is None else self._with_preview(callback),
-        )
 
-    def _pictures(self, request: Request, generator: TorchGenerator) -> dict[str, Array | float | None]:
-        """Returns what the denoiser takes of image and mask.
+def _denoise(bundle: Bundle, request: Request, embeds: dict[str, Array], callback: PictureCallback | None) -> Array:
+    settings = request.settings
+    assert settings.steps is not None
+    generator = TorchGenerator(settings.seed)
+    given: dict[str, Any] = {**embeds, **_pictures(bundle, request, generator)}
+    if request.time_ids is not None:
+        given |= {"time_ids": request.time_ids, "negative_time_ids": request.negative_time_ids}
+    return bundle.denoiser().denoise(
+        **given,
+        steps=settings.steps,
+        seed=generator,
+        guidance_scale=settings.guidance_scale,
+        guidance_rescale=settings.guidance_rescale,
+        sampler=settings.sampler,
+        eta=settings.eta,
+        control_image=request.control_image,
+        conditioning_scale=settings.conditioning_scale,
+        callback=None if callback is None else _with_preview(bundle, callback),
+    )
 
-        Draws from the stream what comes before the first step, in the order of diffusers' pipelines: the image's
-        latents, the noise, and with a mask the masked image's latents, which pipelines with a UNet of four channels
-        draw and leave unused.
-        """
-        image, mask = request.image, request.mask
-        if image is None:
-            return {}
-        manifest, strength = self.bundle.manifest, request.settings.strength
-        if mask is None:
-            found = repeated(vae.encode(self.bundle, image, generator), manifest.batch)
-            return {"image_latents": found, "strength": strength}
-        given: dict[str, Array | float | None] = {}
-        channels = takes_channels(manifest)
-        if not channels or strength != 1:
-            found = vae.encode(self.bundle, image, generator)
-            given |= {"image_latents": repeated(found, manifest.batch), "strength": strength}
-        given["latents"] = generator.randn((manifest.batch, *manifest.latent))
-        given["mask"] = repeated(latent_mask(mask, manifest.latent), manifest.batch)
-        masked = image * (mask < 0.5)
-        if channels:
-            found = vae.encode(self.bundle, np.asarray(masked, np.float32), generator)
-            given["masked_image_latents"] = repeated(found, manifest.batch)
-        else:
-            generator.randn((len(masked), *manifest.latent))
-        return given
 
-    def _with_preview(self, callback: PictureCallback) -> Callable[[StepInfo], object]:
-        record = vae.vae_of(self.bundle)
-        return lambda info: callback(PictureStep(**vars(info), vae=record))
+def _pictures(bundle: Bundle, request: Request, generator: TorchGenerator) -> dict[str, Array | float | None]:
+    """Returns what the denoiser takes of image and mask.
+
+    Draws from the stream what comes before the first step, in the order of diffusers' pipelines: the image's
+    latents, the noise, and with a mask the masked image's latents, which pipelines with a UNet of four channels
+    draw and leave unused.
+    """
+    image, mask = request.image, request.mask
+    if image is None:
+        return {}
+    manifest, strength = bundle.manifest, request.settings.strength
+    if mask is None:
+        found = repeated(vae.encode(bundle, image, generator), manifest.batch)
+        return {"image_latents": found, "strength": strength}
+    given: dict[str, Array | float | None] = {}
+    channels = takes_channels(manifest)
+    if not channels or strength != 1:
+        found = vae.encode(bundle, image, generator)
+        given |= {"image_latents": repeated(found, manifest.batch), "strength": strength}
+    given["latents"] = generator.randn((manifest.batch, *manifest.latent))
+    given["mask"] = repeated(latent_mask(mask, manifest.latent), manifest.batch)
+    masked = image * (mask < 0.5)
+    if channels:
+        found = vae.encode(bundle, np.asarray(masked, np.float32), generator)
+        given["masked_image_latents"] = repeated(found, manifest.batch)
+    else:
+        generator.randn((len(masked), *manifest.latent))
+    return given
+
+
+def _with_preview(bundle: Bundle, callback: PictureCallback) -> Callable[[StepInfo], object]:
+    record = vae.vae_of(bundle)
+    return lambda info: callback(PictureStep(**vars(info), vae=record))
 
 
 def require_text_and_vae(manifest: Manifest, root: Path) -> None:

@@ -19,9 +19,8 @@ from hidiff_runtime.format.tokenizer import Tokenizer, Tokens
 from hidiff_runtime.pipeline.request_fields import LONG_PROMPTS
 
 if TYPE_CHECKING:
-    from hidiff_runtime.backends.session_pool import Network
     from hidiff_runtime.bundle import Bundle
-    from hidiff_runtime.format.specs import TextEncoderRecord
+    from hidiff_runtime.format.specs import Network, TextEncoderRecord
 
 MOST_CHUNKS = 4
 """Chunks of 75 tokens that a bundle can be built for."""

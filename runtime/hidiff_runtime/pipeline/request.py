@@ -74,6 +74,7 @@ class Request:
         Raises:
             InputError: something is missing, not one this bundle takes, or does not fit the rest.
         """
+        bundle = bundle.sized(settings.width, settings.height)
         manifest = bundle.manifest
         prompts = _prompts("prompt", prompt, manifest.batch)
         for text in prompts:
@@ -218,6 +219,8 @@ def _filled(bundle: Bundle, settings: Settings) -> Settings:
         settings,
         seed=int(settings.seed),
         steps=int(steps),
+        width=manifest.width,
+        height=manifest.height,
         eta=float(settings.eta),
         guidance_scale=check_guidance(manifest, guidance),
         guidance_rescale=check_rescale(manifest, settings.guidance_rescale),

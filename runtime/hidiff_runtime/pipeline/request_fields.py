@@ -86,6 +86,12 @@ class Settings:
         "clients leave it out)", bounds=(-1, 2**64 - 1))
     steps: int | None = _setting(
         None, "whole", f"denoising steps (default: {STEPS}, or the nearest the bundle has)", bounds=(1, math.inf))
+    width: int | None = _setting(
+        None, "whole", "of the picture in pixels, one that the bundle has (default: its first)",
+        group="")
+    height: int | None = _setting(
+        None, "whole", "of the picture in pixels, one that the bundle has (default: its first)",
+        group="")
     guidance_scale: float | None = _setting(
         None, "number", "how strongly the prompt is followed (default: 7.5; 5 for SDXL, but for inpainting without a "
         "ControlNet)", bounds=(-1000, 1000), option="--guidance", metavar="SCALE")
@@ -111,7 +117,7 @@ class Settings:
         f"(default: {LONG_PROMPTS[0]})", choices=LONG_PROMPTS, group="prompts")
     original_size: Size | None = _setting(None, "size", "the original's size, as SDXL is told (default: the picture's)")
     crops: Size = _setting((0, 0), "place", "the crop's corner, as SDXL is told (default: 0,0)", option="--crop")
-    target_size: Size | None = _setting(None, "size", "the target's size, as SDXL is told (default: the picture's)")
+    target_size: Size | None = _setting(None, "size", "the bucket's size, as SDXL is told (default: the picture's)")
     negative_original_size: Size | None = _setting(
         None, "size", "for the negative prompt (default: the same)", group="")
     negative_crops: Size | None = _setting(

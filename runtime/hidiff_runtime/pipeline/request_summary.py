@@ -24,7 +24,7 @@ def describe_request(manifest: Manifest, counter: TokenCounter, request: Request
         tokens, cut = counter.count(text, long_prompt=settings.long_prompt)
         prompts.append({"text": text, "tokens": tokens, "cut": cut})
     spans = request.phases(manifest).spans
-    told = ("seed", "sampler", "steps", "strength", "guidance_scale", "guidance_rescale")
+    told = ("width", "height", "seed", "sampler", "steps", "strength", "guidance_scale", "guidance_rescale")
     return {
         "prompts": prompts,
         "negative_prompts": list(request.negative_prompts or ()),
@@ -45,9 +45,8 @@ def request_lines(facts: dict[str, Any]) -> list[str]:
     guidance = "none" if facts["guidance_scale"] is None else f"{facts['guidance_scale']:g}"
     guidance += f" rescaled by {facts['guidance_rescale']:g}" if facts["guidance_rescale"] else ""
     strength = "" if facts["strength"] is None else f", strength {facts['strength']:g}"
-    lines.append(
-        f"  run     seed {facts['seed']}, {facts['steps']} steps of {facts['sampler']}, guidance {guidance}{strength}"
-    )
+    size, steps = f"{facts['width']}x{facts['height']}", f"{facts['steps']} steps of {facts['sampler']}"
+    lines.append(f"  run     {size}, seed {facts['seed']}, {steps}, guidance {guidance}{strength}")
     spans = ", ".join(f"{span['phase']} {span['first']}-{span['last']}" for span in facts["phases"])
     lines.append(f"  phases  {spans}")
     if facts["given"]:

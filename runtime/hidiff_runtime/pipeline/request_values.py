@@ -98,7 +98,9 @@ def read_request(pipeline: Pipeline, values: Mapping[str, object], limits: Limit
     if "prompt" not in given:
         raise InputError("The prompt is missing.", advice="Say what the picture is to show.")
     settings: dict[str, Any] = dict(given)
-    size = (pipeline.bundle.manifest.width, pipeline.bundle.manifest.height)
+    sides = {side: value for side in ("width", "height") if type(value := given.get(side)) is int}
+    bucket = pipeline.bundle.sized(**sides).manifest
+    size = (bucket.width, bucket.height)
     for name in [name for name in given if name in PICTURES]:
         picture: Any = read_picture(name, given[name], limits)
         if given.get("resize"):  # now: all of them, decoded, may be many times as large

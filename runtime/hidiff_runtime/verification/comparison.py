@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.codec import Fields
-from hidiff_runtime.format.record_codec import LATER, AnyText, FloatOrInf, decode, encode
+from hidiff_runtime.format.record_codec import LATER, OMITTED, AnyText, FloatOrInf, decode, encode
 from hidiff_runtime.verification.image_metrics import psnr, ssim
 
 Array = NDArray[Any]
@@ -112,6 +112,7 @@ class Verdict:
         step: logical step, if it was one.
         steps: of the run the step belongs to.
         fault: why there is nothing to measure: a NaN, a missing output, a wrong shape, an engine that failed.
+        bucket: size and batch that it is of, where a bundle has several.
     """
 
     boundary: str
@@ -121,6 +122,7 @@ class Verdict:
     step: int | None = None
     steps: int | None = None
     fault: AnyText = ""
+    bucket: str = field(default="", metadata=OMITTED)
 
     @property
     def ok(self) -> bool:
@@ -190,12 +192,16 @@ def _fault(reference: Array, candidate: Array | None) -> str:
 
 
 def render(verdicts: Iterable[Verdict]) -> str:
-    """Returns the verdicts as a plain-text table, one line each under a heading."""
+    """Returns the verdicts as a plain-text table, one line each under a heading; with buckets where there are any."""
     judged = tuple(verdicts)
     rows: list[Sequence[str]] = [("boundary", "phase", "step", "SNR dB", "bound", "max abs", "cosine", "result")]
     rows += [_row(verdict) for verdict in judged]
+    right = [False, False, True, True, True, True, True, False]
+    if any(verdict.bucket for verdict in judged):
+        buckets = ("bucket", *(verdict.bucket for verdict in judged))
+        rows = [(bucket, *row) for bucket, row in zip(buckets, rows, strict=True)]
+        right = [False, *right]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    right = (False, False, True, True, True, True, True, False)
     lines = []
     for row in rows:
         cells = (

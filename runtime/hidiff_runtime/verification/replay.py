@@ -7,7 +7,7 @@ library that computes something else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +18,7 @@ from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.denoising.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.errors import BundleError, EngineError, InputError, ParityError
 from hidiff_runtime.format.codec import REBUILD
+from hidiff_runtime.pipeline.request_fields import Size
 from hidiff_runtime.verification.comparison import Verdict, compare, render
 from hidiff_runtime.verification.half_precision_note import half_note
 from hidiff_runtime.verification.manifest_facts import replay_facts
@@ -93,34 +94,58 @@ def check(
     bundle: str | Path | Bundle,
     *,
     runs: bool = True,
+    sizes: Sequence[Size] = (),
     progress: Callable[[Verdict], None] | None = None,
     **options: Any,
 ) -> CheckReport:
-    """Replays a bundle's reference samples.
+    """Replays a bundle's reference samples, those of each of its buckets.
 
     Args:
         bundle: a folder, or a bundle that is open.
         runs: whether to replay the whole runs too; without them a check takes one evaluation a sample.
+        sizes: width and height of the buckets that are replayed; all of them without.
         progress: called with each verdict as it is found.
         options: of :func:`hidiff_runtime.open`, for a folder.
 
     Raises:
         BundleError: the bundle is broken, or has no reference samples.
         EngineError: the backend is missing, or an engine does not load.
+        InputError: the bundle has no bucket of one of the sizes.
     """
     if not isinstance(bundle, Bundle):
         with open_bundle(bundle, **options) as opened:
-            return check(opened, runs=runs, progress=progress)
-    samples = read_samples(bundle)
+            return check(opened, runs=runs, sizes=sizes, progress=progress)
+    sampled = [(bucket, read_samples(bucket)) for bucket in buckets_of(bundle, sizes)]
     verdicts = []
     with bundle.lock:
-        for verdict in _verdicts(bundle, samples, runs):
-            verdicts.append(verdict)
-            if progress is not None:
-                progress(verdict)
+        for bucket, samples in sampled:
+            for verdict in _verdicts(bucket, samples, runs):
+                told = replace(verdict, bucket=bucket.manifest.bucket) if len(bundle.buckets) > 1 else verdict
+                verdicts.append(told)
+                if progress is not None:
+                    progress(told)
         note = half_note(bundle)
-    left_out = (tokens_left_out(samples), samplers_left_out(bundle, samples))
-    return CheckReport(bundle.backend, samples.origin, tuple(verdicts), "\n".join(filter(None, left_out)), note)
+    left_out = {tokens_left_out(samples): None for _, samples in sampled}
+    left_out |= {samplers_left_out(bucket, samples): None for bucket, samples in sampled if _is_first(bucket)}
+    origin = sampled[0][1].origin
+    return CheckReport(bundle.backend, origin, tuple(verdicts), "\n".join(filter(None, left_out)), note)
+
+
+def buckets_of(bundle: Bundle, sizes: Sequence[Size] = ()) -> tuple[Bundle, ...]:
+    """Returns the buckets of these sizes; all of them without.
+
+    Raises:
+        InputError: the bundle has none of one of the sizes.
+    """
+    for size in sizes:
+        bundle.sized(*size)
+    every = bundle.buckets
+    return tuple(one for one in every if not sizes or (one.manifest.width, one.manifest.height) in sizes)
+
+
+def _is_first(bundle: Bundle) -> bool:
+    """Returns whether it is the bucket that what all share was recorded with."""
+    return bundle.manifest == bundle.manifest.whole.manifests[0]
 
 
 def read_samples(bundle: Bundle) -> ReferenceSamples:
@@ -153,7 +178,7 @@ def _verdicts(bundle: Bundle, samples: ReferenceSamples, runs: bool) -> Iterator
     if facts is not None:
         yield facts
     if runs:
-        if not samples.runs and _is_short(bundle):
+        if not samples.runs and _is_first(bundle) and _is_short(bundle):
             yield Verdict(RUN, samples.run_bound, None, fault="no reference sample")
         for index, run in enumerate(samples.runs):
             yield from _replay_run(bundle, samples, run, [p for p in samples.pictures if p.run == index])

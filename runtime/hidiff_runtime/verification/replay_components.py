@@ -19,8 +19,8 @@ from hidiff_runtime.verification.reference_samples import NetworkSample, Picture
 
 if TYPE_CHECKING:
     from hidiff_runtime.backends.protocol import Session
-    from hidiff_runtime.backends.session_pool import Network
     from hidiff_runtime.bundle import Bundle
+    from hidiff_runtime.format.specs import Network
 
 Array = NDArray[Any]
 
@@ -52,11 +52,14 @@ def comparisons(samples: ReferenceSamples, *, runs: bool) -> int:
 def replay_networks(bundle: Bundle, samples: ReferenceSamples) -> Iterator[Verdict]:
     """Yields a verdict for each sample, and one for the tokens where it has a prompt; each engine is opened once.
 
-    A network of the bundle without a sample is a fault.
+    A network of the bundle without a sample is a fault, unless it is the first bucket's too, with whose samples it is
+    compared.
     """
     sampled = {sample.network for sample in samples.networks}
-    for name, _ in bundle.manifest.others():
-        if name.startswith(("text_encoder", "vae_")) and name not in sampled:
+    first = bundle.manifest.whole.manifests[0]
+    shared = {record.graph for _, record in first.others()} if bundle.manifest != first else set()
+    for name, record in bundle.manifest.others():
+        if name.startswith(("text_encoder", "vae_")) and name not in sampled and record.graph not in shared:
             yield Verdict(_boundary(name), samples.call_bound, None, name, fault="no reference sample")
     if not tokens_left_out(samples):
         for sample in samples.networks:

@@ -12,18 +12,14 @@ from typing import Any
 import pytest
 import toy
 
-from hidiff_runtime import Cancelled, EngineError, Phase, PhaseKind, StepInfo
+from hidiff_runtime import Cancelled, EngineError, StepInfo
 from hidiff_runtime import open as open_bundle
-from hidiff_runtime.backends.session_pool import EngineKey, SessionPool
+from hidiff_runtime.backends.session_pool import SessionPool
 
 PATIENCE = 120
 
-STRIDED, POOLED, WINDOWED = (Phase(kind) for kind in (PhaseKind.STRIDED, PhaseKind.POOLED, PhaseKind.WINDOWED))
-CONTROLLED = Phase(PhaseKind.STRIDED, control=True)
-
-
-def name(key: EngineKey) -> str:
-    return key.name if isinstance(key, Phase) else key
+STRIDED, POOLED, WINDOWED, CONTROLLED = "strided", "pooled", "windowed", "strided-control"
+STEP, CONTROLNET = "step", "controlnet"
 
 
 @dataclass
@@ -37,29 +33,29 @@ class Sessions:
 
     events: list[str] = field(default_factory=list)
     threads: dict[str, str] = field(default_factory=dict)
-    hold: dict[EngineKey, threading.Event] = field(default_factory=dict)
-    broken: dict[EngineKey, EngineError] = field(default_factory=dict)
+    hold: dict[str, threading.Event] = field(default_factory=dict)
+    broken: dict[str, EngineError] = field(default_factory=dict)
 
-    def __call__(self, key: EngineKey) -> Session:
+    def __call__(self, key: str) -> Session:
         return Session(self, key)
 
 
 @dataclass
 class Session:
     sessions: Sessions
-    key: EngineKey
+    key: str
 
     def __enter__(self) -> Session:
         if self.key in self.sessions.hold:
             assert self.sessions.hold[self.key].wait(PATIENCE)
         if self.key in self.sessions.broken:
             raise self.sessions.broken.pop(self.key)
-        self.sessions.threads[name(self.key)] = threading.current_thread().name
-        self.sessions.events.append(f"open {name(self.key)}")
+        self.sessions.threads[self.key] = threading.current_thread().name
+        self.sessions.events.append(f"open {self.key}")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.sessions.events.append(f"close {name(self.key)}")
+        self.sessions.events.append(f"close {self.key}")
 
     def run(self, _inputs: toy.Arrays) -> dict[str, object]:
         raise NotImplementedError
@@ -81,19 +77,19 @@ def sessions() -> Sessions:
     return Sessions()
 
 
-def pool(sessions: Callable[[EngineKey], Session], resident: str = "current") -> SessionPool:
+def pool(sessions: Callable[[str], Session], resident: str = "current") -> SessionPool:
     """A pool that prefetches."""
     return SessionPool(sessions, resident, prefetch=True)
 
 
 def test_the_step_graph_stays_beside_every_phase(sessions: Sessions) -> None:
     engines = pool(sessions)
-    engines.get("step")
-    engines.get(STRIDED)
-    engines.get(WINDOWED)
-    assert engines.get("step") is engines.get("step")
+    engines.add(STEP)
+    engines.get(STRIDED, [STEP])
+    engines.get(WINDOWED, [STEP])
+    assert engines.add(STEP) is engines.add(STEP)
     assert sessions.events == ["open step", "open strided", "close strided", "open windowed"]
-    assert engines.open_phases == (WINDOWED,)
+    assert engines.names == (STEP, WINDOWED)
     engines.close()
     assert sessions.events[4:] == ["close step", "close windowed"]
 
@@ -106,7 +102,7 @@ def test_the_next_engine_opens_in_a_thread_while_the_current_one_runs(sessions: 
     engines.prefetch(WINDOWED)
     assert engines.get(STRIDED) is current
     assert sessions.events == ["open strided"]
-    assert engines.open_phases == (STRIDED,)
+    assert engines.names == (STRIDED,)
     sessions.hold[WINDOWED].set()
     engines.get(WINDOWED)
     assert sessions.events == ["open strided", "open windowed", "close strided"]
@@ -151,7 +147,7 @@ def test_closing_waits_for_an_engine_on_its_way(sessions: Sessions) -> None:
     assert sorted(sessions.events) == ["close strided", "close windowed", "open strided", "open windowed"]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("hidiff-prefetch")]
     engines.get(STRIDED)
-    assert engines.open_phases == (STRIDED,)
+    assert engines.names == (STRIDED,)
 
 
 def test_nothing_opens_ahead_unless_asked(sessions: Sessions) -> None:
@@ -195,12 +191,13 @@ def test_a_run_opens_each_phase_once_ahead_or_not(folder: Path, prefetch: bool) 
 def test_what_the_next_run_does_not_begin_with_is_closed_before_a_network_opens() -> None:
     sessions = Sessions()
     pool = SessionPool(sessions)
-    pool.get(CONTROLLED)
-    pool.get("controlnet")
-    pool.get("step")
-    pool.get(WINDOWED)
+    pool.get(CONTROLLED, [STEP, CONTROLNET])
+    pool.add(CONTROLNET)
+    pool.add(STEP)
+    pool.get(WINDOWED, [STEP])
+    assert pool.names == (STEP, WINDOWED)
     del sessions.events[:]
-    with pool.borrow("vae_decoder", STRIDED) as decoder:
+    with pool.borrow("vae_decoder", [STRIDED, STEP]) as decoder:
         assert decoder.key == "vae_decoder"
     assert sessions.events == ["close windowed", "open vae_decoder", "close vae_decoder"]
 
@@ -209,8 +206,8 @@ def test_what_the_next_run_begins_with_stays_while_a_network_is_lent() -> None:
     sessions = Sessions()
     pool = SessionPool(sessions)
     pool.get(STRIDED)
-    with pool.borrow("vae_decoder", STRIDED):
-        assert pool.open_phases == (STRIDED,)
+    with pool.borrow("vae_decoder", [STRIDED]):
+        assert pool.names == (STRIDED, "vae_decoder")
         pool.get(WINDOWED)
         assert "close vae_decoder" not in sessions.events  # what is lent is not the pool's to close
     assert sessions.events[-1] == "close vae_decoder"
@@ -218,14 +215,14 @@ def test_what_the_next_run_begins_with_stays_while_a_network_is_lent() -> None:
 
 def test_a_network_is_closed_after_a_failure_and_stays_where_all_may() -> None:
     sessions = Sessions()
-    with pytest.raises(ZeroDivisionError), SessionPool(sessions).borrow("text_encoder", STRIDED):
+    with pytest.raises(ZeroDivisionError), SessionPool(sessions).borrow("text_encoder", [STRIDED]):
         raise ZeroDivisionError
     assert sessions.events == ["open text_encoder", "close text_encoder"]
     pool = SessionPool(sessions, "all")
     pool.get(WINDOWED)
-    with pool.borrow("text_encoder", STRIDED) as first:
-        assert pool.open_phases == (WINDOWED,)
-    with pool.borrow("text_encoder", STRIDED) as second:
+    with pool.borrow("text_encoder", [STRIDED]) as first:
+        assert pool.names == (WINDOWED, "text_encoder")
+    with pool.borrow("text_encoder", [STRIDED]) as second:
         assert second is first
     pool.close()
     assert sessions.events[2:] == ["open windowed", "open text_encoder", "close windowed", "close text_encoder"]

@@ -258,7 +258,8 @@ def test_a_dry_run_tells_what_it_found(
     assert cli.main(command) == 7
     out, err = capsys.readouterr()
     first = (
-        "line 1, id 000000:\nprompt    'a boat', 5 tokens\n  run     seed 1397146690, 12 steps of plain, guidance 7.5\n"
+        "line 1, id 000000:\nprompt    'a boat', 5 tokens\n"
+        "  run     64x48, seed 1397146690, 12 steps of plain, guidance 7.5\n"
     )
     assert out.startswith(first)
     assert out.endswith("would make 1 rows, 0 are finished, 1 would fail; nothing was run\n")

@@ -228,7 +228,7 @@ def test_a_dry_run_shows_the_first_prompts_as_they_would_be_drawn(
     assert generate("--prompts", "many.txt", "--dry-run", "-o", "new/") == 0
     out = capsys.readouterr().out
     assert out.startswith(
-        "line 1:\nprompt    'a tree', 5 tokens\nnegative  'fog', 3 tokens\n  run     seed 7, 3 steps of noisy"
+        "line 1:\nprompt    'a tree', 5 tokens\nnegative  'fog', 3 tokens\n  run     64x48, seed 7, 3 steps of noisy"
     )
     assert "line 6:\nprompt    'picture 3'" in out
     assert "picture 4" not in out

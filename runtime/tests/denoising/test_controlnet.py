@@ -269,14 +269,16 @@ def test_a_manifest_whose_controlnet_does_not_fit_is_refused(folder: Path) -> No
         with pytest.raises(BundleError, match=message):
             Manifest.from_json(altered(folder, **changes))
     data = altered(folder)
-    for key, value, message in (
-        ("weights", {"unet": "unet/weights.safetensors"}, "name the ControlNet's store"),
-        ("controlnet", {**data["controlnet"], "kind": "x"}, r"controlnet\.kind is not a field"),
-        ("controlnet", 3, "controlnet must be an object"),
+    with pytest.raises(BundleError, match="name the ControlNet's store"):
+        Manifest.from_json({**data, "weights": {"unet": "unet/weights.safetensors"}})
+    (bucket,) = data["buckets"]
+    for value, message in (
+        ({**bucket["controlnet"], "kind": "x"}, r"controlnet\.kind is not a field"),
+        (3, "controlnet must be an object"),
     ):
         with pytest.raises(BundleError, match=message):
-            Manifest.from_json({**data, key: value})
-    del data["controlnet"]
+            Manifest.from_json({**data, "buckets": [{**bucket, "controlnet": value}]})
+    del bucket["controlnet"]
     with pytest.raises(BundleError, match="controlnet is missing"):
         Manifest.from_json(data)
 

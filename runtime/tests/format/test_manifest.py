@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from hidiff_runtime.errors import BundleError
-from hidiff_runtime.format.manifest import FORMAT, MANIFEST, FileDigest, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.format.manifest import FORMAT, MANIFEST, Contents, FileDigest, Manifest, PhaseRecord, TensorSpec
+from hidiff_runtime.format.manifest_record import BucketRecord
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
 
 PATHS = ("samplers/ddim.safetensors", "unet/strided.onnx", "unet/windowed.onnx", "unet/weights.safetensors")
@@ -55,11 +56,19 @@ def sample() -> Manifest:
     )
 
 
-def changed(path: str, value: Any) -> dict[str, Any]:
+OWN = {field.name for field in dataclasses.fields(BucketRecord)}
+
+
+def in_format_1(manifest: Manifest) -> dict[str, Any]:
+    """What was written before there were several buckets."""
+    return dataclasses.replace(Contents.of([manifest]), format=1).to_json()
+
+
+def changed(path: str, value: Any, *, older: bool = False) -> dict[str, Any]:
     """The sample's JSON with the field at a path (parts joined by ``|``) replaced, or left out for ``...``."""
-    data = json.loads(json.dumps(sample().to_json()))
+    data = json.loads(json.dumps(in_format_1(sample()) if older else sample().to_json()))
     *way, last = path.split("|")
-    place = data
+    place = data["buckets"][0] if path.partition("|")[0] in OWN and not older else data
     for part in way:
         place = place[int(part)] if part.isdigit() else place[part]
     key: Any = int(last) if last.isdigit() else last
@@ -79,13 +88,13 @@ def test_a_manifest_has_the_same_digest_once_it_was_read() -> None:
     given = dataclasses.replace(sample(), guidance_rescale=1)
     content = given.to_json()
     assert Manifest.from_json(json.loads(json.dumps(content))).digest == given.digest == content["digest"]
-    numbers = [*content["rule"]["strided"], content["guidance_rescale"]]
+    numbers = [*content["buckets"][0]["rule"]["strided"], content["guidance_rescale"]]
     assert json.dumps(numbers) == "[0.0, 0.4, 1.0]"
 
 
 def test_a_manifest_with_fractions_written_as_whole_numbers_is_read() -> None:
     content = {key: value for key, value in sample().to_json().items() if key != "digest"}
-    content["rule"] = {"strided": [0, 0.4], "pooled": None, "control": None}
+    content["buckets"][0]["rule"] = {"strided": [0, 0.4], "pooled": None, "control": None}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()
     assert digest != sample().digest
@@ -110,6 +119,54 @@ def test_a_rescale_is_a_part_of_guidance(rescale: float, guidance: bool) -> None
     odd = dataclasses.replace(sample(), guidance_rescale=rescale, guidance=guidance)
     with pytest.raises(BundleError, match="guidance_rescale must be from 0 to 1, and 0 without guidance"):
         Manifest.from_json(odd.to_json())
+
+
+def test_a_manifest_of_format_1_is_read_and_keeps_its_digest() -> None:
+    older = in_format_1(sample())
+    assert older["format"] == 1
+    assert "buckets" not in older
+    read = Manifest.from_json(older)
+    assert read == sample()
+    assert read.digest == older["digest"] != sample().digest
+    assert read.to_json() == older
+
+
+def other_bucket() -> Manifest:
+    """The sample with its sides exchanged."""
+    phases = tuple(
+        dataclasses.replace(
+            record,
+            inputs=(TensorSpec("latents", (2, 4, 24, 16), "float32"), *record.inputs[1:]),
+            outputs=(TensorSpec("noise_pred", (2, 4, 24, 16), "float32"),),
+        )
+        for record in sample().phases
+    )
+    return dataclasses.replace(sample(), width=128, height=192, latent=(4, 24, 16), phases=phases)
+
+
+def test_several_targets_share_all_that_has_no_size() -> None:
+    contents = Contents.from_json(json.loads(json.dumps(Contents.of([sample(), other_bucket()]).to_json())))
+    assert contents.manifests == (sample(), other_bucket())
+    assert {manifest.digest for manifest in contents.manifests} == {contents.digest}
+    assert contents.digest not in (sample().digest, other_bucket().digest)
+    # What is changed is a manifest of its own, and no longer the file's.
+    assert dataclasses.replace(contents.manifests[1], report="report.json").contents is None
+
+
+@pytest.mark.parametrize(
+    ("buckets", "named"),
+    [
+        ([], "buckets must not be empty"),
+        ([sample(), sample()], r"buckets\[1\] is there twice"),
+        ([sample(), dataclasses.replace(other_bucket(), width=136)], r"buckets\[1\].latent must be channels"),
+        ([sample(), dataclasses.replace(other_bucket(), phases=())], r"buckets\[1\].phases must not be empty"),
+    ],
+)
+def test_a_bucket_that_does_not_fit_is_named(buckets: list[Manifest], named: str) -> None:
+    data = Contents.of([*buckets, sample()][: len(buckets) or 1]).to_json()
+    data["buckets"] = data["buckets"][: len(buckets)]
+    with pytest.raises(BundleError, match=named):
+        Contents.from_json(data)
 
 
 def test_it_is_read_from_the_file_or_its_folder(tmp_path: Path) -> None:
@@ -186,9 +243,10 @@ def test_a_file_record_is_size_and_sha256(tmp_path: Path) -> None:
         ("files|unet/strided.onnx|size", 2**63, "size must be a whole number of 9223372036854775807 at most"),
     ],
 )
-def test_what_is_wrong_is_named(path: str, value: object, named: str) -> None:
+@pytest.mark.parametrize("older", [False, True], ids=["", "format 1"])
+def test_what_is_wrong_is_named(path: str, value: object, named: str, older: bool) -> None:
     with pytest.raises(BundleError, match=named) as caught:
-        Manifest.from_json(changed(path, value))
+        Manifest.from_json(changed(path, value, older=older))
     assert caught.value.exit_code == 4
     assert caught.value.advice
 

@@ -122,7 +122,7 @@ def test_tokenizers_and_both_halves_of_the_vae_are_among_the_paths() -> None:
 def test_what_does_not_fit_together_is_named(path: tuple[Any, ...], value: object, named: str) -> None:
     data = json.loads(json.dumps(sample().to_json()))
     *way, last = path
-    place = data
+    place = data["buckets"][0] if path[0] == "vae" else data
     for part in way:
         place = place[part]
     if value is ...:

@@ -44,7 +44,7 @@ def test_our_own_picture_is_read_from_its_exact_text(tmp_path: Path) -> None:
     path = png(tmp_path / "a.png", hidiff=json.dumps(OURS), parameters=WEB)
     read = hidiff_runtime.read_parameters(path)
     assert read.prompt == "a boat"
-    names = ("negative_prompt", "seed", "steps", "guidance_scale", "sampler", "clip_skip")
+    names = ("negative_prompt", "seed", "steps", "width", "height", "guidance_scale", "sampler", "clip_skip")
     assert read.settings == {name: OURS[name] for name in names}
     assert read.facts == OURS
 

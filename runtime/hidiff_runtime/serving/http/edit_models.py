@@ -41,7 +41,7 @@ class EditRequest(GenerationRequest):
         try:
             image = read_picture("image", found["image"], service.limits)
             if found.get("mask") is None:
-                image, mask = split_hole(image, service.pipeline.bundle.manifest)
+                image, mask = split_hole(image, self.bucket(service))
             else:
                 mask = white_where_transparent(read_picture("mask", found["mask"], service.limits))
                 image = without_transparency(image)

@@ -10,7 +10,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from hidiff_runtime.pipeline.image_metadata import FileFormat
 from hidiff_runtime.serving.http.edit_models import read_form
 from hidiff_runtime.serving.http.errors import ApiError, PlainJson, api_error, log_fault
 from hidiff_runtime.serving.http.job_queue import Event, ImageEvent, StepEvent
@@ -19,7 +18,6 @@ from hidiff_runtime.serving.http.request_bodies import release_body
 from hidiff_runtime.serving.http.request_models import GenerationRequest, read_json
 from hidiff_runtime.serving.http.service_loader import ServiceLoader
 from hidiff_runtime.serving.http.sse import EventStream, comment, event, while_connected
-from hidiff_runtime.serving.service import Service
 
 VARIATIONS = (
     "There are no variations here, and OpenAI has retired its own: "
@@ -80,7 +78,8 @@ async def _answer(
         encode=file_format.encode,
     )
     del body  # which holds the pictures' files
-    about = _about(worker.service, file_format)
+    # What all pictures of a request have in common, as OpenAI tells it.
+    about = {"background": "opaque", "output_format": file_format.name, "size": f"{job.size[0]}x{job.size[1]}"}
     release_body(request.scope)
     if streams:
         return EventStream(_lines(job.events(), name, about), job.end)
@@ -97,13 +96,6 @@ def _refuse_query(request: Request) -> None:
     for name in request.query_params:
         told = f"{name[:30]!r} stands behind the address: send it in the body, where parameters are."
         raise ApiError(400, told, code="unknown_parameter", param=name[:60])
-
-
-def _about(service: Service, file_format: FileFormat) -> dict[str, Any]:
-    """Returns what all pictures of a request have in common, as OpenAI tells it."""
-    manifest = service.pipeline.bundle.manifest
-    size = f"{manifest.width}x{manifest.height}"
-    return {"background": "opaque", "output_format": file_format.name, "size": size}
 
 
 def _told(picture: ImageEvent) -> dict[str, Any]:

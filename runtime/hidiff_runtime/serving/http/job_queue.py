@@ -99,6 +99,9 @@ class QueuedJob:
         deadline: by `time.monotonic`.
         meter: told where the job ends before it begins.
         encode: gives a picture's file.
+
+    Attributes:
+        size: width and height of its pictures, one for all.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class QueuedJob:
         meter: MetricsRecorder,
         encode: Encoder,
     ) -> None:
+        self.size = requests[0].size
         self._requests = requests
         self._previews = previews
         self._deadline = deadline

@@ -52,6 +52,7 @@ def _card(service: Service, created: int) -> dict[str, Any]:
     details = {
         "width": manifest.width,
         "height": manifest.height,
+        "sizes": [f"{bucket.width}x{bucket.height}" for bucket in manifest.whole.buckets],
         "batch": manifest.batch,
         "family": manifest.family,
         "task": manifest.task,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hidiff_runtime.errors import InputError
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.pipeline.image_metadata import FORMAT_NAMES, FileFormat
 from hidiff_runtime.pipeline.request import Request
@@ -22,6 +24,7 @@ from hidiff_runtime.serving.http.json_bodies import read_object
 from hidiff_runtime.serving.http.openai_fields import UNSUPPORTED, refuse_unsupported
 from hidiff_runtime.serving.service import Service
 
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _JSON_TYPES: dict[Kind, str]
 _JSON_TYPES = {"text": "string", "whole": "integer", "number": "number", "flag": "boolean", "picture": "string"}
 
@@ -86,7 +89,39 @@ class GenerationRequest(BaseModel):
             if name not in BY_NAME:
                 told = f"There is no parameter {name[:30]!r} here. Beside OpenAI's there are {', '.join(BY_NAME)}."
                 raise ApiError(400, told, code="unknown_parameter", param=name[:60])
-        return found
+        return {**found, **self._sides()}
+
+    def bucket(self, service: Service) -> Manifest:
+        """Returns what the bundle holds for the size that is asked for.
+
+        Raises:
+            ApiError: it has none of that size, or size is no size.
+            InputError: it has none of that width and height.
+        """
+        bundle, sides = service.pipeline.bundle, self._sides()
+        if sides:
+            try:
+                return bundle.sized(**sides).manifest
+            except InputError as error:
+                raise ApiError(400, f"{error.summary} {error.advice}", code="invalid_value", param="size") from error
+        extra = self.model_extra or {}
+        asked = {side: extra.get(side) for side in ("width", "height")}
+        return bundle.sized(**{side: value for side, value in asked.items() if type(value) is int}).manifest
+
+    def _sides(self) -> dict[str, int]:
+        """Returns OpenAI's size as our width and height; neither where it leaves them to the bundle."""
+        if self.size in (None, "auto"):
+            return {}
+        extra = self.model_extra or {}
+        match = _SIZE.fullmatch(str(self.size))
+        if match is None:
+            told = "size must be WIDTHxHEIGHT in pixels, such as 1024x1024, or auto."
+            raise ApiError(400, told, code="invalid_value", param="size")
+        sides = dict(zip(("width", "height"), map(int, match.groups()), strict=True))
+        if any(extra.get(side) not in (None, value) for side, value in sides.items()):
+            told = "size and width or height say different things: give one of them."
+            raise ApiError(400, told, code="invalid_value", param="size")
+        return sides
 
     def runs(self, service: Service, name: str) -> Sequence[Request]:
         """Returns the runs, with seeds that follow each other; the first seed is drawn where none is given.
@@ -97,12 +132,7 @@ class GenerationRequest(BaseModel):
         """
         if self.model not in (None, name):
             raise unknown_model(self.model, name)
-        manifest = service.pipeline.bundle.manifest
-        size = f"{manifest.width}x{manifest.height}"
-        if self.size not in (None, "auto", size):
-            told = f"This bundle makes pictures of {size} alone: give that, or leave size out."
-            raise ApiError(400, told, code="invalid_value", param="size")
-        count = self._count(manifest, service.limits.pictures)
+        count = self._count(self.bucket(service), service.limits.pictures)
         given = self.given(service)
         if given.get("seed") is None:
             given["seed"] = RANDOM

@@ -98,6 +98,8 @@ class TritonPythonModel:
         """Makes the pictures of all rows, one after the other; every row is looked at before the first runs."""
         asked = self._rows(request)
         runs = [self._service.request(row.values) for row in asked]
+        if token:
+            tensor_codec.check_one_tensor(asked, runs)
         allowed = timeout_of(request)
         deadline = time.monotonic() + allowed / 1e6 if allowed else None
 

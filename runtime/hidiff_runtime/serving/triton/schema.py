@@ -65,10 +65,12 @@ RESULT = ("image", "pixels", "parameters")
 
 
 def results(manifest: Manifest) -> tuple[Tensor, ...]:
-    """Returns the tensors of `RESULT` for a bundle."""
-    batch = manifest.batch
+    """Returns the tensors of `RESULT` for a bundle; -1 is a side that its buckets differ in."""
+    batch, every = manifest.batch, manifest.whole.manifests
+    heights, widths = ({getattr(bucket, side) for bucket in every} for side in ("height", "width"))
+    height, width = (sides.pop() if len(sides) == 1 else -1 for sides in (heights, widths))
     return (
         Tensor(RESULT[0], "TYPE_STRING", (batch,)),
-        Tensor(RESULT[1], "TYPE_UINT8", (batch, manifest.height, manifest.width, 3)),
+        Tensor(RESULT[1], "TYPE_UINT8", (batch, height, width, 3)),
         Tensor(RESULT[2], "TYPE_STRING", (batch,)),
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from hidiff_runtime.pipeline.pipeline import PictureStep, Result
+    from hidiff_runtime.pipeline.request import Request
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -100,6 +101,21 @@ def _previews(value: object) -> int:
 def shows(step: int, steps: int, previews: int) -> bool:
     """Returns whether a preview goes with the finished step, counted from 0: they are spread evenly."""
     return (step + 1) * previews // steps > step * previews // steps
+
+
+def check_one_tensor(rows: Sequence[TensorRow], runs: Sequence[Request]) -> None:
+    """Refuses rows whose results `joined` could not put under each other, before any is made.
+
+    Raises:
+        InputError: they are pixels of several sizes.
+    """
+    sizes = dict.fromkeys(f"{run.size[0]}x{run.size[1]}" for row, run in zip(rows, runs, strict=True))
+    if len(sizes) > 1 and any(row.output == "uint8" for row in rows):
+        raise InputError(
+            "Pixels of several sizes do not fit into one tensor.",
+            given=", ".join(sizes),
+            advice="Ask for the output png or base64, or for one size in a request.",
+        )
 
 
 def progress(row: int, step: PictureStep, how: TensorRow) -> Arrays:

@@ -175,7 +175,7 @@ def test_a_deadline_ends_waiting(server: Server, clock: Clock) -> None:
 
 def test_an_engine_that_fails_is_told_and_the_next_request_is_unharmed(server: Server) -> None:
     expected = server.post(ASKED).picture
-    backend = server.host.worker.service.pipeline.bundle._backend
+    backend = server.host.worker.service.pipeline.bundle._engines.backend
     backend.spoil = lambda outputs, _call: {
         name: array * (np.nan if name == "noise_pred" else 1) for name, array in outputs.items()
     }
@@ -194,7 +194,7 @@ def test_a_fault_of_the_server_is_told_to_its_operator_alone(server: Server, cap
     def fault(_outputs: dict[str, np.ndarray], _call: int) -> dict[str, np.ndarray]:
         raise RuntimeError("/secret/path is broken")
 
-    backend = server.host.worker.service.pipeline.bundle._backend
+    backend = server.host.worker.service.pipeline.bundle._engines.backend
     backend.spoil = fault
     answer = server.post(ASKED)
     assert (answer.status, answer.json["error"]["code"]) == (500, "internal_error")

@@ -10,28 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_pictures
-from http_server import LARGEST, PROMPT, Answer, Server, data_url, events, png, proven, serving
+from http_server import EDITS, LARGEST, PROMPT, Server, data_url, events, png, proven, send, serving
 from PIL import Image
 
-EDITS = "/v1/images/edits"
 SIZE = (toy_pictures.WIDTH, toy_pictures.HEIGHT)
 ASKED = {"prompt": PROMPT, "steps": "4", "seed": "3"}
-Part = str | bytes
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(proven(tmp_path_factory.mktemp("edits") / "bundle")) as started:
         yield started
-
-
-def send(server: Server, parts: dict[str, Part] | list[tuple[str, Part]]) -> Answer:
-    body = b""
-    for name, value in parts.items() if isinstance(parts, dict) else parts:
-        file = '; filename="a.png"\r\nContent-Type: image/png' if isinstance(value, bytes) else ""
-        content = value.encode() if isinstance(value, str) else value
-        body += f'--cut\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
-    return server.ask("POST", EDITS, body + b"--cut--\r\n", content_type="multipart/form-data; boundary=cut")
 
 
 def half(mode: str) -> bytes:
@@ -155,7 +144,7 @@ def speck() -> np.ndarray:
         ({"image": rgba(alpha(left=0)), "mask": half("L")}, "there is a mask too"),
     ],
 )
-def test_refuses_transparency_that_says_nothing(server: Server, parts: dict[str, Part], words: str) -> None:
+def test_refuses_transparency_that_says_nothing(server: Server, parts: dict[str, str | bytes], words: str) -> None:
     before = server.count("hidiff_failures_total", kind="input")
     answer = send(server, {**ASKED, **parts})
     assert answer.status == 400

@@ -105,7 +105,7 @@ def test_an_engine_that_fails_for_good_is_not_ready_until_it_works_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(proven(tmp_path / "bundle")) as server, tried_again_at_once():
-        backend = server.host.worker.service.pipeline.bundle._backend
+        backend = server.host.worker.service.pipeline.bundle._engines.backend
         backend.spoil = spoilt
         assert server.post(ASKED).status == 500
         assert "the picture that it is tried out with does too" in becomes(server, 503).json["error"]["message"]
@@ -122,7 +122,7 @@ def test_an_engine_that_fails_for_good_is_not_ready_until_it_works_again(
 
 def test_a_picture_that_is_made_shows_that_a_server_is_ready(tmp_path: Path) -> None:
     with serving(proven(tmp_path / "bundle")) as server:
-        backend = server.host.worker.service.pipeline.bundle._backend
+        backend = server.host.worker.service.pipeline.bundle._engines.backend
         backend.spoil = spoilt
         assert server.post(ASKED).status == 500
         becomes(server, 503)  # and is tried out in a while, but for a request
@@ -135,7 +135,7 @@ def test_a_request_that_fails_alone_leaves_the_server_ready(tmp_path: Path) -> N
     tried = threading.Event()
     with serving(proven(tmp_path / "bundle")) as server:
         service = server.host.worker.service
-        backend, real = service.pipeline.bundle._backend, service.try_out
+        backend, real = service.pipeline.bundle._engines.backend, service.try_out
 
         def once(outputs: dict[str, np.ndarray], call: int) -> dict[str, np.ndarray]:
             backend.spoil = server.gate

@@ -183,7 +183,10 @@ TOLD: dict[str, tuple[dict[str, Any], str]] = {
     "n": ({"n": 1.5}, "n must be a whole number."),
     "too many": ({"n": 4}, "This server makes up to 3 pictures a request: give n up to that."),
     "stream": ({"stream": "yes"}, "stream must be true or false."),
-    "size": ({"size": "1024x1024"}, "This bundle makes pictures of 64x48 alone: give that, or leave size out."),
+    "size": (
+        {"size": "1024x1024"},
+        "The bundle has no such width and height. Use one that it has: 64x48.",
+    ),
     "a seed": (
         {"seed": -2},
         "seed must be a whole number from 0 to 2**64 - 1, or -1 for a random one. Given: -2. "

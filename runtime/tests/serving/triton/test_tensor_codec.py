@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import toy
 import toy_pictures
+import toy_sizes
 
 from hidiff_runtime import InputError, PictureStep, Pipeline, Settings
 from hidiff_runtime.pipeline.image_processing import decode_picture
@@ -156,3 +157,19 @@ def test_an_error_crosses_between_the_models_with_its_kind(run: tuple[list[Pictu
         "input",
     )
     assert tensor_codec.refused(tensor_codec.finished(0, result, "png")) is None
+
+
+def test_pixels_of_several_sizes_are_refused_before_any_is_made(tmp_path: Path) -> None:
+    folder = toy_sizes.add_turned(toy_pictures.make(tmp_path / "bundle"))
+    with Pipeline.open(folder, backend=toy_pictures.Backend()) as pipe:
+        runs = [pipe.request("a", Settings(width=width)) for width in (None, 64)]
+        runs += [pipe.request("a", Settings(width=48, height=64))]
+        declared = {tensor.name: tensor.dims for tensor in results(pipe.bundle.manifest)}
+    assert declared["pixels"] == (1, -1, -1, 3)
+    for output in ("png", "uint8"):
+        rows = [TensorRow({}, output, 0)] * 3
+        tensor_codec.check_one_tensor(rows[:2], runs[:2])
+        if output == "png":
+            tensor_codec.check_one_tensor(rows, runs)
+    with pytest.raises(InputError, match="several sizes"):
+        tensor_codec.check_one_tensor(rows, runs)
