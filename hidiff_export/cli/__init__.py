@@ -15,6 +15,8 @@ COMMANDS = {
     "recipes": "hidiff_export.cli.recipes:recipes",
     "plan": "hidiff_export.cli.plan:plan",
     "build": "hidiff_export.cli.build:build",
+    "add": "hidiff_export.cli.sizes:add",
+    "remove": "hidiff_export.cli.sizes:remove",
     "rebase": "hidiff_export.cli.rebase:rebase",
     "verify": "hidiff_export.cli.verify:verify",
     "quality": "hidiff_export.cli.quality:quality",

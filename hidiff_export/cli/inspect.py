@@ -57,6 +57,7 @@ def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[st
         "width": manifest.width,
         "height": manifest.height,
         "batch": manifest.batch,
+        "buckets": [_bucket(one) for one in manifest.whole.manifests],
         "guidance": manifest.guidance,
         "guidance_rescale": manifest.guidance_rescale,
         "precision": manifest.precision,
@@ -78,6 +79,13 @@ def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[st
         "declined": read_declined(folder, manifest.files),
         "tools": dict(manifest.tools),
     }
+
+
+def _bucket(manifest: Manifest) -> dict[str, Any]:
+    """Returns a size and a batch of the bundle, and the bytes of the files that it refers to itself."""
+    own = {path for _, path in manifest.own_paths()}
+    size = sum(manifest.files[path].size for path in own)
+    return {"width": manifest.width, "height": manifest.height, "batch": manifest.batch, "bytes": size}
 
 
 def _phase(folder: BundleFolder, manifest: Manifest, index: int) -> dict[str, Any]:
@@ -313,6 +321,12 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
     console.print(table)
     sizes = ", ".join(f"{name} {megabytes(size)}" for name, size in summary["weights"].items())
     console.print(f"weights: {escape(sizes)}; the whole bundle: {megabytes(summary['bytes'])}")
+    if len(summary["buckets"]) > 1:
+        drawn = (
+            f"{one['width']}x{one['height']}, batch {one['batch']} ({megabytes(one['bytes'])})"
+            for one in summary["buckets"]
+        )
+        console.print(f"sizes: {'; '.join(drawn)}; the phases above are the first one's", highlight=False)
     _print_pictures(summary, console)
     for lora in summary["lora"]:
         console.print(

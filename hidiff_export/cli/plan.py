@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,21 +52,27 @@ def plan(recipe: str, steps: int | None, as_json: bool, assignments: tuple[str, 
     from hidiff_export.recipe.run_plan import RunPlan, default_steps
 
     loaded = Recipe.load(recipe, assignments)
-    run = RunPlan(loaded, default_steps(loaded) if steps is None else steps)
+    count = default_steps(loaded) if steps is None else steps
+    runs = [RunPlan(bucket, count) for bucket in loaded.buckets]
     if as_json:
-        click.echo(json.dumps(run.to_json(), indent=1))
+        buckets = {"buckets": [run.to_json() for run in runs]} if len(runs) > 1 else {}
+        click.echo(json.dumps({**runs[0].to_json(), **buckets}, indent=1))
         return
-    console().print(*_shown(run), sep="\n")
+    console().print(*_shown(runs), sep="\n")
 
 
-def _shown(run: RunPlan) -> Iterator[RenderableType]:
-    recipe = run.recipe
+def _shown(runs: Sequence[RunPlan]) -> Iterator[RenderableType]:
+    """Yields each size with its phases, then what all have in common by the first."""
+    run, recipe = runs[0], runs[0].recipe
     guidance = "with guidance" if recipe.guidance else "without guidance"
     yield (
         f"[bold]{recipe.name}[/bold]: {recipe.family.value}, {recipe.task.value}, {recipe.width}x{recipe.height} px, "
         f"batch {recipe.batch} {guidance}, {recipe.precision.value}, {run.steps} steps\n"
     )
     yield _phase_table(run)
+    for other in runs[1:]:
+        yield f"\n[bold]{other.recipe.width}x{other.recipe.height} px[/bold], batch {other.recipe.batch}\n"
+        yield _phase_table(other)
     yield ""
     yield _summary(run)
     if run.steps not in recipe.steps:

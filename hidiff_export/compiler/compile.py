@@ -19,9 +19,13 @@ from hidiff_export.errors import BundleError, Cancelled, CheckpointError
 from hidiff_export.files import storage_errors
 from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import EXPORTERS, tool_versions
-from hidiff_runtime.format.manifest import FileDigest, Manifest
+from hidiff_runtime.format.manifest import Contents, FileDigest
 
 T = TypeVar("T")
+
+
+Assemble = Callable[[StageContext, Mapping[str, FileDigest]], Contents]
+"""Makes the manifest of a build's files."""
 
 
 class BuildProgress(Protocol):
@@ -64,14 +68,20 @@ def stage_key(stage: Stage, context: StageContext, done: dict[str, str]) -> str:
         "stage": stage.name,
         "inputs": stage.inputs(context),
         "needs": {name: done[name] for name in stage.needs},
-        "code": own_sources().fingerprint(type(stage).__module__),
+        "code": own_sources().fingerprint(stage.module),
         "tools": tool_versions(EXPORTERS),
     }
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
 def build(
-    recipe: Recipe, output: Path, display: BuildProgress, *, force: bool = False, stages: Sequence[Stage] | None = None
+    recipe: Recipe,
+    output: Path,
+    display: BuildProgress,
+    *,
+    force: bool = False,
+    stages: Sequence[Stage] | None = None,
+    assemble: Assemble | None = None,
 ) -> BuildResult:
     """Builds ``recipe`` into the folder ``output``, or resumes an interrupted build of it.
 
@@ -81,6 +91,7 @@ def build(
         display: shows the stages.
         force: start over, and replace a finished bundle.
         stages: in place of those that the recipe takes.
+        assemble: makes the manifest of the files, in place of what the recipe comes to.
 
     Raises:
         ExportError: ``stages`` are not in an order that they can run in; nothing was written.
@@ -90,7 +101,7 @@ def build(
     workspace.check()
     # Here, because the stages bring in torch and onnx, which a refused recipe or folder must not wait for.
     from hidiff_export.compiler.stages.engines import builders_for
-    from hidiff_export.compiler.stages.order import check_order, stages_of
+    from hidiff_export.compiler.stages.order import assemble_contents, check_order, stages_of
     from hidiff_export.quantization.quantize import check_quantizer
 
     stages = stages or stages_of(recipe)
@@ -107,39 +118,43 @@ def build(
             display.notice(text)
 
     with workspace:
-        context = StageContext(recipe, workspace.folder, notice)
-        times = _run_and_commit(stages, workspace, context, display)
+        context = StageContext.of(recipe, workspace.folder, notice)
+        whole = assemble or partial(assemble_contents, recipe)
+        times = _run_and_commit(whole, stages, workspace, context, display)
     return BuildResult(output.absolute(), times, tuple(notices))
 
 
 def _run_and_commit(
-    stages: Sequence[Stage], workspace: Workspace, context: StageContext, display: BuildProgress
+    assemble: Assemble, stages: Sequence[Stage], workspace: Workspace, context: StageContext, display: BuildProgress
 ) -> tuple[StageTime, ...]:
     """Runs the stages and publishes the bundle; a second time where files of finished stages were changed meanwhile."""
     times = _Times()
     try:
         keys = _run_stages(stages, workspace, context, display, times)
-        _commit(stages, keys, workspace, context, display)
+        _commit(assemble, stages, keys, workspace, context, display)
     except FilesChanged as changed:
         context.notice(f"{changed.summary} {changed.given}. The stages that need them run again.")
         keys = _run_stages(stages, workspace, context, display, times)
-        _commit(stages, keys, workspace, context, display)
+        _commit(assemble, stages, keys, workspace, context, display)
     return tuple(times.values())
 
 
 def _commit(
-    stages: Sequence[Stage], keys: dict[str, str], workspace: Workspace, context: StageContext, display: BuildProgress
+    assemble: Assemble,
+    stages: Sequence[Stage],
+    keys: dict[str, str],
+    workspace: Workspace,
+    context: StageContext,
+    display: BuildProgress,
 ) -> None:
-    from hidiff_export.compiler.stages.order import assemble_manifest
-
-    def assemble(files: Mapping[str, FileDigest]) -> Manifest:
+    def contents(files: Mapping[str, FileDigest]) -> Contents:
         for stage in stages:  # the manifest says what the bundle was built from, by what is there now
             _check_inputs_stayed(stage, keys[stage.name] == stage_key(stage, context, keys), workspace)
-        return assemble_manifest(context, files)
+        return assemble(context, files)
 
     title = "comparing files"
     with _interruptible(title), display.stage(title, reused=False) as report:
-        removed = workspace.commit(assemble, report)
+        removed = workspace.commit(contents, report)
     if removed:
         more = f" and {len(removed) - 3} more" if len(removed) > 3 else ""
         context.notice(f"Deleted what no stage of this build wrote: {', '.join(removed[:3])}{more}.")

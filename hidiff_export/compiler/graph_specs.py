@@ -109,13 +109,15 @@ def states(context: StageContext) -> int:
 
 
 def graph_records(context: StageContext) -> tuple[GraphRecord, ...]:
-    """Returns the records of all graphs that engines are built from: phases in running order, then the others."""
-    control, vae = controlnet_record(context), vae_record(context)
+    """Returns the records of the bucket's own graphs, which engines are built from: phases in running order, then the
+    others.
+    """
+    control, vae = controlnet_record(context), vae_record(context) if context.has_vae else None
     return (
         *(phase_record(context, phase) for phase in context.phases),
         *(() if control is None else (control,)),
         step_record(context),
-        *text_encoder_records(context),
+        *(text_encoder_records(context) if context.first else ()),
         *(() if vae is None else (vae.decoder, vae.encoder)),
     )
 

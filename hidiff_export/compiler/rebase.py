@@ -159,8 +159,7 @@ def rebase(
         GraphsStage.name: ReusedGraphs(origin),
         SchedulerTablesStage.name: ReusedSchedulerTables(origin),
     }
-    stages = tuple(taken.get(stage.name, stage) for stage in stages_of(recipe))
-    result = build(recipe, output, display, force=force, stages=stages)
+    result = build(recipe, output, display, force=force, stages=stages_of(recipe, taken))
     return replace(result, notices=(*notices, *result.notices))
 
 

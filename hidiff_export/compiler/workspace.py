@@ -22,7 +22,7 @@ from hidiff_export.compiler.output_folder import is_plain, make_parents, output_
 from hidiff_export.engines.protocol import Report
 from hidiff_export.errors import BundleError, InputError, StorageError
 from hidiff_export.files import storage_errors, write_json
-from hidiff_runtime.format.manifest import MANIFEST, FileDigest, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, Contents, FileDigest, Manifest
 
 __all__ = ["STATE", "FilesChanged", "Workspace"]
 
@@ -267,7 +267,7 @@ class Workspace:
             )
 
     def commit(
-        self, assemble: Callable[[Mapping[str, FileDigest]], Manifest], report: Report | None = None
+        self, assemble: Callable[[Mapping[str, FileDigest]], Contents | Manifest], report: Report | None = None
     ) -> tuple[str, ...]:
         """Compares all files, writes the manifest, and gives the folder its final name.
 
@@ -284,10 +284,10 @@ class Workspace:
         """
         with storage_errors(self.folder):
             self.compare(report)
-            manifest = assemble(self.files())
-            write_json(self.folder / MANIFEST, manifest.to_json())
+            contents = assemble(self.files())
+            write_json(self.folder / MANIFEST, contents.to_json())
             self._check()
-            removed = self._clean({*manifest.files, MANIFEST, STATE})
+            removed = self._clean({*contents.files, MANIFEST, STATE})
             old = digest_of(self.output) or None
             if old is not None:
                 self._mark(old)

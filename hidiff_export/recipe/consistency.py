@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hidiff_export.demo_model import DEMO_SOURCE
-from hidiff_export.families.family import Family, Task, Width, widths_of
+from hidiff_export.families.family import PIXELS_PER_LATENT, Family, Task, Width, widths_of
 from hidiff_export.families.geometry import control_latent
 from hidiff_export.recipe.field_types import BackendName, Precision, Target, refusal
 from hidiff_export.recipe.recipe_fields import RecipeFields
@@ -24,6 +24,7 @@ def check_agreement(recipe: RecipeFields) -> None:
     for check in (
         _demo_model_fits,
         _checkpoint_exists,
+        _lists_begin_with_the_first,
         _pictures_fit_a_run,
         _guidance_is_there,
         _targets_are_served,
@@ -86,15 +87,33 @@ def _checkpoint_exists(recipe: RecipeFields) -> None:
         )
 
 
+def _lists_begin_with_the_first(recipe: RecipeFields) -> None:
+    """Whoever gives a list and a single value means one of them."""
+    if recipe.sizes is not None and recipe.sizes[0] != (recipe.width, recipe.height):
+        raise refusal(
+            f"begins with another size than width and height, {recipe.width}x{recipe.height}",
+            key=("sizes",),
+            advice="Leave width and height out, or sizes.",
+        )
+    if recipe.batches is not None and recipe.batches[0] != recipe.batch:
+        raise refusal(
+            f"begins with another batch than batch, {recipe.batch}",
+            key=("batches",),
+            advice="Leave batch out, or batches.",
+        )
+
+
 def _pictures_fit_a_run(recipe: RecipeFields) -> None:
     """A bundle beyond what the runtime opens is not built."""
-    if recipe.batch * recipe.width * recipe.height > MOST_PIXELS:
-        raise refusal(
-            f"is too many pictures of {recipe.width}x{recipe.height} for one run",
-            key=("batch",),
-            advice=f"Set batch: {MOST_PIXELS // (recipe.width * recipe.height)} or less: a run has the pixels of four "
-            "pictures of 4096x4096 at most.",
-        )
+    for width, height, batch in recipe.shapes:
+        if batch * width * height > MOST_PIXELS:
+            key = "batch" if recipe.batches is None else "batches"
+            raise refusal(
+                f"is too many pictures of {width}x{height} for one run",
+                key=(key,),
+                advice=f"Set {key}: {MOST_PIXELS // (width * height)} or less: a run has the pixels of four "
+                "pictures of 4096x4096 at most.",
+            )
 
 
 def _guidance_is_there(recipe: RecipeFields) -> None:
@@ -162,12 +181,14 @@ def _control_fits(recipe: RecipeFields) -> None:
                 key=("hidiffusion", "thresholds", "control"),
                 advice="Leave control out, or set task: controlnet.",
             )
-    elif min(control_latent(recipe.latent_height, recipe.latent_width)) == 0:
-        raise refusal(
-            "makes the picture too narrow for a ControlNet, which would see no row or column of it",
-            key=("width",),
-            advice="Keep the sides' ratio below 16 to 1.",
-        )
+        return
+    for width, height, _ in recipe.shapes:
+        if min(control_latent(height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)) == 0:
+            raise refusal(
+                "makes the picture too narrow for a ControlNet, which would see no row or column of it",
+                key=("width",) if recipe.sizes is None else ("sizes",),
+                advice="Keep the sides' ratio below 16 to 1.",
+            )
 
 
 def _steps_are_those_of_timesteps(recipe: RecipeFields) -> None:

@@ -9,7 +9,16 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer, StrictStr, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 SMALLEST, LARGEST, MULTIPLE = 64, 8192, 8
@@ -297,6 +306,51 @@ def _source(value: str) -> str:
 Source = Annotated[StrictStr, AfterValidator(_source)]
 """Where weights come from: hub id, diffusers folder, ``.safetensors`` file or ``random:SEED``."""
 
+
+def _size(value: Any) -> Any:
+    sides = value
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,5}) ?x ?(\d{1,5})", value)):
+        sides = [int(match[1]), int(match[2])]
+    pair = list(sides) if isinstance(sides, (list, tuple)) else []
+    if len(pair) != 2 or not all(type(side) is int for side in pair):
+        raise refusal("should be a size", advice="Give WIDTHxHEIGHT in pixels: 1216x832.")
+    if not all(SMALLEST <= side <= LARGEST and side % MULTIPLE == 0 for side in pair):
+        raise refusal(
+            f"should have sides that are multiples of {MULTIPLE} from {SMALLEST} to {LARGEST}",
+            advice="Give WIDTHxHEIGHT in pixels: 1216x832.",
+        )
+    return tuple(pair)
+
+
+PictureSize = Annotated[
+    tuple[int, int],
+    BeforeValidator(_size),
+    PlainSerializer(lambda size: f"{size[0]}x{size[1]}"),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+ ?x ?\d+$"}),
+]
+"""Width and height of a picture in pixels: ``1216x832``."""
+
+
+def _bucket(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and len(value) == 3:
+        return (*_size(value[:2]), value[2])
+    match = re.fullmatch(r"(\d{1,5}x\d{1,5})x(\d{1,2})", value) if isinstance(value, str) else None
+    if match is None or not 1 <= int(match[2]) <= MOST_PICTURES:
+        raise refusal("should be a size and a batch", advice="Give WIDTHxHEIGHTxBATCH: 832x1216x4.")
+    return (*_size(match[1]), int(match[2]))
+
+
+BucketShape = Annotated[
+    tuple[int, int, int],
+    BeforeValidator(_bucket),
+    PlainSerializer(lambda bucket: "x".join(map(str, bucket))),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+x\d+x\d+$"}),
+]
+"""Width and height of a picture in pixels, and pictures of a run: ``832x1216x4``."""
+
+MOST_PICTURES = 64
+Batch = Annotated[StrictInt, Field(ge=1, le=MOST_PICTURES)]
+"""Pictures of one run."""
 
 MOST_EXAMPLES = 12
 ExamplePrompt = Annotated[StrictStr, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]

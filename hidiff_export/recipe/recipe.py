@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,20 @@ class Recipe(RecipeFields):
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property
+    def buckets(self) -> tuple[Recipe, ...]:
+        """The recipe of each size and batch by itself, in the order of `shapes`; the first is the default."""
+        return tuple(self._of_shape(*shape) for shape in self.shapes)
+
+    def of_shapes(self, shapes: Sequence[tuple[int, int, int]]) -> Recipe:
+        """Returns the recipe of these widths, heights and batches, the default first, and of no others."""
+        first, *others = shapes
+        return self._of_shape(*first).model_copy(update={"also": tuple(others) or None})
+
+    def _of_shape(self, width: int, height: int, batch: int) -> Recipe:
+        alone: dict[str, Any] = {"sizes": None, "batches": None, "also": None}
+        return self.model_copy(update={"width": width, "height": height, "batch": batch, **alone})
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, rows and columns of the latents that are denoised."""
         return LATENT_CHANNELS, self.latent_height, self.latent_width
@@ -189,6 +203,13 @@ def _overridden(source: RecipeSource, overrides: Iterable[str]) -> RecipeSource:
     changed = source.overridden(overrides)
     if ("timesteps",) in changed.overrides and ("steps",) not in changed.overrides:
         changed.data.pop("steps", None)  # those that were written count another run's steps
+    for single, several in ((("width", "height"), "sizes"), (("batch",), "batches")):
+        given = {key for key in (*single, several) if (key,) in changed.overrides}
+        if given == {several}:
+            for key in single:
+                changed.data.pop(key, None)
+        elif given and several not in given:
+            changed.data.pop(several, None)
     return changed
 
 

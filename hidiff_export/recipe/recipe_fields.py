@@ -11,6 +11,8 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -28,10 +30,13 @@ from hidiff_export.recipe.field_types import (
     ONE_OR_A_LIST,
     SMALLEST,
     BackendName,
+    Batch,
     BetaSchedule,
+    BucketShape,
     EnginePerPhase,
     ExamplePrompt,
     Fraction,
+    PictureSize,
     Precision,
     Prediction,
     SamplerName,
@@ -58,6 +63,16 @@ def _also_one(schema: dict[str, Any]) -> None:
     """What is a list may also be written as its only item."""
     item = schema["items"]
     schema["anyOf"] = [item, {"type": schema.pop("type"), "items": schema.pop("items"), "minItems": 1}]
+
+
+def _first_size(sizes: Any) -> tuple[int, int]:
+    """Returns the first of a recipe's sizes; any where that is none, of which the field's own check says what is."""
+    listed = [sizes] if isinstance(sizes, str) else sizes
+    try:
+        first: tuple[int, int] = TypeAdapter(PictureSize).validate_python(listed[0])
+    except (ValidationError, LookupError, TypeError):
+        return SMALLEST, SMALLEST
+    return first
 
 
 def _optional(description: str, **bounds: Any) -> Any:
@@ -141,6 +156,16 @@ class RecipeFields(Frozen):
         ge=SMALLEST, le=LARGEST, multiple_of=MULTIPLE, description=f"The picture's height in pixels: {_SIDE}"
     )
     batch: StrictInt = Field(default=1, ge=1, le=64, description="Pictures of one run: 1 to 64.")
+    sizes: Annotated[tuple[PictureSize, ...], ONE_OR_A_LIST, DISTINCT] | None = _optional(
+        "Every size that the bundle draws, as WIDTHxHEIGHT: [1024x1024, 1216x832]; the first is the one of runs that "
+        "do not say. Instead of width and height, which are one size.",
+    )
+    batches: Annotated[tuple[Batch, ...], DISTINCT] | None = _optional(
+        "Every batch of each size: [1, 4]; instead of batch, which is one."
+    )
+    also: Annotated[tuple[BucketShape, ...], ONE_OR_A_LIST] | None = _optional(
+        "Further sizes, each with a batch of its own, as WIDTHxHEIGHTxBATCH: [832x1216x4]."
+    )
     guidance: StrictBool = Field(
         default=True,
         description="Whether the negative prompt is evaluated too, which doubles the batch: true or false.",
@@ -206,6 +231,20 @@ class RecipeFields(Frozen):
 
     @model_validator(mode="before")
     @classmethod
+    def _first_of_sizes_and_batches(cls, data: Any) -> Any:
+        """Width, height and batch are those of the first bucket, which lists name already."""
+        if not isinstance(data, Mapping):
+            return data
+        first: dict[str, Any] = {}
+        if data.get("sizes") is not None:
+            first |= dict(zip(("width", "height"), _first_size(data["sizes"]), strict=True))
+        batches = data.get("batches")
+        if isinstance(batches, (list, tuple)) and batches and type(batches[0]) is int and batches[0] > 0:
+            first["batch"] = batches[0]
+        return {**first, **data}
+
+    @model_validator(mode="before")
+    @classmethod
     def _steps_of_timesteps(cls, data: Any) -> Any:
         """Timesteps are one run's, so they say how many steps there are."""
         if isinstance(data, Mapping) and "steps" not in data and isinstance(data.get("timesteps"), (list, tuple)):
@@ -216,6 +255,13 @@ class RecipeFields(Frozen):
     @classmethod
     def _bounds_of_the_precision(cls, given: ParityBounds, info: ValidationInfo) -> ParityBounds:
         return given.for_precision(info.data.get("precision", Precision.FLOAT32))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Width, height and batch of each bucket: every batch of every size, the first bucket's first."""
+        sizes = self.sizes or ((self.width, self.height),)
+        product = [(*size, batch) for batch in self.batches or (self.batch,) for size in sizes]
+        return tuple(dict.fromkeys([*product, *(self.also or ())]))
 
     @property
     def latent_height(self) -> int:

@@ -123,6 +123,11 @@ def edge_points(
     return tuple(dict.fromkeys(points))
 
 
+def one_of_each(rule: PhaseRule) -> tuple[EvaluationPoint, ...]:
+    """Returns one evaluation of each phase."""
+    return tuple(_somewhere(rule, phase) for phase in rule.phases())
+
+
 def _somewhere(rule: PhaseRule, phase: Phase) -> EvaluationPoint:
     """Returns the first step of ``phase`` in the shortest run that has one, its timestep as if evenly spaced."""
     plans = (PhasePlan(rule, steps) for steps in itertools.count(1))

@@ -21,7 +21,14 @@ from hidiff_export.modules.controlnet import ControlNetModule
 from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.diffusers_run import Networks, RunInputs, run_pipeline
-from hidiff_export.reference.evaluation_plan import LITTLE_WORK, EvaluationPoint, RunSchedule, edge_points, recorded
+from hidiff_export.reference.evaluation_plan import (
+    LITTLE_WORK,
+    EvaluationPoint,
+    RunSchedule,
+    edge_points,
+    one_of_each,
+    recorded,
+)
 from hidiff_export.reference.flops_progress import FlopsProgress, Progress
 from hidiff_export.reference.magnitude_recorder import MagnitudeRecorder
 from hidiff_export.reference.random_inputs import Given, arrays, mixed_shifts, random_inputs
@@ -203,6 +210,7 @@ def record_reference(
     *,
     tables: Mapping[str, SamplerTable] | None = None,
     facts: Mapping[str, Any] | None = None,
+    shared: bool = False,
 ) -> tuple[Path, ...]:
     """Records what the bundle's engines will be asked for, in the runtime's format; returns the files' paths.
 
@@ -223,13 +231,19 @@ def record_reference(
         progress: told before each evaluation.
         tables: of the bundle's samplers, by name, whose schedulers are asked too.
         facts: what the manifest will say that no engine shows, see `hidiff_runtime.verification.manifest_facts`.
+        shared: whether another bucket of the bundle has a whole run and the text encoders: then one evaluation of each
+            phase is recorded, and the VAE.
 
     Raises:
         CheckpointError: a tensor exceeds what float16 holds.
         ParityError: a table is not what its scheduler does.
     """
     meter = FlopsProgress(recipe, networks.config, progress)
-    course, points = _evaluations(recipe, scheduler_config, meter, controlled=networks.controlnet is not None)
+    course, points = (
+        (None, one_of_each(recipe.phase_rule()))
+        if shared
+        else _evaluations(recipe, scheduler_config, meter, controlled=networks.controlnet is not None)
+    )
     meter.plan(point.phase for point in (*(() if course is None else course.points), *points))
     recorder = SampleRecorder(ORIGIN, bound_for(Boundary.TRAJECTORY, recipe), bound_for(Boundary.RUN, recipe))
     magnitudes = MagnitudeRecorder(recipe)
@@ -242,7 +256,7 @@ def record_reference(
         for call in random_calls(networks.unet, recipe, points, meter, magnitudes):
             magnitudes.found.refuse_overflow(recipe)
             _record_call(recorder, call)
-        _record_networks(recorder, networks.pictures, recipe, meter)
+        _record_networks(recorder, networks.pictures, recipe, meter, text=not shared)
     magnitudes.found.refuse_overflow(recipe)
     meter.note("diffusers: schedulers")
     record_samplers(recorder, recipe, scheduler_config, tables or {})
@@ -299,14 +313,19 @@ def _record_picture(
 
 
 def _record_networks(
-    recorder: SampleRecorder, pictures: PictureNetworks | None, recipe: Recipe, meter: FlopsProgress
+    recorder: SampleRecorder,
+    pictures: PictureNetworks | None,
+    recipe: Recipe,
+    meter: FlopsProgress,
+    *,
+    text: bool,
 ) -> None:
     if pictures is None:
         return
-    for boundary, title, calls in (
-        (Boundary.RECORDED_TEXT, "transformers: text encoders", pictures.text_calls),
-        (Boundary.RECORDED_VAE, "diffusers: VAE", pictures.vae_calls),
-    ):
+    every = [(Boundary.RECORDED_VAE, "diffusers: VAE", pictures.vae_calls)]
+    if text:
+        every.insert(0, (Boundary.RECORDED_TEXT, "transformers: text encoders", pictures.text_calls))
+    for boundary, title, calls in every:
         meter.note(title)
         for call in calls():
             bound = bound_for(boundary, recipe)

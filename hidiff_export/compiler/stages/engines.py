@@ -12,6 +12,7 @@ from hidiff_export.engines.onnxruntime import OnnxRuntimeBuilder
 from hidiff_export.engines.protocol import Builder, PortableGraph
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
 from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX
+from hidiff_export.errors import ExportError
 from hidiff_export.graph.declined import collecting, write_declined
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import BackendName
@@ -36,10 +37,13 @@ def _builder(recipe: Recipe, backend: BackendName) -> Builder:
 
 def with_engines(context: StageContext, record: Record) -> Record:
     """Returns the record of a graph, with the paths of its engines."""
-    graphs = _portable_graphs(context)
-    index = next(index for index, graph in enumerate(graphs) if graph.record.graph == record.graph)
-    engines = {builder.name: builder.engines(graphs)[index] for builder in builders_for(context.recipe)}
-    return replace(record, engines={name: context.inside(path) for name, path in engines.items()})
+    for bucket in context.buckets:
+        graphs = _portable_graphs(bucket)
+        for index, graph in enumerate(graphs):
+            if graph.record.graph == record.graph:
+                engines = {builder.name: builder.engines(graphs)[index] for builder in builders_for(context.recipe)}
+                return replace(record, engines={name: context.inside(path) for name, path in engines.items()})
+    raise ExportError("A graph is no bucket's.", given=record.graph)
 
 
 def _portable_graphs(context: StageContext) -> tuple[PortableGraph, ...]:

@@ -40,8 +40,8 @@ class GraphsStage(Stage):
         return {
             "phases": [phase.name for phase in context.phases],
             "controlnet": recipe.controlnet is not None,
-            "text_encoders": list(recipe.text_encoders),
-            "tile": [recipe.tiles.height, recipe.tiles.width] if recipe.vae else None,
+            "text_encoders": list(recipe.text_encoders) if context.first else [],
+            "tile": [recipe.tiles.height, recipe.tiles.width] if context.has_vae else None,
             "windowed_blocks": list(recipe.unet_layout.windowed_blocks),
             "latent": list(recipe.latent_shape),
             "model_batch": recipe.model_batch,
@@ -64,7 +64,7 @@ def write_beside(context: StageContext) -> tuple[Path, ...]:
     """Writes what comes with the graphs and is not traced: the step graph, and the factors of previews."""
     context.step_graph.parent.mkdir(exist_ok=True)
     write_step_graph(step_record(context), context.step_graph)
-    if not context.recipe.vae:
+    if not (context.recipe.vae and context.first):
         return (context.step_graph,)
     _, vae = _stored(context, Component.VAE)
     write_json(context.preview, fit_preview(vae))
@@ -83,11 +83,11 @@ def _modules(context: StageContext) -> Iterator[tuple[GraphModule, int, WeightSt
         store, controlnet = _stored(context, Component.CONTROLNET)
         control = ControlNetModule(controlnet, *size, prompt_tokens=recipe.prompt_tokens)
         yield control, recipe.model_batch, store, context.controlnet_graph
-    for name in recipe.text_encoders:
+    for name in recipe.text_encoders if context.first else ():
         store, encoder = _stored(context, Component(name))
         text_encoder = TextEncoderModule(encoder, penultimate=recipe.family.is_sdxl)
         yield text_encoder, 1, store, context.text_encoder_graph(name)
-    if recipe.vae:
+    if context.has_vae:
         store, vae = _stored(context, Component.VAE)
         yield VaeDecoder(vae, recipe.tiles), 1, store, context.vae_graph("decoder")
         yield VaeEncoder(vae, recipe.tiles), 1, store, context.vae_graph("encoder")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hidiff_export.checkpoints.lora import lora_fingerprint
 from hidiff_export.checkpoints.stored_configs import WEIGHTS
@@ -12,15 +14,14 @@ from hidiff_export.compiler.graph_specs import bare_manifest, step_record
 from hidiff_export.compiler.stages.engines import EnginesStage, with_engines
 from hidiff_export.compiler.stages.graphs import GraphsStage
 from hidiff_export.compiler.stages.quantization import QuantizationStage
-from hidiff_export.compiler.stages.reference import FOLDER as REFERENCE_FOLDER
 from hidiff_export.compiler.stages.reference import ReferenceStage
 from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage, sampler_tables
-from hidiff_export.compiler.stages.stage import Stage, StageContext
+from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.compiler.stages.weights import WeightsStage, model_index
 from hidiff_export.errors import ExportError
 from hidiff_export.recipe import Recipe
 from hidiff_export.tool_versions import tool_versions
-from hidiff_runtime.format.manifest import FileDigest, Manifest
+from hidiff_runtime.format.manifest import Contents, FileDigest, Manifest
 from hidiff_runtime.verification.reference_samples import INDEX
 
 # The reference comes last: it takes longest, and whatever else is wrong shows before it.
@@ -36,9 +37,59 @@ QUANTIZED_STAGES: tuple[Stage, ...] = (
 """Those of a quantized recipe: ranges are measured on what the reference was given."""
 
 
-def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
-    """Returns the stages that a recipe takes."""
-    return QUANTIZED_STAGES if recipe.precision.quantized else STAGES
+SHARED = (WeightsStage.name, SchedulerTablesStage.name)
+"""Names of the stages that a build runs once for all buckets."""
+
+
+class BucketStage(Stage):
+    """A stage for one of the buckets after the first.
+
+    Args:
+        stage: that is run for it.
+        index: of the bucket.
+        suffix: that its files' names end with.
+        shared: what runs in the place of the stages of all buckets, if something does.
+    """
+
+    def __init__(self, stage: Stage, index: int, suffix: str, shared: str = "") -> None:
+        self.stage = stage
+        self.index = index
+        self.name = f"{stage.name}{suffix}"
+        self.title = f"{stage.title}, {suffix.removeprefix('-')}"
+        needs = (shared or name if name in SHARED else f"{name}{suffix}" for name in stage.needs)
+        self.needs = tuple(dict.fromkeys(needs))
+
+    @property
+    def module(self) -> str:
+        """That of the stage that is run."""
+        return self.stage.module
+
+    def inputs(self, context: StageContext) -> Any:
+        """Returns what the stage depends on for this bucket."""
+        return self.stage.inputs(context.buckets[self.index])
+
+    def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
+        """Does the stage's work for this bucket."""
+        return self.stage.run(context.buckets[self.index], report)
+
+
+def stages_of(recipe: Recipe, others: Mapping[str, Stage] | None = None) -> tuple[Stage, ...]:
+    """Returns the stages that a recipe takes: the first bucket's, then those of each other one.
+
+    Args:
+        recipe: what is built.
+        others: stages to take in the place of those of their names.
+    """
+    usual = QUANTIZED_STAGES if recipe.precision.quantized else STAGES
+    stages = tuple((others or {}).get(stage.name, stage) for stage in usual)
+    contexts = StageContext.of(recipe, Path()).buckets
+    further = (bucket_stages(stages, index, context.suffix) for index, context in enumerate(contexts) if index)
+    return (*stages, *itertools.chain.from_iterable(further))
+
+
+def bucket_stages(stages: Sequence[Stage], index: int, suffix: str, shared: str = "") -> tuple[Stage, ...]:
+    """Returns the stages of a bucket after the first; for the arguments see `BucketStage`."""
+    return tuple(BucketStage(stage, index, suffix, shared) for stage in stages if stage.name not in SHARED)
 
 
 def check_order(stages: Sequence[Stage]) -> None:
@@ -66,11 +117,24 @@ def _wrong_order(fault: str, names: Sequence[str]) -> ExportError:
     )
 
 
-def assemble_manifest(context: StageContext, files: Mapping[str, FileDigest]) -> Manifest:
+def assemble_contents(recipe: Recipe, context: StageContext, files: Mapping[str, FileDigest]) -> Contents:
     """Returns the manifest of a finished build.
 
     Args:
-        context: the build.
+        recipe: of all buckets.
+        context: of one of them.
+        files: every file the stages wrote, by path relative to the bundle.
+    """
+    manifests = [assemble_manifest(bucket, files) for bucket in context.buckets]
+    fingerprints = {**manifests[0].fingerprints, "recipe": recipe.fingerprint()}
+    return Contents.of([replace(manifests[0], recipe=recipe.to_dict(), fingerprints=fingerprints), *manifests[1:]])
+
+
+def assemble_manifest(context: StageContext, files: Mapping[str, FileDigest]) -> Manifest:
+    """Returns what the manifest of a finished build says of one bucket.
+
+    Args:
+        context: of the bucket.
         files: every file the stages wrote, by path relative to the bundle.
     """
     recipe = context.recipe
@@ -92,7 +156,7 @@ def assemble_manifest(context: StageContext, files: Mapping[str, FileDigest]) ->
         if vae is None
         else replace(vae, decoder=with_engines(context, vae.decoder), encoder=with_engines(context, vae.encoder)),
         files=files,
-        reference=f"{REFERENCE_FOLDER}/{INDEX}",
+        reference=context.inside(context.reference / INDEX),
         fingerprints={
             "recipe": recipe.fingerprint(),
             "weights": files[stores["unet"]].sha256,

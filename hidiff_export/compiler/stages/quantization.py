@@ -28,7 +28,7 @@ class QuantizationStage(Stage):
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Measures and writes phase after phase."""
-        samples = ReferenceSamples.read(context.folder / "reference" / INDEX)
+        samples = ReferenceSamples.read(context.reference / INDEX)
         with collecting() as declined:
             for index, phase in enumerate(context.phases):
                 report(index, len(context.phases), phase.name)

@@ -15,8 +15,6 @@ from hidiff_export.reference.reference import record_reference
 from hidiff_export.reference.reference_weights import networks_of_store
 from hidiff_runtime.verification.manifest_facts import facts_of
 
-FOLDER = "reference"
-
 
 class ReferenceStage(Stage):
     """The reference samples, in ``reference/``: float32 PyTorch on the stored weights, and diffusers' schedulers."""
@@ -26,17 +24,27 @@ class ReferenceStage(Stage):
     needs = ("weights", "samplers")
 
     def inputs(self, context: StageContext) -> Any:
-        """Returns what decides which evaluations are recorded: everything in the recipe."""
-        return context.recipe.fingerprint()
+        """Returns what decides which evaluations are recorded: everything in the bucket's recipe."""
+        return context.recipe.fingerprint() if context.first else [context.recipe.fingerprint(), "calls"]
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Runs the reference and records its evaluations; tells what comes near the end of float16's range."""
         config = read_config(context.folder / SCHEDULER_CONFIG)
         networks = networks_of_store(context.folder, context.recipe)
-        folder = context.folder / FOLDER
+        folder = context.reference
         tables = sampler_tables(context)
         facts = facts_of(bare_manifest(context, tables, model_index(context.recipe).force_zeros_for_empty_prompt))
-        written = record_reference(networks, context.recipe, config, folder, report, tables=tables, facts=facts)
+        shared = not context.first
+        written = record_reference(
+            networks,
+            context.recipe,
+            config,
+            folder,
+            report,
+            tables={} if shared else tables,
+            facts=facts,
+            shared=shared,
+        )
         if folder / FILE in written:
             for notice in Magnitudes.read(folder / FILE).notices:
                 context.notice(notice)

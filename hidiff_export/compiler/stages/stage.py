@@ -7,7 +7,7 @@ returns the files it wrote. `hidiff_export.compiler.compile` runs them and keeps
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,17 +22,40 @@ __all__ = ["Report", "Stage", "StageContext", "traced_graph"]
 
 @dataclass(frozen=True)
 class StageContext:
-    """What every stage of one build sees.
+    """What every stage of one build sees: one bucket, a size and a batch, of those that the bundle is built for.
 
     Args:
-        recipe: the validated recipe.
+        recipe: the validated recipe, of this bucket alone.
         folder: the folder the build works in; every path in it is final except for this prefix.
         notice: told in a line what a person should know who builds, though nothing failed.
+        every: the recipes of all buckets, the default's first; none where this is the only one.
     """
 
     recipe: Recipe
     folder: Path
     notice: Callable[[str], None] = field(default=lambda _text: None)
+    every: tuple[Recipe, ...] = ()
+
+    @classmethod
+    def of(cls, recipe: Recipe, folder: Path, notice: Callable[[str], None] = lambda _text: None) -> StageContext:
+        """Returns the first bucket of a recipe."""
+        buckets = recipe.buckets
+        return cls(buckets[0], folder, notice, buckets if len(buckets) > 1 else ())
+
+    @property
+    def buckets(self) -> tuple[StageContext, ...]:
+        """The build's buckets, the first one first."""
+        return tuple(replace(self, recipe=recipe) for recipe in self.every) or (self,)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the first bucket, which has what no size changes."""
+        return not self.every or self.recipe == self.every[0]
+
+    @property
+    def suffix(self) -> str:
+        """What ends the names of the bucket's own files; nothing for the first."""
+        return "" if self.first else _named(self.recipe, self.every[0])
 
     @property
     def rule(self) -> PhaseRule:
@@ -46,11 +69,19 @@ class StageContext:
 
     @property
     def graphs(self) -> tuple[Path, ...]:
-        """Every portable graph: the phases', the step graph, and those of the other networks that there are."""
+        """Every portable graph that is the bucket's own: the phases', the step graph, and those of the other networks
+        that there are and that no bucket before has.
+        """
         control = () if self.recipe.controlnet is None else (self.controlnet_graph,)
-        text = map(self.text_encoder_graph, self.recipe.text_encoders)
-        vae = (self.vae_graph("decoder"), self.vae_graph("encoder")) if self.recipe.vae else ()
+        text = map(self.text_encoder_graph, self.recipe.text_encoders if self.first else ())
+        vae = (self.vae_graph("decoder"), self.vae_graph("encoder")) if self.has_vae else ()
         return (*map(self.graph, self.phases), *control, self.step_graph, *text, *vae)
+
+    @property
+    def has_vae(self) -> bool:
+        """Whether the bucket has a VAE's graphs of its own: the first one whose tiles are of their size has."""
+        alike = (one for one in self.every if _tile(one) == _tile(self.recipe))
+        return self.recipe.vae and next(alike, self.recipe) == self.recipe
 
     def inside(self, path: Path) -> str:
         """Returns a file's path inside the bundle, as manifests have it."""
@@ -63,11 +94,11 @@ class StageContext:
 
     def graph(self, phase: Phase) -> Path:
         """Returns the portable graph of a phase."""
-        return self.unet / f"{phase.name}.onnx"
+        return self.unet / f"{phase.name}{self.suffix}.onnx"
 
     def declined(self, stage: str) -> Path:
         """Returns where a stage keeps what its passes declined."""
-        return self.unet / f"{stage}{ENDING}"
+        return self.unet / f"{stage}{self.suffix}{ENDING}"
 
     def traced(self, phase: Phase) -> Path:
         """Returns a phase's graph as traced: the portable one, or the float16 one that it is quantized from."""
@@ -76,7 +107,7 @@ class StageContext:
     @property
     def controlnet_graph(self) -> Path:
         """The portable graph of the ControlNet."""
-        return self.folder / "controlnet" / "controlnet.onnx"
+        return self.folder / "controlnet" / f"controlnet{self.suffix}.onnx"
 
     def text_encoder_graph(self, name: str) -> Path:
         """Returns the portable graph of a text encoder, in a folder of its name."""
@@ -88,7 +119,9 @@ class StageContext:
 
     def vae_graph(self, half: Literal["decoder", "encoder"]) -> Path:
         """Returns the portable graph of one half of the VAE."""
-        return self.folder / "vae" / f"{half}.onnx"
+        width, height = _tile(self.recipe)
+        usual = not self.every or _tile(self.every[0]) == (width, height)
+        return self.folder / "vae" / (f"{half}.onnx" if usual else f"{half}-{width}x{height}.onnx")
 
     @property
     def preview(self) -> Path:
@@ -98,7 +131,21 @@ class StageContext:
     @property
     def step_graph(self) -> Path:
         """The portable step graph: guidance, the sampler's step and the next input."""
-        return self.folder / "step" / "step.onnx"
+        return self.folder / "step" / f"step{self.suffix}.onnx"
+
+    @property
+    def reference(self) -> Path:
+        """The folder of the bucket's reference samples."""
+        return self.folder / "reference" / self.suffix.removeprefix("-")
+
+
+def _tile(recipe: Recipe) -> tuple[int, int]:
+    return recipe.tiles.width, recipe.tiles.height
+
+
+def _named(recipe: Recipe, first: Recipe) -> str:
+    batch = f"-b{recipe.batch}" if recipe.batch != first.batch else ""
+    return f"-{recipe.width}x{recipe.height}{batch}"
 
 
 def traced_graph(graph: Path, precision: Precision) -> Path:
@@ -118,6 +165,11 @@ class Stage(Protocol):
     name: str
     title: str
     needs: tuple[str, ...]
+
+    @property
+    def module(self) -> str:
+        """The module whose code decides the stage's result."""
+        return type(self).__module__
 
     def inputs(self, context: StageContext) -> Any:
         """Returns what the stage's result depends on beside the stages it needs: JSON, part of the cache key."""

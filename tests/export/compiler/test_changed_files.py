@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -29,6 +29,7 @@ class Writing:
     meanwhile: Callable[[Path, int], None] = lambda _folder, _run: None
     source: list[str] = field(default_factory=lambda: ["as it was"])
     runs: int = 0
+    module: ClassVar[str] = __name__
 
     @property
     def title(self) -> str:

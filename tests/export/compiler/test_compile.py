@@ -229,7 +229,7 @@ def test_what_cannot_be_built_leaves_nothing(arguments: list[str], code: int, tm
 class Telling:
     """A stage that writes a file and tells something."""
 
-    name, title, needs = "telling", "telling", ()
+    name, title, needs, module = "telling", "telling", (), __name__
 
     def inputs(self, _context: StageContext) -> None:
         """Nothing."""

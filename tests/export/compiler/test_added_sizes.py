@@ -1,0 +1,157 @@
+"""Sizes that come to a finished bundle and go: what is drawn, what stays, and what an end in between leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from hidiff_export.cli import main
+from hidiff_export.compiler.buckets import add_bucket, remove_bucket
+from hidiff_export.compiler.compile import build
+from hidiff_export.compiler.stages.reference import ReferenceStage
+from hidiff_export.errors import BundleError, InputError, RecipeError
+from hidiff_export.recipe import Recipe
+from hidiff_runtime import Pipeline, check
+from hidiff_runtime.format.manifest import Contents, Manifest
+from tests.conftest import NoDisplay
+
+WIDE = (192, 128)
+ASKED = {"seed": 3, "steps": 3, "guidance_scale": 4.0}
+
+
+def recipe_of(folder: Path, **changes: object) -> Recipe:
+    kept = {key: value for key, value in Manifest.read(folder).recipe.items() if key not in ("width", "height")}
+    return Recipe.from_dict({**kept, **changes})
+
+
+@pytest.fixture(scope="module")
+def wide(sd15_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the second size alone."""
+    folder = tmp_path_factory.mktemp("wide") / "bundle"
+    build(recipe_of(sd15_bundle, width=WIDE[0], height=WIDE[1]), folder, NoDisplay())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(sd15_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of one size, to which another was added."""
+    folder = tmp_path_factory.mktemp("both") / "bundle"
+    shutil.copytree(sd15_bundle, folder)
+    add_bucket(folder, WIDE, None, NoDisplay())
+    return folder
+
+
+@pytest.fixture
+def folder(both: Path, tmp_path: Path) -> Path:
+    shutil.copytree(both, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def drawn(folder: Path, **settings: object) -> np.ndarray:
+    with Pipeline.open(folder) as pipe:
+        return np.asarray(pipe("a boat on a lake", **ASKED, **settings))  # type: ignore[arg-type]
+
+
+def test_each_size_is_drawn_as_by_a_bundle_of_its_own(both: Path, wide: Path, sd15_bundle: Path) -> None:
+    assert np.array_equal(drawn(both), drawn(sd15_bundle))
+    found = drawn(both, width=192, height=128)
+    assert found.shape == (128, 192, 3)
+    assert np.array_equal(found, drawn(wide))
+    assert not np.array_equal(found, drawn(wide, guidance_rescale=0.5))
+
+
+def test_what_was_there_is_as_it_was(both: Path, sd15_bundle: Path) -> None:
+    before, after = Contents.read(sd15_bundle), Contents.read(both)
+    assert before.files.items() <= after.files.items()
+    assert after.buckets[0] == before.buckets[0]
+    weights = {path for path in after.files if path.endswith("weights.safetensors")}
+    assert weights == {path for path in before.files if path.endswith("weights.safetensors")}
+    new = sum(record.size for path, record in after.files.items() if path not in before.files)
+    assert 0 < new < 12e6
+
+
+def test_it_is_proven_bucket_by_bucket(both: Path) -> None:
+    report = check(both)
+    assert report.ok, report.render()
+    assert {verdict.bucket for verdict in report.verdicts} == {"128x128", "192x128"}
+    phases = [verdict.phase for verdict in report.verdicts if verdict.bucket == "192x128" and verdict.step is not None]
+    assert sorted(set(map(str, phases))) == ["strided", "windowed"]
+    assert len(phases) == 2
+
+
+def test_a_recipe_of_both_sizes_makes_the_same_files(both: Path, sd15_bundle: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(sd15_bundle, sizes=["128x128", "192x128"])
+    build(recipe, tmp_path / "bundle", NoDisplay())
+    assert Contents.read(tmp_path / "bundle").files == Contents.read(both).files
+    assert Contents.read(tmp_path / "bundle").buckets == Contents.read(both).buckets
+
+
+def test_what_came_goes(folder: Path, sd15_bundle: Path) -> None:
+    remove_bucket(folder, WIDE, None, NoDisplay())
+    assert Contents.read(folder).files == Contents.read(sd15_bundle).files
+    assert Contents.read(folder).buckets == Contents.read(sd15_bundle).buckets
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle"]
+    assert np.array_equal(drawn(folder), drawn(sd15_bundle))
+
+
+def test_what_cannot_come_or_go_is_refused_and_nothing_is_changed(folder: Path) -> None:
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match="has this size already") as caught:
+        add_bucket(folder, WIDE, 1, NoDisplay())
+    assert caught.value.advice == "It has 128x128; 192x128."
+    with pytest.raises(RecipeError, match="multiples of 8"):
+        add_bucket(folder, (130, 128), None, NoDisplay())
+    with pytest.raises(InputError, match="no such size") as caught:
+        remove_bucket(folder, (192, 192), None, NoDisplay())
+    assert caught.value.advice == "It has 128x128; 192x128."
+    with pytest.raises(InputError, match="first size of a bundle stays"):
+        remove_bucket(folder, (128, 128), None, NoDisplay())
+    for words in (["--size", "wide"], ["--size", "192x128", "--batch", "0"], []):
+        assert CliRunner().invoke(main, ["add", str(folder), *words]).exit_code == 2
+    assert (folder / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle"]
+
+
+def test_a_build_that_ends_in_between_leaves_the_old_bundle_and_goes_on(
+    sd15_bundle: Path, both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(sd15_bundle, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(ReferenceStage, "run", lambda *_: (_ for _ in ()).throw(BundleError("the power fails")))
+        with pytest.raises(BundleError, match="the power fails"):
+            add_bucket(folder, WIDE, None, NoDisplay())
+    assert Contents.read(folder) == Contents.read(sd15_bundle)
+    assert check(folder, runs=False).ok
+    result = add_bucket(folder, WIDE, None, NoDisplay())
+    assert Contents.read(folder).files == Contents.read(both).files
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle"]
+    assert {stage.title for stage in result.stages if not stage.reused} >= {"PyTorch reference, 192x128"}
+
+
+def test_a_bundle_whose_files_are_others_takes_no_size(folder: Path) -> None:
+    engine = folder / "unet/windowed.onnxruntime.onnx"
+    engine.write_bytes(engine.read_bytes() + b"\0")
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(BundleError, match="broken"):
+        add_bucket(folder, (128, 192), None, NoDisplay())
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+@pytest.fixture
+def commands(folder: Path) -> Iterator[CliRunner]:
+    yield CliRunner()
+    assert check(folder, runs=False).ok
+
+
+def test_commands_add_and_remove(folder: Path, commands: CliRunner) -> None:
+    result = commands.invoke(main, ["remove", str(folder), "--size", "192x128", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["width"] == 128
+    assert len(Contents.read(folder).buckets) == 1
