@@ -48,7 +48,7 @@ demo: $(INSTALLED)
 	$(BIN)/hidiff-export build demo --output $(DEMO)
 	$(BIN)/hidiff-export verify $(DEMO)
 	$(BIN)/hidiff-run check $(DEMO)
-	$(BIN)/hidiff-export showcase $(DEMO) --steps 20 --output $(DEMO).showcase
+	$(BIN)/hidiff-export showcase $(DEMO) --steps 20 --guidance-scale 4 --output $(DEMO).showcase
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
