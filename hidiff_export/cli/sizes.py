@@ -51,7 +51,7 @@ def add(
     """Add a size to the finished bundle in DIRECTORY: its graphs, its engines and a recorded evaluation of each phase.
 
     Weights and everything else stay as they are. The batch is the first size's, unless --batch gives another. The new
-    bundle takes the old one's place in one step, at the end; interrupted, the same command goes on.
+    bundle takes the old one's place in one step, at the end; interrupted, the old one is as it was.
     """
     from hidiff_export.cli.build import print_result
     from hidiff_export.cli.console import progress_display

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from hidiff_export.compiler.compile import BuildProgress, BuildResult, build
 from hidiff_export.errors import InputError
@@ -55,7 +54,7 @@ def add_bucket(
         raise InputError("The bundle has this size already.", given=_name(shape), advice=f"It has {_names(shapes)}.")
     recipe = _checked(manifest, [*shapes, shape])
     index = len(shapes)
-    kept = KeptBundle(place, contents)
+    kept = KeptBundle(place, contents.digest, contents.sharing(files=_unjudged(contents)))
     stages = QUANTIZED_STAGES if recipe.precision.quantized else STAGES
     suffix = StageContext.of(recipe, folder).buckets[index].suffix
     return build(
@@ -97,15 +96,15 @@ def remove_bucket(
     needed = {path for one in staying for _, path in one.paths()}
     stems = {_stem(path) for one in going for _, path in one.own_paths() if path not in needed}
     stems |= {_stem(path) for path in _declined(contents, going)}
-    files = {name: record for name, record in contents.files.items() if name in needed or _stem(name) not in stems}
-    left = Contents.of([replace(one, files=files, recipe=recipe.to_dict(), report=None) for one in staying])
+    files = {name: record for name, record in _unjudged(contents).items() if name in needed or _stem(name) not in stems}
+    left = Contents.of(staying).sharing(files=files, recipe=recipe.to_dict(), report=None)
     return build(
         recipe,
         folder,
         display,
         force=True,
-        stages=(KeptBundle(place, left),),
-        assemble=lambda _context, found: Contents.of([replace(one, files=found) for one in left.manifests]),
+        stages=(KeptBundle(place, contents.digest, left),),
+        assemble=lambda _context, found: left.sharing(files=found),
     )
 
 
@@ -114,8 +113,15 @@ def _with_bucket(before: Contents, recipe: Recipe, context: StageContext, files:
     from hidiff_export.compiler.stages.order import assemble_manifest
 
     new = assemble_manifest(context.buckets[-1], files)
-    shared: dict[str, Any] = {"files": files, "recipe": recipe.to_dict(), "report": None}
-    return Contents.of([replace(one, **shared) for one in (*before.manifests, new)])
+    every = Contents.of([*before.manifests, new])
+    return every.sharing(files=files, recipe=recipe.to_dict(), report=None)
+
+
+def _unjudged(contents: Contents) -> dict[str, FileDigest]:
+    """Returns the files but for a parity report and what lies beside it, which are of the bundle as it was."""
+    report = contents.shared.report
+    judged = None if report is None else PurePosixPath(report).parent
+    return {name: record for name, record in contents.files.items() if PurePosixPath(name).parent != judged}
 
 
 def _checked(manifest: Manifest, shapes: Sequence[Shape]) -> Recipe:

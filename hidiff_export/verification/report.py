@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,7 +226,7 @@ def store(report: Report, folder: Path, *, verified: str | None = None) -> None:
             advice="Verify it again.",
         )
     kept = {path: record for path, record in manifest.files.items() if path not in (REPORT, MARKDOWN, PICTURE)}
-    bare = replace(manifest, report=None, files=kept)
+    bare = manifest.whole.sharing(report=None, files=kept)
     with storage_errors(folder):
         write_json(folder / MANIFEST, bare.to_json())
         (folder / REPORT).parent.mkdir(exist_ok=True)
@@ -237,7 +237,7 @@ def store(report: Report, folder: Path, *, verified: str | None = None) -> None:
             report.panels.save(folder / PICTURE)
         paths = (REPORT, MARKDOWN, *(() if report.panels is None else (PICTURE,)))
         written = {path: FileDigest.of(folder / path) for path in paths}
-        write_json(folder / MANIFEST, replace(bare, report=REPORT, files={**bare.files, **written}).to_json())
+        write_json(folder / MANIFEST, bare.sharing(report=REPORT, files={**kept, **written}).to_json())
 
 
 def _refuse_links(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
+from hidiff_export.errors import BundleError
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.integrity import verify_files
 from hidiff_runtime.format.manifest import Contents
@@ -23,6 +24,7 @@ class KeptBundle(Stage):
 
     Args:
         folder: of the bundle.
+        digest: that it had when it was decided what is kept.
         contents: which of its files are kept.
     """
 
@@ -30,8 +32,9 @@ class KeptBundle(Stage):
     title = "what stays"
     needs = ()
 
-    def __init__(self, folder: BundleFolder, contents: Contents) -> None:
+    def __init__(self, folder: BundleFolder, digest: str, contents: Contents) -> None:
         self.folder = folder
+        self.digest = digest
         self.contents = contents
 
     def inputs(self, context: StageContext) -> Any:  # noqa: ARG002 - the protocol's signature
@@ -39,7 +42,15 @@ class KeptBundle(Stage):
         return {name: record.sha256 for name, record in self.contents.files.items()}
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
-        """Links file after file, then compares each with the manifest. Raises BundleError for one that is another."""
+        """Links file after file, then compares each with the manifest.
+
+        Raises:
+            BundleError: a file is another, or the whole bundle: somebody changed it before the build had its lock.
+        """
+        if self.folder.manifest().digest != self.digest:
+            raise BundleError(
+                "The bundle was changed meanwhile.", given=self.folder.root, advice="Run the same command again."
+            )
         files, stores = self.contents.files, set(self.contents.shared.weights.values())
         for index, name in enumerate(files):
             report(index, len(files), name)

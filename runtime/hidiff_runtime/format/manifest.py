@@ -65,6 +65,10 @@ class Contents:
         """What the file says of each bucket, beside what all share."""
         return tuple(Manifest.of(self, bucket) for bucket in self.buckets)
 
+    def sharing(self, **changes: Any) -> Contents:
+        """Returns the contents with fields of `SharedRecord` replaced, and every bucket kept."""
+        return Contents(replace(self.shared, **changes), self.buckets)
+
     @property
     def files(self) -> Mapping[str, FileDigest]:
         """Every file of the bundle but the manifest, by relative path."""

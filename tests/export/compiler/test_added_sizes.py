@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,11 @@ from hidiff_export.compiler.compile import build
 from hidiff_export.compiler.stages.reference import ReferenceStage
 from hidiff_export.errors import BundleError, InputError, RecipeError
 from hidiff_export.recipe import Recipe
+from hidiff_export.verification.report import Check, Report, store
 from hidiff_runtime import Pipeline, check
+from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.manifest import Contents, Manifest
+from hidiff_runtime.verification.comparison import Bound, compare
 from tests.conftest import NoDisplay
 
 WIDE = (192, 128)
@@ -118,7 +121,7 @@ def test_what_cannot_come_or_go_is_refused_and_nothing_is_changed(folder: Path) 
     assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle"]
 
 
-def test_a_build_that_ends_in_between_leaves_the_old_bundle_and_goes_on(
+def test_a_build_that_ends_in_between_leaves_the_old_bundle_and_succeeds_again(
     sd15_bundle: Path, both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "bundle"
@@ -133,6 +136,38 @@ def test_a_build_that_ends_in_between_leaves_the_old_bundle_and_goes_on(
     assert Contents.read(folder).files == Contents.read(both).files
     assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle"]
     assert {stage.title for stage in result.stages if not stage.reused} >= {"PyTorch reference, 192x128"}
+
+
+def test_a_verified_bundle_keeps_its_sizes_and_takes_another_which_is_not_judged_yet(folder: Path) -> None:
+    before = Contents.read(folder)
+    checks = (Check(compare("one", np.ones(3), np.ones(3), Bound(60, "equal")), 1.0),)
+    store(Report("bundle", "random:0", "PyTorch", "onnxruntime", checks, False), folder, verified=before.digest)
+    verified = Contents.read(folder)
+    assert verified.buckets == before.buckets
+    assert verified.shared.report in verified.files
+    remove_bucket(folder, WIDE, None, NoDisplay())
+    left = Contents.read(folder)
+    assert (left.shared.report, left.buckets) == (None, before.buckets[:1])
+    assert not (folder / "parity").exists()
+    assert left.files.keys() < before.files.keys()
+
+
+def test_a_bundle_that_is_changed_before_the_build_has_its_lock_loses_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Contents.read(folder)
+    changed = before.sharing(fingerprints={**before.shared.fingerprints, "recipe": "another"})
+    (folder / "manifest.json").write_text(json.dumps(changed.to_json()))
+    monkeypatch.setattr(BundleFolder, "manifest", _once(before.manifests[0], BundleFolder.manifest))
+    with pytest.raises(BundleError, match="changed meanwhile"):
+        remove_bucket(folder, WIDE, None, NoDisplay())
+    assert Contents.read(folder) == changed
+
+
+def _once(stale: Manifest, real: Callable[[BundleFolder], Manifest]) -> Callable[[BundleFolder], Manifest]:
+    """Gives a manifest that is older than the disk's, and after that the disk's."""
+    given = [stale]
+    return lambda folder: given.pop() if given else real(folder)
 
 
 def test_a_bundle_whose_files_are_others_takes_no_size(folder: Path) -> None:
