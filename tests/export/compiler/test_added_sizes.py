@@ -17,7 +17,8 @@ from hidiff_export.compiler.compile import build
 from hidiff_export.compiler.stages.reference import ReferenceStage
 from hidiff_export.errors import BundleError, InputError, RecipeError
 from hidiff_export.recipe import Recipe
-from hidiff_export.verification.report import Check, Report, store
+from hidiff_export.recipe.field_types import Precision
+from hidiff_export.verification.report import Check, GraphResults, Report, store
 from hidiff_runtime import Pipeline, check
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.manifest import Contents, Manifest
@@ -25,6 +26,7 @@ from hidiff_runtime.verification.comparison import Bound, compare
 from tests.conftest import NoDisplay
 
 WIDE = (192, 128)
+GRAPHS = GraphResults(Precision.FLOAT32, engines_on_host=True)
 ASKED = {"seed": 3, "steps": 3, "guidance_scale": 4.0}
 
 
@@ -141,7 +143,7 @@ def test_a_build_that_ends_in_between_leaves_the_old_bundle_and_succeeds_again(
 def test_a_verified_bundle_keeps_its_sizes_and_takes_another_which_is_not_judged_yet(folder: Path) -> None:
     before = Contents.read(folder)
     checks = (Check(compare("one", np.ones(3), np.ones(3), Bound(60, "equal")), 1.0),)
-    store(Report("bundle", "random:0", "PyTorch", "onnxruntime", checks, False), folder, verified=before.digest)
+    store(Report("bundle", "random:0", "PyTorch", "onnxruntime", checks, GRAPHS), folder, verified=before.digest)
     verified = Contents.read(folder)
     assert verified.buckets == before.buckets
     assert verified.shared.report in verified.files
