@@ -123,7 +123,7 @@ class Bundle:
         raise InputError(
             "The bundle has no such width and height.",
             given=f"{size[0]}x{size[1]}",
-            advice=f"Use one that it has: {', '.join(sizes)}.",
+            advice=f"Use one that it has: {', '.join(sizes)}. 'hidiff-export add' adds one.",
         )
 
     def denoiser(self) -> Denoiser:

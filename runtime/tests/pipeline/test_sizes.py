@@ -103,7 +103,10 @@ def test_left_out_it_is_the_first_size_and_one_side_alone_is_beside_the_firsts(p
     assert pipe.request(PROMPT, Settings(width=64)).size == SIZES[0]
     with pytest.raises(InputError, match="no such width and height") as caught:
         pipe(PROMPT, width=48)
-    assert (caught.value.given, caught.value.advice) == ("48x48", "Use one that it has: 64x48, 48x64.")
+    assert (caught.value.given, caught.value.advice) == (
+        "48x48",
+        "Use one that it has: 64x48, 48x64. 'hidiff-export add' adds one.",
+    )
 
 
 def test_one_phase_of_one_size_is_open_at_a_time(folders: dict[str, tuple[Path, Path, Path]]) -> None:

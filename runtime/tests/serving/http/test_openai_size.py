@@ -52,7 +52,7 @@ def test_the_first_size_is_the_usual_one(server: Server, given: dict[str, object
     [
         (
             {"size": "32x32"},
-            "The bundle has no such width and height. Use one that it has: 64x48, 48x64.",
+            "The bundle has no such width and height. Use one that it has: 64x48, 48x64. 'hidiff-export add' adds one.",
         ),
         ({"size": "large"}, "size must be WIDTHxHEIGHT in pixels, such as 1024x1024, or auto."),
         ({"size": "48x64", "width": 64}, "size and width or height say different things: give one of them."),

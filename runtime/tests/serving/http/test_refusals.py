@@ -185,7 +185,7 @@ TOLD: dict[str, tuple[dict[str, Any], str]] = {
     "stream": ({"stream": "yes"}, "stream must be true or false."),
     "size": (
         {"size": "1024x1024"},
-        "The bundle has no such width and height. Use one that it has: 64x48.",
+        "The bundle has no such width and height. Use one that it has: 64x48. 'hidiff-export add' adds one.",
     ),
     "a seed": (
         {"seed": -2},
