@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-from hidiff_export.cli.options import allow_links_option
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+from hidiff_export.cli.options import Decorated, allow_links_option
 
 
 def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, int]:
