@@ -116,7 +116,10 @@ def samplers(work: Path, model: FeatureModel, count: int) -> None:
         return features, fmean(one == other for one, other in zip(model.named(features), wanted, strict=True))
 
     reference, _ = seen(name, most)
-    print(f"## Samplers: {count} pictures, guidance {GUIDANCE:g}; set distance x 1000 to {name} in {most} steps, right subject\n")
+    print(
+        f"## Samplers: {count} pictures, guidance {GUIDANCE:g}; "
+        f"set distance x 1000 to {name} in {most} steps, right subject\n"
+    )
     print(f"| sampler |{''.join(f' {steps} steps |' for steps in STEPS)}\n| --- |{' --- |' * len(STEPS)}")
     for sampler in SAMPLERS:
         cells = []

@@ -90,7 +90,7 @@ class Network:
         specs = self.reference.input_specs(2)
         drawn = arrays(random_inputs(specs, timestep=timestep, width=size, height=size, seed=seed))
         drawn["prompt_embeds"] = drawn["prompt_embeds"] * np.float32(emphasis)
-        return {**drawn, "window_shifts": mixed_shifts(len(LAYOUT.windowed_blocks), seed)}
+        return {**drawn, "window_shifts": mixed_shifts((len(LAYOUT.windowed_blocks),), seed)}
 
     def expected(self, inputs: Inputs) -> Any:
         """PyTorch's output."""

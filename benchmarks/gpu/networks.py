@@ -43,7 +43,7 @@ def inputs_of(module: PhaseUNet, recipe: Recipe, step: Step) -> dict[str, Any]:
     picture = {"width": recipe.width, "height": recipe.height}
     specs = module.input_specs(recipe.model_batch)
     given: dict[str, Any] = arrays(random_inputs(specs, timestep=step.timestep, **picture, seed=step.step))
-    given["window_shifts"] = mixed_shifts(len(recipe.unet_layout.windowed_blocks), step.step)
+    given["window_shifts"] = mixed_shifts((len(recipe.unet_layout.windowed_blocks),), step.step)
     return given
 
 

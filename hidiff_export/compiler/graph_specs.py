@@ -35,9 +35,7 @@ def phase_record(context: StageContext, phase: Phase) -> PhaseRecord:
         phase=phase,
         graph=context.inside(context.graph(phase)),
         engines={},
-        inputs=phase_inputs(
-            config, recipe.unet_layout, phase, *size, recipe.model_batch, prompt_tokens=recipe.prompt_tokens
-        ),
+        inputs=phase_inputs(config, recipe.unet_layout, phase, *size, recipe.model_batch, **recipe.phase_options),
         outputs=phase_outputs(config, *size, recipe.model_batch),
     )
 

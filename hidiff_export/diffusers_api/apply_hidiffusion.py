@@ -7,6 +7,7 @@ scheduler, and a hook before each UNet call installs the phase that the step and
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -63,8 +64,8 @@ class HiDiffusion:
         family: whose thresholds and layout are in use.
         task: which variant of the thresholds is in use.
         phase: of the UNet call at hand, or of the last one; None before the first.
-        window_shifts: int32 [windowed blocks], each 0 to 3, of the same call; None before the first, and if no block
-            is windowed.
+        window_shifts: int32 [windowed blocks], each 0 to 3, of the same call, or a row of them for each picture where
+            each has a generator; None before the first, and if no block is windowed.
     """
 
     def __init__(self, pipe: Any, options: _Options) -> None:
@@ -109,9 +110,9 @@ class HiDiffusion:
         self.phase = phase = self._phase_at_hand(height, width)
         self._install(phase, latents)
         if self._options.layout.windowed_blocks:
-            generator = self._run.generator if self._options.compat == "native" else None
-            self.window_shifts = draw_window_shifts(generator, len(self._options.layout.windowed_blocks))
-            orders = self._tables(self.window_shifts.to(latents.device))
+            generators = self._run.generators if self._options.compat == "native" else ()
+            self.window_shifts = draw_window_shifts(generators, len(self._options.layout.windowed_blocks))
+            orders = self._tables(_shifts_of(self.window_shifts, len(latents)).to(latents.device))
             given = call.arguments.get("cross_attention_kwargs") or {}
             call.arguments["cross_attention_kwargs"] = {**given, WINDOW_ORDERS: orders}
         self._fit_residuals(phase, call.arguments)
@@ -173,8 +174,9 @@ def apply_hidiffusion(
         pipe: a Stable Diffusion 1.5, 2.1 or SDXL pipeline of diffusers, ControlNet ones included.
         raunet: whether the deep feature maps shrink in the early steps (RAU-Net).
         windows: whether the top blocks attend in windows (MSW-MSA).
-        compat: where the window shifts come from. "native": the run's ``generator`` (the first, of a list), ahead of
-            each UNet call, so that one seed decides the picture. "published": torch's global generator on the CPU, as
+        compat: where the window shifts come from. "native": the run's ``generator``, ahead of each UNet call, so that
+            one seed decides the picture; from a list of them each picture's own, which is then the picture that its
+            generator gives without neighbors. "published": torch's global generator on the CPU, as
             the package ``hidiffusion`` draws them.
         rule: when each change is in force; by default the published thresholds for the family, the task and the size.
         family: by default read from the UNet. SDXL-Turbo and Playground have the same UNet as SDXL and are known by
@@ -201,16 +203,26 @@ def apply_hidiffusion(
     return HiDiffusion(pipe, _Options(family, task, layout, raunet, rule, compat))
 
 
-def draw_window_shifts(generator: torch.Generator | None, blocks: int) -> torch.Tensor:
-    """Draws int32 [blocks]: 0 for a uniform up to 0.25, 1 up to 0.5, 2 up to 0.75, else 3.
+def draw_window_shifts(generators: Sequence[torch.Generator], blocks: int) -> torch.Tensor:
+    """Draws int32 [blocks], or [pictures, blocks] where each has a generator.
+
+    0 for a uniform up to 0.25, 1 up to 0.5, 2 up to 0.75, else 3.
 
     Args:
-        generator: of the run; torch's global one on the CPU if there is none.
+        generators: of the run; torch's global one on the CPU if there is none.
         blocks: windowed ones.
     """
+    if len(generators) > 1:
+        return torch.stack([draw_window_shifts([generator], blocks).cpu() for generator in generators])
+    generator = generators[0] if generators else None
     device = torch.device("cpu") if generator is None else generator.device
     uniforms = torch.rand(blocks, generator=generator, device=device)
     return torch.bucketize(uniforms, torch.tensor(_SHIFT_EDGES, device=device), out_int32=True)
+
+
+def _shifts_of(shifts: torch.Tensor, batch: int) -> torch.Tensor:
+    """Returns shifts that each picture has as rows of the UNet's batch, which holds the pictures once or more."""
+    return shifts if shifts.ndim == 1 else shifts.repeat(batch // len(shifts), 1)
 
 
 def _unet_of(pipe: Any) -> torch.nn.Module:

@@ -10,7 +10,7 @@ it does for ``apply_hidiffusion``: same seed, same window shifts, same latents.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from inspect import Parameter, signature
 from pathlib import Path
@@ -27,7 +27,7 @@ from hidiff_export.checkpoints.stored_configs import CONFIG, read_config
 from hidiff_export.diffusers_api.apply_hidiffusion import draw_window_shifts, task_of
 from hidiff_export.diffusers_api.evaluate import evaluate
 from hidiff_export.diffusers_api.method_patches import MethodPatches
-from hidiff_export.diffusers_api.run_tracker import RunTracker
+from hidiff_export.diffusers_api.run_tracker import RunTracker, as_generators
 from hidiff_export.errors import InputError
 from hidiff_export.families.family import Family, Task
 from hidiff_export.families.graph_io import MID_RESIDUAL, down_residual_name
@@ -125,12 +125,12 @@ class BundleUNet(torch.nn.Module):
         if self._owned:
             self.bundle.close()
 
-    def follow(self, pipe: Any, generator: torch.Generator | None = None) -> None:
+    def follow(self, pipe: Any, generators: Sequence[torch.Generator] = ()) -> None:
         """Takes its steps from the runs of ``pipe`` from now on.
 
         Args:
             pipe: a diffusers pipeline, or anything with its ``scheduler``, whose ``unet`` this is.
-            generator: of a run that has begun already; the window shifts are drawn from it.
+            generators: of a run that has begun already; the window shifts are drawn from them.
         """
         self._leave()
         overrides = _WhileInPlace(lambda: vars(pipe).get("unet") is self, self._leave)
@@ -138,7 +138,7 @@ class BundleUNet(torch.nn.Module):
             following.callback(overrides.undo)
             watch = RunTracker(pipe, overrides)
             following.callback(watch.close)
-            watch.generator = generator
+            watch.generators = tuple(generators)
             if self._has_control and getattr(pipe, "controlnet", None) is not None:
                 overrides.wrap(pipe.controlnet, "forward", resized_control(self._takes_residuals))
             self._following = following.pop_all()
@@ -185,7 +185,7 @@ class BundleUNet(torch.nn.Module):
         elif down_block_additional_residuals is not None and not self._has_control:
             raise _of_another_task("no ControlNet's residuals", "ControlNet's residuals")
         blocks = len(self.bundle.manifest.windowed_blocks)
-        shifts = draw_window_shifts(watch.generator, blocks) if blocks else None
+        shifts = draw_window_shifts(watch.generators, blocks) if blocks else None
         noise_pred = evaluate(self.bundle, record, plan, step, inputs, timestep, shifts).to(sample)
         return UNet2DConditionOutput(sample=noise_pred) if return_dict else (noise_pred,)
 
@@ -220,7 +220,7 @@ class BundleUNet(torch.nn.Module):
         )
         frame, pipe = next(owned, (None, None))
         if frame is not None and pipe is not self._pipe:
-            self.follow(pipe, _generator(frame, pipe))
+            self.follow(pipe, _generators(frame, pipe))
 
     def _leave(self) -> None:
         self._following.close()
@@ -264,13 +264,13 @@ def _callers(frame: FrameType | None) -> Iterator[tuple[FrameType, Any]]:
         frame = frame.f_back
 
 
-def _generator(frame: FrameType, pipe: Any) -> Any:
-    """Returns the ``generator`` that a pipeline was called with, the first of a list, which it may have handed on."""
+def _generators(frame: FrameType, pipe: Any) -> tuple[torch.Generator, ...]:
+    """Returns the ``generator`` that a pipeline was called with, or several, which it may have handed on."""
     for caller, owner in _callers(frame):
         given = caller.f_locals.get("generator") if owner is pipe else None
         if given is not None:
-            return given[0] if isinstance(given, list) else given
-    return None
+            return as_generators(given)
+    return ()
 
 
 def _refuse(**given: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,16 @@ from hidiff_export.errors import EngineError, InputError
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.denoising.denoiser import OUTPUT
 from hidiff_runtime.denoising.run_context import engine_errors
+from hidiff_runtime.denoising.window_shifts import graph_shifts
 from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.specs import PhaseRecord, TensorSpec
+from hidiff_runtime.format.validation import WINDOW_SHIFTS
 from hidiff_runtime.phases import PhasePlan
 
 Array = NDArray[Any]
 
-_SHARED = ("timestep", "window_shifts")
-"""Inputs that all pictures of a batch have in common."""
+_SHARED = ("timestep", WINDOW_SHIFTS)
+"""Inputs that are not the pipeline's to give for each picture."""
 
 
 def evaluate(
@@ -35,7 +37,8 @@ def evaluate(
     """Returns the predicted noise, float32 ``[batch, channels, height, width]`` on the CPU.
 
     A batch is evaluated in pieces of the graph's own, the last one filled up by its last picture; pictures of a batch
-    have nothing to do with each other, so it makes no difference but to the time.
+    have nothing to do with each other, so it makes no difference but to the time. Where the graph shifts all windows
+    alike, a piece holds pictures of equal shifts.
 
     Args:
         bundle: whose engine computes.
@@ -44,30 +47,29 @@ def evaluate(
         step: logical step, from 0.
         inputs: by graph input name, batch first.
         timestep: one number.
-        shifts: int32, one for each windowed block; none where no block is windowed.
+        shifts: int32 [windowed blocks], or a row of them for each picture; none where no block is windowed.
 
     Raises:
         InputError: an input is missing, not wanted, or of another shape than the graph's.
         EngineError: the engine does not load, failed, or gave NaN.
     """
-    shared = {"timestep": _one(timestep)} | ({} if shifts is None else {"window_shifts": shifts.cpu().numpy()})
+    shared = {"timestep": _one(timestep)}
     own = [spec for spec in record.inputs if spec.name not in _SHARED]
     extra = inputs.keys() - {spec.name for spec in own}
     if extra:
         raise InputError("This bundle's graphs do not take this.", given=sorted(extra)[0], advice="Leave it out.")
     batch = len(inputs["latents"])
     arrays = {spec.name: _checked(bundle, spec, inputs.get(spec.name), batch) for spec in own}
-    piece = own[0].shape[0]
+    pieces = list(_pieces(batch, own[0].shape[0], record.input(WINDOW_SHIFTS), shifts))
     where = f"phase {record.phase.name}, step {step + 1} of {plan.steps}"
     following = next((span.phase for span in plan.spans if span.first > step), None)
     with bundle.lock:
         session = bundle.engine(record.phase, upcoming=following)
-        outputs = []
-        for first in range(0, batch, piece):
+        noise = np.empty((batch, *record.outputs[0].shape[1:]), np.float32)
+        for rows, shifted in pieces:
             with engine_errors(where):
-                found = session.run({**shared, **{name: _piece(a, first, piece) for name, a in arrays.items()}})
-            outputs.append(np.array(found[OUTPUT], dtype=np.float32))
-    noise = np.concatenate(outputs)[:batch]
+                found = session.run({**shared, **shifted, **{name: array[rows] for name, array in arrays.items()}})
+            noise[rows] = found[OUTPUT]
     if bad := count_nonfinite(noise):
         raise EngineError(
             f"The engine gave NaN or infinite values in {where}.",
@@ -100,6 +102,19 @@ def _checked(bundle: Bundle, spec: TensorSpec, value: torch.Tensor | None, batch
     return array
 
 
-def _piece(array: Array, first: int, size: int) -> Array:
-    rows = np.minimum(np.arange(first, first + size), len(array) - 1)
-    return np.ascontiguousarray(array[rows])
+def _pieces(
+    batch: int, size: int, spec: TensorSpec | None, shifts: torch.Tensor | None
+) -> Iterator[tuple[NDArray[np.intp], dict[str, Array]]]:
+    """Yields the rows of each piece, the last filled up by its last row, and its window shifts by name."""
+    every = np.arange(batch)
+    if spec is None or shifts is None:
+        groups = [every]
+    else:
+        drawn = graph_shifts(shifts.cpu().numpy(), (batch, spec.shape[-1]))
+        own = len(spec.shape) > 1
+        groups = [every] if own else [np.flatnonzero((drawn == row).all(axis=1)) for row in np.unique(drawn, axis=0)]
+    for group in groups:
+        for first in range(0, len(group), size):
+            rows = group[np.minimum(np.arange(first, first + size), len(group) - 1)]
+            given = {} if spec is None or shifts is None else {spec.name: graph_shifts(drawn[rows], spec.shape)}
+            yield rows, given

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,11 @@ class _EarlierCount(int):
     """The number of timesteps of the run before, told apart by its type from one that this run has set."""
 
 
+def as_generators(given: torch.Generator | Sequence[torch.Generator]) -> tuple[torch.Generator, ...]:
+    """Returns what a pipeline was called with as ``generator``: one for all pictures, or one for each."""
+    return (given,) if isinstance(given, torch.Generator) else tuple(given)
+
+
 class RunTracker:
     """Follows the runs of one pipeline through its scheduler.
 
@@ -32,7 +37,7 @@ class RunTracker:
 
     Attributes:
         begun: whether the run at hand was followed from its beginning.
-        generator: that the run at hand was called with, the first of a list.
+        generators: that the run at hand was called with: none, one for all pictures, or one for each.
     """
 
     def __init__(self, pipe: Any, overrides: MethodPatches) -> None:
@@ -41,7 +46,7 @@ class RunTracker:
         self._schedulers: list[object] = []
         self._evaluations = 0
         self.begun = False
-        self.generator: torch.Generator | None = None
+        self.generators: tuple[torch.Generator, ...] = ()
         for name in _TAKES_GENERATOR:
             if hasattr(pipe, name):
                 overrides.wrap(pipe, name, self._see_generator)
@@ -87,7 +92,7 @@ class RunTracker:
     def _begin(self, set_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._is_current(set_timesteps):
             self._evaluations, self.begun = 0, True
-            self.generator = None
+            self.generators = ()
             count = vars(self._pipe).get("_num_timesteps")
             if count is not None:
                 self._pipe._num_timesteps = _EarlierCount(count)
@@ -106,5 +111,5 @@ class RunTracker:
         self._follow_scheduler()
         given = inspect.signature(method).bind(*args, **kwargs).arguments.get("generator")
         if given is not None:
-            self.generator = given[0] if isinstance(given, list) else given
+            self.generators = as_generators(given)
         return method(*args, **kwargs)

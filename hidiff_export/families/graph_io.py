@@ -54,25 +54,34 @@ def phase_inputs(
     model_batch: int,
     *,
     prompt_tokens: int = PROMPT_TOKENS,
+    own_shifts: bool = False,
 ) -> tuple[TensorSpec, ...]:
     """Returns the inputs of a phase's graph, in its order.
 
     ``latents`` (scaled by the sampler), ``timestep``, ``prompt_embeds``; ``window_shifts``, 0 to 3 for each windowed
-    block, if there are any; for SDXL's architecture ``text_embeds`` and ``time_ids``; where the phase has control,
-    ``down_residual_00`` and so on, and ``mid_residual``. Everything is float32 but the shifts, which are int32.
+    block, if there are any, as :func:`shifts_shape` says; for SDXL's architecture ``text_embeds`` and ``time_ids``;
+    where the phase has control, ``down_residual_00`` and so on, and ``mid_residual``. Everything is float32 but the
+    shifts, which are int32.
 
     Args:
         config: of diffusers' ``UNet2DConditionModel``.
         model_batch: latents of one evaluation, the negative prompt's included.
         prompt_tokens: of a prompt's embedding, a multiple of `PROMPT_TOKENS`.
+        own_shifts: whether each latent of the batch has window shifts of its own.
     """
     specs = [*_sample(config, latent_height, latent_width, model_batch, prompt_tokens)]
     if layout.windowed_blocks:
-        specs.append(TensorSpec("window_shifts", (len(layout.windowed_blocks),), "int32"))
+        specs.append(TensorSpec("window_shifts", shifts_shape(layout, model_batch if own_shifts else None), "int32"))
     specs.extend(_added_conditions(config, model_batch))
     if phase.control:
         specs.extend(control_residuals(config, layout, latent_height, latent_width, model_batch))
     return tuple(specs)
+
+
+def shifts_shape(layout: Layout, model_batch: int | None = None) -> tuple[int, ...]:
+    """Returns the shape of ``window_shifts``: [windowed blocks], or one row of them for each latent of a batch."""
+    blocks = (len(layout.windowed_blocks),)
+    return blocks if model_batch is None else (model_batch, *blocks)
 
 
 def controlnet_inputs(

@@ -43,6 +43,7 @@ class PhaseUNet(GraphModule):
         phase: which changes are in force, and whether ControlNet residuals come in.
         latent_height: in latents, not pixels; ``latent_width`` likewise.
         prompt_tokens: of a prompt's embedding, a multiple of 77.
+        own_shifts: whether each latent of the batch has window shifts of its own.
 
     Raises:
         InputError: the layout is not this UNet's.
@@ -59,6 +60,7 @@ class PhaseUNet(GraphModule):
         latent_width: int,
         *,
         prompt_tokens: int = PROMPT_TOKENS,
+        own_shifts: bool = False,
     ) -> None:
         super().__init__()
         config: Mapping[str, Any] = unet.config
@@ -70,15 +72,13 @@ class PhaseUNet(GraphModule):
         self.tables = WindowTables(self.geometry.windows)
         install_phase(self.unet, layout, self.geometry)
         self._config = dict(config)
-        self._prompt_tokens = prompt_tokens
+        self._given: dict[str, Any] = {"prompt_tokens": prompt_tokens, "own_shifts": own_shifts}
         self.eval()
 
     def input_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
         geometry = self.geometry
         size = (geometry.latent_height, geometry.latent_width)
-        return phase_inputs(
-            self._config, self.layout, self.phase, *size, model_batch, prompt_tokens=self._prompt_tokens
-        )
+        return phase_inputs(self._config, self.layout, self.phase, *size, model_batch, **self._given)
 
     def output_specs(self, model_batch: int) -> tuple[TensorSpec, ...]:
         """Returns name, shape and type of the output."""
@@ -112,7 +112,8 @@ class PhaseUNet(GraphModule):
                 the masked picture's latents after them.
             timestep: [1].
             prompt_embeds: [model batch, tokens, features].
-            window_shifts: int32 [windowed blocks], 0 to 3; absent if no block is windowed.
+            window_shifts: int32 [windowed blocks], 0 to 3, or a row of them for each of the model batch; absent if no
+                block is windowed.
             text_embeds: SDXL's pooled prompt, [model batch, features].
             time_ids: SDXL's sizes and crop, [model batch, 6].
             down_residuals: the ControlNet's, one for each skip connection, at its own sizes.

@@ -26,11 +26,12 @@ WINDOW_ORDERS = "window_orders"
 
 
 class TokenOrder(NamedTuple):
-    """A permutation of a feature map's tokens.
+    """A permutation of a feature map's tokens, the same one for each feature map of a batch or one for each.
 
     Args:
-        gather: int32 [tokens]; windows are ``tokens[gather]``.
-        restore: int32 [tokens]; its inverse.
+        gather: int32 [tokens]; windows are ``tokens[gather]``. Where each feature map has its own, [batch * tokens], of
+            the tokens of all of them in a row.
+        restore: of the same shape; its inverse.
     """
 
     gather: torch.Tensor
@@ -65,14 +66,28 @@ class WindowTables(nn.Module):
             self.register_buffer(_buffer_name("restore", shape), orders.restore, persistent=False)
 
     def forward(self, shifts: torch.Tensor) -> tuple[TokenOrder, ...]:
-        """Returns one order for each windowed block, from ``shifts``, int32 [windowed blocks], each 0 to 3."""
+        """Returns one order for each windowed block.
+
+        Args:
+            shifts: int32, each 0 to 3: [windowed blocks] for all feature maps alike, or [batch, windowed blocks].
+        """
+        columns = (column.reshape(-1) for column in torch.split(shifts, 1, dim=-1))
         return tuple(
             TokenOrder(
-                self.get_buffer(_buffer_name("gather", shape)).index_select(0, shift).squeeze(0),
-                self.get_buffer(_buffer_name("restore", shape)).index_select(0, shift).squeeze(0),
+                _rows(self.get_buffer(_buffer_name("gather", shape)), column),
+                _rows(self.get_buffer(_buffer_name("restore", shape)), column),
             )
-            for shape, shift in zip(self.windows, torch.split(shifts, 1), strict=True)
+            for shape, column in zip(self.windows, columns, strict=True)
         )
+
+
+def _rows(table: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Returns the orders of ``shifts``, int32 [feature maps], one behind the other, each of its own tokens."""
+    orders = table.index_select(0, shifts)
+    batch, tokens = orders.shape
+    if batch > 1:
+        orders = orders + torch.arange(0, batch * tokens, tokens, dtype=torch.int32, device=table.device)[:, None]
+    return orders.flatten()
 
 
 def _buffer_name(table: str, shape: WindowShape) -> str:
@@ -83,17 +98,23 @@ def to_windows(tokens: torch.Tensor, order: TokenOrder, shape: WindowShape) -> t
     """Returns [batch, tokens, channels] as [batch * 4, window's tokens, channels]; odd sizes are resized up first."""
     if shape.resized:
         tokens = _resized(tokens, (shape.height, shape.width), shape.padded)
-    windows = tokens.index_select(1, order.gather)
+    windows = _ordered(tokens, order.gather)
     return windows.view(-1, math.prod(shape.window), tokens.shape[-1])
 
 
 def from_windows(windows: torch.Tensor, order: TokenOrder, shape: WindowShape) -> torch.Tensor:
     """Returns the inverse of :func:`to_windows`; odd sizes are resized back."""
     tokens = windows.reshape(-1, math.prod(shape.padded), windows.shape[-1])
-    tokens = tokens.index_select(1, order.restore)
+    tokens = _ordered(tokens, order.restore)
     if shape.resized:
         tokens = _resized(tokens, shape.padded, (shape.height, shape.width))
     return tokens
+
+
+def _ordered(tokens: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    if len(order) == tokens.shape[1]:
+        return tokens.index_select(1, order)
+    return tokens.flatten(0, 1).index_select(0, order).view(tokens.shape)
 
 
 def _resized(tokens: torch.Tensor, size: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:

@@ -16,7 +16,7 @@ from hidiff_export.errors import RecipeError
 from hidiff_export.families import family as families
 from hidiff_export.families import hidiffusion_rules
 from hidiff_export.families.family import LATENT_CHANNELS
-from hidiff_export.families.graph_io import PROMPT_TOKENS
+from hidiff_export.families.graph_io import PROMPT_TOKENS, shifts_shape
 from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.families.vae_tiling import VaeTiles
 from hidiff_export.recipe.consistency import check_agreement
@@ -132,6 +132,23 @@ class Recipe(RecipeFields):
     def model_batch(self) -> int:
         """Latents of one evaluation: twice the batch with guidance, the negative prompt's first."""
         return self.batch * 2 if self.guidance else self.batch
+
+    @property
+    def own_shifts(self) -> bool:
+        """Whether the phases' graphs take window shifts for each of their latents: where there are several pictures,
+        none of which then depends on its neighbours in the batch.
+        """
+        return self.batch > 1
+
+    @property
+    def shifts_shape(self) -> tuple[int, ...]:
+        """The shape of the phases' ``window_shifts``."""
+        return shifts_shape(self.unet_layout, self.model_batch if self.own_shifts else None)
+
+    @property
+    def phase_options(self) -> dict[str, Any]:
+        """What a phase's graph is besides a UNet, a layout, a phase and a size: arguments by name."""
+        return {"prompt_tokens": self.prompt_tokens, "own_shifts": self.own_shifts}
 
     @property
     def prompt_tokens(self) -> int:

@@ -60,9 +60,12 @@ def uncropped(width: int, height: int, batch: int) -> Array:
     return np.tile(np.array([height, width, 0, 0, height, width], dtype=np.float32), (batch, 1))
 
 
-def mixed_shifts(blocks: int, seed: int) -> NDArray[np.int32]:
-    """Returns window shifts in which every value occurs (with four blocks or more) and no two neighbours are alike."""
-    return ((np.arange(blocks) + seed) % SHIFTS).astype(np.int32)
+def mixed_shifts(shape: tuple[int, ...], seed: int) -> NDArray[np.int32]:
+    """Returns window shifts in which every value occurs (with four blocks or more) and no two neighbours are alike, in
+    a row or from row to row.
+    """
+    shifts: NDArray[np.int32] = ((np.indices(shape).sum(axis=0) + seed) % SHIFTS).astype(np.int32)
+    return shifts
 
 
 def arrays(inputs: Mapping[str, Given]) -> dict[str, Array]:

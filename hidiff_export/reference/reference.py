@@ -36,6 +36,7 @@ from hidiff_export.reference.scheduler_answers import record_samplers
 from hidiff_export.reference.text_vae_reference import NetworkCall, PictureNetworks
 from hidiff_export.reference.tolerances import Boundary, bound_for
 from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
+from hidiff_runtime.denoising.window_shifts import graph_shifts
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
 from hidiff_runtime.verification.reference_samples import CallSample, NetworkSample, PictureSample, RunSample
 from hidiff_runtime.verification.sample_recorder import SampleRecorder
@@ -51,7 +52,7 @@ class ReferenceCall:
 
     Args:
         point: phase, step and timestep.
-        window_shifts: int32, one for each windowed block.
+        window_shifts: int32, as the phase's graph takes them.
         inputs: every other input of the phase's graph.
         noise_pred: the UNet's output, float32.
     """
@@ -138,7 +139,7 @@ def run_reference(
     calls = (
         ReferenceCall(
             point,
-            evaluation.window_shifts,
+            graph_shifts(evaluation.window_shifts, recipe.shifts_shape),
             {**evaluation.inputs, **(given.control if point.phase.control else {})},
             evaluation.noise_pred,
         )
@@ -166,11 +167,11 @@ def random_calls(
     for seed, point in enumerate(points, start=1):
         meter.start(point.phase, f"PyTorch: {point}")
         magnitudes.follow([point], random=True)
-        module = PhaseUNet(unet, recipe.unet_layout, point.phase, *size, prompt_tokens=recipe.prompt_tokens)
+        module = PhaseUNet(unet, recipe.unet_layout, point.phase, *size, **recipe.phase_options)
         specs = module.input_specs(recipe.model_batch)
         picture = {"width": recipe.width, "height": recipe.height}
         inputs = random_inputs(specs, timestep=point.timestep, **picture, seed=seed)
-        shifts = mixed_shifts(len(recipe.unet_layout.windowed_blocks), seed)
+        shifts = mixed_shifts(recipe.shifts_shape, seed)
         yield ReferenceCall(point, shifts, inputs, _evaluate(module, inputs, shifts))
 
 
@@ -297,7 +298,7 @@ def _record_run(recorder: SampleRecorder, run: ReferenceRun) -> None:
 
 
 def _record_call(recorder: SampleRecorder, call: ReferenceCall) -> None:
-    point, shifts = call.point, tuple(call.window_shifts.tolist())
+    point, shifts = call.point, tuple(call.window_shifts.ravel().tolist())
     inputs, output = recorder.inputs(call.inputs), recorder.output(call.noise_pred)
     recorder.calls.append(CallSample(point.phase, point.step, point.steps, shifts, inputs, output))
 

@@ -101,24 +101,25 @@ class Bundle:
         contents = self.manifest.whole
         return tuple(Bundle(self._engines, manifest, self._loop) for manifest in contents.manifests)
 
-    def sized(self, width: int | None = None, height: int | None = None) -> Bundle:
+    def sized(self, width: int | None = None, height: int | None = None, batch: int | None = None) -> Bundle:
         """Returns the bundle for pictures of a size; this one where it is its own.
 
         Args:
             width: in pixels; this one's if left out.
             height: the same.
+            batch: pictures of a run; where it is left out or the bundle has no such batch of this size, this one's,
+                or the first of the size.
 
         Raises:
             InputError: the bundle has none of that size; those that it has are told.
         """
-        size = (self.manifest.width if width is None else width, self.manifest.height if height is None else height)
-        if size == (self.manifest.width, self.manifest.height):
-            return self
-        every = self.manifest.whole.manifests
-        alike = [manifest for manifest in every if size == (manifest.width, manifest.height)]
+        own = self.manifest
+        size = (own.width if width is None else width, own.height if height is None else height)
+        every = own.whole.manifests
+        alike = {one.batch: one for one in reversed(every) if size == (one.width, one.height)}
         if alike:
-            fitting = [manifest for manifest in alike if manifest.batch == self.manifest.batch]
-            return Bundle(self._engines, (fitting or alike)[0], self._loop)
+            fitting = next((alike[each] for each in (batch, own.batch) if each in alike), [*alike.values()][-1])
+            return self if fitting == own else Bundle(self._engines, fitting, self._loop)
         sizes = dict.fromkeys(f"{manifest.width}x{manifest.height}" for manifest in every)
         raise InputError(
             "The bundle has no such width and height.",

@@ -49,8 +49,10 @@ def unet(phase: str, weights: Arrays, inputs: Arrays) -> np.ndarray:
     """``noise_pred`` of the toy."""
     latents = inputs["latents"]
     noise = np.einsum("oc,bchw->bohw", weights["mix"], latents) * GAINS[PhaseKind(phase.removesuffix("-control"))]
-    for index, shift in enumerate(inputs["window_shifts"]):
-        noise = noise + weights["blocks"][index] * np.roll(latents[:, :4], (int(shift), index + 1), (2, 3))
+    shifts = inputs["window_shifts"]
+    for row, own in enumerate(shifts if shifts.ndim > 1 else [shifts] * len(latents)):
+        for index, shift in enumerate(own):
+            noise[row] += weights["blocks"][index] * np.roll(latents[row, :4], (int(shift), index + 1), (1, 2))
     noise = noise + 1e-4 * inputs["timestep"][0]
     for name in ("prompt_embeds", "text_embeds", "time_ids"):
         if name in inputs:
@@ -58,7 +60,7 @@ def unet(phase: str, weights: Arrays, inputs: Arrays) -> np.ndarray:
             noise = noise + told * (1 + latents[:, :1])  # a deviation of its own for each half of guidance
     for name in ("down_residual_00", "mid_residual"):
         if name in inputs:
-            noise = noise + inputs[name].mean()
+            noise = noise + inputs[name].mean(axis=(1, 2, 3), keepdims=True)
     return noise.astype(np.float32)
 
 
@@ -148,6 +150,7 @@ class Toy:
     inpainting: bool = False
     control: bool = False
     batch: int = 1
+    own_shifts: bool = False
     reference: bool = True
     tokens: int = TOKENS
 
@@ -165,7 +168,7 @@ class Toy:
             TensorSpec("latents", (batch, 9 if self.inpainting else 4, HEIGHT, WIDTH), "float32"),
             TensorSpec("timestep", (1,), "float32"),
             TensorSpec("prompt_embeds", (batch, self.tokens, DIM), "float32"),
-            TensorSpec("window_shifts", (len(BLOCKS),), "int32"),
+            TensorSpec("window_shifts", (*[batch] * self.own_shifts, len(BLOCKS)), "int32"),
         ]
         if self.sdxl:
             inputs += [
@@ -300,9 +303,11 @@ def record_samples(folder: Path, toy: Toy, manifest: Manifest, stored: Arrays) -
         for residual in record.residuals:
             inputs[residual.name] = Drawn(5, residual.shape, 0.1)
         shifts = [index % 4, 1, 2]
+        shape = next(spec.shape for spec in record.inputs if spec.name == "window_shifts")
+        shifts = [(shift + row) % 4 for row in range(shape[0] if toy.own_shifts else 1) for shift in shifts]
         del inputs["window_shifts"]
         arrays = {name: value.array() if isinstance(value, Drawn) else value for name, value in inputs.items()}
-        arrays["window_shifts"] = np.array(shifts, dtype=np.int32)
+        arrays["window_shifts"] = np.array(shifts, dtype=np.int32).reshape(shape)
         output = unet(record.phase.name, stored, arrays)
         record_call(recorder, record.phase, inputs, shifts, output, step=index)
     record_run(recorder, reference_run(toy, manifest, stored))

@@ -59,9 +59,11 @@ def encode(image: np.ndarray) -> np.ndarray:
 def residuals(inputs: toy.Arrays, outputs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
     """What the ControlNet gives."""
     rows = np.linspace(0, 1, inputs["control_image"].shape[2], dtype=np.float32)[:, None]
-    told = sum(np.tanh(inputs[name]).mean() for name in ("latents", "prompt_embeds"))
-    value = (inputs["control_image"] * rows).mean() + told + 1e-3 * inputs["timestep"][0]
-    return {spec.name: np.full(spec.shape, inputs["conditioning_scale"][0] * value, np.float32) for spec in outputs}
+    batch = len(inputs["latents"])
+    told = sum(np.tanh(inputs[name]).reshape(batch, -1).mean(1) for name in ("latents", "prompt_embeds"))
+    value = (inputs["control_image"] * rows).reshape(batch, -1).mean(1) + told + 1e-3 * inputs["timestep"][0]
+    each = (inputs["conditioning_scale"][0] * value)[:, None, None, None].astype(np.float32)
+    return {spec.name: np.broadcast_to(each, spec.shape).copy() for spec in outputs}
 
 
 @dataclasses.dataclass

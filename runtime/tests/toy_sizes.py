@@ -1,4 +1,4 @@
-"""The toy bundle of two sizes: its own, and the same on end."""
+"""The toy bundle of two sizes, its own and the same on end, or of several batches."""
 
 from __future__ import annotations
 
@@ -21,6 +21,26 @@ def add_turned(folder: Path) -> Path:
         for path in (record.graph, *record.engines.values()):
             shutil.copyfile(folder / path, folder / _renamed(path))
     toy.seal(folder, manifest, _turned_manifest(manifest))
+    return folder
+
+
+def add_batch(folder: Path, kind: toy.Toy, batch: int) -> Path:
+    """Adds another batch of its size to a toy bundle of one picture; its pictures have window shifts of their own."""
+    buckets = Manifest.read(folder).whole.manifests
+    first, many = buckets[0], replace(kind, batch=batch, own_shifts=True)
+    manifest = replace(
+        first,
+        batch=batch,
+        phases=tuple(_numbered(many.record(record.phase), record, batch) for record in first.phases),
+        step=_numbered(many.step(), many.step(), batch),
+        controlnet=None if first.controlnet is None else _widened(first.controlnet, many.graph_batch, batch),
+        reference=None,
+    )
+    own = [*first.phases, *(record for record in (first.step, first.controlnet) if record is not None)]
+    for record in own:
+        for path in (record.graph, *record.engines.values()):
+            shutil.copyfile(folder / path, folder / _renamed(path, f"x{batch}"))
+    toy.seal(folder, *buckets, manifest)
     return folder
 
 
@@ -58,6 +78,28 @@ def _turned_manifest(manifest: Manifest) -> Manifest:
     )
 
 
+def _numbered(made: Record, like: Record, batch: int) -> Record:
+    """A record of a batch, whose prompts are as long as those of the bundle's own."""
+    renamed = {name: _renamed(path, f"x{batch}") for name, path in made.engines.items()}
+    own = {spec.name: spec for spec in like.inputs}
+    inputs = tuple(
+        replace(spec, shape=(spec.shape[0], *own[spec.name].shape[1:])) if spec.name == "prompt_embeds" else spec
+        for spec in made.inputs
+    )
+    return replace(made, graph=_renamed(made.graph, f"x{batch}"), engines=renamed, inputs=inputs)
+
+
+def _widened(record: Record, graph_batch: int, batch: int) -> Record:
+    """A record whose pictures are as many."""
+
+    def wide(spec: TensorSpec) -> TensorSpec:
+        return spec if len(spec.shape) < 3 else replace(spec, shape=(graph_batch, *spec.shape[1:]))
+
+    return _numbered(
+        replace(record, inputs=tuple(map(wide, record.inputs)), outputs=tuple(map(wide, record.outputs))), record, batch
+    )
+
+
 def _turned(record: Record) -> Record:
     return replace(
         record,
@@ -74,6 +116,6 @@ def _turned_spec(spec: TensorSpec) -> TensorSpec:
     return TensorSpec(spec.name, (*first, columns, rows) if rows else spec.shape, spec.dtype)
 
 
-def _renamed(path: str) -> str:
+def _renamed(path: str, suffix: str = "turned") -> str:
     stem, dot, ending = path.rpartition(".")
-    return f"{stem}-turned{dot}{ending}"
+    return f"{stem}-{suffix}{dot}{ending}"

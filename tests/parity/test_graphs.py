@@ -106,7 +106,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         build(Component.UNET, checkpoint.config, store.state_dict()), layout, phase, case.height, case.width
     )
     given = random_inputs(exact.input_specs(2), timestep=501.0, width=case.width * 8, height=case.height * 8, seed=3)
-    shifts = mixed_shifts(len(layout.windowed_blocks), 3)
+    shifts = mixed_shifts((len(layout.windowed_blocks),), 3)
     return Exported(case, folder, exact, {**arrays(given), "window_shifts": shifts})
 
 

@@ -77,7 +77,7 @@ def _modules(context: StageContext) -> Iterator[tuple[GraphModule, int, WeightSt
     size = (recipe.latent_height, recipe.latent_width)
     store, unet = _stored(context, Component.UNET)
     for phase in context.phases:
-        phase_unet = PhaseUNet(unet, recipe.unet_layout, phase, *size, prompt_tokens=recipe.prompt_tokens)
+        phase_unet = PhaseUNet(unet, recipe.unet_layout, phase, *size, **recipe.phase_options)
         yield phase_unet, recipe.model_batch, store, context.traced(phase)
     if recipe.controlnet is not None:
         store, controlnet = _stored(context, Component.CONTROLNET)

@@ -32,12 +32,12 @@ class QuantizationStage(Stage):
         with collecting() as declined:
             for index, phase in enumerate(context.phases):
                 report(index, len(context.phases), phase.name)
-                given = calibration(samples, phase)
+                given = calibration(samples, phase, context.recipe.shifts_shape)
                 quantize_graph(context.traced(phase), given, context.recipe.precision, context.graph(phase))
         return (*map(context.graph, context.phases), *write_declined(declined, context.declined(self.name)))
 
 
-def calibration(samples: ReferenceSamples, phase: Phase) -> tuple[Inputs, ...]:
+def calibration(samples: ReferenceSamples, phase: Phase, shifts_shape: tuple[int, ...]) -> tuple[Inputs, ...]:
     """Returns a phase's evaluations to measure ranges on: those of the recorded run, or else the random ones.
 
     A run goes through every phase change that it can, so that the last evaluation before each change and the first
@@ -45,11 +45,11 @@ def calibration(samples: ReferenceSamples, phase: Phase) -> tuple[Inputs, ...]:
     """
     calls = [call for call in samples.calls if call.phase == phase]
     in_a_run = [call for call in calls if isinstance(call.inputs["latents"], Stored)]
-    return tuple(_inputs(samples, call) for call in in_a_run or calls)
+    return tuple(_inputs(samples, call, shifts_shape) for call in in_a_run or calls)
 
 
-def _inputs(samples: ReferenceSamples, call: CallSample) -> Inputs:
+def _inputs(samples: ReferenceSamples, call: CallSample, shifts_shape: tuple[int, ...]) -> Inputs:
     inputs = {name: samples.array(source) for name, source in call.inputs.items()}
     if call.window_shifts:
-        inputs["window_shifts"] = np.array(call.window_shifts, np.int32)
+        inputs["window_shifts"] = np.array(call.window_shifts, np.int32).reshape(shifts_shape)
     return inputs

@@ -47,7 +47,8 @@ class ComputeWindowOrders(RewritePass):
         shape = static_shape(table)
         if table is None or shift is None or table.const_value is None or table.dtype != ir.DataType.INT32:
             return None
-        if shape is None or len(shape) != 2 or shape[0] != SHIFTS or static_shape(shift) != (1,):
+        shifts = static_shape(shift)
+        if shape is None or len(shape) != 2 or shape[0] != SHIFTS or shifts is None or len(shifts) != 1:
             return None
         if "axis" in node.attributes and node.attributes["axis"].as_int() != 0:
             return None
@@ -58,7 +59,7 @@ class ComputeWindowOrders(RewritePass):
         windows = self._tables[table]
         if windows is None:
             return Declined("the table is not of four windows that move by the same rows and columns for each shift")
-        return [_Arithmetic(self.build, shift, self._counts).order(windows)]
+        return [_Arithmetic(self.build, shift, shifts[0], self._counts).order(windows)]
 
 
 @dataclass(frozen=True)
@@ -126,16 +127,17 @@ class _Windows:
 
 
 class _Arithmetic:
-    """The nodes that compute one order."""
+    """The nodes that compute one order for each of ``batch`` shifts."""
 
-    def __init__(self, build: NodeBuilder, shift: ir.Value, counts: dict[int, ir.Value]) -> None:
+    def __init__(self, build: NodeBuilder, shift: ir.Value, batch: int, counts: dict[int, ir.Value]) -> None:
         self._build = build
-        self._shift = shift
+        self._shift = build.reshape(shift, (batch, 1))
+        self._batch = batch
         self._counts = counts
 
     def order(self, windows: _Windows) -> ir.Value:
-        """Makes the order, int32 [1, tokens]."""
-        height, width, restore = 2 * windows.height, 2 * windows.width, windows.restore
+        """Makes the orders, int32 [batch, tokens]."""
+        batch, height, width, restore = self._batch, 2 * windows.height, 2 * windows.width, windows.restore
         y = self._moved(height, windows.rows, restore)
         x = self._moved(width, windows.columns, restore)
         if restore:
@@ -143,14 +145,14 @@ class _Arithmetic:
             x = self._strided(x, windows.width, windows.strides[1])
         else:
             y = self._by("Mul", y, width)
-        order = self._build.op("Add", self._build.reshape(y, (height, 1)), self._build.reshape(x, (1, width)))
+        order = self._build.op("Add", self._build.reshape(y, (-1, height, 1)), self._build.reshape(x, (-1, 1, width)))
         if not restore:
-            apart = self._build.reshape(order, (2, windows.height, 2, windows.width))
-            order = self._build.op("Transpose", apart, perm=(0, 2, 1, 3))
-        return self._build.reshape(order, (1, height * width))
+            apart = self._build.reshape(order, (-1, 2, windows.height, 2, windows.width))
+            order = self._build.op("Transpose", apart, perm=(0, 1, 3, 2, 4))
+        return self._build.reshape(order, (batch, height * width))
 
     def _moved(self, size: int, step: int, back: bool) -> ir.Value:
-        """Makes positions 0 to ``size`` - 1, each moved by the shift times ``step`` and wrapped around."""
+        """Makes positions 0 to ``size`` - 1 for each shift, moved by it times ``step`` and wrapped around."""
         if step == 0:
             return self._count(size)
         # Backwards as forwards by the rest, since ONNX and TensorRT differ on remainders of negative numbers.
@@ -167,8 +169,8 @@ class _Arithmetic:
         """Counts to ``size`` - 1 while running: as a constant it would stand among the weights like a table."""
         if size not in self._counts:
             one = self._by("Add", self._by("Div", self._shift, SHIFTS), 1)
-            ones = self._build.op("Expand", one, self._build.constant([size]))
-            counted = self._build.op("CumSum", ones, self._build.constant(0, np.int32))
+            ones = self._build.op("Expand", one, self._build.constant([self._batch, size]))
+            counted = self._build.op("CumSum", ones, self._build.constant(1, np.int32))
             self._counts[size] = self._by("Sub", counted, 1)
         return self._counts[size]
 

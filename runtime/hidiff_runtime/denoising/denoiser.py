@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from hidiff_runtime.denoising.conditioning import (
     Array,
     Conditioning,
@@ -15,11 +18,16 @@ from hidiff_runtime.denoising.device_loop import DeviceLoop
 from hidiff_runtime.denoising.host_loop import run_on_host
 from hidiff_runtime.denoising.init_image import InitImage
 from hidiff_runtime.denoising.run_context import Callback, Control, ControlRequest, EngineSource, RunContext, StepInfo
+from hidiff_runtime.denoising.window_shifts import own_seeds_refused
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.format.step_graph import GUIDANCE_RESCALE
 from hidiff_runtime.format.step_graph import NOISE_PRED as OUTPUT
+from hidiff_runtime.format.validation import WINDOW_SHIFTS
 from hidiff_runtime.phases import PhasePlan
-from hidiff_runtime.sampling.torch_rng import TorchGenerator
+from hidiff_runtime.sampling.torch_rng import PictureGenerators, RandomStream, TorchGenerator
+
+if TYPE_CHECKING:
+    from hidiff_runtime.format.manifest import Manifest
 
 __all__ = ["OUTPUT", "Callback", "Control", "ControlRequest", "Denoiser", "StepInfo"]
 
@@ -39,7 +47,7 @@ class Denoiser:
         negative_prompt_embeds: Array | None = None,
         *,
         steps: int,
-        seed: int | TorchGenerator,
+        seed: int | Sequence[int] | RandomStream,
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
         sampler: str | None = None,
@@ -64,7 +72,8 @@ class Denoiser:
             prompt_embeds: ``[batch, tokens, width]``.
             negative_prompt_embeds: the same; needed with guidance.
             steps: one of the bundle's tabulated step counts.
-            seed: of the random stream, as torch takes it; or the stream, to go on from where it is.
+            seed: of the random stream, as torch takes it; or the stream, to go on from where it is. A seed for each
+                picture gives each what it has by itself, as diffusers does with a list of generators.
             guidance_scale: needed with guidance; else left out.
             guidance_rescale: 0 to 1, how far the guided noise is brought back to the standard deviation of the noise
                 for the prompt alone; the bundle's own if left out. Only with guidance.
@@ -112,7 +121,7 @@ class Denoiser:
         schedule = self._bundle.sampler(sampler).schedule(check_steps(steps), strength=strength, eta=eta)
         plan = PhasePlan(manifest.rule, schedule.steps)
         control = self._control(plan, control, control_image, conditioning_scale)
-        generator = seed if isinstance(seed, TorchGenerator) else TorchGenerator(seed)
+        generator = _stream(manifest, seed)
         shape = (manifest.batch, *manifest.latent)
         if latents is not None:
             check_array("latents", latents, shape)
@@ -171,3 +180,23 @@ class Denoiser:
             advice = f"This bundle's ControlNet needs it: float32 of shape {shape}, 0 to 1."
             raise InputError("control_image is missing.", advice=advice)
         return control
+
+
+def _stream(manifest: Manifest, seed: int | Sequence[int] | RandomStream) -> RandomStream:
+    """Returns what a run draws from. Raises InputError for what is no seed, or no seeds for this bundle's pictures."""
+    if isinstance(seed, TorchGenerator):
+        return seed
+    if not isinstance(seed, PictureGenerators):
+        if not isinstance(seed, Sequence) or isinstance(seed, str):
+            return TorchGenerator(seed)
+        seed = PictureGenerators(seed)
+    if len(seed.each) != manifest.batch:
+        raise InputError(
+            f"This bundle makes {manifest.batch} picture{'s' * (manifest.batch > 1)} a run.",
+            given=f"{len(seed.each)} seeds",
+            advice="Give one seed for all, or as many as there are pictures.",
+        )
+    shifts = manifest.phases[0].input(WINDOW_SHIFTS)
+    if manifest.batch > 1 and shifts is not None and len(shifts.shape) == 1:
+        raise own_seeds_refused()
+    return seed

@@ -1,8 +1,8 @@
 """One denoising run: what is told of it, and what stays the same from its first step to its last.
 
-Everything random comes from one stream, in this order: the noise, unless given; then for every evaluation one
-uniform per windowed block for the shifts, and the sampler's noise if it takes some there. PyTorch with a CPU generator
-of the same seed draws the same.
+Everything random comes from one stream, or from one for each picture, in this order: the noise, unless given; then for
+every evaluation one uniform per windowed block for the shifts, and the sampler's noise if it takes some there. PyTorch
+with a CPU generator of the same seed draws the same, or with a list of them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.denoising.conditioning import Array, Conditioning, check_array
+from hidiff_runtime.denoising.window_shifts import graph_shifts
 from hidiff_runtime.errors import Cancelled, EngineError
 from hidiff_runtime.format.specs import PhaseRecord
+from hidiff_runtime.format.validation import WINDOW_SHIFTS
 from hidiff_runtime.phases import Phase, PhasePlan
-from hidiff_runtime.sampling.torch_rng import TorchGenerator, draw_window_shifts
+from hidiff_runtime.sampling.torch_rng import RandomStream, draw_window_shifts
 
 if TYPE_CHECKING:
     from hidiff_runtime.backends.device_tensors import DeviceTensors
@@ -128,7 +130,7 @@ class RunContext:
     conditioning: Conditioning
     guidance_scale: float | None
     guidance_rescale: float
-    generator: TorchGenerator
+    generator: RandomStream
     control: Control | None
     callback: Callback | None
 
@@ -145,9 +147,9 @@ class RunContext:
     def evaluation(self, timestep: float) -> dict[str, NDArray[Any]]:
         """Returns the inputs of an evaluation that change each time, the latents aside; draws the window shifts."""
         inputs: dict[str, NDArray[Any]] = {"timestep": np.array([timestep], dtype=np.float32)}
-        blocks = len(self.bundle.manifest.windowed_blocks)
-        if blocks:
-            inputs["window_shifts"] = draw_window_shifts(self.generator, blocks)
+        spec = self.bundle.manifest.phases[0].input(WINDOW_SHIFTS)
+        if spec is not None:
+            inputs[WINDOW_SHIFTS] = graph_shifts(draw_window_shifts(self.generator, spec.shape[-1]), spec.shape)
         return inputs
 
     def residuals(self, record: PhaseRecord, step: int, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Array]:

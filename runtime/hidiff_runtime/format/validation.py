@@ -32,7 +32,7 @@ _BYTES_PER_PIXEL = 64
 _BYTES = 2**26
 """Of a tensor, whatever the picture: embeddings do not grow with it."""
 
-_SHIFTS = "window_shifts"
+WINDOW_SHIFTS = "window_shifts"
 _EMBEDDINGS = {"prompt_embeds": 3, "text_embeds": 2, "time_ids": 2}
 """A phase's inputs beside its latents and residuals, with the axes of those that there is one of for each picture."""
 
@@ -144,7 +144,7 @@ def _check_inputs(manifest: ManifestRecord, record: PhaseRecord, fields: Fields,
     inputs = {spec.name: spec for spec in record.inputs}
     if len(inputs) != len(record.inputs):
         raise fields.wrong(key, "must have names of their own", [spec.name for spec in record.inputs])
-    for name in ("timestep", "prompt_embeds", *[_SHIFTS] * bool(blocks)):
+    for name in ("timestep", "prompt_embeds", *[WINDOW_SHIFTS] * bool(blocks)):
         if name not in inputs:
             raise fields.wrong(key, f"must hold {name}", sorted(inputs))
     latents = inputs.pop("latents", None)
@@ -171,9 +171,9 @@ def _check_residuals(manifest: ManifestRecord, record: PhaseRecord, fields: Fiel
 
 def _is_given(spec: TensorSpec, batch: int, blocks: int) -> bool:
     """Returns whether a run gives this beside latents and residuals."""
-    if spec.name in ("timestep", _SHIFTS):
-        due = ((1,), "float32") if spec.name == "timestep" else ((blocks,), "int32")
-        return (spec.shape, spec.dtype) == due
+    if spec.name in ("timestep", WINDOW_SHIFTS):
+        due = [((1,), "float32")] if spec.name == "timestep" else [((blocks,), "int32"), ((batch, blocks), "int32")]
+        return (spec.shape, spec.dtype) in due
     axes = _EMBEDDINGS.get(spec.name)
     known = len(spec.shape) == axes and spec.shape[0] == batch and spec.dtype == "float32"
     return known and (spec.name != "time_ids" or spec.shape[1] == 6)

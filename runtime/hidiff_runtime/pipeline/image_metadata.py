@@ -151,11 +151,13 @@ def _facts(manifest: Manifest, table: SamplerTable, request: Request, index: int
     """Returns what the picture was made from, what was not asked for left out."""
     settings = request.settings
     assert settings.steps is not None
+    # Pictures with seeds of their own have nothing to do with their neighbors.
+    coupled = len(request.prompts) > 1 and len(request.seeds) == 1
     phases = {span.phase.name: [span.first, span.last] for span in request.phases(manifest).spans}
     facts: dict[str, Any] = {
         "prompt": request.prompts[index],
         "negative_prompt": None if request.negative_prompts is None else request.negative_prompts[index],
-        "seed": settings.seed,
+        "seed": request.seeds[0 if coupled else index],
         "steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
         "guidance_rescale": settings.guidance_rescale or None,
@@ -169,8 +171,8 @@ def _facts(manifest: Manifest, table: SamplerTable, request: Request, index: int
         "time_ids": None if request.time_ids is None else request.time_ids[index].tolist(),
         "negative_time_ids": None if request.negative_time_ids is None else request.negative_time_ids[index].tolist(),
         "given": list(request.given) or None,
-        "batch": manifest.batch if manifest.batch > 1 else None,
-        "index": index if manifest.batch > 1 else None,
+        "batch": len(request.prompts) if coupled else None,
+        "index": index if coupled else None,
         "width": manifest.width,
         "height": manifest.height,
         "family": manifest.family,

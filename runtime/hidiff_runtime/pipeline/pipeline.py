@@ -17,12 +17,13 @@ from hidiff_runtime.denoising.run_context import StepInfo
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.specs import VaeRecord
 from hidiff_runtime.pipeline import vae
+from hidiff_runtime.pipeline.batching import batches, counted, together
 from hidiff_runtime.pipeline.image_metadata import describe
 from hidiff_runtime.pipeline.image_processing import from_bytes, latent_mask, pillow, to_pictures
 from hidiff_runtime.pipeline.prompt_encoding import encode_prompts
 from hidiff_runtime.pipeline.request import LateStartWarning, Request, late_start, repeated
 from hidiff_runtime.pipeline.request_fields import SETTINGS, Settings, Size
-from hidiff_runtime.sampling.torch_rng import TorchGenerator
+from hidiff_runtime.sampling.torch_rng import RandomStream
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,7 +57,7 @@ class Result:
         request: what was asked.
         images: Pillow images, RGB, one for each of the batch; their ``info`` tells how they were made.
         cut: the ends of its prompts that had no place among the text encoder's tokens.
-        seconds: that denoising and decoding took.
+        seconds: that denoising and decoding took, or its share where several were drawn together.
     """
 
     request: Request
@@ -124,17 +125,22 @@ class Pipeline:
         negative_crops: Size | None = None,
         negative_target_size: Size | None = None,
         resize: bool = False,
+        num_images: int | None = None,
         callback: PictureCallback | None = None,
     ) -> Any:
-        """Makes one picture, or one for each of the bundle's batch. The same seed gives diffusers' picture.
+        """Makes one picture, or one for each of the bundle's batch, or ``num_images``. The same seed gives diffusers'
+        picture.
 
         Args:
             prompt: what the picture shows; a list for a batch, of as many as the bundle was built for.
             negative_prompt: and all that follow it: see `hidiff_runtime.Settings`.
+            num_images: how many pictures of one prompt, whose seeds count up from ``seed``: by the batches that the
+                bundle has of the size, else one by one, with the same pictures but for rounding.
             callback: called after each step with a `PictureStep`; returning False, or raising, cancels the run.
 
         Returns:
-            A Pillow image, RGB; a list of them for a list of prompts, or where the bundle's batch is more than one.
+            A Pillow image, RGB; a list of them for a list of prompts, with ``num_images``, or where the bundle's batch
+            is more than one.
             ``image.info`` tells how it was made, and `save_png` writes that into the file.
 
         Warns:
@@ -148,11 +154,13 @@ class Pipeline:
         """
         given = locals()
         settings = Settings(**{name: given[name] for name in SETTINGS})
-        request = self.request(prompt, settings)
-        if told := late_start(self.bundle, request):
+        requests = [self.request(prompt, settings)]
+        if num_images is not None:
+            requests = counted(requests[0], num_images, self.bundle.sized(width, height).manifest)
+        if told := late_start(self.bundle, requests[0]):
             warnings.warn(told, LateStartWarning, stacklevel=2)
-        images = next(self.run([request], callback=callback)).images
-        return images[0] if isinstance(prompt, str) and len(images) == 1 else images
+        images = [image for result in self.run(requests, callback=callback) for image in result.images]
+        return images[0] if isinstance(prompt, str) and num_images is None and len(images) == 1 else images
 
     def request(self, prompt: str | Sequence[str], settings: Settings | None = None) -> Request:
         """Checks what is asked and fills in what is left out; opens no engine. Takes what the call takes.
@@ -169,7 +177,11 @@ class Pipeline:
         callback: PictureCallback | None = None,
         progress: vae.Progress | None = None,
     ) -> Iterator[Result]:
-        """Makes the pictures of many runs: encodes all prompts first, then gives each run's pictures as they are done.
+        """Makes the pictures of many requests: encodes all prompts first, then gives each request's pictures as they
+        are done.
+
+        Requests of one picture each that are neighbors and alike are drawn together where the bundle has a batch for
+        them; see `batches`.
 
         Args:
             callback: called after each step of each run.
@@ -179,16 +191,26 @@ class Pipeline:
             Cancelled: the callback ended the run.
             EngineError: an engine is missing, failed, or gave NaN.
         """
-        encoded = self._encode(requests)
-        for request, (embeds, cut) in zip(requests, encoded, strict=True):
+        encoded = iter(self._encode(requests))
+        for run in self.batches(requests):
             started = time.perf_counter()
-            bundle = self.bundle.sized(*request.size)
+            texts = [next(encoded) for _ in run]
+            request = together(run)
+            bundle = self.bundle.sized(*request.size, len(request.prompts))
+            embeds = {name: np.concatenate([own[name] for own, _ in texts]) for name in texts[0][0]}
             latents = _denoise(bundle, request, embeds, callback)
-            images = to_pictures(vae.decode(bundle, latents, progress=progress))
+            images = iter(to_pictures(vae.decode(bundle, latents, progress=progress)))
             table = bundle.sampler(request.settings.sampler)
-            for index, image in enumerate(images):
-                image.info.update(describe(bundle.manifest, table, request, index, cut))
-            yield Result(request, images, cut, time.perf_counter() - started)
+            seconds = (time.perf_counter() - started) / len(run)
+            for one, (_, cut) in zip(run, texts, strict=True):
+                own = [next(images) for _ in one.prompts]
+                for index, image in enumerate(own):
+                    image.info.update(describe(bundle.manifest, table, one, index, cut))
+                yield Result(one, own, cut, seconds)
+
+    def batches(self, requests: Sequence[Request]) -> list[list[Request]]:
+        """Returns the requests in their order, those together that `run` draws in one run; opens no engine."""
+        return batches(self.bundle.manifest, requests)
 
     def close(self) -> None:
         """Closes every engine; waits for a run in progress."""
@@ -227,7 +249,7 @@ class Pipeline:
 def _denoise(bundle: Bundle, request: Request, embeds: dict[str, Array], callback: PictureCallback | None) -> Array:
     settings = request.settings
     assert settings.steps is not None
-    generator = TorchGenerator(settings.seed)
+    generator = request.stream()
     given: dict[str, Any] = {**embeds, **_pictures(bundle, request, generator)}
     if request.time_ids is not None:
         given |= {"time_ids": request.time_ids, "negative_time_ids": request.negative_time_ids}
@@ -245,7 +267,7 @@ def _denoise(bundle: Bundle, request: Request, embeds: dict[str, Array], callbac
     )
 
 
-def _pictures(bundle: Bundle, request: Request, generator: TorchGenerator) -> dict[str, Array | float | None]:
+def _pictures(bundle: Bundle, request: Request, generator: RandomStream) -> dict[str, Array | float | None]:
     """Returns what the denoiser takes of image and mask.
 
     Draws from the stream what comes before the first step, in the order of diffusers' pipelines: the image's
@@ -256,6 +278,9 @@ def _pictures(bundle: Bundle, request: Request, generator: TorchGenerator) -> di
     if image is None:
         return {}
     manifest, strength = bundle.manifest, request.settings.strength
+    if len(request.seeds) > 1:  # each draws its own noise for the encoder
+        image = repeated(image, manifest.batch)
+        mask = None if mask is None else repeated(mask, manifest.batch)
     if mask is None:
         found = repeated(vae.encode(bundle, image, generator), manifest.batch)
         return {"image_latents": found, "strength": strength}

@@ -24,7 +24,7 @@ from hidiff_runtime.phases import PhasePlan
 from hidiff_runtime.pipeline.image_processing import control_array, fitted_pictures, image_array, mask_array
 from hidiff_runtime.pipeline.prompt_encoding import check_not_empty, check_options, check_text
 from hidiff_runtime.pipeline.request_fields import ORDERS, PICTURES, SETTINGS, STEPS, Settings, Size
-from hidiff_runtime.sampling.torch_rng import TorchGenerator
+from hidiff_runtime.sampling.torch_rng import PictureGenerators, RandomStream, TorchGenerator
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,6 +55,7 @@ class Request:
             size.
         steps: that the run takes: fewer than ``settings.steps`` where it starts from an image.
         size: width and height of the pictures.
+        seeds: of the random stream: one for the whole batch, or one for each of its pictures.
         time_ids: SDXL's sizes and crop, float32 ``[batch, 6]``; None where the UNet takes none.
         negative_time_ids: the same; None without guidance.
     """
@@ -64,6 +65,7 @@ class Request:
     settings: Settings
     steps: int
     size: Size
+    seeds: tuple[int, ...]
     time_ids: Array | None
     negative_time_ids: Array | None
 
@@ -90,6 +92,7 @@ class Request:
             # Fitted pictures alone are kept: those that were given may be larger by far, and requests may wait.
             settings=replace(filled, **{name: _fitted(manifest, filled, name) for name in _given(filled)}),
             size=(manifest.width, manifest.height),
+            seeds=(filled.seed,),
             time_ids=times[0],
             negative_time_ids=times[1] if manifest.guidance else None,
         )
@@ -123,6 +126,14 @@ class Request:
         """The control image, float32 ``[batch, 3, height, width]``, 0 to 1; made anew each time."""
         found = _array(self.settings.control_image, control_array)
         return None if found is None else repeated(found, len(self.prompts))
+
+    def seeded(self, *seeds: int) -> Request:
+        """Returns the request with another seed for its batch, or one for each of its pictures."""
+        return replace(self, settings=replace(self.settings, seed=seeds[0]), seeds=seeds)
+
+    def stream(self) -> RandomStream:
+        """Returns what the run draws from, at its beginning."""
+        return TorchGenerator(self.seeds[0]) if len(self.seeds) == 1 else PictureGenerators(self.seeds)
 
     def phases(self, manifest: Manifest) -> PhasePlan:
         """Returns which phase each step of the run is in."""

@@ -15,7 +15,7 @@ from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.specs import VaeRecord
 from hidiff_runtime.pipeline.tiling import TilePlan
-from hidiff_runtime.sampling.torch_rng import TorchGenerator
+from hidiff_runtime.sampling.torch_rng import RandomStream
 
 Progress = Callable[[int, int], None]
 """Called after each tile with the tiles done and the tiles in all; what it raises ends the work."""
@@ -46,11 +46,11 @@ def decode(bundle: Bundle, latents: Array, *, progress: Progress | None = None) 
         return decode_tiles(session, record, latents, progress)
 
 
-def encode(bundle: Bundle, images: Array, generator: TorchGenerator) -> Array:
+def encode(bundle: Bundle, images: Array, generator: RandomStream) -> Array:
     """Returns the latents of pictures, float32 [batch, 4, height / 8, width / 8], times the scaling factor.
 
     They are drawn from the encoder's distribution as diffusers' image-to-image pipelines do: the whole batch's noise
-    at once.
+    at once, or each picture's from a stream of its own.
 
     Args:
         images: [batch, 3, height, width], -1 to 1.
@@ -91,7 +91,7 @@ def preview(record: VaeRecord, latents: Array) -> NDArray[np.uint8]:
     return np.asarray(np.rint((np.clip(colours, -1, 1) + 1) * 127.5), np.uint8)
 
 
-def sample(moments: Array, generator: TorchGenerator) -> Array:
+def sample(moments: Array, generator: RandomStream) -> Array:
     """Returns a draw from the encoder's distribution, [batch, 4, height, width] from moments [batch, 8, height, width].
 
     As diffusers' ``DiagonalGaussianDistribution`` draws it: mean plus deviation times a normal, the logarithm of the

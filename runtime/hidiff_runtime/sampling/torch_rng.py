@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -82,14 +83,44 @@ class TorchGenerator:
         return ((high << 32 | low) & (2**53 - 1)) * 2.0**-53
 
 
-def draw_window_shifts(generator: TorchGenerator, count: int) -> NDArray[np.int32]:
+class PictureGenerators:
+    """A stream for each picture of a batch, as diffusers takes a list of generators.
+
+    A picture's numbers are those that it would have in a run by itself.
+
+    Args:
+        seeds: of the pictures, as torch takes them.
+
+    Attributes:
+        each: the pictures' streams.
+
+    Raises:
+        InputError: one is no seed.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.each = tuple(TorchGenerator(seed) for seed in seeds)
+
+    def randn(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Returns standard normals, float32 of ``shape``, whose first axis is the pictures'."""
+        assert shape[0] == len(self.each)
+        return np.concatenate([generator.randn((1, *shape[1:])) for generator in self.each])
+
+
+RandomStream = TorchGenerator | PictureGenerators
+"""What a run draws from: one stream for its whole batch, or one for each picture."""
+
+
+def draw_window_shifts(generator: RandomStream, count: int) -> NDArray[np.int32]:
     """Draws by how many quarters of a window each of ``count`` windowed blocks is rolled in one UNet evaluation.
 
     One uniform r a block, as HiDiffusion draws them: 0 up to r = 0.25, 1 up to 0.5, 2 up to 0.75, else 3.
 
     Returns:
-        int32 ``[count]``, each 0 to 3, in the order that the blocks run.
+        int32 ``[count]``, each 0 to 3, in the order that the blocks run; ``[pictures, count]`` where each has a stream.
     """
+    if isinstance(generator, PictureGenerators):
+        return np.stack([draw_window_shifts(each, count) for each in generator.each])
     return np.searchsorted(_SHIFT_EDGES, generator.rand(count), side="left").astype(np.int32)
 
 

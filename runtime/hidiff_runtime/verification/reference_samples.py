@@ -120,7 +120,7 @@ class CallSample:
         phase: which graph.
         step: logical step it stands for, from 0.
         steps: of the run that step belongs to.
-        window_shifts: 0 to 3 for each windowed block, in execution order.
+        window_shifts: 0 to 3 for each windowed block, in execution order; row after row where the graph takes several.
         inputs: every other graph input by name.
         expected: ``noise_pred`` of the reference.
     """

@@ -18,6 +18,7 @@ from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.denoising.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.errors import BundleError, EngineError, InputError, ParityError
 from hidiff_runtime.format.codec import REBUILD
+from hidiff_runtime.format.validation import WINDOW_SHIFTS
 from hidiff_runtime.pipeline.request_fields import Size
 from hidiff_runtime.verification.comparison import Verdict, compare, render
 from hidiff_runtime.verification.half_precision_note import half_note
@@ -193,7 +194,8 @@ def _replay_call(bundle: Bundle, samples: ReferenceSamples, call: CallSample) ->
     session = bundle.engine(call.phase)  # whose sizes are then known to be the manifest's, and the samples' with them
     inputs = {name: samples.array(source) for name, source in call.inputs.items()}
     if call.window_shifts:
-        inputs["window_shifts"] = np.array(call.window_shifts, dtype=np.int32)
+        shape = next(spec.shape for spec in bundle.manifest.phase(call.phase).inputs if spec.name == WINDOW_SHIFTS)
+        inputs[WINDOW_SHIFTS] = np.array(call.window_shifts, dtype=np.int32).reshape(shape)
     where: dict[str, Any] = {"phase": call.phase.name, "step": call.step, "steps": call.steps}
     try:
         output = session.run(inputs).get(OUTPUT)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime.denoising.conditioning import EMBEDDINGS, INPAINTING, takes_channels
 from hidiff_runtime.format.codec import Fields
+from hidiff_runtime.format.validation import WINDOW_SHIFTS
 from hidiff_runtime.verification.reference_samples import (
     INDEX,
     CallSample,
@@ -29,7 +30,6 @@ _Shape = tuple[int, ...]
 _Tensor = tuple[_Shape, str]
 """Shape and type."""
 
-_SHIFTS = "window_shifts"
 _CONTROL_IMAGE = "control_image"
 
 
@@ -65,9 +65,9 @@ class _Check:
         if record is None:
             raise _wrong(f"{where}.kind", "must be a phase of the bundle", call.phase.name)
         due = _tensors(record.inputs)
-        shifts = due.pop(_SHIFTS, ((0,), ""))[0]
-        if (len(call.window_shifts),) != shifts:
-            raise _wrong(f"{where}.{_SHIFTS}", f"must be {shifts[0]} shifts", call.window_shifts)
+        shifts = due.pop(WINDOW_SHIFTS, ((0,), ""))[0]
+        if len(call.window_shifts) != math.prod(shifts):
+            raise _wrong(f"{where}.{WINDOW_SHIFTS}", f"must be {math.prod(shifts)} shifts", call.window_shifts)
         self._check_sources(call.inputs, due, f"{where}.inputs")
         self._check_expected(call.expected, record.outputs[0].shape, f"{where}.expected")
 

@@ -50,7 +50,7 @@ def test_servers_take_every_setting_but_pairs() -> None:
 
 def test_the_pipeline_takes_every_setting_as_the_table_has_it() -> None:
     taken = inspect.signature(Pipeline.__call__).parameters
-    assert list(taken) == ["self", "prompt", *SETTINGS, "callback"]
+    assert list(taken) == ["self", "prompt", *SETTINGS, "num_images", "callback"]
     for field in dataclasses.fields(Settings):
         parameter = taken[field.name]
         assert (parameter.default, parameter.annotation) == (field.default, field.type), field.name

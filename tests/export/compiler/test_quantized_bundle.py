@@ -114,7 +114,7 @@ def _evaluate(graph: Path, record: PhaseRecord) -> NDArray[np.float32]:
     inputs = dict(arrays(random_inputs(record.inputs, timestep=700, width=128, height=128, seed=HELD_OUT)))
     shape = next(spec.shape for spec in record.inputs if spec.name == "window_shifts")
     output: NDArray[np.float32] = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"]).run(
-        None, {**inputs, "window_shifts": mixed_shifts(shape[0], HELD_OUT)}
+        None, {**inputs, "window_shifts": mixed_shifts(shape, HELD_OUT)}
     )[0]
     return output
 
@@ -215,13 +215,15 @@ def test_every_phase_has_an_engine_of_each_backend(built: tuple[Recipe, Path]) -
 def test_ranges_are_measured_in_the_run_on_both_sides_of_the_change(int8: Path) -> None:
     samples = ReferenceSamples.read(int8 / "reference" / INDEX)
     phases = {record.phase.name: record.phase for record in Manifest.read(int8).phases}
-    found = {name: [float(given["timestep"][0]) for given in calibration(samples, phases[name])] for name in phases}
+    shape = (len(samples.calls[0].window_shifts),)
+    given = {name: calibration(samples, phase, shape) for name, phase in phases.items()}
+    found = {name: [float(inputs["timestep"][0]) for inputs in of_phase] for name, of_phase in given.items()}
     (run,) = samples.runs
     assert [len(times) for times in found.values()] == [1, run.steps - 1]
     assert found["strided"][-1] > found["windowed"][0]
     random = tuple(call for call in samples.calls if not isinstance(call.inputs["latents"], Stored))
     without_run = replace(samples, calls=random)
-    assert len(calibration(without_run, phases["strided"])) == 1
+    assert len(calibration(without_run, phases["strided"], shape)) == 1
 
 
 def test_without_modelopt_a_build_ends_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

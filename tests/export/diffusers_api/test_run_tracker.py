@@ -117,18 +117,18 @@ def test_a_copy_of_the_scheduler_does_not_count(ddim: Any) -> None:
     assert len(ddim.timesteps) == 10
 
 
-def test_the_generator_is_that_of_the_run(ddim: Any) -> None:
+def test_the_generators_are_those_of_the_run(ddim: Any) -> None:
     pipe = Pipe(ddim)
     watch = RunTracker(pipe, MethodPatches())
     first, second = torch.Generator(), torch.Generator()
     ddim.set_timesteps(10)
     pipe.prepare_latents((1,), generator=first)
     pipe.prepare_extra_step_kwargs(first, 0.0)
-    assert watch.generator is first
+    assert watch.generators == (first,)
     ddim.set_timesteps(10)
-    assert watch.generator is None
+    assert watch.generators == ()
     pipe.prepare_extra_step_kwargs([second, first], 0.0)
-    assert watch.generator is second
+    assert watch.generators == (second, first)
 
 
 def test_outside_a_run_there_is_no_step(ddim: Any) -> None:

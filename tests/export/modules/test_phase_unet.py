@@ -37,7 +37,7 @@ def given(phase_unet: PhaseUNet, seed: int = 0, timestep: float = 501.0) -> dict
     inputs = arrays(random_inputs(specs, timestep=timestep, width=1024, height=1024, seed=seed))
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     if phase_unet.layout.windowed_blocks:
-        tensors["window_shifts"] = torch.from_numpy(mixed_shifts(len(phase_unet.layout.windowed_blocks), seed))
+        tensors["window_shifts"] = torch.from_numpy(mixed_shifts((len(phase_unet.layout.windowed_blocks),), seed))
     return {spec.name: tensors[spec.name] for spec in specs}
 
 

@@ -218,7 +218,7 @@ def measured(case: str, index: int) -> tuple[dict[tuple[str, str], Magnitude], I
     )
     hooks = Independent(module.unet)
     inputs = random_inputs(module.input_specs(2), timestep=999.0, width=128, height=128, seed=1)
-    values = {**arrays(inputs), "window_shifts": mixed_shifts(len(recipe.unet_layout.windowed_blocks), 1)}
+    values = {**arrays(inputs), "window_shifts": mixed_shifts((len(recipe.unet_layout.windowed_blocks),), 1)}
     tensors = {name: torch.from_numpy(value) for name, value in values.items() if value.size}
     recorder = MagnitudeRecorder(recipe)
     recorder.follow([EvaluationPoint(phase, 0, 3, 999.0)], random=True)

@@ -75,7 +75,7 @@ def test_noise_is_kept_as_a_seed() -> None:
 
 @pytest.mark.parametrize("blocks", [5, 10])
 def test_shifts_mix_every_value_and_change_from_call_to_call(blocks: int) -> None:
-    calls = [mixed_shifts(blocks, seed) for seed in range(4)]
+    calls = [mixed_shifts((blocks,), seed) for seed in range(4)]
 
     for shifts in calls:
         assert shifts.dtype == np.int32

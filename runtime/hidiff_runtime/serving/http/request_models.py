@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -141,7 +140,7 @@ class GenerationRequest(BaseModel):
         if seed + count - 1 > SEED_MAX:
             told = f"The seeds of {count} pictures follow each other, to at most 2**64 - 1: give a smaller seed."
             raise ApiError(400, told, code="invalid_value", param="seed")
-        return [replace(first, settings=replace(first.settings, seed=seed + number)) for number in range(count)]
+        return [first.seeded(seed + number) for number in range(count)]
 
     def _count(self, manifest: Manifest, most: int) -> int:
         """Returns how many runs make ``n`` pictures."""

@@ -17,11 +17,11 @@ from tests.export.graph.small import evaluate, graph, operators
 SHAPES = [(32, 32), (8, 4), (4, 8), (12, 20), (6, 64), (7, 9)]
 
 
-def lookups(*tables: np.ndarray) -> ir.Model:
-    """As the network looks orders up: a row of each table for the same shift."""
+def lookups(*tables: np.ndarray, batch: int = 1) -> ir.Model:
+    """As the network looks orders up: a row of each table for the same shifts."""
     nodes = [make_node("Gather", [f"t{number}", "s"], [f"y{number}"], axis=0) for number in range(len(tables))]
     constants = {f"t{number}": table for number, table in enumerate(tables)}
-    model = graph(nodes, {"s": [1]}, [f"y{number}" for number in range(len(tables))], constants, integers=["s"])
+    model = graph(nodes, {"s": [batch]}, [f"y{number}" for number in range(len(tables))], constants, integers=["s"])
     for value in model.graph.outputs:
         value.type = ir.TensorType(ir.DataType.INT32)
     return model
@@ -38,10 +38,22 @@ def test_every_shift_there_and_back(size: tuple[int, int]) -> None:
     assert lower(model).modified
     assert not lower.declined
     assert operators(model)["Gather"] == 0
-    assert max(value.const_value.size for value in model.graph.initializers.values() if value.uses()) <= 4
+    assert max(value.const_value.size for value in model.graph.initializers.values() if value.uses()) <= 5
     for shift, found in enumerate(computed(model)):
         for order, table in zip(found, tables, strict=True):
             np.testing.assert_array_equal(order[0], table[shift])
+
+
+@pytest.mark.parametrize("size", SHAPES, ids=str)
+def test_every_picture_has_its_own_shift(size: tuple[int, int]) -> None:
+    tables = [table.numpy() for table in token_orders(WindowShape(*size))]
+    model = lookups(*tables, batch=3)
+    assert ComputeWindowOrders()(model).modified
+    assert operators(model)["Gather"] == 0
+    for shifts in ([0, 1, 2], [3, 3, 0]):
+        found = evaluate(model, {"s": np.array(shifts, np.int32)})
+        for orders, table in zip(found, tables, strict=True):
+            np.testing.assert_array_equal(orders, table[shifts])
 
 
 def test_it_counts_once_for_all_blocks() -> None:
