@@ -134,6 +134,21 @@ class TestInputs:
         changed = {**inputs, name: inputs[name] * 1.5}
         assert not torch.allclose(predict(phase_unet, inputs), predict(phase_unet, changed), atol=1e-4)
 
+    @pytest.mark.parametrize("size", [(16, 24), (14, 26)], ids=["even", "resized"])
+    @pytest.mark.parametrize("family", [Family.SD15, Family.SDXL])
+    def test_each_latent_of_a_batch_has_its_own_shifts(self, family: Family, size: tuple[int, int]) -> None:
+        shared, layout = tiny(family, size=size), Layout.of(family)
+        own = PhaseUNet(network(Component.UNET, family), layout, BOTH, *size, own_shifts=True)
+        inputs, blocks = given(shared), len(layout.windowed_blocks)
+        rows = torch.from_numpy(mixed_shifts((2, blocks), 1))
+        found = predict(own, {**inputs, "window_shifts": rows})
+        for row, shifts in enumerate(rows):
+            alike = predict(shared, {**inputs, "window_shifts": shifts})
+            torch.testing.assert_close(found[row], alike[row], atol=1e-4, rtol=1e-4)
+            assert not torch.allclose(found[1 - row], alike[1 - row], atol=1e-2)
+        (spec,) = (spec for spec in own.input_specs(2) if spec.name == "window_shifts")
+        assert spec.shape == (2, blocks)
+
     def test_without_windows_no_shifts_are_taken(self) -> None:
         phase_unet = tiny(windows=False)
         inputs = given(phase_unet)
