@@ -248,6 +248,7 @@ def serving(
     before: Callable[[], object] = lambda: None,
     ready: bool = True,
     resident: str = "current",
+    dynamic_batching: bool = False,
     grace: int = round(PATIENCE),
 ) -> Iterator[Server]:
     """A server of the bundle, ready unless that is left to the test.
@@ -269,7 +270,14 @@ def serving(
         failures.append(error)
         opened.set()
 
-    host = ServiceLoader(open_service, meter, waiting=waiting, failed=failed, ready=lambda _: opened.set())
+    host = ServiceLoader(
+        open_service,
+        meter,
+        waiting=waiting,
+        dynamic_batching=dynamic_batching,
+        failed=failed,
+        ready=lambda _: opened.set(),
+    )
     rules = rules or AccessRules(keys=(), hosts=None, largest=LARGEST)
     app = create_app(host, meter, prometheus.registry, rules=rules, seconds=seconds, bodies=bodies)
     listening = listen("127.0.0.1", 0)

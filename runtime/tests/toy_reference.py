@@ -45,23 +45,28 @@ def record(folder: Path, kind: toy.Toy) -> None:
     toy.seal(folder, replace(manifest, reference=f"reference/{INDEX}"))
 
 
-def record_second(folder: Path, kind: toy.Toy) -> None:
-    """Samples of what the second bucket has of its own: an evaluation of each phase, and the VAE's."""
-    first, second = Manifest.read(folder).whole.manifests
-    recorder = SampleRecorder("numpy", BOUND, BOUND)
-    _record_calls(recorder, second, toy.stored_weights(kind))
-    _record_vae(recorder, second)
-    recorder.write(folder / "reference/second")
-    toy.seal(folder, first, replace(second, reference=f"reference/second/{INDEX}"))
+def record_others(folder: Path, kind: toy.Toy) -> None:
+    """Samples of what the buckets after the first have of their own: an evaluation of each phase, and the VAE's."""
+    first, *others = Manifest.read(folder).whole.manifests
+    recorded = [first]
+    for number, bucket in enumerate(others, start=1):
+        recorder = SampleRecorder("numpy", BOUND, BOUND)
+        _record_calls(recorder, bucket, toy.stored_weights(kind))
+        _record_vae(recorder, bucket)
+        recorder.write(folder / f"reference/{number}")
+        recorded.append(replace(bucket, reference=f"reference/{number}/{INDEX}"))
+    toy.seal(folder, *recorded)
 
 
 def _record_calls(recorder: SampleRecorder, manifest: Manifest, stored: toy.Arrays) -> None:
     for phase in manifest.phases:
         inputs = {spec.name: Drawn(seed, spec.shape) for seed, spec in enumerate(phase.inputs) if spec.dtype != "int32"}
-        shifts = np.zeros(len(manifest.windowed_blocks), np.int32)
+        spec = phase.input("window_shifts")
+        assert spec is not None
+        shifts = np.indices(spec.shape).sum(axis=0).astype(np.int32) % 4
         given = {name: drawn.array() for name, drawn in inputs.items()} | {"window_shifts": shifts}
         noise = toy.unet(phase.phase.name, stored, given)
-        toy.record_call(recorder, phase.phase, inputs, shifts.tolist(), noise)
+        toy.record_call(recorder, phase.phase, inputs, shifts.ravel().tolist(), noise)
 
 
 def _record_vae(recorder: SampleRecorder, manifest: Manifest) -> None:

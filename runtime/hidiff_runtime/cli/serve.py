@@ -90,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("how much it takes on")
     group.add_argument("--queue", type=_positive, default=16, metavar="N", help="requests that may wait (default: 16)")
     group.add_argument(
+        "--dynamic-batching",
+        action="store_true",
+        help="draw requests that wait together, where the bundle has a batch of their size for them",
+    )
+    group.add_argument(
         "--timeout", type=_positive, default=600, metavar="SECONDS", help="for a request, waiting too (default: 600)"
     )
     group.add_argument(
@@ -168,7 +173,14 @@ def _serve(options: argparse.Namespace) -> int:
         server.should_exit = True
 
     open_service = partial(Service.open, options.folder, limits=limits, meter=meter, **bundle_options)
-    host = ServiceLoader(open_service, meter, waiting=options.queue, failed=failed, ready=_tell_ready)
+    host = ServiceLoader(
+        open_service,
+        meter,
+        waiting=options.queue,
+        dynamic_batching=options.dynamic_batching,
+        failed=failed,
+        ready=_tell_ready,
+    )
     app = create_app(host, meter, prometheus.registry, rules=rules, seconds=options.timeout, bodies=bodies)
     server = Server(app, listening, connections, options.grace)
     trim_heap_after_large_bodies()

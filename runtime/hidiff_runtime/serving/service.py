@@ -6,8 +6,10 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,35 @@ from hidiff_runtime.verification.replay import check
 
 Observer = Callable[[PictureStep], object]
 """Called after each step."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A request, and who waits for its pictures.
+
+    Args:
+        observer: called after each step, with the latents of this request's pictures alone.
+        cancelled: asked before the run, after each step and after each tile that is decoded.
+        deadline: by `time.monotonic`; looked at as often.
+    """
+
+    request: Request
+    observer: Observer | None = None
+    cancelled: Callable[[], bool] = lambda: False
+    deadline: float | None = None
+
+    def check(self) -> None:
+        """Raises Cancelled or Expired where nobody waits any more."""
+        if self.cancelled():
+            raise Cancelled("The client cancelled the run.")
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise Expired("The deadline passed before the picture was made.", advice="Allow more time.")
+
+    def observe(self, step: PictureStep, first: int) -> None:
+        """Tells the observer of a step of a batch in which this request's pictures begin at ``first``."""
+        if self.observer is not None:
+            own = slice(first, first + len(self.request.prompts))
+            self.observer(replace(step, latents=step.latents[own]))
 
 
 class Service:
@@ -101,36 +132,74 @@ class Service:
         """Makes one run's pictures. Runs follow each other: a second thread waits for the first one's run.
 
         Args:
-            observer: called after each step.
-            cancelled: asked before the run, after each step and after each tile that is decoded.
-            deadline: by `time.monotonic`; looked at as often.
+            observer: and what follows: see `Ticket`.
 
         Raises:
             Cancelled: ``cancelled`` said so, or the observer raised.
             Expired: the deadline passed.
             EngineError: an engine is missing, failed, or gave NaN.
         """
+        (outcome,) = self.draw([Ticket(request, observer, cancelled, deadline)])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-        def go_on() -> None:
-            if cancelled():
-                raise Cancelled("The client cancelled the run.")
-            if deadline is not None and time.monotonic() > deadline:
-                raise Expired("The deadline passed before the picture was made.", advice="Allow more time.")
+    def draw(self, tickets: Sequence[Ticket]) -> list[Result | Exception]:
+        """Makes the pictures of requests, together where `Pipeline.batches` says so; returns what became of each."""
+        outcomes: list[Result | Exception] = []
+        for run in self.pipeline.batches([ticket.request for ticket in tickets]):
+            outcomes += self._draw_run(tickets[len(outcomes) : len(outcomes) + len(run)])
+        return outcomes
+
+    def _draw_run(self, tickets: Sequence[Ticket]) -> list[Result | Exception]:
+        """Makes the pictures of one run.
+
+        A request that nobody waits for any more is told so, and the run goes on for the others; it ends with the last.
+        Whatever else goes wrong is every request's.
+        """
+        ended: dict[int, Exception] = {}
+        places = [0, *accumulate(len(ticket.request.prompts) for ticket in tickets)]
+
+        def follow(act: Callable[[int, Ticket], object]) -> None:
+            for index, ticket in enumerate(tickets):
+                if index in ended:
+                    continue
+                try:
+                    act(index, ticket)
+                except Exception as error:
+                    if len(ended) == len(tickets) - 1:
+                        raise  # and the run ends, whose own error is this request's
+                    ended[index] = error if isinstance(error, Cancelled) else Cancelled(str(error))
+
+        def go_on(*_: int) -> None:
+            follow(lambda _index, ticket: ticket.check())
 
         def after(step: PictureStep) -> None:
             self._meter.step(step.phase.name, step.seconds)
             go_on()
-            if observer is not None:
-                observer(step)
+            follow(lambda index, ticket: ticket.observe(step, places[index]))
 
         started = time.monotonic()
-        with _counted(self._meter), warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)  # the result tells what was cut
-            go_on()
-            result = next(self.pipeline.run([request], callback=after, progress=lambda _done, _total: go_on()))
-        self._meter.served(time.monotonic() - started)
-        self._meter.pictures(len(result.images))
-        return result
+        requests = [ticket.request for ticket in tickets]
+        outcomes: list[Result | Exception]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TruncationWarning)  # the result tells what was cut
+                go_on()
+                results = list(self.pipeline.run(requests, callback=after, progress=go_on))
+            outcomes = [ended.get(index, result) for index, result in enumerate(results)]
+        except Exception as error:
+            outcomes = [ended.get(index, error) for index in range(len(tickets))]
+        for outcome in outcomes:
+            self._count(outcome, time.monotonic() - started)
+        return outcomes
+
+    def _count(self, outcome: Result | Exception, seconds: float) -> None:
+        if isinstance(outcome, Exception):
+            _count_failure(self._meter, outcome)
+        else:
+            self._meter.served(seconds)
+            self._meter.pictures(len(outcome.images))
 
     def try_out(self) -> None:
         """Draws the warm-up picture once more: where that fails, every request would.
@@ -164,12 +233,16 @@ def _counted(meter: MetricsRecorder) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        kind = kind_of(error)
-        if kind == "cancelled":
-            meter.cancelled()
-        else:
-            meter.failed(kind)
+        _count_failure(meter, error)
         raise
+
+
+def _count_failure(meter: MetricsRecorder, error: Exception) -> None:
+    kind = kind_of(error)
+    if kind == "cancelled":
+        meter.cancelled()
+    else:
+        meter.failed(kind)
 
 
 def _prove(pipeline: Pipeline) -> None:

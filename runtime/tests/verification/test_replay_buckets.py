@@ -30,7 +30,7 @@ def made(folder: Path) -> Path:
     toy_pictures.make(folder, toy.Toy())
     toy_reference.record(folder, toy.Toy())
     toy_sizes.add_turned(folder)
-    toy_reference.record_second(folder, toy.Toy())
+    toy_reference.record_others(folder, toy.Toy())
     return folder
 
 

@@ -12,8 +12,8 @@ from fastapi.responses import Response
 
 from hidiff_runtime.serving.http.edit_models import read_form
 from hidiff_runtime.serving.http.errors import ApiError, PlainJson, api_error, log_fault
-from hidiff_runtime.serving.http.job_queue import Event, ImageEvent, StepEvent
 from hidiff_runtime.serving.http.models import model_name
+from hidiff_runtime.serving.http.queued_job import Event, ImageEvent, StepEvent
 from hidiff_runtime.serving.http.request_bodies import release_body
 from hidiff_runtime.serving.http.request_models import GenerationRequest, read_json
 from hidiff_runtime.serving.http.service_loader import ServiceLoader

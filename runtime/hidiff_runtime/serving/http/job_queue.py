@@ -3,230 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from anyio import to_thread
 
-from hidiff_runtime.errors import Expired
-from hidiff_runtime.pipeline.pipeline import PictureStep
+from hidiff_runtime.pipeline.batching import batch_sizes, run_key
 from hidiff_runtime.pipeline.request import Request
 from hidiff_runtime.serving.heap_trim import trim_heap
 from hidiff_runtime.serving.http.errors import BUSY, ApiError, unavailable
+from hidiff_runtime.serving.http.queued_job import Encoder, QueuedJob, run_together
+from hidiff_runtime.serving.http.service_trial import AGAIN, Trial
 from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.public_errors import kind_of
-from hidiff_runtime.serving.service import Service, generation_metadata
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-log = logging.getLogger(__name__)
+from hidiff_runtime.serving.service import Service
 
 PICTURE_BYTES = 2**28
 """Of the pixels that all requests may hold together, over 80 pictures of 1024 x 1024; one alone may hold more."""
-
-AGAIN = 10.0
-"""Seconds after which a service that failed is tried out anew, when somebody asks whether it is ready."""
-
-Encoder = Callable[["Image"], bytes]
-"""Gives a picture's file."""
-
-QUIET = 10.0
-"""Seconds without news after which `QueuedJob.events` says so, so that connections are not taken for dead."""
-
-
-@dataclass(frozen=True)
-class StepEvent:
-    """A step that ended.
-
-    Args:
-        run: of the request, from 0.
-        step: of the run, from 0.
-        steps: of the run.
-        phase: its name.
-        seconds: that it took.
-        preview: a small picture's file in base64; None where none was asked for.
-    """
-
-    run: int
-    step: int
-    steps: int
-    phase: str
-    seconds: float
-    preview: str | None
-
-    @property
-    def progress(self) -> dict[str, Any]:
-        """All but the preview."""
-        return {name: value for name, value in vars(self).items() if name != "preview"}
-
-
-@dataclass(frozen=True)
-class ImageEvent:
-    """A picture that is done.
-
-    Args:
-        file: the picture's file in base64.
-        parameters: what it was made with.
-    """
-
-    file: str
-    parameters: dict[str, Any]
-
-
-class KeepAlive:
-    """Nothing happened for a while."""
-
-
-Event = StepEvent | ImageEvent | KeepAlive
-
-
-class QueuedJob:
-    """The runs of one request, in the order of their seeds. Whoever has one ends it.
-
-    Args:
-        requests: one for each run.
-        previews: at most so many a run.
-        deadline: by `time.monotonic`.
-        meter: told where the job ends before it begins.
-        encode: gives a picture's file.
-
-    Attributes:
-        size: width and height of its pictures, one for all.
-    """
-
-    def __init__(
-        self,
-        requests: Sequence[Request],
-        previews: int,
-        deadline: float,
-        meter: MetricsRecorder,
-        encode: Encoder,
-    ) -> None:
-        self.size = requests[0].size
-        self._requests = requests
-        self._previews = previews
-        self._deadline = deadline
-        self._meter = meter
-        self._encode = encode
-        self._cancelled = threading.Event()
-        self._expired = False
-        self._future: Future[None] | None = None
-        self._loop = asyncio.get_running_loop()
-        self._news: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
-
-    def queue(self, pool: ThreadPoolExecutor, work: Callable[[QueuedJob], None]) -> Future[None]:
-        """Puts the job behind those that wait for the pool's thread."""
-        self._future = pool.submit(work, self)
-        return self._future
-
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """What happens, until all is done.
-
-        Raises:
-            Expired: the deadline passed.
-            EngineError: an engine is missing, failed, or gave NaN.
-        """
-        while True:
-            left = self._deadline - time.monotonic()
-            try:
-                news = await asyncio.wait_for(self._news.get(), min(left, QUIET))
-            except asyncio.TimeoutError:
-                if left > QUIET:
-                    yield KeepAlive()
-                    continue
-                self._expired = True
-                raise Expired("The deadline passed before the picture was made.") from None
-            if isinstance(news, Exception):
-                raise news
-            if news is None:
-                return
-            yield news
-
-    def end(self) -> None:
-        """Ends the run after its step, which it counts itself; takes back a job that has not begun, and counts that."""
-        if not self._expired:  # else the run looks at its deadline itself
-            self._cancelled.set()
-        if self._future is not None and not self._future.cancelled() and self._future.cancel():
-            self._requests = ()  # the pool keeps the job until its turn comes, and its pictures with it
-            if self._expired:
-                self._meter.failed("expired")
-            else:
-                self._meter.cancelled()
-
-    def run(self, service: Service) -> Exception | None:
-        """Makes the pictures, in the worker's thread; returns what kept it from that. `tell` has to follow."""
-        try:
-            for number, request in enumerate(self._requests):
-                result = service.generate(
-                    request,
-                    observer=partial(self._step, number),
-                    cancelled=self._cancelled.is_set,
-                    deadline=self._deadline,
-                )
-                for index, image in enumerate(result.images):
-                    self.tell(ImageEvent(self._file(image), generation_metadata(result, index)))
-        except Exception as error:
-            return error
-        finally:
-            self._requests = ()  # a client that reads slowly keeps the job, not its pictures
-        return None
-
-    def _step(self, run: int, step: PictureStep) -> None:
-        shown = step.step in previewed(step.steps, self._previews)
-        preview = self._file(step.preview()) if shown else None
-        self.tell(StepEvent(run, step.step, step.steps, step.phase.name, step.seconds, preview))
-
-    def _file(self, image: Image) -> str:
-        return base64.b64encode(self._encode(image)).decode()
-
-    def tell(self, news: Event | Exception | None) -> None:
-        """Tells `events` what happened, the end by an error or None."""
-        self._loop.call_soon_threadsafe(self._news.put_nowait, news)
-
-
-class Trial:
-    """Tells a service that fails from requests that do.
-
-    Attributes:
-        failed: whether the service failed when it was tried out last, and has made no picture since.
-    """
-
-    def __init__(self, service: Service) -> None:
-        self.failed = False
-        self._service = service
-        self._lock = threading.Lock()
-        self._due = 0.0
-
-    def is_due(self) -> bool:
-        """Returns whether it is time to try again; whoever is told so does."""
-        with self._lock:
-            due = time.monotonic() >= self._due
-            if due:
-                self._due = math.inf  # until it has been tried
-        return due
-
-    def run(self) -> None:
-        """Draws the warm-up picture, in the worker's thread."""
-        try:
-            self._service.try_out()
-            self.failed = False
-        except Exception as error:
-            if not self.failed:
-                log.error("The server is not ready any more: %s", error)
-            self.failed = True
-        finally:
-            with self._lock:
-                self._due = time.monotonic() + AGAIN
 
 
 class JobWorker:
@@ -236,11 +33,16 @@ class JobWorker:
         service: that makes the pictures; closed with the worker.
         meter: told of jobs that end before they begin.
         waiting: jobs that may wait while one runs.
+        dynamic_batching: whether waiting jobs of one request each are drawn together, where the bundle has a batch for
+            them and they are alike in all that a run has once.
     """
 
-    def __init__(self, service: Service, meter: MetricsRecorder, waiting: int) -> None:
+    def __init__(
+        self, service: Service, meter: MetricsRecorder, waiting: int, *, dynamic_batching: bool = False
+    ) -> None:
         self.service = service
         self._meter = meter
+        self._waiting: list[QueuedJob] | None = [] if dynamic_batching else None
         self._held = 0
         self._holding = threading.Lock()
         self._decoding = asyncio.Lock()
@@ -278,12 +80,15 @@ class JobWorker:
             async with self._decoding if pictures else nullcontext():
                 requests = await to_thread.run_sync(self._read, read, pictures)
                 held = self._hold(requests)
-            job = QueuedJob(requests, previews, deadline, self._meter, encode)
-            future = job.queue(self._pool, partial(self._work, held=held))
+            job = QueuedJob(requests, previews, deadline, self._meter, encode, held)
+            if self._waiting is not None:
+                with self._holding:
+                    self._waiting.append(job)
+            future = job.queue(self._pool, self._work)
         except BaseException:
             self._leave(held)
             raise
-        future.add_done_callback(lambda done: self._leave(held) if done.cancelled() else None)
+        future.add_done_callback(lambda done: self._give_up(job) if done.cancelled() else None)
         return job
 
     def check_ready(self) -> None:
@@ -329,31 +134,60 @@ class JobWorker:
             self._held -= held
         self._places.release()
 
+    def _give_up(self, job: QueuedJob) -> None:
+        self._no_longer_waits(job)
+        self._leave(job.held)
+
+    def _no_longer_waits(self, job: QueuedJob) -> None:
+        with self._holding:
+            if self._waiting is not None and job in self._waiting:
+                self._waiting.remove(job)
+
     def _busy(self, told: str) -> ApiError:
         self._meter.failed("busy")
         wait = {"Retry-After": str(math.ceil(self._seconds))}
         return ApiError(429, f"{told} Ask again later.", kind=BUSY, code="queue_full", headers=wait)
 
-    def _work(self, job: QueuedJob, held: int) -> None:
+    def _work(self, job: QueuedJob) -> None:
+        if not job.begin():
+            return  # it was drawn with another
+        self._no_longer_waits(job)
+        jobs = [job, *self._companions(job)]
         started = time.monotonic()
         try:
-            error = job.run(self.service)
+            errors = [job.run(self.service)] if len(jobs) == 1 else run_together(jobs, self.service)
         finally:
             self._seconds = time.monotonic() - started
-            self._leave(held)  # before the client is told, who may ask again at once
-        job.tell(error)
-        if error is None:
+            for each in jobs:
+                self._leave(each.held)  # before the client is told, who may ask again at once
+        for each, error in zip(jobs, errors, strict=True):
+            each.tell(error)
+        self._judge(errors)
+
+    def _companions(self, job: QueuedJob) -> list[QueuedJob]:
+        """Returns the jobs that the same run can draw, which have begun then; those that wait longest first."""
+        request = job.only
+        if self._waiting is None or request is None:
+            return []
+        key = run_key(request)
+        with self._holding:
+            alike = [other for other in self._waiting if other.only is not None and run_key(other.only) == key]
+        sizes = batch_sizes(self.service.pipeline.bundle.manifest, request)
+        count = next((size for size in sizes if size <= 1 + len(alike)), 1)
+        found: list[QueuedJob] = []
+        for other in alike:
+            if len(found) + 1 < count and other.begin():
+                self._no_longer_waits(other)
+                found.append(other)
+        return found
+
+    def _judge(self, errors: Sequence[Exception | None]) -> None:
+        """Tries the service out where a request failed: it may be at fault, or all that follow will fail too."""
+        if None in errors:
             self._trial.failed = False
-        elif kind_of(error) in ("engine", "internal") and not self._trial.failed:
-            self._trial.run()  # the request may be at fault, or all that follow will fail too
+        elif any(kind_of(error) in ("engine", "internal") for error in errors if error) and not self._trial.failed:
+            self._trial.run()
 
 
 def _not_ready(why: str) -> ApiError:
     return unavailable(f"The server is not ready: {why}. Its log says more.", "not_ready", math.ceil(AGAIN))
-
-
-def previewed(steps: int, previews: int) -> set[int]:
-    """Picks steps to preview: evenly spread, and not after the last while there are fewer than steps."""
-    if previews >= steps:
-        return set(range(steps))
-    return {round((place + 1) * steps / (previews + 1)) - 1 for place in range(previews)}

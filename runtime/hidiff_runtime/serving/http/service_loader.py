@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from hidiff_runtime.serving.heartbeat import Heartbeat
 from hidiff_runtime.serving.http.errors import unavailable
@@ -22,6 +23,7 @@ class ServiceLoader:
         open_service: opens and proves the bundle.
         meter: whose heart beats meanwhile.
         waiting: jobs that may wait while one runs.
+        dynamic_batching: see `JobWorker`.
         failed: called with the error of a service that did not open.
         ready: called with the service.
     """
@@ -32,12 +34,12 @@ class ServiceLoader:
         meter: MetricsRecorder,
         *,
         waiting: int,
+        dynamic_batching: bool = False,
         failed: Callable[[BaseException], object],
         ready: Callable[[Service], object] = lambda _: None,
     ) -> None:
         self._open_service = open_service
-        self._meter = meter
-        self._waiting = waiting
+        self._new_worker = partial(JobWorker, meter=meter, waiting=waiting, dynamic_batching=dynamic_batching)
         self._failed = failed
         self._ready = ready
         self._worker: JobWorker | None = None
@@ -73,5 +75,5 @@ class ServiceLoader:
         except BaseException as error:
             self._failed(error)
             return
-        self._worker = JobWorker(service, self._meter, self._waiting)
+        self._worker = self._new_worker(service)
         self._ready(service)

@@ -15,7 +15,7 @@ import pytest
 from http_server import PATIENCE, PROMPT, Server, decoded, events, proven, serving, until, until_refused
 
 from hidiff_runtime.serving import service
-from hidiff_runtime.serving.http import job_queue
+from hidiff_runtime.serving.http import job_queue, queued_job
 
 ASKED = {"prompt": PROMPT, "steps": 4, "seed": 1}
 STREAMED = {**ASKED, "stream": True}
@@ -133,9 +133,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    for module in (job_queue, service):
+    for module in (job_queue, queued_job, service):
         monkeypatch.setattr(module, "time", made)
-    monkeypatch.setattr(job_queue, "QUIET", 0.02)  # how often who waits looks at the time
+    monkeypatch.setattr(queued_job, "QUIET", 0.02)  # how often who waits looks at the time
     return made
 
 

@@ -16,7 +16,7 @@ from http_server import PROMPT, Server, data_url, decoded, events, png, proven, 
 from PIL import Image
 
 from hidiff_runtime import Pipeline
-from hidiff_runtime.serving.http.job_queue import previewed
+from hidiff_runtime.serving.http.queued_job import previewed
 
 pytestmark = pytest.mark.alone
 

@@ -21,7 +21,8 @@ from serving_sink import Counts
 from hidiff_runtime.pipeline.request import Request
 from hidiff_runtime.serving.http import job_queue as worker_module
 from hidiff_runtime.serving.http.errors import ApiError
-from hidiff_runtime.serving.http.job_queue import JobWorker, QueuedJob
+from hidiff_runtime.serving.http.job_queue import JobWorker
+from hidiff_runtime.serving.http.queued_job import QueuedJob
 from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.service import Service
 

@@ -16,7 +16,7 @@ import pytest
 from http_server import PATIENCE, PROMPT, Answer, Server, proven, serving
 
 from hidiff_runtime import BundleError
-from hidiff_runtime.serving.http import job_queue as worker_module
+from hidiff_runtime.serving.http import service_trial
 from hidiff_runtime.serving.metrics import METRICS
 
 
@@ -97,7 +97,7 @@ def test_what_stays_open_needs_no_bundle(tmp_path: Path) -> None:
 def tried_again_at_once() -> Iterator[None]:
     """Tries out again at once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_module, "AGAIN", 0.0)
+        patch.setattr(service_trial, "AGAIN", 0.0)
         yield
 
 
