@@ -128,6 +128,11 @@ class OnnxRuntimeDevice:
         """Memory of ONNX Runtime's own tensors, once entered."""
         return self._memory
 
+    @property
+    def maps_weights(self) -> bool:
+        """Whether weights stay in the mapped store: not where the CUDA provider copies them to the GPU."""
+        return self._options.weights == "shared" and self._memory is not None and self._memory.on_host
+
     def __enter__(self) -> OnnxRuntimeDevice:
         """Looks for the device. Raises EngineError when ONNX Runtime, or the device asked for, is not here."""
         available = OnnxRuntimeBackend().available()
@@ -321,8 +326,9 @@ def _failure(summary: str, error: Exception, *, engine: Path | None = None, advi
         return EngineError(
             f"{summary} There is too little memory.",
             given=given,
-            advice="Open the bundle with resident='current' (--resident current) and without prefetch, which keeps one "
-            "phase's engine, free what else is on the device, or build for fewer pixels or half precision.",
+            advice="Open the bundle with resident='current' (--resident current), without prefetch and without "
+            "memory_limit, which keeps one phase's engine, free what else is on the device, or build "
+            "for fewer pixels or half precision.",
         )
     return EngineError(summary, given=given, advice=advice)
 

@@ -15,8 +15,8 @@ from hidiff_runtime.format.manifest import GraphRecord, PhaseRecord
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx-cu13"}
 
 MORE_ROOM = (
-    "Open the bundle with resident='current' and without prefetch, end other programs on the GPU, or build the bundle "
-    "for a smaller batch or size."
+    "Open the bundle with resident='current', without prefetch and with no memory_limit or a smaller one, end other "
+    "programs on the GPU, or build the bundle for a smaller batch or size."
 )
 
 
