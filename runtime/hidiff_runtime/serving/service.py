@@ -55,7 +55,8 @@ class Service:
         self.bundle_hash = pipeline.bundle.manifest.digest
         _prove(pipeline)
         self.parity_hash = _warm_up(pipeline)
-        self._meter.proven(self.bundle_hash, self.parity_hash, pipeline.bundle.backend)
+        sizes = [(bucket.manifest.width, bucket.manifest.height) for bucket in pipeline.bundle.buckets]
+        self._meter.proven(self.bundle_hash, self.parity_hash, pipeline.bundle.backend, sizes)
 
     @classmethod
     def open(
@@ -118,7 +119,7 @@ class Service:
                 raise Expired("The deadline passed before the picture was made.", advice="Allow more time.")
 
         def after(step: PictureStep) -> None:
-            self._meter.step(step.phase.name, step.seconds)
+            self._meter.step(step.phase.name, request.size, step.seconds)
             go_on()
             if observer is not None:
                 observer(step)
@@ -128,8 +129,8 @@ class Service:
             warnings.simplefilter("ignore", TruncationWarning)  # the result tells what was cut
             go_on()
             result = next(self.pipeline.run([request], callback=after, progress=lambda _done, _total: go_on()))
-        self._meter.served(time.monotonic() - started)
-        self._meter.pictures(len(result.images))
+        self._meter.served(request.size, time.monotonic() - started)
+        self._meter.pictures(len(result.images), request.size)
         return result
 
     def try_out(self) -> None:
