@@ -50,7 +50,8 @@ def record_second(folder: Path, kind: toy.Toy) -> None:
     first, second = Manifest.read(folder).whole.manifests
     recorder = SampleRecorder("numpy", BOUND, BOUND)
     _record_calls(recorder, second, toy.stored_weights(kind))
-    _record_vae(recorder, second)
+    if second.vae is not None:
+        _record_vae(recorder, second)
     recorder.write(folder / "reference/second")
     toy.seal(folder, first, replace(second, reference=f"reference/second/{INDEX}"))
 
