@@ -101,6 +101,15 @@ def test_what_runs_beside_a_phase_stays_though_it_was_used_longest_ago(sessions:
     assert engines.names == ("a",)
 
 
+def test_what_runs_beside_a_phase_has_room_made_for_it_too(sessions: Sessions) -> None:
+    engines = pool(sessions, 9)
+    engines.get("b")
+    engines.get("c")
+    engines.get("a", ["d"])  # 9 of 9
+    engines.add("d")
+    assert sessions.events == ["open b", "open c", "open a", "close b", "close c", "open d"]
+
+
 def test_a_limit_that_is_too_small_is_as_none() -> None:
     ways = []
     for limit in (1, None):
