@@ -49,6 +49,12 @@ Examples:
 @click.option("--backend", metavar="NAME", help="Whose engines to run. [default: the first that the server has]")
 @click.option("--resident", type=click.Choice(["current", "all"]), default="current", help="Engines kept open.")
 @click.option("--prefetch", is_flag=True, help="Open the next phase's engine while the current one runs.")
+@click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    help="Keep engines open, of all sizes, up to so much memory, such as 6GiB; not with --resident all. "
+    "[default: one phase's]",
+)
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the backend. Repeatable.")
 @allow_links_option
 @click.option("--queue-size", default=64, show_default=True, type=click.IntRange(1), help="Requests that may wait.")
@@ -73,6 +79,7 @@ def triton(
     backend: str | None,
     resident: str,
     prefetch: bool,
+    memory_limit: str | None,
     options: tuple[str, ...],
     allow_links: tuple[Path, ...],
     queue_size: int,
@@ -97,6 +104,8 @@ def triton(
     _check_layout(layout)
     limits = {"prompt_characters": max_prompt, "image_bytes": max_image_bytes, "steps": max_steps}
     opening: dict[str, str | int | bool] = {"resident": resident, "prefetch": prefetch}
+    if memory_limit is not None:
+        opening["memory_limit"] = _memory_limit(memory_limit, resident)
     plan = RepositoryPlan(
         name=name,
         bundle=bundle,
@@ -121,6 +130,22 @@ def _check_layout(layout: str) -> None:
         )
 
 
+def _memory_limit(text: str, resident: str) -> int:
+    """Returns it in bytes. Raises InputError for no size, and where all engines stay."""
+    from hidiff_runtime.cli.shared_options import byte_count
+
+    if resident == "all":
+        raise InputError(
+            "--memory-limit does not go with --resident all, which closes no engine.",
+            given=text,
+            advice="Leave one of them out.",
+        )
+    try:
+        return byte_count(text)
+    except argparse.ArgumentTypeError as error:
+        raise InputError("--memory-limit must be a size.", given=error, advice="Write --memory-limit 6GiB.") from error
+
+
 def _gpus(text: str) -> tuple[int, ...]:
     """Returns the numbers in ``0,1``. Raises InputError for anything else."""
     parts = [part.strip() for part in text.split(",")] if text else []
@@ -133,14 +158,14 @@ def _gpus(text: str) -> tuple[int, ...]:
 
 def _options(texts: Sequence[str]) -> dict[str, str | int | bool]:
     """Returns options of the backend. Raises InputError for what is no NAME=VALUE, or no option of a backend."""
-    from hidiff_runtime.cli.shared_options import NAMES, named_value
+    from hidiff_runtime.cli.shared_options import NAMES, named_value, not_of_a_backend
 
     try:
         found = dict(named_value(text) for text in texts)
     except argparse.ArgumentTypeError as error:
         raise InputError("--option must be NAME=VALUE.", given=error, advice="Write --option threads=8.") from error
     if taken := [name for name in found if name in (*NAMES, "folder", "preload")]:
-        raise InputError("This is no option of a backend.", given=taken[0], advice=f"Use --{taken[0]} if there is one.")
+        raise not_of_a_backend(taken[0])
     return found
 
 

@@ -62,7 +62,7 @@ class BundleUNet(torch.nn.Module):
     Args:
         bundle: its folder, or a bundle that is open, which stays so.
         pipe: the pipeline to follow, where it cannot be found among the callers: in a denoising loop of one's own.
-        options: of :func:`hidiff_runtime.open`: ``backend``, ``resident``, ``prefetch``, ...
+        options: of :func:`hidiff_runtime.open`: ``backend``, ``resident``, ``memory_limit``, ...
 
     Attributes:
         bundle: the open bundle.

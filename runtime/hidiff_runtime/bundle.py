@@ -220,7 +220,7 @@ class Bundle:
 
     @contextmanager
     def network(self, name: Network) -> Iterator[Session]:
-        """Yields the session of a text encoder, of the VAE's decoder or its encoder, closed at the end unless all may
+        """Yields the session of a text encoder, of the VAE's decoder or its encoder, closed at the end unless it may
         stay.
 
         Raises:
@@ -253,17 +253,17 @@ class Bundle:
             return self._engines.tensors(step, memory)
 
     def preload(self) -> None:
-        """Opens engines ahead: the first phase's and its ControlNet's, or all of them where all may stay resident."""
+        """Opens engines ahead: the first phase's and those beside it.
+
+        Where all may stay resident, those of every phase and bucket; with a memory limit the first of them that it
+        holds, the bucket's own before the others'.
+
+        Raises:
+            EngineError: an engine does not load.
+        """
         with self.lock:
-            phases = [record.phase for record in self.manifest.phases]
-            wanted = phases if self._engines.all_stay else phases[:1]
-            step = self.tensors() is not None
-            for phase in wanted:
-                self.engine(phase)
-            if self.manifest.controlnet is not None and any(phase.control for phase in wanted):
-                self.controlnet_engine()
-            if step:
-                self.step_engine()
+            others = [bucket for bucket in self.buckets if bucket.manifest != self.manifest]
+            self._engines.preload([group for bucket in (self, *others) for group in bucket._together()])
 
     def close(self) -> None:
         """Closes every engine and the device; waits for a run in progress. Using the bundle again opens them again.
@@ -282,6 +282,12 @@ class Bundle:
         except EngineError:
             if kind is None:  # else it was told already: after a failure a GPU refuses everything
                 raise
+
+    def _together(self) -> Iterator[tuple[GraphRecord | None, ...]]:
+        """Yields the graphs that run beside each other: each phase's, and the step graph and ControlNet with it."""
+        step = None if self.tensors() is None else self.manifest.step
+        for record in self.manifest.phases:
+            yield record, step, self.manifest.controlnet if record.phase.control else None
 
     def _table(self, name: str) -> SamplerTable:
         table = SamplerTable.read(self.file(self.manifest.samplers[name]))
@@ -306,6 +312,7 @@ def open(
     backend: str | Backend | None = None,
     resident: str = "current",
     prefetch: bool = False,
+    memory_limit: int | None = None,
     loop: str = "auto",
     preload: bool = False,
     allow_links: LinksOption = (),
@@ -320,6 +327,9 @@ def open(
         resident: ``current`` keeps one phase's engine open, ``all`` keeps every one that was used.
         prefetch: opens the next phase's engine in a thread while the current one runs: a phase change then takes no
             time, and twice the memory.
+        memory_limit: bytes up to which ``current`` keeps engines open beyond the phase's: of other phases, sizes, text
+            encoders and the VAE, those used longest ago leaving first. An engine counts as the bytes of its files. The
+            phase's own is open even where it takes more, and then alone; none opens ahead that does not fit.
         loop: where a run keeps latents, embeddings and the sampler's state. ``auto`` leaves them on the device from the
             first step to the last if that is not the host itself; ``device`` does so there too; ``host`` never does.
         preload: opens engines now instead of at their first step.
@@ -340,7 +350,9 @@ def open(
     verify_files(place, manifest.files, verify)
     contents = manifest.whole
     chosen = choose(contents, backend)
-    engines = BundleEngines(place, contents, chosen, known, options, resident=resident, prefetch=prefetch)
+    engines = BundleEngines(
+        place, contents, chosen, known, options, resident=resident, prefetch=prefetch, memory_limit=memory_limit
+    )
     bundle = Bundle(engines, manifest, loop)
     for bucket in bundle.buckets:
         bucket.check_samplers()

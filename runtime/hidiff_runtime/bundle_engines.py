@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from hidiff_runtime.backends.device_tensors import DeviceTensors
 from hidiff_runtime.backends.fork_safety import left_behind, on_fork
+from hidiff_runtime.backends.memory_limit import EngineSize, MemoryLimit
 from hidiff_runtime.backends.protocol import Backend, Device, DeviceMemory, Session
 from hidiff_runtime.backends.session_pool import SessionPool
 from hidiff_runtime.errors import BundleError
@@ -34,6 +35,7 @@ class BundleEngines:
         options: of the backend.
         resident: see `SessionPool`.
         prefetch: see `SessionPool`.
+        memory_limit: bytes that open engines may take together, see `MemoryLimit`; None to keep none beyond a phase's.
 
     Attributes:
         lock: held by a run, since engines are shared by all runs on the bundle.
@@ -49,6 +51,7 @@ class BundleEngines:
         *,
         resident: str,
         prefetch: bool,
+        memory_limit: int | None = None,
     ) -> None:
         self.root = folder.root
         self.contents = contents
@@ -63,7 +66,8 @@ class BundleEngines:
         self._device = self._new_device()
         self._entered: Device | None = None
         self._tensors: dict[str, DeviceTensors] = {}
-        self._new_pool = partial(SessionPool, self._open_engine, resident, prefetch=prefetch)
+        limit = None if memory_limit is None else MemoryLimit(memory_limit, self._size_of)
+        self._new_pool = partial(SessionPool, self._open_engine, resident, prefetch=prefetch, limit=limit)
         self._pool = self._new_pool()
         self._tokenizers: dict[str, Tokenizer] = {}
         on_fork(self)
@@ -110,7 +114,7 @@ class BundleEngines:
     def get(self, record: GraphRecord, beside: Collection[GraphRecord | None] = ()) -> Session:
         """Returns the session of a phase's engine; see `SessionPool.get`."""
         with self.lock:
-            return self._pool.get(record.graph, _names(beside))
+            return self._pool.get(record.graph, self._names(beside))
 
     def add(self, record: GraphRecord) -> Session:
         """Returns the session of an engine that runs beside a phase's; see `SessionPool.add`."""
@@ -119,9 +123,16 @@ class BundleEngines:
 
     @contextmanager
     def borrow(self, record: GraphRecord, beside: Collection[GraphRecord | None]) -> Iterator[Session]:
-        """Yields the session of a network, closed at the end unless all may stay; see `SessionPool.borrow`."""
-        with self.lock, self._pool.borrow(record.graph, _names(beside)) as session:
+        """Yields the session of a network, closed at the end unless it may stay; see `SessionPool.borrow`."""
+        with self.lock, self._pool.borrow(record.graph, self._names(beside)) as session:
             yield session
+
+    def preload(self, groups: Iterable[Collection[GraphRecord | None]]) -> None:
+        """Opens engines ahead: a phase's with those beside it, and others as far as they stay; see
+        `SessionPool.preload`.
+        """
+        with self.lock:
+            self._pool.preload([self._names(group) for group in groups])
 
     def prefetch(self, record: GraphRecord) -> None:
         """Opens an engine ahead; see `SessionPool.prefetch`."""
@@ -174,28 +185,43 @@ class BundleEngines:
         Weight stores, whose hashes take long, are then compared only where they changed since the bundle was opened.
         """
         record, stores = self._records[graph], self.contents.shared.weights
-        path = self._checked_engine(record.engines[self.backend.name])
+        engine = self._engine_files(graph)[0]
         if store := stores.get(Path(graph).parent.as_posix()):
             self.files.file(store)
         weights = {name: self._folder.file(store) for name, store in stores.items()}
-        return self._enter().open(path, weights, record)
+        return self._enter().open(self._folder.file(engine), weights, record)
 
-    def _checked_engine(self, relative: str) -> Path:
-        """Returns an engine, all of whose files are the manifest's. Raises BundleError for one that is not."""
+    def _size_of(self, graph: str) -> EngineSize:
+        """Returns what an engine takes in memory: the bytes of its files, of which sessions may share weight stores."""
+        files = self.contents.shared.files
+        stores = self.contents.shared.weights.values() if self._enter().maps_weights else ()
+        sizes = {name: files[name].size for name in self._engine_files(graph)}
+        mapped = {name: size for name, size in sizes.items() if name in stores}
+        return EngineSize(sum(sizes.values()) - sum(mapped.values()), mapped)
+
+    def _engine_files(self, graph: str) -> tuple[str, ...]:
+        """Returns the files of a graph's engine by their paths in the manifest, the one that the backend opens first.
+
+        Raises:
+            BundleError: one of them is not the manifest's.
+        """
+        relative = self._records[graph].engines[self.backend.name]
         path = self.files.file(relative)
         root = path.parents[relative.count("/")]
+        found = []
         for part in self.backend.files(path):
             if not part.is_relative_to(root):
                 raise BundleError(f"The engine {relative} names a file outside the bundle.", given=part)
-            self.files.file(part.relative_to(root).as_posix())
-        return path
+            found.append(part.relative_to(root).as_posix())
+            self.files.file(found[-1])
+        return tuple(found)
+
+    def _names(self, records: Collection[GraphRecord | None]) -> tuple[str, ...]:
+        """Returns the graphs of those records that there are, and that have an engine of this backend."""
+        return tuple(record.graph for record in records if record is not None and self.backend.name in record.engines)
 
 
 def _graphs(contents: Contents) -> dict[str, GraphRecord]:
     """Returns every graph of the bundle by its path."""
     every = [(*manifest.phases, *(other for _, other in manifest.others())) for manifest in contents.manifests]
     return {record.graph: record for records in every for record in records}
-
-
-def _names(records: Collection[GraphRecord | None]) -> tuple[str, ...]:
-    return tuple(record.graph for record in records if record is not None)

@@ -124,11 +124,11 @@ class Server:
         return connection
 
     def count(self, name: str, **labels: str) -> float:
-        """A metric's value; 0 where it was never counted."""
-        shown = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
-        wanted = f"{name}{{{shown}}} " if labels else f"{name} "
-        found = [line for line in self.get("/metrics").body.decode().splitlines() if line.startswith(wanted)]
-        return float(found[0].split()[-1]) if found else 0.0
+        """A metric's value, of all that have these labels together; 0 where it was never counted."""
+        series = [line.rpartition(" ") for line in self.get("/metrics").body.decode().splitlines()]
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        own = [(told, value) for told, _, value in series if told.partition("{")[0] == name]
+        return sum(float(value) for told, value in own if all(label in told for label in wanted))
 
     def eventually(self, name: str, value: float, **labels: str) -> None:
         """Until a metric has this value."""

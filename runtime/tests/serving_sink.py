@@ -14,6 +14,7 @@ class Counts:
     """Keeps everything, and refuses what the table of metrics does not say."""
 
     counters: Counter[tuple[str, tuple[tuple[str, str], ...]]] = field(default_factory=Counter)
+    begun: set[tuple[str, tuple[tuple[str, str], ...]]] = field(default_factory=set)
     gauges: dict[str, list[tuple[dict[str, str], float]]] = field(default_factory=dict)
     observed: dict[str, list[tuple[dict[str, str], float]]] = field(default_factory=dict)
 
@@ -21,8 +22,11 @@ class Counts:
         assert metric in METRICS
         assert tuple(labels) == metric.labels
         if metric.kind == "counter":
-            assert value == int(value) >= 1
-            self.counters[metric.name, tuple(labels.items())] += int(value)
+            assert value == int(value) >= 0
+            key = metric.name, tuple(labels.items())
+            self.begun.add(key)
+            if value:
+                self.counters[key] += int(value)
         else:
             values = self.gauges if metric.kind == "gauge" else self.observed
             values.setdefault(metric.name, []).append((dict(labels), value))

@@ -130,6 +130,7 @@ class ToyDevice:
 
     backend: ToyBackend
     memory: None = None
+    maps_weights: bool = False
 
     def __enter__(self) -> ToyDevice:
         return self

@@ -155,6 +155,7 @@ class Device:
 
     backend: Backend
     memory: Memory | None = None
+    maps_weights: bool = False
 
     def __enter__(self) -> Device:
         self.backend.events.append("enter device")

@@ -52,7 +52,8 @@ def record_others(folder: Path, kind: toy.Toy) -> None:
     for number, bucket in enumerate(others, start=1):
         recorder = SampleRecorder("numpy", BOUND, BOUND)
         _record_calls(recorder, bucket, toy.stored_weights(kind))
-        _record_vae(recorder, bucket)
+        if bucket.vae is not None:
+            _record_vae(recorder, bucket)
         recorder.write(folder / f"reference/{number}")
         recorded.append(replace(bucket, reference=f"reference/{number}/{INDEX}"))
     toy.seal(folder, *recorded)

@@ -76,9 +76,9 @@ class Served:
         return text
 
     def count(self, name: str) -> float:
-        """A metric's value; 0 where it was never counted."""
-        found = [line for line in self.get("/metrics").splitlines() if line.startswith(f"{name} ")]
-        return float(found[0].split()[1]) if found else 0.0
+        """A metric's value, of all labels together; 0 where it was never counted."""
+        series = [line.rpartition(" ") for line in self.get("/metrics").splitlines()]
+        return sum(float(value) for told, _, value in series if told.partition("{")[0] == name)
 
     def eventually(self, name: str, value: float) -> None:
         """Until a metric has this value."""

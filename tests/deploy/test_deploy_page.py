@@ -41,7 +41,7 @@ def test_values_are_the_charts() -> None:
 def test_options_are_the_commands() -> None:
     options = {name for parameter in triton.params for name in parameter.opts}
     text = PAGE.read_text()
-    named = set(re.findall(r"`(--(?:queue|max|resident|prefetch|option|bundle|gpus)[\w-]*)", text))
+    named = set(re.findall(r"`(--(?:queue|max|memory|resident|prefetch|option|bundle|gpus)[\w-]*)", text))
     assert len(named) > 8
     assert named <= options
 

@@ -89,12 +89,28 @@ def unknown(query: str) -> set[str]:
     """Metrics and labels in a query that there are not. Raises ValueError where it does not parse."""
     import promql_parser
 
-    found: set[str] = set()
-    for name, selected in selectors(promql_parser.parse(query)):
+    parsed = promql_parser.parse(query)
+    found = ungrouped(parsed)
+    for name, selected in selectors(parsed):
         if name not in OURS and name not in TRITON:
             found.add(name)
         found |= {label for label in selected if label not in ADDED | OURS.get(name, set())}
     return found
+
+
+def ungrouped(node: Any) -> set[str]:
+    """Labels that a parsed query sums by and that none of the metrics below has."""
+    import promql_parser
+
+    found: set[str] = set()
+    if isinstance(node, promql_parser.BinaryExpr):
+        return ungrouped(node.lhs) | ungrouped(node.rhs)
+    if isinstance(node, promql_parser.Call):
+        return found.union(*map(ungrouped, node.args))
+    if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
+        there = {label for name, _ in selectors(node.expr) for label in OURS.get(name, set())}
+        found = {label for label in node.modifier.labels if label not in ADDED | there}
+    return found | (ungrouped(node.expr) if hasattr(node, "expr") else set())
 
 
 def selectors(node: Any) -> Iterator[tuple[str, list[str]]]:
@@ -212,6 +228,8 @@ def test_unknown_metrics_and_labels_are_caught() -> None:
         "phase",
     }
     assert unknown('1 - max(hidiff_pictures_total{kind="a"} / on (instance) nv_other)') == {"kind", "nv_other"}
+    assert unknown("max(sum by (phase, size) (rate(hidiff_step_seconds_sum[5m])))") == set()
+    assert unknown("max(60 * sum by (phase, size) (rate(hidiff_pictures_total[5m])))") == {"phase"}
     with pytest.raises(ValueError, match=r"."):
         unknown("sum by (")
 

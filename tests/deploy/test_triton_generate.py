@@ -203,10 +203,11 @@ def test_metrics_tell_what_was_made(served: TritonServer, pipe: Pipeline) -> Non
         assert names, (start, labels)
         return sum(after[name] - before.get(name, 0.0) for name in names)
 
-    assert risen("hidiff_pictures_total") == 2
-    assert risen("hidiff_request_seconds_count") == 2
+    size = f'size="{pipe.bundle.manifest.width}x{pipe.bundle.manifest.height}"'
+    assert risen("hidiff_pictures_total", size) == 2
+    assert risen("hidiff_request_seconds_count", size) == 2
     for phase in set(phases(pipe)):
-        assert risen("hidiff_step_seconds_count", f'phase="{phase}"') == 2 * phases(pipe).count(phase)
+        assert risen("hidiff_step_seconds_count", f'phase="{phase}"', size) == 2 * phases(pipe).count(phase)
     assert risen("hidiff_failures_total", 'kind="input"') == 1
     proof = next(name for name in after if name.startswith("hidiff_parity_info"))
     assert after[proof] == 1

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 
 import click
 import pytest
 
+import hidiff_runtime
 from hidiff_export.cli import main
 from hidiff_export.errors import HidiffError
 from hidiff_export.recipe import Recipe
@@ -214,6 +216,22 @@ def test_names_are_in_the_packages(page: Path) -> None:
 def test_commands_options_and_recipes_are_there(page: Path) -> None:
     assert wrong_commands(page) == []
     assert wrong_recipes(page) == []
+
+
+def test_every_way_to_open_a_bundle_is_told() -> None:
+    told = (ROOT / "runtime/README.md").read_text(encoding="utf-8")
+    ways = [way.name for way in signature(hidiff_runtime.open).parameters.values() if way.kind is way.KEYWORD_ONLY]
+    assert "memory_limit" in ways
+    assert [name for name in ways if f"{name}=" not in told] == []
+
+
+def test_every_option_of_the_server_has_a_row() -> None:
+    page = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
+    rows = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    options = options_of("hidiff-serve", "") or frozenset()
+    named = {name for name in options if name.startswith("--")} - {"--help", "--version"}
+    assert "--memory-limit" in named
+    assert sorted(name for name in named if not re.search(rf"`{name}\b(?!-)", rows)) == []
 
 
 @each_page

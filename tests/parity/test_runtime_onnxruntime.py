@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import toy
+import toy_reference
+import toy_sizes
 
 from hidiff_runtime import BundleError, EngineError, InputError, check
 from hidiff_runtime import open as open_bundle
@@ -159,7 +161,7 @@ def test_an_engine_that_takes_something_else_than_the_manifest_says_is_refused(f
         ]
         phases.append(replace(phase, inputs=tuple(wider)))
     toy.seal(folder, replace(manifest, phases=tuple(phases), reference=None))
-    with open_bundle(folder) as bundle, pytest.raises(BundleError, match="An engine has other inputs than") as caught:
+    with open_bundle(folder) as bundle, pytest.raises(BundleError, match="engine is not of the graph unet/") as caught:
         bundle.engine(manifest.phases[0].phase)
     assert caught.value.exit_code == 4
 
@@ -182,5 +184,42 @@ def test_an_engine_of_other_sizes_is_refused_before_noise_is_drawn(
     with open_bundle(folder) as bundle:
         embeds = {name: np.zeros((1, toy.TOKENS, toy.DIM), np.float32) for name in ("", "negative_")}
         named = {f"{sign}prompt_embeds": value for sign, value in embeds.items()}
-        with pytest.raises(BundleError, match=r"other inputs than the manifest says: latents float32\[2, 4, 12, 16\]"):
+        with pytest.raises(BundleError, match=r"\[2, 4, 6, 8\], the manifest says float32\[2, 4, 12, 16\]"):
             bundle.denoiser().denoise(**named, steps=8, seed=0, guidance_scale=4.0)
+
+
+def test_graphs_of_another_size_than_the_buckets_are_refused_by_name(folder: Path) -> None:
+    """The second size's graphs are the first one's, under names and hashes of their own."""
+    toy_sizes.add_turned(folder)
+    toy_reference.record_second(folder, toy.Toy())
+    said = "input latents is float32[2, 4, 6, 8], the manifest says float32[2, 4, 8, 6]"
+    with open_bundle(folder, verify="size") as bundle:
+        first, second = bundle.buckets
+        phase = first.manifest.phases[0].phase
+        first.engine(phase)
+        with pytest.raises(BundleError, match=r"not of the graph unet/strided_pooled-turned\.graph that") as caught:
+            second.engine(phase)
+        assert said in caught.value.given
+        assert "output noise_pred is float32[2, 4, 6, 8], the manifest says float32[2, 4, 8, 6]" in caught.value.given
+        assert "strided_pooled.onnxruntime-turned.onnx" in caught.value.given
+        assert caught.value.exit_code == 4
+        assert check(bundle, sizes=[(64, 48)]).ok
+    with pytest.raises(BundleError, match="not of the graph") as caught:
+        check(folder)
+    assert said in caught.value.given
+
+
+@pytest.mark.parametrize(("weights", "held"), [("shared", 3), ("packed", 1)])
+def test_a_weight_store_that_all_engines_map_counts_once_for_a_memory_limit(
+    pristine: Path, weights: str, held: int
+) -> None:
+    manifest = Manifest.read(pristine)
+    engines = [record.engines["onnxruntime"] for record in manifest.phases]
+    limit = sum(manifest.files[name].size for name in (*engines, manifest.weights["unet"]))
+    store = manifest.files[manifest.weights["unet"]].size
+    assert store > max(manifest.files[name].size for name in engines)
+    for allowed, staying in ((limit, held), (limit - 1, held - 1 or 1)):
+        with open_bundle(pristine, weights=weights, device="cpu", memory_limit=allowed) as bundle:
+            for phase in manifest.phases:
+                bundle.engine(phase.phase)
+            assert len(bundle.open_phases) == staying

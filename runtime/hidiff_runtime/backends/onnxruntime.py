@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.backends.external_data import files_of, relinked
 from hidiff_runtime.backends.protocol import Availability, DeviceArray, WeightMap, check_fits, check_tensors
+from hidiff_runtime.backends.signature import signature_faults
 from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.format.codec import REBUILD
 from hidiff_runtime.format.dtypes import BY_NAME
-from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
+from hidiff_runtime.format.manifest import GraphRecord
 
 _INSTALL = "pip install 'hidiff-runtime[cpu]', or 'hidiff-runtime[gpu]' for CUDA."
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _WEIGHTS = ("packed", "shared")
+_TYPES = {known.onnxruntime: name for name, known in BY_NAME.items()}
 _EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
 """Where a graph that is given as bytes finds its weights."""
 
@@ -127,6 +129,11 @@ class OnnxRuntimeDevice:
     def memory(self) -> OrtMemory | None:
         """Memory of ONNX Runtime's own tensors, once entered."""
         return self._memory
+
+    @property
+    def maps_weights(self) -> bool:
+        """Whether weights stay in the mapped store: not where the CUDA provider copies them to the GPU."""
+        return self._options.weights == "shared" and self._memory is not None and self._memory.on_host
 
     def __enter__(self) -> OnnxRuntimeDevice:
         """Looks for the device. Raises EngineError when ONNX Runtime, or the device asked for, is not here."""
@@ -261,8 +268,7 @@ class OnnxRuntimeSession:
                 given=", ".join(found),
                 advice="Use device=cpu, or install 'hidiff-runtime[gpu]' and NVIDIA's driver.",
             )
-        _check_signature("inputs", self._record.inputs, session.get_inputs(), self._engine)
-        _check_signature("outputs", self._record.outputs, session.get_outputs(), self._engine)
+        _check_signature(session, self._record, self._engine)
         self._session = session
         return self
 
@@ -301,15 +307,18 @@ class OnnxRuntimeSession:
             raise EngineError("The engine is not open.", given=self._engine, advice="Run it inside 'with session:'.")
 
 
-def _check_signature(what: str, specs: Sequence[TensorSpec], found: Sequence[Any], engine: Path) -> None:
+def _check_signature(session: Any, record: GraphRecord, engine: Path) -> None:
     """Refuses an engine whose inputs or outputs are not those that the bundle says it has. Raises BundleError."""
-    there = {node.name: (tuple(node.shape), node.type) for node in found}
-    due = {spec.name: (spec.shape, BY_NAME[spec.dtype].onnxruntime) for spec in specs}
-    if there != due:
-        given = ", ".join(f"{name} {kind}{list(shape)}" for name, (shape, kind) in there.items())
+    takes, gives = (
+        {node.name: f"{_TYPES.get(node.type, node.type)}{list(node.shape)}" for node in nodes}
+        for nodes in (session.get_inputs(), session.get_outputs())
+    )
+    faults = signature_faults("input", record.inputs, takes, "the manifest")
+    faults += signature_faults("output", record.outputs, gives, "the manifest")
+    if faults:
         raise BundleError(
-            f"An engine has other {what} than the manifest says: {', '.join(map(str, specs))}.",
-            given=f"{engine.name}: {given[:1000]}",
+            f"The engine is not of the graph {record.graph} that the manifest names.",
+            given=f"{engine}: {'; '.join(faults)[:1000]}",
             advice=REBUILD,
         )
 
@@ -321,8 +330,9 @@ def _failure(summary: str, error: Exception, *, engine: Path | None = None, advi
         return EngineError(
             f"{summary} There is too little memory.",
             given=given,
-            advice="Open the bundle with resident='current' (--resident current) and without prefetch, which keeps one "
-            "phase's engine, free what else is on the device, or build for fewer pixels or half precision.",
+            advice="Open the bundle with resident='current' (--resident current), without prefetch and without "
+            "memory_limit, which keeps one phase's engine, free what else is on the device, or build "
+            "for fewer pixels or half precision.",
         )
     return EngineError(summary, given=given, advice=advice)
 

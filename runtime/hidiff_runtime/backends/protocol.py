@@ -118,6 +118,11 @@ class Device(AbstractContextManager["Device"], Protocol):
         """Its memory once entered; ``None`` where sessions take and give host arrays only."""
         ...
 
+    @property
+    def maps_weights(self) -> bool:
+        """Whether its sessions use weight stores as they lie on the disk, each in memory once for all; once entered."""
+        ...
+
     def open(self, engine: Path, weights: WeightMap, record: GraphRecord) -> Session:
         """Returns a session of an engine file, which loads when it is entered.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from hidiff_runtime.pipeline.request_fields import SETTINGS, Field, Kind
 if TYPE_CHECKING:
     from hidiff_runtime.bundle import Bundle
 
-NAMES = ("verify", "backend", "resident", "prefetch", "loop", "allow_links")
+NAMES = ("verify", "backend", "resident", "prefetch", "memory_limit", "loop", "allow_links")
 
 FIELD_OPTIONS = tuple(field for field in SETTINGS.values() if field.group)
 """The settings that are options of ``hidiff-run generate``."""
@@ -29,6 +31,13 @@ def add_opening(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--prefetch", action="store_true", help="open the next phase's engine while the current one runs"
+    )
+    group.add_argument(
+        "--memory-limit",
+        type=byte_count,
+        metavar="SIZE",
+        help="keep engines open, of all sizes, up to so much memory, such as 6GiB; not with --resident all "
+        "(default: one phase's)",
     )
     group.add_argument(
         "--loop",
@@ -75,6 +84,20 @@ def named_value(text: str) -> tuple[str, str | int | bool]:
     return name, int(value) if value.isdecimal() else value
 
 
+def byte_count(text: str) -> int:
+    """Reads bytes, plain or in a unit: ``6GiB``, ``500MB``."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]*)", text, re.IGNORECASE | re.ASCII)
+    size = 0 if found is None else int(Decimal(found[1]) * _UNITS.get(found[2].lower(), 0))
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes: write 6GiB, 500MB or 6442450944")
+    return size
+
+
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
+_UNITS |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}
+
+
 def opening(options: argparse.Namespace) -> dict[str, Any]:
     """Returns how the command's options say that the bundle is to be opened, as :func:`hidiff_runtime.open` takes it.
 
@@ -84,8 +107,14 @@ def opening(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in NAMES}
     taken = [name for name, _ in options.option if name in (*given, "folder", "preload")]
     if taken:
-        raise InputError("This is no option of a backend.", given=taken[0], advice=f"Use --{taken[0]} if there is one.")
+        raise not_of_a_backend(taken[0])
     return {**given, **dict(options.option)}
+
+
+def not_of_a_backend(name: str) -> InputError:
+    """Returns the error for what ``--option`` names though the command has it itself, or nothing has."""
+    advice = f"Use --{name.replace('_', '-')} if there is one."
+    return InputError("This is no option of a backend.", given=name, advice=advice)
 
 
 def open_bundle(options: argparse.Namespace, **changes: Any) -> Bundle:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from hidiff_runtime.pipeline.request_fields import Size
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,19 @@ class Metric:
 _STEP_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _REQUEST_BUCKETS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 900.0)
 
-PICTURES = Metric("hidiff_pictures_total", "counter", "Pictures that were made.")
+PICTURES = Metric("hidiff_pictures_total", "counter", "Pictures that were made.", ("size",))
 STEP_SECONDS = Metric(
-    "hidiff_step_seconds", "histogram", "Seconds of a denoising step; its count is steps.", ("phase",), _STEP_BUCKETS
+    "hidiff_step_seconds",
+    "histogram",
+    "Seconds of a denoising step; its count is steps.",
+    ("phase", "size"),
+    _STEP_BUCKETS,
 )
 REQUEST_SECONDS = Metric(
     "hidiff_request_seconds",
     "histogram",
     "Seconds of a run that made its pictures, from prompt to pixels.",
-    (),
+    ("size",),
     _REQUEST_BUCKETS,
 )
 CANCELLATIONS = Metric("hidiff_cancellations_total", "counter", "Runs that the client ended.")
@@ -71,17 +77,17 @@ class MetricsRecorder:
     def __init__(self, sink: Sink = lambda *_: None) -> None:
         self._sink = sink
 
-    def pictures(self, count: int) -> None:
-        """Counts pictures that were made."""
-        self._sink(PICTURES, count, {})
+    def pictures(self, count: int, size: Size) -> None:
+        """Counts pictures that were made; their size is width and height, as in all that follows."""
+        self._sink(PICTURES, count, {"size": _text(size)})
 
-    def step(self, phase: str, seconds: float) -> None:
-        """Observes a step of a phase."""
-        self._sink(STEP_SECONDS, seconds, {"phase": phase})
+    def step(self, phase: str, size: Size, seconds: float) -> None:
+        """Observes a step of a phase, in a run of pictures of this size."""
+        self._sink(STEP_SECONDS, seconds, {"phase": phase, "size": _text(size)})
 
-    def served(self, seconds: float) -> None:
+    def served(self, size: Size, seconds: float) -> None:
         """Observes a run that made its pictures."""
-        self._sink(REQUEST_SECONDS, seconds, {})
+        self._sink(REQUEST_SECONDS, seconds, {"size": _text(size)})
 
     def cancelled(self) -> None:
         """Counts a run that the client ended, or took back before it began."""
@@ -91,10 +97,20 @@ class MetricsRecorder:
         """Counts a request that failed; the kind is that of `hidiff_runtime.serving.public_errors.kind_of`."""
         self._sink(FAILURES, 1, {"kind": kind})
 
-    def proven(self, bundle: str, parity: str, backend: str) -> None:
-        """Notes that the bundle with this hash passed its checks and drew a warm-up picture with that hash."""
+    def proven(self, bundle: str, parity: str, backend: str, sizes: Iterable[Size]) -> None:
+        """Notes that the bundle with this hash passed its checks and drew a warm-up picture with that hash.
+
+        Pictures of each of its sizes are counted from zero on: Prometheus sees no increase in what begins at one.
+        """
         self._sink(PARITY, 1, {"bundle": bundle, "parity": parity, "backend": backend})
+        for size in dict.fromkeys(sizes):
+            self.pictures(0, size)
 
     def alive(self) -> None:
         """Notes that this process lives."""
         self._sink(HEARTBEAT, time.time(), {})
+
+
+def _text(size: Size) -> str:
+    width, height = size
+    return f"{width}x{height}"

@@ -86,7 +86,8 @@ class Service:
         self.bundle_hash = pipeline.bundle.manifest.digest
         _prove(pipeline)
         self.parity_hash = _warm_up(pipeline)
-        self._meter.proven(self.bundle_hash, self.parity_hash, pipeline.bundle.backend)
+        sizes = [(bucket.manifest.width, bucket.manifest.height) for bucket in pipeline.bundle.buckets]
+        self._meter.proven(self.bundle_hash, self.parity_hash, pipeline.bundle.backend, sizes)
 
     @classmethod
     def open(
@@ -157,8 +158,9 @@ class Service:
         A request that nobody waits for any more is told so, and the run goes on for the others; it ends with the last.
         Whatever else goes wrong is every request's.
         """
-        ended: dict[int, Exception] = {}
-        places = [0, *accumulate(len(ticket.request.prompts) for ticket in tickets)]
+        requests = [ticket.request for ticket in tickets]
+        size, ended = requests[0].size, dict[int, Exception]()
+        places = [0, *accumulate(len(request.prompts) for request in requests)]
 
         def follow(act: Callable[[int, Ticket], object]) -> None:
             for index, ticket in enumerate(tickets):
@@ -175,12 +177,11 @@ class Service:
             follow(lambda _index, ticket: ticket.check())
 
         def after(step: PictureStep) -> None:
-            self._meter.step(step.phase.name, step.seconds)
+            self._meter.step(step.phase.name, size, step.seconds)
             go_on()
             follow(lambda index, ticket: ticket.observe(step, places[index]))
 
         started = time.monotonic()
-        requests = [ticket.request for ticket in tickets]
         outcomes: list[Result | Exception]
         try:
             with warnings.catch_warnings():
@@ -198,8 +199,8 @@ class Service:
         if isinstance(outcome, Exception):
             _count_failure(self._meter, outcome)
         else:
-            self._meter.served(seconds)
-            self._meter.pictures(len(outcome.images))
+            self._meter.served(outcome.request.size, seconds)
+            self._meter.pictures(len(outcome.images), outcome.request.size)
 
     def try_out(self) -> None:
         """Draws the warm-up picture once more: where that fails, every request would.

@@ -222,6 +222,7 @@ def test_gpus_are_for_engines_that_need_them(job: Job) -> None:
         (["--prompts", "gs://bucket/x.csv"], 2, "Only s3://"),
         (["--prompts", "none.csv"], 2, "cannot be read"),
         (["--option", "resident=all"], 2, "no option of a backend"),
+        (["--option", "memory_limit=1"], 2, "Use --memory-limit"),
         (["--ray", "ray://head:10001"], 2, "--ray auto"),
     ],
 )

@@ -140,6 +140,9 @@ def test_how_a_bundle_is_opened(folder: Path, tmp_path: Path, capsys: pytest.Cap
     output = tmp_path / "latents.safetensors"
     command = ["denoise", str(folder), "--random-embeds", "0", "--steps", "4", "--guidance", "2", "-o", str(output)]
     assert cli.main([*command, "--prefetch", "--loop", "host", "--resident", "all"]) == 0
+    assert cli.main([*command, "--prefetch", "--memory-limit", "1GiB"]) == 0
+    assert cli.main([*command, "--resident", "all", "--memory-limit", "1GiB"]) == 2
+    assert "memory_limit does not go with resident='all'" in capsys.readouterr().err
     assert cli.main([*command, "--loop", "device"]) == 5
     assert "device keeps no arrays" in capsys.readouterr().err
 

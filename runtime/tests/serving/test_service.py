@@ -7,15 +7,18 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import toy
 import toy_pictures
+import toy_sizes
 from serving_sink import Counts
-from toy_reference import record
+from toy_reference import record, record_others
 
 from hidiff_runtime import BundleError, Cancelled, EngineError, Expired, InputError, ParityError, Pipeline
+from hidiff_runtime.format.safetensors import SafetensorsFile, write
 from hidiff_runtime.pipeline.pipeline import PictureStep
 from hidiff_runtime.pipeline.request_values import Limits
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
@@ -139,10 +142,69 @@ def test_the_observer_sees_each_step_and_a_preview(service: Service) -> None:
 
 def test_counts_pictures_steps_and_seconds(service: Service, counts: Counts) -> None:
     service.generate(service.request({"prompt": PROMPT, "steps": 4}))
-    assert counts.counters == {("hidiff_pictures_total", ()): 1}
-    phases = [labels["phase"] for labels, seconds in counts.observed["hidiff_step_seconds"] if seconds >= 0]
-    assert phases == ["strided_pooled", "strided", "windowed", "windowed"]
-    assert len(counts.observed["hidiff_request_seconds"]) == 1
+    assert counts.counters == {("hidiff_pictures_total", (("size", "64x48"),)): 1}
+    steps = [labels for labels, seconds in counts.observed["hidiff_step_seconds"] if seconds >= 0]
+    assert [labels["phase"] for labels in steps] == ["strided_pooled", "strided", "windowed", "windowed"]
+    assert {labels["size"] for labels in steps} == {"64x48"}
+    assert [labels for labels, _ in counts.observed["hidiff_request_seconds"]] == [{"size": "64x48"}]
+
+
+def of_two_sizes(folder: Path) -> Path:
+    toy_pictures.make(folder)
+    record(folder, toy.Toy())
+    toy_sizes.add_turned(folder)
+    record_others(folder, toy.Toy())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return of_two_sizes(tmp_path_factory.mktemp("two") / "bundle")
+
+
+def test_what_is_counted_tells_sizes_apart(two_sizes: Path, counts: Counts) -> None:
+    with Service.open(two_sizes, backend=toy_pictures.Backend(), meter=MetricsRecorder(counts)) as service:
+        assert counts.begun == {("hidiff_pictures_total", (("size", size),)) for size in ("64x48", "48x64")}
+        for sides in ({}, {"width": 48, "height": 64}, {"width": 48, "height": 64}):
+            service.generate(service.request({"prompt": PROMPT, "steps": 1, **sides}))
+    assert counts.counters == {
+        ("hidiff_pictures_total", (("size", "64x48"),)): 1,
+        ("hidiff_pictures_total", (("size", "48x64"),)): 2,
+    }
+    for name in ("hidiff_step_seconds", "hidiff_request_seconds"):
+        assert [labels["size"] for labels, _ in counts.observed[name]] == ["64x48", "48x64", "48x64"]
+
+
+@pytest.mark.parametrize("options", [{}, {"resident": "all"}, {"memory_limit": 2**30}], ids=str)
+def test_every_size_is_proven_and_the_first_alone_is_warmed_up(
+    two_sizes: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    backend = toy_pictures.Backend()
+    with Service.open(two_sizes, backend=backend, **options) as service:
+        shapes = [inputs["latents"].shape[2:] for name, inputs in backend.calls if name == "decoder"]
+        assert {shapes[-1]} == {(toy.HEIGHT, toy.WIDTH)}
+        assert (toy.WIDTH, toy.HEIGHT) in shapes
+        opened = backend.events.count("open strided")
+        assert opened == 2 if options else opened > 2
+        with Service.open(toy_sizes.alone(two_sizes, 0, tmp_path / "alone"), backend=toy_pictures.Backend()) as alone:
+            assert alone.parity_hash == service.parity_hash
+
+
+def test_a_wrong_sample_of_the_second_size_keeps_the_server_from_starting(tmp_path: Path, counts: Counts) -> None:
+    folder = of_two_sizes(tmp_path / "bundle")
+    tensors = folder / "reference/1/samples.safetensors"
+    with SafetensorsFile.open(tensors) as file:
+        arrays = {name: np.array(array) for name, array in file.arrays().items()}
+    write(tensors, {name: array * np.float32(1.01) for name, array in arrays.items()})
+    toy.seal(folder)
+    with pytest.raises(ParityError, match="do not compute what PyTorch computed") as caught:
+        Service.open(folder, backend=toy_pictures.Backend(), meter=MetricsRecorder(counts))
+    assert "48x64" in str(caught.value.given)
+    assert "64x48" not in str(caught.value.given)
+    assert not counts.gauges
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    with pytest.raises(BundleError, match="its files are not those it was written with"):
+        Service.open(folder, backend=toy_pictures.Backend())
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 4])

@@ -67,6 +67,12 @@ def test_options_reach_the_configuration(bundle: Path, tmp_path: Path) -> None:
     assert (policy.max_queue_size, policy.default_timeout_microseconds) == (7, 2_500_000)
 
 
+def test_a_memory_limit_reaches_the_configuration_in_bytes(bundle: Path, tmp_path: Path) -> None:
+    assert triton(bundle, "-o", tmp_path / "models", "--memory-limit", "6GiB").exit_code == 0
+    options = json.loads(config(tmp_path / "models", "hidiff_stream").parameters["options"].string_value)
+    assert options == {"resident": "current", "prefetch": False, "memory_limit": 6 * 2**30}
+
+
 def test_it_tells_people_and_machines_what_it_wrote(bundle: Path, tmp_path: Path) -> None:
     said = triton(bundle, "-o", tmp_path / "models").output
     assert f"tritonserver --model-repository {tmp_path / 'models'}" in said
@@ -86,6 +92,10 @@ def test_it_tells_people_and_machines_what_it_wrote(bundle: Path, tmp_path: Path
         (("--gpus", "all"), 2, "different numbers"),
         (("--option", "threads"), 2, "NAME=VALUE"),
         (("--option", "verify=size"), 2, "no option of a backend"),
+        (("--option", "memory_limit=1"), 2, "Use --memory-limit"),
+        (("--memory-limit", "much"), 2, "write 6GiB, 500MB or 6442450944"),
+        (("--memory-limit", "0"), 2, "--memory-limit must be a size"),
+        (("--memory-limit", "1GiB", "--resident", "all"), 2, "does not go with --resident all"),
         (("--bundle", "elsewhere"), 2, "absolute path"),
         (("--name", "a/b"), 2, "no name of a model"),
         (("--queue-size", "0"), 2, "queue-size"),

@@ -82,6 +82,7 @@ class TorchBackend:
         return Availability(not self.missing, self.missing or "torch", "pip install it" if self.missing else "")
 
     memory: None = None
+    maps_weights = False
 
     def files(self, engine: Path) -> tuple[Path, ...]:
         return (engine,)

@@ -14,7 +14,8 @@ _ADVICE = {
     "cudaErrorStubLibrary": _NEWER_DRIVER,
     "cudaErrorSystemDriverMismatch": "Reboot, or load the driver's kernel module that fits its libraries.",
     "cudaErrorNoDevice": "Look for a GPU with nvidia-smi; check CUDA_VISIBLE_DEVICES.",
-    "cudaErrorMemoryAllocation": "Open the bundle with resident='current', or end other programs on the GPU.",
+    "cudaErrorMemoryAllocation": "Open the bundle with resident='current' and no memory_limit or a smaller one, or end "
+    "other programs on the GPU.",
     "cudaErrorIllegalAddress": "Start the process again: this one's GPU state is lost.",
 }
 _SUMMARIES = {

@@ -96,6 +96,11 @@ class TensorRtDevice:
         """Its memory, once entered."""
         return None if self._open is None else self._open[2]
 
+    @property
+    def maps_weights(self) -> bool:
+        """False: each plan's weights are copied to the GPU."""
+        return False
+
     def __enter__(self) -> TensorRtDevice:
         """Takes the GPU. Raises EngineError if library, driver or GPU are missing, or there is too little memory."""
         with ExitStack() as stack:

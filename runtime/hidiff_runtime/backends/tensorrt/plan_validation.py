@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hidiff_runtime.backends.signature import signature_faults
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.backends.tensorrt.runtime_library import RTX_TARGETS, GpuInfo, LoadedLibrary
 from hidiff_runtime.errors import EngineError
@@ -15,8 +16,8 @@ from hidiff_runtime.format.manifest import GraphRecord, PhaseRecord
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx-cu13"}
 
 MORE_ROOM = (
-    "Open the bundle with resident='current' and without prefetch, end other programs on the GPU, or build the bundle "
-    "for a smaller batch or size."
+    "Open the bundle with resident='current', without prefetch and with no memory_limit or a smaller one, end other "
+    "programs on the GPU, or build the bundle for a smaller batch or size."
 )
 
 
@@ -71,13 +72,12 @@ def check_graph(plan: PlanRecord, path: Path, record: GraphRecord) -> None:
     phase = record.phase.name if isinstance(record, PhaseRecord) else None
     if phase is not None and phase != plan.phase:
         faults.append(f"phase {plan.phase or 'none'} instead of {phase}")
-    faults += [f"no input {spec}" for spec in record.inputs if spec not in plan.inputs]
-    faults += [f"no output {spec}" for spec in record.outputs if spec not in plan.outputs]
-    faults += [f"another output {spec}" for spec in plan.outputs if spec not in record.outputs]
-    faults += [f"another input {spec}" for spec in plan.inputs if spec not in record.inputs]
+    for kind, due, found in (("input", record.inputs, plan.inputs), ("output", record.outputs, plan.outputs)):
+        there = {spec.name: f"{spec.dtype}{list(spec.shape)}" for spec in found}
+        faults += signature_faults(kind, due, there, "the manifest")
     if faults:
         raise EngineError(
-            "The engine is not one of the graph that the manifest names.",
+            f"The engine is not of the graph {record.graph} that the manifest names.",
             given=f"{path}: {'; '.join(faults)}",
             advice=REBUILD,
         )
@@ -93,18 +93,13 @@ def check_tensors(engine: Any, plan: PlanRecord, path: Path, trt: Any) -> None:
 
     def described(name: str) -> str:
         dtype = engine.get_tensor_dtype(name)
-        return f"{name} {types.get(dtype, dtype)}{list(engine.get_tensor_shape(name))}"
+        return f"{types.get(dtype, dtype)}{list(engine.get_tensor_shape(name))}"
 
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    takes = {described(name) for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
-    gives = {described(name) for name in names} - takes
-    due = set(map(str, plan.inputs))
-    faults = [f"takes {text}" for text in sorted(takes - due)] + [
-        f"does not take {text}" for text in sorted(due - takes)
-    ]
-    outputs = set(map(str, plan.outputs))
-    faults += [f"gives {text}" for text in sorted(gives - outputs)]
-    faults += [f"does not give {text}" for text in sorted(outputs - gives)]
+    inputs = {name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
+    takes, gives = ({name: described(name) for name in names if (name in inputs) == way} for way in (True, False))
+    faults = signature_faults("input", plan.inputs, takes, "the record")
+    faults += signature_faults("output", plan.outputs, gives, "the record")
     host = trt.TensorLocation.HOST
     on_host = sorted(name for name in names if engine.get_tensor_location(name) == host)
     faults += [f"wants {name} in the host's memory" for name in on_host]

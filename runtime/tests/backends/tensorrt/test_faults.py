@@ -186,6 +186,10 @@ def test_a_plan_of_another_graph(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (lambda record: replace(record, inputs=record.inputs[1:]), "no input latents float32[2, 4, 6, 8]"),
         (lambda record: replace(record, inputs=(*record.inputs, MORE)), "another input more float32[1]"),
         (lambda record: replace(record, outputs=(*record.outputs, *record.inputs[:1])), "another output latents"),
+        (
+            lambda record: replace(record, inputs=(replace(record.inputs[0], shape=(2, 4, 8, 6)), *record.inputs[1:])),
+            "input latents is float32[2, 4, 8, 6], the manifest says float32[2, 4, 6, 8]",
+        ),
     ],
 )
 def test_a_graph_of_another_signature(sick: FakeTrt, tmp_path: Path, changed: Any, said: str) -> None:
@@ -195,7 +199,10 @@ def test_a_graph_of_another_signature(sick: FakeTrt, tmp_path: Path, changed: An
     names = {spec.name for spec in record.outputs}
     replace(record, inputs=tuple(spec for spec in record.inputs if spec.name not in names)).write(path)
     toy.seal(tmp_path / "bundle")
-    with pytest.raises(EngineError, match="not one of the graph") as caught, open_bundle(tmp_path / "bundle") as bundle:
+    with (
+        pytest.raises(EngineError, match="not of the graph unet/strided_pooled") as caught,
+        open_bundle(tmp_path / "bundle") as bundle,
+    ):
         bundle.preload()
     assert said in str(caught.value)
     assert not sick.cuda.leaks
@@ -215,7 +222,7 @@ def test_an_engine_that_takes_other_tensors_than_its_record_says(tmp_path: Path,
         open_bundle(tmp_path / "bundle") as bundle,
     ):
         bundle.preload()
-    assert "does not take latents float32[2, 4, 6, 8]" in str(caught.value)
+    assert "no input latents float32[2, 4, 6, 8]" in str(caught.value)
     assert not sick.cuda.leaks
 
 

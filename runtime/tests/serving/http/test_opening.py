@@ -170,13 +170,16 @@ def test_metrics_are_all_there_from_the_start(server: Server) -> None:
     labels = {"bundle": service.bundle_hash, "parity": service.parity_hash, "backend": "toy"}
     assert server.count("hidiff_parity_info", **labels) == 1
     assert server.count("hidiff_parity_info", **{**labels, "parity": "0"}) == 0
+    assert 'hidiff_pictures_total{size="64x48"} ' in answer.body.decode()
 
 
 def test_metrics_count_steps_by_their_phase(server: Server) -> None:
     before = server.count("hidiff_step_seconds_count", phase="windowed")
     server.post({"prompt": PROMPT, "steps": 4})
     assert server.count("hidiff_step_seconds_count", phase="windowed") == before + 2
-    assert server.count("hidiff_request_seconds_count") >= 1
+    assert server.count("hidiff_step_seconds_count", phase="windowed", size="64x48") == before + 2
+    assert server.count("hidiff_step_seconds_count", size="48x64") == 0
+    assert server.count("hidiff_request_seconds_count", size="64x48") >= 1
 
 
 def test_the_page_runs_its_own_script_and_style_alone(server: Server) -> None:

@@ -117,11 +117,12 @@ def test_nothing_is_asked_after_the_run(aside: BackgroundThread) -> None:
 def test_metrics_are_written_in_order(aside: BackgroundThread) -> None:
     counts = Counts()
     meter = MetricsRecorder(aside.deferred(counts))
-    meter.step("strided", 1.5)
-    meter.step("windowed", 0.5)
-    meter.pictures(2)
-    meter.proven("a", "b", "toy")
+    meter.step("strided", (64, 48), 1.5)
+    meter.step("windowed", (48, 64), 0.5)
+    meter.pictures(2, (48, 64))
+    meter.proven("a", "b", "toy", [(64, 48), (48, 64), (64, 48)])
     aside.flush()
-    assert counts.observed == {"hidiff_step_seconds": [({"phase": "strided"}, 1.5), ({"phase": "windowed"}, 0.5)]}
-    assert counts.counters == {("hidiff_pictures_total", ()): 2}
+    steps = [({"phase": "strided", "size": "64x48"}, 1.5), ({"phase": "windowed", "size": "48x64"}, 0.5)]
+    assert counts.observed == {"hidiff_step_seconds": steps}
+    assert counts.counters == {("hidiff_pictures_total", (("size", "48x64"),)): 2}
     assert counts.gauges["hidiff_parity_info"][0][1] == 1

@@ -12,7 +12,7 @@ from hidiff_runtime.pipeline.request_values import Limits
 from hidiff_runtime.serving.triton.model_parameters import Parameters
 
 GIVEN = Parameters(
-    "bundle", "abc", Limits(1, 2, 3, 4, 5), {"threads": 2, "prefetch": True, "resident": "all"}, ("/a", "/b c")
+    "bundle", "abc", Limits(1, 2, 3, 4, 5), {"threads": 2, "prefetch": True, "memory_limit": 2**33}, ("/a", "/b c")
 )
 
 
