@@ -105,8 +105,8 @@ def switching(folder: Path) -> str:
     phase, size = (found[name] for name in ("phase", "size"))
     return (
         f"An engine opens in {median(size):.2f} s ({min(size):.2f} to {max(size):.2f}, {len(size)} times) where the "
-        f"size changes, in {median(phase):.2f} s ({min(phase):.2f} to {max(phase):.2f}, {len(phase)} times) where the phase "
-        "does, its weights in the page cache."
+        f"size changes, in {median(phase):.2f} s ({min(phase):.2f} to {max(phase):.2f}, {len(phase)} times) where the "
+        "phase does, its weights in the page cache."
     )
 
 

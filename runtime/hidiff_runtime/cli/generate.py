@@ -8,6 +8,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,14 +201,16 @@ def _generate(
     from hidiff_runtime.pipeline.image_metadata import save_png
     from hidiff_runtime.pipeline.prompt_encoding import TruncationWarning
 
-    shown = RunProgress([request.steps for request in requests], options.previews is not None)
+    runs = pipeline.batches(requests)
+    shown = RunProgress([run[0].steps for run in runs], options.previews is not None)
+    ends = set(accumulate(map(len, runs)))
     cells: list[Cell] = []
     told: list[dict[str, Any]] = []
     paths = iter(outputs.pictures)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # told in the end, with the pictures
-        for result in pipeline.run(requests, callback=shown.step, progress=shown.tile):
-            shown.run += 1
+        for done, result in enumerate(pipeline.run(requests, callback=shown.step, progress=shown.tile), start=1):
+            shown.run += done in ends
             outputs.make_folder()  # not before: a prompt may be refused when it is encoded
             settings = result.request.settings
             for image, prompt in zip(result.images, result.request.prompts, strict=True):

@@ -140,17 +140,30 @@ class Service:
             Expired: the deadline passed.
             EngineError: an engine is missing, failed, or gave NaN.
         """
-        (outcome,) = self.draw([Ticket(request, observer, cancelled, deadline)])
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        return next(self.results([Ticket(request, observer, cancelled, deadline)]))
 
-    def draw(self, tickets: Sequence[Ticket]) -> list[Result | Exception]:
-        """Makes the pictures of requests, together where `Pipeline.batches` says so; returns what became of each."""
-        outcomes: list[Result | Exception] = []
+    def results(self, tickets: Sequence[Ticket]) -> Iterator[Result]:
+        """Yields the pictures of requests in their order, drawn together where `Pipeline.batches` says so.
+
+        Raises:
+            Exception: what kept it from making the next ones, as of `generate`.
+        """
+        for run in self._runs(tickets):
+            for outcome in self._draw_run(run):
+                if isinstance(outcome, Exception):
+                    raise outcome
+                yield outcome
+
+    def outcomes(self, tickets: Sequence[Ticket]) -> list[Result | Exception]:
+        """Makes the pictures of requests, together as `results` does; returns what became of each."""
+        return [outcome for run in self._runs(tickets) for outcome in self._draw_run(run)]
+
+    def _runs(self, tickets: Sequence[Ticket]) -> Iterator[Sequence[Ticket]]:
+        """Yields the tickets of each run."""
+        first = 0
         for run in self.pipeline.batches([ticket.request for ticket in tickets]):
-            outcomes += self._draw_run(tickets[len(outcomes) : len(outcomes) + len(run)])
-        return outcomes
+            yield tickets[first : first + len(run)]
+            first += len(run)
 
     def _draw_run(self, tickets: Sequence[Ticket]) -> list[Result | Exception]:
         """Makes the pictures of one run.

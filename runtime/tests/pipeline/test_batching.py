@@ -15,7 +15,9 @@ import toy_pictures
 import toy_sizes
 from PIL import Image
 
+import hidiff_runtime
 from hidiff_runtime import InputError, Pipeline, Settings
+from hidiff_runtime.cli import main
 from hidiff_runtime.pipeline.request import Request
 from hidiff_runtime.sampling.torch_rng import SEED_MAX
 
@@ -196,3 +198,32 @@ def test_a_bundle_that_shifts_its_batch_alike_says_so(tmp_path: Path) -> None:
         assert len(pipe("a boat", seed=1, steps=2)) == 2
         with pytest.raises(InputError, match="build the bundle again"):
             pipe("a boat", num_images=2)
+
+
+def test_neighbors_in_a_file_of_prompts_are_drawn_together(
+    folders: dict[str, tuple[Path, Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened, backend = hidiff_runtime.open, toy_pictures.Backend()
+    monkeypatch.setattr(
+        hidiff_runtime.bundle, "open", lambda folder, **options: opened(folder, **{**options, "backend": backend})
+    )
+    rows = [{"prompt": prompt, "seed": seed, "steps": 3} for seed, prompt in enumerate((*PROMPTS, *PROMPTS))]
+    rows[5]["steps"] = 2
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = []
+    for place, folder in zip(("alone", "together"), folders["sd"], strict=True):
+        words = ["generate", str(folder), "--prompts", str(tmp_path / "prompts.jsonl"), "-o", f"{tmp_path / place}/"]
+        assert main([*words, "--previews", str(tmp_path / f"{place}.png")]) == 0
+        shown.append(capsys.readouterr().err)
+    assert "run 8/8" in shown[0]
+    assert "run 4/4" in shown[1]
+    assert "run 5/" not in shown[1]
+    alone, together = (sorted((tmp_path / place).iterdir()) for place in ("alone", "together"))
+    assert [path.name for path in alone] == [path.name for path in together]
+    assert len(alone) == len(rows)
+    for one, other in zip(alone, together, strict=True):
+        first, second = (np.asarray(Image.open(path)).astype(int) for path in (one, other))
+        np.testing.assert_allclose(second, first, atol=1)

@@ -172,13 +172,9 @@ class QueuedJob:
 
     def run(self, service: Service) -> Exception | None:
         """Makes the pictures, in the worker's thread; returns what kept it from that. `tell` has to follow."""
-        tickets = self.tickets()
         try:
-            done = 0
-            for run in service.pipeline.batches([ticket.request for ticket in tickets]):
-                for outcome in service.draw(tickets[done : done + len(run)]):
-                    self.show(outcome)
-                done += len(run)
+            for result in service.results(self.tickets()):
+                self.show(result)
         except Exception as error:
             return error
         finally:
@@ -192,12 +188,10 @@ class QueuedJob:
             for number, request in enumerate(self._requests)
         ]
 
-    def show(self, outcome: Result | Exception) -> None:
-        """Tells `events` of a run's pictures; raises what kept it from making them."""
-        if isinstance(outcome, Exception):
-            raise outcome
-        for index, image in enumerate(outcome.images):
-            self.tell(ImageEvent(self._file(image), generation_metadata(outcome, index)))
+    def show(self, result: Result) -> None:
+        """Tells `events` of a request's pictures."""
+        for index, image in enumerate(result.images):
+            self.tell(ImageEvent(self._file(image), generation_metadata(result, index)))
 
     def let_go(self) -> None:
         """Forgets the requests: a client that reads slowly keeps the job, not its pictures."""
@@ -222,13 +216,15 @@ def run_together(jobs: Sequence[QueuedJob], service: Service) -> list[Exception 
     `QueuedJob.tell` has to follow for each.
     """
     found: list[Exception | None] = []
-    outcomes = service.draw([ticket for job in jobs for ticket in job.tickets()])
+    outcomes = service.outcomes([ticket for job in jobs for ticket in job.tickets()])
     for job, outcome in zip(jobs, outcomes, strict=True):
-        try:
-            job.show(outcome)
-            found.append(None)
-        except Exception as error:
-            found.append(error)
+        error = outcome if isinstance(outcome, Exception) else None
+        if not isinstance(outcome, Exception):
+            try:
+                job.show(outcome)
+            except Exception as fault:  # of a picture's file
+                error = fault
+        found.append(error)
         job.let_go()
     return found
 

@@ -18,7 +18,7 @@ from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.serving.heartbeat import Heartbeat
 from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.public_errors import kind_of
-from hidiff_runtime.serving.service import Service
+from hidiff_runtime.serving.service import Service, Ticket
 from hidiff_runtime.serving.triton import tensor_codec
 from hidiff_runtime.serving.triton.background_thread import BackgroundThread
 from hidiff_runtime.serving.triton.metrics_sink import TritonSink
@@ -95,7 +95,7 @@ class TritonPythonModel:
         self._aside.do(send)
 
     def _run(self, request: Any, sender: Any, token: str | None) -> None:
-        """Makes the pictures of all rows, one after the other; every row is looked at before the first runs."""
+        """Makes the pictures of all rows, in their order; every row is looked at before the first runs."""
         asked = self._rows(request)
         runs = [self._service.request(row.values) for row in asked]
         if token:
@@ -107,15 +107,15 @@ class TritonPythonModel:
             return sender.is_cancelled() or (token is not None and self._tokens.cancelled(token))
 
         with self._aside.watching(gone) as cancelled:
+            tickets = []
             for index, (row, run) in enumerate(zip(asked, runs, strict=True)):
 
                 def watch(step: PictureStep, index: int = index, row: tensor_codec.TensorRow = row) -> None:
                     self._aside.do(lambda: sender.send(answer(tensor_codec.progress(index, step, row))))
 
-                result = self._service.generate(
-                    run, observer=None if token else watch, cancelled=cancelled.is_set, deadline=deadline
-                )
-                message = answer(tensor_codec.finished(index, result, row.output))
+                tickets.append(Ticket(run, None if token else watch, cancelled.is_set, deadline))
+            for index, result in enumerate(self._service.results(tickets)):
+                message = answer(tensor_codec.finished(index, result, asked[index].output))
                 if index < len(runs) - 1:
                     self._aside.do(partial(sender.send, message))
         self._end(sender, message)
