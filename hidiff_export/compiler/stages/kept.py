@@ -38,19 +38,23 @@ class KeptBundle(Stage):
         self.contents = contents
 
     def inputs(self, context: StageContext) -> Any:  # noqa: ARG002 - the protocol's signature
-        """Returns the files by their content."""
+        """Returns the files by their content.
+
+        Raises:
+            BundleError: the bundle is another by now: somebody changed it before the build had its lock, or since.
+        """
+        if self.folder.manifest().digest != self.digest:
+            raise BundleError(
+                "The bundle was changed meanwhile.", given=self.folder.root, advice="Run the same command again."
+            )
         return {name: record.sha256 for name, record in self.contents.files.items()}
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Links file after file, then compares each with the manifest.
 
         Raises:
-            BundleError: a file is another, or the whole bundle: somebody changed it before the build had its lock.
+            BundleError: a file is another.
         """
-        if self.folder.manifest().digest != self.digest:
-            raise BundleError(
-                "The bundle was changed meanwhile.", given=self.folder.root, advice="Run the same command again."
-            )
         files, stores = self.contents.files, set(self.contents.shared.weights.values())
         for index, name in enumerate(files):
             report(index, len(files), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from hidiff_export.cli import main
 from hidiff_export.compiler.buckets import add_bucket, remove_bucket
 from hidiff_export.compiler.compile import build
 from hidiff_export.compiler.stages.reference import ReferenceStage
-from hidiff_export.errors import BundleError, InputError, RecipeError
+from hidiff_export.compiler.stages.weights import checkpoints
+from hidiff_export.errors import BundleError, CheckpointError, InputError, RecipeError
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import Precision
 from hidiff_export.verification.report import Check, GraphResults, Report, store
@@ -129,15 +131,42 @@ def test_a_build_that_ends_in_between_leaves_the_old_bundle_and_succeeds_again(
     folder = tmp_path / "bundle"
     shutil.copytree(sd15_bundle, folder)
     with monkeypatch.context() as patch:
-        patch.setattr(ReferenceStage, "run", lambda *_: (_ for _ in ()).throw(BundleError("the power fails")))
-        with pytest.raises(BundleError, match="the power fails"):
-            add_bucket(folder, WIDE, None, NoDisplay())
+        patch.setattr(ReferenceStage, "run", lambda *_: signal.raise_signal(signal.SIGINT))
+        ended = CliRunner().invoke(main, ["add", str(folder), "--size", "192x128"])
+    assert (ended.exit_code, "Run the same command again to go on" in ended.output) == (130, True)
     assert Contents.read(folder) == Contents.read(sd15_bundle)
     assert check(folder, runs=False).ok
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle", "bundle.partial"]
     result = add_bucket(folder, WIDE, None, NoDisplay())
     assert Contents.read(folder).files == Contents.read(both).files
     assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle"]
-    assert {stage.title for stage in result.stages if not stage.reused} >= {"PyTorch reference, 192x128"}
+    assert {stage.title: stage.reused for stage in result.stages} == {
+        "what stays": True,
+        "graphs, 192x128": True,
+        "engines, 192x128": True,
+        "PyTorch reference, 192x128": False,
+    }
+
+
+def test_nothing_of_the_checkpoint_is_read(both: Path, sd15_bundle: Path, tmp_path: Path) -> None:
+    """One that is another by now would give graphs over weights that the bundle does not have."""
+    folder, checkpoint = tmp_path / "bundle", tmp_path / "checkpoint"
+    shutil.copytree(sd15_bundle, folder)
+    checkpoint.mkdir()
+    (checkpoint / "model_index.json").write_text('{"_class_name": "StableDiffusionInstructPix2PixPipeline"}')
+    before = Contents.read(folder)
+    gone = [{"path": str(tmp_path / "gone.safetensors"), "scale": 0.5}]
+    told = {**before.shared.recipe, "source": str(checkpoint), "unet_width": "demo", "lora": gone}
+    changed = before.sharing(recipe=told, force_zeros_for_empty_prompt=False)
+    (folder / "manifest.json").write_text(json.dumps(changed.to_json()))
+    with pytest.raises(CheckpointError):
+        checkpoints(Recipe.from_dict(told))
+    add_bucket(folder, WIDE, None, NoDisplay())
+    after, expected = Contents.read(folder), Contents.read(both)
+    assert after.buckets == expected.buckets
+    facts = "reference/192x128/samples.json"
+    assert {path for path in expected.files if after.files[path] != expected.files[path]} == {facts}
+    assert json.loads((folder / facts).read_text())["facts"]["force_zeros_for_empty_prompt"] is False
 
 
 def test_a_verified_bundle_keeps_its_sizes_and_takes_another_which_is_not_judged_yet(folder: Path) -> None:
