@@ -55,13 +55,15 @@ class KeptBundle(Stage):
         Raises:
             BundleError: a file is another.
         """
-        files, stores = self.contents.files, set(self.contents.shared.weights.values())
+        files = self.contents.files
+        # ONNX itself, by which ModelOpt reads a UNet to quantize it, takes no weights from a file with two names.
+        copied = {self.contents.shared.weights["unet"]} if context.recipe.precision.quantized else set()
         for index, name in enumerate(files):
             report(index, len(files), name)
             path = context.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
-            give = _copy if name in stores else _link
+            give = _copy if name in copied else _link
             give(self.folder.file(name).resolve(), path)
         verify_files(BundleFolder(context.folder), files)
         return tuple(context.folder / name for name in files)
@@ -76,10 +78,7 @@ def _link(source: Path, path: Path) -> None:
 
 
 def _copy(source: Path, path: Path) -> None:
-    """Copies a file, on disks that can (Btrfs, XFS) without its blocks.
-
-    Weight stores need it: onnx-ir reads no external data that has two names.
-    """
+    """Copies a file, on disks that can (Btrfs, XFS) without its blocks."""
     with source.open("rb") as old, path.open("xb") as new:
         if not _cloned(old, new):
             shutil.copyfileobj(old, new, 1 << 24)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -29,6 +30,11 @@ from tests.conftest import NoDisplay
 
 WIDE = (192, 128)
 GRAPHS = GraphResults(Precision.FLOAT32, engines_on_host=True)
+WEIGHTS = "unet/weights.safetensors"
+SMALL = (
+    *("width=64", "height=64", "text=false", "vae=false", "sampler=ddim", "steps=[3]"),
+    "hidiffusion.thresholds.strided=1.0",  # one phase, for the time
+)
 ASKED = {"seed": 3, "steps": 3, "guidance_scale": 4.0}
 
 
@@ -137,7 +143,9 @@ def test_a_build_that_ends_in_between_leaves_the_old_bundle_and_succeeds_again(
     assert Contents.read(folder) == Contents.read(sd15_bundle)
     assert check(folder, runs=False).ok
     assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle", "bundle.partial"]
+    assert (tmp_path / "bundle.partial" / WEIGHTS).samefile(folder / WEIGHTS)
     result = add_bucket(folder, WIDE, None, NoDisplay())
+    assert (folder / WEIGHTS).stat().st_nlink == 1
     assert Contents.read(folder).files == Contents.read(both).files
     assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle"]
     assert {stage.title: stage.reused for stage in result.stages} == {
@@ -167,6 +175,33 @@ def test_nothing_of_the_checkpoint_is_read(both: Path, sd15_bundle: Path, tmp_pa
     facts = "reference/192x128/samples.json"
     assert {path for path in expected.files if after.files[path] != expected.files[path]} == {facts}
     assert json.loads((folder / facts).read_text())["facts"]["force_zeros_for_empty_prompt"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage"),
+    [
+        (("task=controlnet", "controlnet=random:1"), "graphs"),
+        (("precision=int8",), "quantization"),
+    ],
+    ids=["controlnet", "int8"],
+)
+def test_other_kinds_of_bundles_take_sizes_too_from_linked_files(
+    changes: tuple[str, ...], stage: str, tmp_path: Path
+) -> None:
+    folder, other = tmp_path / "bundle", tmp_path / "linked"
+    build(Recipe.load("tiny", (*SMALL, *changes)), folder, NoDisplay())
+    shutil.copytree(folder, other, copy_function=os.link)
+    before = (folder / "manifest.json").read_bytes()
+    result = add_bucket(other, (128, 64), None, NoDisplay())
+    assert f"{stage}, 128x64" in {done.title for done in result.stages}
+    new = Contents.read(other)
+    assert new.files.items() > Contents.read(folder).files.items()
+    assert (new.buckets[1].controlnet is None) == (stage == "quantization")
+    report = check(other)
+    assert report.ok, report.render()
+    assert {verdict.bucket for verdict in report.verdicts} == {"64x64", "128x64"}
+    assert (folder / "manifest.json").read_bytes() == before
+    assert check(folder, runs=False).ok
 
 
 def test_a_verified_bundle_keeps_its_sizes_and_takes_another_which_is_not_judged_yet(folder: Path) -> None:
