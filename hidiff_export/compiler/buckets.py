@@ -95,7 +95,12 @@ def remove_bucket(
     needed = {path for one in staying for _, path in one.paths()}
     stems = {_stem(path) for one in going for _, path in one.own_paths() if path not in needed}
     stems |= {_stem(path) for path in _declined(contents, going)}
-    files = {name: record for name, record in _unjudged(contents).items() if name in needed or _stem(name) not in stems}
+    recorded = {PurePosixPath(one.reference).parent for one in going if one.reference}
+    files = {
+        name: record
+        for name, record in _unjudged(contents).items()
+        if name in needed or not (_stem(name) in stems or PurePosixPath(name).parent in recorded)
+    }
     left = Contents.of(staying).sharing(files=files, recipe=recipe.to_dict(), report=None)
     return build(
         recipe,

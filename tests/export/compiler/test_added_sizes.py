@@ -17,6 +17,7 @@ from hidiff_export.cli import main
 from hidiff_export.compiler.buckets import add_bucket, remove_bucket
 from hidiff_export.compiler.compile import build
 from hidiff_export.compiler.stages.reference import ReferenceStage
+from hidiff_export.compiler.stages.stage import StageContext
 from hidiff_export.compiler.stages.weights import checkpoints
 from hidiff_export.errors import BundleError, CheckpointError, InputError, RecipeError
 from hidiff_export.recipe import Recipe
@@ -83,6 +84,8 @@ def test_what_was_there_is_as_it_was(both: Path, sd15_bundle: Path) -> None:
     before, after = Contents.read(sd15_bundle), Contents.read(both)
     assert before.files.items() <= after.files.items()
     assert after.buckets[0] == before.buckets[0]
+    graphs = [record.sha256 for path, record in after.files.items() if path.endswith(".onnx")]
+    assert len(set(graphs)) == len(graphs)
     weights = {path for path in after.files if path.endswith("weights.safetensors")}
     assert weights == {path for path in before.files if path.endswith("weights.safetensors")}
     new = sum(record.size for path, record in after.files.items() if path not in before.files)
@@ -96,6 +99,26 @@ def test_it_is_proven_bucket_by_bucket(both: Path) -> None:
     phases = [verdict.phase for verdict in report.verdicts if verdict.bucket == "192x128" and verdict.step is not None]
     assert sorted(set(map(str, phases))) == ["strided", "windowed"]
     assert len(phases) == 2
+
+
+@pytest.mark.parametrize(
+    ("tile", "decoders"),
+    [("64", [["decoder"], [], [], []]), ("null", [["decoder"], ["decoder-128x64"], [], []])],
+)
+def test_a_graph_that_several_sizes_have_is_there_once(tile: str, decoders: list[list[str]]) -> None:
+    changes = ("sizes=[128x128, 128x64]", "batches=[1, 2]", f"vae_tile={tile}")
+    buckets = StageContext.of(Recipe.load("tiny", changes), Path()).buckets
+    found = [path for bucket in buckets for path in bucket.graphs]
+    assert len(set(found)) == len(found)
+    assert [[path.stem for path in one.graphs if path.stem.startswith("decoder")] for one in buckets] == decoders
+    assert sum(path.parent.name == "text_encoder" for path in found) == 1
+    for bucket in buckets:
+        named = bucket.vae_graph("decoder")
+        assert named in found
+        sizes = {
+            (one.recipe.tiles.width, one.recipe.tiles.height) for one in buckets if one.vae_graph("decoder") == named
+        }
+        assert sizes == {(bucket.recipe.tiles.width, bucket.recipe.tiles.height)}
 
 
 def test_a_recipe_of_both_sizes_makes_the_same_files(both: Path, sd15_bundle: Path, tmp_path: Path) -> None:
@@ -200,6 +223,8 @@ def test_other_kinds_of_bundles_take_sizes_too_from_linked_files(
     report = check(other)
     assert report.ok, report.render()
     assert {verdict.bucket for verdict in report.verdicts} == {"64x64", "128x64"}
+    remove_bucket(other, (128, 64), None, NoDisplay())
+    assert Contents.read(other).files == Contents.read(folder).files
     assert (folder / "manifest.json").read_bytes() == before
     assert check(folder, runs=False).ok
 
