@@ -71,7 +71,8 @@ def _shown(runs: Sequence[RunPlan]) -> Iterator[RenderableType]:
     )
     yield _phase_table(run)
     for other in runs[1:]:
-        yield f"\n[bold]{other.recipe.width}x{other.recipe.height} px[/bold], batch {other.recipe.batch}\n"
+        size = f"{other.recipe.width}x{other.recipe.height} px"
+        yield f"\n[bold]{size}[/bold], batch {other.recipe.batch}; beside the stock UNet {_saving(other)}\n"
         yield _phase_table(other)
     yield ""
     yield _summary(run)
@@ -140,8 +141,7 @@ def _summary(run: RunPlan) -> Table:
         table.add_row("windows", "four shifted ones, in every phase: the top blocks' attention stays inside them")
     if any(window.resized for phase in run.phases for window in phase.geometry.windows):
         table.add_row("*", "the feature map is odd: resized (bicubic) to even before it is cut, and back afterwards")
-    saving = f"{unit.show(run.stock.flops)} {unit.name} a latent; this run takes {run.saving:.2f}x fewer operations"
-    table.add_row("stock UNet", saving)
+    table.add_row("stock UNet", f"{unit.show(run.stock.flops)} {unit.name} a latent; this run takes {_saving(run)}")
     if run.controlnet.parameters:
         control = f"{unit.show(run.controlnet.flops)} {unit.name} a latent, counted in the phases it joins"
         table.add_row("ControlNet", control)
@@ -149,6 +149,10 @@ def _summary(run: RunPlan) -> Table:
     channels, height, width = recipe.latent_shape
     table.add_row("latents", f"{_size(run.latent_bytes)}, {recipe.batch}x{channels}x{height}x{width} float32")
     return table
+
+
+def _saving(run: RunPlan) -> str:
+    return "as many operations" if run.saving == 1 else f"{run.saving:.2f}x fewer operations"
 
 
 def _weights(run: RunPlan) -> str:

@@ -40,7 +40,8 @@ def list_recipes(as_json: bool) -> None:
         table.add_column(column, no_wrap=True)
     table.add_column("what it is for")
     for recipe, purpose in loaded:
-        table.add_row(recipe.name, recipe.family.value, f"{recipe.width}x{recipe.height}", purpose)
+        others = f" +{len(recipe.shapes) - 1}" if recipe.shapes[1:] else ""
+        table.add_row(recipe.name, recipe.family.value, f"{recipe.width}x{recipe.height}{others}", purpose)
     console().print(table)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hidiff_export.cli.options import Decorated, allow_links_option
+
+if TYPE_CHECKING:
+    from hidiff_export.compiler.compile import BuildResult
 
 
 def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, int]:
@@ -41,21 +46,15 @@ Examples:
 """,
 )
 @_options
-def add(
-    directory: Path, size: tuple[int, int], batch: int | None, allow_links: tuple[Path, ...], as_json: bool
-) -> None:
+def add(directory: Path, **options: Any) -> None:
     """Add a size to the finished bundle in DIRECTORY: its graphs, its engines and a recorded evaluation of each phase.
 
     Weights and everything else stay as they are. The batch is the first size's, unless --batch gives another. The new
     bundle takes the old one's place in one step, at the end; interrupted, the old one is as it was.
     """
-    from hidiff_export.cli.build import print_result
-    from hidiff_export.cli.console import progress_display
     from hidiff_export.compiler.buckets import add_bucket
 
-    with progress_display(quiet=as_json) as display:
-        result = add_bucket(directory, size, batch, display, allow_links=allow_links)
-    print_result(result, as_json=as_json)
+    _change(add_bucket, directory, **options)
 
 
 @click.command(
@@ -67,18 +66,30 @@ Examples:
 """,
 )
 @_options
-def remove(
-    directory: Path, size: tuple[int, int], batch: int | None, allow_links: tuple[Path, ...], as_json: bool
-) -> None:
+def remove(directory: Path, **options: Any) -> None:
     """Take a size out of the bundle in DIRECTORY, every batch of it or that of --batch, with files of its own.
 
     The first size stays: what all sizes share was recorded with it. The new bundle takes the old one's place in one
     step, at the end.
     """
-    from hidiff_export.cli.build import print_result
-    from hidiff_export.cli.console import progress_display
     from hidiff_export.compiler.buckets import remove_bucket
 
+    _change(remove_bucket, directory, **options)
+
+
+def _change(
+    change: Callable[..., BuildResult],
+    directory: Path,
+    *,
+    size: tuple[int, int],
+    batch: int | None,
+    allow_links: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Changes a bundle under a progress display, and prints what that came to."""
+    from hidiff_export.cli.build import print_result
+    from hidiff_export.cli.console import progress_display
+
     with progress_display(quiet=as_json) as display:
-        result = remove_bucket(directory, size, batch, display, allow_links=allow_links)
+        result = change(directory, size, batch, display, allow_links=allow_links)
     print_result(result, as_json=as_json)

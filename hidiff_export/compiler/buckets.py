@@ -27,7 +27,9 @@ def add_bucket(
 ) -> BuildResult:
     """Adds a size to a finished bundle: its graphs, its engines, and a recorded evaluation of each phase.
 
-    The new bundle takes the old one's place at the end, whole; its other files are the old one's own.
+    Weights, configurations and tables are the bundle's own. The checkpoint is not read: it may be gone, and one that
+    was changed since changes nothing. The new bundle takes the old one's place at the end, whole; its other files are
+    the old one's own. An interrupted call goes on when it is made again.
 
     Args:
         folder: of the bundle.
@@ -42,8 +44,7 @@ def add_bucket(
         HidiffError: of the class that says what failed; the old bundle is then as it was.
     """
     from hidiff_export.compiler.stages.kept import KeptBundle
-    from hidiff_export.compiler.stages.order import QUANTIZED_STAGES, STAGES, bucket_stages
-    from hidiff_export.compiler.stages.stage import StageContext
+    from hidiff_export.compiler.stages.order import added_stages
 
     place = BundleFolder(folder.absolute(), allow_links)
     manifest = place.manifest()
@@ -53,16 +54,14 @@ def add_bucket(
     if shape in shapes:
         raise InputError("The bundle has this size already.", given=_name(shape), advice=f"It has {_names(shapes)}.")
     recipe = _checked(manifest, [*shapes, shape])
-    index = len(shapes)
     kept = KeptBundle(place, contents.digest, contents.sharing(files=_unjudged(contents)))
-    stages = QUANTIZED_STAGES if recipe.precision.quantized else STAGES
-    suffix = StageContext.of(recipe, folder).buckets[index].suffix
     return build(
         recipe,
         folder,
         display,
         force=True,
-        stages=(kept, *bucket_stages(stages, index, suffix, kept.name)),
+        resume=True,
+        stages=added_stages(recipe, len(shapes), kept, force_zeros=manifest.force_zeros_for_empty_prompt),
         assemble=partial(_with_bucket, contents, recipe),
     )
 
@@ -96,7 +95,12 @@ def remove_bucket(
     needed = {path for one in staying for _, path in one.paths()}
     stems = {_stem(path) for one in going for _, path in one.own_paths() if path not in needed}
     stems |= {_stem(path) for path in _declined(contents, going)}
-    files = {name: record for name, record in _unjudged(contents).items() if name in needed or _stem(name) not in stems}
+    recorded = {PurePosixPath(one.reference).parent for one in going if one.reference}
+    files = {
+        name: record
+        for name, record in _unjudged(contents).items()
+        if name in needed or not (_stem(name) in stems or PurePosixPath(name).parent in recorded)
+    }
     left = Contents.of(staying).sharing(files=files, recipe=recipe.to_dict(), report=None)
     return build(
         recipe,
@@ -110,9 +114,10 @@ def remove_bucket(
 
 def _with_bucket(before: Contents, recipe: Recipe, context: StageContext, files: Mapping[str, FileDigest]) -> Contents:
     """Returns the old manifest with the new bucket's record behind its own."""
-    from hidiff_export.compiler.stages.order import assemble_manifest
+    from hidiff_export.compiler.stages.order import bucket_manifest
 
-    new = assemble_manifest(context.buckets[-1], files)
+    zeros = before.manifests[0].force_zeros_for_empty_prompt
+    new = bucket_manifest(context.buckets[-1], files, force_zeros=zeros)
     every = Contents.of([*before.manifests, new])
     return every.sharing(files=files, recipe=recipe.to_dict(), report=None)
 

@@ -80,6 +80,7 @@ def build(
     display: BuildProgress,
     *,
     force: bool = False,
+    resume: bool = False,
     stages: Sequence[Stage] | None = None,
     assemble: Assemble | None = None,
 ) -> BuildResult:
@@ -90,6 +91,7 @@ def build(
         output: the bundle's folder.
         display: shows the stages.
         force: start over, and replace a finished bundle.
+        resume: with ``force``, go on with an interrupted build all the same.
         stages: in place of those that the recipe takes.
         assemble: makes the manifest of the files, in place of what the recipe comes to.
 
@@ -97,7 +99,7 @@ def build(
         ExportError: ``stages`` are not in an order that they can run in; nothing was written.
         HidiffError: of the class that says what failed; finished stages stay in ``<output>.partial``.
     """
-    workspace = Workspace(output, force=force)
+    workspace = Workspace(output, force=force, resume=resume)
     workspace.check()
     # Here, because the stages bring in torch and onnx, which a refused recipe or folder must not wait for.
     from hidiff_export.compiler.stages.engines import builders_for
@@ -189,6 +191,7 @@ def _run_stages(
     stages: Sequence[Stage], workspace: Workspace, context: StageContext, display: BuildProgress, times: _Times
 ) -> dict[str, str]:
     """Runs the stages that are not whole, and those that need one that was not; the keys of all."""
+    workspace.forget_all_but({stage.name for stage in stages})
     keys: dict[str, str] = {}
     run: set[str] = set()
     for stage in stages:

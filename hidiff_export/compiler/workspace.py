@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -70,6 +70,7 @@ class Workspace:
     Args:
         output: where the finished bundle goes; a symbolic link stays, and the bundle goes where it leads to.
         force: forget what is half built, and replace a finished bundle.
+        resume: with ``force``, forget only what is half built under a damaged record.
 
     Raises:
         BundleError: ``output`` holds something that is not a bundle, or one of a newer format, or (without ``force``)
@@ -78,10 +79,11 @@ class Workspace:
         StorageError: another build holds the folder, or it cannot be written.
     """
 
-    def __init__(self, output: Path, *, force: bool = False) -> None:
+    def __init__(self, output: Path, *, force: bool = False, resume: bool = False) -> None:
         self.output = output_folder(output, (_PARTIAL, _REPLACED, _LOCK))
         self.folder = _beside(self.output, _PARTIAL)
         self.force = force
+        self.resume = resume
         self._replaced = _beside(self.output, _REPLACED)
         self._lock_file = _beside(self.output, _LOCK)
         self._lock = FileLock(self._lock_file, timeout=0)
@@ -199,20 +201,29 @@ class Workspace:
             raise
 
     def _begin(self) -> None:
+        starts_over = self._starts_over()
+        self._state = BuildState() if starts_over else BuildState.read(self.folder)
         if self.output.exists():
             self._try_replacing()
         self.folder.mkdir(exist_ok=True)
-        if self.force:
-            self._state = BuildState()
-            self._save()  # first: a build that is killed here leaves a folder that is known as a build's
+        self._save()  # first: a build that is killed here leaves a folder that is known as a build's
+        if starts_over:
             for entry in self.folder.iterdir():
                 if entry.name != STATE:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         for path in list(_entries(self.folder)):
             if path.name.endswith(_HALF):
                 path.unlink()
-        self._state = BuildState.read(self.folder)
-        self._save()
+
+    def _starts_over(self) -> bool:
+        """Returns whether what is half built is forgotten."""
+        if not (self.force and self.resume):
+            return self.force
+        try:
+            BuildState.read(self.folder)
+        except BundleError:
+            return True
+        return False
 
     def _try_replacing(self) -> None:
         """Renames what is at the output for a moment, as `commit` will have to, so that a refusal comes now."""
@@ -237,6 +248,11 @@ class Workspace:
             self._save()  # first: a record without its files is as good as none, files without a record are left over
             for path in record.files:
                 (self.folder / path).unlink(missing_ok=True)
+
+    def forget_all_but(self, names: Collection[str]) -> None:
+        """Forgets stages of another build, whose files would be listed with this one's."""
+        for name in self._state.stages.keys() - names:
+            self.begin(name)
 
     def notices(self, name: str) -> tuple[str, ...]:
         """Returns what stage ``name`` told when it was finished."""

@@ -19,7 +19,7 @@ from hidiff_export.graph.passes.merge_transposes import MergeTransposes
 from hidiff_export.graph.passes.name_by_module import NameByModule
 from hidiff_export.graph.passes.silu_to_quick_gelu import SiluToQuickGelu
 from hidiff_export.graph.passes.split_gemm import SplitGemm
-from hidiff_export.graph.portable import run_passes, save
+from hidiff_export.graph.portable import load_graph, run_passes, save
 
 
 class OnnxRuntimeBuilder:
@@ -49,7 +49,7 @@ class OnnxRuntimeBuilder:
 
 def lower(graph: Path, engine: Path) -> None:
     """Writes the portable graph ``graph`` as ONNX Runtime's, in the same folder. Raises ExportError."""
-    model = ir.load(graph)
+    model = load_graph(graph)
     model.graph.opset_imports[MICROSOFT] = 1
     run_passes(model, lowering_passes(), engine.name)
     save(model, engine)

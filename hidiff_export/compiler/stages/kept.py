@@ -38,26 +38,32 @@ class KeptBundle(Stage):
         self.contents = contents
 
     def inputs(self, context: StageContext) -> Any:  # noqa: ARG002 - the protocol's signature
-        """Returns the files by their content."""
+        """Returns the files by their content.
+
+        Raises:
+            BundleError: the bundle is another by now: somebody changed it before the build had its lock, or since.
+        """
+        if self.folder.manifest().digest != self.digest:
+            raise BundleError(
+                "The bundle was changed meanwhile.", given=self.folder.root, advice="Run the same command again."
+            )
         return {name: record.sha256 for name, record in self.contents.files.items()}
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Links file after file, then compares each with the manifest.
 
         Raises:
-            BundleError: a file is another, or the whole bundle: somebody changed it before the build had its lock.
+            BundleError: a file is another.
         """
-        if self.folder.manifest().digest != self.digest:
-            raise BundleError(
-                "The bundle was changed meanwhile.", given=self.folder.root, advice="Run the same command again."
-            )
-        files, stores = self.contents.files, set(self.contents.shared.weights.values())
+        files = self.contents.files
+        # ONNX itself, by which ModelOpt reads a UNet to quantize it, takes no weights from a file with two names.
+        copied = {self.contents.shared.weights["unet"]} if context.recipe.precision.quantized else set()
         for index, name in enumerate(files):
             report(index, len(files), name)
             path = context.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
-            give = _copy if name in stores else _link
+            give = _copy if name in copied else _link
             give(self.folder.file(name).resolve(), path)
         verify_files(BundleFolder(context.folder), files)
         return tuple(context.folder / name for name in files)
@@ -72,10 +78,7 @@ def _link(source: Path, path: Path) -> None:
 
 
 def _copy(source: Path, path: Path) -> None:
-    """Copies a file, on disks that can (Btrfs, XFS) without its blocks.
-
-    Weight stores need it: onnx-ir reads no external data that has two names.
-    """
+    """Copies a file, on disks that can (Btrfs, XFS) without its blocks."""
     with source.open("rb") as old, path.open("xb") as new:
         if not _cloned(old, new):
             shutil.copyfileobj(old, new, 1 << 24)

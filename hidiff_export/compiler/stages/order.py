@@ -80,14 +80,32 @@ def stages_of(recipe: Recipe, others: Mapping[str, Stage] | None = None) -> tupl
         recipe: what is built.
         others: stages to take in the place of those of their names.
     """
-    usual = QUANTIZED_STAGES if recipe.precision.quantized else STAGES
-    stages = tuple((others or {}).get(stage.name, stage) for stage in usual)
+    stages = _one_bucket(recipe, others)
     contexts = StageContext.of(recipe, Path()).buckets
-    further = (bucket_stages(stages, index, context.suffix) for index, context in enumerate(contexts) if index)
+    further = (_bucket_stages(stages, index, context.suffix) for index, context in enumerate(contexts) if index)
     return (*stages, *itertools.chain.from_iterable(further))
 
 
-def bucket_stages(stages: Sequence[Stage], index: int, suffix: str, shared: str = "") -> tuple[Stage, ...]:
+def added_stages(recipe: Recipe, index: int, shared: Stage, *, force_zeros: bool) -> tuple[Stage, ...]:
+    """Returns the stages of a bucket that comes to a finished bundle, from which alone they read.
+
+    Args:
+        recipe: of all buckets.
+        index: of the new one.
+        shared: puts what is there into the working folder.
+        force_zeros: the manifest's ``force_zeros_for_empty_prompt``.
+    """
+    stages = _one_bucket(recipe, {ReferenceStage.name: ReferenceStage(force_zeros)})
+    suffix = StageContext.of(recipe, Path()).buckets[index].suffix
+    return (shared, *_bucket_stages(stages, index, suffix, shared.name))
+
+
+def _one_bucket(recipe: Recipe, others: Mapping[str, Stage] | None) -> tuple[Stage, ...]:
+    usual = QUANTIZED_STAGES if recipe.precision.quantized else STAGES
+    return tuple((others or {}).get(stage.name, stage) for stage in usual)
+
+
+def _bucket_stages(stages: Sequence[Stage], index: int, suffix: str, shared: str = "") -> tuple[Stage, ...]:
     """Returns the stages of a bucket after the first; for the arguments see `BucketStage`."""
     return tuple(BucketStage(stage, index, suffix, shared) for stage in stages if stage.name not in SHARED)
 
@@ -125,20 +143,26 @@ def assemble_contents(recipe: Recipe, context: StageContext, files: Mapping[str,
         context: of one of them.
         files: every file the stages wrote, by path relative to the bundle.
     """
-    manifests = [assemble_manifest(bucket, files) for bucket in context.buckets]
-    fingerprints = {**manifests[0].fingerprints, "recipe": recipe.fingerprint()}
-    return Contents.of([replace(manifests[0], recipe=recipe.to_dict(), fingerprints=fingerprints), *manifests[1:]])
+    force_zeros = model_index(recipe).force_zeros_for_empty_prompt
+    first, *others = (bucket_manifest(bucket, files, force_zeros=force_zeros) for bucket in context.buckets)
+    fingerprints = {
+        "recipe": recipe.fingerprint(),
+        "weights": files[first.weights["unet"]].sha256,
+        **{name: files[path].sha256 for name, path in first.weights.items() if name != "unet"},
+        **{f"lora.{index}": lora_fingerprint(Path(lora.path)) for index, lora in enumerate(recipe.lora)},
+    }
+    return Contents.of([replace(first, recipe=recipe.to_dict(), fingerprints=fingerprints), *others])
 
 
-def assemble_manifest(context: StageContext, files: Mapping[str, FileDigest]) -> Manifest:
-    """Returns what the manifest of a finished build says of one bucket.
+def bucket_manifest(context: StageContext, files: Mapping[str, FileDigest], *, force_zeros: bool) -> Manifest:
+    """Returns what the manifest of a finished build says of one bucket, without fingerprints, which are the bundle's.
 
     Args:
         context: of the bucket.
         files: every file the stages wrote, by path relative to the bundle.
+        force_zeros: the manifest's ``force_zeros_for_empty_prompt``, which the checkpoint says.
     """
     recipe = context.recipe
-    force_zeros = model_index(recipe).force_zeros_for_empty_prompt
     bare = bare_manifest(context, sampler_tables(context), force_zeros)
     control, vae = bare.controlnet, bare.vae
     networks = ("unet", "controlnet", *recipe.text_encoders, "vae")
@@ -157,10 +181,4 @@ def assemble_manifest(context: StageContext, files: Mapping[str, FileDigest]) ->
         else replace(vae, decoder=with_engines(context, vae.decoder), encoder=with_engines(context, vae.encoder)),
         files=files,
         reference=context.inside(context.reference / INDEX),
-        fingerprints={
-            "recipe": recipe.fingerprint(),
-            "weights": files[stores["unet"]].sha256,
-            **{name: files[path].sha256 for name, path in stores.items() if name != "unet"},
-            **{f"lora.{index}": lora_fingerprint(Path(lora.path)) for index, lora in enumerate(recipe.lora)},
-        },
     )

@@ -17,11 +17,18 @@ from hidiff_runtime.verification.manifest_facts import facts_of
 
 
 class ReferenceStage(Stage):
-    """The reference samples, in ``reference/``: float32 PyTorch on the stored weights, and diffusers' schedulers."""
+    """The reference samples, in ``reference/``: float32 PyTorch on the stored weights, and diffusers' schedulers.
+
+    Args:
+        force_zeros: the manifest's ``force_zeros_for_empty_prompt``; None asks the recipe's checkpoint.
+    """
 
     name = "reference"
     title = "PyTorch reference"
     needs = ("weights", "samplers")
+
+    def __init__(self, force_zeros: bool | None = None) -> None:
+        self.force_zeros = force_zeros
 
     def inputs(self, context: StageContext) -> Any:
         """Returns what decides which evaluations are recorded: everything in the bucket's recipe."""
@@ -33,7 +40,10 @@ class ReferenceStage(Stage):
         networks = networks_of_store(context.folder, context.recipe)
         folder = context.reference
         tables = sampler_tables(context)
-        facts = facts_of(bare_manifest(context, tables, model_index(context.recipe).force_zeros_for_empty_prompt))
+        zeros = self.force_zeros
+        if zeros is None:
+            zeros = model_index(context.recipe).force_zeros_for_empty_prompt
+        facts = facts_of(bare_manifest(context, tables, zeros))
         shared = not context.first
         written = record_reference(
             networks,

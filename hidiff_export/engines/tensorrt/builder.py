@@ -21,7 +21,7 @@ from hidiff_export.engines.tensorrt.shared_weights import share_tails
 from hidiff_export.engines.tensorrt.worker_process import ask
 from hidiff_export.engines.tensorrt.worker_protocol import BuildRequest, Initializer
 from hidiff_export.files import temporary
-from hidiff_export.graph.portable import save
+from hidiff_export.graph.portable import load_graph, save
 from hidiff_export.tool_versions import tool_versions
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.format.manifest import FileDigest, PhaseRecord
@@ -135,7 +135,7 @@ class TensorRtBuilder:
 
     def _request(self, plan: _Plan, lowered: Path, built: Path, layers: Path) -> BuildRequest:
         """Lowers the graph to the file ``lowered``, and says what is to be built from it."""
-        model = ir.load(plan.graph.path)
+        model = load_graph(plan.graph.path)
         lower(model, plan.engine.name)
         save(model, lowered)
         outside = {

@@ -52,8 +52,8 @@ def share_tails(plans: Sequence[Path], minimum: int = MINIMUM) -> dict[Path, tup
 
     Args:
         plans: files in one folder, of different names. Of ``strided.tensorrt-rtx.plan`` the parts of its own are
-            ``strided.tensorrt-rtx.head``, ``strided.tensorrt-rtx.head-2`` and so on; what it shares is
-            ``shared-1.tensorrt-rtx.tail`` and so on.
+            ``strided.tensorrt-rtx.head``, ``strided.tensorrt-rtx.head-2`` and so on; what it shares with later ones is
+            ``strided.tensorrt-rtx.tail`` and so on: no other plans in the folder, of another size, have such names.
         minimum: bytes in a row that plans must agree in, at the same distance from their end, to be stored once.
 
     Returns:
@@ -141,17 +141,15 @@ def _pieces(plan: Path, size: int, runs: Sequence[_Run]) -> Iterator[_Piece]:
 
 
 def _names(divided: Mapping[Path, Sequence[_Piece]]) -> dict[_Piece, Path]:
-    """Returns a file for each piece; those of one plan are counted from its beginning."""
+    """Returns a file for each piece, named by the first plan that holds it and counted from that one's beginning."""
     names: dict[_Piece, Path] = {}
-    shared = count(1)
     for plan, pieces in divided.items():
-        own = count(1)
+        numbers = {_OWN: count(1), _SHARED: count(1)}
         for piece in reversed(pieces):
-            if len(piece.owners) == 1:
-                number = next(own)
-                names[piece] = plan.with_suffix(_OWN if number == 1 else f"{_OWN}-{number}")
-            elif piece not in names:
-                names[piece] = plan.with_name(f"shared-{next(shared)}{''.join(plan.suffixes[:-1])}{_SHARED}")
+            if piece not in names:
+                suffix = _OWN if len(piece.owners) == 1 else _SHARED
+                number = next(numbers[suffix])
+                names[piece] = plan.with_suffix(suffix if number == 1 else f"{suffix}-{number}")
     return names
 
 

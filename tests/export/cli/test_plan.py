@@ -47,6 +47,15 @@ def test_settings_and_paths(tmp_path: Path) -> None:
     assert [phase["kind"] for phase in plan["phases"]] == ["strided_pooled", "strided", "windowed"]
 
 
+def test_each_size_of_a_recipe_has_its_phases_and_its_saving() -> None:
+    lines = _plan("sdxl-buckets-2x").output.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith(("strided ", "pooled ", "windowed "))] == [
+        *["strided", "pooled", "windowed"] * 6
+    ]
+    assert "1664x2432 px, batch 1; beside the stock UNet 1.56x fewer operations" in lines
+    assert "768x512 px, batch 1; beside the stock UNet as many operations" in _plan("sd15-buckets").output
+
+
 def test_odd_windows_and_stars_are_explained() -> None:
     output = _plan("sd15-1024", "--set", "width=1920", "--set", "height=1080").output
     assert "120x68*" in output

@@ -23,6 +23,7 @@ def test_list_names_every_recipe_and_its_purpose() -> None:
     for name in shipped_recipes():
         assert name in result.output
     assert "SDXL at 16x its training pixels." in result.output
+    assert "1024x1024 +4" in result.output
 
 
 def test_list_as_json() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from hidiff_export.cli import main
 from hidiff_export.compiler.buckets import add_bucket, remove_bucket
 from hidiff_export.compiler.compile import build
 from hidiff_export.compiler.stages.reference import ReferenceStage
-from hidiff_export.errors import BundleError, InputError, RecipeError
+from hidiff_export.compiler.stages.stage import StageContext
+from hidiff_export.compiler.stages.weights import checkpoints
+from hidiff_export.errors import BundleError, CheckpointError, InputError, RecipeError
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import Precision
 from hidiff_export.verification.report import Check, GraphResults, Report, store
@@ -27,6 +31,11 @@ from tests.conftest import NoDisplay
 
 WIDE = (192, 128)
 GRAPHS = GraphResults(Precision.FLOAT32, engines_on_host=True)
+WEIGHTS = "unet/weights.safetensors"
+SMALL = (
+    *("width=64", "height=64", "text=false", "vae=false", "sampler=ddim", "steps=[3]"),
+    "hidiffusion.thresholds.strided=1.0",  # one phase, for the time
+)
 ASKED = {"seed": 3, "steps": 3, "guidance_scale": 4.0}
 
 
@@ -75,6 +84,8 @@ def test_what_was_there_is_as_it_was(both: Path, sd15_bundle: Path) -> None:
     before, after = Contents.read(sd15_bundle), Contents.read(both)
     assert before.files.items() <= after.files.items()
     assert after.buckets[0] == before.buckets[0]
+    graphs = [record.sha256 for path, record in after.files.items() if path.endswith(".onnx")]
+    assert len(set(graphs)) == len(graphs)
     weights = {path for path in after.files if path.endswith("weights.safetensors")}
     assert weights == {path for path in before.files if path.endswith("weights.safetensors")}
     new = sum(record.size for path, record in after.files.items() if path not in before.files)
@@ -88,6 +99,26 @@ def test_it_is_proven_bucket_by_bucket(both: Path) -> None:
     phases = [verdict.phase for verdict in report.verdicts if verdict.bucket == "192x128" and verdict.step is not None]
     assert sorted(set(map(str, phases))) == ["strided", "windowed"]
     assert len(phases) == 2
+
+
+@pytest.mark.parametrize(
+    ("tile", "decoders"),
+    [("64", [["decoder"], [], [], []]), ("null", [["decoder"], ["decoder-128x64"], [], []])],
+)
+def test_a_graph_that_several_sizes_have_is_there_once(tile: str, decoders: list[list[str]]) -> None:
+    changes = ("sizes=[128x128, 128x64]", "batches=[1, 2]", f"vae_tile={tile}")
+    buckets = StageContext.of(Recipe.load("tiny", changes), Path()).buckets
+    found = [path for bucket in buckets for path in bucket.graphs]
+    assert len(set(found)) == len(found)
+    assert [[path.stem for path in one.graphs if path.stem.startswith("decoder")] for one in buckets] == decoders
+    assert sum(path.parent.name == "text_encoder" for path in found) == 1
+    for bucket in buckets:
+        named = bucket.vae_graph("decoder")
+        assert named in found
+        sizes = {
+            (one.recipe.tiles.width, one.recipe.tiles.height) for one in buckets if one.vae_graph("decoder") == named
+        }
+        assert sizes == {(bucket.recipe.tiles.width, bucket.recipe.tiles.height)}
 
 
 def test_a_recipe_of_both_sizes_makes_the_same_files(both: Path, sd15_bundle: Path, tmp_path: Path) -> None:
@@ -129,15 +160,73 @@ def test_a_build_that_ends_in_between_leaves_the_old_bundle_and_succeeds_again(
     folder = tmp_path / "bundle"
     shutil.copytree(sd15_bundle, folder)
     with monkeypatch.context() as patch:
-        patch.setattr(ReferenceStage, "run", lambda *_: (_ for _ in ()).throw(BundleError("the power fails")))
-        with pytest.raises(BundleError, match="the power fails"):
-            add_bucket(folder, WIDE, None, NoDisplay())
+        patch.setattr(ReferenceStage, "run", lambda *_: signal.raise_signal(signal.SIGINT))
+        ended = CliRunner().invoke(main, ["add", str(folder), "--size", "192x128"])
+    assert (ended.exit_code, "Run the same command again to go on" in ended.output) == (130, True)
     assert Contents.read(folder) == Contents.read(sd15_bundle)
     assert check(folder, runs=False).ok
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle", "bundle.partial"]
+    assert (tmp_path / "bundle.partial" / WEIGHTS).samefile(folder / WEIGHTS)
     result = add_bucket(folder, WIDE, None, NoDisplay())
+    assert (folder / WEIGHTS).stat().st_nlink == 1
     assert Contents.read(folder).files == Contents.read(both).files
     assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle"]
-    assert {stage.title for stage in result.stages if not stage.reused} >= {"PyTorch reference, 192x128"}
+    assert {stage.title: stage.reused for stage in result.stages} == {
+        "what stays": True,
+        "graphs, 192x128": True,
+        "engines, 192x128": True,
+        "PyTorch reference, 192x128": False,
+    }
+
+
+def test_nothing_of_the_checkpoint_is_read(both: Path, sd15_bundle: Path, tmp_path: Path) -> None:
+    """One that is another by now would give graphs over weights that the bundle does not have."""
+    folder, checkpoint = tmp_path / "bundle", tmp_path / "checkpoint"
+    shutil.copytree(sd15_bundle, folder)
+    checkpoint.mkdir()
+    (checkpoint / "model_index.json").write_text('{"_class_name": "StableDiffusionInstructPix2PixPipeline"}')
+    before = Contents.read(folder)
+    gone = [{"path": str(tmp_path / "gone.safetensors"), "scale": 0.5}]
+    told = {**before.shared.recipe, "source": str(checkpoint), "unet_width": "demo", "lora": gone}
+    changed = before.sharing(recipe=told, force_zeros_for_empty_prompt=False)
+    (folder / "manifest.json").write_text(json.dumps(changed.to_json()))
+    with pytest.raises(CheckpointError):
+        checkpoints(Recipe.from_dict(told))
+    add_bucket(folder, WIDE, None, NoDisplay())
+    after, expected = Contents.read(folder), Contents.read(both)
+    assert after.buckets == expected.buckets
+    facts = "reference/192x128/samples.json"
+    assert {path for path in expected.files if after.files[path] != expected.files[path]} == {facts}
+    assert json.loads((folder / facts).read_text())["facts"]["force_zeros_for_empty_prompt"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage"),
+    [
+        (("task=controlnet", "controlnet=random:1"), "graphs"),
+        (("precision=int8",), "quantization"),
+    ],
+    ids=["controlnet", "int8"],
+)
+def test_other_kinds_of_bundles_take_sizes_too_from_linked_files(
+    changes: tuple[str, ...], stage: str, tmp_path: Path
+) -> None:
+    folder, other = tmp_path / "bundle", tmp_path / "linked"
+    build(Recipe.load("tiny", (*SMALL, *changes)), folder, NoDisplay())
+    shutil.copytree(folder, other, copy_function=os.link)
+    before = (folder / "manifest.json").read_bytes()
+    result = add_bucket(other, (128, 64), None, NoDisplay())
+    assert f"{stage}, 128x64" in {done.title for done in result.stages}
+    new = Contents.read(other)
+    assert new.files.items() > Contents.read(folder).files.items()
+    assert (new.buckets[1].controlnet is None) == (stage == "quantization")
+    report = check(other)
+    assert report.ok, report.render()
+    assert {verdict.bucket for verdict in report.verdicts} == {"64x64", "128x64"}
+    remove_bucket(other, (128, 64), None, NoDisplay())
+    assert Contents.read(other).files == Contents.read(folder).files
+    assert (folder / "manifest.json").read_bytes() == before
+    assert check(folder, runs=False).ok
 
 
 def test_a_verified_bundle_keeps_its_sizes_and_takes_another_which_is_not_judged_yet(folder: Path) -> None:

@@ -60,7 +60,7 @@ class Noting(NoDisplay):
 @pytest.fixture(autouse=True)
 def _manifests_of_any_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "hidiff_export.compiler.stages.order.assemble_manifest", lambda _context, files: manifest(files)
+        "hidiff_export.compiler.stages.order.assemble_contents", lambda _recipe, _context, files: manifest(files)
     )
 
 

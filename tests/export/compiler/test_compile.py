@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from hidiff_export.families.family import default_scheduler
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import Prediction
 from hidiff_runtime import check
-from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.format.manifest import Contents, FileDigest, Manifest
 from tests.export.compiler.disk import files_of_at_most
 
 SMALL = (
@@ -243,6 +243,18 @@ class Telling:
         return (path,)
 
 
+class Other(Telling):
+    """A stage that writes another file."""
+
+    name = title = "another"
+
+    def run(self, context: StageContext, _report: Report) -> tuple[Path, ...]:
+        """Writes."""
+        path = context.folder / "unet/another"
+        path.write_text("another", encoding="utf-8")
+        return (path,)
+
+
 class Stopping(Telling):
     """A stage at which somebody presses Ctrl-C."""
 
@@ -251,6 +263,20 @@ class Stopping(Telling):
     def run(self, _context: StageContext, _report: Report) -> tuple[Path, ...]:
         """Is interrupted."""
         raise KeyboardInterrupt
+
+
+def test_a_build_that_goes_on_without_a_stage_has_not_its_files(recipe: Recipe, tmp_path: Path) -> None:
+    listed: list[str] = []
+
+    def assemble(_context: StageContext, files: Mapping[str, FileDigest]) -> Contents:
+        listed.extend(files)
+        raise Cancelled("enough is known")
+
+    with pytest.raises(Cancelled):
+        build(recipe, tmp_path / "bundle", Interrupting(), stages=(Telling(), Stopping()))
+    with pytest.raises(Cancelled, match="enough"):
+        build(recipe, tmp_path / "bundle", Interrupting(), stages=(Other(),), assemble=assemble)
+    assert listed == ["unet/another"]
 
 
 def test_what_a_finished_stage_told_is_told_again_when_a_build_goes_on(recipe: Recipe, tmp_path: Path) -> None:

@@ -84,6 +84,32 @@ def test_force_forgets_what_is_half_built(tmp_path: Path) -> None:
         assert not path.exists()
 
 
+def test_a_build_that_replaces_a_bundle_goes_on_where_it_is_asked_to(tmp_path: Path) -> None:
+    build(tmp_path / "bundle", b"old")
+    for whole in (False, True, False):
+        with Workspace(tmp_path / "bundle", force=True, resume=True) as workspace:
+            assert workspace.is_complete("stage", "key") == whole
+            path = workspace.folder / "unet/a.bin"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"data")
+            workspace.finish("stage", "key", (path,))
+        if whole:
+            (workspace.folder / "build.json").write_text("{")
+    with Workspace(tmp_path / "bundle", force=True) as workspace:
+        assert not workspace.is_complete("stage", "key")
+    assert (tmp_path / "bundle" / "manifest.json").is_file()
+
+
+def test_stages_of_another_build_are_forgotten(tmp_path: Path) -> None:
+    with Workspace(tmp_path / "bundle") as workspace:
+        for name in ("one", "other"):
+            (workspace.folder / name).write_bytes(b"data")
+            workspace.finish(name, "key", (workspace.folder / name,))
+        workspace.forget_all_but({"one", "third"})
+        assert workspace.files().keys() == {"one"}
+        assert not (workspace.folder / "other").exists()
+
+
 def test_two_builds_of_one_bundle_are_kept_apart(tmp_path: Path) -> None:
     with Workspace(tmp_path / "bundle"), pytest.raises(StorageError, match="Another build") as caught:
         Workspace(tmp_path / "bundle").__enter__()

@@ -58,6 +58,23 @@ def test_the_schema_refuses_what_is_wrong(values: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     "values",
     [
+        {"sizes": "1024x1024"},
+        {"sizes": ["1024x1024", "832x1216"], "batches": [1, 4]},
+        {"width": 1024, "height": 1024, "also": "832x1216x4"},
+    ],
+)
+def test_a_size_is_written_in_either_way(values: dict[str, object]) -> None:
+    recipe = {"family": "sdxl", "source": "random:0", **values}
+    jsonschema.validate(recipe, recipe_schema())
+    jsonschema.validate(Recipe.from_dict(recipe).to_dict(), recipe_schema())
+    for lacking in ({}, {"width": 1024}, {"batches": [1, 4]}, {"sizes": "1024"}, {"sizes": [1024]}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"family": "sdxl", "source": "random:0", **lacking}, recipe_schema())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
         {},
         {"sampler": ["euler", "ddim"], "steps": [4, "10-20"], "targets": "cuda"},
         {"hidiffusion": {"thresholds": {"strided": "16%", "pooled": {"start": 0.16, "end": "40%"}}}},

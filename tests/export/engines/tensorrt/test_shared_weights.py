@@ -44,11 +44,28 @@ def test_two_plans_become_heads_and_one_tail(tmp_path: Path) -> None:
     contents = (noise(1001, 1) + tail, noise(70_000, 2) + tail)
     paths = plans(tmp_path, *contents)
     parts = share_tails(paths, 100_000)
-    assert names(parts[paths[0]]) == ["phase0.tensorrt-rtx.head", "shared-1.tensorrt-rtx.tail"]
-    assert names(parts[paths[1]]) == ["phase1.tensorrt-rtx.head", "shared-1.tensorrt-rtx.tail"]
+    assert names(parts[paths[0]]) == ["phase0.tensorrt-rtx.head", "phase0.tensorrt-rtx.tail"]
+    assert names(parts[paths[1]]) == ["phase1.tensorrt-rtx.head", "phase0.tensorrt-rtx.tail"]
     assert [joined(parts[path]) for path in paths] == list(contents)
     assert parts[paths[0]][1].stat().st_size == 3 * PAGE + len(contents[0]) % ALIGNMENT
     assert {path.name for path in tmp_path.iterdir()} == {name for path in paths for name in names(parts[path])}
+
+
+def test_plans_of_another_size_in_the_same_folder_leave_the_first_ones_whole(tmp_path: Path) -> None:
+    first = plans(tmp_path, *(noise(10 + index, index) + noise(200_000, 9) for index in range(2)))
+    parts = share_tails(first, 100_000)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    others = [tmp_path / f"phase{index}-192x128.tensorrt-rtx.plan" for index in range(2)]
+    contents = [noise(10 + index, index) + noise(300_000, 8) for index in range(2)]
+    for path, content in zip(others, contents, strict=True):
+        path.write_bytes(content)
+    others_parts = share_tails(others, 100_000)
+    assert [joined(others_parts[path]) for path in others] == contents
+    assert {path: path.read_bytes() for path in before} == before
+    assert len({*parts.values()} | {*others_parts.values()}) == 4
+    # Whatever is of one size begins with the name of one of its graphs, by which it is found where the size goes.
+    added = {path.name.partition(".")[0] for path in tmp_path.iterdir() if path not in before}
+    assert added == {"phase0-192x128", "phase1-192x128"}
 
 
 def test_a_third_plan_that_shares_less_does_not_cost_the_other_two_what_they_share(tmp_path: Path) -> None:
@@ -95,7 +112,7 @@ def test_equal_plans_share_all_but_a_page(tmp_path: Path) -> None:
     content = noise(200_000, 0)
     paths = plans(tmp_path, content, content)
     parts = share_tails(paths, 100_000)
-    assert parts[paths[0]][1:] == parts[paths[1]][1:] == (tmp_path / "shared-1.tensorrt-rtx.tail",)
+    assert parts[paths[0]][1:] == parts[paths[1]][1:] == (tmp_path / "phase0.tensorrt-rtx.tail",)
     assert parts[paths[0]][0].stat().st_size < PAGE
     assert joined(parts[paths[0]]) == joined(parts[paths[1]]) == content
 
@@ -109,9 +126,9 @@ def test_a_constant_of_one_phase_in_the_midst_of_the_weights_is_its_own_part(tmp
     assert [joined(parts[path]) for path in paths] == contents
     assert names(parts[paths[1]]) == [
         "phase1.tensorrt-rtx.head",
-        "shared-1.tensorrt-rtx.tail",
+        "phase0.tensorrt-rtx.tail",
         "phase1.tensorrt-rtx.head-2",
-        "shared-2.tensorrt-rtx.tail",
+        "phase0.tensorrt-rtx.tail-2",
     ]
     assert all(path.stat().st_size % PAGE == 0 for path in parts[paths[1]][1:3])
     stored = sum(path.stat().st_size for path in tmp_path.iterdir())
