@@ -3,27 +3,38 @@
     python benchmarks/demo_parity.py --work /tmp/parity > benchmarks/demo_parity.md
 
 Each bundle is built at 256x256 and verified in a run of 20 steps; a cell is the worst of a boundary over its phases and
-steps, in dB. fp8 runs on ONNX Runtime, which emulates it; bfloat16 has no engines here, and its graphs alone are
-compared, as `verify --graphs-only` does.
+steps, in dB. Behind them stands what the bounds have to tell from rounding: other phases, and single wrong shifts. fp8
+runs on ONNX Runtime, which emulates it; bfloat16 has no engines here, and its graphs alone are compared, as
+`verify --graphs-only` does.
 Nothing here is asserted by the test-suite.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import numpy as np
+
+import hidiff_runtime
 from hidiff_export.cli.console import progress_display
 from hidiff_export.compiler.compile import build
 from hidiff_export.recipe import Recipe
 from hidiff_export.recipe.field_types import Precision, Target
 from hidiff_export.verification.verify import verify
+from hidiff_runtime.denoising.denoiser import OUTPUT
 from hidiff_runtime.format.manifest import MANIFEST
+from hidiff_runtime.phases import Phase
+from hidiff_runtime.verification.comparison import Bound, compare
+from hidiff_runtime.verification.reference_samples import Stored
+from hidiff_runtime.verification.replay import read_samples
 
 RECIPES = ("tiny", "demo")
 STEPS = 20
+UNBOUNDED = Bound(0, "measured alone")
 
 
 def worst(work: Path, recipe: str, precision: Precision) -> Mapping[str, tuple[float, float, bool]]:
@@ -46,12 +57,35 @@ def worst(work: Path, recipe: str, precision: Precision) -> Mapping[str, tuple[f
     return found
 
 
+def controls(work: Path, recipe: str) -> Iterator[str]:
+    """Yields rows of what a bound has to tell from rounding: calls by another phase, and with one wrong shift."""
+    with hidiff_runtime.open(work / f"{recipe}-float32", resident="all") as bundle:
+        samples = read_samples(bundle)
+        for call in samples.calls:
+            shifts = np.array(call.window_shifts, np.int32)
+            inputs = {name: samples.array(source) for name, source in call.inputs.items()}
+            inputs["window_shifts"] = shifts
+            expected = bundle.engine(call.phase).run(inputs)[OUTPUT]
+
+            def off(phase: Phase, given: Mapping[str, Any], expected: Any = expected) -> float:
+                found = bundle.engine(phase).run(given)[OUTPUT]
+                return compare("", expected, found, UNBOUNDED).metrics.snr_db  # type: ignore[union-attr]
+
+            others = [record.phase for record in bundle.manifest.phases if record.phase != call.phase]
+            wrong = [(shifts + np.eye(len(shifts), dtype=np.int32)[index]) % 4 for index in range(len(shifts))]
+            phase = max(off(other, inputs) for other in others)
+            turned = [off(call.phase, {**inputs, "window_shifts": one}) for one in wrong]
+            at = f"{call.phase.name} at {float(inputs['timestep'][0]):g}"
+            given = "in a run" if isinstance(call.inputs["latents"], Stored) else "random"
+            yield f"| `{recipe}` | {at} | {given} | {phase:.1f} | {min(turned):.1f} to {max(turned):.1f} |"
+
+
 def main() -> None:
     """Prints a table for each precision."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="for bundles")
     names = [precision.value for precision in Precision]
-    parser.add_argument("--precisions", nargs="+", default=names, choices=names)
+    parser.add_argument("--precisions", nargs="*", default=names, choices=names)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     print("# Parity on trained and on random weights\n")
@@ -66,6 +100,10 @@ def main() -> None:
             bound = (tiny.get(boundary) or demo[boundary])[1]
             print(f"| {boundary} | {bound:g} | {' | '.join(cells)} |")
         print(flush=True)
+    print("## What a bound has to tell from rounding, float32\n")
+    print("| recipe | call | inputs | another phase's graph | one wrong shift |\n| --- | --- | --- | ---: | ---: |")
+    for recipe in RECIPES:
+        print("\n".join(controls(given.work, recipe)), flush=True)
 
 
 def _cell(found: tuple[float, float, bool] | None) -> str:
