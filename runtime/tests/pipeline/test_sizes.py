@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import toy_sizes
 from PIL import Image
 
 import hidiff_runtime
-from hidiff_runtime import InputError, Pipeline, Settings, read_parameters
+from hidiff_runtime import BundleError, InputError, Pipeline, Settings, read_parameters
 from hidiff_runtime.cli import main
 from hidiff_runtime.pipeline.image_metadata import save_png
 from hidiff_runtime.pipeline.image_settings import settings_like
@@ -168,3 +169,19 @@ def test_commands_take_a_size_and_files_of_prompts_a_column_for_each_side(
     assert main([*plain, str(tmp_path / "b.png"), "-p", PROMPT, "--size", "32x32"]) == 2
     assert "64x48, 48x64" in capsys.readouterr().err
     assert not (tmp_path / "b.png").exists()
+
+
+def test_a_size_that_is_taken_out_of_an_open_bundle_is_missed_by_its_file_and_no_other_is(
+    folders: dict[str, tuple[Path, Path, Path]], tmp_path: Path
+) -> None:
+    both, first, _ = folders["sd"]
+    folder = Path(shutil.copytree(both, tmp_path / "bundle"))
+    (width, height), (other_width, other_height) = SIZES
+    with Pipeline.open(folder, backend=toy_pictures.Backend()) as opened:
+        before = np.asarray(opened(PROMPT, seed=3, steps=6, width=width, height=height))
+        folder.rename(tmp_path / "old")
+        shutil.copytree(first, folder, ignore=shutil.ignore_patterns("*-turned*"))
+        assert np.array_equal(before, np.asarray(opened(PROMPT, seed=3, steps=6, width=width, height=height)))
+        with pytest.raises(BundleError, match=r"unet/strided_pooled-turned\.toy is missing"):
+            opened(PROMPT, seed=3, steps=6, width=other_width, height=other_height)
+        assert opened.bundle.lost_files()

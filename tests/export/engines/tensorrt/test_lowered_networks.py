@@ -85,7 +85,8 @@ def phase_unet(case: Case, store: WeightStore) -> PhaseUNet:
     """The module that is exported, over the weights as they are stored."""
     config = unet_config(case.family, Task.INPAINTING, Width.TINY)
     unet = build(Component.UNET, config, store.state_dict(), PRECISIONS[case.precision][1])
-    return PhaseUNet(unet, Layout.of(case.family), Phase(PhaseKind.WINDOWED), SIZE, SIZE)
+    own = case.family is Family.SDXL  # as a batch of several pictures has it
+    return PhaseUNet(unet, Layout.of(case.family), Phase(PhaseKind.WINDOWED), SIZE, SIZE, own_shifts=own)
 
 
 @pytest.fixture(scope="module")
