@@ -150,6 +150,15 @@ def test_what_a_run_has_once_is_never_mixed(many: Pipeline, change: dict[str, An
     assert [len(run) for run in many.batches([first, first, other])] == [2, 1]
 
 
+def test_scales_of_pictures_and_controls_are_never_mixed(folders: dict[str, tuple[Path, Path]]) -> None:
+    for name, change in (("inpainting", {"strength": 0.5}), ("control", {"conditioning_scale": 0.5})):
+        with Pipeline.open(folders[name][1], backend=toy_pictures.Backend()) as pipe:
+            first, *_ = asked(pipe, KINDS[name])
+            other = pipe.request("a boat", Settings(**{"steps": 6, **given(KINDS[name], 0), **change}))
+            assert [len(run) for run in pipe.batches([first, other])] == [1, 1]
+            assert [len(run) for run in pipe.batches([first, first])] == [2]
+
+
 def test_num_images_count_their_seeds_up(folders: dict[str, tuple[Path, Path]]) -> None:
     single, several = folders["sd"]
     with Pipeline.open(single, backend=toy_pictures.Backend()) as pipe:
@@ -176,10 +185,15 @@ def test_a_batch_alone_takes_seeds_too(tmp_path: Path, folders: dict[str, tuple[
         for image, expected in zip(pipe("a boat", seed=5, steps=3, num_images=4), alone, strict=True):
             np.testing.assert_allclose(np.asarray(image).astype(int), np.asarray(expected).astype(int), atol=1)
             assert json.loads(image.info["hidiff"])["seed"] == json.loads(expected.info["hidiff"])["seed"]
+        started = pipe("a boat", seed=5, steps=3, num_images=4, image=picture(1), strength=0.7)
         with pytest.raises(InputError, match="4 pictures of this size"):
             pipe("a boat", num_images=3)
         with pytest.raises(InputError, match="one prompt"):
             pipe(list(PROMPTS), num_images=4)
+    with Pipeline.open(single, backend=toy_pictures.Backend()) as pipe:
+        for seed, image in enumerate(started, start=5):
+            expected = pipe("a boat", seed=seed, steps=3, image=picture(1), strength=0.7)
+            np.testing.assert_allclose(np.asarray(image).astype(int), np.asarray(expected).astype(int), atol=1)
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, "2"])
