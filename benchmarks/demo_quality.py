@@ -81,7 +81,7 @@ def said(interval: Interval | None) -> str:
     """An estimate with its bounds; nothing where there are too few pictures for one."""
     if interval is None:
         return ""
-    return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+    return f"{interval.value:.0f} ({interval.low:.0f} to {interval.high:.0f})"
 
 
 def told(_done: float, _total: float, _note: str) -> None:
