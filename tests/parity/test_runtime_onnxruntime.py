@@ -191,7 +191,7 @@ def test_an_engine_of_other_sizes_is_refused_before_noise_is_drawn(
 def test_graphs_of_another_size_than_the_buckets_are_refused_by_name(folder: Path) -> None:
     """The second size's graphs are the first one's, under names and hashes of their own."""
     toy_sizes.add_turned(folder)
-    toy_reference.record_second(folder, toy.Toy())
+    toy_reference.record_others(folder, toy.Toy())
     said = "input latents is float32[2, 4, 6, 8], the manifest says float32[2, 4, 8, 6]"
     with open_bundle(folder, verify="size") as bundle:
         first, second = bundle.buckets

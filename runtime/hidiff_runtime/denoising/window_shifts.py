@@ -21,6 +21,8 @@ def graph_shifts(shifts: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int
     Raises:
         InputError: pictures have shifts of their own, and the graph takes them for all alike.
     """
+    if not shape[-1]:
+        return np.zeros(shape, np.int32)  # no block is windowed
     rows = shifts.reshape(-1, shape[-1]).astype(np.int32, copy=False)
     if len(shape) > 1:
         return np.tile(rows, (shape[0] // len(rows), 1))

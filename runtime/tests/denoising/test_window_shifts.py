@@ -20,6 +20,7 @@ ROWS = np.array([[0, 1, 2], [3, 3, 1]])
         (ROWS, (2, 3), [[0, 1, 2], [3, 3, 1]]),
         (ROWS, (4, 3), [[0, 1, 2], [3, 3, 1], [0, 1, 2], [3, 3, 1]]),
         (ROWS[0], (2, 3), [[0, 1, 2], [0, 1, 2]]),
+        (ROWS[0, :0], (0,), []),
     ],
 )
 def test_every_latent_gets_its_pictures_shifts(shifts: np.ndarray, shape: tuple[int, ...], expected: list[int]) -> None:

@@ -47,10 +47,11 @@ def record(recipe: Recipe, folder: Path, progress: Any = None) -> ReferenceSampl
 
 def replayed(recipe: Recipe, samples: ReferenceSamples, call: CallSample, shifts: tuple[int, ...]) -> np.ndarray:
     """What the call's phase computes from its recorded inputs with ``shifts``."""
-    module = PhaseUNet(unet_of(recipe), recipe.unet_layout, call.phase, recipe.latent_height, recipe.latent_width)
+    size = (recipe.latent_height, recipe.latent_width)
+    module = PhaseUNet(unet_of(recipe), recipe.unet_layout, call.phase, *size, **recipe.phase_options)
     tensors = {name: torch.from_numpy(samples.array(source).copy()) for name, source in call.inputs.items()}
     if shifts:
-        tensors["window_shifts"] = torch.tensor(shifts, dtype=torch.int32)
+        tensors["window_shifts"] = torch.tensor(shifts, dtype=torch.int32).reshape(recipe.shifts_shape)
     with torch.inference_mode():
         output = module(**PhaseUNet.arguments(tensors)).numpy()
     return samples.candidate(call.expected, output)

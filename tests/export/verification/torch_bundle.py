@@ -117,7 +117,7 @@ def _module(recipe: Recipe, phase: Phase | None, root: Path) -> PhaseUNet | Cont
         networks = networks_of_store(root, recipe)
         size = (recipe.latent_height, recipe.latent_width)
         if phase is not None:
-            _MODULES[key] = PhaseUNet(networks.unet, recipe.unet_layout, phase, *size)
+            _MODULES[key] = PhaseUNet(networks.unet, recipe.unet_layout, phase, *size, **recipe.phase_options)
         elif networks.controlnet is not None:
             _MODULES[key] = ControlNetModule(networks.controlnet, *size)
     return _MODULES[key]
@@ -212,6 +212,6 @@ def _phase(recipe: Recipe, folder: Path, phase: Phase) -> PhaseRecord:
     named = _named(folder, f"unet/{phase.name}", {"kind": phase.kind.value, "control": phase.control})
     size = (recipe.latent_height, recipe.latent_width)
     config = recipe.unet_config()
-    inputs = phase_inputs(config, recipe.unet_layout, phase, *size, recipe.model_batch)
+    inputs = phase_inputs(config, recipe.unet_layout, phase, *size, recipe.model_batch, **recipe.phase_options)
     outputs = phase_outputs(config, *size, recipe.model_batch)
     return PhaseRecord(*named, inputs, outputs, phase)
