@@ -32,16 +32,12 @@ SERVE = Path(sys.executable).parent / "hidiff-serve"
 def server(bundle: Path, *options: str) -> Iterator[str]:
     """Starts a server; yields its address once it is ready."""
     words = [str(SERVE), str(bundle), "--port", "0", "--queue", "64", *options]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        assert process.stderr is not None
-        address = ""
-        for line in process.stderr:
-            found = re.search(r"http://127\.0\.0\.1:\d+", line)
-            address = found.group() if found else address
-            if address and ready(address):
-                break
-        ThreadPoolExecutor(1).submit(process.stderr.read)
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+        assert found is not None
+        address = found.group()
         while not ready(address):
             time.sleep(0.2)
         yield address
