@@ -123,9 +123,8 @@ def test_a_client_that_goes_ends_its_picture_alone(server: Server, alone: Any) -
         until(going, b": accepted")
         server.gate.let(4)  # the first request's steps
         for _ in range(4):
-            server.gate.wait()  # in the second step of both
-            if _ == 3:
-                server.gate.let(1)
+            server.gate.wait()  # at last in the first step of both
+        server.gate.let(1)
         going.close()
         server.gate.open()
         assert same(answers[1].result().picture, alone(1))
