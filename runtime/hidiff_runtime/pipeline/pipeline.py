@@ -156,7 +156,9 @@ class Pipeline:
         settings = Settings(**{name: given[name] for name in SETTINGS})
         requests = [self.request(prompt, settings)]
         if num_images is not None:
-            requests = counted(requests[0], num_images, self.bundle.sized(width, height).manifest)
+            requests = counted(
+                requests[0], num_images, self.bundle.sized(width, height, len(requests[0].prompts)).manifest
+            )
         if told := late_start(self.bundle, requests[0]):
             warnings.warn(told, LateStartWarning, stacklevel=2)
         images = [image for result in self.run(requests, callback=callback) for image in result.images]

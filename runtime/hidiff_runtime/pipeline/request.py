@@ -76,7 +76,8 @@ class Request:
         Raises:
             InputError: something is missing, not one this bundle takes, or does not fit the rest.
         """
-        bundle = bundle.sized(settings.width, settings.height)
+        listed = isinstance(prompt, Sequence) and not isinstance(prompt, str)
+        bundle = bundle.sized(settings.width, settings.height, len(prompt) if listed else None)
         manifest = bundle.manifest
         prompts = _prompts("prompt", prompt, manifest.batch)
         for text in prompts:

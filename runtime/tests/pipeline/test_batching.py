@@ -117,8 +117,10 @@ def test_a_picture_does_not_depend_on_its_neighbors(many: Pipeline) -> None:
 def test_one_stream_for_all_couples_them(folders: dict[str, tuple[Path, Path]]) -> None:
     """The control: drawn from one stream, a picture depends on its place."""
     with Pipeline.open(folders["sd"][1], backend=toy_pictures.Backend()) as pipe:
-        wide = Pipeline(pipe.bundle.sized(batch=4))
-        (result,) = wide.run([wide.request(list(PROMPTS), Settings(seed=10, steps=6))])
+        (result,) = pipe.run([pipe.request(list(PROMPTS), Settings(seed=10, steps=6))])
+        assert len(result.images) == 4
+        with pytest.raises(InputError, match="1 picture a run"):
+            pipe.request(PROMPTS[:3])
         alone = drawn(pipe, asked(pipe, KINDS["sd"]))
     assert (np.asarray(result.images[1]) != alone[1][0]).mean() > 0.2
     assert json.loads(result.images[1].info["hidiff"])["index"] == 1
