@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from hidiff_runtime.backends.memory_limit import MemoryLimit
 from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.heap_trim import trim_heap
 
 RESIDENT = ("current", "all")
 
@@ -206,4 +207,7 @@ class SessionPool:
         del self._expected[name]
 
     def _close(self, name: str) -> None:
-        self._sessions.pop(name).__exit__(None, None, None)
+        try:
+            self._sessions.pop(name).__exit__(None, None, None)
+        finally:
+            trim_heap()  # else what a VAE computed in stays beside the next UNet

@@ -155,7 +155,7 @@ def _serve(options: argparse.Namespace) -> int:
             given=error,
             advice="pip install 'hidiff-runtime[serve]'",
         ) from error
-    from hidiff_runtime.serving.heap_trim import trim_heap_after_large_bodies
+    from hidiff_runtime.heap_trim import trim_heap_after_large_bodies
     from hidiff_runtime.serving.metrics import MetricsRecorder
     from hidiff_runtime.serving.service import Service
 

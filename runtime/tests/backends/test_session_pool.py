@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from toy_sessions import Session, Sessions, until
 
 from hidiff_runtime import Cancelled, EngineError, StepInfo
 from hidiff_runtime import open as open_bundle
+from hidiff_runtime.backends import session_pool
 from hidiff_runtime.backends.session_pool import SessionPool
 
 STRIDED, POOLED, WINDOWED, CONTROLLED = "strided", "pooled", "windowed", "strided-control"
@@ -173,3 +175,16 @@ def test_a_network_is_closed_after_a_failure_and_stays_where_all_may() -> None:
         assert second is first
     pool.close()
     assert sessions.events[2:] == ["open windowed", "open text_encoder", "close windowed", "close text_encoder"]
+
+
+def test_memory_of_an_engine_that_is_closed_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[tuple[str, ...]] = []
+    sessions: dict[str, Any] = {name: contextlib.nullcontext() for name in ("a", "b")}
+    engines = SessionPool(sessions.__getitem__)
+    monkeypatch.setattr(session_pool, "trim_heap", lambda: given_back.append(engines.names))
+    engines.get("a")
+    assert given_back == []
+    engines.get("b")
+    assert given_back == [()]
+    engines.close()
+    assert given_back == [(), ()]

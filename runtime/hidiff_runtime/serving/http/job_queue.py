@@ -12,9 +12,9 @@ from contextlib import nullcontext
 
 from anyio import to_thread
 
+from hidiff_runtime.heap_trim import trim_heap
 from hidiff_runtime.pipeline.batching import batch_sizes, run_key
 from hidiff_runtime.pipeline.request import Request
-from hidiff_runtime.serving.heap_trim import trim_heap
 from hidiff_runtime.serving.http.errors import BUSY, ApiError, unavailable
 from hidiff_runtime.serving.http.queued_job import Encoder, QueuedJob, run_together
 from hidiff_runtime.serving.http.service_trial import AGAIN, Trial

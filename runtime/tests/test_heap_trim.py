@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hidiff_runtime.serving import heap_trim
+from hidiff_runtime import heap_trim
 
 STATUS = Path("/proc/self/status")
 MEBIBYTE = 2**20
