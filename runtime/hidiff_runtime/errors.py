@@ -75,3 +75,6 @@ class Cancelled(HidiffError):  # noqa: N818 - names the outcome, as asyncio and 
 
 class Expired(Cancelled):
     """A server's deadline passed before the run ended."""
+
+    def __init__(self, summary: str = "The deadline passed before the picture was made.", *, advice: str = "") -> None:
+        super().__init__(summary, advice=advice)

@@ -192,6 +192,19 @@ def test_a_deadline_ends_a_run_that_has_begun(served: TritonServer) -> None:
     assert 0 < made < STEPS
 
 
+@pytest.mark.usefixtures("unharmed")
+def test_a_deadline_that_passes_behind_another_run_is_called_that(served: TritonServer) -> None:
+    """The request is past the first model then and waits for the one that holds the engines."""
+    with grpc(served) as client, plain(served) as other, ThreadPoolExecutor(1) as pool:
+        before = steps(served)
+        running = pool.submit(stream, client, rows=ROWS, prompt=PROMPT)
+        until(lambda: steps(served) > before)
+        with pytest.raises(InferenceServerException, match="The deadline passed") as caught:
+            other.infer(MODEL, inputs(tritonclient.http, prompt=PROMPT), timeout=1000)
+        assert caught.value.status() == "503"
+        assert running.result(300)
+
+
 def test_what_waits_too_long_or_in_too_long_a_queue_is_refused(
     sd15_bundle: Path, tmp_path: Path, triton: Callable[..., TritonServer]
 ) -> None:

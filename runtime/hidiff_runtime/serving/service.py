@@ -50,7 +50,7 @@ class Ticket:
         if self.cancelled():
             raise Cancelled("The client cancelled the run.")
         if self.deadline is not None and time.monotonic() > self.deadline:
-            raise Expired("The deadline passed before the picture was made.", advice="Allow more time.")
+            raise Expired(advice="Allow more time.")
 
     def observe(self, step: PictureStep, first: int) -> None:
         """Tells the observer of a step of a batch in which this request's pictures begin at ``first``."""

@@ -135,7 +135,7 @@ class QueuedJob:
                     yield KeepAlive()
                     continue
                 self._expired = True
-                raise Expired("The deadline passed before the picture was made.") from None
+                raise Expired from None
             if isinstance(news, Exception):
                 raise news
             if news is None:

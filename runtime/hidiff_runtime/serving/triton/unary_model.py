@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from hidiff_runtime.errors import EngineError
+from hidiff_runtime.errors import EngineError, Expired
 from hidiff_runtime.serving.heartbeat import Heartbeat
 from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.triton import tensor_codec
@@ -89,19 +90,26 @@ class TritonPythonModel:
             made.set_exception(error)
 
     def _ask(self, request: Any, token: str) -> list[tensor_codec.Arrays]:
-        """Returns the finished rows."""
+        """Returns the finished rows.
+
+        Raises:
+            Expired: the client's time was over before the stream model began; Triton then answers in its place.
+        """
+        allowed, since = timeout_of(request), time.monotonic()
         asked = pb_utils.InferenceRequest(
             model_name=self._stream,
             requested_output_names=["event", *RESULT],
             inputs=request.inputs(),
             parameters={TOKEN: token},
-            timeout=timeout_of(request),
+            timeout=allowed,
         )
         found = []
         responses = asked.exec(decoupled=True)
         self._asked.append(responses)
         for response in responses:
             if response.has_error():  # not the stream model's own words: its queue is full, or its process is gone
+                if allowed and time.monotonic() - since >= allowed / 1e6:
+                    raise Expired(advice="Allow more time.")
                 pb_utils.Logger.log_error(f"{self._stream}: {response.error().message()}")
                 raise _Refused("The server cannot take the request now.", "expired")
             # Copies: the memory is the server's again when the response goes.
