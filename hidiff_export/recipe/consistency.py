@@ -14,6 +14,7 @@ _FAMILIES_OF_EVERY_TASK = (Family.SD15, Family.SD21, Family.SDXL)
 
 _BUILDS_FOR = {
     BackendName.ONNXRUNTIME: "cpu or cuda",
+    BackendName.OPENVINO: "cpu",
     BackendName.TENSORRT: "cuda",
     BackendName.TENSORRT_RTX: "generations of GPUs like sm89, or cuda alone",
 }
@@ -145,11 +146,18 @@ def _targets_are_served(recipe: RecipeFields) -> None:
 
 
 def _targets_compute(recipe: RecipeFields) -> None:
-    if recipe.precision is Precision.BFLOAT16 and Target.CPU in recipe.targets:
+    on_cpu = Target.CPU in recipe.targets
+    if recipe.precision is Precision.BFLOAT16 and on_cpu and BackendName.ONNXRUNTIME in recipe.backend:
         raise refusal(
             "is bfloat16, for which ONNX Runtime has no kernels on the CPU",
             key=("precision",),
-            advice="Set precision: float32 or float16, or targets: cuda.",
+            advice="Set backend: openvino, precision: float32 or float16, or targets: cuda.",
+        )
+    if recipe.precision in (Precision.FLOAT16, Precision.FP8) and BackendName.OPENVINO in recipe.backend:
+        raise refusal(
+            f"is {recipe.precision.value}, for which OpenVINO has no kernels on the CPU",
+            key=("precision",),
+            advice="Set precision: bfloat16, int8 or float32, or another backend.",
         )
     if recipe.precision is Precision.BFLOAT16 and Target.SM75 in recipe.targets:
         raise refusal(

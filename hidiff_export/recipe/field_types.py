@@ -127,6 +127,7 @@ class BackendName(str, Enum):
     """What builds and runs engines."""
 
     ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
 
@@ -134,6 +135,8 @@ class BackendName(str, Enum):
         """Returns which of ``given`` it builds for: TensorRT-RTX either ahead of time or for the machine it is on."""
         if self is BackendName.ONNXRUNTIME:
             return tuple(target for target in given if not target.ahead_of_time)
+        if self is BackendName.OPENVINO:
+            return tuple(target for target in given if target is Target.CPU)
         ahead = tuple(target for target in given if target.ahead_of_time)
         if self is BackendName.TENSORRT_RTX and ahead:
             return ahead
@@ -142,6 +145,7 @@ class BackendName(str, Enum):
 
 DEFAULT_TARGETS = {
     BackendName.ONNXRUNTIME: (Target.CPU,),
+    BackendName.OPENVINO: (Target.CPU,),
     BackendName.TENSORRT: (Target.CUDA,),
     BackendName.TENSORRT_RTX: (Target.SM89, Target.SM120),
 }

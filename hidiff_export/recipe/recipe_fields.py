@@ -87,7 +87,7 @@ def _optional(description: str, schema: Callable[[dict[str, Any]], None] = witho
 
 
 def _default_targets(data: Mapping[str, Any]) -> tuple[Target, ...]:
-    return tuple(target for backend in data["backend"] for target in DEFAULT_TARGETS[backend])
+    return tuple(dict.fromkeys(target for backend in data["backend"] for target in DEFAULT_TARGETS[backend]))
 
 
 class RecipeFields(Frozen):
@@ -195,7 +195,7 @@ class RecipeFields(Frozen):
     targets: Annotated[tuple[Target, ...], ONE_OR_A_LIST, DISTINCT] = Field(
         default_factory=_default_targets,
         description=f"What the engines are for, one or a list: {choices(Target)}; by default what suits the backend: "
-        "cpu for onnxruntime, cuda for tensorrt, sm89 and sm120 for tensorrt-rtx.",
+        "cpu for onnxruntime and openvino, cuda for tensorrt, sm89 and sm120 for tensorrt-rtx.",
         json_schema_extra=_also_one,
     )
     layout: EnginePerPhase = Field(

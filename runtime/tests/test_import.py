@@ -7,7 +7,17 @@ import pytest
 
 import hidiff_runtime
 
-FOREIGN = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "hidiff_export", "tensorrt", "safetensors")
+FOREIGN = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "hidiff_export",
+    "tensorrt",
+    "safetensors",
+)
 FOREIGN += ("PIL", "tokenizers", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client")
 
 pytestmark = pytest.mark.alone
@@ -26,7 +36,7 @@ for module in pkgutil.walk_packages(hidiff_runtime.__path__, "hidiff_runtime."):
         else:
             print(module.name, "imported")
 """
-ABSENT = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "hidiff_export", "safetensors")
+ABSENT = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino", "hidiff_export", "safetensors")
 ABSENT += ("tensorrt", "tensorrt_rtx", "cuda", "ray", "triton_python_backend_utils")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from hidiff_export.cli import COMMANDS
 
-HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "numpy")
+HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "openvino", "numpy")
 
 PROGRAM = """
 import json, sys

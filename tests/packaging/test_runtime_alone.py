@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 RUNTIME = Path(__file__).parents[2] / "runtime"
-FOREIGN = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "safetensors", "hidiff-export"}
+FOREIGN = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino", "safetensors", "hidiff-export"}
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""The toy's few lines of numpy as ONNX graphs over its weight store: a bundle with real ONNX Runtime engines."""
+"""The toy's few lines of numpy as ONNX graphs over its weight store: a bundle with real engines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from hidiff_export.families.family import Family, default_scheduler
 from hidiff_export.graph.step_graph import write_step_graph
 from hidiff_export.scheduler_tables.scheduler_probe import probe
+from hidiff_runtime.backends.openvino.compile_record import CompileRecord
 from hidiff_runtime.format.manifest import GraphRecord, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.format.safetensors import SafetensorsFile
 from hidiff_runtime.format.step_graph import step_inputs, step_outputs
+
+FLOAT32 = "time/Mul"
+"""Name of the node of a phase that OpenVINO computes in float32 apart from the rest."""
 
 STATES = 4
 """As many as any of diffusers' samplers needs."""
@@ -50,7 +54,7 @@ class Graph:
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         output = f"value_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=f"node_{len(self.nodes)}", **attributes))
         return output
 
     def first(self, value: str, channels: int) -> str:
@@ -88,7 +92,8 @@ def as_onnx(record: PhaseRecord, weights: Path) -> onnx.ModelProto:
         rolled = graph.rolled(sample, graph.op("Gather", "window_shifts", block), 2, toy.HEIGHT)
         rolled = graph.rolled(rolled, graph.constant(np.int32(index + 1)), 3, toy.WIDTH)
         noise = graph.op("Add", noise, graph.op("Mul", graph.op("Gather", "blocks", block), rolled))
-    noise = graph.op("Add", noise, graph.op("Mul", "timestep", graph.constant(np.float32(1e-4))))
+    graph.nodes.append(helper.make_node("Mul", ["timestep", graph.constant(np.float32(1e-4))], ["time"], name=FLOAT32))
+    noise = graph.op("Add", noise, "time")
     for name in ("prompt_embeds", "text_embeds", "time_ids"):
         if record.input(name) is not None:
             told = graph.mean(graph.op("Tanh", name), [batch, -1])
@@ -111,14 +116,22 @@ def controlnet(record: GraphRecord) -> onnx.ModelProto:
     return graph.model(record, [])
 
 
-def make(folder: Path, kind: toy.Toy, *, control: bool = False, samplers: Sequence[str] = ()) -> Path:
-    """The toy with ONNX Runtime's engines.
+def make(
+    folder: Path,
+    kind: toy.Toy,
+    *,
+    control: bool = False,
+    samplers: Sequence[str] = (),
+    precision: str = "",
+) -> Path:
+    """The toy with ONNX Runtime's engines, or OpenVINO's.
 
     Args:
         folder: to make.
         kind: of the toy.
         control: whether it has a ControlNet of its own; for a kind with residuals.
         samplers: of diffusers, whose tables it gets beside its own.
+        precision: of OpenVINO's engines; empty for ONNX Runtime's.
     """
     manifest = Manifest.read(toy.make(folder, kind))
     for name in samplers:
@@ -127,14 +140,16 @@ def make(folder: Path, kind: toy.Toy, *, control: bool = False, samplers: Sequen
         )
     records = []
     for record in manifest.phases:
-        engine = f"unet/{record.phase.name}.onnxruntime.onnx"
-        onnx.save(as_onnx(record, folder / manifest.weights["unet"]), folder / engine)
-        records.append(dataclasses.replace(record, engines={"onnxruntime": engine}))
+        graph = f"unet/{record.phase.name}.onnxruntime.onnx"
+        onnx.save(as_onnx(record, folder / manifest.weights["unet"]), folder / graph)
+        engines = _engines(folder / graph, precision, (FLOAT32,))
+        records.append(dataclasses.replace(record, engines=engines))
     phase = records[0]
     due = (kind.batch, phase.outputs[0], phase.inputs[0], STATES)
-    engines = {"onnxruntime": "step/step.onnxruntime.onnx"}
+    graph = "step/step.onnxruntime.onnx"
+    engines = _engines(folder / graph, "float32" if precision else "")
     step = GraphRecord("step/step.graph", engines, step_inputs(*due), step_outputs(*due))
-    write_step_graph(step, folder / engines["onnxruntime"])
+    write_step_graph(step, folder / graph)
     manifest = dataclasses.replace(
         manifest,
         phases=tuple(records),
@@ -146,13 +161,24 @@ def make(folder: Path, kind: toy.Toy, *, control: bool = False, samplers: Sequen
     return folder
 
 
+def _engines(graph: Path, precision: str, float32: tuple[str, ...] = ()) -> dict[str, str]:
+    """The engine of a graph, which is two folders deep: the graph itself, or OpenVINO's record of it."""
+    if not precision:
+        return {"onnxruntime": f"{graph.parent.name}/{graph.name}"}
+    engine = graph.with_suffix(".openvino.json")
+    engine.parent.mkdir(exist_ok=True)
+    CompileRecord(graph.name, precision, float32).write(engine)
+    return {"openvino": f"{engine.parent.name}/{engine.name}"}
+
+
 def _with_controlnet(folder: Path, manifest: Manifest, phase: PhaseRecord) -> Manifest:
     (folder / "controlnet").mkdir()
     shared = tuple(spec for spec in phase.inputs if spec not in phase.residuals and spec.name != "window_shifts")
     picture = TensorSpec("control_image", (phase.inputs[0].shape[0], 3, toy.HEIGHT * 4, toy.WIDTH * 4), "float32")
     scale = TensorSpec("conditioning_scale", (1,), "float32")
-    engines = {"onnxruntime": "controlnet/controlnet.onnx"}
-    record = GraphRecord(engines["onnxruntime"], engines, (*shared, picture, scale), phase.residuals)
+    path = "controlnet/controlnet.onnx"
+    engines = _engines(folder / path, "float32" if "openvino" in phase.engines else "")
+    record = GraphRecord(path, engines, (*shared, picture, scale), phase.residuals)
     onnx.save(controlnet(record), folder / record.graph)
     shutil.copy(folder / "unet/weights.safetensors", folder / "controlnet/weights.safetensors")
     weights = {**manifest.weights, "controlnet": "controlnet/weights.safetensors"}

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from hidiff_export.compiler.graph_specs import graph_records
 from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.engines.onnxruntime import OnnxRuntimeBuilder
+from hidiff_export.engines.openvino import OpenVinoBuilder
 from hidiff_export.engines.protocol import Builder, PortableGraph
 from hidiff_export.engines.tensorrt.builder import TensorRtBuilder
 from hidiff_export.engines.tensorrt.libraries import TENSORRT, TENSORRT_RTX
@@ -32,6 +33,8 @@ def builders_for(recipe: Recipe) -> tuple[Builder, ...]:
 def _builder(recipe: Recipe, backend: BackendName) -> Builder:
     if backend is BackendName.ONNXRUNTIME:
         return OnnxRuntimeBuilder()
+    if backend is BackendName.OPENVINO:
+        return OpenVinoBuilder()
     return TensorRtBuilder(_TENSORRT[backend], tuple(target.value for target in backend.targets(recipe.targets)))
 
 

@@ -8,7 +8,7 @@ from hidiff_runtime.format.codec import REBUILD
 from hidiff_runtime.format.manifest import Contents
 from hidiff_runtime.format.specs import STEP
 
-NAMES = ("tensorrt", "tensorrt-rtx", "onnxruntime")
+NAMES = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
 """Every backend, the one to be preferred first."""
 
 
@@ -24,6 +24,10 @@ def get(name: str) -> Backend:
         from hidiff_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend()
+    if name == "openvino":
+        from hidiff_runtime.backends.openvino.inference_device import OpenVinoBackend
+
+        return OpenVinoBackend()
     from hidiff_runtime.backends.tensorrt.device import TensorRtBackend
 
     return TensorRtBackend(name)

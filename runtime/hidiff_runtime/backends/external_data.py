@@ -15,9 +15,10 @@ from __future__ import annotations
 import mmap
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from hidiff_runtime.backends.protobuf_wire import wire_field, wire_fields
 from hidiff_runtime.errors import BundleError, EngineError
 from hidiff_runtime.format.codec import REBUILD
 from hidiff_runtime.format.paths import path_error
@@ -35,8 +36,6 @@ _MESSAGES: Mapping[str, Mapping[int, str]] = {
 """Where in a ``ModelProto`` tensors are: for each message the fields that lead to them, by number."""
 
 _KEY, _VALUE = 1, 2
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-"""Wire types of protocol buffers."""
 
 
 def files_of(engine: Path) -> tuple[Path, ...]:
@@ -72,17 +71,32 @@ def _collect(message: memoryview, kind: str, found: dict[str, None]) -> None:
             found[location] = None
         return
     below = _MESSAGES[kind]
-    for number, _, content, end in _fields(message):
+    for number, _, content, end in wire_fields(message):
         if number in below and content is not None:
             _collect(message[content:end], below[number], found)
+
+
+def link_targets(engine: Path, weights: Iterable[Path]) -> dict[str, Path] | None:
+    """Returns the files behind links by the names that a graph has for them.
+
+    Args:
+        engine: the graph, not resolved: what it names lies beside it.
+        weights: files that it may name, not resolved either; others than those below its folder are passed over.
+
+    Returns:
+        None where no link is on the way from the graph's folder to the weights.
+    """
+    beside = engine.parent
+    below = [path for path in weights if path.is_relative_to(beside)]
+    targets = {path.relative_to(beside).as_posix(): path.resolve() for path in below}
+    return None if all(target == beside.resolve() / name for name, target in targets.items()) else targets
 
 
 def relinked(engine: Path, weights: Iterable[Path]) -> tuple[bytes, Path] | None:
     """Returns a graph that finds its weights where links lead to, and the folder that it looks for them from.
 
     Args:
-        engine: the graph, not resolved: what it names lies beside it.
-        weights: files that it may name, not resolved either; others than those below its folder are passed over.
+        engine: as for `link_targets`; ``weights`` likewise.
 
     Returns:
         None where no link is on the way from the graph's folder to the weights: then it opens as it is.
@@ -90,10 +104,8 @@ def relinked(engine: Path, weights: Iterable[Path]) -> tuple[bytes, Path] | None
     Raises:
         EngineError: it is not a readable graph, or names other files.
     """
-    beside = engine.parent
-    below = [path for path in weights if path.is_relative_to(beside)]
-    targets = {path.relative_to(beside).as_posix(): path.resolve() for path in below}
-    if all(target == beside.resolve() / name for name, target in targets.items()):
+    targets = link_targets(engine, weights)
+    if targets is None:
         return None
     folder = Path(os.path.commonpath([target.parent for target in targets.values()]))
 
@@ -116,12 +128,14 @@ def _relocated(message: bytes, kind: str, moved: Callable[[str], str]) -> bytes:
     """Returns the message with another location in each tensor below it whose data is external. Raises ValueError."""
     if kind == "entry":
         location = _location(message)
-        return message if location is None else _field(_KEY, b"location") + _field(_VALUE, moved(location).encode())
+        if location is None:
+            return message
+        return wire_field(_KEY, b"location") + wire_field(_VALUE, moved(location).encode())
     below = _MESSAGES[kind]
     parts = []
-    for number, start, content, end in _fields(message):
+    for number, start, content, end in wire_fields(message):
         if number in below and content is not None:
-            parts.append(_field(number, _relocated(message[content:end], below[number], moved)))
+            parts.append(wire_field(number, _relocated(message[content:end], below[number], moved)))
         else:
             parts.append(message[start:end])
     return b"".join(parts)
@@ -129,54 +143,5 @@ def _relocated(message: bytes, kind: str, moved: Callable[[str], str]) -> bytes:
 
 def _location(entry: bytes | memoryview) -> str | None:
     """Returns where an entry says that the data is; None for what says something else."""
-    texts = {number: bytes(entry[content:end]) for number, _, content, end in _fields(entry) if content is not None}
+    texts = {number: bytes(entry[content:end]) for number, _, content, end in wire_fields(entry) if content is not None}
     return posixpath.normpath(texts.get(_VALUE, b"").decode()) if texts.get(_KEY) == b"location" else None
-
-
-def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int | None, int]]:
-    """Yields each field's number, where it begins, where its bytes begin if it has such, and where it ends."""
-    at = 0
-    while at < len(message):
-        start = at
-        tag, at = _varint(message, at)
-        content = None
-        wire = tag & 7
-        if wire == _VARINT:
-            _, at = _varint(message, at)
-        elif wire == _BYTES:
-            size, content = _varint(message, at)
-            at = content + size
-        elif wire in (_FIXED64, _FIXED32):
-            at += 8 if wire == _FIXED64 else 4
-        else:
-            raise ValueError(f"byte {start} begins no field")
-        if at > len(message):
-            raise ValueError(f"the field at byte {start} ends behind the message")
-        yield tag >> 3, start, content, at
-
-
-def _varint(message: bytes | memoryview, at: int) -> tuple[int, int]:
-    """Returns a number of 7 bits a byte, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(message):
-            raise ValueError("it ends in the middle of a number")
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError(f"the number before byte {at} has no end")
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """Returns a field of bytes."""
-    return _number(number << 3 | _BYTES) + _number(len(content)) + content
-
-
-def _number(value: int) -> bytes:
-    written = bytearray()
-    while value >= 0x80:
-        written.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*written, value])

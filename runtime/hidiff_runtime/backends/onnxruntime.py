@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.backends.external_data import files_of, relinked
+from hidiff_runtime.backends.processor_cores import usable_cores
 from hidiff_runtime.backends.protocol import Availability, DeviceArray, WeightMap, check_fits, check_tensors
 from hidiff_runtime.backends.signature import signature_faults
 from hidiff_runtime.errors import BundleError, EngineError, InputError
@@ -337,17 +337,12 @@ def _failure(summary: str, error: Exception, *, engine: Path | None = None, advi
     return EngineError(summary, given=given, advice=advice)
 
 
-def _cores() -> int:
-    """Returns those that this process may use, where the system tells (Linux); else the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _session_options(options: OnnxRuntimeOptions) -> Any:
     import onnxruntime
 
     made = onnxruntime.SessionOptions()
     made.log_severity_level = 3  # errors; it warns of graph details that nobody can act on
-    made.intra_op_num_threads = options.threads or _cores()
+    made.intra_op_num_threads = options.threads or usable_cores()
     made.inter_op_num_threads = 1
     # Its planner keeps a buffer for each size that occurs, until the last tensor of that size is dead: for SD1.5 at
     # 1024 pixels 2.0 GB, where freeing each tensor at its last use needs 0.9 GB and takes no longer. The pattern of a

@@ -54,6 +54,8 @@ def test_the_layout_that_is_left_may_be_written_as_older_recipes_do() -> None:
     ("backends", "targets"),
     [
         (["onnxruntime"], ["cpu"]),
+        (["openvino"], ["cpu"]),
+        (["openvino", "onnxruntime"], ["cpu"]),
         (["tensorrt"], ["cuda"]),
         (["tensorrt-rtx"], ["sm89", "sm120"]),
         (["onnxruntime", "tensorrt"], ["cpu", "cuda"]),
@@ -67,6 +69,7 @@ def test_default_targets_follow_the_backends(backends: list[str], targets: list[
 def test_each_backend_builds_for_its_own_targets() -> None:
     given = (Target.CPU, Target.CUDA, Target.SM89)
     assert BackendName.ONNXRUNTIME.targets(given) == (Target.CPU, Target.CUDA)
+    assert BackendName.OPENVINO.targets(given) == (Target.CPU,)
     assert BackendName.TENSORRT.targets(given) == (Target.CUDA,)
     assert BackendName.TENSORRT_RTX.targets(given) == (Target.SM89,)
     assert BackendName.TENSORRT_RTX.targets(given[:2]) == (Target.CUDA,)

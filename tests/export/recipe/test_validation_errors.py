@@ -79,6 +79,20 @@ BAD = {
         '"bfloat16"',
         "float16, or targets: cuda",
     ),
+    "a precision that no CPU has": Bad(
+        _with("backend: openvino\nprecision: float16"),
+        6,
+        "`precision` is float16, for which OpenVINO has no kernels on the CPU",
+        '"float16"',
+        "bfloat16, int8 or float32",
+    ),
+    "a backend that is for the CPU alone": Bad(
+        _with("backend: openvino\ntargets: cuda"),
+        6,
+        "`targets` has nothing that openvino builds for",
+        '"cuda"',
+        "Add cpu to targets",
+    ),
     "bfloat16 before sm80": Bad(
         _with("backend: tensorrt-rtx\ntargets: [sm75, sm89]\nprecision: bfloat16"),
         7,

@@ -1,0 +1,60 @@
+"""Engines for OpenVINO: a record of how it compiles the portable graph, which it reads as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from hidiff_export.engines.protocol import PortableGraph, Report
+from hidiff_export.graph.float32_ops import FLOAT32_OPERATIONS, Means
+from hidiff_export.graph.portable import load_graph
+from hidiff_runtime.backends.openvino.compile_record import FORMAT, CompileRecord
+
+AS_TRACED = frozenset[str]().union(
+    *(operation.operators for operation in FLOAT32_OPERATIONS if operation.means is Means.AS_TRACED)
+)
+"""Operators that the network computes in float32 whatever its precision. OpenVINO rounds them, and what they take, to
+bfloat16 all the same, whatever types the graph states: what stays float32 has to be compiled by itself."""
+
+
+class OpenVinoBuilder:
+    """Says how OpenVINO compiles each portable graph on the CPU that it runs on."""
+
+    name = "openvino"
+
+    def check(self) -> None:
+        """Accepts everything: a record takes no library of the backend."""
+
+    def key(self) -> Any:
+        """Returns the format of the records; what they say follows from the graphs."""
+        return {"format": FORMAT}
+
+    def engines(self, graphs: Sequence[PortableGraph]) -> tuple[Path, ...]:
+        """Returns ``strided.openvino.json`` beside ``strided.onnx``."""
+        return tuple(graph.path.with_suffix(f".{self.name}.json") for graph in graphs)
+
+    def build(self, graphs: Sequence[PortableGraph], report: Report) -> tuple[Path, ...]:
+        """Writes the records; see :class:`~hidiff_export.engines.protocol.Builder`."""
+        engines = self.engines(graphs)
+        for index, (graph, engine) in enumerate(zip(graphs, engines, strict=True)):
+            report(index, len(graphs), graph.path.stem)
+            compile_record(graph.path).write(engine)
+        return engines
+
+
+def compile_record(path: Path) -> CompileRecord:
+    """Returns how OpenVINO compiles a portable graph.
+
+    A graph of bfloat16 tensors computes in them, and a quantized one does what is not quantized. All else computes in
+    float32, what is float16 in other recipes' graphs too (the text encoders of an int8 recipe): the CPU has no float16,
+    and OpenVINO asked for it takes bfloat16, silently.
+    """
+    graph = load_graph(path).graph
+    values = (*graph.initializers.values(), *(value for node in graph for value in node.outputs))
+    half = any(value.dtype is ir.DataType.BFLOAT16 for value in values)
+    half |= any(node.op_type == "QuantizeLinear" for node in graph)
+    float32 = tuple(node.name or "" for node in graph if node.domain == "" and node.op_type in AS_TRACED)
+    return CompileRecord(path.name, "bfloat16" if half else "float32", float32)
