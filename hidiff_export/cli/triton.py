@@ -61,6 +61,11 @@ Examples:
 @click.option(
     "--queue-timeout", default=60.0, show_default=True, type=click.FloatRange(0.001), help="Seconds one may wait."
 )
+@click.option(
+    "--dynamic-batching",
+    is_flag=True,
+    help="Draw requests together that wait and are alike, where the bundle has a batch for them.",
+)
 @click.option("--max-prompt", type=click.IntRange(1), help="Characters of a prompt at most. [default: 2000]")
 @click.option("--max-image-bytes", type=click.IntRange(1), help="Bytes of a picture at most. [default: 16 MiB]")
 @click.option("--max-steps", type=click.IntRange(1), help="Steps at most. [default: 150]")
@@ -84,6 +89,7 @@ def triton(
     allow_links: tuple[Path, ...],
     queue_size: int,
     queue_timeout: float,
+    dynamic_batching: bool,
     max_prompt: int | None,
     max_image_bytes: int | None,
     max_steps: int | None,
@@ -115,6 +121,7 @@ def triton(
         options={**opening, **({} if backend is None else {"backend": backend}), **_options(options)},
         environment=environment,
         allow_links=tuple(str(folder.absolute()) for folder in allow_links),
+        dynamic_batching=dynamic_batching,
     )
     print_written(write(directory, output, plan, force=force), as_json=as_json)
 
