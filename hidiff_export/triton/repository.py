@@ -287,11 +287,14 @@ def _front(manifest: Manifest, plan: RepositoryPlan) -> ModelConfig:
 
 
 def _at_once(manifest: Manifest, plan: RepositoryPlan) -> dict[str, str]:
-    """Returns the parameter by which the front asks for so many that a batch waits while another one is drawn."""
+    """Returns the parameter by which the front asks for so many that a batch waits while another one is drawn.
+
+    All fronts together ask for no more than wait in the queue of the model that they ask, which would refuse them.
+    """
     if not plan.dynamic_batching:
         return {}
     largest = max(one.batch for one in manifest.whole.manifests)
-    return {AT_ONCE: str(2 * min(largest, MOST_ROWS))}
+    return {AT_ONCE: str(min(2 * min(largest, MOST_ROWS), max(1, plan.queue.size // plan.places.instances)))}
 
 
 def _environment(plan: RepositoryPlan) -> dict[str, str]:

@@ -126,6 +126,20 @@ def test_requests_are_joined_where_the_plan_says(tmp_path: Path, batches: tuple[
     assert config(joined, FRONT).dynamic_batching.preferred_batch_size == [1]
 
 
+@pytest.mark.parametrize(
+    ("size", "gpus", "at_once"),
+    [(64, (), "8"), (3, (), "3"), (1, (), "1"), (9, (0, 1), "4"), (1, (0, 1), "1")],
+    ids=str,
+)
+def test_the_front_asks_for_no_more_than_may_wait(
+    tmp_path: Path, size: int, gpus: tuple[int, ...], at_once: str
+) -> None:
+    bundle = toy_sizes.add_batch(made(tmp_path / "bundle", toy.Toy()), toy.Toy(), 4)
+    plan = RepositoryPlan(queue=Queue(size), places=InstancePlacement(gpus), dynamic_batching=True)
+    write(bundle, tmp_path / "models", plan)
+    assert parameters(config(tmp_path / "models", FRONT))["at_once"] == at_once
+
+
 def changed(one: Path, other: Path, model: str) -> list[str]:
     """The lines in which a model's configurations differ."""
     texts = ((folder / model / "config.pbtxt").read_text("utf-8").splitlines() for folder in (one, other))

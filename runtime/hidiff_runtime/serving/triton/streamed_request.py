@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +67,9 @@ class StreamedRequest:
             allowed = timeout_of(self._request)
             deadline = time.monotonic() + allowed / 1e6 if allowed else None
             cancelled = self._watching.enter_context(self._aside.watching(self._gone)).is_set
-            self.tickets = [
-                Ticket(run, self._observer(row), cancelled, deadline, self.fail) for row, run in enumerate(runs)
-            ]
+            self.tickets = [Ticket(run, self._observer(row), cancelled, deadline) for row, run in enumerate(runs)]
+            if len(runs) == 1:  # of several, one alone does not end the request
+                self.tickets = [replace(self.tickets[0], left=self.fail)]
         except Exception as error:
             self.fail(error)
             return False
