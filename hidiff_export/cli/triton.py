@@ -110,8 +110,7 @@ def triton(
     _check_layout(layout)
     limits = {"prompt_characters": max_prompt, "image_bytes": max_image_bytes, "steps": max_steps}
     opening: dict[str, str | int | bool] = {"resident": resident, "prefetch": prefetch}
-    if memory_limit is not None:
-        opening["memory_limit"] = _memory_limit(memory_limit, resident)
+    opening |= _memory_limit(memory_limit, resident)
     plan = RepositoryPlan(
         name=name,
         bundle=bundle,
@@ -137,10 +136,12 @@ def _check_layout(layout: str) -> None:
         )
 
 
-def _memory_limit(text: str, resident: str) -> int:
-    """Returns it in bytes. Raises InputError for no size, and where all engines stay."""
+def _memory_limit(text: str | None, resident: str) -> dict[str, int]:
+    """Returns the option in bytes, if it is given. Raises InputError for no size, and where all engines stay."""
     from hidiff_runtime.cli.shared_options import byte_count
 
+    if text is None:
+        return {}
     if resident == "all":
         raise InputError(
             "--memory-limit does not go with --resident all, which closes no engine.",
@@ -148,7 +149,7 @@ def _memory_limit(text: str, resident: str) -> int:
             advice="Leave one of them out.",
         )
     try:
-        return byte_count(text)
+        return {"memory_limit": byte_count(text)}
     except argparse.ArgumentTypeError as error:
         raise InputError("--memory-limit must be a size.", given=error, advice="Write --memory-limit 6GiB.") from error
 
