@@ -61,6 +61,11 @@ Examples:
 @click.option(
     "--queue-timeout", default=60.0, show_default=True, type=click.FloatRange(0.001), help="Seconds one may wait."
 )
+@click.option(
+    "--dynamic-batching",
+    is_flag=True,
+    help="Draw requests together that wait and are alike, where the bundle has a batch for them.",
+)
 @click.option("--max-prompt", type=click.IntRange(1), help="Characters of a prompt at most. [default: 2000]")
 @click.option("--max-image-bytes", type=click.IntRange(1), help="Bytes of a picture at most. [default: 16 MiB]")
 @click.option("--max-steps", type=click.IntRange(1), help="Steps at most. [default: 150]")
@@ -84,6 +89,7 @@ def triton(
     allow_links: tuple[Path, ...],
     queue_size: int,
     queue_timeout: float,
+    dynamic_batching: bool,
     max_prompt: int | None,
     max_image_bytes: int | None,
     max_steps: int | None,
@@ -104,8 +110,7 @@ def triton(
     _check_layout(layout)
     limits = {"prompt_characters": max_prompt, "image_bytes": max_image_bytes, "steps": max_steps}
     opening: dict[str, str | int | bool] = {"resident": resident, "prefetch": prefetch}
-    if memory_limit is not None:
-        opening["memory_limit"] = _memory_limit(memory_limit, resident)
+    opening |= _memory_limit(memory_limit, resident)
     plan = RepositoryPlan(
         name=name,
         bundle=bundle,
@@ -115,6 +120,7 @@ def triton(
         options={**opening, **({} if backend is None else {"backend": backend}), **_options(options)},
         environment=environment,
         allow_links=tuple(str(folder.absolute()) for folder in allow_links),
+        dynamic_batching=dynamic_batching,
     )
     print_written(write(directory, output, plan, force=force), as_json=as_json)
 
@@ -130,10 +136,12 @@ def _check_layout(layout: str) -> None:
         )
 
 
-def _memory_limit(text: str, resident: str) -> int:
-    """Returns it in bytes. Raises InputError for no size, and where all engines stay."""
+def _memory_limit(text: str | None, resident: str) -> dict[str, int]:
+    """Returns the option in bytes, if it is given. Raises InputError for no size, and where all engines stay."""
     from hidiff_runtime.cli.shared_options import byte_count
 
+    if text is None:
+        return {}
     if resident == "all":
         raise InputError(
             "--memory-limit does not go with --resident all, which closes no engine.",
@@ -141,7 +149,7 @@ def _memory_limit(text: str, resident: str) -> int:
             advice="Leave one of them out.",
         )
     try:
-        return byte_count(text)
+        return {"memory_limit": byte_count(text)}
     except argparse.ArgumentTypeError as error:
         raise InputError("--memory-limit must be a size.", given=error, advice="Write --memory-limit 6GiB.") from error
 

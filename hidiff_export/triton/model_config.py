@@ -19,10 +19,12 @@ class Queue:
     Args:
         size: requests that may wait; more are refused at once.
         seconds: that one may wait before it is refused; a request's own ``timeout`` may be shorter, not longer.
+        together: whether a model is given several at once, as many as their rows fit; one at a time otherwise.
     """
 
     size: int = 64
     seconds: float = 60.0
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ def _group_text(places: InstancePlacement) -> str:
 
 
 def _waiting(queue: Queue) -> str:
-    """Requests are never put together, since each is a run of its own: a batch is one request's rows."""
+    """Requests are put together where the model looks itself which of them one run draws."""
     return "\n".join(
         (
             "dynamic_batching {",
-            "  preferred_batch_size: [ 1 ]",
+            f"  preferred_batch_size: [ {MOST_ROWS if queue.together else 1} ]",
             "  default_queue_policy {",
             "    timeout_action: REJECT",
             f"    default_timeout_microseconds: {round(queue.seconds * 1e6)}",

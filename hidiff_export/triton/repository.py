@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from hidiff_export.compiler.output_folder import make_parents, output_folder, try_renaming
@@ -24,8 +24,8 @@ from hidiff_runtime.format.integrity import verify_files
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
 from hidiff_runtime.pipeline.pipeline import require_text_and_vae
 from hidiff_runtime.pipeline.request_values import Limits
-from hidiff_runtime.serving.triton.model_parameters import STREAM, Parameters
-from hidiff_runtime.serving.triton.schema import INPUTS, PROGRESS, results
+from hidiff_runtime.serving.triton.model_parameters import AT_ONCE, STREAM, Parameters
+from hidiff_runtime.serving.triton.schema import INPUTS, MOST_ROWS, PROGRESS, results
 
 BUNDLES = ("link", "copy")
 """Ways in which the bundle's files come into the repository; anything else is where the server finds the bundle."""
@@ -63,6 +63,8 @@ class RepositoryPlan:
             one that the server itself uses.
         allow_links: folders that symbolic links in the bundle may lead into: here, and on the server where the bundle
             stays there. A repository that holds the bundle has the files themselves.
+        dynamic_batching: draw requests together that wait and are alike in all that a run has once, where the bundle
+            has a batch for them.
 
     Raises:
         InputError: a value is not one it can be.
@@ -76,6 +78,7 @@ class RepositoryPlan:
     options: Mapping[str, str | int | bool] = field(default_factory=dict)
     environment: str = ""
     allow_links: tuple[str, ...] = ()
+    dynamic_batching: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -253,13 +256,13 @@ def _stream(manifest: Manifest, plan: RepositoryPlan, values: Mapping[str, bytes
     """Returns the model that holds the engines."""
     place = BUNDLE if plan.bundle in BUNDLES else plan.bundle
     links = () if plan.bundle in BUNDLES else plan.allow_links
-    parameters = Parameters(place, manifest.digest, plan.limits, plan.options, links)
+    parameters = Parameters(place, manifest.digest, plan.limits, plan.options, links, plan.dynamic_batching)
     return ModelConfig(
         name=plan.stream,
         inputs=INPUTS,
         outputs=(*PROGRESS, *results(manifest)),
         places=plan.places,
-        queue=plan.queue,
+        queue=replace(plan.queue, together=plan.dynamic_batching),
         parameters={**parameters.to_config(), **_environment(plan)},
         decoupled=True,
         warm_up=tuple(tensor for tensor in INPUTS if tensor.name in values),
@@ -274,8 +277,24 @@ def _front(manifest: Manifest, plan: RepositoryPlan) -> ModelConfig:
         outputs=results(manifest),
         places=InstancePlacement(count=plan.places.instances),
         queue=plan.queue,
-        parameters={STREAM: plan.stream, "bundle_hash": manifest.digest, **_environment(plan)},
+        parameters={
+            STREAM: plan.stream,
+            "bundle_hash": manifest.digest,
+            **_at_once(manifest, plan),
+            **_environment(plan),
+        },
     )
+
+
+def _at_once(manifest: Manifest, plan: RepositoryPlan) -> dict[str, str]:
+    """Returns the parameter by which the front asks for so many that a batch waits while another one is drawn.
+
+    All fronts together ask for no more than wait in the queue of the model that they ask, which would refuse them.
+    """
+    if not plan.dynamic_batching:
+        return {}
+    largest = max(one.batch for one in manifest.whole.manifests)
+    return {AT_ONCE: str(min(2 * min(largest, MOST_ROWS), max(1, plan.queue.size // plan.places.instances)))}
 
 
 def _environment(plan: RepositoryPlan) -> dict[str, str]:

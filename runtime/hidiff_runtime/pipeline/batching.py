@@ -37,15 +37,19 @@ def batches(manifest: Manifest, requests: Sequence[Request]) -> list[list[Reques
     found: list[list[Request]] = []
     for _, alike in groupby(requests, key=run_key):
         waiting = list(alike)
-        sizes = batch_sizes(manifest, waiting[0])
         while waiting:
-            count = next((size for size in sizes if size <= len(waiting)), 1)
+            count = fill(manifest, waiting[0], len(waiting))
             found.append(waiting[:count])
             waiting = waiting[count:]
     return found
 
 
-def batch_sizes(manifest: Manifest, request: Request) -> tuple[int, ...]:
+def fill(manifest: Manifest, request: Request, count: int) -> int:
+    """Returns how many of ``count`` requests like this one a run draws: as many as fill its largest batch, or 1."""
+    return next((size for size in _batch_sizes(manifest, request) if size <= count), 1)
+
+
+def _batch_sizes(manifest: Manifest, request: Request) -> tuple[int, ...]:
     """Returns how many requests like this one a run can draw, the most first; none where it is drawn by itself."""
     if len(request.prompts) > 1:
         return ()

@@ -38,12 +38,14 @@ class Ticket:
         observer: called after each step, with the latents of this request's pictures alone.
         cancelled: asked before the run, after each step and after each tile that is decoded.
         deadline: by `time.monotonic`; looked at as often.
+        left: told at once why nobody waits any more, where the run goes on for other requests.
     """
 
     request: Request
     observer: Observer | None = None
     cancelled: Callable[[], bool] = lambda: False
     deadline: float | None = None
+    left: Callable[[Exception], object] = lambda _: None
 
     def check(self) -> None:
         """Raises Cancelled or Expired where nobody waits any more."""
@@ -185,6 +187,7 @@ class Service:
                     if len(ended) == len(tickets) - 1:
                         raise  # and the run ends, whose own error is this request's
                     ended[index] = error if isinstance(error, Cancelled) else Cancelled(str(error))
+                    ticket.left(ended[index])
 
         def go_on(*_: int) -> None:
             follow(lambda _index, ticket: ticket.check())

@@ -19,11 +19,11 @@ from toy_reference import record, record_others
 
 from hidiff_runtime import BundleError, Cancelled, EngineError, Expired, InputError, ParityError, Pipeline
 from hidiff_runtime.format.safetensors import SafetensorsFile, write
-from hidiff_runtime.pipeline.pipeline import PictureStep
+from hidiff_runtime.pipeline.pipeline import PictureStep, Result
 from hidiff_runtime.pipeline.request_values import Limits
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 from hidiff_runtime.serving.metrics import MetricsRecorder
-from hidiff_runtime.serving.service import Service, generation_metadata
+from hidiff_runtime.serving.service import Service, Ticket, generation_metadata
 
 PROMPT = "a lighthouse"
 
@@ -223,6 +223,23 @@ def test_cancelling_ends_at_the_next_step(service: Service, counts: Counts, afte
     assert len(counts.observed.get("hidiff_step_seconds", ())) == after
     again = service.generate(service.request({"prompt": PROMPT, "steps": 4})).images[0]
     assert np.array_equal(again, service.generate(service.request({"prompt": PROMPT, "steps": 4})).images[0])
+
+
+def test_whoever_leaves_a_run_of_several_is_told_so_while_it_goes_on(tmp_path: Path, counts: Counts) -> None:
+    folder = toy_sizes.add_batch(proven(tmp_path / "bundle"), toy.Toy(), 2)
+    record_others(folder, toy.Toy())
+    told: list[object] = []
+    with Service.open(folder, backend=toy_pictures.Backend(), meter=MetricsRecorder(counts)) as service:
+        stays, goes = (service.request({"prompt": PROMPT, "steps": 4, "seed": seed}) for seed in (1, 2))
+        watched = Ticket(stays, lambda step: told.append(step.step))
+        leaves = Ticket(goes, cancelled=lambda: told == [0], left=told.append)
+        picture, error = service.outcomes([watched, leaves])
+        assert isinstance(error, Cancelled)
+        assert told == [0, error, 1, 2, 3]
+        assert isinstance(picture, Result)
+        alone = service.generate(stays).images[0]
+    assert np.abs(np.subtract(picture.images[0], alone, dtype=int)).max() <= 1
+    assert counts.counters["hidiff_cancellations_total", ()] == 1
 
 
 def test_an_observer_that_fails_cancels(service: Service, counts: Counts) -> None:

@@ -52,13 +52,14 @@ def test_options_reach_the_configuration(bundle: Path, tmp_path: Path) -> None:
         *(bundle, "-o", output, "--name", "sdxl", "--bundle", "/mnt/sdxl", "--gpus", "1,0", "--backend", "tensorrt"),
         *("--resident", "all", "--prefetch", "--option", "cache=off", "--option", "cuda_graph=false"),
         *("--queue-size", 7, "--queue-timeout", 2.5, "--max-prompt", 100, "--max-image-bytes", 9000, "--max-steps", 30),
-        *("--environment", "/opt/hidiff"),
+        *("--environment", "/opt/hidiff", "--dynamic-batching"),
     )
     assert done.exit_code == 0, done.output
     found = config(output, "sdxl_stream")
     given = {name: value.string_value for name, value in found.parameters.items()}
     assert given["bundle"] == "/mnt/sdxl"
     assert given["EXECUTION_ENV_PATH"] == "/opt/hidiff"
+    assert given["dynamic_batching"] == "true"
     assert [given[f"max_{name}"] for name in ("prompt_characters", "image_bytes", "steps")] == ["100", "9000", "30"]
     options = {"backend": "tensorrt", "resident": "all", "prefetch": True, "cache": "off", "cuda_graph": False}
     assert json.loads(given["options"]) == options

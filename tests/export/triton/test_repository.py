@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
 from dataclasses import fields, replace
@@ -11,6 +12,7 @@ import linked
 import pytest
 import toy
 import toy_pictures
+import toy_sizes
 from google.protobuf import text_format
 from PIL import Image
 from toy_reference import record
@@ -103,6 +105,45 @@ def test_queues_and_limits_are_what_the_plan_says(bundle: Path, tmp_path: Path) 
     as_triton_tells = {"parameters": {name: {"string_value": value} for name, value in given.items()}}
     assert Parameters.read(as_triton_tells) == Parameters(BUNDLE, Manifest.read(bundle).digest, limits, plan.options)
     assert {f"max_{field.name}" for field in fields(Limits)} < given.keys()
+
+
+@pytest.mark.parametrize(("batches", "at_once"), [((), "2"), ((2, 4), "8"), ((64,), "16")], ids=str)
+def test_requests_are_joined_where_the_plan_says(tmp_path: Path, batches: tuple[int, ...], at_once: str) -> None:
+    bundle = made(tmp_path / "bundle", toy.Toy())
+    for batch in batches:
+        toy_sizes.add_batch(bundle, toy.Toy(), batch)
+    usual = write(bundle, tmp_path / "usual", RepositoryPlan()).folder
+    joined = write(bundle, tmp_path / "joined", RepositoryPlan(dynamic_batching=True)).folder
+    assert changed(usual, joined, FRONT) == [
+        f'+ parameters {{ key: "at_once" value: {{ string_value: "{at_once}" }} }}'
+    ]
+    assert changed(usual, joined, STREAM) == [
+        "-   preferred_batch_size: [ 1 ]",
+        "+   preferred_batch_size: [ 8 ]",
+        '+ parameters { key: "dynamic_batching" value: { string_value: "true" } }',
+    ]
+    assert config(joined, STREAM).dynamic_batching.preferred_batch_size == [8]
+    assert config(joined, FRONT).dynamic_batching.preferred_batch_size == [1]
+
+
+@pytest.mark.parametrize(
+    ("size", "gpus", "at_once"),
+    [(64, (), "8"), (3, (), "3"), (1, (), "1"), (9, (0, 1), "4"), (1, (0, 1), "1")],
+    ids=str,
+)
+def test_the_front_asks_for_no_more_than_may_wait(
+    tmp_path: Path, size: int, gpus: tuple[int, ...], at_once: str
+) -> None:
+    bundle = toy_sizes.add_batch(made(tmp_path / "bundle", toy.Toy()), toy.Toy(), 4)
+    plan = RepositoryPlan(queue=Queue(size), places=InstancePlacement(gpus), dynamic_batching=True)
+    write(bundle, tmp_path / "models", plan)
+    assert parameters(config(tmp_path / "models", FRONT))["at_once"] == at_once
+
+
+def changed(one: Path, other: Path, model: str) -> list[str]:
+    """The lines in which a model's configurations differ."""
+    texts = ((folder / model / "config.pbtxt").read_text("utf-8").splitlines() for folder in (one, other))
+    return [line for line in difflib.ndiff(*texts) if line[0] in "+-"]
 
 
 @pytest.mark.parametrize("layout", linked.KNOWN)

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from anyio import to_thread
 
 from hidiff_runtime.heap_trim import trim_heap
-from hidiff_runtime.pipeline.batching import batch_sizes, run_key
+from hidiff_runtime.pipeline.batching import fill, run_key
 from hidiff_runtime.pipeline.request import Request
 from hidiff_runtime.serving.http.errors import BUSY, ApiError, unavailable
 from hidiff_runtime.serving.http.queued_job import Encoder, QueuedJob, run_together
@@ -172,8 +172,7 @@ class JobWorker:
         key = run_key(request)
         with self._holding:
             alike = [other for other in self._waiting if other.only is not None and run_key(other.only) == key]
-        sizes = batch_sizes(self.service.pipeline.bundle.manifest, request)
-        count = next((size for size in sizes if size <= 1 + len(alike)), 1)
+        count = fill(self.service.pipeline.bundle.manifest, request, 1 + len(alike))
         found: list[QueuedJob] = []
         for other in alike:
             if len(found) + 1 < count and other.begin():

@@ -29,7 +29,7 @@ class BackgroundThread:
     def __init__(self, failed: Callable[[Exception], object]) -> None:
         self._failed = failed
         self._todo: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._look: Work | None = None
+        self._looks: tuple[Work, ...] = ()
         self._thread = threading.Thread(target=self._run, name="hidiff-aside", daemon=True)
         self._thread.start()
 
@@ -49,7 +49,10 @@ class BackgroundThread:
 
     @contextmanager
     def watching(self, gone: Callable[[], bool]) -> Iterator[threading.Event]:
-        """Yields an event that is set once ``gone`` says so or raises, which is asked again and again."""
+        """Yields an event that is set once ``gone`` says so or raises, which is asked again and again.
+
+        Several clients can be watched at once.
+        """
         event = threading.Event()
 
         def look() -> None:
@@ -60,12 +63,12 @@ class BackgroundThread:
                 event.set()
                 raise
 
-        self._look = look
+        self._looks = (*self._looks, look)
         self.do(look)
         try:
             yield event
         finally:
-            self._look = None
+            self._looks = tuple(other for other in self._looks if other is not look)
             self.flush()  # after which nothing of the run is touched any more
 
     def close(self) -> None:
@@ -77,17 +80,18 @@ class BackgroundThread:
         looked = time.monotonic()
         while True:
             try:
-                work = self._todo.get(timeout=PAUSE if self._look else None)
+                work = self._todo.get(timeout=PAUSE if self._looks else None)
             except queue.Empty:
                 pass
             else:
                 if work is None:
                     return
                 self._try(work)
-            look = self._look
-            if look is not None and time.monotonic() - looked >= PAUSE:
+            looks = self._looks
+            if looks and time.monotonic() - looked >= PAUSE:
                 looked = time.monotonic()
-                self._try(look)
+                for look in looks:
+                    self._try(look)
 
     def _try(self, work: Work) -> None:
         try:

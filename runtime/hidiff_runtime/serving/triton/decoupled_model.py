@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Mapping
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
-from hidiff_runtime.errors import BundleError, InputError
+from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.bundle_folder import BundleFolder
+from hidiff_runtime.pipeline.batching import fill, run_key
 from hidiff_runtime.serving.heartbeat import Heartbeat
 from hidiff_runtime.serving.metrics import MetricsRecorder
-from hidiff_runtime.serving.public_errors import kind_of
-from hidiff_runtime.serving.service import Service, Ticket
-from hidiff_runtime.serving.triton import tensor_codec
+from hidiff_runtime.serving.service import Service
 from hidiff_runtime.serving.triton.background_thread import BackgroundThread
 from hidiff_runtime.serving.triton.metrics_sink import TritonSink
 from hidiff_runtime.serving.triton.model_parameters import AGAIN, Parameters
-from hidiff_runtime.serving.triton.responses import answer, refusal, tensors_of, timeout_of, told
 from hidiff_runtime.serving.triton.run_tokens import RunTokens
+from hidiff_runtime.serving.triton.streamed_request import StreamedRequest, draw_together
 
 if TYPE_CHECKING:
-    from hidiff_runtime.pipeline.pipeline import PictureStep
-
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-TOKEN = "hidiff_token"
-"""The request parameter by which the front names its token. A request that has one gets no progress."""
-
-_RETURN = 0.001
-"""Seconds in which `execute` returns to Triton."""
+    from collections.abc import Mapping, Sequence
 
 
 class TritonPythonModel:
@@ -53,6 +41,7 @@ class TritonPythonModel:
         sink = TritonSink(args["model_name"], args["model_instance_name"])
         self._meter = MetricsRecorder(self._aside.deferred(sink))
         self._tokens = RunTokens(os.getppid())
+        self._dynamic_batching = parameters.dynamic_batching
         gpu = {"device": int(args["model_instance_device_id"])} if args["model_instance_kind"] == "GPU" else {}
         options = {**parameters.options, **gpu, "allow_links": parameters.allow_links}
         self._service = Service.open(folder, limits=parameters.limits, meter=self._meter, **options)
@@ -61,8 +50,13 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Answers each request by a stream of responses, the last of them marked as such."""
-        for request in requests:
-            self._serve(request)
+        found = [StreamedRequest(request, self._aside, self._tokens) for request in requests]
+        if self._dynamic_batching:
+            self._draw_joined(found)
+            return
+        for request in found:
+            if request.begin(self._service, self._meter):
+                request.draw(self._service)
 
     def finalize(self) -> None:
         """Closes every engine."""
@@ -71,67 +65,28 @@ class TritonPythonModel:
         self._tokens.close()
         self._aside.close()
 
-    def _serve(self, request: Any) -> None:
-        sender = request.get_response_sender()
-        token = _token(request)
-        try:
-            with self._tokens.running(token) if token else nullcontext():
-                self._run(request, sender, token)
-        except Exception as error:
-            message, kind = told(error)
-            self._end(sender, answer(tensor_codec.failed(message, kind)) if token else refusal(message, kind))
+    def _draw_joined(self, requests: Sequence[StreamedRequest]) -> None:
+        """Makes the pictures of all requests, those of one row together that one run can draw."""
+        waiting = [request for request in requests if request.begin(self._service, self._meter)]
+        self._aside.flush()  # by then it is known who has gone while the request waited
+        while waiting:
+            together = self._together(waiting)
+            waiting = [request for request in waiting if request not in together]
+            if len(together) == 1:
+                together[0].draw(self._service)
+            else:
+                draw_together(together, self._service)
 
-    def _end(self, sender: Any, response: Any) -> None:
-        """Sends the last response, behind all progress and metrics, once Triton has this instance back.
-
-        A client that is answered before that may ask again so soon that Triton's scheduler (2.51) finds no instance
-        free, and nobody wakes it when one is: the request then waits for half a second.
-        """
-
-        def send() -> None:
-            time.sleep(_RETURN)
-            sender.send(response, flags=_FINAL)
-
-        self._aside.do(send)
-
-    def _run(self, request: Any, sender: Any, token: str | None) -> None:
-        """Makes the pictures of all rows, in their order; every row is looked at before the first runs."""
-        asked = self._rows(request)
-        runs = [self._service.request(row.values) for row in asked]
-        if token:
-            tensor_codec.check_one_tensor(asked, runs)
-        allowed = timeout_of(request)
-        deadline = time.monotonic() + allowed / 1e6 if allowed else None
-
-        def gone() -> bool:
-            return sender.is_cancelled() or (token is not None and self._tokens.cancelled(token))
-
-        with self._aside.watching(gone) as cancelled:
-            tickets = []
-            for index, (row, run) in enumerate(zip(asked, runs, strict=True)):
-
-                def watch(step: PictureStep, index: int = index, row: tensor_codec.TensorRow = row) -> None:
-                    self._aside.do(lambda: sender.send(answer(tensor_codec.progress(index, step, row))))
-
-                tickets.append(Ticket(run, None if token else watch, cancelled.is_set, deadline))
-            for index, result in enumerate(self._service.results(tickets)):
-                message = answer(tensor_codec.finished(index, result, asked[index].output))
-                if index < len(runs) - 1:
-                    self._aside.do(partial(sender.send, message))
-        self._end(sender, message)
-
-    def _rows(self, request: Any) -> list[tensor_codec.TensorRow]:
-        try:
-            return tensor_codec.read_rows(tensors_of(request), self._service.limits)
-        except InputError as error:
-            self._meter.failed(kind_of(error))
-            raise
-
-
-def _token(request: Any) -> str | None:
-    """Returns the front's token; anything else that a client sends by that name is none."""
-    found = json.loads(request.parameters()).get(TOKEN)
-    return found if RunTokens.valid(found) else None
+    def _together(self, waiting: Sequence[StreamedRequest]) -> list[StreamedRequest]:
+        """Returns the first that waits, and those behind it that one run can draw with it."""
+        first, *others = waiting
+        asked = first.only
+        if asked is None:
+            return [first]
+        key = run_key(asked)
+        alike = [other for other in others if (request := other.only) is not None and run_key(request) == key]
+        count = fill(self._service.pipeline.bundle.manifest, asked, 1 + len(alike))
+        return [first, *alike[: count - 1]]
 
 
 def _check_bundle(folder: Path, parameters: Parameters) -> None:

@@ -13,6 +13,9 @@ from hidiff_runtime.pipeline.request_values import Limits
 STREAM = "stream"
 """Of the front: which model it asks."""
 
+AT_ONCE = "at_once"
+"""Of the front: how many requests it has at that model at a time; one where it is left out."""
+
 AGAIN = "Write the model repository again."
 
 
@@ -26,6 +29,8 @@ class Parameters:
         limits: of each request.
         options: those of :func:`hidiff_runtime.open`.
         allow_links: another one of them: folders on the server that links in the bundle may lead into.
+        dynamic_batching: whether waiting requests of one row each are drawn together, where the bundle has a batch for
+            them and they are alike in all that a run has once.
     """
 
     bundle: str
@@ -33,13 +38,22 @@ class Parameters:
     limits: Limits = field(default_factory=Limits)
     options: Mapping[str, str | int | bool] = field(default_factory=dict)
     allow_links: tuple[str, ...] = ()
+    dynamic_batching: bool = False
 
     def to_config(self) -> dict[str, str]:
         """Returns the values by their names in ``config.pbtxt``."""
         limits = {f"max_{name}": str(value) for name, value in asdict(self.limits).items()}
         options = json.dumps(dict(self.options), sort_keys=True)
         links = {"allow_links": json.dumps(self.allow_links)} if self.allow_links else {}
-        return {"bundle": self.bundle, "bundle_hash": self.bundle_hash, "options": options, **links, **limits}
+        batching = {"dynamic_batching": "true"} if self.dynamic_batching else {}
+        return {
+            "bundle": self.bundle,
+            "bundle_hash": self.bundle_hash,
+            "options": options,
+            **links,
+            **batching,
+            **limits,
+        }
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Parameters:
@@ -58,7 +72,22 @@ class Parameters:
             if f"max_{item.name}" in given
         }
         options, links = _options(given.get("options", "{}")), _links(given.get("allow_links", "[]"))
-        return cls(given["bundle"], given["bundle_hash"], Limits(**limits), options, links)
+        batching = _flag("dynamic_batching", given.get("dynamic_batching", "false"))
+        return cls(given["bundle"], given["bundle_hash"], Limits(**limits), options, links, batching)
+
+
+def at_once(config: Mapping[str, Any]) -> int:
+    """Returns the front's `AT_ONCE`, from 1. Raises InputError where it is no such number."""
+    found = config.get("parameters", {}).get(AT_ONCE)
+    return 1 if found is None else max(1, _whole(AT_ONCE, found["string_value"]))
+
+
+def _flag(name: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise InputError(
+            f"The parameter {name} must be true or false.", given=text, advice="Change it in config.pbtxt."
+        )
+    return text == "true"
 
 
 def _whole(name: str, text: str) -> int:

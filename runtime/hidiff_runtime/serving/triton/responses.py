@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,10 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.serving.public_errors import kind_of, public_message
 from hidiff_runtime.text_safety import encodable
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+_RETURN = 0.001
+"""Seconds in which `execute` returns to Triton."""
 
 _CODES = {"input": "INVALID_ARG", "cancelled": "CANCELLED", "expired": "UNAVAILABLE"}
 """Names of Triton's error codes by the kind of an error: HTTP 400, 499 and 503, and for what is not here 500."""
@@ -40,6 +45,16 @@ def refusal(message: str, kind: str) -> Any:
     """Returns a response that is an error of this kind."""
     code = getattr(pb_utils.TritonError, _CODES.get(kind, "INTERNAL"))
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+def send_last(sender: Any, response: Any) -> None:
+    """Sends the last response of a request, once Triton has the instance back that was at it.
+
+    A client that is answered before that may ask again so soon that Triton's scheduler (2.51) finds no instance
+    free, and nobody wakes it when one is: the request then waits for half a second.
+    """
+    time.sleep(_RETURN)
+    sender.send(response, flags=_FINAL)
 
 
 def told(error: Exception) -> tuple[str, str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
@@ -19,12 +20,12 @@ from hidiff_runtime.serving.heartbeat import Heartbeat
 from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.triton import tensor_codec
 from hidiff_runtime.serving.triton.background_thread import BackgroundThread
-from hidiff_runtime.serving.triton.decoupled_model import TOKEN
 from hidiff_runtime.serving.triton.metrics_sink import TritonSink
-from hidiff_runtime.serving.triton.model_parameters import STREAM
-from hidiff_runtime.serving.triton.responses import answer, refusal, timeout_of, told
+from hidiff_runtime.serving.triton.model_parameters import STREAM, at_once
+from hidiff_runtime.serving.triton.responses import answer, refusal, send_last, timeout_of, told
 from hidiff_runtime.serving.triton.run_tokens import RunTokens
 from hidiff_runtime.serving.triton.schema import RESULT
+from hidiff_runtime.serving.triton.streamed_request import TOKEN
 
 _POLL = 0.05
 """Seconds between two looks at a run."""
@@ -35,35 +36,62 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Reads which model to ask. Raises KeyError where the configuration does not say."""
-        self._stream = json.loads(args["model_config"])["parameters"][STREAM]["string_value"]
+        config = json.loads(args["model_config"])
+        self._stream = config["parameters"][STREAM]["string_value"]
         self._tokens = RunTokens(os.getppid())
+        count = at_once(config)
         # Triton's stub (2.51) lets go of a finished answer in a thread of its own without the interpreter's lock. Where
         # that was the last hold on it, its arrays are freed while other code runs: one process in thousands of requests
         # crashed. So the last answers are kept here.
-        self._asked: deque[Any] = deque(maxlen=2)
-        self._aside = _thread()
+        self._asked: deque[Any] = deque(maxlen=2 * count)
+        self._askers = [_thread() for _ in range(count)]
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="hidiff-front") if count > 1 else None
+        self._room = threading.Semaphore(count - 1)
         self._heartbeat = Heartbeat(MetricsRecorder(TritonSink(args["model_name"], args["model_instance_name"])))
         self._heartbeat.start()
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Returns one response for each request."""
-        return [self._answer(request) for request in requests]
+    def execute(self, requests: list[Any]) -> list[Any] | None:
+        """Returns one response for each request; None where they are answered from other threads, as they are done.
+
+        It then returns once there is room for one more request, so that the others wait in Triton's queue, by its
+        rules, and in its memory.
+        """
+        if self._pool is None:
+            return [self._answer(request, request.is_cancelled) for request in requests]
+        for request in requests:
+            self._pool.submit(self._send, request, request.get_response_sender())
+            self._room.acquire()
+        return None
 
     def finalize(self) -> None:
         """Forgets its tokens."""
         self._heartbeat.stop()
-        self._aside.close()
+        if self._pool is not None:
+            self._pool.shutdown()
+        for asker in self._askers:
+            asker.close()
         self._tokens.close()
 
-    def _answer(self, request: Any) -> Any:
+    def _send(self, request: Any, sender: Any) -> None:
+        """Answers a request beside others."""
         try:
-            return answer(tensor_codec.joined(self._finished(request)))
+            response = self._answer(request, sender.is_cancelled)
+        finally:
+            self._room.release()
+        try:
+            send_last(sender, response)
+        except Exception as error:
+            pb_utils.Logger.log_error(f"answering: {error!r}")
+
+    def _answer(self, request: Any, gone: Callable[[], bool]) -> Any:
+        try:
+            return answer(tensor_codec.joined(self._finished(request, gone)))
         except _Refused as error:
             return refusal(*error.args)
         except Exception as error:
             return refusal(*told(error))
 
-    def _finished(self, request: Any) -> list[tensor_codec.Arrays]:
+    def _finished(self, request: Any, gone: Callable[[], bool]) -> list[tensor_codec.Arrays]:
         """Returns the finished rows. Looks now and then whether the client has cancelled, and the stream model's
         process lives.
 
@@ -71,16 +99,18 @@ class TritonPythonModel:
             EngineError: that process has ended. Triton itself would let the asking thread wait for ever.
         """
         token, made = self._tokens.new(), Future[list[tensor_codec.Arrays]]()
-        self._aside.do(partial(self._fill, made, request, token))
+        asker = self._askers.pop()
         try:
+            asker.do(partial(self._fill, made, request, token))
             while not wait([made], _POLL).done:
-                if request.is_cancelled():
+                if gone():
                     self._tokens.cancel(token)
                 if self._tokens.abandoned(token):
-                    self._aside = _thread()  # the other one waits for ever
+                    asker = _thread()  # the other one waits for ever
                     raise EngineError("The process that holds the engines has ended.", given=self._stream)
             return made.result()
         finally:
+            self._askers.append(asker)
             self._tokens.forget(token)
 
     def _fill(self, made: Future[list[tensor_codec.Arrays]], request: Any, token: str) -> None:
@@ -103,9 +133,15 @@ class TritonPythonModel:
             parameters={TOKEN: token},
             timeout=allowed,
         )
-        found = []
         responses = asked.exec(decoupled=True)
-        self._asked.append(responses)
+        try:
+            return self._read(responses, allowed, since)
+        finally:
+            self._asked.append(responses)
+
+    def _read(self, responses: Any, allowed: int, since: float) -> list[tensor_codec.Arrays]:
+        """Returns the finished rows in a stream of responses, as `_ask` does."""
+        found = []
         for response in responses:
             if response.has_error():  # not the stream model's own words: its queue is full, or its process is gone
                 if allowed and time.monotonic() - since >= allowed / 1e6:

@@ -103,6 +103,18 @@ def test_a_client_that_cannot_be_asked_counts_as_gone(aside: BackgroundThread, f
     assert {type(error) for error in failures} == {BrokenPipeError}
 
 
+def test_several_clients_are_watched_at_once(aside: BackgroundThread) -> None:
+    first, second, stays = threading.Event(), threading.Event(), threading.Event()
+    with aside.watching(stays.is_set) as never, aside.watching(second.is_set) as later:
+        with aside.watching(first.is_set) as gone:
+            first.set()
+            assert gone.wait(PATIENCE)
+            assert not later.is_set()
+        second.set()
+        assert later.wait(PATIENCE)
+        assert not never.is_set()
+
+
 def test_nothing_is_asked_after_the_run(aside: BackgroundThread) -> None:
     asked: list[float] = []
     with aside.watching(lambda: bool(asked.append(time.monotonic()))):
