@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import toy
 from click.testing import CliRunner
 from filelock import FileLock
 
@@ -20,13 +16,13 @@ from hidiff_export.checkpoints.load import load_stored
 from hidiff_export.checkpoints.weight_store import WeightStore
 from hidiff_export.cli import main
 from hidiff_export.compiler.compile import build
-from hidiff_export.engines.openvino import compile_record
 from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_export.recipe import Recipe
 from hidiff_runtime import BundleError, Pipeline, check
 from hidiff_runtime import open as open_bundle
-from hidiff_runtime.format.manifest import MANIFEST, GraphRecord, Manifest
+from hidiff_runtime.format.manifest import MANIFEST, Manifest
 from tests.conftest import NoDisplay
+from tests.openvino_bundles import with_openvino
 
 CHANGES = ("width=128", "height=128", "sampler=ddim", "steps=[3]", "precision=bfloat16", "backend=openvino")
 RECIPE = Recipe.load("tiny", [*CHANGES])
@@ -119,25 +115,10 @@ def test_every_timestep_costs_about_the_same(half: Path) -> None:
 
 def test_the_same_seed_gives_the_picture_of_the_other_backend(sd15_bundle: Path, tmp_path: Path) -> None:
     """Two backends of one float32 recipe, whose graphs and weights are the same files."""
-    folder = Path(shutil.copytree(sd15_bundle, tmp_path / "b"))
-    toy.seal(folder, with_openvino(Manifest.read(folder), folder))
+    folder = with_openvino(sd15_bundle, tmp_path / "b")
     pictures = []
     for backend in ("openvino", "onnxruntime"):
         with Pipeline.open(folder, backend=backend) as pipe:
             pictures.append(np.asarray(pipe("a boat", seed=3), np.int16))
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
     assert pictures[0].std() > 5
-
-
-def with_openvino(value: Any, folder: Path) -> Any:
-    """A manifest, or a part of one, with an engine more for each graph."""
-    if isinstance(value, tuple):
-        return tuple(with_openvino(inner, folder) for inner in value)
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    changed = {field.name: with_openvino(getattr(value, field.name), folder) for field in fields(value) if field.init}
-    if isinstance(value, GraphRecord):
-        engine = Path(value.graph).with_suffix(".openvino.json").as_posix()
-        compile_record(folder / value.graph).write(folder / engine)
-        changed["engines"] = {**value.engines, "openvino": engine}
-    return replace(value, **changed)

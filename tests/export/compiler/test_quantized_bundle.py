@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import toy
 from filelock import FileLock
 from numpy.typing import NDArray
 
@@ -29,11 +31,15 @@ from hidiff_export.recipe import Recipe
 from hidiff_export.reference.random_inputs import arrays, mixed_shifts, random_inputs
 from hidiff_export.reference.tolerances import Boundary, bound_for
 from hidiff_export.verification.verify import verify
+from hidiff_runtime import BundleError, check
+from hidiff_runtime import open as open_bundle
 from hidiff_runtime.backends.tensorrt.plan_record import PlanRecord
 from hidiff_runtime.format.manifest import Manifest, PhaseRecord
+from hidiff_runtime.format.safetensors import SafetensorsFile
 from hidiff_runtime.verification.comparison import compare
 from hidiff_runtime.verification.reference_samples import INDEX, ReferenceSamples, Stored
 from tests.conftest import NoDisplay
+from tests.openvino_bundles import with_openvino
 
 HELD_OUT = 77
 """A seed that neither the reference nor the verification draws from."""
@@ -276,3 +282,41 @@ def test_a_zero_point_other_than_zero_is_refused() -> None:
         else:
             (place,) = worker.places(model)
             assert (place.tensor, place.scale, place.axis, place.uses) == ("x", (0.5,), None, ())
+
+
+def test_openvino_reads_integers_from_one_store_and_computes_with_them(int8: Path, tmp_path: Path) -> None:
+    folder = with_openvino(int8, tmp_path / "b")
+    (store,) = folder.glob("unet/weights.int8-*.safetensors")
+    whole = sum(SafetensorsFile.open(folder / "unet/weights.safetensors").info(name).nbytes for name in _weights(store))
+    assert sum(SafetensorsFile.open(store).info(name).nbytes for name in _weights(store)) * 2 == whole
+    report = check(folder, backend="openvino")
+    assert report.ok, report.render()
+    with open_bundle(folder, backend="openvino") as bundle:
+        for record in bundle.manifest.phases:
+            graph = onnx.load(folder / record.engines["openvino"].replace(".json", ".onnx"), load_external_data=False)
+            read = {node.input[0] for node in graph.graph.node if node.op_type == "QuantizeLinear"}
+            assert not read & {tensor.name for tensor in graph.graph.initializer}
+            session = bundle.engine(record.phase)
+            kinds = Counter(
+                (info["layerType"].value, info["runtimePrecision"].value)
+                for node in session._parts[-1].request.get_compiled_model().get_runtime_model().get_ordered_ops()
+                for info in (node.get_rt_info(),)
+            )
+            layers = sum(kinds[kind, few] for kind in ("Convolution", "FullyConnected") for few in ("i8", "u8"))
+            assert layers == len(_weights(store))
+
+
+def _weights(store: Path) -> list[str]:
+    return list(SafetensorsFile.open(store))
+
+
+def test_a_store_of_other_integers_is_found(int8: Path, tmp_path: Path) -> None:
+    folder = with_openvino(int8, tmp_path / "b")
+    (store,) = folder.glob("unet/weights.int8-*.safetensors")
+    content = bytearray(store.read_bytes())
+    content[-20000:] = content[-20001:-1]
+    store.write_bytes(content)
+    with pytest.raises(BundleError, match=r"weights\.int8-.* has changed"):
+        check(folder, backend="openvino")
+    toy.seal(folder)
+    assert not check(folder, backend="openvino", runs=False).ok

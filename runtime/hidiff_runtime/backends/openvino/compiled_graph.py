@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hidiff_runtime.backends.external_data import link_targets
+from hidiff_runtime.backends.external_data import files_of, link_targets
 from hidiff_runtime.backends.openvino.compile_record import CompileRecord
 from hidiff_runtime.backends.openvino.host_memory import HostArray
 from hidiff_runtime.backends.openvino.linked_weights import read_linked
@@ -52,7 +52,6 @@ class OpenVinoSession:
 
     Args:
         engine: the compile record.
-        weights: the stores that the graph may point into.
         record: of the graph.
         core: OpenVINO's.
         precision: ``float32`` or ``bfloat16``.
@@ -62,14 +61,12 @@ class OpenVinoSession:
     def __init__(
         self,
         engine: Path,
-        weights: Sequence[Path],
         record: GraphRecord,
         core: Any,
         precision: str,
         settings: Mapping[str, Any],
     ) -> None:
         self._engine = engine
-        self._weights = weights
         self._record = record
         self._core = core
         self._precision = precision
@@ -87,8 +84,9 @@ class OpenVinoSession:
         how = CompileRecord.read(self._engine)
         graph = self._engine.parent / how.graph
         try:
-            with released_pages(self._weights):
-                model = self._read(graph)
+            stores = files_of(graph)[1:]
+            with released_pages(stores):
+                model = self._read(graph, stores)
                 self._check_signature(model, graph)
                 names = tuple(output.get_any_name() for output in model.outputs)
                 first = self._float32_part(model, how)
@@ -122,8 +120,8 @@ class OpenVinoSession:
         for name, array in outputs.items():
             np.copyto(cast(HostArray, array).value, found[name])
 
-    def _read(self, graph: Path) -> Any:
-        targets = link_targets(graph, self._weights)
+    def _read(self, graph: Path, stores: Sequence[Path]) -> Any:
+        targets = link_targets(graph, stores)
         if targets is None:
             return self._core.read_model(str(graph))
         model, self._mapped = read_linked(self._core, graph, targets)

@@ -137,7 +137,7 @@ class OpenVinoDevice:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self._options.threads or usable_cores(),
         }
-        return OpenVinoSession(engine, tuple(weights.values()), record, self._core, self._precision(engine), settings)
+        return OpenVinoSession(engine, record, self._core, self._precision(engine), settings)
 
     def _precision(self, engine: Path) -> str:
         """Returns what an engine computes in, and says so where that is not what it was built for."""
