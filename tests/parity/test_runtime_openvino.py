@@ -269,6 +269,31 @@ def test_importing_the_library_sends_nothing_and_writes_nothing(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+def test_a_forked_process_is_told_instead_of_waiting_for_ever(pristine: Path) -> None:
+    """OpenVINO's threads stay in the parent, and what it computes in the child never ends."""
+    program = (
+        "import os, sys\nimport hidiff_runtime\n"
+        "with hidiff_runtime.open(sys.argv[1]) as bundle:\n"
+        "    phase = bundle.manifest.phases[0].phase\n"
+        "    session = bundle.engine(phase)\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        for ask in (lambda: session.run({}), lambda: hidiff_runtime.open(sys.argv[1]).engine(phase)):\n"
+        "            try:\n                ask()\n"
+        "            except hidiff_runtime.EngineError as error:\n                print(error.summary, flush=True)\n"
+        "        os._exit(0)\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "    assert hidiff_runtime.check(bundle).ok\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, str(pristine)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told = "OpenVINO computed before this process was forked, and its threads stayed in the parent."
+    assert done.stdout.splitlines() == [told, told]
+
+
 def test_where_the_library_is_missing_or_old_it_says_how_to_get_it(
     pristine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

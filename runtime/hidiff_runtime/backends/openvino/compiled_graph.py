@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.backends.external_data import files_of, link_targets
 from hidiff_runtime.backends.openvino.compile_record import CompileRecord
+from hidiff_runtime.backends.openvino.forked_process import check_process
 from hidiff_runtime.backends.openvino.host_memory import HostArray
 from hidiff_runtime.backends.openvino.linked_weights import read_linked
 from hidiff_runtime.backends.openvino.quiet_import import openvino
@@ -79,8 +80,9 @@ class OpenVinoSession:
 
         Raises:
             BundleError: the compile record or the graph is not what the manifest says.
-            EngineError: OpenVINO refuses the graph, or has no memory for it.
+            EngineError: OpenVINO refuses the graph, has no memory for it, or computed before this process was forked.
         """
+        check_process()
         how = CompileRecord.read(self._engine)
         graph = self._engine.parent / how.graph
         try:
@@ -103,6 +105,7 @@ class OpenVinoSession:
         """Evaluates the engine; raises EngineError for an input that its record does not list, or a failure."""
         if not self._parts:
             raise EngineError("The engine is not open.", given=self._engine, advice="Run it inside 'with session:'.")
+        check_process()
         check_tensors("inputs", self._record.inputs, inputs)
         feed = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         try:
