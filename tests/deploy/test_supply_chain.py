@@ -24,7 +24,7 @@ PYTHON = {
     "sys_platform": "linux",
     "platform_machine": "x86_64",
 }
-EXTRAS = ("cpu", "tensorrt", "tensorrt-rtx", "gpu")
+EXTRAS = ("cpu", "openvino", "tensorrt", "tensorrt-rtx", "gpu")
 IMAGES = {"runtime": ("hidiff-runtime[{}]",), "serve": ("hidiff-runtime[{},serve]",), "build": ("hidiff-export[{}]",)}
 """What the Dockerfile's stages install besides our own wheels, by the names of deploy/docker/requirements."""
 
