@@ -80,6 +80,17 @@ def test_a_controlnets_engine_runs_beside(tmp_path: Path) -> None:
     assert np.abs(found[0] - found[1]).max() > 1e-4
 
 
+@pytest.mark.parametrize("threads", [0, 1])
+def test_threads_are_as_many_as_asked_and_bound_to_no_core(pristine: Path, threads: int) -> None:
+    """Bound ones are bound to the first cores in every process, so that workers would share them."""
+    with open_bundle(pristine, threads=threads) as bundle:
+        compiled = bundle.engine(bundle.manifest.phases[0].phase)._parts[-1].request.get_compiled_model()
+        assert compiled.get_property("ENABLE_CPU_PINNING") is False
+        assert compiled.get_property("NUM_STREAMS") == 1
+        if threads:
+            assert compiled.get_property("INFERENCE_NUM_THREADS") == threads
+
+
 def test_an_engine_of_the_wrong_phase_fails(folder: Path) -> None:
     shutil.copy(folder / "unet/windowed.onnxruntime.onnx", folder / "unet/strided.onnxruntime.onnx")
     toy.seal(folder)

@@ -136,6 +136,9 @@ class OpenVinoDevice:
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self._options.threads or usable_cores(),
+            # By default threads are bound to cores, counted from the first in every process: two workers of one thread
+            # each would share a core. A process by itself is as fast either way.
+            "ENABLE_CPU_PINNING": False,
         }
         return OpenVinoSession(engine, record, self._core, self._precision(engine), settings)
 
