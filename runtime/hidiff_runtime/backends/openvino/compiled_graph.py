@@ -22,7 +22,7 @@ from hidiff_runtime.backends.signature import signature_faults
 from hidiff_runtime.errors import BundleError, EngineError
 from hidiff_runtime.format.codec import REBUILD
 from hidiff_runtime.format.dtypes import BY_TAG
-from hidiff_runtime.format.manifest import GraphRecord
+from hidiff_runtime.format.manifest import GraphRecord, TensorSpec
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 """OpenVINO's names of precisions."""
@@ -90,11 +90,11 @@ class OpenVinoSession:
             with released_pages(stores):
                 model = self._read(graph, stores)
                 self._check_signature(model, graph)
-                names = tuple(output.get_any_name() for output in model.outputs)
+                names = tuple(_name(output, self._record.outputs) for output in model.outputs)
                 first = self._float32_part(model, how)
                 _expose_ambiguous_attention(model)
                 self._parts = (*first, self._compile(model, names, self._precision))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise _failure("OpenVINO cannot load an engine.", error, graph) from error
         return self
 
@@ -111,7 +111,7 @@ class OpenVinoSession:
         try:
             for part in self._parts:
                 feed |= part.run(feed)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise _failure("OpenVINO failed while evaluating.", error, self._engine) from error
         return {spec.name: feed[spec.name] for spec in self._record.outputs}
 
@@ -172,7 +172,7 @@ class OpenVinoSession:
             ("input", self._record.inputs, model.inputs),
             ("output", self._record.outputs, model.outputs),
         ):
-            found = {tensor.get_any_name(): _described(tensor) for tensor in tensors}
+            found = {_name(tensor, due): _described(tensor) for tensor in tensors}
             faults += signature_faults(kind, due, found, "the manifest")
         if faults:
             raise BundleError(
@@ -194,6 +194,12 @@ def _expose_ambiguous_attention(model: Any) -> None:
             *_, heads, queries, _ = node.get_output_shape(0)
             if heads == queries:
                 model.add_outputs([node.output(0)])
+
+
+def _name(tensor: Any, due: Sequence[TensorSpec]) -> str:
+    """Returns the name of an input or output: the one that is due where it has several, as behind an Identity."""
+    names = tensor.get_names()
+    return next((spec.name for spec in due if spec.name in names), min(names, default=""))
 
 
 def _described(tensor: Any) -> str:
