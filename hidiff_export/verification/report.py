@@ -41,12 +41,12 @@ class GraphResults:
 
     Args:
         arithmetic: ``float32``, ``float16`` or ``bfloat16``: what the graphs were computed in.
-        engines_on_host: whether the engines ran on the CPU, which keeps float32 between half-precision operations; None
-            where none ran.
+        engines_widen: whether the engines ran on a CPU that keeps float32 between half-precision operations; None where
+            none ran.
     """
 
     arithmetic: Precision
-    engines_on_host: bool | None
+    engines_widen: bool | None
 
     def notes(self) -> tuple[str, ...]:
         """Returns what people should know of it."""
@@ -54,9 +54,9 @@ class GraphResults:
         full = self.arithmetic is Precision.FLOAT32
         rounded = "" if full else f", and every result rounded to {half} but those inside {_INSIDE}"
         notes = [f"Graphs: computed in float32, normalization and attention as engines do them{rounded}."]
-        if self.engines_on_host is None:
+        if self.engines_widen is None:
             notes.append("Engines: none ran, and no run was made with the bundle.")
-        elif self.engines_on_host and not full:
+        elif self.engines_widen and not full:
             notes.append(
                 f"Engines: on the CPU, which keeps float32 between {half} operations; for a GPU's {half} arithmetic "
                 "the graphs' figures speak, not the engines'."

@@ -164,7 +164,7 @@ def _report(task: _Task, name: str, portable: Backend, progress: Progress | None
     checks = (*checks, *_timed(judged))
     meter.end()
     panels = None if judge.pictures is None else SideBySide.of(*judge.pictures, bundle.backend)
-    arithmetic = GraphResults(task.recipe.precision.stored, None if graphs_only else bundle.on_host)
+    arithmetic = GraphResults(task.recipe.precision.stored, None if graphs_only else bundle.widens_halves)
     candidate = "portable graphs" if graphs_only else bundle.backend
     named = (name, task.against or _OWN, ORIGIN, candidate)
     return Report(*named, checks, arithmetic, panels, magnitudes.found)

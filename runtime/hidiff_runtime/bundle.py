@@ -90,6 +90,15 @@ class Bundle:
         return memory is not None and memory.on_host
 
     @property
+    def widens_halves(self) -> bool:
+        """Whether engines of half precision keep float32 between operations here: on the CPU all but OpenVINO's do.
+
+        Raises:
+            EngineError: the device is missing here.
+        """
+        return self.backend != "openvino" and self.on_host
+
+    @property
     def open_phases(self) -> tuple[Phase, ...]:
         """The bucket's phases whose engines are open."""
         phases = {record.graph: record.phase for record in self.manifest.phases}

@@ -18,14 +18,14 @@ _FULL = "float32"
 def half_note(bundle: Bundle) -> str:
     """Returns what the figures of engines on the CPU leave open.
 
-    Empty for float32, for engines on another device, and for OpenVINO's, which compute in half precision there.
+    Empty for float32, and for engines that compute in half precision: on another device, and OpenVINO's.
 
     Raises:
         BundleError: the bundle's parity report is broken.
         EngineError: the device is missing here.
     """
     precision = bundle.manifest.precision
-    if precision == _FULL or bundle.backend == "openvino" or not bundle.on_host:
+    if precision == _FULL or not bundle.widens_halves:
         return ""
     half = "bfloat16" if precision == "bfloat16" else "float16"
     return (

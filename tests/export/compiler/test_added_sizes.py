@@ -30,7 +30,7 @@ from hidiff_runtime.verification.comparison import Bound, compare
 from tests.conftest import NoDisplay
 
 WIDE = (192, 128)
-GRAPHS = GraphResults(Precision.FLOAT32, engines_on_host=True)
+GRAPHS = GraphResults(Precision.FLOAT32, engines_widen=True)
 WEIGHTS = "unet/weights.safetensors"
 SMALL = (
     *("width=64", "height=64", "text=false", "vae=false", "sampler=ddim", "steps=[3]"),

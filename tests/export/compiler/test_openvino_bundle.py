@@ -61,7 +61,9 @@ def test_a_bundle_is_verified_and_checked(half: Path) -> None:
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert "openvino" in told["candidate"]
+    assert not any("keeps float32" in note for note in told["graphs"]["notes"])
     report = check(half)
+    assert "keeps float32" not in report.render()
     assert report.ok, report.render()
     assert report.backend == "openvino"
     engines = [verdict for verdict in report.verdicts if verdict.boundary == "engine against PyTorch"]

@@ -23,7 +23,7 @@ from hidiff_runtime.verification.comparison import Bound, Verdict, compare, comp
 
 BOUND = Bound(80, "float32 rounding")
 VALUES = np.linspace(-1, 1, 64, dtype=np.float32)
-GRAPHS = GraphResults(Precision.FLOAT32, engines_on_host=True)
+GRAPHS = GraphResults(Precision.FLOAT32, engines_widen=True)
 
 
 def report(candidate: np.ndarray | None) -> Report:
@@ -323,7 +323,7 @@ def _failing_after(writes: int, write: Callable[[Path, object], None]) -> Callab
 def test_every_form_of_the_report_says_what_the_graphs_were_computed_in(
     precision: Precision, on_host: bool | None, engines: str | None
 ) -> None:
-    made = replace(report(VALUES), graphs=GraphResults(precision, engines_on_host=on_host))
+    made = replace(report(VALUES), graphs=GraphResults(precision, engines_widen=on_host))
     console = Console(width=500)
     with console.capture() as capture:
         console.print(made.table())
