@@ -134,6 +134,16 @@ def test_precision_is_the_records_and_never_the_librarys(folder: Path) -> None:
         assert check(folder, precision="bfloat16", runs=False).verdicts == rounded.verdicts
 
 
+def test_names_that_are_no_text_are_an_error(folder: Path) -> None:
+    path = folder / "unet/strided.onnxruntime.onnx"
+    content = path.read_bytes()
+    assert b"node_0" in content
+    path.write_bytes(content.replace(b"node_0", b"\xb8ode_0"))
+    toy.seal(folder)
+    with pytest.raises(EngineError, match="OpenVINO cannot load"):
+        check(folder)
+
+
 def test_what_stays_in_float32_does_so_in_bfloat16(folder: Path) -> None:
     """A timestep of 999 is known to 4 in bfloat16; the toy adds it to what it predicts."""
     latents = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in Manifest.read(folder).phases[0].inputs}

@@ -94,7 +94,7 @@ class OpenVinoSession:
                 first = self._float32_part(model, how)
                 _expose_ambiguous_attention(model)
                 self._parts = (*first, self._compile(model, names, self._precision))
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, UnicodeDecodeError) as error:  # the last for names that are no text
             raise _failure("OpenVINO cannot load an engine.", error, graph) from error
         return self
 
