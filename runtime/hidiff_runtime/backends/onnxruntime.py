@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.backends.external_data import files_of, relinked
+from hidiff_runtime.backends.option_checks import check_names, check_threads
 from hidiff_runtime.backends.processor_cores import usable_cores
 from hidiff_runtime.backends.protocol import Availability, DeviceArray, WeightMap, check_fits, check_tensors
 from hidiff_runtime.backends.signature import signature_faults
@@ -65,18 +66,12 @@ class OnnxRuntimeOptions:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> OnnxRuntimeOptions:
         """Returns the options by name. Raises InputError for one that there is not, or a value that it cannot have."""
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise InputError(
-                    "ONNX Runtime has no such option here.", given=name, advice=f"There are {', '.join(known)}."
-                )
+        check_names("ONNX Runtime", cls, options)
         made = cls(**options)
         if type(made.device) is not int or made.device < 0:
             _one_of("device", made.device, ("auto", *_PROVIDERS))
         _one_of("weights", made.weights, _WEIGHTS)
-        if isinstance(made.threads, bool) or not isinstance(made.threads, int) or made.threads < 0:
-            raise InputError("threads must be a whole number.", given=repr(made.threads), advice="0 means all cores.")
+        check_threads(made.threads)
         if not isinstance(made.optimize, bool):
             raise InputError(
                 "optimize must be true or false.", given=repr(made.optimize), advice="It is true if left out."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hidiff_runtime.backends.openvino.compile_record import PRECISIONS, CompileR
 from hidiff_runtime.backends.openvino.compiled_graph import OpenVinoSession
 from hidiff_runtime.backends.openvino.host_memory import HostMemory
 from hidiff_runtime.backends.openvino.quiet_import import openvino
+from hidiff_runtime.backends.option_checks import check_names, check_threads
 from hidiff_runtime.backends.processor_cores import usable_cores
 from hidiff_runtime.backends.protocol import Availability, WeightMap
 from hidiff_runtime.errors import EngineError, InputError
@@ -44,15 +45,9 @@ class OpenVinoOptions:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> OpenVinoOptions:
         """Returns the options by name. Raises InputError for one that there is not, or a value that it cannot have."""
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise InputError(
-                    "OpenVINO has no such option here.", given=name, advice=f"There are {', '.join(known)}."
-                )
+        check_names("OpenVINO", cls, options)
         made = cls(**options)
-        if type(made.threads) is not int or made.threads < 0:
-            raise InputError("threads must be a whole number.", given=repr(made.threads), advice="0 means all cores.")
+        check_threads(made.threads)
         if made.precision not in ("auto", *PRECISIONS):
             names = ", ".join(("auto", *PRECISIONS))
             raise InputError(

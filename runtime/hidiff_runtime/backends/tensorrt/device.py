@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hidiff_runtime.backends.option_checks import check_names
 from hidiff_runtime.backends.protocol import Availability, WeightMap
 from hidiff_runtime.backends.tensorrt import runtime_library as libraries
 from hidiff_runtime.backends.tensorrt.cuda import CudaError
@@ -41,12 +42,7 @@ class TensorRtOptions:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> TensorRtOptions:
         """Returns the options by name. Raises InputError for one that there is not, or a value that it cannot have."""
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise InputError(
-                    "TensorRT has no such option here.", given=name, advice=f"There are {', '.join(known)}."
-                )
+        check_names("TensorRT", cls, options)
         device = options.get("device", cls.device)
         if isinstance(device, bool) or not isinstance(device, int) or device < 0:
             raise InputError("device must be a GPU's number.", given=repr(device), advice="0 is the first.")
