@@ -4,7 +4,7 @@
 
 Each bundle is built at 256x256 and verified in a run of 20 steps; a cell is the worst of a boundary over its phases and
 steps, in dB. Behind them stands what the bounds have to tell from rounding: other phases, and single wrong shifts. fp8
-runs on ONNX Runtime, which emulates it; bfloat16 has no engines here, and its graphs alone are compared, as
+runs on ONNX Runtime, which emulates it and has nothing for bfloat16: of that the graphs alone are compared, as
 `verify --graphs-only` does.
 Nothing here is asserted by the test-suite.
 """
