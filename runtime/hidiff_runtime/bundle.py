@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hidiff_runtime.backends import choose
+from hidiff_runtime.backend_choice import choose
 from hidiff_runtime.backends.device_tensors import DeviceTensors
 from hidiff_runtime.backends.protocol import Backend, Session
 from hidiff_runtime.bundle_engines import BundleEngines
@@ -21,6 +22,7 @@ from hidiff_runtime.format.tokenizer import Tokenizer
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
 from hidiff_runtime.sampling.table_validation import check_table, check_tables
+from hidiff_runtime.timing_process import measure_in_process
 
 LOOPS = ("auto", "host", "device")
 
@@ -78,6 +80,11 @@ class Bundle:
     def backend(self) -> str:
         """The name of the backend whose engines run."""
         return self._engines.backend.name
+
+    @property
+    def backend_reason(self) -> str:
+        """Why it is that one."""
+        return self._engines.choice.reason
 
     @property
     def on_host(self) -> bool:
@@ -227,6 +234,18 @@ class Bundle:
         """
         return self._engines.add(self._graph(STEP))
 
+    def timing_engine(self) -> tuple[Session, GraphRecord]:
+        """Returns the session of the timing graph, opened if need be, with the graph's record.
+
+        Raises:
+            BundleError: the bundle has no timing graph.
+            EngineError: the engine does not load.
+        """
+        record = self.manifest.timing
+        if record is None:
+            raise BundleError("The bundle has no timing graph.", given=self.root, advice="Build the bundle again.")
+        return self._engines.add(record), record
+
     @contextmanager
     def network(self, name: Network) -> Iterator[Session]:
         """Yields the session of a text encoder, of the VAE's decoder or its encoder, closed at the end unless it may
@@ -332,7 +351,9 @@ def open(
     Args:
         verify: ``hash`` reads every file and compares SHA-256; ``size`` compares sizes, for fast starts, and hashes
             what is not a weight store when it is first used.
-        backend: whose engines to run; the first that this machine has, if left out.
+        backend: whose engines to run. If left out, the fastest that this machine has and that takes the options: where
+            there are several, they are timed the first time that a bundle is opened on a machine, in a process of its
+            own, and the times are kept in a folder beside the bundle or else in the user's cache.
         resident: ``current`` keeps one phase's engine open, ``all`` keeps every one that was used.
         prefetch: opens the next phase's engine in a thread while the current one runs: a phase change then takes no
             time, and twice the memory.
@@ -358,9 +379,10 @@ def open(
     known = {path: state for path, state in states if state is not None}
     verify_files(place, manifest.files, verify)
     contents = manifest.whole
-    chosen = choose(contents, backend)
+    measure = partial(measure_in_process, place.root, allow_links, options)
+    choice = choose(place.root, contents, backend, options, measure)
     engines = BundleEngines(
-        place, contents, chosen, known, options, resident=resident, prefetch=prefetch, memory_limit=memory_limit
+        place, contents, choice, known, options, resident=resident, prefetch=prefetch, memory_limit=memory_limit
     )
     bundle = Bundle(engines, manifest, loop)
     for bucket in bundle.buckets:

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hidiff_runtime.backend_choice import BackendChoice
 from hidiff_runtime.backends.device_tensors import DeviceTensors
 from hidiff_runtime.backends.fork_safety import left_behind, on_fork
 from hidiff_runtime.backends.memory_limit import EngineSize, MemoryLimit
-from hidiff_runtime.backends.protocol import Backend, Device, DeviceMemory, Session
+from hidiff_runtime.backends.protocol import Device, DeviceMemory, Session
 from hidiff_runtime.backends.session_pool import SessionPool
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.bundle_folder import BundleFolder
@@ -29,7 +30,7 @@ class BundleEngines:
     Args:
         folder: the bundle's.
         contents: of its manifest.
-        backend: whose engines run.
+        choice: of the backend whose engines run.
         known: the files that need no look at their hash while they are in the states they were in before they were
             verified: all of them, or weight stores alone where only sizes were compared.
         options: of the backend.
@@ -45,7 +46,7 @@ class BundleEngines:
         self,
         folder: BundleFolder,
         contents: Contents,
-        backend: Backend,
+        choice: BackendChoice,
         known: Mapping[str, State],
         options: Mapping[str, Any],
         *,
@@ -55,7 +56,8 @@ class BundleEngines:
     ) -> None:
         self.root = folder.root
         self.contents = contents
-        self.backend = backend
+        self.choice = choice
+        self.backend = backend = choice.backend
         self.all_stay = resident == "all"
         self.lock = threading.RLock()
         self.samplers: dict[str, SamplerTable] = {}
@@ -224,4 +226,5 @@ class BundleEngines:
 def _graphs(contents: Contents) -> dict[str, GraphRecord]:
     """Returns every graph of the bundle by its path."""
     every = [(*manifest.phases, *(other for _, other in manifest.others())) for manifest in contents.manifests]
-    return {record.graph: record for records in every for record in records}
+    timing = () if contents.shared.timing is None else (contents.shared.timing,)
+    return {record.graph: record for records in (*every, timing) for record in records}

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from hidiff_export.compiler.graph_specs import graph_records
 from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
+from hidiff_export.compiler.stages.timing_graph import timing_record
 from hidiff_export.engines.onnxruntime import OnnxRuntimeBuilder
 from hidiff_export.engines.openvino import OpenVinoBuilder
 from hidiff_export.engines.protocol import Builder, PortableGraph
@@ -50,7 +51,9 @@ def with_engines(context: StageContext, record: Record) -> Record:
 
 
 def _portable_graphs(context: StageContext) -> tuple[PortableGraph, ...]:
-    return tuple(PortableGraph(context.folder / record.graph, record) for record in graph_records(context))
+    timing = timing_record(context)
+    records = (*graph_records(context), *(() if timing is None else (timing,)))
+    return tuple(PortableGraph(context.folder / record.graph, record) for record in records)
 
 
 class EnginesStage(Stage):

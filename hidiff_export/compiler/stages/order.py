@@ -17,6 +17,7 @@ from hidiff_export.compiler.stages.quantization import QuantizationStage
 from hidiff_export.compiler.stages.reference import ReferenceStage
 from hidiff_export.compiler.stages.scheduler_tables import SchedulerTablesStage, sampler_tables
 from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
+from hidiff_export.compiler.stages.timing_graph import TimingGraphStage, is_timed, timing_record
 from hidiff_export.compiler.stages.weights import WeightsStage, model_index
 from hidiff_export.errors import ExportError
 from hidiff_export.recipe import Recipe
@@ -37,7 +38,9 @@ QUANTIZED_STAGES: tuple[Stage, ...] = (
 """Those of a quantized recipe: ranges are measured on what the reference was given."""
 
 
-SHARED = (WeightsStage.name, SchedulerTablesStage.name)
+_MAKING_GRAPHS = (GraphsStage.name, QuantizationStage.name)
+
+SHARED = (WeightsStage.name, SchedulerTablesStage.name, TimingGraphStage.name)
 """Names of the stages that a build runs once for all buckets."""
 
 
@@ -102,7 +105,18 @@ def added_stages(recipe: Recipe, index: int, shared: Stage, *, force_zeros: bool
 
 def _one_bucket(recipe: Recipe, others: Mapping[str, Stage] | None) -> tuple[Stage, ...]:
     usual = QUANTIZED_STAGES if recipe.precision.quantized else STAGES
+    if is_timed(recipe):
+        usual = _with_timing_graph(usual)
     return tuple((others or {}).get(stage.name, stage) for stage in usual)
+
+
+def _with_timing_graph(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Returns the stages with that of the timing graph before the engines', which then needs it."""
+    place = next(index for index, stage in enumerate(stages) if stage.name == EnginesStage.name)
+    graphs = next(stage.name for stage in reversed(stages[:place]) if stage.name in _MAKING_GRAPHS)
+    further = (name for name in stages[place].needs if name not in EnginesStage().needs)
+    timing = TimingGraphStage(graphs)
+    return (*stages[:place], timing, EnginesStage(*further, timing.name), *stages[place + 1 :])
 
 
 def _bucket_stages(stages: Sequence[Stage], index: int, suffix: str, shared: str = "") -> tuple[Stage, ...]:
@@ -164,7 +178,7 @@ def bucket_manifest(context: StageContext, files: Mapping[str, FileDigest], *, f
     """
     recipe = context.recipe
     bare = bare_manifest(context, sampler_tables(context), force_zeros)
-    control, vae = bare.controlnet, bare.vae
+    control, vae, timing = bare.controlnet, bare.vae, timing_record(context)
     networks = ("unet", "controlnet", *recipe.text_encoders, "vae")
     stores = {name: path for name in networks if (path := f"{name}/{WEIGHTS}") in files}
     return replace(
@@ -175,6 +189,7 @@ def bucket_manifest(context: StageContext, files: Mapping[str, FileDigest], *, f
         weights=stores,
         controlnet=None if control is None else with_engines(context, control),
         step=with_engines(context, step_record(context)),
+        timing=None if timing is None else with_engines(context, timing),
         text_encoders=tuple(with_engines(context, record) for record in bare.text_encoders),
         vae=None
         if vae is None

@@ -96,6 +96,11 @@ class StageContext:
         """Returns the portable graph of a phase."""
         return self.unet / f"{phase.name}{self.suffix}.onnx"
 
+    @property
+    def timing_graph(self) -> Path:
+        """The portable graph that backends are timed by; all buckets have one."""
+        return self.unet / "timing.onnx"
+
     def declined(self, stage: str) -> Path:
         """Returns where a stage keeps what its passes declined."""
         return self.unet / f"{stage}{self.suffix}{ENDING}"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hidiff_runtime.cli import bulk, check, denoise, generate, info
+from hidiff_runtime.console.notices import notices_shown
 from hidiff_runtime.console.printing import tell_error, write
 from hidiff_runtime.errors import Cancelled, HidiffError
 from hidiff_runtime.version import __version__
@@ -26,7 +27,8 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "hidiff-run")
     options = _parser(program).parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        with notices_shown():
+            return command(options)
     except HidiffError as error:
         tell_error(error)
         return error.exit_code

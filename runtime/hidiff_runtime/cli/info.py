@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from hidiff_runtime.cli.shared_options import add_allow_links
 from hidiff_runtime.console.printing import write
+from hidiff_runtime.errors import HidiffError
 from hidiff_runtime.text_safety import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hidiff_runtime.format.bundle_folder import BundleFolder
     from hidiff_runtime.format.manifest import GraphRecord, Manifest
 
 SUMMARY = "show what is in the bundle, without opening an engine"
@@ -30,7 +32,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints the manifest for people, or as it is."""
     from hidiff_runtime.format.bundle_folder import BundleFolder
 
-    manifest = BundleFolder(options.folder, options.allow_links).manifest()
+    folder = BundleFolder(options.folder, options.allow_links)
+    manifest = folder.manifest()
     every = manifest.whole.manifests
     if options.json:
         write(json.dumps(manifest.to_json(), indent=2) + "\n", sys.stdout)
@@ -44,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
         f"  text      {_text(manifest)}",
         f"  VAE       {_vae(manifest)}",
         f"  reference {manifest.reference or 'none'}",
+        f"  backend   {_backend(folder, manifest)}",
         f"  built by  {', '.join(f'{tool} {version}' for tool, version in manifest.tools.items())}",
     ]
     for bucket in every:
@@ -55,6 +59,17 @@ def run(options: argparse.Namespace) -> int:
             lines += [f"      -> {spec}" for spec in record.outputs]
     write("".join(f"{printable(line)}\n" for line in lines), sys.stdout)
     return 0
+
+
+def _backend(folder: BundleFolder, manifest: Manifest) -> str:
+    """Returns which backend runs the bundle here if none is named, and why, or what is missing."""
+    from hidiff_runtime.backend_choice import choose
+
+    try:
+        choice = choose(folder.root, manifest.whole, None, {})
+    except HidiffError as error:
+        return f"none can run here: {error.given or error.summary}"
+    return f"{choice.backend.name}: {choice.reason}"
 
 
 def _targets(every: Sequence[Manifest]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hidiff_runtime.cli import EXIT_CODES
 from hidiff_runtime.cli.shared_options import add_opening, named_value, opening
+from hidiff_runtime.console.notices import NOTICES
 from hidiff_runtime.console.printing import tell_error, write
 from hidiff_runtime.errors import Cancelled, EngineError, HidiffError, InputError
 from hidiff_runtime.serving.http.log_throttle import RepeatCounter
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until it is told to stop; returns the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    NOTICES.setLevel(logging.INFO)
     repeats = RepeatCounter()
     for handler in logging.getLogger().handlers:
         handler.addFilter(repeats)

@@ -114,6 +114,7 @@ class SharedRecord:
         guidance_rescale: 0 to 1, of runs that do not say; see `hidiff_runtime.denoising.conditioning.guided`.
         force_zeros_for_empty_prompt: whether SDXL's prompts without a negative one have zeros in the place of its
             embeddings, and not the empty prompt's.
+        timing: what a phase of the first bucket begins with, by which backends are timed where a bundle has several.
         report: path of the parity report, if there is one.
         fingerprints: content fingerprints of what the bundle was built from.
         files: every file of the bundle but the manifest, by relative path.
@@ -133,6 +134,7 @@ class SharedRecord:
     text_encoders: tuple[TextEncoderRecord, ...] = field(default=(), metadata=LATER)
     guidance_rescale: Float = field(default=0.0, metadata=OMITTED)
     force_zeros_for_empty_prompt: bool = field(default=True, metadata=OMITTED)
+    timing: GraphRecord | None = field(default=None, metadata=OMITTED)
     report: BundlePath | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
 
@@ -190,6 +192,8 @@ class ManifestRecord(SharedRecord, BucketRecord):
     def shared_paths(self) -> Iterable[tuple[str, str]]:
         """Returns the paths of what there is once."""
         yield from _graph_paths({record.name: record for record in self.text_encoders})
+        if self.timing is not None:
+            yield from _graph_paths({"timing": self.timing})
         yield from ((f"{encoder.name}.tokenizer", encoder.tokenizer) for encoder in self.text_encoders)
         yield from ((f"samplers.{name}", path) for name, path in self.samplers.items())
         yield from ((f"weights.{name}", path) for name, path in self.weights.items())

@@ -75,6 +75,8 @@ def _check_shared(manifest: ManifestRecord, fields: Fields) -> None:
     _check_rescale(manifest, fields)
     for encoder in manifest.text_encoders:
         _check_text_encoder(encoder, fields, encoder.name)
+    if manifest.timing is not None:
+        _check_tensors(manifest, manifest.timing, fields, "timing")
 
 
 def _check_bucket(manifest: ManifestRecord, fields: Fields) -> None:
