@@ -24,7 +24,7 @@ FIELD_OPTIONS = tuple(field for field in SETTINGS.values() if field.group)
 def add_opening(command: argparse.ArgumentParser) -> None:
     """Adds how to open the bundle, as a group of its own."""
     group = command.add_argument_group("how the bundle is opened")
-    group.add_argument("--backend", metavar="NAME", help="whose engines to run (default: the first this machine has)")
+    group.add_argument("--backend", metavar="NAME", help="whose engines to run (default: the fastest here)")
     group.add_argument("--verify", choices=("hash", "size"), default="hash", help="how to check files (default: hash)")
     group.add_argument(
         "--resident", choices=("current", "all"), default="current", help="engines kept open (default: current)"
