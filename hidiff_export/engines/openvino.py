@@ -1,24 +1,29 @@
-"""Engines for OpenVINO: a record of how it compiles the portable graph, which it reads as it is."""
+"""Engines for OpenVINO: the portable graph with products and convolutions that it runs fast, and a record of how it
+compiles that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from hidiff_export.engines.protocol import PortableGraph, Report
+from hidiff_export.graph.derived_store import DerivedStore
 from hidiff_export.graph.float32_ops import FLOAT32_OPERATIONS, Means
-from hidiff_export.graph.portable import load_graph, save
-from hidiff_export.quantization.integer_store import (
-    IntegerStore,
-    quantized_weights,
-    read_integers,
-    store_name,
-    write_integers,
-)
+from hidiff_export.graph.passes.gemm_to_mat_mul import GemmToMatMul
+from hidiff_export.graph.passes.linear_to_gemm import LinearToGemm
+from hidiff_export.graph.passes.merge_reshapes import MergeReshapes
+from hidiff_export.graph.passes.name_by_module import NameByModule
+from hidiff_export.graph.passes.split_gemm import SplitGemm
+from hidiff_export.graph.passes.subpixel_convolution import SubpixelConvolution
+from hidiff_export.graph.portable import load_graph, run_passes, save
+from hidiff_export.quantization.integer_store import integer_tensors, quantized_weights, read_integers, store_name
 from hidiff_runtime.backends.openvino.compile_record import FORMAT, CompileRecord
 
 AS_TRACED = frozenset[str]().union(
@@ -29,12 +34,12 @@ bfloat16 all the same, whatever types the graph states: what stays float32 has t
 
 
 class OpenVinoBuilder:
-    """Says how OpenVINO compiles each portable graph on the CPU that it runs on."""
+    """Lowers portable graphs for OpenVINO's CPU plugin, and says how it compiles each on the CPU that it runs on."""
 
     name = "openvino"
 
     def check(self) -> None:
-        """Accepts everything: a record takes no library of the backend."""
+        """Accepts everything: lowering takes no library of the backend."""
 
     def key(self) -> Any:
         """Returns the format of the records; what they say follows from the graphs."""
@@ -45,33 +50,98 @@ class OpenVinoBuilder:
         return tuple(graph.path.with_suffix(f".{self.name}.json") for graph in graphs)
 
     def build(self, graphs: Sequence[PortableGraph], report: Report) -> tuple[Path, ...]:
-        """Writes the records; see :class:`~hidiff_export.engines.protocol.Builder`.
+        """Writes records and lowered graphs; see :class:`~hidiff_export.engines.protocol.Builder`.
 
-        A quantized graph also becomes one that reads its weights as integers, from a store that all of them share:
-        OpenVINO would make them anew whenever it opens an engine, in three times the time and twice the memory.
+        What is computed from weights, sums of them and the integers of a quantized graph, is written once for all
+        graphs: OpenVINO would make it anew whenever it opens an engine.
         """
-        stores: dict[str, IntegerStore] = {}
+        work = 2 * len(graphs)
         written: list[Path] = []
-        for index, (graph, engine) in enumerate(zip(graphs, self.engines(graphs), strict=True)):
+        begun = []
+        for index, graph in enumerate(graphs):
+            report(index / 4, work, graph.path.stem)
+            begun.append(begin_lowering(graph.path))
+        stores = sum_stores(begun)
+        for index, (lowering, engine) in enumerate(zip(begun, self.engines(graphs), strict=True)):
+            report((len(graphs) + 3 * index) / 4, work, lowering.path.stem)
+            lowered = lowering.path.with_suffix(f".{self.name}.onnx")
+            model = finish_lowering(lowering, stores)
+            save(model, lowered)
+            compile_record(model, lowered.name).write(engine)
+            written += (lowered, engine)
+        for index, store in enumerate(stores.values()):
 
-            def part(done: float, index: int = index, graph: PortableGraph = graph) -> None:
-                report(index + done, len(graphs), graph.path.stem)
+            def part(done: float, index: int = index, name: str = store.path.name) -> None:
+                report(work / 2 + (index + done) / len(stores) * work / 2, work, name)
 
-            part(0)
-            model = load_graph(graph.path)
-            record = compile_record(model, graph.path.name)
-            if nodes := quantized_weights(model.graph):
-                name = store_name(nodes)
-                if name not in stores:
-                    stores[name] = write_integers(nodes, graph.path.with_name(name), part)
-                read_integers(model, stores[name])
-                path = graph.path.with_suffix(f".{self.name}.onnx")
-                save(model, path)
-                written.append(path)
-                record = replace(record, graph=path.name)
-            record.write(engine)
-            written.append(engine)
-        return (*written, *(store.path for store in stores.values()))
+            store.write(part)
+        return (*written, *stores)
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """A graph on its way from portable to OpenVINO's.
+
+    Args:
+        path: of the portable graph.
+        model: the graph.
+        sums: new initializers, sums of a weight's taps, by the factor of the enlargement that they are for.
+    """
+
+    path: Path
+    model: ir.Model
+    sums: Mapping[int, Sequence[ir.Value]]
+
+
+def begin_lowering(path: Path) -> Lowering:
+    """Reads a portable graph and takes the convolutions of enlarged tensors apart. Raises ExportError."""
+    model, subpixel = load_graph(path), SubpixelConvolution()
+    run_passes(model, ir.passes.Sequential(LinearToGemm(), MergeReshapes(), subpixel), path.name)
+    return Lowering(path, model, subpixel.kernels)
+
+
+def sum_stores(begun: Iterable[Lowering]) -> dict[Path, DerivedStore]:
+    """Returns a store for each folder and factor of enlargement: graphs of several phases and sizes have them in
+    common.
+    """
+    found: dict[tuple[Path, int], dict[str, ir.TensorProtocol]] = {}
+    for lowering in begun:
+        for factor, values in lowering.sums.items():
+            tensors = found.setdefault((lowering.path.parent, factor), {})
+            tensors |= {value.name: value.const_value for value in values if value.name and value.const_value}
+    stores = {}
+    for (folder, factor), tensors in found.items():
+        told = hashlib.sha256(
+            repr(sorted((name, str(one.shape), one.dtype.name) for name, one in tensors.items())).encode()
+        )
+        path = folder / f"weights.sums{factor}x-{told.hexdigest()[:8]}.safetensors"
+        stores[path] = DerivedStore(path, tensors)
+    return stores
+
+
+def finish_lowering(lowering: Lowering, stores: dict[Path, DerivedStore]) -> ir.Model:
+    """Returns OpenVINO's graph, whose weights are all in stores.
+
+    Args:
+        lowering: the graph.
+        stores: those of sums, to which one of integers is added that the graph takes.
+
+    Raises:
+        ExportError: a pass fails.
+    """
+    model, path = lowering.model, lowering.path
+    places = {name: store for store in stores.values() if store.path.parent == path.parent for name in store.names}
+    for value in (value for values in lowering.sums.values() for value in values):
+        assert value.name is not None  # by `SubpixelConvolution`
+        value.const_value = places[value.name].reference(value.name)
+    if nodes := quantized_weights(model.graph):
+        file = path.with_name(store_name(nodes))
+        if file not in stores:
+            stores[file] = DerivedStore(file, integer_tensors(nodes))
+        read_integers(model, stores[file])
+    passes = (SplitGemm(), GemmToMatMul(), MergeReshapes(), common.RemoveUnusedNodesPass(), NameByModule())
+    run_passes(model, ir.passes.Sequential(*passes), path.name)
+    return model
 
 
 def compile_record(model: ir.Model, name: str) -> CompileRecord:

@@ -15,6 +15,8 @@ class SplitGemm(RewritePass):
     GEGLU computes gate and values in one product and cuts it along the last axis, which copies all of it. The rows of
     a weight [out, in] for each part lie together in the weight store, so each part is a shorter piece of the same file.
 
+    Integers that a weight is stored as are cut before they are dequantized, and their scales with them.
+
     Requires: shapes known; weights external (see ``ExternalizeWeights``) and read with ``transB``.
     Ensures: no such ``Split`` is left but where `declined` says why.
     """
@@ -36,7 +38,7 @@ class SplitGemm(RewritePass):
         tensor, *parameters = gemm.inputs
         sizes = [shape[-1] for shape in known]
         by_output = "transB" in gemm.attributes and gemm.attributes["transB"].as_int() == 1
-        if not by_output or not all(value and isinstance(value.const_value, ir.ExternalTensor) for value in parameters):
+        if not by_output or not all(map(_is_cut, parameters)):
             return Declined("the weight is not external, or not stored by output")
         rows = static_shape(gemm.outputs[0])
         assert rows is not None  # as known as those of the split
@@ -51,13 +53,19 @@ class SplitGemm(RewritePass):
         return outputs
 
     def _rows(self, graph: ir.Graph, value: ir.Value | None, begin: int, size: int) -> ir.Value:
-        """Makes an initializer of ``size`` rows of ``value``, from ``begin`` on: one for all products on them."""
+        """Makes ``size`` rows of ``value``, from ``begin`` on: one initializer for all products on them."""
         assert value is not None
+        dequantize = produced_by(value, "DequantizeLinear")
+        if dequantize is not None:
+            parts = [self._rows(graph, factor, begin, size) for factor in dequantize.inputs]
+            return self.build.op("DequantizeLinear", *parts, axis=0)
         name = f"{value.name}[{begin}:{begin + size}]"
         if name in graph.initializers:
             return graph.initializers[name]
         whole = value.const_value
-        assert isinstance(whole, ir.ExternalTensor)  # checked before
+        assert whole is not None  # checked before
+        if not isinstance(whole, ir.ExternalTensor):
+            return self.build.initializer(ir.tensor(whole.numpy()[begin : begin + size], whole.dtype, name=name))
         assert whole.offset is not None
         (rows, *_) = static_shape(value) or (0,)
         row = whole.nbytes // rows
@@ -71,3 +79,18 @@ class SplitGemm(RewritePass):
             base_dir=whole.base_dir,
         )
         return self.build.initializer(part)
+
+
+def _is_cut(value: ir.Value | None) -> bool:
+    """Returns whether rows of a value are no new bytes, but for scales."""
+    if value is None:
+        return False
+    dequantize = produced_by(value, "DequantizeLinear")
+    if dequantize is None:
+        return isinstance(value.const_value, ir.ExternalTensor)
+    integers, *scales = dequantize.inputs
+    by_row = "axis" in dequantize.attributes and dequantize.attributes["axis"].as_int() == 0
+    vectors = all(
+        scale is not None and scale.const_value is not None and len(scale.shape or ()) == 1 for scale in scales
+    )
+    return by_row and vectors and integers is not None and isinstance(integers.const_value, ir.ExternalTensor)
