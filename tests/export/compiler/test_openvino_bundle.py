@@ -77,7 +77,7 @@ def test_a_graph_of_another_phase_is_found(half: Path) -> None:
         first, second = (bundle.engine(record.phase)._engine for record in bundle.manifest.phases)
     assert first != second
     content = first.read_text()
-    first.write_text(content.replace("strided.onnx", "windowed.onnx"))
+    first.write_text(content.replace("strided.openvino.onnx", "windowed.openvino.onnx"))
     try:
         with pytest.raises(BundleError, match=r"strided\.openvino\.json"):
             check(half, verify="size", runs=False)

@@ -77,7 +77,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     module = PhaseUNet(half, Layout.of(family), phase, SIZE, SIZE)
     write_graph(module, BATCH, store, folder / "pooled.onnx")
     record = GraphRecord("pooled.onnx", {}, module.input_specs(BATCH), module.output_specs(BATCH))
-    (engine,) = OpenVinoBuilder().build([PortableGraph(folder / "pooled.onnx", record)], lambda *_: None)
+    graphs = [PortableGraph(folder / "pooled.onnx", record)]
+    OpenVinoBuilder().build(graphs, lambda *_: None)
+    (engine,) = OpenVinoBuilder().engines(graphs)
     full = PhaseUNet(load_stored(Component.UNET, store), Layout.of(family), phase, SIZE, SIZE)
     return Exported(engine, record, full)
 

@@ -60,11 +60,12 @@ def test_the_precision_is_that_of_the_graphs_tensors(
 def test_the_record_lies_beside_the_graph(tmp_path: Path) -> None:
     path = graph(tmp_path / "strided.onnx", TensorProto.BFLOAT16)
     portable = PortableGraph(path, GraphRecord("unet/strided.onnx", {}, (), ()))
-    (written,) = OpenVinoBuilder().build([portable], lambda *_: None)
-    assert written == tmp_path / "strided.openvino.json"
-    assert (written,) == OpenVinoBuilder().engines([portable])
-    assert json.loads(written.read_text())["graph"] == "strided.onnx"
-    assert CompileRecord.read(written) == compile_record(load_graph(path), path.name)
+    lowered, record = OpenVinoBuilder().build([portable], lambda *_: None)
+    assert record == tmp_path / "strided.openvino.json"
+    assert lowered == tmp_path / "strided.openvino.onnx"
+    assert (record,) == OpenVinoBuilder().engines([portable])
+    assert json.loads(record.read_text())["graph"] == lowered.name
+    assert CompileRecord.read(record) == compile_record(load_graph(lowered), lowered.name)
 
 
 def test_what_is_computed_apart_is_the_sinusoids() -> None:

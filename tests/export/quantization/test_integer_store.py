@@ -10,8 +10,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from hidiff_export.graph.derived_store import DerivedStore
 from hidiff_export.graph.portable import load_graph, save
-from hidiff_export.quantization.integer_store import quantized_weights, read_integers, store_name, write_integers
+from hidiff_export.quantization.integer_store import integer_tensors, quantized_weights, read_integers, store_name
 from hidiff_runtime.format.safetensors import SafetensorsFile
 
 RANDOM = np.random.default_rng(0)
@@ -55,7 +56,8 @@ def run(path: Path) -> list[np.ndarray]:
 def test_integers_are_those_of_the_operator(graph: Path) -> None:
     model = load_graph(graph)
     nodes = quantized_weights(model.graph)
-    store = write_integers(nodes, graph.with_name(store_name(nodes)), lambda _: None)
+    store = DerivedStore(graph.with_name(store_name(nodes)), integer_tensors(nodes))
+    store.write(lambda _: None)
     product, integers = run(graph)
     assert (np.abs(integers) == 127).any() or (integers == -128).any()  # some are cut off
     np.testing.assert_array_equal(SafetensorsFile.open(store.path).array("w"), integers)

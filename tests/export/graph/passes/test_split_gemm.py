@@ -166,3 +166,36 @@ def test_two_products_on_one_weight_share_its_pieces(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for found, wanted in zip(session.run(None, feeds), due, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_integers_are_cut_with_their_scales(tmp_path: Path) -> None:
+    """Each part of a dequantized weight has the scales of its own rows, and no new bytes but those."""
+    integers = np.random.default_rng(0).integers(-127, 128, (OUT, IN)).astype(np.int8)
+    scales = np.linspace(0.01, 0.1, OUT, dtype=np.float32)
+    nodes = [
+        make_node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=0),
+        make_node("Gemm", ["x", "w", "b"], ["g"], transB=1),
+        make_node("Split", ["g", "sizes"], ["y0", "y1"], axis=1),
+    ]
+    constants = {"q": integers, "s": scales, "z": np.zeros(OUT, np.int8), "b": WEIGHTS["b"].numpy()}
+    model = graph(nodes, {"x": [ROWS, IN]}, ["y0", "y1"], {**constants, "sizes": EXTRA["sizes"]})
+    feeds = random_feeds(model)
+    due = evaluate(model, feeds)
+    for name, kept in (("q", integers), ("b", constants["b"])):
+        (tmp_path / name).write_bytes(kept.tobytes())
+        value = model.graph.initializers[name]
+        value.const_value = ir.ExternalTensor(
+            name, 0, kept.nbytes, value.const_value.dtype, shape=ir.Shape(kept.shape), name=name, base_dir=tmp_path
+        )
+    lowering = SplitGemm()
+    lowering(model)
+    common.RemoveUnusedNodesPass()(model)
+    assert not lowering.declined
+    assert operators(model) == {"DequantizeLinear": 2, "Gemm": 2, "Reshape": 2}
+    external = [name for name, v in model.graph.initializers.items() if isinstance(v.const_value, ir.ExternalTensor)]
+    assert sorted(external) == ["b[0:3]", "b[3:10]", "q[0:3]", "q[3:10]"]
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(ir.to_proto(model).SerializeToString())
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for found, wanted in zip(session.run(None, feeds), due, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
