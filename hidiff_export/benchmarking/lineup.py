@@ -1,8 +1,8 @@
-"""Who is measured against whom, at which sizes: the bundles with their engines, and their peers over the same weights."""
+"""Who is measured against whom, at which sizes: bundles with their engines, and peers over the same weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -14,7 +14,7 @@ from hidiff_export.benchmarking.workload import Workload
 from hidiff_export.errors import EngineError, InputError
 from hidiff_export.recipe import Recipe
 from hidiff_runtime import backends
-from hidiff_runtime.format.bundle_folder import BundleFolder, LinksOption
+from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.manifest import Manifest
 
 Size = tuple[int, int]
@@ -30,14 +30,14 @@ class BenchedBundle:
         folder: where it is.
         manifests: of its sizes, the first batch of each.
         backends: whose engines are measured.
-        allow_links: as `hidiff_runtime.open` takes it.
+        allow_links: folders, as `hidiff_runtime.open` takes them.
     """
 
     name: str
     folder: Path
     manifests: Mapping[Size, Manifest]
     backends: tuple[str, ...]
-    allow_links: LinksOption = ()
+    allow_links: Sequence[Path] = ()
 
     def competitor(self, backend: str, manifest: Manifest, threads: int, *, profile: bool) -> Competitor:
         """Returns the bundle's contender of a backend at a size."""
@@ -107,7 +107,7 @@ class Lineup:
 
 
 def benched_bundles(
-    folders: Sequence[Path], backend: str | None, sizes: Sequence[Size], allow_links: LinksOption
+    folders: Sequence[Path], backend: str | None, sizes: Sequence[Size], allow_links: Sequence[Path]
 ) -> tuple[BenchedBundle, ...]:
     """Reads what is said of bundles, and looks whether their engines run here.
 
@@ -179,14 +179,15 @@ def _check_comparable(bundles: Sequence[BenchedBundle]) -> None:
     for one in bundles:
         for size, manifest in one.manifests.items():
             other, known = seen.setdefault(size, (one, manifest))
-            for what, of in (("batch", lambda found: found.batch), ("phases", lambda found: found.rule)):
-                _same(f"of another {what} at {size[0]}x{size[1]}", other, of(known), one, of(manifest))
+            at = f"at {size[0]}x{size[1]}"
+            _same(f"of another batch {at}", other, known.batch, one, manifest.batch)
+            _same(f"of other phases {at}", other, known.rule, one, manifest.rule)
             if first is not None:
                 for what, value in _NETWORK.items():
                     _same(f"of another {what}", bundles[0], value(first), one, value(manifest))
 
 
-_NETWORK: Mapping[str, Any] = {
+_NETWORK: Mapping[str, Callable[[Manifest], object]] = {
     "family": lambda manifest: manifest.family,
     "task": lambda manifest: manifest.task,
     "guidance": lambda manifest: manifest.guidance,

@@ -15,7 +15,7 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "onnxruntime", "openvino", "
 
 
 def machine_facts(threads: int) -> dict[str, Any]:
-    """Returns JSON types: ``processor``, ``cores``, ``threads``, ``instructions``, ``memory``, ``system``, ``versions``."""
+    """Returns facts by name, as JSON types; ``memory`` in bytes, ``threads`` those of an evaluation."""
     facts = _processor_facts()
     flags = (facts.get("flags") or facts.get("Features", "")).split()
     return {

@@ -50,7 +50,12 @@ def _export(stored: Path, folder: Path) -> None:
         (source / named).symlink_to((stored / name).resolve())
     unet = UNet2DConditionModel.from_pretrained(source, torch_dtype=torch.float32).eval()
     unet.config.model_max_length = _PROMPT_TOKENS
-    kind: dict[str, Any] = {"library_name": "diffusers", "task": "semantic-segmentation", "exporter": "openvino", "model_type": "unet"}
+    kind: dict[str, Any] = {
+        "library_name": "diffusers",
+        "task": "semantic-segmentation",
+        "exporter": "openvino",
+        "model_type": "unet",
+    }
     made = TasksManager.get_exporter_config_constructor(model=unet, **kind)
     models = {_PART: (unet, made(unet.config, int_dtype="int64", float_dtype="fp32"))}
     export_models(models, folder, [f"{_PART}/openvino_model.xml"], stateful=False)

@@ -95,7 +95,7 @@ PEERS = {
     "eager": Peer("eager", "this project's PhaseUNet in PyTorch", True),
     "compile": Peer("compile", "this project's PhaseUNet under torch.compile", True),
 }
-"""Every peer by name, in the order that they are shown: from the UNet as it was published to what bundles are made of."""
+"""Every peer by name, in the order that they are shown, from the UNet as it was published on."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class WantedPeer:
 
 
 def wanted_peers(text: str, precisions: Sequence[str]) -> tuple[WantedPeer, ...]:
-    """Reads ``all``, ``none`` or names with commas, each with a precision of its own behind a colon or with the others'.
+    """Reads ``all``, ``none``, or names with commas, of which some have a precision of their own behind a colon.
 
     Raises:
         InputError: there is no such peer or precision, or one is named twice.

@@ -42,9 +42,7 @@ def package() -> ModuleType:
 def evaluator(_kind: str, settings: Mapping[str, Any]) -> PublishedEvaluator:
     """Returns the package applied to the UNet over the settings' ``store``."""
     steps = {phase: int(step) for phase, step in settings["phase_steps"].items()}
-    return PublishedEvaluator(
-        stored_unet(settings), Recipe.from_dict(settings["recipe"]), settings["steps"], steps
-    )
+    return PublishedEvaluator(stored_unet(settings), Recipe.from_dict(settings["recipe"]), settings["steps"], steps)
 
 
 def checkpoint_name(family: Family, task: Task) -> str:
@@ -72,7 +70,7 @@ class PublishedEvaluator(TorchEvaluator):
     """
 
     def __init__(self, unet: Any, recipe: Recipe, steps: int, phase_steps: Mapping[str, int]) -> None:
-        hidiffusion = package()
+        hidiffusion: Any = package()
         names = {name for name, _ in unet.named_modules()}
         # Checkpoints of an unknown name are recognized by SDXL's module names; a tiny one has fewer transformer blocks.
         hidiffusion.sdxl_module_key = [name for name in hidiffusion.sdxl_module_key if name in names]

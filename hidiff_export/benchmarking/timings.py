@@ -130,7 +130,8 @@ class SizeTimes:
             one: which contender.
             clock: ``wall`` or ``processor``.
         """
-        return sum(count * median(getattr(times, clock)) for count, times in self._counted(one))
+        taken: list[tuple[int, list[float]]] = [(count, getattr(times, clock)) for count, times in self._counted(one)]
+        return sum(count * median(each) for count, each in taken)
 
     def phase_ratio(self, one: ContenderTimes, phase: str) -> Ratio | None:
         """Returns how many times faster than the base an evaluation is; None where there is no base."""

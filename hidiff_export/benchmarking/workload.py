@@ -78,7 +78,8 @@ class Workload:
         """Writes each phase's inputs at each of `TIMESTEPS`, where `inputs_file` says."""
         for planned in self.phases:
             for index in range(len(TIMESTEPS)):
-                np.savez(inputs_file(folder, planned.phase.name, index), **self._inputs(planned, index))
+                given: dict[str, Any] = {**self._inputs(planned, index)}
+                np.savez(inputs_file(folder, planned.phase.name, index), **given)
 
     def _planned(self) -> Iterator[PlannedEvaluation]:
         recipe, config = self.recipe, self.recipe.unet_config()

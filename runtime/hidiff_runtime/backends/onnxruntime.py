@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hidiff_runtime.backends.external_data import files_of, relinked
 from hidiff_runtime.backends.onnxruntime_profile import seconds_by_operator
-from hidiff_runtime.backends.option_checks import check_names, check_switch, check_threads
+from hidiff_runtime.backends.option_checks import check_names, check_switch, check_threads, no_profile
 from hidiff_runtime.backends.processor_cores import usable_cores
 from hidiff_runtime.backends.protocol import Availability, DeviceArray, WeightMap, check_fits, check_tensors
 from hidiff_runtime.backends.signature import signature_faults

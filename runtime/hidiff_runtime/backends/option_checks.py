@@ -27,9 +27,7 @@ def check_switch(name: str, given: object, *, default: bool) -> None:
     """Refuses what is neither true nor false. Raises InputError, which names the option."""
     if not isinstance(given, bool):
         left_out = "true" if default else "false"
-        raise InputError(
-            f"{name} must be true or false.", given=repr(given), advice=f"It is {left_out} if left out."
-        )
+        raise InputError(f"{name} must be true or false.", given=repr(given), advice=f"It is {left_out} if left out.")
 
 
 def no_profile(engine: object) -> EngineError:
