@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from hidiff_export.benchmarking.bench_tables import seconds
@@ -17,10 +16,10 @@ MISSING = "plots are left out: matplotlib is not installed. pip install 'hidiff-
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 """Okabe's and Ito's, which color-blind people tell apart; the yellow, faint on white, is a brown here."""
-_STYLES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vPX*"
 _SHADES = ("#E8E8E8", "#FFFFFF", "#D4D4D4")
 _KINDS = {"without HiDiffusion": "#999999", "HiDiffusion in PyTorch": "#56B4E9", "bundles": "#D55E00"}
+_STYLES = {"without HiDiffusion": ":", "HiDiffusion in PyTorch": "--", "bundles": "-"}
 _WIDTH = 8.5
 """Inches."""
 _GIB = 1 << 30
@@ -60,9 +59,9 @@ def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _look(place: int) -> dict[str, Any]:
-    """Returns color and style of a contender's line: no two of 8 share a color, no two of 32 both."""
-    return {"color": _COLORS[place % 8], "linestyle": _STYLES[place // 8 % 4], "linewidth": 1.8}
+def _look(place: int, one: Competitor) -> dict[str, Any]:
+    """Returns color and style of a contender's line: no two of 8 share a color, and kinds differ in style."""
+    return {"color": _COLORS[place % len(_COLORS)], "linestyle": _STYLES[_kind(one)], "linewidth": 1.8}
 
 
 def _steps(size: SizeTimes) -> Any:
@@ -70,9 +69,9 @@ def _steps(size: SizeTimes) -> Any:
     figure, axes = _figure(4.2 + 0.12 * len(size.finished))
     steps, plan = size.work.steps, PhasePlan(size.work.recipe.phase_rule(), size.work.steps)
     for place, one in enumerate(size.finished):
-        each = [median(one.phases[plan.phase_at(step).name].wall) for step in range(steps)]
+        each = [size.evaluation_seconds(one, plan.phase_at(step).name) for step in range(steps)]
         edges = range(steps + 1)
-        axes.stairs(each, edges, baseline=None, label=one.competitor.name, **_look(place))
+        axes.stairs(each, edges, baseline=None, label=one.competitor.name, **_look(place, one.competitor))
     top = axes.get_ylim()[1] * 1.1
     axes.set(xlim=(0, steps), ylim=(0, top), xlabel="step", ylabel="seconds of an evaluation")
     for place, span in enumerate(plan.spans):
@@ -119,7 +118,7 @@ def _sizes(sizes: Sequence[SizeTimes]) -> Any:
     for place, name in enumerate(names):
         points = [(size, one) for size in sizes for one in size.finished if one.competitor.name == name]
         across = [_megapixels(size) for size, _ in points]
-        look = {**_look(place), "marker": _MARKERS[place % len(_MARKERS)], "markersize": 5}
+        look = {**_look(place, points[0][1].competitor), "marker": _MARKERS[place % len(_MARKERS)], "markersize": 5}
         time.plot(across, [size.run_seconds(one) for size, one in points], label=name, **look)
         memory.plot(across, [one.memory / _GIB for _, one in points], **look)
     steps = sizes[0].work.steps

@@ -17,18 +17,19 @@ _OPERATORS = 10
 """Of each phase that are told."""
 
 _EXPLAINED = (
-    "Seconds are medians of wall time; CPU seconds are all cores' together. *Faster* is of evaluations of the same "
+    "Times are seconds, medians of wall time; *of CPU* is all cores' together. *Faster* is of evaluations of the same "
     "round, with the least and the most of any round in brackets. *Ready* is from the start of the process to the end "
-    "of the first evaluation, *memory* the most that the process held, mapped weights included, which processes share. "
+    "of the first evaluation, *GiB* the most memory that the process held, mapped weights included, which processes "
+    "share. *Floor* is what the operations would take at the speed of matrix products in that precision. "
     "dB is the lowest signal-to-noise ratio of any evaluation beside PyTorch's in float32, with HiDiffusion for those "
     "that have it and without for the others; a contender without dB is that reference, or it was not measured."
 )
 
 
 def headings(size: SizeTimes) -> tuple[str, ...]:
-    """Returns the table's, the contender's first."""
-    phases = [f"{planned.phase.name} s" for planned in size.work.phases]
-    return ("contender", *phases, f"{size.work.steps} steps s", "CPU s", "faster", "ready s", "memory GiB", "dB")
+    """Returns the table's, the contender's first. All but the last three columns are seconds."""
+    phases = [planned.phase.name for planned in size.work.phases]
+    return ("contender", *phases, f"{size.work.steps} steps", "of CPU", "ready", "faster", "GiB", "dB")
 
 
 def rows(size: SizeTimes) -> list[tuple[str, ...]]:
@@ -63,8 +64,10 @@ def table(size: SizeTimes) -> Table:
     from rich.table import Table
 
     recipe = size.work.recipe
-    title = f"{size.work.size}, batch of {recipe.batch}, {recipe.model_batch} latents an evaluation"
-    made = Table(*headings(size), title=title, title_justify="left")
+    title = f"\n{size.work.size}, batch of {recipe.batch}, {recipe.model_batch} latents an evaluation; seconds"
+    made = Table(*headings(size), title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in made.columns:
+        column.no_wrap = True
     for column in made.columns[1:]:
         column.justify = "right"
     for row in rows(size):
@@ -87,8 +90,8 @@ def markdown(
         lines += [f"Matrix products reach here, in GFLOP/s: {told}.", ""]
     for size in sizes:
         lines += [f"## {size.work.size}", "", *_grid(headings(size), rows(size)), ""]
-        lines += [f"- {line}" for line in remarks(size)]
-        lines += ["", *_phase_tables(size, peaks)]
+        lines += [f"- {line}" for line in remarks(size)] + [""] * bool(remarks(size))
+        lines += [*_phase_tables(size, peaks)]
         lines += [f"![{name}](plots/{name})" for name in plots if size.work.size in name]
         lines += ["", *_operator_tables(size)]
     lines += [f"![{name}](plots/{name})" for name in plots if not any(size.work.size in name for size in sizes)]
@@ -110,11 +113,11 @@ def _row(size: SizeTimes, one: ContenderTimes) -> tuple[str, ...]:
         return (name, *("" for _ in size.work.phases), "failed", "", "", "", _memory(one), "")
     return (
         name,
-        *(seconds(median(one.phases[planned.phase.name].wall)) for planned in size.work.phases),
+        *(seconds(size.evaluation_seconds(one, planned.phase.name)) for planned in size.work.phases),
         seconds(size.run_seconds(one)),
         seconds(size.run_seconds(one, "processor")),
-        _ratio(size.run_ratio(one), first=name == size.base),
         seconds(one.ready),
+        _ratio(size.run_ratio(one), first=name == size.base),
         _memory(one),
         _decibels(one.decibels),
     )
@@ -126,7 +129,7 @@ def _phase_tables(size: SizeTimes, peaks: Mapping[str, float]) -> Iterator[str]:
         name = planned.phase.name
         yield f"### {name}, {planned.count} of {size.work.steps} steps"
         yield ""
-        titles = ("contender", "precision", "s", "CPU s", "faster", "TFLOP", "GFLOP/s", "floor s", "x floor", "dB")
+        titles = ("contender", "precision", "wall", "of CPU", "faster", "TFLOP", "GFLOP/s", "floor", "x floor", "dB")
         yield from _grid(titles, [_phase_row(size, one, name, peaks) for one in size.finished])
         yield ""
 

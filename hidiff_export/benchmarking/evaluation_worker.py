@@ -31,6 +31,7 @@ EVALUATORS = {
     "compile": "torch_evaluators",
     "published": "published_package",
     "optimum-intel": "optimum_intel_unet",
+    "stable-diffusion.cpp": "stable_diffusion_cpp_steps",
 }
 """The module beside this one whose ``evaluator(kind, settings)`` makes each kind."""
 
@@ -42,8 +43,8 @@ class Evaluator(Protocol):
         """Gets ready for a phase; another one that was open may be closed."""
         ...
 
-    def evaluate(self, inputs: Mapping[str, Array]) -> Array:
-        """Returns the predicted noise, of inputs by the names of the phase's graph."""
+    def evaluate(self, inputs: Mapping[str, Array]) -> Array | None:
+        """Returns the predicted noise, of inputs by the names of the phase's graph; None where it is not to be had."""
         ...
 
     def operators(self, inputs: Mapping[str, Array]) -> Mapping[str, float]:
@@ -92,7 +93,8 @@ class _Worker:
         started = time.perf_counter(), processor_seconds()
         output = self._evaluator.evaluate(inputs)
         seconds = time.perf_counter() - started[0], processor_seconds() - started[1]
-        np.save(request["output"], output)
+        if output is not None:
+            np.save(request["output"], output)
         return {"seconds": seconds[0], "processor": seconds[1]}
 
     def _operators(self, request: Mapping[str, Any]) -> dict[str, Any]:

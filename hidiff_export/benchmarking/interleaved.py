@@ -125,8 +125,8 @@ class _Runner:
 
     @property
     def output(self) -> Path | None:
-        """What its last evaluation gave; None where it failed."""
-        return None if self._process is None else self._output
+        """What its last evaluation gave; None where it failed, or gives nothing."""
+        return self._output if self._process is not None and self._output.exists() else None
 
     def start(self) -> None:
         one = self.times.competitor

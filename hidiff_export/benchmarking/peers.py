@@ -16,6 +16,7 @@ from typing import Any
 from hidiff_export.benchmarking.contender_process import Competitor
 from hidiff_export.benchmarking.workload import Workload
 from hidiff_export.errors import InputError
+from hidiff_export.families.family import Task, Width
 from hidiff_export.families.hidiffusion_rules import phase_rule
 from hidiff_export.recipe import Recipe
 
@@ -65,6 +66,12 @@ def _one_chunk(recipe: Recipe) -> str:
     return _residuals(recipe) or ("it takes prompts of 77 tokens" if recipe.prompt_chunks > 1 else "")
 
 
+def _whole_pipeline(recipe: Recipe) -> str:
+    if recipe.task is not Task.TEXT_TO_IMAGE or recipe.unet_width is not Width.FULL or not (recipe.text and recipe.vae):
+        return "it draws whole pictures from prompts alone, with networks of full width, text encoders and a VAE"
+    return _one_chunk(recipe)
+
+
 PEERS = {
     "diffusers": Peer("stock", "diffusers' UNet2DConditionModel, without HiDiffusion", False, unfit=_residuals),
     "optimum-intel": Peer(
@@ -78,11 +85,11 @@ PEERS = {
     ),
     "stable-diffusion.cpp": Peer(
         "stable-diffusion.cpp",
-        "stable-diffusion.cpp, without HiDiffusion",
+        "stable-diffusion.cpp, without HiDiffusion, with its flash attention: steps of a picture of its own",
         False,
-        ("stable_diffusion_cpp",),
+        ("stable_diffusion_cpp", "numpy", "PIL"),
         "pip install stable-diffusion-cpp-python, which compiles it.",
-        _one_chunk,
+        _whole_pipeline,
     ),
     "hidiffusion": Peer(
         "published",
@@ -173,6 +180,8 @@ def competitor(
     python = pythons.get(wanted.name, sys.executable)
     if why := peer.unfit(work.recipe):
         return why
+    if wanted.name == "stable-diffusion.cpp" and not (store.parents[1] / "text_encoder").is_dir():
+        return "it needs a bundle's text encoders and VAE; of a recipe there is the UNet alone"
     if missing := _missing(peer, python):
         return f"{missing} is not installed for {python if wanted.name in pythons else 'this Python'}. {peer.advice}"
     settings: dict[str, Any] = {
@@ -181,6 +190,7 @@ def competitor(
         "precision": wanted.precision,
         "threads": threads,
         "profile": profile,
+        "guidance": work.recipe.guidance,
         "steps": work.steps,
         "phase_steps": {planned.phase.name: work.step_of(planned.phase) for planned in work.phases},
         "shapes": {spec.name: list(spec.shape) for spec in work.phases[0].inputs},

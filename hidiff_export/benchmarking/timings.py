@@ -124,14 +124,21 @@ class SizeTimes:
         return sum(planned.count * self.flops(one, planned.phase.name) for planned in self.work.phases)
 
     def run_seconds(self, one: ContenderTimes, clock: str = "wall") -> float:
-        """Returns the seconds of the whole run: each phase's median, as often as the run has it.
+        """Returns the seconds of the whole run: each phase's `evaluation_seconds`, as often as the run has it.
 
         Args:
             one: which contender.
             clock: ``wall`` or ``processor``.
         """
-        taken: list[tuple[int, list[float]]] = [(count, getattr(times, clock)) for count, times in self._counted(one)]
-        return sum(count * median(each) for count, each in taken)
+        return sum(
+            planned.count * self.evaluation_seconds(one, planned.phase.name, clock) for planned in self.work.phases
+        )
+
+    def evaluation_seconds(self, one: ContenderTimes, phase: str, clock: str = "wall") -> float:
+        """Returns the median of a phase's evaluations; without HiDiffusion, where all are of one kind, that of all."""
+        alike = [one.phases[phase]] if one.competitor.hidiffusion else one.phases.values()
+        taken: list[float] = [seconds for times in alike for seconds in getattr(times, clock)]
+        return median(taken)
 
     def phase_ratio(self, one: ContenderTimes, phase: str) -> Ratio | None:
         """Returns how many times faster than the base an evaluation is; None where there is no base."""
