@@ -123,7 +123,11 @@ class Conversation:
         self._said = said
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the answer to a request; empty where the child has ended before it gave one."""
+        """Returns the answer to a request; empty where the child has ended before it gave one.
+
+        Raises:
+            ValueError: what came is no JSON; the message has it.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -131,7 +135,12 @@ class Conversation:
         except BrokenPipeError:
             return {}
         line = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
+        if not line.endswith(b"\n"):
+            return {}
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"its answer is no JSON: {line[:SHOWN_LETTERS]!r}") from error
         return answer
 
     def ended(self) -> Ended:

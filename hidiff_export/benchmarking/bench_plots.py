@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ _MARKERS = "osD^vPX*"
 _SHADES = ("#E8E8E8", "#FFFFFF", "#D4D4D4")
 _KINDS = {"without HiDiffusion": "#999999", "HiDiffusion in PyTorch": "#56B4E9", "bundles": "#D55E00"}
 _STYLES = {"without HiDiffusion": ":", "HiDiffusion in PyTorch": "--", "bundles": "-"}
+_NARROW = 0.15
+"""Of the width: less has no room for a phase's name, or for that of a size beside another."""
 _WIDTH = 8.5
 """Inches."""
 _GIB = 1 << 30
@@ -76,7 +79,9 @@ def _steps(size: SizeTimes) -> Any:
     axes.set(xlim=(0, steps), ylim=(0, top), xlabel="step", ylabel="seconds of an evaluation")
     for place, span in enumerate(plan.spans):
         axes.axvspan(span.first, span.last + 1, color=_SHADES[place % len(_SHADES)], zorder=0, linewidth=0)
-        axes.text((span.first + span.last + 1) / 2, top * 0.985, span.phase.name, ha="center", va="top", fontsize=9)
+        turned = 90 if span.steps < _NARROW * steps else 0
+        middle = (span.first + span.last + 1) / 2
+        axes.text(middle, top * 0.985, span.phase.name, ha="center", va="top", fontsize=9, rotation=turned)
     axes.set_title(f"Each step of a run at {size.work.size}", loc="left")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
@@ -121,15 +126,23 @@ def _sizes(sizes: Sequence[SizeTimes]) -> Any:
         look = {**_look(place, points[0][1].competitor), "marker": _MARKERS[place % len(_MARKERS)], "markersize": 5}
         time.plot(across, [size.run_seconds(one) for size, one in points], label=name, **look)
         memory.plot(across, [one.memory / _GIB for _, one in points], **look)
-    steps = sizes[0].work.steps
+    steps, places = sizes[0].work.steps, [_megapixels(size) for size in sizes]
     for axis, title in ((time, f"seconds of {steps} steps"), (memory, "most memory of the process, GiB")):
-        axis.set(xlabel="size in pixels", ylim=(0, None))
+        axis.set(xlabel="megapixels", ylim=(0, None))
         axis.set_title(title, loc="left", fontsize=11)
-        axis.set_xticks([_megapixels(size) for size in sizes], [size.work.size for size in sizes])
-        axis.tick_params(axis="x", labelrotation=30)
+        if _apart(places):
+            axis.set_xlabel("size in pixels")
+            axis.set_xticks(places, [size.work.size for size in sizes])
+            axis.tick_params(axis="x", labelrotation=30)
         axis.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
+
+
+def _apart(places: Sequence[float]) -> bool:
+    """Returns whether each of these, sorted, has room for a name beside the next."""
+    width = places[-1] - places[0]
+    return all(other - one > _NARROW * width for one, other in pairwise(places))
 
 
 def _megapixels(size: SizeTimes) -> float:

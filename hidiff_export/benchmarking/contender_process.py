@@ -67,7 +67,10 @@ class ContenderProcess:
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Returns the answer."""
-        answer = self._talk.ask(request)
+        try:
+            answer = self._talk.ask(request)
+        except ValueError as error:  # something else than this project's loop answers
+            raise ContenderFailed(str(error)) from error
         if answer.get("event") == "done":
             self.memory = answer["memory"]
             return answer
