@@ -71,9 +71,10 @@ class PublishedEvaluator(TorchEvaluator):
 
     def __init__(self, unet: Any, recipe: Recipe, steps: int, phase_steps: Mapping[str, int]) -> None:
         hidiffusion: Any = package()
-        names = {name for name, _ in unet.named_modules()}
-        # Checkpoints of an unknown name are recognized by SDXL's module names; a tiny one has fewer transformer blocks.
-        hidiffusion.sdxl_module_key = [name for name in hidiffusion.sdxl_module_key if name in names]
+        if recipe.family.is_sdxl:
+            # Checkpoints of an unknown name are recognized by module names; a tiny one has fewer transformer blocks.
+            names = {name for name, _ in unet.named_modules()}
+            hidiffusion.sdxl_module_key = [name for name in hidiffusion.sdxl_module_key if name in names]
         pipe = DiffusionPipeline(unet, checkpoint_name(recipe.family, recipe.task), steps)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="HiDiffusion Warning")  # of odd sizes

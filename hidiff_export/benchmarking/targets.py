@@ -22,7 +22,7 @@ from hidiff_runtime.format.manifest import MANIFEST
 
 
 @dataclass(frozen=True)
-class Choice:
+class BenchScope:
     """What of the targets is measured, and with what.
 
     Args:
@@ -45,25 +45,25 @@ class Choice:
 
 
 @contextmanager
-def lineup_of(targets: Sequence[str], choice: Choice, progress: Progress | None = None) -> Iterator[Lineup]:
+def lineup_of(targets: Sequence[str], scope: BenchScope, progress: Progress | None = None) -> Iterator[Lineup]:
     """Yields what is measured. A recipe's weight store lies in the system's folder for temporary files until the end.
 
     Args:
         targets: folders of bundles, or one recipe, by its name or path.
-        choice: what of them is measured.
+        scope: what of them is measured.
         progress: told how far writing the store of a recipe is.
 
     Raises:
         HidiffError: a target is neither, they cannot be measured together, or what a checkpoint's reading raises.
     """
-    shared = (choice.peers, choice.pythons, choice.steps, choice.threads)
+    shared = (scope.peers, scope.pythons, scope.steps, scope.threads)
     if all(_is_folder(target) for target in targets):
         folders = [Path(target) for target in targets]
-        bundles = benched_bundles(folders, choice.backend, choice.sizes, choice.allow_links)
+        bundles = benched_bundles(folders, scope.backend, scope.sizes, scope.allow_links)
         first = next(iter(bundles[0].manifests.values()), None) or next(iter(bundles[-1].manifests.values()))
         yield Lineup(bundles, recipes_of(bundles), folders[0] / first.weights[Component.UNET.value], *shared)
         return
-    recipes = _recipes(targets, choice)
+    recipes = _recipes(targets, scope)
     with TemporaryDirectory(prefix="hidiff-bench-") as folder:
         store = _written(next(iter(recipes.values())), Path(folder), progress)
         yield Lineup((), recipes, store, *shared)
@@ -74,25 +74,25 @@ def _is_folder(target: str) -> bool:
     return Path(target).is_dir() or (Path(target) / MANIFEST).exists()
 
 
-def _recipes(targets: Sequence[str], choice: Choice) -> dict[Size, Recipe]:
+def _recipes(targets: Sequence[str], scope: BenchScope) -> dict[Size, Recipe]:
     if len(targets) > 1:
         raise InputError(
             "Expected folders of bundles, or one recipe.",
             given=", ".join(target for target in targets if not _is_folder(target)),
             advice="A recipe is measured by itself, and nothing of it is built.",
         )
-    if choice.backend is not None:
-        raise InputError("A recipe has no engines.", given=f"--backend {choice.backend}", advice="Build it first.")
+    if scope.backend is not None:
+        raise InputError("A recipe has no engines.", given=f"--backend {scope.backend}", advice="Build it first.")
     found: dict[Size, Recipe] = {}
     for recipe in Recipe.load(targets[0]).buckets:
         found.setdefault((recipe.width, recipe.height), recipe)
-    if lacking := [size for size in choice.sizes if size not in found]:
+    if lacking := [size for size in scope.sizes if size not in found]:
         raise InputError(
             "The recipe has no such size.",
             given=", ".join(f"{width}x{height}" for width, height in lacking),
             advice="Leave --size out for all that it has.",
         )
-    return {size: recipe for size, recipe in found.items() if not choice.sizes or size in choice.sizes}
+    return {size: recipe for size, recipe in found.items() if not scope.sizes or size in scope.sizes}
 
 
 def _written(recipe: Recipe, folder: Path, progress: Progress | None) -> Path:

@@ -98,18 +98,18 @@ def bench(
     from hidiff_export.benchmarking.bench_run import BenchSettings, run
     from hidiff_export.benchmarking.bench_tables import remarks, table
     from hidiff_export.benchmarking.peers import interpreters, wanted_peers
-    from hidiff_export.benchmarking.targets import Choice, lineup_of
+    from hidiff_export.benchmarking.targets import BenchScope, lineup_of
     from hidiff_export.cli.console import console, progress_display
     from hidiff_export.quality.report_folder import report_folder
     from hidiff_runtime.backends.processor_cores import usable_cores
 
     wanted, pythons = wanted_peers(peers, precisions), interpreters(peer_python)
-    choice = Choice(wanted, pythons, backend, sizes, steps, threads or usable_cores(), allow_links)
+    scope = BenchScope(wanted, pythons, backend, sizes, steps, threads or usable_cores(), allow_links)
     settings = BenchSettings(rounds, base, operators, peaks)
     with (
         report_folder(output, FILES) as folder,
         progress_display(quiet=as_json) as display,
-        lineup_of(targets, choice) as lineup,
+        lineup_of(targets, scope) as lineup,
     ):
         report = run(lineup, settings, folder, display)
         report.save(folder)
