@@ -65,7 +65,8 @@ def table(size: SizeTimes) -> Table:
 
     recipe = size.work.recipe
     title = f"\n{size.work.size}, batch of {recipe.batch}, {recipe.model_batch} latents an evaluation; seconds"
-    made = Table(*headings(size), title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    titles = [title.replace("-control", "\n-control") for title in headings(size)]
+    made = Table(*titles, title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in made.columns:
         column.no_wrap = True
     for column in made.columns[1:]:

@@ -35,12 +35,12 @@ def evaluator(_kind: str, settings: Mapping[str, Any]) -> OptimumUNet:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO would send an event
     torch.set_num_threads(settings["threads"])
     folder = TemporaryDirectory(prefix="hidiff-bench-")
-    _export(Path(settings["store"]).parent, Path(folder.name))
+    _export(Path(settings["store"]).parent, Path(folder.name), settings["shapes"])
     return OptimumUNet(folder, settings)
 
 
-def _export(stored: Path, folder: Path) -> None:
-    """Writes ``unet/`` as the folder of one of its pipelines has it."""
+def _export(stored: Path, folder: Path, shapes: Mapping[str, Any]) -> None:
+    """Writes ``unet/`` as the folder of one of its pipelines has it, whose other parts tell it what is set here."""
     from optimum.exporters.openvino.convert import export_models
     from optimum.exporters.tasks import TasksManager
 
@@ -50,6 +50,9 @@ def _export(stored: Path, folder: Path) -> None:
         (source / named).symlink_to((stored / name).resolve())
     unet = UNet2DConditionModel.from_pretrained(source, torch_dtype=torch.float32).eval()
     unet.config.model_max_length = _PROMPT_TOKENS
+    if "text_embeds" in shapes:
+        unet.config.text_encoder_projection_dim = shapes["text_embeds"][-1]
+        unet.config.requires_aesthetics_score = False
     kind: dict[str, Any] = {
         "library_name": "diffusers",
         "task": "semantic-segmentation",

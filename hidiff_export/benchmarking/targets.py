@@ -12,7 +12,8 @@ from hidiff_export.benchmarking.lineup import Lineup, Size, benched_bundles, rec
 from hidiff_export.benchmarking.peers import WantedPeer
 from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.stored_configs import CONFIG, WEIGHTS
-from hidiff_export.checkpoints.weight_store import Progress, WeightStore
+from hidiff_export.checkpoints.weight_store import WeightStore
+from hidiff_export.compiler.compile import BuildProgress
 from hidiff_export.errors import InputError
 from hidiff_export.files import write_json
 from hidiff_export.graph.float32_ops import precision_of
@@ -45,13 +46,13 @@ class BenchScope:
 
 
 @contextmanager
-def lineup_of(targets: Sequence[str], scope: BenchScope, progress: Progress | None = None) -> Iterator[Lineup]:
+def lineup_of(targets: Sequence[str], scope: BenchScope, display: BuildProgress) -> Iterator[Lineup]:
     """Yields what is measured. A recipe's weight store lies in the system's folder for temporary files until the end.
 
     Args:
         targets: folders of bundles, or one recipe, by its name or path.
         scope: what of them is measured.
-        progress: told how far writing the store of a recipe is.
+        display: shows how far writing the store of a recipe is.
 
     Raises:
         HidiffError: a target is neither, they cannot be measured together, or what a checkpoint's reading raises.
@@ -65,7 +66,7 @@ def lineup_of(targets: Sequence[str], scope: BenchScope, progress: Progress | No
         return
     recipes = _recipes(targets, scope)
     with TemporaryDirectory(prefix="hidiff-bench-") as folder:
-        store = _written(next(iter(recipes.values())), Path(folder), progress)
+        store = _written(next(iter(recipes.values())), Path(folder), display)
         yield Lineup((), recipes, store, *shared)
 
 
@@ -95,9 +96,13 @@ def _recipes(targets: Sequence[str], scope: BenchScope) -> dict[Size, Recipe]:
     return {size: recipe for size, recipe in found.items() if not scope.sizes or size in scope.sizes}
 
 
-def _written(recipe: Recipe, folder: Path, progress: Progress | None) -> Path:
+def _written(recipe: Recipe, folder: Path, display: BuildProgress) -> Path:
     """Returns the weight store of a recipe's checkpoint, as a build would write it."""
     config, tensors, _ = weights_of_source(Component.UNET, recipe.source, recipe)
     write_json(folder / CONFIG, {**Component.UNET.written_as, **config})
     precision = precision_of(Component.UNET.value, recipe.precision)
-    return WeightStore.write(tensors, folder / WEIGHTS, precision, progress).path
+    with display.stage("weights", reused=False) as report:
+        store = WeightStore.write(
+            tensors, folder / WEIGHTS, precision, lambda done, total: report(done, total, recipe.source)
+        )
+    return store.path

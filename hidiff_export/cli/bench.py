@@ -109,7 +109,7 @@ def bench(
     with (
         report_folder(output, FILES) as folder,
         progress_display(quiet=as_json) as display,
-        lineup_of(targets, scope) as lineup,
+        lineup_of(targets, scope, display) as lineup,
     ):
         report = run(lineup, settings, folder, display)
         report.save(folder)
