@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hidiff_export.cli.options import allow_links_option
 from hidiff_export.cli.sizes import read_size
+
+if TYPE_CHECKING:
+    from hidiff_export.benchmarking.bench_report import BenchReport
 
 
 def _sizes(_context: click.Context, _parameter: click.Parameter, texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
@@ -94,12 +98,11 @@ def bench(
     compute with the first bundle's weights, which are best float32. Of a RECIPE in the place of bundles the peers alone
     are measured, with its checkpoint; nothing is built. Writes bench.json, bench.md and plots.
     """
-    from hidiff_export.benchmarking.bench_report import FILES, MARKDOWN, REPORT
+    from hidiff_export.benchmarking.bench_report import FILES
     from hidiff_export.benchmarking.bench_run import BenchSettings, run
-    from hidiff_export.benchmarking.bench_tables import remarks, table
     from hidiff_export.benchmarking.peers import interpreters, wanted_peers
     from hidiff_export.benchmarking.targets import BenchScope, lineup_of
-    from hidiff_export.cli.console import console, progress_display
+    from hidiff_export.cli.console import progress_display
     from hidiff_export.quality.report_folder import report_folder
     from hidiff_runtime.backends.processor_cores import usable_cores
 
@@ -115,7 +118,16 @@ def bench(
         report.save(folder)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=1))
-        return
+    else:
+        _show(report, output)
+
+
+def _show(report: BenchReport, output: Path) -> None:
+    """Prints the table of each size and where the rest is."""
+    from hidiff_export.benchmarking.bench_report import MARKDOWN, REPORT
+    from hidiff_export.benchmarking.bench_tables import remarks, table
+    from hidiff_export.cli.console import console
+
     for size in report.sizes:
         console().print(table(size))
         for line in remarks(size):
