@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from hidiff_export.benchmarking.bench_tables import markdown
-from hidiff_export.benchmarking.timings import ContenderTimes, SizeTimes
+from hidiff_export.benchmarking.timings import ContenderTimes, PhaseTimes, SizeTimes
 from hidiff_export.files import storage_errors, write_json
 from hidiff_runtime.format.atomic_write import atomic_write
 
@@ -90,7 +90,7 @@ class BenchReport:
             "profile_failure": one.profile_failure or None,
             "started_seconds": one.started,
             "peak_memory_bytes": one.memory,
-            "phases": {name: asdict(times) for name, times in one.phases.items()},
+            "phases": {name: _phase(times) for name, times in one.phases.items()},
             "decibels": one.decibels,
         }
         if one.failure:
@@ -115,6 +115,15 @@ class BenchReport:
             "floor_seconds": floor,
             "times_the_floor": None if floor is None else seconds / floor,
         }
+
+
+def _phase(times: PhaseTimes) -> dict[str, Any]:
+    """Returns what was measured in a phase; of operators a list, whose order JSON keeps."""
+    total = sum(times.operators.values())
+    operators = [
+        {"operator": name, "seconds": seconds, "share": seconds / total} for name, seconds in times.operators.items()
+    ]
+    return {**asdict(times), "operators": operators}
 
 
 def _ratio(found: Any) -> dict[str, float] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,8 +60,7 @@ def measure(
     """
     with TemporaryDirectory(prefix="hidiff-bench-") as folder, ExitStack() as stack:
         work.write_inputs(Path(folder))
-        environment = thread_environment(threads)
-        runners = [_Runner(one, Path(folder), place, stack, environment) for place, one in enumerate(competitors)]
+        runners = [_Runner(one, Path(folder), place, stack, threads) for place, one in enumerate(competitors)]
         for runner in runners:
             stepped(f"{runner.name}: start")
             runner.start()
@@ -100,7 +99,7 @@ def profile(
             if times.failure:
                 continue
             with ExitStack() as stack:
-                runner = _Runner(one, Path(folder), 0, stack, thread_environment(threads))
+                runner = _Runner(one, Path(folder), 0, stack, threads)
                 runner.start()
                 for planned in work.phases:
                     stepped(f"{one.name}: operators of {planned.phase.name}")
@@ -112,14 +111,13 @@ def profile(
 class _Runner:
     """A contender in the running, or out of it: then nothing more is asked of it."""
 
-    def __init__(
-        self, one: Competitor, folder: Path, number: int, stack: ExitStack, environment: Mapping[str, str]
-    ) -> None:
+    def __init__(self, one: Competitor, folder: Path, number: int, stack: ExitStack, threads: int) -> None:
         self.times = ContenderTimes(one)
         self.name = one.name
         self._folder = folder
         self._output = folder / f"{number}.npy"
-        self._environment = environment
+        # What its libraries leave in temporary files goes away with the folder, for it is killed in the end.
+        self._environment = {**thread_environment(threads), "TMPDIR": str(folder)}
         self._closing = stack.enter_context(ExitStack())
         self._process: ContenderProcess | None = None
 

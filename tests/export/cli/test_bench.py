@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,15 @@ from PIL import Image
 from hidiff_export.benchmarking import bench_plots
 from hidiff_export.cli import main
 from hidiff_runtime.format.manifest import Manifest
+
+
+@pytest.fixture(autouse=True)
+def _no_temporary_files_are_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield
+    assert [path.name for path in folder.iterdir() if path.name != ".ses"] == []  # ONNX Runtime's, of each import
 
 
 def _bench(*arguments: object) -> Result:
@@ -98,9 +108,11 @@ def _check_figures(report: dict[str, Any], bundle: dict[str, Any], stock: dict[s
         assert one["peak_memory_bytes"] > 1 << 20
         for phase in one["phases"].values():
             assert [len(phase[key]) for key in ("wall", "processor")] == [1, 1]
-            assert phase["operators"]
-    assert "Conv" in bundle["phases"]["strided"]["operators"]
-    assert any("convolution" in name for name in stock["phases"]["strided"]["operators"])
+            shares = [each["share"] for each in phase["operators"]]
+            assert shares == sorted(shares, reverse=True)
+            assert sum(shares) == pytest.approx(1)
+    assert "Conv" in [each["operator"] for each in bundle["phases"]["strided"]["operators"]]
+    assert any("convolution" in each["operator"] for each in stock["phases"]["strided"]["operators"])
     assert report["machine"]["threads"] == 1
     assert report["settings"] == {"steps": 50, "rounds": 1, "timesteps": [981, 501, 1]}
 
