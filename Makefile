@@ -15,7 +15,7 @@ TRITON := $(TRITON_VENV)/.installed
 TRITON_PIP := $(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 # What tests must find here rather than skip (runtime/tests/needs.py). CLIP's vocabulary comes with open_clip_torch, whose
 # dependencies are left out: they would replace torch.
-REQUIRE := clip-vocabulary,moto,pyarrow,ray,tritonserver$(if $(HIDIFF_REQUIRE),$(COMMA)$(HIDIFF_REQUIRE))
+REQUIRE := clip-vocabulary,matplotlib,moto,pyarrow,ray,tritonserver$(if $(HIDIFF_REQUIRE),$(COMMA)$(HIDIFF_REQUIRE))
 # A file's tests stay together, for they share what they build; files keep the order that tests/conftest.py gives them.
 PROCESSES ?= 2
 WORKERS := -n $(PROCESSES) --dist loadfile --no-loadscope-reorder

@@ -1,7 +1,10 @@
 """Work in a process of its own, for libraries that keep state, take memory that they do not give back, or get killed.
 
 The parent writes a request as one line of JSON to the child's standard input and keeps it open: a further line, or its
-end, cancels. Events come back as lines of JSON on standard output: any number of ``progress``, then the answer.
+end, cancels. Events come back as lines of JSON on standard output: any number of ``progress``, then the answer. In a
+`Conversation` each further line is a further request, with one answer.
+
+Needs the standard library alone: a child may be another interpreter, which has nothing of this project's.
 """
 
 from __future__ import annotations
@@ -9,12 +12,14 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 SHOWN_LETTERS = 600
 """Of what a child printed, for messages: the last that it said."""
@@ -32,7 +37,7 @@ class Channel:
         self._requests = sys.stdin.fileno()
 
     def request(self) -> dict[str, Any]:
-        """Waits for the parent's request. Ends the process where the parent is gone."""
+        """Waits for the parent's request, or the next of a conversation. Ends the process where the parent is gone."""
         line = b""
         while not line.endswith(b"\n"):
             part = os.read(self._requests, 1 << 16)
@@ -103,6 +108,75 @@ def run_child(
         said.seek(0)
         words = said.read().decode(errors="replace").strip()[-SHOWN_LETTERS:]
         return Ended(answer, process.returncode, words)
+
+
+class Conversation:
+    """A child that answers one request after another; see `conversation`.
+
+    Args:
+        process: with pipes at its standard input and output.
+        said: what it prints.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
+        self._process = process
+        self._said = said
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the answer to a request; empty where the child has ended before it gave one.
+
+        Raises:
+            ValueError: what came is no JSON; the message has it.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            _write(self._process.stdin.fileno(), request)
+        except BrokenPipeError:
+            return {}
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            return {}
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"its answer is no JSON: {line[:SHOWN_LETTERS]!r}") from error
+        return answer
+
+    def ended(self) -> Ended:
+        """Waits for the end of a child that gave no answer, and returns how it ended."""
+        self._process.wait()
+        self._said.seek(0)
+        return Ended({}, self._process.returncode, self._said.read().decode(errors="replace").strip()[-SHOWN_LETTERS:])
+
+
+@contextmanager
+def conversation(
+    command: Sequence[str], *, environment: Mapping[str, str], python: str = sys.executable
+) -> Iterator[Conversation]:
+    """Yields a child in a process group of its own, all of which is killed at the end.
+
+    Args:
+        command: what follows ``python``, such as ``-m`` and a module.
+        environment: variables that it gets beside this process's own.
+        python: the interpreter that it runs in.
+    """
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
+            [python, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env={**os.environ, **environment},
+            start_new_session=True,  # so that an interruption is this process's to handle, and ends what it started too
+        ) as process,
+    ):
+        try:
+            yield Conversation(process, said)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _converse(process: subprocess.Popen[bytes], request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:

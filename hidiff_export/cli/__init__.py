@@ -21,6 +21,7 @@ COMMANDS = {
     "verify": "hidiff_export.cli.verify:verify",
     "quality": "hidiff_export.cli.quality:quality",
     "showcase": "hidiff_export.cli.showcase:showcase",
+    "bench": "hidiff_export.cli.bench:bench",
     "generate": "hidiff_export.cli.runtime_commands:generate",
     "bulk": "hidiff_export.cli.runtime_commands:bulk",
     "triton": "hidiff_export.cli.triton:triton",

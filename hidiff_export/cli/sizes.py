@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from hidiff_export.compiler.compile import BuildResult
 
 
-def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, int]:
+def read_size(text: str) -> tuple[int, int]:
     """Reads ``WIDTHxHEIGHT``. Raises click's error for another text."""
     width, found, height = text.partition("x")
     if not (found and width.isdecimal() and height.isdecimal()):
         raise click.BadParameter(f"{text!r} is not WIDTHxHEIGHT, such as 832x1216.")
     return int(width), int(height)
+
+
+def _size(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, int]:
+    return read_size(text)
 
 
 def _options(command: Decorated) -> Decorated:

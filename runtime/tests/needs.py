@@ -158,6 +158,7 @@ KNOWN: Mapping[str, Callable[[], str]] = {
     "pyarrow": _module("pyarrow"),
     "yaml": _module("yaml"),
     "ray": _installed("ray"),
+    "matplotlib": _installed("matplotlib"),
     "moto": _installed("moto"),
     "chromium": _chromium,
     "tritonserver": _tritonserver,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hidiff_export.child_process import SHOWN_LETTERS, Ended, run_child
+from hidiff_export.child_process import SHOWN_LETTERS, Ended, conversation, run_child
 
 OPEN = """
 import os, signal, sys, time
@@ -93,4 +93,33 @@ def test_a_cancelled_child_may_stop_by_itself(started: list[subprocess.Popen[byt
 def test_a_child_that_does_not_stop_is_killed(started: list[subprocess.Popen[bytes]]) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(WORKING + "time.sleep(600)", progress=interrupt)
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_a_conversation_has_an_answer_to_each_request() -> None:
+    text = OPEN + 'while True: channel.send("done", twice=2 * request["one"]); request = channel.request()'
+    with conversation(["-c", text], environment={}) as talk:
+        assert [talk.ask({"one": one})["twice"] for one in (1, 2, 3)] == [2, 4, 6]
+
+
+def test_a_conversation_ends_with_the_child() -> None:
+    text = OPEN + 'channel.send("done")\nprint("goodbye", flush=True)\nraise SystemExit(4)'
+    with conversation(["-c", text], environment={}) as talk:
+        assert talk.ask({}) == {"event": "done"}
+        assert talk.ask({}) == {}
+        assert talk.ended() == Ended({}, 4, "goodbye")
+        assert talk.ask({"text": "x" * 300_000}) == {}
+
+
+def test_a_conversation_with_something_else_is_told() -> None:
+    with (
+        conversation(["-c", "print('hello', flush=True); input()"], environment={}) as talk,
+        pytest.raises(ValueError, match="no JSON: b'hello"),
+    ):
+        talk.ask({})
+
+
+def test_the_child_of_a_conversation_is_killed_at_the_end(started: list[subprocess.Popen[bytes]]) -> None:
+    with pytest.raises(KeyboardInterrupt), conversation(["-c", OPEN + "time.sleep(600)"], environment={}):
+        raise KeyboardInterrupt
     assert started[0].returncode == -signal.SIGKILL

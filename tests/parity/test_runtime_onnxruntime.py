@@ -6,8 +6,10 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import toy
@@ -17,7 +19,9 @@ import toy_sizes
 from hidiff_runtime import BundleError, EngineError, InputError, check
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.backends.onnxruntime import OnnxRuntimeOptions, _session_options
-from hidiff_runtime.format.manifest import MANIFEST, Manifest, TensorSpec
+from hidiff_runtime.backends.onnxruntime_profile import seconds_by_operator
+from hidiff_runtime.backends.protocol import ProfiledSession
+from hidiff_runtime.format.manifest import MANIFEST, Manifest, PhaseRecord, TensorSpec
 from hidiff_runtime.format.safetensors import SafetensorsFile
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 from tests.parity.toy_onnx import make
@@ -103,6 +107,51 @@ def test_engines_give_the_reference_as_they_stand_too(pristine: Path, optimize: 
 def test_whether_to_optimize_is_true_or_false(pristine: Path, optimize: object) -> None:
     with pytest.raises(InputError, match="optimize must be true or false"):
         open_bundle(pristine, optimize=optimize)
+
+
+def test_a_profile_tells_the_operators_of_one_evaluation(pristine: Path, tmp_path: Path) -> None:
+    with open_bundle(pristine, device="cpu", profile=True) as bundle:
+        record = bundle.manifest.phases[0]
+        session = bundle.engine(record.phase)
+        assert isinstance(session, ProfiledSession)
+        session.run(zeros(record))
+        found = session.operator_seconds(zeros(record))
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert all(seconds >= 0 for seconds in found.values())
+    nodes = {node.op_type for node in onnx.load(pristine / record.engines["onnxruntime"]).graph.node}
+    assert found.keys() & nodes
+    assert list(tmp_path.iterdir()) == []  # it is written elsewhere, and gone again
+
+
+def test_a_profile_counts_the_last_evaluation_alone(tmp_path: Path) -> None:
+    def node(name: str, began: int, took: int) -> dict[str, Any]:
+        return {"cat": "Node", "name": f"{name}_kernel_time", "ts": began, "dur": took, "args": {"op_name": name}}
+
+    def run(began: int) -> dict[str, Any]:
+        return {"cat": "Session", "name": "model_run", "ts": began, "dur": 50}
+
+    fence = {"cat": "Node", "name": "x_fence_before", "ts": 130, "dur": 9, "args": {"op_name": "Conv"}}
+    events = [node("Conv", 10, 5), run(0), node("Conv", 110, 3), node("Add", 120, 4), node("Conv", 125, 2), fence]
+    (tmp_path / "profile.json").write_text(json.dumps([*events, run(100)]))
+    found = seconds_by_operator(tmp_path / "profile.json")
+    assert list(found.items()) == [("Conv", 5e-6), ("Add", 4e-6)]
+
+
+@pytest.mark.parametrize("given", [False, "yes"])
+def test_without_a_profile_there_are_no_operators(pristine: Path, given: Any) -> None:
+    if given:
+        with pytest.raises(InputError, match="profile must be true or false"):
+            open_bundle(pristine, profile=given)
+        return
+    with open_bundle(pristine, device="cpu") as bundle:
+        session: Any = bundle.engine(bundle.manifest.phases[0].phase)
+        with pytest.raises(EngineError, match="opened without a profile"):
+            session.operator_seconds(zeros(bundle.manifest.phases[0]))
+
+
+def zeros(record: PhaseRecord) -> dict[str, Any]:
+    """Inputs of a phase."""
+    return {spec.name: np.zeros(spec.shape, spec.dtype) for spec in record.inputs}
 
 
 def test_a_bundle_says_whether_its_engines_run_on_the_cpu(pristine: Path) -> None:

@@ -315,6 +315,22 @@ def test_a_forked_process_is_told_instead_of_waiting_for_ever(pristine: Path) ->
     assert done.stdout.splitlines() == [told, told]
 
 
+@pytest.mark.parametrize("profile", [True, False])
+def test_a_profile_tells_the_operators_of_an_evaluation(pristine: Path, profile: bool) -> None:
+    with open_bundle(pristine, profile=profile) as bundle:
+        record = bundle.manifest.phases[0]
+        inputs = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in record.inputs}
+        session: Any = bundle.engine(record.phase)
+        if not profile:
+            with pytest.raises(EngineError, match="opened without a profile"):
+                session.operator_seconds(inputs)
+            return
+        found = session.operator_seconds(inputs)
+    assert found
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert min(found.values()) > 0
+
+
 def test_where_the_library_is_missing_or_old_it_says_how_to_get_it(
     pristine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

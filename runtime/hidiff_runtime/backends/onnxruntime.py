@@ -7,13 +7,15 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_runtime.backends.external_data import files_of, relinked
-from hidiff_runtime.backends.option_checks import check_names, check_threads
+from hidiff_runtime.backends.onnxruntime_profile import seconds_by_operator
+from hidiff_runtime.backends.option_checks import check_names, check_switch, check_threads, no_profile
 from hidiff_runtime.backends.processor_cores import usable_cores
 from hidiff_runtime.backends.protocol import Availability, DeviceArray, WeightMap, check_fits, check_tensors
 from hidiff_runtime.backends.signature import signature_faults
@@ -56,12 +58,14 @@ class OnnxRuntimeOptions:
         weights: ``packed`` rearranges them for speed, in memory of each session's own; ``shared`` uses them as they
             lie in the store, which all sessions map.
         optimize: False to evaluate every node of the graph as it stands there, none fused, folded or left out.
+        profile: whether sessions note how long each operator takes, for `operator_seconds`.
     """
 
     device: str | int = "auto"
     threads: int = 0
     weights: str = "packed"
     optimize: bool = True
+    profile: bool = False
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> OnnxRuntimeOptions:
@@ -72,10 +76,8 @@ class OnnxRuntimeOptions:
             _one_of("device", made.device, ("auto", *_PROVIDERS))
         _one_of("weights", made.weights, _WEIGHTS)
         check_threads(made.threads)
-        if not isinstance(made.optimize, bool):
-            raise InputError(
-                "optimize must be true or false.", given=repr(made.optimize), advice="It is true if left out."
-            )
+        check_switch("optimize", made.optimize, default=True)
+        check_switch("profile", made.profile, default=False)
         return made
 
     @property
@@ -235,6 +237,7 @@ class OnnxRuntimeSession:
         self._options = options
         self._place = place
         self._session: Any = None
+        self._profile: TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> OnnxRuntimeSession:
         """Loads the engine. Raises EngineError when ONNX Runtime refuses it, or has no memory for it."""
@@ -244,6 +247,9 @@ class OnnxRuntimeSession:
         if self._place == "cuda":
             providers.insert(0, (_PROVIDERS["cuda"], {**_CUDA_OPTIONS, "device_id": str(self._options.gpu)}))
         settings = _session_options(self._options)
+        if self._options.profile:
+            self._profile = TemporaryDirectory()
+            settings.enable_profiling, settings.profile_file_prefix = True, f"{self._profile.name}/profile"
         model: Path | bytes = self._engine
         if found_behind_links := relinked(self._engine, self._weights):
             model, folder = found_behind_links
@@ -269,6 +275,8 @@ class OnnxRuntimeSession:
 
     def __exit__(self, *_: object) -> None:
         self._session = None
+        if self._profile is not None:
+            self._profile.cleanup()
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Evaluates the engine; raises EngineError for an input that its record does not list, or a failure."""
@@ -296,6 +304,15 @@ class OnnxRuntimeSession:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # as above
             raise _failure("ONNX Runtime failed while evaluating.", error, engine=self._engine) from error
+
+    def operator_seconds(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+        """Evaluates the engine and ends its profile; see `ProfiledSession`. Raises EngineError where it has none."""
+        self._check_open()
+        if self._profile is None:
+            raise no_profile(self._engine)
+        self.run(inputs)
+        self._session.end_profiling()
+        return seconds_by_operator(next(Path(self._profile.name).iterdir()))
 
     def _check_open(self) -> None:
         if self._session is None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -103,6 +103,21 @@ class Session(AbstractContextManager["Session"], Protocol):
 
         Raises:
             EngineError: the engine refuses a tensor, or fails.
+        """
+        ...
+
+
+@runtime_checkable
+class ProfiledSession(Protocol):
+    """A session of a backend that can tell how long each kind of operator takes, opened with its option ``profile``."""
+
+    def operator_seconds(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+        """Evaluates the engine once and returns the seconds of each kind of operator, the longest first.
+
+        Once for a session: a library may end its profile with it.
+
+        Raises:
+            EngineError: the session was not opened with ``profile``, or fails.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from hidiff_runtime.backends.openvino.host_memory import HostArray
 from hidiff_runtime.backends.openvino.linked_weights import read_linked
 from hidiff_runtime.backends.openvino.quiet_import import openvino
 from hidiff_runtime.backends.openvino.released_pages import released_pages
+from hidiff_runtime.backends.option_checks import no_profile
 from hidiff_runtime.backends.protocol import DeviceArray, check_tensors
 from hidiff_runtime.backends.signature import signature_faults
 from hidiff_runtime.errors import BundleError, EngineError
@@ -114,6 +116,17 @@ class OpenVinoSession:
         except (RuntimeError, MemoryError) as error:
             raise _failure("OpenVINO failed while evaluating.", error, self._engine) from error
         return {spec.name: feed[spec.name] for spec in self._record.outputs}
+
+    def operator_seconds(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+        """Evaluates the engine; see `ProfiledSession`. Raises EngineError where it was opened without a profile."""
+        if not self._settings["PERF_COUNT"]:
+            raise no_profile(self._engine)
+        self.run(inputs)
+        found: Counter[str] = Counter()
+        for part in self._parts:
+            for node in part.request.get_profiling_info():
+                found[node.node_type] += node.real_time.total_seconds()
+        return {name: seconds for name, seconds in found.most_common() if seconds}
 
     def execute(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
         """Evaluates the engine from tensors into tensors; raises as `run` does."""

@@ -13,7 +13,7 @@ from hidiff_runtime.backends.openvino.compile_record import PRECISIONS, CompileR
 from hidiff_runtime.backends.openvino.compiled_graph import OpenVinoSession
 from hidiff_runtime.backends.openvino.host_memory import HostMemory
 from hidiff_runtime.backends.openvino.quiet_import import openvino
-from hidiff_runtime.backends.option_checks import check_names, check_threads
+from hidiff_runtime.backends.option_checks import check_names, check_switch, check_threads
 from hidiff_runtime.backends.processor_cores import usable_cores
 from hidiff_runtime.backends.protocol import Availability, WeightMap
 from hidiff_runtime.errors import EngineError, InputError
@@ -37,10 +37,12 @@ class OpenVinoOptions:
         threads: of an evaluation; 0 for one on each core that this process may use.
         precision: ``float32`` or ``bfloat16``, whatever the bundle was built for; ``auto`` for what it was built for,
             or float32 where the processor has no arithmetic for that.
+        profile: whether sessions note how long each operator takes, for `operator_seconds`.
     """
 
     threads: int = 0
     precision: str = "auto"
+    profile: bool = False
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> OpenVinoOptions:
@@ -48,6 +50,7 @@ class OpenVinoOptions:
         check_names("OpenVINO", cls, options)
         made = cls(**options)
         check_threads(made.threads)
+        check_switch("profile", made.profile, default=False)
         if made.precision not in ("auto", *PRECISIONS):
             names = ", ".join(("auto", *PRECISIONS))
             raise InputError(
@@ -134,6 +137,7 @@ class OpenVinoDevice:
             # By default threads are bound to cores, counted from the first in every process: two workers of one thread
             # each would share a core. A process by itself is as fast either way.
             "ENABLE_CPU_PINNING": False,
+            "PERF_COUNT": self._options.profile,
         }
         return OpenVinoSession(engine, record, self._core, self._precision(engine), settings)
 

@@ -1,0 +1,111 @@
+"""What every contender of a size computes: the phases of a run, their operations, and the same seeded inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hidiff_export.families.cost import stock_geometry, unet_cost
+from hidiff_export.families.geometry import UNetGeometry
+from hidiff_export.families.graph_io import phase_inputs
+from hidiff_export.recipe import Recipe
+from hidiff_export.reference.random_inputs import arrays, random_inputs
+from hidiff_runtime.format.specs import TensorSpec
+from hidiff_runtime.phases import Phase, PhasePlan
+from hidiff_runtime.sampling.torch_rng import TorchGenerator, draw_window_shifts
+
+TIMESTEPS = (981, 501, 1)
+"""Of the evaluations, in turn: the first, the middle and the last of a run, whose inputs differ most in size."""
+
+
+@dataclass(frozen=True)
+class PlannedEvaluation:
+    """One kind of evaluation of a run.
+
+    Args:
+        phase: of the UNet.
+        count: evaluations of the run in it.
+        flops: of one evaluation, the whole batch and guidance included.
+        inputs: of the phase's graph.
+    """
+
+    phase: Phase
+    count: int
+    flops: int
+    inputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run of one size.
+
+    Args:
+        recipe: of this size and batch alone.
+        steps: of the run.
+    """
+
+    recipe: Recipe
+    steps: int
+
+    @property
+    def size(self) -> str:
+        """Width and height in pixels: ``1024x1024``."""
+        return f"{self.recipe.width}x{self.recipe.height}"
+
+    @cached_property
+    def phases(self) -> tuple[PlannedEvaluation, ...]:
+        """The phases that the run has, in running order."""
+        return tuple(self._planned())
+
+    @cached_property
+    def stock_flops(self) -> int:
+        """Of one evaluation of the UNet without HiDiffusion."""
+        recipe, config = self.recipe, self.recipe.unet_config()
+        stock = stock_geometry(config, recipe.unet_layout, recipe.latent_height, recipe.latent_width)
+        return unet_cost(config, *stock).flops * recipe.model_batch
+
+    def step_of(self, phase: Phase) -> int:
+        """Returns the first step of a phase."""
+        return next(span.first for span in PhasePlan(self.recipe.phase_rule(), self.steps).spans if span.phase == phase)
+
+    def write_inputs(self, folder: Path) -> None:
+        """Writes each phase's inputs at each of `TIMESTEPS`, where `inputs_file` says."""
+        for planned in self.phases:
+            for index in range(len(TIMESTEPS)):
+                given: dict[str, Any] = {**self._inputs(planned, index)}
+                np.savez(inputs_file(folder, planned.phase.name, index), **given)
+
+    def _planned(self) -> Iterator[PlannedEvaluation]:
+        recipe, config = self.recipe, self.recipe.unet_config()
+        size = (recipe.latent_height, recipe.latent_width)
+        plan = PhasePlan(recipe.phase_rule(), self.steps)
+        for phase in plan.phases:
+            geometry = UNetGeometry.of(config, recipe.unet_layout, phase, *size)
+            flops = unet_cost(config, recipe.unet_layout, geometry).flops * recipe.model_batch
+            specs = phase_inputs(config, recipe.unet_layout, phase, *size, recipe.model_batch, **recipe.phase_options)
+            count = sum(span.steps for span in plan.spans if span.phase == phase)
+            yield PlannedEvaluation(phase, count, flops, specs)
+
+    def _inputs(self, planned: PlannedEvaluation, index: int) -> dict[str, NDArray[Any]]:
+        """Returns inputs at one timestep; window shifts are those that torch draws after it was seeded with it."""
+        recipe, timestep = self.recipe, TIMESTEPS[index]
+        size = {"width": recipe.width, "height": recipe.height}
+        given: dict[str, NDArray[Any]] = {
+            **arrays(random_inputs(planned.inputs, timestep=float(timestep), seed=timestep, **size))
+        }
+        for spec in planned.inputs:
+            if spec.name == "window_shifts":
+                shifts = draw_window_shifts(TorchGenerator(timestep), spec.shape[-1])
+                given[spec.name] = np.broadcast_to(shifts, spec.shape).copy()
+        return given
+
+
+def inputs_file(folder: Path, phase: str, index: int) -> Path:
+    """Returns the file of a phase's inputs at the timestep of this index."""
+    return folder / f"{phase}-{index}.npz"
