@@ -160,7 +160,7 @@ def _recipe(manifest: Manifest) -> Recipe:
 
 def _usable(folder: Path, manifest: Manifest, wanted: str | None) -> tuple[str, ...]:
     if wanted is not None:
-        return (backends.choose(manifest.whole, wanted).name,)
+        return (backends.named(manifest.whole, wanted).name,)
     offered = [name for name in backends.NAMES if name in manifest.phases[0].engines]
     usable = tuple(name for name in offered if backends.get(name).available().usable)
     if not usable:

@@ -11,6 +11,7 @@ import torch
 
 from hidiff_export.child_process import Channel, run_child
 from hidiff_export.errors import EngineError
+from hidiff_runtime.onnxruntime_import import onnxruntime
 
 SIDES = (1024, 2048)
 """Of square matrices: some processors are fastest where an operand fits the cache."""
@@ -66,7 +67,7 @@ def _fastest(product: Product) -> float:
 def _integer_product(side: int, threads: int) -> Product | None:
     """Returns a product of uint8 with constant int8, as quantized layers have it; None without ONNX Runtime."""
     try:
-        import onnxruntime
+        library = onnxruntime()
     except ImportError:
         return None
     from onnx import TensorProto, helper, numpy_helper
@@ -78,9 +79,9 @@ def _integer_product(side: int, threads: int) -> Product | None:
     gives = helper.make_tensor_value_info("product", TensorProto.INT32, [side, side])
     graph = helper.make_graph([node], "product", [takes], [gives], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    options = onnxruntime.SessionOptions()
+    options = library.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = library.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     given = random.integers(0, 256, (side, side)).astype(np.uint8)
     return partial(session.run, ["product"], {"given": given})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from torch import Tensor
 from hidiff_export.errors import InputError
 from hidiff_export.quality.classifier import Classifier, is_classifier
 from hidiff_export.quality.distances import as_tensor
+from hidiff_runtime.onnxruntime_import import SWITCH
 from hidiff_runtime.optional_libraries import optional_library
 
 Array = NDArray[Any]
@@ -137,6 +139,7 @@ class OnnxFeatures(_Unlabeled):
     """
 
     def __init__(self, path: Path) -> None:
+        os.environ.setdefault(SWITCH, "1")
         onnxruntime: Any = optional_library(
             "onnxruntime", "Features of an ONNX file need ONNX Runtime", "Run `pip install 'hidiff-export[cpu]'`."
         )

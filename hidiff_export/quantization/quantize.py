@@ -24,12 +24,16 @@ from hidiff_export.quantization import worker
 from hidiff_export.quantization.layers import quantized_layers
 from hidiff_export.recipe.field_types import Precision
 from hidiff_runtime.format import safetensors
+from hidiff_runtime.onnxruntime_import import SWITCH
 
 Inputs = Mapping[str, NDArray[Any]]
 """Every input of a graph, by name."""
 
 KINDS = {Precision.INT8: ir.DataType.INT8, Precision.FP8: ir.DataType.FLOAT8E4M3FN}
 """What the quantized tensors of each precision are."""
+
+QUIET = {SWITCH: "1"}
+"""What the process of ModelOpt, which imports ONNX Runtime by itself, has in its environment."""
 
 WORKER = ["-m", worker.__name__]
 """What Python runs to measure ranges."""
@@ -119,7 +123,7 @@ def _measure(
         },
     )
     request = {"graph": str(graph), "evaluations": str(inputs), "precision": precision.value, "layers": list(layers)}
-    ended = run_child(WORKER, request, environment={"TMPDIR": str(folder)})
+    ended = run_child(WORKER, request, environment={"TMPDIR": str(folder), **QUIET})
     if ended.code != 0 or ended.answer.get("event") != "done":
         raise EngineError(
             f"NVIDIA ModelOpt cannot quantize {graph.name}.",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -272,3 +275,18 @@ def test_a_weight_store_that_all_engines_map_counts_once_for_a_memory_limit(
             for phase in manifest.phases:
                 bundle.engine(phase.phase)
             assert len(bundle.open_phases) == staying
+
+
+def test_a_session_leaves_nothing_behind(pristine: Path, tmp_path: Path) -> None:
+    """By itself the library keeps a device's number and a database of events in the home folder."""
+    program = (
+        "import os, sys, hidiff_runtime\n"
+        "assert hidiff_runtime.check(sys.argv[1], runs=False).ok\n"
+        "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'\n"
+    )
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    here = {**kept, "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-B", "-c", program, str(pristine)], env=here, check=True)
+    assert not list(tmp_path.iterdir())

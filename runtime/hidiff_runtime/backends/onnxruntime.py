@@ -23,6 +23,7 @@ from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.format.codec import REBUILD
 from hidiff_runtime.format.dtypes import BY_NAME
 from hidiff_runtime.format.manifest import GraphRecord
+from hidiff_runtime.onnxruntime_import import onnxruntime
 
 _INSTALL = "pip install 'hidiff-runtime[cpu]', or 'hidiff-runtime[gpu]' for CUDA."
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
@@ -99,12 +100,12 @@ class OnnxRuntimeBackend:
     def available(self) -> Availability:
         """Returns version and execution providers."""
         try:
-            import onnxruntime
+            ort = onnxruntime()
         except ImportError as error:
             return Availability(False, f"onnxruntime is not installed ({error})", _INSTALL)
-        found = onnxruntime.get_available_providers()
+        found = ort.get_available_providers()
         devices = [device for device, provider in _PROVIDERS.items() if provider in found]
-        return Availability(True, f"onnxruntime {onnxruntime.__version__} ({', '.join(devices)})")
+        return Availability(True, f"onnxruntime {ort.__version__} ({', '.join(devices)})")
 
     def files(self, engine: Path) -> tuple[Path, ...]:
         """Returns the graph and the files that its weights lie in. Raises BundleError for one that is elsewhere."""
@@ -163,12 +164,12 @@ class OnnxRuntimeDevice:
 
 def _fault_of_cuda(gpu: int) -> str:
     """Returns why the CUDA provider cannot run here on this GPU; empty when it can."""
-    import onnxruntime
+    ort = onnxruntime()
 
-    if _PROVIDERS["cuda"] not in (offered := onnxruntime.get_available_providers()):
+    if _PROVIDERS["cuda"] not in (offered := ort.get_available_providers()):
         return f"the providers {', '.join(offered)}"
     with contextlib.redirect_stdout(io.StringIO()):  # where pip installed them it finds CUDA's libraries, and prints
-        onnxruntime.preload_dlls()
+        ort.preload_dlls()
     try:
         OrtMemory("cuda", gpu).empty((1,), "float32")
     except EngineError as error:
@@ -205,12 +206,10 @@ class OrtMemory:
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> OrtArray:
         """Returns a new tensor. Raises EngineError when there is too little memory."""
-        import onnxruntime
+        ort = onnxruntime()
 
         try:
-            value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                list(shape), np.dtype(dtype), self.place, self._gpu
-            )
+            value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype), self.place, self._gpu)
         except Exception as error:  # ONNX Runtime's exceptions have no base of their own
             raise _failure(f"ONNX Runtime cannot make {dtype}{list(shape)} on {self.place}.", error) from error
         return OrtArray(shape, dtype, value)
@@ -241,7 +240,7 @@ class OnnxRuntimeSession:
 
     def __enter__(self) -> OnnxRuntimeSession:
         """Loads the engine. Raises EngineError when ONNX Runtime refuses it, or has no memory for it."""
-        import onnxruntime
+        ort = onnxruntime()
 
         providers: list[Any] = [_PROVIDERS["cpu"]]
         if self._place == "cuda":
@@ -255,7 +254,7 @@ class OnnxRuntimeSession:
             model, folder = found_behind_links
             settings.add_session_config_entry(_EXTERNAL_DATA, str(folder))
         try:
-            session = onnxruntime.InferenceSession(model, settings, providers=providers)
+            session = ort.InferenceSession(model, settings, providers=providers)
         except Exception as error:  # as above
             raise _failure(
                 "ONNX Runtime cannot load an engine.",
@@ -350,9 +349,9 @@ def _failure(summary: str, error: Exception, *, engine: Path | None = None, advi
 
 
 def _session_options(options: OnnxRuntimeOptions) -> Any:
-    import onnxruntime
+    ort = onnxruntime()
 
-    made = onnxruntime.SessionOptions()
+    made = ort.SessionOptions()
     made.log_severity_level = 3  # errors; it warns of graph details that nobody can act on
     made.intra_op_num_threads = options.threads or usable_cores()
     made.inter_op_num_threads = 1
@@ -364,7 +363,7 @@ def _session_options(options: OnnxRuntimeOptions) -> Any:
     if options.weights == "shared":
         # Prepacking copies weights, and so does the NCHWc layout, which "extended" stops short of.
         made.add_session_config_entry("session.disable_prepacking", "1")
-        made.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        made.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if not options.optimize:
-        made.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        made.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return made
