@@ -46,7 +46,7 @@ def measure_in_process(
         return _all_failed(names, "this program has no Python to time it with")
     links = [allow_links] if isinstance(allow_links, str | Path) else allow_links
     request = {"bundle": str(bundle), "allow_links": [*map(str, links)], "options": options, "backends": [*names]}
-    paths = json.dumps([str(Path(__file__).parents[1]), *sys.path])
+    paths = json.dumps([str(Path(__file__).parents[1]), *map(str, sys.path)])
     try:
         ended = subprocess.run(
             [sys.executable, "-I", "-B", "-c", _START, paths],

@@ -12,8 +12,9 @@ import pytest
 import toy
 
 import hidiff_runtime
-from hidiff_runtime import cli, timing_process
+from hidiff_runtime import cli, timing_process, timing_worker
 from hidiff_runtime.backends.openvino import forked_process
+from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.format.manifest import GraphRecord, Manifest
 from hidiff_runtime.timing_process import measure_in_process
 from hidiff_runtime.timing_worker import measure
@@ -74,6 +75,21 @@ def test_times_are_of_what_the_graph_computes(bundle: Path) -> None:
     assert set(seconds) == set(NAMES)
     assert all(value > 0 for value in seconds.values())
     assert not failed
+
+
+def test_evaluations_that_take_long_are_not_repeated(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def evaluated(session: Session, record: GraphRecord) -> float:
+        asked.append(len(asked))
+        session.run({spec.name: np.ones(spec.shape, spec.dtype) for spec in record.inputs})
+        return seconds
+
+    monkeypatch.setattr(timing_worker, "_evaluate", evaluated)
+    for seconds, count in ((timing_worker.ENOUGH, 2), (timing_worker.ENOUGH / 100, 2 + 2 * timing_worker.ROUNDS)):
+        asked.clear()
+        assert measure(bundle, NAMES, {"threads": 1}) == (dict.fromkeys(NAMES, seconds), {})
+        assert len(asked) == count
 
 
 def test_an_engine_that_does_not_load_is_left_out(bundle: Path) -> None:
