@@ -13,6 +13,7 @@ import toy
 import toy_pictures
 
 from hidiff_runtime import BundleError, Pipeline, Settings
+from hidiff_runtime.backend_choice import BackendChoice
 from hidiff_runtime.bundle import open as open_bundle
 from hidiff_runtime.cli import main
 from hidiff_runtime.format.manifest import Manifest
@@ -92,7 +93,7 @@ def test_a_table_that_is_put_in_place_later_is_noticed_in_an_open_pipeline(tmp_p
 def test_the_command_says_it_with_the_code_of_a_broken_bundle(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hidiff_runtime.bundle.choose", lambda *_: toy.ToyBackend())
+    monkeypatch.setattr("hidiff_runtime.bundle.choose", lambda *_: BackendChoice(toy.ToyBackend(), ""))
     shutil.copyfile(folder / "samplers/noisy.safetensors", folder / "samplers/plain.safetensors")
     toy.seal(folder)
     assert main(["check", str(folder)]) == 4
