@@ -130,7 +130,7 @@ def benched_bundles(
         for one in manifest.whole.manifests:
             if not sizes or (one.width, one.height) in sizes:
                 each.setdefault((one.width, one.height), one)
-        name = _untaken(folder.resolve().name, taken)
+        name = _untaken(folder.absolute().name, taken)
         taken.add(name)
         found.append(BenchedBundle(name, folder, each, _usable(folder, manifest, backend), tuple(allow_links)))
     for size in sizes:

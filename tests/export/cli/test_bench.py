@@ -32,7 +32,8 @@ def _no_temporary_files_are_left(tmp_path_factory: pytest.TempPathFactory, monke
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
     yield
-    assert not [*folder.iterdir()]
+    # PyTorch makes a cache of its own with its first import of the compiler, in whichever test that is.
+    assert not [path.name for path in folder.iterdir() if not path.name.startswith("torchinductor")]
 
 
 def _bench(*arguments: object) -> Result:
