@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,16 +38,16 @@ def stored_unet(settings: Mapping[str, Any]) -> Any:
     return load_stored(Component.UNET, WeightStore.open(Path(settings["store"])), dtype).requires_grad_(False).eval()
 
 
-class TorchEvaluator:
+class TorchEvaluator(abc.ABC):
     """A module that predicts noise, handed arrays and giving them."""
 
+    @abc.abstractmethod
     def open(self, phase: str) -> None:
         """Gets ready for a phase."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def predict(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Returns the predicted noise."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def evaluate(self, inputs: Mapping[str, Array]) -> Array:

@@ -64,8 +64,8 @@ class OpenVinoBuilder:
         stores = sum_stores(begun)
         for index, (lowering, engine) in enumerate(zip(begun, self.engines(graphs), strict=True)):
             report((len(graphs) + 3 * index) / 4, work, lowering.path.stem)
-            lowered = lowering.path.with_suffix(f".{self.name}.onnx")
             model = finish_lowering(lowering, stores)
+            lowered = lowered_path(lowering.path)
             save(model, lowered)
             compile_record(model, lowered.name).write(engine)
             written += (lowered, engine)
@@ -93,10 +93,15 @@ class Lowering:
     sums: Mapping[int, Sequence[ir.Value]]
 
 
+def lowered_path(path: Path) -> Path:
+    """Returns where OpenVINO's graph goes: beside the portable one."""
+    return path.with_suffix(".openvino.onnx")
+
+
 def begin_lowering(path: Path) -> Lowering:
     """Reads a portable graph and takes the convolutions of enlarged tensors apart. Raises ExportError."""
     model, subpixel = load_graph(path), SubpixelConvolution()
-    run_passes(model, ir.passes.Sequential(LinearToGemm(), MergeReshapes(), subpixel), path.name)
+    run_passes(model, ir.passes.Sequential(LinearToGemm(), MergeReshapes(), subpixel), lowered_path(path).name)
     return Lowering(path, model, subpixel.kernels)
 
 
@@ -140,12 +145,12 @@ def finish_lowering(lowering: Lowering, stores: dict[Path, DerivedStore]) -> ir.
             stores[file] = DerivedStore(file, integer_tensors(nodes))
         read_integers(model, stores[file])
     passes = (SplitGemm(), GemmToMatMul(), MergeReshapes(), common.RemoveUnusedNodesPass(), NameByModule())
-    run_passes(model, ir.passes.Sequential(*passes), path.name)
+    run_passes(model, ir.passes.Sequential(*passes), lowered_path(lowering.path).name)
     return model
 
 
 def compile_record(model: ir.Model, name: str) -> CompileRecord:
-    """Returns how OpenVINO compiles a portable graph of this file name.
+    """Returns how OpenVINO compiles a graph of this file name.
 
     A graph of bfloat16 tensors computes in them, and a quantized one does what is not quantized. All else computes in
     float32, what is float16 in other recipes' graphs too (the text encoders of an int8 recipe): the CPU has no float16,

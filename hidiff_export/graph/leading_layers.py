@@ -10,7 +10,8 @@ from onnx_ir.passes import common
 
 from hidiff_export.errors import ExportError
 from hidiff_export.graph.node_builder import NodeBuilder
-from hidiff_export.graph.onnx_dtypes import signature
+from hidiff_export.graph.onnx_dtypes import DTYPE_NAMES
+from hidiff_export.graph.passes.base import static_shape
 from hidiff_export.graph.portable import load_graph, run_passes, save
 from hidiff_runtime.format.manifest import TensorSpec
 
@@ -52,11 +53,15 @@ def write_leading_layers(phase: Path, path: Path) -> None:
 def leading_layers_signature(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Returns the inputs and the outputs of such a graph."""
     graph = ir.load(path).graph
-    inputs, outputs = (
-        tuple(TensorSpec(name or "", shape, dtype or "") for name, shape, dtype in signature(values))  # type: ignore[arg-type]
-        for values in (graph.inputs, graph.outputs)
-    )
-    return inputs, outputs
+    return tuple(map(_spec, graph.inputs)), tuple(map(_spec, graph.outputs))
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    shape = static_shape(value)
+    assert shape is not None  # `write_leading_layers` wrote it
+    assert value.name is not None
+    assert value.dtype is not None
+    return TensorSpec(value.name, shape, DTYPE_NAMES[value.dtype])
 
 
 def _end_of_first_transformer(graph: ir.Graph, phase: Path) -> ir.Value:

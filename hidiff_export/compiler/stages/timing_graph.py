@@ -42,6 +42,6 @@ def is_timed(recipe: Recipe) -> bool:
 
 def timing_record(context: StageContext) -> GraphRecord | None:
     """Returns the record of the timing graph, without engines; None where the bundle has none."""
-    if not context.first or not context.timing_graph.is_file():
+    if not (context.first and is_timed(context.recipe) and context.timing_graph.is_file()):
         return None
     return GraphRecord(context.inside(context.timing_graph), {}, *leading_layers_signature(context.timing_graph))

@@ -11,6 +11,8 @@ from filelock import FileLock
 from hidiff_export.cli import main
 from hidiff_export.compiler.compile import build
 from hidiff_export.compiler.stages.order import check_order, stages_of
+from hidiff_export.compiler.stages.stage import StageContext
+from hidiff_export.compiler.stages.timing_graph import timing_record
 from hidiff_export.recipe import Recipe
 from hidiff_runtime import check
 from hidiff_runtime import open as open_bundle
@@ -51,6 +53,13 @@ def test_a_bundle_of_one_backend_has_none(sd15_bundle: Path) -> None:
     assert manifest.timing is None
     assert "timing" not in manifest.to_json()
     assert not (sd15_bundle / "unet/timing.onnx").exists()
+
+
+def test_one_that_a_build_for_several_left_is_none_of_a_build_for_one(bundle: Path) -> None:
+    """A folder that a build goes on in may hold it, though nothing of this build wrote it."""
+    several, one = (Recipe.load("tiny", [*TINY, *more]) for more in ([BOTH], []))
+    assert timing_record(StageContext.of(several, bundle)) is not None
+    assert timing_record(StageContext.of(one, bundle)) is None
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])

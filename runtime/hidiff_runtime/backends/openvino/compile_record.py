@@ -1,4 +1,4 @@
-"""The compile record: a JSON file that says how OpenVINO compiles a portable graph; it may choose none of it."""
+"""The compile record: a JSON file that says how OpenVINO compiles a graph; it may choose none of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CompileRecord:
     """How OpenVINO compiles a graph.
 
     Args:
-        graph: name of the portable graph, which lies beside the record.
+        graph: its file's name, which lies beside the record.
         precision: ``float32`` or ``bfloat16``, in which everything is computed that is not among ``float32``.
         float32: names of nodes that a graph of their own computes in float32, from inputs and constants alone; the rest
             takes their results as inputs.
