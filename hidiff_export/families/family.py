@@ -23,6 +23,11 @@ class Family(str, Enum):
         """Whether the UNet has SDXL's architecture: three levels, pooled text embeddings and time ids."""
         return self not in (Family.SD15, Family.SD21)
 
+    @property
+    def has_large_scores(self) -> bool:
+        """Whether checkpoints score keys in the thousands: SD2.1's products exceed float16's 65504."""
+        return self is Family.SD21
+
 
 class Task(str, Enum):
     """What the UNet is asked to do; decides its input channels, its thresholds and whether a ControlNet joins in."""

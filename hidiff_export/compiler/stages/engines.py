@@ -35,7 +35,7 @@ def _builder(recipe: Recipe, backend: BackendName) -> Builder:
     if backend is BackendName.ONNXRUNTIME:
         return OnnxRuntimeBuilder()
     if backend is BackendName.OPENVINO:
-        return OpenVinoBuilder()
+        return OpenVinoBuilder(split_attention=not recipe.family.has_large_scores)
     return TensorRtBuilder(_TENSORRT[backend], tuple(target.value for target in backend.targets(recipe.targets)))
 
 
