@@ -60,6 +60,7 @@ def bundle_summary(directory: Path, allow_links: Sequence[Path] = ()) -> dict[st
         "buckets": [_bucket(one) for one in manifest.whole.manifests],
         "guidance": manifest.guidance,
         "guidance_rescale": manifest.guidance_rescale,
+        "forecast": None if manifest.forecast is None else vars(manifest.forecast),
         "precision": manifest.precision,
         "phases": [_phase(folder, manifest, index) for index in range(len(manifest.phases))],
         "graphs": {name: _graph(folder, manifest, record) for name, record in manifest.others()},
@@ -319,6 +320,10 @@ def print_bundle(summary: dict[str, Any], *, as_json: bool) -> None:
     for name, graph in summary["graphs"].items():
         table.add_row(name, "", *_sizes(graph))
     console.print(table)
+    if summary["forecast"] is not None:
+        from hidiff_runtime.format.forecast_record import Forecast
+
+        console.print(f"computed: {Forecast(**summary['forecast'])} of a run's evaluations; the others are forecast")
     sizes = ", ".join(f"{name} {megabytes(size)}" for name, size in summary["weights"].items())
     console.print(f"weights: {escape(sizes)}; the whole bundle: {megabytes(summary['bytes'])}")
     if len(summary["buckets"]) > 1:

@@ -108,7 +108,7 @@ def _row(run: RunPlan, phase: PlannedPhase, unit: Unit) -> tuple[str, ...]:
     span = phase.span
     return (
         span.phase.kind.value + (" + control" if span.phase.control else ""),
-        str(span.steps),
+        str(span.steps) if phase.computed == span.steps else f"{phase.computed} of {span.steps}",
         f"{span.first}-{span.last}" if span.steps > 1 else f"{span.first}",
         " ".join(_area(*size) for size in phase.feature_sizes),
         _windows(phase),
@@ -141,6 +141,9 @@ def _summary(run: RunPlan) -> Table:
         table.add_row("windows", "four shifted ones, in every phase: the top blocks' attention stays inside them")
     if any(window.resized for phase in run.phases for window in phase.geometry.windows):
         table.add_row("*", "the feature map is odd: resized (bicubic) to even before it is cut, and back afterwards")
+    if recipe.forecast is not None:
+        forecast = recipe.forecast.record()
+        table.add_row("computed", f"{sum(run.computed)} of {run.steps} steps: {forecast}; the others are forecast")
     table.add_row("stock UNet", f"{unit.show(run.stock.flops)} {unit.name} a latent; this run takes {_saving(run)}")
     if run.controlnet.parameters:
         control = f"{unit.show(run.controlnet.flops)} {unit.name} a latent, counted in the phases it joins"

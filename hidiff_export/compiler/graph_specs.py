@@ -22,6 +22,7 @@ from hidiff_runtime.format.safetensors import SafetensorsFile
 from hidiff_runtime.format.specs import TextEncoderRecord, VaeRecord
 from hidiff_runtime.format.step_graph import LATENTS, step_inputs, step_outputs
 from hidiff_runtime.phases import Phase
+from hidiff_runtime.sampling.forecast import KEPT
 from hidiff_runtime.sampling.scheduler_state import STATE
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
 
@@ -98,12 +99,14 @@ def vae_record(context: StageContext) -> VaeRecord | None:
 
 
 def states(context: StageContext) -> int:
-    """Returns how many states the recipe's samplers need at most, at least 1, by the tables that are there."""
+    """Returns how many states the recipe's samplers need at most, at least 1, by the tables that are there; where steps
+    are forecast, the outputs that are kept for them too.
+    """
     needed = [1]
     for sampler in context.recipe.sampler:
         with SafetensorsFile.open(table_path(context, sampler.value)) as table:
             needed.append(table.info("rows").shape[-1] - STATE)
-    return max(needed)
+    return max(needed) + (0 if context.recipe.forecast is None else KEPT)
 
 
 def graph_records(context: StageContext) -> tuple[GraphRecord, ...]:
@@ -141,6 +144,7 @@ def bare_manifest(context: StageContext, tables: Mapping[str, SamplerTable], for
         batch=recipe.batch,
         guidance=recipe.guidance,
         guidance_rescale=recipe.guidance_rescale or 0.0,
+        forecast=None if recipe.forecast is None else recipe.forecast.record(),
         force_zeros_for_empty_prompt=force_zeros,
         precision=recipe.precision.value,
         rule=context.rule,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from diffusers.utils.torch_utils import is_compiled_module
 
+from hidiff_export.diffusers_api.forecast_calls import ForecastCalls
 from hidiff_export.diffusers_api.method_patches import MethodPatches
 from hidiff_export.diffusers_api.run_tracker import RunTracker
 from hidiff_export.errors import InputError
@@ -24,6 +25,7 @@ from hidiff_export.families.hidiffusion_rules import Layout, phase_rule
 from hidiff_export.modules.controlnet import fit_residuals, resized_control
 from hidiff_export.modules.raunet import install_phase
 from hidiff_export.modules.window_attention import WINDOW_ORDERS, WindowTables
+from hidiff_runtime.format.forecast_record import Forecast
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule
 
 Compat = Literal["native", "published"]
@@ -49,6 +51,7 @@ class _Options:
     raunet: bool
     rule: PhaseRule | None
     compat: Compat
+    forecast: Forecast | None
 
     def rule_for(self, latent_height: int, latent_width: int) -> PhaseRule:
         """Returns the rule for latents of this size."""
@@ -86,11 +89,19 @@ class HiDiffusion:
             handles.callback(overrides.undo)
             self._run = RunTracker(pipe, overrides)
             handles.callback(self._run.close)
+            self._forecast = None if options.forecast is None else ForecastCalls(options.forecast, self._run)
+            if self._forecast is not None:
+                overrides.wrap(pipe.unet, "forward", self._forecast)
             if options.task.has_control:
                 overrides.wrap(pipe.controlnet, "forward", resized_control(self._in_use))
             handles.callback(pipe.unet.register_forward_pre_hook(self._before_unet, with_kwargs=True).remove)
             handles.callback(lambda: self._phase_handles.close())
             self._handles = handles.pop_all()
+
+    @property
+    def computed(self) -> bool:
+        """Whether the evaluation at hand is computed, and not forecast."""
+        return self._forecast is None or self._forecast.computed
 
     def __enter__(self) -> HiDiffusion:
         return self
@@ -141,11 +152,11 @@ class HiDiffusion:
         if down is None or mid is None:
             return
         arguments[_DOWN_RESIDUALS], arguments[_MID_RESIDUAL] = (
-            fit_residuals(down, mid, self._geometry) if phase.control else (None, None)
+            fit_residuals(down, mid, self._geometry) if phase.control and self.computed else (None, None)
         )
 
     def _in_use(self, latent_height: int, latent_width: int) -> bool:
-        return self._phase_at_hand(latent_height, latent_width).control
+        return self.computed and self._phase_at_hand(latent_height, latent_width).control
 
 
 def apply_hidiffusion(
@@ -155,6 +166,7 @@ def apply_hidiffusion(
     windows: bool = True,
     compat: Compat = "native",
     rule: PhaseRule | None = None,
+    forecast: Forecast | None = None,
     family: Family | None = None,
     task: Task | None = None,
 ) -> HiDiffusion:
@@ -179,6 +191,7 @@ def apply_hidiffusion(
             generator gives without neighbors. "published": torch's global generator on the CPU, as
             the package ``hidiffusion`` draws them.
         rule: when each change is in force; by default the published thresholds for the family, the task and the size.
+        forecast: which evaluations are computed, where the others are to be forecast from them; None computes all.
         family: by default read from the UNet. SDXL-Turbo and Playground have the same UNet as SDXL and are known by
             the names of their published checkpoints alone, so name the family of a fine-tune or of a local copy.
         task: by default read from the pipeline and the UNet.
@@ -200,7 +213,7 @@ def apply_hidiffusion(
     layout = Layout.of(family)
     _check_layout(unet, family, layout)
     layout = layout if windows else layout.without_windows()
-    return HiDiffusion(pipe, _Options(family, task, layout, raunet, rule, compat))
+    return HiDiffusion(pipe, _Options(family, task, layout, raunet, rule, compat, forecast))
 
 
 def draw_window_shifts(generators: Sequence[torch.Generator], blocks: int) -> torch.Tensor:

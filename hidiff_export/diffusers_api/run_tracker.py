@@ -61,6 +61,16 @@ class RunTracker:
         Raises:
             InputError: no timesteps have been set.
         """
+        index, count = self.evaluation()
+        order = getattr(self._pipe.scheduler, "order", 1)
+        return index // order, math.ceil(count / order)
+
+    def evaluation(self) -> tuple[int, int]:
+        """Returns the evaluation at hand, from 0, and how many the run has.
+
+        Raises:
+            InputError: no timesteps have been set.
+        """
         self._follow_scheduler()
         scheduler = self._pipe.scheduler
         if not self.begun and getattr(scheduler, "num_inference_steps", None) is None:
@@ -71,8 +81,12 @@ class RunTracker:
         count = vars(self._pipe).get("_num_timesteps")
         if count is None or isinstance(count, _EarlierCount):
             count = len(scheduler.timesteps)
-        order = getattr(scheduler, "order", 1)
-        return self._evaluations // order, math.ceil(count / order)
+        return self._evaluations, count
+
+    @property
+    def scheduler(self) -> str:
+        """The name of the scheduler's class."""
+        return type(self._pipe.scheduler).__name__
 
     def close(self) -> None:
         """Leaves the pipeline's own record of its last run as a plain number."""

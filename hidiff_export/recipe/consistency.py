@@ -5,8 +5,9 @@ from __future__ import annotations
 from hidiff_export.demo_model import DEMO_SOURCE
 from hidiff_export.families.family import PIXELS_PER_LATENT, Family, Task, Width, widths_of
 from hidiff_export.families.geometry import control_latent
-from hidiff_export.recipe.field_types import BackendName, Precision, Target, refusal
+from hidiff_export.recipe.field_types import BackendName, Precision, SamplerName, Target, refusal
 from hidiff_export.recipe.recipe_fields import RecipeFields
+from hidiff_runtime.format.forecast_record import UNSUITABLE
 from hidiff_runtime.format.validation import MOST_PIXELS
 
 _FAMILIES_OF_EVERY_TASK = (Family.SD15, Family.SD21, Family.SDXL)
@@ -32,6 +33,7 @@ def check_agreement(recipe: RecipeFields) -> None:
         _targets_compute,
         _control_fits,
         _steps_are_those_of_timesteps,
+        _steps_can_be_forecast,
     ):
         check(recipe)
 
@@ -205,4 +207,24 @@ def _steps_are_those_of_timesteps(recipe: RecipeFields) -> None:
             "is not the number of timesteps",
             key=("steps",),
             advice=f"Leave steps out, or set steps: {len(recipe.timesteps)}.",
+        )
+
+
+def _steps_can_be_forecast(recipe: RecipeFields) -> None:
+    if recipe.forecast is None:
+        return
+    for sampler in recipe.sampler:
+        if reason := UNSUITABLE.get(sampler.value):
+            suited = [name.value for name in SamplerName if name.value not in UNSUITABLE]
+            raise refusal(
+                f"has {sampler.value}, whose steps cannot be forecast: {reason}",
+                key=("sampler",),
+                advice=f"Leave forecast out, or choose among {', '.join(suited)}.",
+            )
+    most = max(recipe.steps)
+    if all(recipe.forecast.record().computed(most)):
+        raise refusal(
+            f"leaves no step out, not even of {most}, the most that the recipe has",
+            key=("forecast",),
+            advice="Set a shorter warm_up, a larger window or a smaller last part; or more steps.",
         )

@@ -49,6 +49,7 @@ from hidiff_export.recipe.field_types import (
     random_seed,
 )
 from hidiff_export.recipe.sections import (
+    ForecastSettings,
     Frozen,
     HiDiffusionSettings,
     LoraSource,
@@ -79,6 +80,12 @@ def _optional_list(schema: dict[str, Any]) -> None:
     """What is a list may also be written as its only item, or left out."""
     without_default(schema)
     schema["anyOf"].append(schema["anyOf"][0]["items"])
+
+
+def _also_switch(schema: dict[str, Any]) -> None:
+    """What is a mapping may also be switched on as it is, or off."""
+    without_default(schema)
+    schema["anyOf"].append({"type": "boolean"})
 
 
 def _optional(description: str, schema: Callable[[dict[str, Any]], None] = without_default, **bounds: Any) -> Any:
@@ -180,6 +187,11 @@ class RecipeFields(Frozen):
     guidance_rescale: StrictFloat | None = _optional(
         "How strongly guidance is rescaled in runs that do not say, 0 to 1: 0.7 for zero terminal SNR.", ge=0, le=1
     )
+    forecast: ForecastSettings | None = _optional(
+        "Whether later evaluations of a run are forecast from earlier ones, which takes 19 of 50: true or false, or a "
+        "mapping of warm_up, window, growth and last.",
+        _also_switch,
+    )
     precision: Precision = Field(
         default=Precision.FLOAT32, description=f"Type of the weights and the arithmetic: {choices(Precision)}."
     )
@@ -257,6 +269,12 @@ class RecipeFields(Frozen):
         if isinstance(data, Mapping) and "steps" not in data and isinstance(data.get("timesteps"), (list, tuple)):
             return {**data, "steps": max(1, len(data["timesteps"]))}
         return data
+
+    @field_validator("forecast", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        """Takes true for a mapping that says nothing."""
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
     @field_validator("parity")
     @classmethod

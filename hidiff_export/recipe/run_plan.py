@@ -23,17 +23,19 @@ class PlannedPhase:
         geometry: of the UNet in this phase.
         flops: floating-point operations of one step for one latent, the ControlNet's included where it joins in.
         batched_flops: the same for a whole evaluation, the recipe's batch and guidance included.
+        computed: how many of the span's steps are computed, and not forecast.
     """
 
     span: PhaseSpan
     geometry: UNetGeometry
     flops: int
     batched_flops: int
+    computed: int
 
     @property
     def run_flops(self) -> int:
         """Of all the span's steps together."""
-        return self.batched_flops * self.span.steps
+        return self.batched_flops * self.computed
 
     @property
     def feature_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -64,7 +66,14 @@ class RunPlan:
         flops = unet_cost(config, recipe.unet_layout, geometry).flops
         if span.phase.control:
             flops += self.controlnet.flops
-        return PlannedPhase(span, geometry, flops, flops * recipe.model_batch)
+        computed = sum(self.computed[span.first : span.last + 1])
+        return PlannedPhase(span, geometry, flops, flops * recipe.model_batch, computed)
+
+    @cached_property
+    def computed(self) -> tuple[bool, ...]:
+        """Which steps are computed, and not forecast: of a sampler that evaluates the UNet once a step."""
+        forecast = self.recipe.forecast
+        return (True,) * self.steps if forecast is None else forecast.record().computed(self.steps)
 
     @cached_property
     def controlnet(self) -> Cost:
@@ -120,6 +129,7 @@ class RunPlan:
             "width": recipe.width,
             "height": recipe.height,
             "steps": self.steps,
+            "computed_steps": sum(self.computed),
             "phases": [_span_json(phase.span) for phase in self.phases],
             "batch": recipe.batch,
             "model_batch": recipe.model_batch,
@@ -159,6 +169,7 @@ def _cost_json(phase: PlannedPhase) -> dict[str, Any]:
     """Returns one phase's sizes and cost; in the order of ``phases``."""
     return {
         "phase": phase.span.phase.name,
+        "computed_steps": phase.computed,
         "feature_sizes": [list(size) for size in phase.feature_sizes],
         "windows": [list(window.window) for window in phase.geometry.windows],
         "tflops_latent": _tera(phase.flops),

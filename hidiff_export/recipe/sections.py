@@ -11,13 +11,15 @@ from pydantic import (
     Field,
     StrictBool,
     StrictFloat,
+    StrictInt,
     field_serializer,
     field_validator,
     model_validator,
 )
 
 from hidiff_export.families.hidiffusion_rules import CONTROL_END
-from hidiff_export.recipe.field_types import FRACTION_SCHEMA, Fraction, LoraPath, Precision, refusal
+from hidiff_export.recipe.field_types import FRACTION_SCHEMA, MOST_STEPS, Fraction, LoraPath, Precision, refusal
+from hidiff_runtime.format.forecast_record import Forecast
 
 
 class Frozen(BaseModel):
@@ -184,6 +186,27 @@ RUN_BOUNDS = {
 
 def _each(bounds: Mapping[Precision, ParityBound]) -> str:
     return ", ".join(f"{bound.snr_db:g} for {precision.value}" for precision, bound in bounds.items())
+
+
+class ForecastSettings(Frozen):
+    """Which evaluations are computed where the others are forecast."""
+
+    warm_up: StrictInt = Field(
+        default=4, ge=2, le=MOST_STEPS, description="Evaluations at the start that are computed, 2 or more."
+    )
+    window: StrictFloat = Field(
+        default=2.0, ge=1, le=MOST_STEPS, description="After them one of so many is computed, 1 or more, rounded down."
+    )
+    growth: StrictFloat = Field(
+        default=0.5, ge=0, le=MOST_STEPS, description="By how much the window grows each time, 0 or more."
+    )
+    last: Fraction = Field(
+        default=0.1, description="Part of the run at its end that is computed whole: 0 to 1, or a percentage."
+    )
+
+    def record(self) -> Forecast:
+        """Returns what the manifest says of it."""
+        return Forecast(self.warm_up, self.window, self.growth, self.last)
 
 
 class ParityBounds(Frozen):

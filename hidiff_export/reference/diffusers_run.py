@@ -124,7 +124,7 @@ def run_pipeline(
     given: RunInputs,
     started: Callable[[int], None],
 ) -> tuple[list[RecordedEvaluation], list[Array]]:
-    """Denoises with diffusers; returns the evaluations, and the latents after each.
+    """Denoises with diffusers; returns the evaluations that are computed, and the latents after every one.
 
     Args:
         networks: as before when this returns or raises.
@@ -150,6 +150,7 @@ def run_pipeline(
         pipe,
         rule=recipe.phase_rule(),
         windows=recipe.hidiffusion.windows,
+        forecast=None if recipe.forecast is None else recipe.forecast.record(),
         family=recipe.family,
         task=recipe.task,
     )
@@ -157,7 +158,7 @@ def run_pipeline(
     rescale = given.guidance_rescale
     if "guidance_rescale" in inspect.signature(pipe.__call__).parameters:
         call["guidance_rescale"], rescale = rescale, 0.0
-    watch = recorded_evaluations(unet, _windows(unet, recipe, course), started)
+    watch = recorded_evaluations(unet, _windows(unet, recipe, course), started, lambda: patch.computed)
     with patch, watch as evaluations, _rescaling(scheduler, evaluations, rescale):
         pipe(
             **call,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from hidiff_runtime.format.forecast_record import Forecast
 from hidiff_runtime.phases import Phase, PhasePlan, PhaseRule
 from hidiff_runtime.verification.replay import FEW_EVALUATIONS
 
@@ -30,12 +31,19 @@ class RunSchedule:
         steps: asked of the sampler.
         timesteps: one for each evaluation of the UNet.
         order: evaluations of a logical step; the last step of a second-order sampler has one less.
+        forecast: which evaluations are computed; None for all.
     """
 
     rule: PhaseRule
     steps: int
     timesteps: tuple[float, ...]
     order: int = 1
+    forecast: Forecast | None = None
+
+    @property
+    def forecasts(self) -> bool:
+        """Whether evaluations are left out."""
+        return len(self.points) < len(self.timesteps)
 
     @property
     def logical_steps(self) -> int:
@@ -44,11 +52,13 @@ class RunSchedule:
 
     @cached_property
     def points(self) -> tuple[EvaluationPoint, ...]:
-        """Every evaluation."""
-        steps = self.logical_steps
+        """Every evaluation that is computed."""
+        steps, total = self.logical_steps, len(self.timesteps)
+        computed = [True] * total if self.forecast is None else self.forecast.computed(total)
         return tuple(
             EvaluationPoint(self.rule.phase_at(index // self.order, steps), index // self.order, steps, timestep)
             for index, timestep in enumerate(self.timesteps)
+            if computed[index]
         )
 
     @cached_property
@@ -82,10 +92,13 @@ class EvaluationPoint:
 
 
 def fullest(courses: Iterable[RunSchedule]) -> RunSchedule | None:
-    """Returns the run with the most phase changes; of equals the one with most phases, then fewest evaluations."""
+    """Returns the run with the most phase changes; of equals the one with most phases, then fewest evaluations.
+
+    One that forecasts comes before all that do not.
+    """
     return max(
         courses,
-        key=lambda course: (len(course.changes), len(course.phases), -len(course.timesteps)),
+        key=lambda course: (course.forecasts, len(course.changes), len(course.phases), -len(course.points)),
         default=None,
     )
 
@@ -97,9 +110,12 @@ def recorded(courses: Sequence[RunSchedule], flops: Callable[[Phase], float]) ->
         flops: of one evaluation of a phase.
     """
 
+    # A forecast takes a warm-up before it, and evaluations after it to show what came of it.
+    few = min((len(course.points) for course in courses if course.forecasts), default=FEW_EVALUATIONS)
+
     def affordable(course: RunSchedule) -> bool:
         cost = sum(flops(point.phase) for point in course.points)
-        return len(course.points) <= FEW_EVALUATIONS or cost <= LITTLE_WORK
+        return len(course.points) <= max(few, FEW_EVALUATIONS) or cost <= LITTLE_WORK
 
     return fullest(course for course in courses if affordable(course))
 

@@ -39,14 +39,18 @@ class RecordedEvaluation:
 
 @contextmanager
 def recorded_evaluations(
-    unet: nn.Module, windows: Sequence[tuple[WindowShape, ...]], started: Callable[[int], None]
+    unet: nn.Module,
+    windows: Sequence[tuple[WindowShape, ...]],
+    started: Callable[[int], None],
+    computed: Callable[[], bool] = lambda: True,
 ) -> Iterator[list[RecordedEvaluation]]:
-    """Yields the list to which each call of a UNet is added while the context lasts.
+    """Yields the list to which each call of a UNet that is computed is added while the context lasts.
 
     Args:
         unet: diffusers' ``UNet2DConditionModel``, HiDiffusion in force on it.
         windows: how each call is expected to cut its windowed blocks.
         started: told the number of each call, from 0, when it begins.
+        computed: whether the call at hand is, and not forecast.
 
     Raises:
         ParityError: within a call, that its windows are others.
@@ -55,9 +59,12 @@ def recorded_evaluations(
     signature = inspect.signature(unet.forward)
 
     def before(_unet: nn.Module, _args: Any) -> None:
-        started(len(evaluations))
+        if computed():
+            started(len(evaluations))
 
     def after(_unet: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not computed():
+            return
         call = signature.bind(*args, **kwargs).arguments
         tensors: dict[str, torch.Tensor] = {
             "latents": call["sample"],

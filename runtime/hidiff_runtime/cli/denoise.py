@@ -31,7 +31,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     source.add_argument("--random-embeds", metavar="SEED", type=int, help="random embeddings, to try a bundle out")
     command.add_argument("--steps", type=int, required=True, help="denoising steps")
     command.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale; needed with guidance")
-    for name in ("guidance_rescale", "sampler", "eta", "conditioning_scale"):
+    for name in ("guidance_rescale", "full_run", "sampler", "eta", "conditioning_scale"):
         add_field(command, SETTINGS[name], default=SETTINGS[name].default)
     command.add_argument("--seed", type=int, default=0, help="of latents, window shifts and noise (default: 0)")
     command.add_argument(
@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
             steps=options.steps,
             guidance_scale=options.guidance,
             guidance_rescale=options.guidance_rescale,
+            full_run=options.full_run,
             seed=options.seed,
             sampler=options.sampler,
             eta=options.eta,

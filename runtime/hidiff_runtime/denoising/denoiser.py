@@ -24,6 +24,7 @@ from hidiff_runtime.format.step_graph import GUIDANCE_RESCALE
 from hidiff_runtime.format.step_graph import NOISE_PRED as OUTPUT
 from hidiff_runtime.format.validation import WINDOW_SHIFTS
 from hidiff_runtime.phases import PhasePlan
+from hidiff_runtime.sampling.planned_schedule import planned_schedule
 from hidiff_runtime.sampling.torch_rng import PictureGenerators, RandomStream, TorchGenerator
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Denoiser:
         masked_image_latents: Array | None = None,
         control_image: Array | None = None,
         conditioning_scale: float = 1.0,
+        full_run: bool = False,
         control: Control | None = None,
         callback: Callback | None = None,
     ) -> Array:
@@ -93,6 +95,7 @@ class Denoiser:
             masked_image_latents: inpainting's ``[batch, 4, height, width]``, scaled as the VAE's.
             control_image: what the bundle's ControlNet sees, ``[batch, 3, picture height, picture width]``, 0 to 1.
             conditioning_scale: what the ControlNet's residuals are multiplied by.
+            full_run: whether every evaluation is computed, in a bundle that would forecast some.
             control: asked for residuals at each step that takes them, in place of the bundle's ControlNet.
             callback: called after each step.
 
@@ -118,8 +121,9 @@ class Denoiser:
         source = InitImage.of(manifest, image_latents, strength, embeddings)
         conditioning = Conditioning.of(manifest, embeddings)
         scale, rescale = check_guidance(manifest, guidance_scale), check_rescale(manifest, guidance_rescale)
-        schedule = self._bundle.sampler(sampler).schedule(check_steps(steps), strength=strength, eta=eta)
-        plan = PhasePlan(manifest.rule, schedule.steps)
+        schedule, plan = planned_schedule(
+            manifest, self._bundle.sampler(sampler), check_steps(steps), strength=strength, eta=eta, full_run=full_run
+        )
         control = self._control(plan, control, control_image, conditioning_scale)
         generator = _stream(manifest, seed)
         shape = (manifest.batch, *manifest.latent)

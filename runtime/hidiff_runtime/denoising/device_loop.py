@@ -66,7 +66,10 @@ class DeviceLoop:
         self._begin(state)
         started = time.perf_counter()
         for index, evaluation in enumerate(self._evaluations):
-            self._evaluate(evaluation)
+            if evaluation.computed:
+                self._evaluate(evaluation)
+            else:
+                run.skip()
             self._advance(index, evaluation)
             following = self._evaluations[index + 1 : index + 2]
             if following and following[0].step == evaluation.step:

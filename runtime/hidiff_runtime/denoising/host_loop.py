@@ -22,9 +22,13 @@ def run_on_host(run: RunContext, state: SamplerState, blend: MaskBlend | None = 
     started = time.perf_counter()
     while not state.done:
         step, timestep = state.step, state.timestep
-        noise = guided(_evaluate(run, state), run.guidance_scale, run.guidance_rescale)
+        output = None
+        if state.computed:
+            output = _evaluate(run, state)
+        else:
+            run.skip()
         shape = state.latents.shape
-        state.advance(noise, run.generator.randn(shape) if state.draws_noise else None)
+        state.advance(output, run.generator.randn(shape) if state.draws_noise else None)
         if blend is not None:
             state.latents = blend(state.latents, state.index)
         if not state.done and state.step == step:
@@ -35,6 +39,7 @@ def run_on_host(run: RunContext, state: SamplerState, blend: MaskBlend | None = 
 
 
 def _evaluate(run: RunContext, state: SamplerState) -> Array:
+    """Returns the UNet's output after guidance."""
     record = run.bundle.manifest.phase(run.plan.phase_at(state.step))
     inputs: dict[str, NDArray[Any]] = {
         LATENTS: run.conditioning.model_input(state.model_input(), run.repeat),
@@ -47,7 +52,8 @@ def _evaluate(run: RunContext, state: SamplerState) -> Array:
     where = run.where(state.step)
     with engine_errors(where):
         noise = session.run(inputs).get(NOISE_PRED)
-    return _sound(run, noise, record.outputs[0].shape, where)
+    sound = _sound(run, noise, record.outputs[0].shape, where)
+    return guided(sound, run.guidance_scale, run.guidance_rescale)
 
 
 def _sound(run: RunContext, noise: NDArray[Any] | None, shape: tuple[int, ...], where: str) -> Array:

@@ -146,11 +146,17 @@ class RunContext:
 
     def evaluation(self, timestep: float) -> dict[str, NDArray[Any]]:
         """Returns the inputs of an evaluation that change each time, the latents aside; draws the window shifts."""
-        inputs: dict[str, NDArray[Any]] = {"timestep": np.array([timestep], dtype=np.float32)}
+        return {"timestep": np.array([timestep], dtype=np.float32), **self._window_shifts()}
+
+    def skip(self) -> None:
+        """Draws the window shifts of an evaluation that is forecast, so that those after it have the ones they had."""
+        self._window_shifts()
+
+    def _window_shifts(self) -> dict[str, NDArray[Any]]:
         spec = self.bundle.manifest.phases[0].input(WINDOW_SHIFTS)
-        if spec is not None:
-            inputs[WINDOW_SHIFTS] = graph_shifts(draw_window_shifts(self.generator, spec.shape[-1]), spec.shape)
-        return inputs
+        if spec is None:
+            return {}
+        return {WINDOW_SHIFTS: graph_shifts(draw_window_shifts(self.generator, spec.shape[-1]), spec.shape)}
 
     def residuals(self, record: PhaseRecord, step: int, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
         """Returns what ``control`` gives for these graph inputs, checked; empty where the phase takes none."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from hidiff_runtime.errors import BundleError
 from hidiff_runtime.format.codec import Fields
+from hidiff_runtime.format.forecast_record import Forecast
 from hidiff_runtime.format.record_codec import LATER, OMITTED, BundlePath, Float, Form, Positive, whole, wholes
 from hidiff_runtime.format.specs import (
     CONTROLNET,
@@ -114,6 +115,7 @@ class SharedRecord:
         guidance_rescale: 0 to 1, of runs that do not say; see `hidiff_runtime.denoising.conditioning.guided`.
         force_zeros_for_empty_prompt: whether SDXL's prompts without a negative one have zeros in the place of its
             embeddings, and not the empty prompt's.
+        forecast: which evaluations of a run are not computed but forecast; None where all are computed.
         timing: what a phase of the first bucket begins with, by which backends are timed where a bundle has several.
         report: path of the parity report, if there is one.
         fingerprints: content fingerprints of what the bundle was built from.
@@ -134,6 +136,7 @@ class SharedRecord:
     text_encoders: tuple[TextEncoderRecord, ...] = field(default=(), metadata=LATER)
     guidance_rescale: Float = field(default=0.0, metadata=OMITTED)
     force_zeros_for_empty_prompt: bool = field(default=True, metadata=OMITTED)
+    forecast: Forecast | None = field(default=None, metadata=OMITTED)
     timing: GraphRecord | None = field(default=None, metadata=OMITTED)
     report: BundlePath | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)

@@ -73,6 +73,7 @@ def _check_shared(manifest: ManifestRecord, fields: Fields) -> None:
     if "unet" not in manifest.weights:
         raise fields.wrong("weights", "must name the UNet's store", sorted(manifest.weights))
     _check_rescale(manifest, fields)
+    _check_forecast(manifest, fields)
     for encoder in manifest.text_encoders:
         _check_text_encoder(encoder, fields, encoder.name)
     if manifest.timing is not None:
@@ -227,6 +228,15 @@ def _check_rescale(manifest: ManifestRecord, fields: Fields) -> None:
     rescale = manifest.guidance_rescale
     if not 0 <= rescale <= 1 or (rescale and not manifest.guidance):
         raise fields.wrong("guidance_rescale", "must be from 0 to 1, and 0 without guidance", rescale)
+
+
+def _check_forecast(manifest: ManifestRecord, fields: Fields) -> None:
+    """A forecast's windows hold steps, and its end is a part of the run."""
+    forecast = manifest.forecast
+    if forecast is not None and not (forecast.window >= 1 and forecast.growth >= 0 and 0 <= forecast.last <= 1):
+        raise fields.wrong(
+            "forecast", "must have a window of 1 or more, growth of 0 or more and a last part of 0 to 1", forecast
+        )
 
 
 def _check_controlnet(manifest: ManifestRecord, controlnet: GraphRecord, fields: Fields) -> None:

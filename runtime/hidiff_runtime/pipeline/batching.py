@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hidiff_runtime.format.manifest import Manifest
 
-_ONCE = ("steps", "guidance_scale", "guidance_rescale", "sampler", "eta", "strength", "conditioning_scale")
+_ONCE = ("steps", "guidance_scale", "guidance_rescale", "full_run", "sampler", "eta", "strength", "conditioning_scale")
 """Settings that all pictures of a run have in common."""
 
 

@@ -161,6 +161,7 @@ def _facts(manifest: Manifest, table: SamplerTable, request: Request, index: int
         "steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
         "guidance_rescale": settings.guidance_rescale or None,
+        "forecast": vars(manifest.forecast) if manifest.forecast is not None and not settings.full_run else None,
         "sampler": settings.sampler,
         "schedule": schedule_name(table, settings.steps),
         "eta": settings.eta or None,

@@ -104,6 +104,8 @@ def settings_like(
             settings = {**settings, "negative_prompt": negative or None}
     _check_sources(manifest, parameters, asked)
     warnings += _fit_guidance(manifest, settings, bool(parameters.facts))
+    if manifest.forecast is not None and parameters.facts and "forecast" not in parameters.facts:
+        settings["full_run"] = True
     warnings += _fit_sampler(bundle, settings, named, asked)
     if not takes_sizes(manifest):
         settings = {name: value for name, value in settings.items() if SETTINGS[name].kind not in ORDERS}
@@ -137,6 +139,7 @@ def _other_facts(manifest: Manifest, facts: Mapping[str, Any], asked: Mapping[st
         drew = _model(facts.get("model"), facts.get("lora", []), str(facts.get("model_sha256")))
         here = _model(model_name(manifest), fused_loras(manifest), sha)
         found.append(f"the picture was drawn with the weights of {drew}, this bundle has those of {here}")
+    held_forecast = None if manifest.forecast is None else vars(manifest.forecast)
     held = other_weights(manifest)
     theirs = facts.get("weights", held)
     others = [name for name in held if theirs.get(name, held[name]) != held[name]]
@@ -154,6 +157,8 @@ def _other_facts(manifest: Manifest, facts: Mapping[str, Any], asked: Mapping[st
         )
     elif batch > 1:
         found.append(f"the picture was number {index + 1} of a batch of {batch}; all of them are drawn")
+    if "full_run" not in asked and facts.get("forecast", held_forecast) != held_forecast:
+        found.append("the picture's steps were forecast in another way than this bundle's are")
     if not {"steps", "strength"} & asked.keys() and not _same_phases(manifest, facts):
         found.append("the picture went through other phases of HiDiffusion than this bundle has")
     return found

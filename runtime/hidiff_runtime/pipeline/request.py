@@ -24,6 +24,7 @@ from hidiff_runtime.phases import PhasePlan
 from hidiff_runtime.pipeline.image_processing import control_array, fitted_pictures, image_array, mask_array
 from hidiff_runtime.pipeline.prompt_encoding import check_not_empty, check_options, check_text
 from hidiff_runtime.pipeline.request_fields import ORDERS, PICTURES, SETTINGS, STEPS, Settings, Size
+from hidiff_runtime.sampling.planned_schedule import planned_schedule
 from hidiff_runtime.sampling.torch_rng import PictureGenerators, RandomStream, TorchGenerator
 
 if TYPE_CHECKING:
@@ -86,10 +87,13 @@ class Request:
         filled = _filled(bundle, settings)
         times, table = _time_ids(manifest, filled), bundle.sampler(filled.sampler)
         assert filled.steps is not None
+        schedule, _ = planned_schedule(
+            manifest, table, filled.steps, strength=filled.strength, eta=filled.eta, full_run=filled.full_run
+        )
         return cls(
             prompts=prompts,
             negative_prompts=negative,
-            steps=table.schedule(filled.steps, strength=filled.strength, eta=filled.eta).steps,
+            steps=schedule.steps,
             # Fitted pictures alone are kept: those that were given may be larger by far, and requests may wait.
             settings=replace(filled, **{name: _fitted(manifest, filled, name) for name in _given(filled)}),
             size=(manifest.width, manifest.height),

@@ -34,6 +34,7 @@ class Evaluation:
         noising: weights of a picture's latents and of noise, whose sum is the picture noised as far as the sample is
             before this evaluation.
         rows: coefficients, float64 ``[1 + K, 3 + K]``.
+        computed: whether the UNet is evaluated; if not, its output has no coefficient.
     """
 
     timestep: float
@@ -42,6 +43,7 @@ class Evaluation:
     draws_noise: bool
     noising: tuple[float, float]
     rows: FloatArray
+    computed: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,22 +137,34 @@ class SamplerState:
         """Whether `advance` needs noise at the evaluation to come."""
         return self._next.draws_noise
 
+    @property
+    def computed(self) -> bool:
+        """Whether `advance` needs the UNet's output at the evaluation to come."""
+        return self._next.computed
+
     def model_input(self) -> Latents:
         """Returns the sample as the UNet takes it."""
         return _scaled(self.latents, self._next.input_scale)
 
-    def advance(self, model_output: Latents, noise: Latents | None = None) -> None:
+    def advance(self, model_output: Latents | None, noise: Latents | None = None) -> None:
         """Takes the UNet's output (after guidance) and moves to the next evaluation.
 
         Args:
-            model_output: float32 of the latents' shape.
+            model_output: float32 of the latents' shape, exactly when `computed`.
             noise: standard normal, float32 of the latents' shape, exactly when `draws_noise`.
 
         Raises:
-            InputError: a wrong shape or dtype, noise missing or unasked for, or nothing left to do.
+            InputError: a wrong shape or dtype, noise or output missing or unasked for, or nothing left to do.
         """
         evaluation = self._next
-        _check("The model's output", model_output, self.latents.shape)
+        if evaluation.computed != (model_output is not None):
+            raise InputError(
+                "This evaluation needs the UNet's output." if evaluation.computed else "This evaluation is forecast.",
+                given=f"evaluation {self._index} {'without' if model_output is None else 'with'} an output",
+                advice="Evaluate the UNet exactly where computed is true.",
+            )
+        if model_output is not None:
+            _check("The model's output", model_output, self.latents.shape)
         if noise is not None:
             _check("The noise", noise, self.latents.shape)
         if evaluation.draws_noise != (noise is not None):
@@ -159,7 +173,8 @@ class SamplerState:
                 given=f"evaluation {self._index} {'without' if noise is None else 'with'} noise",
                 advice="Draw noise exactly where draws_noise is true, so that the random stream stays in step.",
             )
-        inputs = (self.latents, model_output, self._zeros if noise is None else noise, *self._state)
+        given = (self._zeros if array is None else array for array in (model_output, noise))
+        inputs = (self.latents, *given, *self._state)
         self.latents, *self._state = (_combine(row, inputs) for row in evaluation.rows)
         self._index += 1
 

@@ -31,6 +31,7 @@ def facts_of(manifest: Manifest) -> dict[str, Any]:
     vae = manifest.vae
     return {
         **{name: getattr(manifest, name) for name in _PLAIN},
+        **({} if manifest.forecast is None else {"forecast": vars(manifest.forecast)}),
         "latent": list(manifest.latent),
         "windowed_blocks": list(manifest.windowed_blocks),
         "samplers": sorted(manifest.samplers),

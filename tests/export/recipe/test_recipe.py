@@ -15,6 +15,7 @@ from hidiff_export.families.hidiffusion_rules import Layout, phase_rule
 from hidiff_export.recipe import Recipe, shipped_recipes
 from hidiff_export.recipe.field_types import BackendName, Precision, SamplerName, Target
 from hidiff_export.scheduler_tables.names import SAMPLERS
+from hidiff_runtime.format.forecast_record import Forecast
 from hidiff_runtime.phases import PhaseRule, StepRange
 
 SHIPPED = shipped_recipes()
@@ -220,6 +221,7 @@ def test_an_override_opens_what_was_a_word() -> None:
 def test_a_rescale_that_is_left_out_leaves_recipes_as_they_were() -> None:
     plain = _recipe()
     assert "guidance_rescale" not in plain.to_dict()
+    assert "forecast" not in plain.to_dict()
     rescaled = _recipe(guidance_rescale=0.7)
     assert rescaled.to_dict()["guidance_rescale"] == 0.7
     assert rescaled.fingerprint() != plain.fingerprint()
@@ -253,3 +255,19 @@ def test_example_prompts_are_texts_and_not_many() -> None:
     for wrong in (["a"] * 13, [""], [3], "a cat"):
         with pytest.raises(RecipeError):
             _recipe(example_prompts=wrong)
+
+
+@pytest.mark.parametrize(
+    ("written", "due"),
+    [
+        ("true", Forecast()),
+        ("{}", Forecast()),
+        ("{warm_up: 5, growth: 0.75, last: 20%}", Forecast(warm_up=5, growth=0.75, last=0.2)),
+        ("false", None),
+        ("null", None),
+    ],
+)
+def test_forecast_is_a_switch_or_a_mapping(written: str, due: Forecast | None) -> None:
+    recipe = Recipe.load("sd15-1024", ["source=random:0", f"forecast={written}"])
+    assert (None if recipe.forecast is None else recipe.forecast.record()) == due
+    assert Recipe.from_dict(recipe.to_dict()) == recipe

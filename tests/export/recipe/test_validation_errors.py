@@ -57,6 +57,34 @@ BAD = {
         "false",
         "Did you mean windows? Keys",
     ),
+    "a forecast of few steps": Bad(
+        _with("steps: 1-5\nforecast: true"),
+        6,
+        "`forecast` leaves no step out, not even of 5",
+        "true",
+        "shorter warm_up",
+    ),
+    "a forecast with a long warm-up": Bad(
+        _with("forecast: {warm_up: 200}"),
+        5,
+        "`forecast` leaves no step out, not even of 100",
+        '{"warm_up": 200}',
+        "more steps",
+    ),
+    "a forecast with a short warm-up": Bad(
+        _with("forecast: {warm_up: 1}"), 5, "`forecast.warm_up` should be greater than or equal to 2", "1", "2 or more"
+    ),
+    "a forecast of no kind": Bad(_with("forecast: spectrum"), 5, "`forecast` should be", '"spectrum"', "true or false"),
+    "an unknown key of a forecast": Bad(
+        _with("forecast: {warmup: 5}"), 5, "`forecast.warmup` is not a", "5", "Did you mean warm_up?"
+    ),
+    "a sampler that cannot be forecast": Bad(
+        _with("sampler: [euler, lcm]\nforecast: true"),
+        5,
+        "`sampler` has lcm, whose steps cannot be forecast: each of its steps guesses",
+        '["euler", "lcm"]',
+        "choose among ddim, ddpm, euler",
+    ),
     "odd size": Bad(_text(width="1020"), 3, "`width` should be a multiple of 8", "1020", "from 64 to 8192"),
     "size too small": Bad(_text(height="56"), 4, "`height` should be greater", "56", "from 64 to 8192"),
     "size too large": Bad(_text(height="8200"), 4, "`height` should be less", "8200", "from 64 to 8192"),

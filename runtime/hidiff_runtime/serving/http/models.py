@@ -58,6 +58,7 @@ def _card(service: Service, created: int) -> dict[str, Any]:
         "task": manifest.task,
         "guidance": manifest.guidance,
         "guidance_rescale": manifest.guidance_rescale,
+        "forecast": None if manifest.forecast is None else vars(manifest.forecast),
         "steps": [count for count in manifest.steps if count <= limits.steps],
         "samplers": sorted(manifest.samplers),
         "sampler": manifest.default_sampler,

@@ -1,0 +1,104 @@
+"""A bundle that forecasts steps, from recipe to picture: built, checked, run, and beside PyTorch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+from click.testing import CliRunner
+from filelock import FileLock
+
+from hidiff_export.cli import main
+from hidiff_export.compiler.compile import build
+from hidiff_export.recipe import Recipe
+from hidiff_export.verification.verify import verify
+from hidiff_runtime import Pipeline, check
+from hidiff_runtime import open as open_bundle
+from hidiff_runtime.format.forecast_record import Forecast
+from hidiff_runtime.format.manifest import MANIFEST, Manifest
+from hidiff_runtime.sampling import forecast as forecasts
+from hidiff_runtime.verification.comparison import Verdict
+from tests.conftest import NoDisplay
+
+CHANGES = ("width=64", "height=64", "steps=[6,8]", "sampler=[euler,dpmpp_2m]", "forecast=true")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "forecast-bundle"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / MANIFEST).is_file():
+            build(Recipe.load("tiny", CHANGES), folder, NoDisplay())
+    return folder
+
+
+def runs(bundle: Path) -> list[Verdict]:
+    """The verdicts on whole runs: after each step, and at the end."""
+    return [verdict for verdict in check(bundle).verdicts if verdict.boundary.startswith("latents")]
+
+
+def test_the_recorded_run_forecasts_a_step(bundle: Path) -> None:
+    verdicts = runs(bundle)
+    assert all(verdict.ok for verdict in verdicts)
+    assert len(verdicts) == 6 + 1  # one of 6 steps, of which 5 are computed
+    assert check(bundle).ok
+    samples = json.loads((bundle / "reference/samples.json").read_text())
+    assert samples["runs"][0]["steps"] == 6
+
+
+def test_the_step_graph_keeps_outputs(bundle: Path) -> None:
+    manifest = Manifest.read(bundle)
+    assert manifest.forecast == Forecast()
+    assert manifest.step is not None
+    states = next(spec.shape[0] for spec in manifest.step.inputs if spec.name == "state")
+    tables = 1  # dpmpp_2m's
+    assert states == tables + forecasts.KEPT
+
+
+@pytest.mark.parametrize("fault", ["one row late", "other weights", "never"])
+def test_a_forecast_of_something_else_fails_the_check(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, fault: str, tmp_path: Path
+) -> None:
+    weights = forecasts.weights
+    if fault == "one row late":
+        monkeypatch.setattr(forecasts, "weights", lambda known, index, total: weights(known, index - 1, total))
+    elif fault == "other weights":
+        monkeypatch.setattr(forecasts, "weights", lambda known, index, total: weights(known, index, total)[::-1])
+    else:
+        bundle = Path(shutil.copytree(bundle, tmp_path / "copy"))
+        toy.seal(bundle, replace(Manifest.read(bundle), forecast=None))
+    assert not all(verdict.ok for verdict in runs(bundle))
+
+
+def test_verify_agrees_with_pytorch(bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    assert verify(folder).ok
+
+
+def test_a_picture_says_how_it_was_made(bundle: Path) -> None:
+    with open_bundle(bundle) as opened:
+        pipeline = Pipeline(opened)
+        image, whole = (pipeline("a boat", steps=8, seed=1, full_run=full) for full in (False, True))
+    assert np.abs(np.asarray(image, np.int16) - np.asarray(whole, np.int16)).max() > 0
+    facts = json.loads(image.info["hidiff"])
+    assert facts["forecast"] == vars(Forecast())
+    assert "Forecast: " in image.info["parameters"]
+    assert "forecast" not in json.loads(whole.info["hidiff"])
+
+
+def test_plan_and_inspect_tell_what_is_computed(bundle: Path) -> None:
+    planned = CliRunner().invoke(main, ["plan", "sd15-1024", "--set", "forecast=true", "--steps", "50"])
+    assert "19 of 50 steps" in planned.output
+    plain = json.loads(CliRunner().invoke(main, ["plan", "sd15-1024", "--json"]).output)
+    plan = json.loads(CliRunner().invoke(main, ["plan", "sd15-1024", "--set", "forecast=true", "--json"]).output)
+    assert (plain["computed_steps"], plan["computed_steps"]) == (50, 19)
+    assert sum(cost["computed_steps"] for cost in plan["costs"]) == 19
+    assert plan["tflops"]["run"] < 0.4 * plain["tflops"]["run"]
+    inspected = json.loads(CliRunner().invoke(main, ["inspect", str(bundle), "--json"]).output)
+    assert inspected["forecast"] == vars(Forecast())
