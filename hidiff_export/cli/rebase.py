@@ -51,7 +51,7 @@ def rebase(
     Weights, tokenizers and noise schedule are the new checkpoint's; graphs stay; engines, ranges and reference are made
     anew; then the bundle is verified. What is not named stays as the bundle's recipe has it, but for a noise schedule
     where the new checkpoint has its own. --set takes what graphs are not traced with: samplers, steps,
-    noise schedule, parity bounds, backends.
+    noise schedule, forecast, parity bounds, backends.
     """
     from hidiff_export.cli.build import print_result
     from hidiff_export.cli.console import progress_display

@@ -102,3 +102,14 @@ def test_plan_and_inspect_tell_what_is_computed(bundle: Path) -> None:
     assert plan["tflops"]["run"] < 0.4 * plain["tflops"]["run"]
     inspected = json.loads(CliRunner().invoke(main, ["inspect", str(bundle), "--json"]).output)
     assert inspected["forecast"] == vars(Forecast())
+
+
+def test_a_bundle_without_forecast_is_rebased_to_one(sd15_bundle: Path, tmp_path: Path) -> None:
+    """The step graph is made anew with room for what is kept; three steps are too few to leave one out."""
+    words = ["rebase", str(sd15_bundle), "-o", str(tmp_path / "new"), "--set", "forecast=true", "--set", "steps=[3,6]"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    assert Manifest.read(tmp_path / "new").forecast == Forecast()
+    assert Manifest.read(sd15_bundle).forecast is None
+    assert check(tmp_path / "new").ok
+    assert len(runs(tmp_path / "new")) == 6 + 1
