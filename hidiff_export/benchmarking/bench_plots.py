@@ -72,7 +72,11 @@ def _steps(size: SizeTimes) -> Any:
     figure, axes = _figure(4.2 + 0.12 * len(size.finished))
     steps, plan = size.work.steps, PhasePlan(size.work.recipe.phase_rule(), size.work.steps)
     for place, one in enumerate(size.finished):
-        each = [size.evaluation_seconds(one, plan.phase_at(step).name) for step in range(steps)]
+        forecast = one.competitor.forecast
+        computed = (True,) * steps if forecast is None else forecast.computed(steps)
+        each = [
+            size.evaluation_seconds(one, plan.phase_at(step).name) if computed[step] else 0.0 for step in range(steps)
+        ]
         edges = range(steps + 1)
         axes.stairs(each, edges, baseline=None, label=one.competitor.name, **_look(place, one.competitor))
     top = axes.get_ylim()[1] * 1.1

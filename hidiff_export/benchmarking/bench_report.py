@@ -100,6 +100,7 @@ class BenchReport:
             phase["median_processor"] = median(phase["processor"])
             phase["ratio"] = _ratio(size.phase_ratio(one, name))
         run: dict[str, Any] = {**self._speed(size.run_flops(one), size.run_seconds(one), who.precision)}
+        run["evaluations"] = sum(size.counts(one).values())
         run["median_processor"] = size.run_seconds(one, "processor")
         run["ratio"] = _ratio(size.run_ratio(one))
         return {**told, "ready_seconds": one.ready, "run": run}

@@ -45,6 +45,12 @@ def remarks(size: SizeTimes) -> list[str]:
         for one in size.contenders
         if one.profile_failure
     ]
+    found += [
+        f"{one.competitor.name} computes {sum(size.counts(one).values())} of {size.work.steps} evaluations: "
+        f"{one.competitor.forecast}; the others are forecast."
+        for one in size.finished
+        if one.competitor.forecast is not None
+    ]
     found += [f"{name} is left out: {why}" for name, why in size.left_out.items()]
     if size.reference is None:
         found.append(

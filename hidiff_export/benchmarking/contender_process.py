@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hidiff_export.child_process import Conversation, conversation
+from hidiff_runtime.format.forecast_record import Forecast
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -38,6 +39,7 @@ class Competitor:
         settings: of the evaluator, JSON types.
         python: the interpreter that it runs in.
         bundle: whether it is a bundle and not one of its peers.
+        forecast: which evaluations of a run it computes; None for all.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Competitor:
     settings: Mapping[str, Any]
     python: str = sys.executable
     bundle: bool = False
+    forecast: Forecast | None = None
 
 
 class ContenderFailed(Exception):  # noqa: N818 - a contender's end, which is a row and no error of the command

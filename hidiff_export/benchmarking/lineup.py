@@ -52,7 +52,9 @@ class BenchedBundle:
         }
         origin = f"{self.folder}, {backend}"
         name = f"{self.name} {backend}"
-        return Competitor(name, "bundle", origin, manifest.precision, True, settings, bundle=True)
+        return Competitor(
+            name, "bundle", origin, manifest.precision, True, settings, bundle=True, forecast=manifest.forecast
+        )
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class SizeTimes:
 
     def run_flops(self, one: ContenderTimes) -> int:
         """Returns the operations of the whole run."""
-        return sum(planned.count * self.flops(one, planned.phase.name) for planned in self.work.phases)
+        return sum(count * self.flops(one, name) for name, count in self.counts(one).items())
 
     def run_seconds(self, one: ContenderTimes, clock: str = "wall") -> float:
         """Returns the seconds of the whole run: each phase's `evaluation_seconds`, as often as the run has it.
@@ -130,9 +130,12 @@ class SizeTimes:
             one: which contender.
             clock: ``wall`` or ``processor``.
         """
-        return sum(
-            planned.count * self.evaluation_seconds(one, planned.phase.name, clock) for planned in self.work.phases
-        )
+        return sum(count * self.evaluation_seconds(one, name, clock) for name, count in self.counts(one).items())
+
+    def counts(self, one: ContenderTimes) -> dict[str, int]:
+        """Returns how many evaluations of each phase the run computes; forecast ones take no time worth counting."""
+        names = [planned.phase.name for planned in self.work.phases]
+        return {name: self.work.count(name, one.competitor.forecast) for name in names}
 
     def evaluation_seconds(self, one: ContenderTimes, phase: str, clock: str = "wall") -> float:
         """Returns the median of a phase's evaluations; without HiDiffusion, where all are of one kind, that of all."""
@@ -155,7 +158,7 @@ class SizeTimes:
         return [sum(seconds) for seconds in rounds]
 
     def _counted(self, one: ContenderTimes) -> Iterable[tuple[int, PhaseTimes]]:
-        return [(planned.count, one.phases[planned.phase.name]) for planned in self.work.phases]
+        return [(count, one.phases[name]) for name, count in self.counts(one).items()]
 
 
 def signal_to_noise(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:

@@ -16,6 +16,7 @@ from hidiff_export.families.geometry import UNetGeometry
 from hidiff_export.families.graph_io import phase_inputs
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.random_inputs import arrays, random_inputs
+from hidiff_runtime.format.forecast_record import Forecast
 from hidiff_runtime.format.specs import TensorSpec
 from hidiff_runtime.phases import Phase, PhasePlan
 from hidiff_runtime.sampling.torch_rng import TorchGenerator, draw_window_shifts
@@ -69,6 +70,12 @@ class Workload:
         recipe, config = self.recipe, self.recipe.unet_config()
         stock = stock_geometry(config, recipe.unet_layout, recipe.latent_height, recipe.latent_width)
         return unet_cost(config, *stock).flops * recipe.model_batch
+
+    def count(self, phase: str, forecast: Forecast | None = None) -> int:
+        """Returns how many evaluations of a phase the run computes, where others are forecast."""
+        plan = PhasePlan(self.recipe.phase_rule(), self.steps)
+        computed = (True,) * self.steps if forecast is None else forecast.computed(self.steps)
+        return sum(computed[step] and plan.phase_at(step).name == phase for step in range(self.steps))
 
     def step_of(self, phase: Phase) -> int:
         """Returns the first step of a phase."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from hidiff_export.benchmarking.bench_tables import remarks
 from hidiff_export.benchmarking.contender_process import Competitor
 from hidiff_export.benchmarking.timings import (
     EQUAL,
@@ -19,6 +22,7 @@ from hidiff_export.benchmarking.workload import Workload
 from hidiff_export.families.cost import unet_cost
 from hidiff_export.families.geometry import UNetGeometry
 from hidiff_export.recipe import Recipe
+from hidiff_runtime.format.forecast_record import Forecast
 
 WORK = Workload(Recipe.load("sd15-1024"), 50)
 FIRST, SECOND = (planned.phase.name for planned in WORK.phases)
@@ -42,6 +46,21 @@ def test_the_work_is_the_plan_s() -> None:
     geometry = UNetGeometry.of(recipe.unet_config(), recipe.unet_layout, strided.phase, *size)
     assert strided.flops == 2 * unet_cost(recipe.unet_config(), recipe.unet_layout, geometry).flops
     assert WORK.stock_flops > WORK.phases[1].flops > strided.flops
+
+
+def test_a_run_counts_what_a_bundle_computes() -> None:
+    base, one = times("base", [2.0], [4.0]), times("one", [2.0], [4.0])
+    one.competitor = replace(one.competitor, forecast=Forecast())
+    size = SizeTimes(WORK, (base, one), "base")
+    assert size.counts(base) == {FIRST: 20, SECOND: 30}
+    assert size.counts(one) == {FIRST: 9, SECOND: 10}
+    assert size.run_seconds(one) == 9 * 2 + 10 * 4
+    ratio = size.run_ratio(one)
+    assert ratio is not None
+    assert ratio.value == (20 * 2 + 30 * 4) / (9 * 2 + 10 * 4)
+    assert size.run_flops(one) < 0.4 * size.run_flops(base)
+    (told,) = [line for line in remarks(size) if line.startswith("one computes")]
+    assert "19 of 50 evaluations" in told
 
 
 def test_ratios_are_of_the_same_round() -> None:
