@@ -9,12 +9,13 @@ from hidiff_runtime.version import __version__
 if TYPE_CHECKING:
     from hidiff_export.diffusers_api.apply_hidiffusion import apply_hidiffusion
     from hidiff_export.diffusers_api.bundle_unet import BundleUNet
+    from hidiff_runtime.format.forecast_record import Forecast
 
-__all__ = ["BundleUNet", "__version__", "apply_hidiffusion"]
+__all__ = ["BundleUNet", "Forecast", "__version__", "apply_hidiffusion"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what needs PyTorch only when it is asked for."""
+    """Imports what needs PyTorch, and what few need, only when it is asked for."""
     if name == "apply_hidiffusion":
         from hidiff_export.diffusers_api.apply_hidiffusion import apply_hidiffusion
 
@@ -23,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from hidiff_export.diffusers_api.bundle_unet import BundleUNet
 
         return BundleUNet
+    if name == "Forecast":
+        from hidiff_runtime.format.forecast_record import Forecast
+
+        return Forecast
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

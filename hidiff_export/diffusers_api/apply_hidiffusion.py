@@ -166,7 +166,7 @@ def apply_hidiffusion(
     windows: bool = True,
     compat: Compat = "native",
     rule: PhaseRule | None = None,
-    forecast: Forecast | None = None,
+    forecast: Forecast | bool = False,
     family: Family | None = None,
     task: Task | None = None,
 ) -> HiDiffusion:
@@ -191,7 +191,7 @@ def apply_hidiffusion(
             generator gives without neighbors. "published": torch's global generator on the CPU, as
             the package ``hidiffusion`` draws them.
         rule: when each change is in force; by default the published thresholds for the family, the task and the size.
-        forecast: which evaluations are computed, where the others are to be forecast from them; None computes all.
+        forecast: whether only some evaluations are computed and the others forecast from them, or which.
         family: by default read from the UNet. SDXL-Turbo and Playground have the same UNet as SDXL and are known by
             the names of their published checkpoints alone, so name the family of a fine-tune or of a local copy.
         task: by default read from the pipeline and the UNet.
@@ -213,7 +213,8 @@ def apply_hidiffusion(
     layout = Layout.of(family)
     _check_layout(unet, family, layout)
     layout = layout if windows else layout.without_windows()
-    return HiDiffusion(pipe, _Options(family, task, layout, raunet, rule, compat, forecast))
+    settings = forecast if isinstance(forecast, Forecast) else Forecast() if forecast else None
+    return HiDiffusion(pipe, _Options(family, task, layout, raunet, rule, compat, settings))
 
 
 def draw_window_shifts(generators: Sequence[torch.Generator], blocks: int) -> torch.Tensor:
