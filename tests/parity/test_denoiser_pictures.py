@@ -24,10 +24,10 @@ from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
 from hidiff_export.scheduler_tables.scheduler_probe import probe
 from hidiff_runtime import TorchGenerator
 from hidiff_runtime import open as open_bundle
-from hidiff_runtime.denoising import denoiser
 from hidiff_runtime.denoising.init_image import InitImage, MaskBlend
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.phases import Phase, PhasePlan
+from hidiff_runtime.sampling import planned_schedule
 from tests.export.verification.torch_bundle import TorchBackend, build, write_manifest
 from tests.parity import pipelines
 
@@ -201,7 +201,7 @@ def test_phases_are_of_the_steps_that_are_run(
     case = CASES[name]
     folder = bundles(case.recipe)
     expected = diffusers_steps(case, folder)
-    monkeypatch.setattr(denoiser, "PhasePlan", whole_plan(case))
+    monkeypatch.setattr(planned_schedule, "PhasePlan", whole_plan(case))
     assert difference(bundle_steps(case, folder), expected) > 100 * BOUND
 
 

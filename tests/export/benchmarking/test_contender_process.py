@@ -111,15 +111,21 @@ def test_a_missing_library_is_a_failure(tmp_path: Path) -> None:
         start(process, one)
 
 
+def descendants() -> set[psutil.Process]:
+    """This process's, among which are what other tests started and keep."""
+    return set(psutil.Process().children(recursive=True))
+
+
 def test_whatever_a_contender_started_ends_with_it(stores: Path) -> None:
     one = fake(stores, "pass")
     one = Competitor(**{**vars(one), "python": str(stores.parent / "python")})
     (stores.parent / "python").write_text("#!/bin/sh\nsleep 1000 &\necho hello\nwait\n")
     (stores.parent / "python").chmod(0o755)
+    before = descendants()
     with contender_process(one, {}) as process:
         with pytest.raises(ContenderFailed, match=r"its answer is no JSON: b'hello\\n'"):
             start(process, one)
-        children = psutil.Process().children(recursive=True)
+        children = descendants() - before
         assert len(children) == 2
     assert not psutil.wait_procs(children, timeout=60)[1]
 
@@ -127,7 +133,8 @@ def test_whatever_a_contender_started_ends_with_it(stores: Path) -> None:
 def test_an_interruption_is_the_parent_s_alone(stores: Path) -> None:
     """A terminal sends it to the whole foreground group, which contenders are not in."""
     one = fake(stores, "pass")
+    before = descendants()
     with contender_process(one, {}) as process:
         start(process, one)
-        (child,) = psutil.Process().children()
+        (child,) = descendants() - before
         assert os.getpgid(child.pid) == child.pid != os.getpgrp()
