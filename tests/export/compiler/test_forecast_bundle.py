@@ -17,10 +17,12 @@ from hidiff_export.cli import main
 from hidiff_export.compiler.compile import build
 from hidiff_export.recipe import Recipe
 from hidiff_export.verification.verify import verify
-from hidiff_runtime import Pipeline, check
+from hidiff_runtime import Pipeline, check, save_png
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.format.forecast_record import Forecast
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
+from hidiff_runtime.pipeline.image_parameters import read_parameters
+from hidiff_runtime.pipeline.image_settings import settings_like
 from hidiff_runtime.sampling import forecast as forecasts
 from hidiff_runtime.verification.comparison import Verdict
 from tests.conftest import NoDisplay
@@ -90,6 +92,27 @@ def test_a_picture_says_how_it_was_made(bundle: Path) -> None:
     assert facts["forecast"] == vars(Forecast())
     assert "Forecast: " in image.info["parameters"]
     assert "forecast" not in json.loads(whole.info["hidiff"])
+
+
+def test_a_picture_is_drawn_again_as_it_was(bundle: Path, tmp_path: Path) -> None:
+    with open_bundle(bundle) as opened:
+        pipeline = Pipeline(opened)
+        for name, full in (("forecast.png", False), ("whole.png", True)):
+            save_png(pipeline("a boat", steps=8, seed=1, full_run=full), tmp_path / name)
+        found = {
+            name: settings_like(opened, read_parameters(tmp_path / name)) for name in ("forecast.png", "whole.png")
+        }
+        assert not found["forecast.png"].settings.get("full_run")
+        assert found["whole.png"].settings["full_run"] is True
+        assert not any("forecast" in warning for like in found.values() for warning in like.warnings)
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    toy.seal(copy, replace(Manifest.read(copy), forecast=None))
+    with open_bundle(copy) as opened:
+        like = settings_like(opened, read_parameters(tmp_path / "forecast.png"))
+        assert any("forecast in another way" in warning for warning in like.warnings)
+        assert not any(
+            "forecast" in told for told in settings_like(opened, read_parameters(tmp_path / "whole.png")).warnings
+        )
 
 
 def test_plan_and_inspect_tell_what_is_computed(bundle: Path) -> None:
