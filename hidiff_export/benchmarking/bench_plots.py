@@ -11,6 +11,7 @@ from typing import Any
 from hidiff_export.benchmarking.bench_tables import seconds
 from hidiff_export.benchmarking.contender_process import Competitor
 from hidiff_export.benchmarking.timings import SizeTimes
+from hidiff_runtime.format.forecast_record import computed_of
 from hidiff_runtime.phases import PhasePlan
 
 MISSING = "plots are left out: matplotlib is not installed. pip install 'hidiff-export[bench]'."
@@ -72,8 +73,7 @@ def _steps(size: SizeTimes) -> Any:
     figure, axes = _figure(4.2 + 0.12 * len(size.finished))
     steps, plan = size.work.steps, PhasePlan(size.work.recipe.phase_rule(), size.work.steps)
     for place, one in enumerate(size.finished):
-        forecast = one.competitor.forecast
-        computed = (True,) * steps if forecast is None else forecast.computed(steps)
+        computed = computed_of(one.competitor.forecast, steps)
         each = [
             size.evaluation_seconds(one, plan.phase_at(step).name) if computed[step] else 0.0 for step in range(steps)
         ]

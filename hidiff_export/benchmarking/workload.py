@@ -16,7 +16,7 @@ from hidiff_export.families.geometry import UNetGeometry
 from hidiff_export.families.graph_io import phase_inputs
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.random_inputs import arrays, random_inputs
-from hidiff_runtime.format.forecast_record import Forecast
+from hidiff_runtime.format.forecast_record import Forecast, computed_of
 from hidiff_runtime.format.specs import TensorSpec
 from hidiff_runtime.phases import Phase, PhasePlan
 from hidiff_runtime.sampling.torch_rng import TorchGenerator, draw_window_shifts
@@ -74,7 +74,7 @@ class Workload:
     def count(self, phase: str, forecast: Forecast | None = None) -> int:
         """Returns how many evaluations of a phase the run computes, where others are forecast."""
         plan = PhasePlan(self.recipe.phase_rule(), self.steps)
-        computed = (True,) * self.steps if forecast is None else forecast.computed(self.steps)
+        computed = computed_of(forecast, self.steps)
         return sum(computed[step] and plan.phase_at(step).name == phase for step in range(self.steps))
 
     def step_of(self, phase: Phase) -> int:

@@ -142,8 +142,8 @@ def _summary(run: RunPlan) -> Table:
     if any(window.resized for phase in run.phases for window in phase.geometry.windows):
         table.add_row("*", "the feature map is odd: resized (bicubic) to even before it is cut, and back afterwards")
     if recipe.forecast is not None:
-        forecast = recipe.forecast.record()
-        table.add_row("computed", f"{sum(run.computed)} of {run.steps} steps: {forecast}; the others are forecast")
+        computed = f"{sum(run.computed)} of {run.steps} steps: {recipe.forecast_record}; the others are forecast"
+        table.add_row("computed", computed)
     table.add_row("stock UNet", f"{unit.show(run.stock.flops)} {unit.name} a latent; this run takes {_saving(run)}")
     if run.controlnet.parameters:
         control = f"{unit.show(run.controlnet.flops)} {unit.name} a latent, counted in the phases it joins"

@@ -144,7 +144,7 @@ def bare_manifest(context: StageContext, tables: Mapping[str, SamplerTable], for
         batch=recipe.batch,
         guidance=recipe.guidance,
         guidance_rescale=recipe.guidance_rescale or 0.0,
-        forecast=None if recipe.forecast is None else recipe.forecast.record(),
+        forecast=recipe.forecast_record,
         force_zeros_for_empty_prompt=force_zeros,
         precision=recipe.precision.value,
         rule=context.rule,

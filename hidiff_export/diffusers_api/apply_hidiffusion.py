@@ -197,7 +197,8 @@ def apply_hidiffusion(
         task: by default read from the pipeline and the UNet.
 
     Raises:
-        InputError: this is no pipeline of those families, or HiDiffusion is already in force on its UNet.
+        InputError: this is no pipeline of those families, HiDiffusion is already in force on its UNet, or the forecast
+            cannot be followed.
     """
     if compat not in ("native", "published"):
         raise InputError("There is no such compat mode.", given=compat, advice='Choose "native" or "published".')
@@ -214,6 +215,8 @@ def apply_hidiffusion(
     _check_layout(unet, family, layout)
     layout = layout if windows else layout.without_windows()
     settings = forecast if isinstance(forecast, Forecast) else Forecast() if forecast else None
+    if settings is not None and settings.fault:
+        raise InputError(f"A forecast {settings.fault}.", given=repr(settings), advice="Or set forecast=True.")
     return HiDiffusion(pipe, _Options(family, task, layout, raunet, rule, compat, settings))
 
 

@@ -24,6 +24,7 @@ from hidiff_export.recipe.recipe_fields import RecipeFields
 from hidiff_export.recipe.sections import FractionRange
 from hidiff_export.recipe.validation_errors import recipe_error
 from hidiff_export.recipe.yaml_source import RecipeSource, nearest
+from hidiff_runtime.format.forecast_record import Forecast
 from hidiff_runtime.phases import PhaseRule, StepRange
 
 
@@ -159,6 +160,11 @@ class Recipe(RecipeFields):
     def tiles(self) -> VaeTiles:
         """How the VAE sees the picture."""
         return VaeTiles.of(self.height, self.width, self.vae_tile)
+
+    @property
+    def forecast_record(self) -> Forecast | None:
+        """Which evaluations of a run are computed, as the manifest says it; None for all."""
+        return None if self.forecast is None else self.forecast.record()
 
     @property
     def text_encoders(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from hidiff_export.families.cost import Cost, controlnet_cost, stock_geometry, unet_cost
 from hidiff_export.families.geometry import UNetGeometry, control_latent
 from hidiff_export.recipe import Recipe
+from hidiff_runtime.format.forecast_record import computed_of
 from hidiff_runtime.phases import PhasePlan, PhaseSpan
 
 USUAL_STEPS = 50
@@ -72,8 +73,7 @@ class RunPlan:
     @cached_property
     def computed(self) -> tuple[bool, ...]:
         """Which steps are computed, and not forecast: of a sampler that evaluates the UNet once a step."""
-        forecast = self.recipe.forecast
-        return (True,) * self.steps if forecast is None else forecast.record().computed(self.steps)
+        return computed_of(self.recipe.forecast_record, self.steps)
 
     @cached_property
     def controlnet(self) -> Cost:

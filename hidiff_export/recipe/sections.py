@@ -184,10 +184,6 @@ RUN_BOUNDS = {
 """Of a whole run's latents."""
 
 
-def _each(bounds: Mapping[Precision, ParityBound]) -> str:
-    return ", ".join(f"{bound.snr_db:g} for {precision.value}" for precision, bound in bounds.items())
-
-
 class ForecastSettings(Frozen):
     """Which evaluations are computed where the others are forecast."""
 
@@ -207,6 +203,10 @@ class ForecastSettings(Frozen):
     def record(self) -> Forecast:
         """Returns what the manifest says of it."""
         return Forecast(self.warm_up, self.window, self.growth, self.last)
+
+
+def _each(bounds: Mapping[Precision, ParityBound]) -> str:
+    return ", ".join(f"{bound.snr_db:g} for {precision.value}" for precision, bound in bounds.items())
 
 
 class ParityBounds(Frozen):

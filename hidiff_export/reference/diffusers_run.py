@@ -150,7 +150,7 @@ def run_pipeline(
         pipe,
         rule=recipe.phase_rule(),
         windows=recipe.hidiffusion.windows,
-        forecast=False if recipe.forecast is None else recipe.forecast.record(),
+        forecast=recipe.forecast_record or False,
         family=recipe.family,
         task=recipe.task,
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from hidiff_runtime.format.forecast_record import Forecast
+from hidiff_runtime.format.forecast_record import Forecast, computed_of
 from hidiff_runtime.phases import Phase, PhasePlan, PhaseRule
 from hidiff_runtime.verification.replay import FEW_EVALUATIONS
 
@@ -54,7 +54,7 @@ class RunSchedule:
     def points(self) -> tuple[EvaluationPoint, ...]:
         """Every evaluation that is computed."""
         steps, total = self.logical_steps, len(self.timesteps)
-        computed = [True] * total if self.forecast is None else self.forecast.computed(total)
+        computed = computed_of(self.forecast, total)
         return tuple(
             EvaluationPoint(self.rule.phase_at(index // self.order, steps), index // self.order, steps, timestep)
             for index, timestep in enumerate(self.timesteps)

@@ -92,7 +92,6 @@ class ReferenceRun:
 def courses(recipe: Recipe, scheduler_config: Mapping[str, Any]) -> tuple[RunSchedule, ...]:
     """Returns a run of each of the recipe's step counts that its default sampler takes (LCM's takes 50 at most)."""
     scheduler = _scheduler(recipe, scheduler_config)
-    forecast = None if recipe.forecast is None else recipe.forecast.record()
     possible = []
     for steps in recipe.steps:
         try:
@@ -100,7 +99,7 @@ def courses(recipe: Recipe, scheduler_config: Mapping[str, Any]) -> tuple[RunSch
         except ValueError:
             continue
         timesteps = tuple(float(timestep) for timestep in scheduler.timesteps)
-        possible.append(RunSchedule(recipe.phase_rule(), steps, timesteps, scheduler.order, forecast))
+        possible.append(RunSchedule(recipe.phase_rule(), steps, timesteps, scheduler.order, recipe.forecast_record))
     return tuple(possible)
 
 

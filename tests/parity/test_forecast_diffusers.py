@@ -159,3 +159,11 @@ def test_a_run_is_another_without_forecast() -> None:
         with apply_hidiffusion(pipe, forecast=forecast):
             found.append(pipelines.trajectory(pipe, pipelines.arguments(case))[-1])
     assert (found[0] - found[1]).abs().max() > 1e-3 * found[0].abs().max()
+
+
+@pytest.mark.parametrize("forecast", [Forecast(warm_up=1), Forecast(window=0.5), Forecast(last=2.0)])
+def test_a_forecast_that_cannot_be_followed_is_refused(forecast: Forecast) -> None:
+    pipe = pipelines.build(CASES["sd15"])
+    with pytest.raises(InputError, match="must have a warm-up of 2 or more"):
+        apply_hidiffusion(pipe, forecast=forecast)
+    apply_hidiffusion(pipe).remove()  # nothing was left behind

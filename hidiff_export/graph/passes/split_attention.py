@@ -72,7 +72,7 @@ class SplitAttention(RewritePass):
             return Declined("it is causal, or queries and keys have different numbers of heads")
         queries, keys, values = (tensor for tensor in node.inputs[:3] if tensor is not None)
         scale = scale_of(node, query[3])
-        scored = self._concat(queries, self._reference(queries, keys, scale), axis=3)
+        scored = self._concat(queries, self._reference(queries, keys, key[2], scale), axis=3)
         sizes = piece_sizes(key[2], 1, self._piece)
         parts = [
             self.build.op("Attention", scored, *pair, scale=scale)
@@ -80,10 +80,8 @@ class SplitAttention(RewritePass):
         ]
         return [self._merge(parts, value[3])]
 
-    def _reference(self, queries: ir.Value, keys: ir.Value, scale: float) -> ir.Value:
+    def _reference(self, queries: ir.Value, keys: ir.Value, tokens: int, scale: float) -> ir.Value:
         """Makes what each query's reference scores before it is scaled, [batch, heads, tokens, 1]."""
-        assert keys.shape is not None
-        tokens = int(keys.shape[2])  # type: ignore[arg-type]  # static
         # An odd step, or all probes of a square window would be of one column.
         step = max(1, tokens // self._probes - 1) | 1
         slices = (self.build.constant([number]) for number in (0, tokens, 2, step))

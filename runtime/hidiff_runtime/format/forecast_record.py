@@ -31,6 +31,13 @@ class Forecast:
     growth: Float = 0.5
     last: Float = 0.1
 
+    @property
+    def fault(self) -> str:
+        """Says which bound the settings exceed; empty where they can be followed."""
+        if self.warm_up >= 2 and self.window >= 1 and self.growth >= 0 and 0 <= self.last <= 1:
+            return ""
+        return "must have a warm-up of 2 or more, a window of 1 or more, growth of 0 or more and a last part of 0 to 1"
+
     def __str__(self) -> str:
         """Returns the settings in words."""
         growing = f" growing by {self.growth:g}" if self.growth else ""
@@ -48,3 +55,8 @@ class Forecast:
             found.append(due or whole)
             left_out = 0 if due or whole else left_out + 1
         return tuple(found)
+
+
+def computed_of(forecast: Forecast | None, evaluations: int) -> tuple[bool, ...]:
+    """Returns which of a run's evaluations are computed: all, where nothing is forecast."""
+    return (True,) * evaluations if forecast is None else forecast.computed(evaluations)

@@ -232,11 +232,8 @@ def _check_rescale(manifest: ManifestRecord, fields: Fields) -> None:
 
 def _check_forecast(manifest: ManifestRecord, fields: Fields) -> None:
     """A forecast's windows hold steps, and its end is a part of the run."""
-    forecast = manifest.forecast
-    if forecast is not None and not (forecast.window >= 1 and forecast.growth >= 0 and 0 <= forecast.last <= 1):
-        raise fields.wrong(
-            "forecast", "must have a window of 1 or more, growth of 0 or more and a last part of 0 to 1", forecast
-        )
+    if manifest.forecast is not None and manifest.forecast.fault:
+        raise fields.wrong("forecast", manifest.forecast.fault, manifest.forecast)
 
 
 def _check_controlnet(manifest: ManifestRecord, controlnet: GraphRecord, fields: Fields) -> None:

@@ -141,5 +141,5 @@ def test_a_sampler_that_does_not_suit_is_refused_before_anything_runs(tmp_path: 
 @pytest.mark.parametrize("forecast", [Forecast(window=0.5), Forecast(growth=-1.0), Forecast(last=1.5)])
 def test_a_manifest_that_cannot_be_followed_is_refused(tmp_path: Path, forecast: Forecast) -> None:
     folder = make(tmp_path / "bundle", forecast)
-    with pytest.raises(BundleError, match="forecast must have a window of 1 or more"):
+    with pytest.raises(BundleError, match="forecast must have a warm-up of 2 or more, a window"):
         Manifest.read(folder)
