@@ -67,6 +67,20 @@ def test_a_key_far_above_all_others_takes_all(key: int) -> None:
     np.testing.assert_allclose(evaluate(model, feeds)[0], due, rtol=1e-5, atol=1e-6)
 
 
+def test_keys_far_above_the_probes_are_weighed() -> None:
+    """Two keys of two pieces, neither probed, score 100 and 99 above all others, and share what the query finds."""
+    model = attention(scale=1.0)
+    feeds = random_feeds(model)
+    feeds["q"][:] = 0.0
+    feeds["q"][..., 0] = 1.0
+    for key, height in ((1, 100.0), (15, 99.0)):
+        feeds["k"][..., key, 0] = height
+    split()(model)
+    share = 1 / (1 + np.exp(-1.0))
+    due = share * feeds["v"][..., 1:2, :] + (1 - share) * feeds["v"][..., 15:16, :]
+    np.testing.assert_allclose(evaluate(model, feeds)[0], np.broadcast_to(due, (BATCH, HEADS, TOKENS, SIZE)), rtol=1e-3)
+
+
 def test_every_probe_counts_where_scores_differ_by_hundreds() -> None:
     """With all keys probed no share is too small, and the split is exact at scores of hundreds."""
     model = attention(scale=40.0)
