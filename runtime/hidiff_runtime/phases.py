@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
 
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.reused_features import Reuse
+
+_OMITTED = {"absent": True, "omitted": True}
+"""What `hidiff_runtime.format.record_codec` calls so, which is above: older files do not have these fields."""
 
 
 class PhaseKind(str, Enum):
@@ -44,15 +48,25 @@ class PhaseKind(str, Enum):
 
 @dataclass(frozen=True)
 class Phase:
-    """One distinct graph: a kind, and whether ControlNet residuals come in."""
+    """One distinct graph.
+
+    Args:
+        kind: which RAU-Net changes are in force.
+        control: whether ControlNet residuals come in.
+        unguided: whether the prompts are evaluated without the negative ones, where the bundle has guidance.
+        shallow: whether the outermost layers alone are computed, and the deep features come in.
+    """
 
     kind: PhaseKind
     control: bool = False
+    unguided: bool = field(default=False, metadata=_OMITTED)
+    shallow: bool = field(default=False, metadata=_OMITTED)
 
     @property
     def name(self) -> str:
-        """The phase's name in file names and reports: ``strided`` or ``strided-control``."""
-        return f"{self.kind.value}-control" if self.control else self.kind.value
+        """The phase's name in file names and reports: ``strided``, ``strided-control``, ``windowed-unguided``, …."""
+        more = [name for name in ("control", "unguided", "shallow") if getattr(self, name)]
+        return "-".join((self.kind.value, *more))
 
 
 @dataclass(frozen=True)
@@ -75,22 +89,36 @@ class PhaseRule:
         strided: steps with the stride-4 downsampler.
         pooled: steps with the average pool and bicubic pair.
         control: ControlNet residuals come in while ``step < control * steps`` (not truncated, as published).
+        guidance: steps that are guided, of a bundle with guidance; ``None`` means all of them.
+        reuse: how deep features are reused; ``None`` means never.
     """
 
     strided: StepRange | None = None
     pooled: StepRange | None = None
     control: float | None = None
+    guidance: StepRange | None = None
+    reuse: Reuse | None = None
 
     def phase_at(self, step: int, steps: int) -> Phase:
-        """Returns the phase of logical step ``step`` (from 0) in a run of ``steps``."""
+        """Returns the phase of logical step ``step`` (from 0) in a run of ``steps``, all its layers computed."""
         kind = PhaseKind.of(
             strided=self.strided is not None and self.strided.covers(step, steps),
             pooled=self.pooled is not None and self.pooled.covers(step, steps),
         )
-        return Phase(kind, control=self.control is not None and step < self.control * steps)
+        return Phase(
+            kind,
+            control=self.control is not None and step < self.control * steps,
+            unguided=self.guidance is not None and not self.guidance.covers(step, steps),
+        )
+
+    @property
+    def whole(self) -> PhaseRule:
+        """The same changes with nothing left out: every step guided, every feature computed."""
+        return replace(self, guidance=None, reuse=None)
 
     def phases(self) -> tuple[Phase, ...]:
-        """Returns every distinct phase that some number of steps reaches, in running order.
+        """Returns every distinct phase that some number of steps reaches, in running order; guided ones come before the
+        others, and each before its shallow one. A bundle has a graph of each.
 
         At 10,000 steps no phase is lost to truncation. Short runs can reach one more, because the end of the
         ControlNet residuals is not truncated while the others are: with two steps, pooled below 0.7 and residuals
@@ -102,7 +130,15 @@ class PhaseRule:
 @lru_cache(maxsize=64)  # a bundle asks again and again for its one rule's phases, which a hundred runs are counted for
 def _phases_of(rule: PhaseRule) -> tuple[Phase, ...]:
     runs = (10_000, *range(1, 101))
-    return tuple(dict.fromkeys(phase for steps in runs for phase in PhasePlan(rule, steps).phases))
+    rules = (rule,) if rule.guidance is None else (rule, rule.whole)  # a request may ask for guidance all through
+    reached = dict.fromkeys(
+        replace(phase, shallow=shallow)
+        for each in rules
+        for steps in runs
+        for phase in PhasePlan(each, steps).phases
+        for shallow in ((False,) if each.reuse is None else (False, True))
+    )
+    return tuple(sorted(reached, key=lambda phase: phase.unguided))
 
 
 @dataclass(frozen=True)
@@ -142,9 +178,9 @@ class PhasePlan:
 
     @property
     def spans(self) -> tuple[PhaseSpan, ...]:
-        """Runs of equal phase in running order; phases of no step are left out."""
+        """Runs of equal phase in running order, all layers computed; phases of no step are left out."""
         edges = {0, self.steps}
-        for span in (self.rule.strided, self.rule.pooled):
+        for span in (self.rule.strided, self.rule.pooled, self.rule.guidance):
             if span is not None:
                 edges |= {int(self.steps * span.start), int(self.steps * span.end)}
         if self.rule.control is not None:
@@ -156,5 +192,5 @@ class PhasePlan:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The distinct phases of this run, in the order they first run."""
+        """The distinct phases of this run, all layers computed, in the order they first run."""
         return tuple(dict.fromkeys(span.phase for span in self.spans))

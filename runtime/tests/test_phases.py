@@ -6,6 +6,7 @@ import pytest
 
 from hidiff_runtime.errors import InputError
 from hidiff_runtime.phases import Phase, PhaseKind, PhasePlan, PhaseRule, StepRange
+from hidiff_runtime.reused_features import Reuse
 
 BOTH = PhaseRule(strided=StepRange(0, 0.3), pooled=StepRange(0, 0.7))
 CONTROLLED = PhaseRule(strided=StepRange(0, 8 / 50), pooled=StepRange(8 / 50, 0.5), control=0.6)
@@ -70,3 +71,28 @@ def test_a_run_needs_a_whole_number_of_steps(steps: object) -> None:
 def test_a_step_outside_the_run_is_refused(step: int) -> None:
     with pytest.raises(InputError, match="outside this run"):
         PhasePlan(BOTH, 4).phase_at(step)
+
+
+def test_steps_outside_the_guided_ones_are_phases_of_their_own() -> None:
+    rule = PhaseRule(strided=StepRange(0, 0.4), control=0.7, guidance=StepRange(0.1, 0.6))
+    assert counted(rule, 50) == [
+        ("strided-control-unguided", 5),
+        ("strided-control", 15),
+        ("windowed-control", 10),
+        ("windowed-control-unguided", 5),
+        ("windowed-unguided", 15),
+    ]
+
+
+def test_guided_phases_come_first_those_of_a_whole_run_among_them() -> None:
+    """A request may ask for guidance all through, and then reaches a phase that the rule does not."""
+    rule = PhaseRule(strided=StepRange(0, 0.4), guidance=StepRange(0.2, 0.4), reuse=Reuse(3))
+    names = [phase.name for phase in rule.phases()]
+    assert names == [
+        *("strided", "strided-shallow", "windowed", "windowed-shallow"),
+        *("strided-unguided", "strided-unguided-shallow", "windowed-unguided", "windowed-unguided-shallow"),
+    ]
+    early = PhaseRule(strided=StepRange(0, 0.4), guidance=StepRange(0, 0.4), reuse=Reuse(3))
+    assert "windowed" in [phase.name for phase in early.phases()]
+    assert counted(rule.whole, 50) == [("strided", 20), ("windowed", 30)]
+    assert {phase for phase in rule.whole.phases() if phase.unguided or phase.shallow} == set()

@@ -21,6 +21,7 @@ from hidiff_runtime.format.specs import (
     tensors_beside,
 )
 from hidiff_runtime.phases import Phase, PhaseRule, StepRange
+from hidiff_runtime.reused_features import Reuse
 
 FORMAT = 2
 """The newest bundle format this runtime reads, and the one that is written."""
@@ -47,10 +48,15 @@ def _rule_fields(fields: Fields) -> PhaseRule:
             raise fields.wrong(key, "must be null or a fraction from 0 to 1", value)
         return value
 
+    def reuse(key: str) -> Reuse:
+        return fields.nested(key, lambda inner: Reuse(inner.whole("every", 2), inner.whole("depth", 1)))
+
     return PhaseRule(
         strided=fields.optional("strided", span),
         pooled=fields.optional("pooled", span),
         control=fields.optional("control", share),
+        guidance=span("guidance") if "guidance" in fields else None,
+        reuse=reuse("reuse") if "reuse" in fields else None,
     )
 
 
@@ -60,7 +66,11 @@ def _rule_content(rule: PhaseRule) -> dict[str, Any]:
         return None if steps is None else [float(steps.start), float(steps.end)]
 
     control = None if rule.control is None else float(rule.control)
-    return {"strided": span(rule.strided), "pooled": span(rule.pooled), "control": control}
+    less = {
+        **({} if rule.guidance is None else {"guidance": span(rule.guidance)}),
+        **({} if rule.reuse is None else {"reuse": vars(rule.reuse)}),
+    }
+    return {"strided": span(rule.strided), "pooled": span(rule.pooled), "control": control, **less}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +163,12 @@ class ManifestRecord(SharedRecord, BucketRecord):
 
     @property
     def graph_batch(self) -> int:
-        """Batch of the phases' graphs: each picture's latents, with guidance twice."""
+        """Batch of the guided phases' graphs: each picture's latents, with guidance twice."""
         return self.batch * (1 + self.guidance)
+
+    def batch_of(self, phase: Phase) -> int:
+        """Returns the batch of a phase's graph: without the negative prompts where the phase is not guided."""
+        return self.batch if phase.unguided else self.graph_batch
 
     def phase(self, phase: Phase) -> PhaseRecord:
         """Returns the record of ``phase``.
