@@ -89,7 +89,7 @@ def test_guided_phases_come_first_those_of_a_whole_run_among_them() -> None:
     rule = PhaseRule(strided=StepRange(0, 0.4), guidance=StepRange(0.2, 0.4), reuse=Reuse(3))
     names = [phase.name for phase in rule.phases()]
     assert names == [
-        *("strided", "strided-shallow", "windowed", "windowed-shallow"),
+        *("strided", "strided-shallow", "windowed"),
         *("strided-unguided", "strided-unguided-shallow", "windowed-unguided", "windowed-unguided-shallow"),
     ]
     early = PhaseRule(strided=StepRange(0, 0.4), guidance=StepRange(0, 0.4), reuse=Reuse(3))
