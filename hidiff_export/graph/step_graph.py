@@ -59,9 +59,11 @@ class _StepGraph:
         found = {
             names.NEXT_SAMPLE: sample,
             names.NEXT_STATE: self._joined(combined[1:], axis=0),
-            names.LATENTS: self._latents(sample),
+            names.LATENTS: self._latents(sample, guided=True),
             names.NEXT_UNSOUND: self._unsound(),
         }
+        if names.UNGUIDED_LATENTS in self._shapes:
+            found[names.UNGUIDED_LATENTS] = self._latents(sample, guided=False)
         self._graph.extend(self._build.nodes)
         for spec in self._record.outputs:
             found[spec.name].name = spec.name
@@ -104,13 +106,16 @@ class _StepGraph:
             total = self._build.op("Add", total, term)
         return total
 
-    def _latents(self, sample: ir.Value) -> ir.Value:
+    def _latents(self, sample: ir.Value, *, guided: bool) -> ir.Value:
         """Makes what the UNet takes next: the scaled sample for each half, inpainting's channels behind."""
         scaled = self._build.op("Mul", sample, self._given[names.INPUT_SCALE])
         repeat = self._shapes[names.LATENTS][0] // self._shapes[names.SAMPLE][0]
-        stacked = self._joined([scaled] * repeat, axis=0)
+        stacked = self._joined([scaled] * (repeat if guided else 1), axis=0)
         channels = self._given.get(names.CHANNELS)
-        return stacked if channels is None else self._joined([stacked, channels], axis=1)
+        if channels is None:
+            return stacked
+        halves = [channels] if guided else self._parts(channels, repeat, axis=0)  # both halves are the same
+        return self._joined([stacked, halves[-1]], axis=1)
 
     def _unsound(self) -> ir.Value:
         """Counts an evaluation, and notes it with its unsound values if none before it had any."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ from hidiff_runtime.errors import BundleError, EngineError, InputError
 from hidiff_runtime.format.bundle_folder import BundleFolder, LinksOption
 from hidiff_runtime.format.integrity import state_of, verify_files
 from hidiff_runtime.format.manifest import Manifest
-from hidiff_runtime.format.specs import CONTROLNET, STEP, GraphRecord, Network, TextEncoderRecord
+from hidiff_runtime.format.specs import (
+    CONTROLNET,
+    STEP,
+    UNGUIDED_CONTROLNET,
+    UNGUIDED_STEP,
+    GraphRecord,
+    Network,
+    PhaseRecord,
+    TextEncoderRecord,
+)
 from hidiff_runtime.format.tokenizer import Tokenizer
 from hidiff_runtime.phases import Phase
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
@@ -30,7 +40,9 @@ _NO_TEXT = ("text encoder", "Give embeddings, or build it with text: true in the
 _NO_VAE = ("VAE", "Take latents, or build it with vae: true in the recipe.")
 _MISSING = {
     CONTROLNET: ("ControlNet", "Build it with controlnet in the recipe."),
+    UNGUIDED_CONTROLNET: ("ControlNet for phases without guidance", "Build it again."),
     STEP: ("step graph", "Build the bundle again."),
+    UNGUIDED_STEP: ("step graph for phases without guidance", "Build the bundle again."),
     "text_encoder": _NO_TEXT,
     "text_encoder_2": _NO_TEXT,
     "vae_decoder": _NO_VAE,
@@ -210,29 +222,35 @@ class Bundle:
         """
         manifest = self.manifest
         with self.lock:
-            beside = (manifest.step, manifest.controlnet if phase.control else None)
-            session = self._engines.get(manifest.phase(phase), beside)
+            record = manifest.phase(phase)
+            session = self._engines.get(record, self._beside(record))
             if upcoming is not None:
                 self._engines.prefetch(manifest.phase(upcoming))
             return session
 
-    def controlnet_engine(self) -> Session:
+    def controlnet_engine(self, *, unguided: bool = False) -> Session:
         """Returns the ControlNet's session, opened if need be; valid until a phase without residuals is asked for.
+
+        Args:
+            unguided: whether for phases without guidance.
 
         Raises:
             BundleError: the bundle has no ControlNet.
             EngineError: the engine does not load.
         """
-        return self._engines.add(self._graph(CONTROLNET))
+        return self._engines.add(self._graph(UNGUIDED_CONTROLNET if unguided else CONTROLNET))
 
-    def step_engine(self) -> Session:
+    def step_engine(self, *, unguided: bool = False) -> Session:
         """Returns the step graph's session, opened if need be; valid until the bundle is closed.
+
+        Args:
+            unguided: whether for what follows phases without guidance.
 
         Raises:
             BundleError: the bundle has no step graph.
             EngineError: the engine does not load.
         """
-        return self._engines.add(self._graph(STEP))
+        return self._engines.add(self._graph(UNGUIDED_STEP if unguided else STEP))
 
     def timing_engine(self) -> tuple[Session, GraphRecord]:
         """Returns the session of the timing graph, opened if need be, with the graph's record.
@@ -312,10 +330,21 @@ class Bundle:
                 raise
 
     def _together(self) -> Iterator[tuple[GraphRecord | None, ...]]:
-        """Yields the graphs that run beside each other: each phase's, and the step graph and ControlNet with it."""
-        step = None if self.tensors() is None else self.manifest.step
+        """Yields the graphs that run together: a phase's and those beside it, but steps where they are the host's."""
+        on_host = self.tensors() is None
+        steps = (self.manifest.step, self.manifest.unguided_step) if on_host else ()
         for record in self.manifest.phases:
-            yield record, step, self.manifest.controlnet if record.phase.control else None
+            if not record.phase.shallow:
+                yield record, *(each for each in self._beside(record) if each not in steps)
+
+    def _beside(self, record: PhaseRecord) -> tuple[GraphRecord | None, ...]:
+        """Returns the graphs that run beside a phase's: the step graphs, the ControlNet, and where features are reused
+        that of the same phase which gives or takes them.
+        """
+        manifest, phase = self.manifest, record.phase
+        other = replace(phase, shallow=not phase.shallow)
+        partner = next((each for each in manifest.phases if each.phase == other), None)
+        return manifest.step, manifest.unguided_step, manifest.controlnet_of(phase), partner
 
     def _table(self, name: str) -> SamplerTable:
         table = SamplerTable.read(self.file(self.manifest.samplers[name]))

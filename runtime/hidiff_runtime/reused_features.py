@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+DEEP_FEATURES = "deep_features"
+"""What a full phase's graph gives beside the noise, and a shallow one takes, in a bundle that reuses features."""
+
 
 @dataclass(frozen=True)
 class Reuse:

@@ -12,25 +12,28 @@ from hidiff_runtime.format.specs import TensorSpec
 
 
 class DeviceTensors:
-    """A bundle's tensors on its device, by name, kept from run to run: engines meet the same addresses again."""
+    """A bundle's tensors on its device, by name and shape, kept from run to run: engines meet the same addresses again.
+
+    So an input of guided phases and the same one of phases without guidance, whose batch is half, are two tensors.
+    """
 
     def __init__(self, memory: DeviceMemory) -> None:
         self.memory = memory
-        self._arrays: dict[str, DeviceArray] = {}
+        self._arrays: dict[tuple[str, tuple[int, ...]], DeviceArray] = {}
 
     def get(self, spec: TensorSpec, name: str | None = None) -> DeviceArray:
-        """Returns the tensor ``name``, or of the spec's name; new ones have any content.
+        """Returns the tensor of the spec's shape called ``name``, or as the spec is; new ones have any content.
 
         Raises:
             EngineError: there is too little memory.
         """
-        name = name or spec.name
-        if name not in self._arrays:
-            self._arrays[name] = self.memory.empty(spec.shape, spec.dtype)
-        return self._arrays[name]
+        key = name or spec.name, spec.shape
+        if key not in self._arrays:
+            self._arrays[key] = self.memory.empty(spec.shape, spec.dtype)
+        return self._arrays[key]
 
     def pick(self, specs: Iterable[TensorSpec]) -> dict[str, DeviceArray]:
-        """Returns the tensors of these names."""
+        """Returns the tensors of these specs by name."""
         return {spec.name: self.get(spec) for spec in specs}
 
     def put(self, specs: Iterable[TensorSpec], arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -64,9 +64,19 @@ class Conditioning:
             )
         return cls(inputs, channels)
 
-    def model_input(self, latents: Array, repeat: int) -> Array:
-        """Returns the graphs' ``latents``: one picture's, repeated for guidance, with inpainting channels behind."""
-        stacked = np.concatenate([latents] * repeat)
+    def last(self, rows: int) -> Conditioning:
+        """Returns the same for a graph's batch of ``rows``: without guidance the prompts' half, which comes last."""
+        inputs = {name: array[-rows:] for name, array in self.inputs.items()}
+        return Conditioning(inputs, None if self.channels is None else self.channels[-rows:])
+
+    def model_input(self, latents: Array, rows: int) -> Array:
+        """Returns a graph's ``latents``: the pictures', again for guidance, with inpainting channels behind.
+
+        Args:
+            latents: ``[batch, channels, height, width]``, scaled.
+            rows: of the graph's batch, which is also that of the conditioning.
+        """
+        stacked = np.concatenate([latents] * (rows // len(latents)))
         return stacked if self.channels is None else np.concatenate([stacked, self.channels], axis=1)
 
 

@@ -29,8 +29,7 @@ class ControlNet:
         conditioning_scale: what the residuals are multiplied by.
 
     Attributes:
-        record: of the bundle's ControlNet.
-        own: picture and scale as its graph takes them, by input name: the same at every evaluation.
+        records: of the bundle's ControlNet: of its graph for guided phases, and where there is one for the others.
 
     Raises:
         InputError: the picture or the scale is not one the ControlNet takes.
@@ -49,8 +48,9 @@ class ControlNet:
                 advice="Divide 8-bit colours by 255; a picture from -1 to 1 becomes (picture + 1) / 2.",
             )
         self._bundle = bundle
-        self.record = record
-        self.own: dict[str, Array] = {
+        without = manifest.unguided_controlnet
+        self.records = {False: record, **({} if without is None else {True: without})}
+        self._own: dict[str, Array] = {
             spec.name: _fitted(image, spec.shape)
             if spec.name == CONTROL_IMAGE
             else np.array([check_conditioning_scale(conditioning_scale)], dtype=np.float32)
@@ -58,18 +58,24 @@ class ControlNet:
             if spec.name in (CONTROL_IMAGE, CONDITIONING_SCALE)
         }
 
+    def own(self, *, unguided: bool) -> dict[str, Array]:
+        """Returns picture and scale as a graph takes them, by input name: the same at every evaluation."""
+        rows = {spec.name: spec.shape[0] for spec in self.records[unguided].inputs}
+        return {name: array[: rows[name]] for name, array in self._own.items()}
+
     def __call__(self, request: ControlRequest) -> dict[str, Array]:
         """Returns the residuals by name, at the sizes that the manifest says.
 
         Raises:
             EngineError: the engine does not load, failed, or gave anything else.
         """
-        shared = {spec.name: request.inputs[spec.name] for spec in self.record.inputs if spec.name not in self.own}
+        record, own = self.records[request.unguided], self.own(unguided=request.unguided)
+        shared = {spec.name: request.inputs[spec.name] for spec in record.inputs if spec.name not in own}
         where = _where(request.step, request.steps)
-        session = self._bundle.controlnet_engine()
+        session = self._bundle.controlnet_engine(unguided=request.unguided)
         with engine_errors(where):
-            outputs = session.run({**shared, **self.own})
-        for spec in self.record.outputs:
+            outputs = session.run({**shared, **own})
+        for spec in record.outputs:
             found = outputs.get(spec.name)
             if found is None or found.shape != spec.shape:
                 given = "nothing" if found is None else list(found.shape)
@@ -80,22 +86,29 @@ class ControlNet:
                     given=f"{bad} of {found.size} values of {spec.name}, backend {self._bundle.backend}",
                     advice="Half precision may overflow, float32 does not.",
                 )
-        return {spec.name: outputs[spec.name].astype(np.float32, copy=False) for spec in self.record.outputs}
+        return {spec.name: outputs[spec.name].astype(np.float32, copy=False) for spec in record.outputs}
 
     def execute(
-        self, tensors: Callable[[Sequence[TensorSpec]], Mapping[str, DeviceArray]], step: int, steps: int
+        self,
+        tensors: Callable[[Sequence[TensorSpec]], Mapping[str, DeviceArray]],
+        step: int,
+        steps: int,
+        *,
+        unguided: bool,
     ) -> None:
         """Has the residuals computed where they are needed. What is not finite shows in the UNet's output.
 
         Args:
             tensors: gives the tensors of these names, what the run and `own` hold among them.
+            step: for messages, and so is ``steps``.
+            unguided: whether for the prompts alone.
 
         Raises:
             EngineError: the engine does not load, or failed.
         """
-        session = self._bundle.controlnet_engine()
+        session, record = self._bundle.controlnet_engine(unguided=unguided), self.records[unguided]
         with engine_errors(_where(step, steps)):
-            session.execute(tensors(self.record.inputs), tensors(self.record.outputs))
+            session.execute(tensors(record.inputs), tensors(record.outputs))
 
 
 def _where(step: int, steps: int) -> str:

@@ -95,7 +95,7 @@ class Denoiser:
             masked_image_latents: inpainting's ``[batch, 4, height, width]``, scaled as the VAE's.
             control_image: what the bundle's ControlNet sees, ``[batch, 3, picture height, picture width]``, 0 to 1.
             conditioning_scale: what the ControlNet's residuals are multiplied by.
-            full_run: whether every evaluation is computed, in a bundle that would forecast some.
+            full_run: whether every evaluation is computed, guided and of all layers, where the bundle leaves some out.
             control: asked for residuals at each step that takes them, in place of the bundle's ControlNet.
             callback: called after each step.
 

@@ -14,19 +14,21 @@ from hidiff_runtime.denoising.run_context import RunContext, engine_errors
 from hidiff_runtime.errors import EngineError
 from hidiff_runtime.finite_values import count_nonfinite
 from hidiff_runtime.format.step_graph import LATENTS, NOISE_PRED
+from hidiff_runtime.reused_features import DEEP_FEATURES
 from hidiff_runtime.sampling.scheduler_state import SamplerState
 
 
 def run_on_host(run: RunContext, state: SamplerState, blend: MaskBlend | None = None) -> Array:
     """Takes every step that is left; returns the latents. ``blend`` puts the picture back outside a mask."""
+    features: dict[str, Array] = {}
     started = time.perf_counter()
     while not state.done:
         step, timestep = state.step, state.timestep
         output = None
         if state.computed:
-            output = _evaluate(run, state)
+            output = _evaluate(run, state, features)
         else:
-            run.skip()
+            run.skip(state.evaluation)
         shape = state.latents.shape
         state.advance(output, run.generator.randn(shape) if state.draws_noise else None)
         if blend is not None:
@@ -38,22 +40,28 @@ def run_on_host(run: RunContext, state: SamplerState, blend: MaskBlend | None = 
     return np.array(state.latents)
 
 
-def _evaluate(run: RunContext, state: SamplerState) -> Array:
-    """Returns the UNet's output after guidance."""
-    record = run.bundle.manifest.phase(run.plan.phase_at(state.step))
+def _evaluate(run: RunContext, state: SamplerState, features: dict[str, Array]) -> Array:
+    """Returns the UNet's output after guidance; ``features`` are those that a later evaluation takes, or this one."""
+    record = run.record(state.evaluation)
+    rows = run.bundle.manifest.batch_of(record.phase)
+    conditioning = run.conditioning.last(rows)
     inputs: dict[str, NDArray[Any]] = {
-        LATENTS: run.conditioning.model_input(state.model_input(), run.repeat),
-        **run.conditioning.inputs,
-        **run.evaluation(state.timestep),
+        LATENTS: conditioning.model_input(state.model_input(), rows),
+        **conditioning.inputs,
+        **run.evaluation(state.evaluation),
     }
     # Before the residuals, so that whatever the phase before had open is closed when the ControlNet's engine opens.
-    session = run.engine(state.step)
+    session = run.engine(state.evaluation)
     inputs |= run.residuals(record, state.step, inputs)
+    if record.phase.shallow:
+        inputs |= features
     where = run.where(state.step)
     with engine_errors(where):
-        noise = session.run(inputs).get(NOISE_PRED)
-    sound = _sound(run, noise, record.outputs[0].shape, where)
-    return guided(sound, run.guidance_scale, run.guidance_rescale)
+        found = session.run(inputs)
+    if DEEP_FEATURES in found and run.plan.rule.reuse is not None:
+        features[DEEP_FEATURES] = found[DEEP_FEATURES]
+    sound = _sound(run, found.get(NOISE_PRED), record.outputs[0].shape, where)
+    return guided(sound, run.scale(record.phase), run.guidance_rescale)
 
 
 def _sound(run: RunContext, noise: NDArray[Any] | None, shape: tuple[int, ...], where: str) -> Array:

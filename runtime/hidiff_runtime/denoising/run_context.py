@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hidiff_runtime.backends.device_tensors import DeviceTensors
     from hidiff_runtime.backends.protocol import Session
     from hidiff_runtime.format.manifest import Manifest
+    from hidiff_runtime.sampling.scheduler_state import Evaluation
     from hidiff_runtime.sampling.scheduler_table import SamplerTable
 
 
@@ -56,11 +57,11 @@ class EngineSource(Protocol):
     def engine(self, phase: Phase, *, upcoming: Phase | None = None) -> Session:
         """Returns a phase's session; ``upcoming`` will be asked for next."""
 
-    def controlnet_engine(self) -> Session:
-        """Returns the ControlNet's session."""
+    def controlnet_engine(self, *, unguided: bool = False) -> Session:
+        """Returns the ControlNet's session, for phases with or without guidance."""
 
-    def step_engine(self) -> Session:
-        """Returns the step graph's session."""
+    def step_engine(self, *, unguided: bool = False) -> Session:
+        """Returns the step graph's session, after phases with or without guidance."""
 
     def tensors(self) -> DeviceTensors | None:
         """Returns what runs keep on the device; None where the host keeps it."""
@@ -96,11 +97,13 @@ class ControlRequest:
         steps: logical steps of the run.
         inputs: the evaluation's graph inputs, the scaled ``latents`` and the ``timestep`` among them. Where the latents
             stay on a device, reading them waits for the device.
+        unguided: whether the inputs, and so the residuals, are for the prompts alone, where the bundle has guidance.
     """
 
     step: int
     steps: int
     inputs: Mapping[str, NDArray[Any]]
+    unguided: bool = False
 
 
 Callback = Callable[[StepInfo], object]
@@ -134,26 +137,30 @@ class RunContext:
     control: Control | None
     callback: Callback | None
 
-    @property
-    def repeat(self) -> int:
-        """How often an evaluation's batch holds each picture."""
-        return 1 if self.guidance_scale is None else 2
+    def record(self, evaluation: Evaluation) -> PhaseRecord:
+        """Returns the record of the graph that an evaluation takes."""
+        phase = replace(self.plan.phase_at(evaluation.step), shallow=evaluation.shallow)
+        return self.bundle.manifest.phase(phase)
 
-    def engine(self, step: int) -> Session:
-        """Returns the engine of a step's phase; tells the bundle which phase follows."""
-        following = (span.phase for span in self.plan.spans if span.first > step)
-        return self.bundle.engine(self.plan.phase_at(step), upcoming=next(following, None))
+    def scale(self, phase: Phase) -> float | None:
+        """Returns the guidance scale in a phase; None where its output has no negative half."""
+        return None if phase.unguided else self.guidance_scale
 
-    def evaluation(self, timestep: float) -> dict[str, NDArray[Any]]:
+    def engine(self, evaluation: Evaluation) -> Session:
+        """Returns the engine that an evaluation takes; tells the bundle which phase follows."""
+        following = (span.phase for span in self.plan.spans if span.first > evaluation.step)
+        return self.bundle.engine(self.record(evaluation).phase, upcoming=next(following, None))
+
+    def evaluation(self, evaluation: Evaluation) -> dict[str, NDArray[Any]]:
         """Returns the inputs of an evaluation that change each time, the latents aside; draws the window shifts."""
-        return {"timestep": np.array([timestep], dtype=np.float32), **self._window_shifts()}
+        return {"timestep": np.array([evaluation.timestep], dtype=np.float32), **self._window_shifts(evaluation)}
 
-    def skip(self) -> None:
+    def skip(self, evaluation: Evaluation) -> None:
         """Draws the window shifts of an evaluation that is forecast, so that those after it have the ones they had."""
-        self._window_shifts()
+        self._window_shifts(evaluation)
 
-    def _window_shifts(self) -> dict[str, NDArray[Any]]:
-        spec = self.bundle.manifest.phases[0].input(WINDOW_SHIFTS)
+    def _window_shifts(self, evaluation: Evaluation) -> dict[str, NDArray[Any]]:
+        spec = self.record(evaluation).input(WINDOW_SHIFTS)
         if spec is None:
             return {}
         return {WINDOW_SHIFTS: graph_shifts(draw_window_shifts(self.generator, spec.shape[-1]), spec.shape)}
@@ -162,7 +169,7 @@ class RunContext:
         """Returns what ``control`` gives for these graph inputs, checked; empty where the phase takes none."""
         if not record.phase.control or self.control is None:
             return {}
-        found = self.control(ControlRequest(step, self.plan.steps, inputs))
+        found = self.control(ControlRequest(step, self.plan.steps, inputs, record.phase.unguided))
         return {spec.name: check_array(spec.name, found.get(spec.name), spec.shape) for spec in record.residuals}
 
     def where(self, step: int) -> str:

@@ -13,6 +13,8 @@ from hidiff_runtime.format.record_codec import LATER, OMITTED, BundlePath, Float
 from hidiff_runtime.format.specs import (
     CONTROLNET,
     STEP,
+    UNGUIDED_CONTROLNET,
+    UNGUIDED_STEP,
     GraphRecord,
     ListedFile,
     PhaseRecord,
@@ -89,6 +91,8 @@ class BucketRecord:
             the residuals; left out where they come from outside or not at all.
         step: what follows an evaluation, for a device to do: see `hidiff_runtime.format.step_graph`; without it the
             host does.
+        unguided_controlnet: the ControlNet for phases without guidance, where any of them has control.
+        unguided_step: the step graph after phases without guidance, where there are any.
         vae: left out where latents come out.
         reference: path of the reference samples' index, if they were recorded.
     """
@@ -103,6 +107,8 @@ class BucketRecord:
     controlnet: GraphRecord | None = None
     step: GraphRecord | None = field(default=None, metadata=LATER)
     vae: VaeRecord | None = field(default=None, metadata=LATER)
+    unguided_controlnet: GraphRecord | None = field(default=None, metadata=OMITTED)
+    unguided_step: GraphRecord | None = field(default=None, metadata=OMITTED)
     reference: BundlePath | None = None
 
 
@@ -185,9 +191,24 @@ class ManifestRecord(SharedRecord, BucketRecord):
             advice="Build it again with this step count among the recipe's steps.",
         )
 
+    def step_of(self, phase: Phase) -> GraphRecord | None:
+        """Returns the step graph that follows a phase; None where the host takes steps."""
+        return self.unguided_step if phase.unguided else self.step
+
+    def controlnet_of(self, phase: Phase) -> GraphRecord | None:
+        """Returns the ControlNet's graph that runs beside a phase; None where none does."""
+        if not phase.control:
+            return None
+        return self.unguided_controlnet if phase.unguided else self.controlnet
+
     def others(self) -> Iterable[tuple[str, GraphRecord]]:
         """Returns the graphs beside the phases', by the name of their engine."""
-        single = {CONTROLNET: self.controlnet, STEP: self.step}
+        single = {
+            CONTROLNET: self.controlnet,
+            UNGUIDED_CONTROLNET: self.unguided_controlnet,
+            STEP: self.step,
+            UNGUIDED_STEP: self.unguided_step,
+        }
         yield from ((name, record) for name, record in single.items() if record is not None)
         yield from ((record.name, record) for record in self.text_encoders)
         if self.vae is not None:

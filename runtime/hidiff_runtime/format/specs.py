@@ -23,6 +23,10 @@ Dtype = Annotated[str, Form(lambda fields, name: fields.choice(name, DTYPES))]
 
 CONTROLNET: Literal["controlnet"] = "controlnet"
 STEP: Literal["step"] = "step"
+UNGUIDED_CONTROLNET: Literal["unguided_controlnet"] = "unguided_controlnet"
+UNGUIDED_STEP: Literal["unguided_step"] = "unguided_step"
+"""What the two are called beside phases without guidance."""
+
 Network = Literal["text_encoder", "text_encoder_2", "vae_decoder", "vae_encoder"]
 """What computes before the first step or after the last, by its graph's name."""
 

@@ -11,7 +11,9 @@ sampler's step, and what the UNet takes next.
 - ``unsound``, three numbers: how many evaluations came before; the first of them, counted from 1, that gave NaN or
   infinite values, and how many values these were; zeros as long as none did.
 
-It gives ``next_sample``, ``next_state``, ``next_unsound``, and the ``latents`` that the UNet takes next.
+It gives ``next_sample``, ``next_state``, ``next_unsound``, and the ``latents`` that the UNet takes next. Where a bundle
+with guidance does not guide some steps, it gives ``unguided_latents`` besides, which phases without guidance take; and
+a second step graph follows these phases, whose ``noise_pred`` has no negative half.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ NOISE_PRED = "noise_pred"
 SAMPLE, NOISE, STATE, ROWS = "sample", "noise", "state", "rows"
 GUIDANCE_SCALE, GUIDANCE_RESCALE = "guidance_scale", "guidance_rescale"
 INPUT_SCALE, CHANNELS = "input_scale", "channels"
-UNSOUND, LATENTS = "unsound", "latents"
+UNSOUND, LATENTS, UNGUIDED_LATENTS = "unsound", "latents", "unguided_latents"
 NEXT_SAMPLE, NEXT_STATE, NEXT_UNSOUND = "next_sample", "next_state", "next_unsound"
 
 
@@ -41,7 +43,7 @@ def step_inputs(
     Args:
         batch: pictures of one run.
         noise_pred: what the UNet gives, ``[batch or 2 * batch, channels, height, width]``.
-        latents: what the UNet takes, with as many channels, or inpainting's behind them.
+        latents: what the UNet takes where it is guided, with as many channels, or inpainting's behind them.
         slots: states of the sampler that keeps most, at least 1.
         rescale: whether guidance can be rescaled, which it can not in older bundles.
     """
@@ -60,19 +62,24 @@ def step_inputs(
         scales = (GUIDANCE_SCALE, GUIDANCE_RESCALE) if rescale else (GUIDANCE_SCALE,)
         specs += [TensorSpec(name, (1,), "float32") for name in scales]
     if latents.shape[1] != channels:
-        specs.append(TensorSpec(CHANNELS, (rows, latents.shape[1] - channels, *size), "float32"))
+        specs.append(TensorSpec(CHANNELS, (latents.shape[0], latents.shape[1] - channels, *size), "float32"))
     return tuple(specs)
 
 
-def step_outputs(batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots: int) -> tuple[TensorSpec, ...]:
-    """Returns the graph's outputs; arguments as for :func:`step_inputs`."""
+def step_outputs(
+    batch: int, noise_pred: TensorSpec, latents: TensorSpec, slots: int, *, unguided: bool = False
+) -> tuple[TensorSpec, ...]:
+    """Returns the graph's outputs; arguments as for :func:`step_inputs`, and whether some steps are not guided."""
     sample = (batch, *noise_pred.shape[1:])
-    return (
+    specs = [
         TensorSpec(NEXT_SAMPLE, sample, "float32"),
         TensorSpec(NEXT_STATE, (slots, *sample), "float32"),
         TensorSpec(LATENTS, latents.shape, "float32"),
         TensorSpec(NEXT_UNSOUND, (3,), "int32"),
-    )
+    ]
+    if unguided:
+        specs.append(TensorSpec(UNGUIDED_LATENTS, (batch, *latents.shape[1:]), "float32"))
+    return tuple(specs)
 
 
 def padded_rows(rows: NDArray[np.float64], slots: int) -> NDArray[np.float32]:

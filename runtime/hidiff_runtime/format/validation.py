@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hidiff_runtime.format.codec import Fields
 from hidiff_runtime.format.manifest_record import ManifestRecord
-from hidiff_runtime.format.specs import GraphRecord, PhaseRecord, TensorSpec, VaeRecord
+from hidiff_runtime.format.specs import (
+    CONTROLNET,
+    UNGUIDED_CONTROLNET,
+    GraphRecord,
+    PhaseRecord,
+    TensorSpec,
+    VaeRecord,
+)
 from hidiff_runtime.format.step_graph import GUIDANCE_RESCALE, STATE, step_inputs, step_outputs
+from hidiff_runtime.reused_features import DEEP_FEATURES
 
 CONTROL_IMAGE = "control_image"
 CONDITIONING_SCALE = "conditioning_scale"
@@ -94,11 +103,14 @@ def _check_bucket(manifest: ManifestRecord, fields: Fields) -> None:
             raise fields.wrong(
                 f"phases[{index}]", "is there twice, or is a phase that the rule never reaches", phase.name
             )
+    if manifest.rule.guidance is not None and not manifest.guidance:
+        raise fields.wrong("rule.guidance", "is for a bundle with guidance", manifest.rule.guidance)
     _check_geometry(manifest, fields)
-    if manifest.controlnet is not None:
-        _check_controlnet(manifest, manifest.controlnet, fields)
-    if manifest.step is not None:
-        _check_step(manifest, manifest.step, fields)
+    for key, record in ((CONTROLNET, manifest.controlnet), (UNGUIDED_CONTROLNET, manifest.unguided_controlnet)):
+        if record is not None:
+            _check_controlnet(manifest, record, fields, key)
+    if manifest.step is not None or manifest.unguided_step is not None:
+        _check_steps(manifest, fields)
     _check_text_encoders(manifest, fields)
     if manifest.vae is not None:
         _check_vae(manifest, manifest.vae, fields)
@@ -135,15 +147,34 @@ def _check_phase(manifest: ManifestRecord, record: PhaseRecord, fields: Fields, 
     _check_inputs(manifest, record, fields, f"{key}.inputs")
     _check_residuals(manifest, record, fields, f"{key}.inputs")
     found = [(spec.name, spec.shape, spec.dtype) for spec in record.outputs]
-    due = (manifest.graph_batch, *manifest.latent)
-    if found != [("noise_pred", due, "float32")]:
+    due = (manifest.batch_of(record.phase), *manifest.latent)
+    features = _features(manifest, record, fields, key)
+    if found != [("noise_pred", due, "float32"), *features]:
         given = ", ".join(map(str, record.outputs))
-        raise fields.wrong(f"{key}.outputs", f"must be noise_pred float32{list(due)} alone", given)
+        beside = f", then {DEEP_FEATURES}" if features else " alone"
+        raise fields.wrong(f"{key}.outputs", f"must be noise_pred float32{list(due)}{beside}", given)
+
+
+def _features(
+    manifest: ManifestRecord, record: PhaseRecord, fields: Fields, key: str
+) -> list[tuple[str, tuple[int, ...], str]]:
+    """Returns what a phase must give that a shallow graph of the same phase takes: nothing if there is none."""
+    phase = record.phase
+    taken = record.input(DEEP_FEATURES)
+    if (taken is not None) != phase.shallow:
+        raise fields.wrong(f"{key}.inputs", f"must hold {DEEP_FEATURES} exactly where the phase is shallow", phase.name)
+    partner = next((each for each in manifest.phases if each.phase == replace(phase, shallow=True)), None)
+    if phase.shallow or partner is None:
+        return []
+    due = partner.input(DEEP_FEATURES)
+    if due is None or len(due.shape) != 4 or due.shape[0] != manifest.batch_of(phase) or due.dtype != "float32":
+        raise fields.wrong(f"{key}.outputs", f"must be what {partner.phase.name} takes for each picture", str(due))
+    return [(due.name, due.shape, due.dtype)]
 
 
 def _check_inputs(manifest: ManifestRecord, record: PhaseRecord, fields: Fields, key: str) -> None:
     channels, *size = manifest.latent
-    batch, blocks = manifest.graph_batch, len(manifest.windowed_blocks)
+    batch, blocks = manifest.batch_of(record.phase), len(manifest.windowed_blocks)
     inputs = {spec.name: spec for spec in record.inputs}
     if len(inputs) != len(record.inputs):
         raise fields.wrong(key, "must have names of their own", [spec.name for spec in record.inputs])
@@ -155,21 +186,27 @@ def _check_inputs(manifest: ManifestRecord, record: PhaseRecord, fields: Fields,
     if latents is None or latents.shape not in due or latents.dtype != "float32":
         raise fields.wrong(key, f"must hold float32 latents {list(due[0])}", str(latents))
     for spec in inputs.values():
-        if not _is_given(spec, batch, blocks) and spec not in record.residuals:
+        if not _is_given(spec, batch, blocks) and spec not in record.residuals and spec.name != DEEP_FEATURES:
             raise fields.wrong(key, "must be what a run gives, one for each picture", str(spec))
 
 
 def _check_residuals(manifest: ManifestRecord, record: PhaseRecord, fields: Fields, key: str) -> None:
     """A phase takes residuals exactly where it is one with a ControlNet's, and all else as the first phase does."""
-    residuals, first, batch = record.residuals, manifest.phases[0], manifest.graph_batch
+    residuals, first, batch = record.residuals, manifest.phases[0], manifest.batch_of(record.phase)
     if bool(residuals) != record.phase.control:
         raise fields.wrong(
             key, "must hold a ControlNet's residuals exactly where the phase takes them", record.phase.name
         )
     if any(len(spec.shape) != 4 or spec.shape[0] != batch or spec.dtype != "float32" for spec in residuals):
         raise fields.wrong(key, "must hold residuals for each picture", ", ".join(map(str, residuals)))
-    if set(record.inputs) - set(residuals) != set(first.inputs) - set(first.residuals):
+    own = {spec for spec in record.inputs if spec not in residuals and spec.name != DEEP_FEATURES}
+    if own != {_of_batch(spec, batch) for spec in first.inputs if spec not in first.residuals}:
         raise fields.wrong(key, "must be those of the first phase", ", ".join(map(str, record.inputs)))
+
+
+def _of_batch(spec: TensorSpec, batch: int) -> TensorSpec:
+    """Returns the same input of graphs with another batch, which is every input's first axis but of those with one."""
+    return spec if len(spec.shape) < 2 else replace(spec, shape=(batch, *spec.shape[1:]))
 
 
 def _is_given(spec: TensorSpec, batch: int, blocks: int) -> bool:
@@ -236,47 +273,55 @@ def _check_forecast(manifest: ManifestRecord, fields: Fields) -> None:
         raise fields.wrong("forecast", manifest.forecast.fault, manifest.forecast)
 
 
-def _check_controlnet(manifest: ManifestRecord, controlnet: GraphRecord, fields: Fields) -> None:
+def _check_controlnet(manifest: ManifestRecord, controlnet: GraphRecord, fields: Fields, key: str) -> None:
     """The ControlNet takes what the phases take, a picture and a scale, and gives the residuals that they take."""
     if "controlnet" not in manifest.weights:
         raise fields.wrong("weights", "must name the ControlNet's store", sorted(manifest.weights))
-    phases = [record for record in manifest.phases if record.phase.control]
+    phases = [record for record in manifest.phases if manifest.controlnet_of(record.phase) == controlnet]
     if not phases:
-        raise fields.wrong("controlnet", "is there, but no phase takes residuals", controlnet.graph)
+        raise fields.wrong(key, "is there, but no phase takes its residuals", controlnet.graph)
     for record in phases:
-        if controlnet.outputs != record.residuals:
-            given = ", ".join(map(str, controlnet.outputs))
-            raise fields.wrong("controlnet.outputs", f"must be the residuals of {record.phase.name}", given)
+        # A shallow graph takes those of the layers that it has.
+        given = tuple(spec for spec in controlnet.outputs if spec in record.residuals or not record.phase.shallow)
+        if given != record.residuals:
+            text = ", ".join(map(str, controlnet.outputs))
+            raise fields.wrong(f"{key}.outputs", f"must be the residuals of {record.phase.name}", text)
     own = {CONTROL_IMAGE, CONDITIONING_SCALE}
     shared = [spec for spec in controlnet.inputs if spec.name not in own]
     for spec in shared:
         if any(record.input(spec.name) != spec for record in phases):
-            raise fields.wrong("controlnet.inputs", "must be those of the phases, or its own", str(spec))
+            raise fields.wrong(f"{key}.inputs", "must be those of the phases, or its own", str(spec))
     image, scale = controlnet.input(CONTROL_IMAGE), controlnet.input(CONDITIONING_SCALE)
     if image is None or scale is None or len(controlnet.inputs) != len(shared) + len(own):
         names = [spec.name for spec in controlnet.inputs]
-        raise fields.wrong("controlnet.inputs", f"must hold {' and '.join(sorted(own))} once each", names)
-    picture = len(image.shape) == 4 and image.shape[:2] == (manifest.graph_batch, 3) and image.dtype == "float32"
+        raise fields.wrong(f"{key}.inputs", f"must hold {' and '.join(sorted(own))} once each", names)
+    batch = manifest.batch_of(phases[0].phase)
+    picture = len(image.shape) == 4 and image.shape[:2] == (batch, 3) and image.dtype == "float32"
     if not picture or scale.shape != (1,) or scale.dtype != "float32":
         rule = "must hold the scale as one number and the picture as [graphs' batch, 3, height, width], float32"
-        raise fields.wrong("controlnet.inputs", rule, f"{image}, {scale}")
+        raise fields.wrong(f"{key}.inputs", rule, f"{image}, {scale}")
 
 
-def _check_step(manifest: ManifestRecord, step: GraphRecord, fields: Fields) -> None:
-    """The step graph takes what every phase gives, and gives what every phase takes."""
-    state, rescale = step.input(STATE), step.input(GUIDANCE_RESCALE) is not None
+def _check_steps(manifest: ManifestRecord, fields: Fields) -> None:
+    """The step graphs take what every phase gives, and give what every phase takes."""
+    tails = any(record.phase.unguided for record in manifest.phases)
     for record in manifest.phases:
-        latents = record.input("latents")
-        if state is None or latents is None:
-            raise fields.wrong("step.inputs", f"must hold a state, and {record.phase.name} latents", str(state))
-        due = (manifest.batch, record.outputs[0], latents, state.shape[0])
-        for key, found, expected in (
-            ("step.inputs", step.inputs, step_inputs(*due, rescale=rescale)),
-            ("step.outputs", step.outputs, step_outputs(*due)),
+        key, step = "unguided_step" if record.phase.unguided else "step", manifest.step_of(record.phase)
+        if step is None:
+            raise fields.wrong(key, f"must be there, for it follows {record.phase.name}", None)
+        first = manifest.phases[0].input("latents")  # of a guided phase, which comes before the others
+        state = step.input(STATE)
+        if state is None or first is None:
+            raise fields.wrong(f"{key}.inputs", "must hold a state", ", ".join(map(str, step.inputs)))
+        due = (manifest.batch, record.outputs[0], first, state.shape[0])
+        rescale = step.input(GUIDANCE_RESCALE) is not None
+        for place, found, expected in (
+            ("inputs", step.inputs, step_inputs(*due, rescale=rescale)),
+            ("outputs", step.outputs, step_outputs(*due, unguided=tails)),
         ):
             if sorted(found, key=str) != sorted(expected, key=str):
                 rule = f"must be those of the phase {record.phase.name}: {', '.join(map(str, expected))}"
-                raise fields.wrong(key, rule, ", ".join(map(str, found)))
+                raise fields.wrong(f"{key}.{place}", rule, ", ".join(map(str, found)))
 
 
 def _check_text_encoders(manifest: ManifestRecord, fields: Fields) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hidiff_runtime.phases import PhasePlan
@@ -28,13 +29,23 @@ def planned_schedule(
         manifest: of the bundle.
         table: of one of its samplers.
         steps: as for `SamplerTable.schedule`, and so are ``strength`` and ``eta``.
-        full_run: whether every evaluation is computed, whatever the bundle would forecast.
+        full_run: whether every evaluation is computed, guided and of all layers, whatever the bundle would leave out.
 
     Raises:
         InputError: the sampler's steps cannot be forecast, or what `SamplerTable.schedule` refuses.
     """
     schedule = table.schedule(steps, strength=strength, eta=eta)
-    plan = PhasePlan(manifest.rule, schedule.steps)
+    plan = PhasePlan(manifest.rule.whole if full_run else manifest.rule, schedule.steps)
     if manifest.forecast is not None and not full_run:
         schedule = forecast_schedule(schedule, manifest.forecast)
-    return schedule, plan
+    return _reusing(schedule, plan), plan
+
+
+def _reusing(schedule: Schedule, plan: PhasePlan) -> Schedule:
+    """Returns the run with the evaluations marked that take the deep features of one before."""
+    if plan.rule.reuse is None:
+        return schedule
+    phases = [plan.phase_at(evaluation.step) for evaluation in schedule.evaluations]
+    shallow = plan.rule.reuse.shallow(phases, [evaluation.computed for evaluation in schedule.evaluations])
+    marked = zip(schedule.evaluations, shallow, strict=True)
+    return replace(schedule, evaluations=tuple(replace(one, shallow=taken) for one, taken in marked))

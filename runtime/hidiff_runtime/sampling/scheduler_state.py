@@ -35,6 +35,7 @@ class Evaluation:
             before this evaluation.
         rows: coefficients, float64 ``[1 + K, 3 + K]``.
         computed: whether the UNet is evaluated; if not, its output has no coefficient.
+        shallow: whether its outermost layers alone are, on the deep features of an evaluation before.
     """
 
     timestep: float
@@ -44,6 +45,7 @@ class Evaluation:
     noising: tuple[float, float]
     rows: FloatArray
     computed: bool = True
+    shallow: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,28 +125,39 @@ class SamplerState:
         return self._index
 
     @property
+    def evaluation(self) -> Evaluation:
+        """The evaluation to come.
+
+        Raises:
+            InputError: the run is over.
+        """
+        if self.done:
+            raise InputError("The run is over.", given=f"{self._index} evaluations", advice="Start another run.")
+        return self._evaluations[self._index]
+
+    @property
     def timestep(self) -> float:
         """What the UNet is told at the evaluation to come."""
-        return self._next.timestep
+        return self.evaluation.timestep
 
     @property
     def step(self) -> int:
         """The logical denoising step of the evaluation to come."""
-        return self._next.step
+        return self.evaluation.step
 
     @property
     def draws_noise(self) -> bool:
         """Whether `advance` needs noise at the evaluation to come."""
-        return self._next.draws_noise
+        return self.evaluation.draws_noise
 
     @property
     def computed(self) -> bool:
         """Whether `advance` needs the UNet's output at the evaluation to come."""
-        return self._next.computed
+        return self.evaluation.computed
 
     def model_input(self) -> Latents:
         """Returns the sample as the UNet takes it."""
-        return _scaled(self.latents, self._next.input_scale)
+        return _scaled(self.latents, self.evaluation.input_scale)
 
     def advance(self, model_output: Latents | None, noise: Latents | None = None) -> None:
         """Takes the UNet's output (after guidance) and moves to the next evaluation.
@@ -156,7 +169,7 @@ class SamplerState:
         Raises:
             InputError: a wrong shape or dtype, noise or output missing or unasked for, or nothing left to do.
         """
-        evaluation = self._next
+        evaluation = self.evaluation
         if evaluation.computed != (model_output is not None):
             raise InputError(
                 "This evaluation needs the UNet's output." if evaluation.computed else "This evaluation is forecast.",
@@ -177,12 +190,6 @@ class SamplerState:
         inputs = (self.latents, *given, *self._state)
         self.latents, *self._state = (_combine(row, inputs) for row in evaluation.rows)
         self._index += 1
-
-    @property
-    def _next(self) -> Evaluation:
-        if self.done:
-            raise InputError("The run is over.", given=f"{self._index} evaluations", advice="Start another run.")
-        return self._evaluations[self._index]
 
 
 def _combine(row: FloatArray, inputs: Sequence[Latents]) -> Latents:
