@@ -111,6 +111,10 @@ class PhaseRule:
             unguided=self.guidance is not None and not self.guidance.covers(step, steps),
         )
 
+    def gives_features(self, phase: Phase) -> bool:
+        """Returns whether the phase's graph gives deep features, which a shallow one takes."""
+        return not phase.shallow and replace(phase, shallow=True) in self.phases()
+
     @property
     def whole(self) -> PhaseRule:
         """The same changes with nothing left out: every step guided, every feature computed."""

@@ -28,6 +28,7 @@ from hidiff_runtime.format.manifest import (
 )
 from hidiff_runtime.format.step_graph import step_inputs, step_outputs
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
+from hidiff_runtime.reused_features import Reuse
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
 from hidiff_runtime.sampling.table_rows import Rows
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
@@ -48,7 +49,7 @@ RUN_BOUND = Bound(100.0, "the same numpy, a few steps")
 def unet(phase: str, weights: Arrays, inputs: Arrays) -> np.ndarray:
     """``noise_pred`` of the toy."""
     latents = inputs["latents"]
-    noise = np.einsum("oc,bchw->bohw", weights["mix"], latents) * GAINS[PhaseKind(phase.removesuffix("-control"))]
+    noise = np.einsum("oc,bchw->bohw", weights["mix"], latents) * GAINS[PhaseKind(phase.partition("-")[0])]
     shifts = inputs["window_shifts"]
     for row, own in enumerate(shifts if shifts.ndim > 1 else [shifts] * len(latents)):
         for index, shift in enumerate(own):
@@ -61,7 +62,18 @@ def unet(phase: str, weights: Arrays, inputs: Arrays) -> np.ndarray:
     for name in ("down_residual_00", "mid_residual"):
         if name in inputs:
             noise = noise + inputs[name].mean(axis=(1, 2, 3), keepdims=True)
+    if "deep_features" in inputs:
+        noise = 0.7 * noise + 0.3 * inputs["deep_features"][:, :1]
     return noise.astype(np.float32)
+
+
+def evaluated(record: PhaseRecord, weights: Arrays, inputs: Arrays, phase: str | None = None) -> dict[str, np.ndarray]:
+    """Every output of the toy, in a phase that may not be the record's; deep features are the noise twice over, and
+    depend on all that it depends on.
+    """
+    noise = unet(phase or record.phase.name, weights, inputs)
+    features = {spec.name: np.concatenate([2 * noise] * 2, axis=1) for spec in record.outputs[1:]}
+    return {"noise_pred": noise, **features}
 
 
 @dataclass
@@ -87,7 +99,8 @@ class ToySession:
             if found.shape != spec.shape or found.dtype != spec.dtype:
                 raise EngineError(f"{spec} is not {found.dtype}{list(found.shape)}")
         assert inputs.keys() == {spec.name for spec in self.record.inputs}
-        return self.backend.spoil({"noise_pred": unet(self.phase, self.weights, inputs)}, len(self.backend.calls))
+        found = evaluated(self.record, self.weights, inputs, self.phase)
+        return self.backend.spoil(found, len(self.backend.calls))
 
 
 def unspoilt(outputs: dict[str, np.ndarray], _call: int) -> dict[str, np.ndarray]:
@@ -154,17 +167,19 @@ class Toy:
     own_shifts: bool = False
     reference: bool = True
     tokens: int = TOKENS
+    guided: StepRange | None = None
+    reuse: Reuse | None = None
 
     @property
     def rule(self) -> PhaseRule:
-        return PhaseRule(StepRange(0, 0.5), StepRange(0, 0.25), 0.6 if self.control else None)
+        return PhaseRule(StepRange(0, 0.5), StepRange(0, 0.25), 0.6 if self.control else None, self.guided, self.reuse)
 
     @property
     def graph_batch(self) -> int:
         return self.batch * (2 if self.guidance else 1)
 
     def record(self, phase: Phase) -> PhaseRecord:
-        batch = self.graph_batch
+        batch = self.batch if phase.unguided else self.graph_batch
         inputs = [
             TensorSpec("latents", (batch, 9 if self.inpainting else 4, HEIGHT, WIDTH), "float32"),
             TensorSpec("timestep", (1,), "float32"),
@@ -177,20 +192,30 @@ class Toy:
                 TensorSpec("time_ids", (batch, 6), "float32"),
             ]
         if phase.control:
-            inputs += [TensorSpec(name, (batch, 2, 3, 3), "float32") for name in ("down_residual_00", "mid_residual")]
+            names = ("down_residual_00", "mid_residual")[: 1 if phase.shallow else 2]
+            inputs += [TensorSpec(name, (batch, 2, 3, 3), "float32") for name in names]
+        outputs = [TensorSpec("noise_pred", (batch, 4, HEIGHT, WIDTH), "float32")]
+        features = TensorSpec("deep_features", (batch, 8, HEIGHT, WIDTH), "float32")
+        if phase.shallow:
+            inputs.append(features)
+        if self.rule.gives_features(phase):
+            outputs.append(features)
         return PhaseRecord(
             phase=phase,
             graph=f"unet/{phase.name}.graph",
             engines={"toy": f"unet/{phase.name}.toy"},
             inputs=tuple(inputs),
-            outputs=(TensorSpec("noise_pred", (batch, 4, HEIGHT, WIDTH), "float32"),),
+            outputs=tuple(outputs),
         )
 
-    def step(self) -> GraphRecord:
-        """Of the step graph, with one state, as the samplers here have."""
-        phase = self.record(Phase(PhaseKind.WINDOWED))
-        due = (self.batch, phase.outputs[0], phase.inputs[0], 1)
-        return GraphRecord("step/step.graph", {"toy": "step/step.toy"}, step_inputs(*due), step_outputs(*due))
+    def step(self, *, unguided: bool = False) -> GraphRecord:
+        """Of a step graph, with one state, as the samplers here have."""
+        guided = self.record(Phase(PhaseKind.WINDOWED))
+        phase = self.record(Phase(PhaseKind.WINDOWED, unguided=unguided))
+        due = (self.batch, phase.outputs[0], guided.inputs[0], 1)
+        name = "unguided_step" if unguided else "step"
+        outputs = step_outputs(*due, unguided=self.guided is not None)
+        return GraphRecord(f"step/{name}.graph", {"toy": f"step/{name}.toy"}, step_inputs(*due), outputs)
 
     def given(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Everything the denoiser needs by keyword."""
@@ -251,8 +276,9 @@ def make(folder: Path, toy: Toy | None = None) -> Path:
     for record in records:
         (folder / record.graph).write_text("a graph")
         (folder / record.engines["toy"]).write_text(json.dumps({"phase": record.phase.name}))
-    for name in ("step.graph", "step.toy"):
-        (folder / "step" / name).write_text("sums and products")
+    for name in ("step", "unguided_step")[: 1 if toy.guided is None else 2]:
+        for kind in ("graph", "toy"):
+            (folder / f"step/{name}.{kind}").write_text("sums and products")
     manifest = Manifest(
         tools={"hidiff-runtime": "0.1.0"},
         recipe={"family": "toy"},
@@ -273,6 +299,7 @@ def make(folder: Path, toy: Toy | None = None) -> Path:
         weights={"unet": "unet/weights.safetensors"},
         files={},
         step=toy.step(),
+        unguided_step=None if toy.guided is None else toy.step(unguided=True),
     )
     if toy.reference:
         record_samples(folder, toy, manifest, stored)

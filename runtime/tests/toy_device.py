@@ -89,8 +89,8 @@ class Session:
             np.copyto(tensor.content, found[name])
 
 
-def step(inputs: toy.Arrays, outputs: int) -> dict[str, np.ndarray]:
-    """The step graph in numpy; ``outputs`` is how many rows a UNet's batch has."""
+def step(inputs: toy.Arrays, outputs: int, *, both: bool = False) -> dict[str, np.ndarray]:
+    """A step graph in numpy; ``outputs`` is how many rows a guided UNet's batch has, ``both`` whether others follow."""
     noise = inputs["noise_pred"]
     done, first, count = inputs["unsound"].tolist()
     bad = int(noise.size - np.isfinite(noise).sum())
@@ -107,7 +107,8 @@ def step(inputs: toy.Arrays, outputs: int) -> dict[str, np.ndarray]:
     latents = np.concatenate([sample * inputs["input_scale"]] * (outputs // len(sample)))
     if "channels" in inputs:
         latents = np.concatenate([latents, inputs["channels"]], axis=1)
-    return {"next_sample": sample, "next_state": np.stack(state), "latents": latents, "next_unsound": unsound}
+    found = {"next_sample": sample, "next_state": np.stack(state), "latents": latents, "next_unsound": unsound}
+    return {**found, **({"unguided_latents": latents[: len(sample)]} if both else {})}
 
 
 @dataclass
@@ -129,14 +130,15 @@ class Backend(toy.ToyBackend):
     def open(self, engine: Path, weights: Mapping[str, Path], record: Any) -> Any:
         if engine.parent.name == "step":
             batch = next(spec for spec in record.outputs if spec.name == "latents").shape[0]
-            return Session(self, record, "step", lambda inputs: step(inputs, batch))
+            both = any(spec.name == "unguided_latents" for spec in record.outputs)
+            return Session(self, record, engine.stem, lambda inputs: step(inputs, batch, both=both))
         phase = json.loads(engine.read_text())["phase"]
         with safetensors.SafetensorsFile.open(weights["unet"]) as file:
             stored = {name: np.array(array) for name, array in file.arrays().items()}
 
         def compute(inputs: toy.Arrays) -> dict[str, np.ndarray]:
             self.calls.append((phase, dict(inputs)))
-            return self.spoil({"noise_pred": toy.unet(phase, stored, inputs)}, len(self.calls))
+            return self.spoil(toy.evaluated(record, stored, inputs, phase), len(self.calls))
 
         return Failing(self, record, phase, compute)
 
@@ -145,7 +147,10 @@ class Failing(Session):
     """A phase's session, which fails when its backend says so."""
 
     def execute(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        self.backend.fail(1 + sum(event not in ("upload", "download", "step") for event in self.backend.memory.events))
+        self.backend.fail(
+            1
+            + sum(event not in ("upload", "download", "step", "unguided_step") for event in self.backend.memory.events)
+        )
         super().execute(inputs, outputs)
 
 

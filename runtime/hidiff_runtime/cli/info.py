@@ -31,6 +31,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the manifest for people, or as it is."""
     from hidiff_runtime.format.bundle_folder import BundleFolder
+    from hidiff_runtime.format.left_out import left_out, left_out_lines
 
     folder = BundleFolder(options.folder, options.allow_links)
     manifest = folder.manifest()
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         f"  files     {len(manifest.files)}, {total / 2**20:.1f} MiB",
         f"  samplers  {', '.join(sorted(manifest.samplers))} (default {manifest.default_sampler})",
         f"  steps     {manifest.steps[0]} to {manifest.steps[-1]} ({len(manifest.steps)} tabulated)",
-        *(() if manifest.forecast is None else (f"  computes  {_computed(manifest)}",)),
+        *(f"  {name:9} {line}" for name, line in left_out_lines(left_out(manifest)).items()),
         f"  text      {_text(manifest)}",
         f"  VAE       {_vae(manifest)}",
         f"  reference {manifest.reference or 'none'}",
@@ -84,15 +85,6 @@ def _guidance(manifest: Manifest) -> str:
     if manifest.guidance_rescale:
         return f"on, rescaled by {manifest.guidance_rescale:g}"
     return "on" if manifest.guidance else "off"
-
-
-def _computed(manifest: Manifest) -> str:
-    from hidiff_runtime.pipeline.request_fields import STEPS
-
-    assert manifest.forecast is not None
-    steps = min(manifest.steps, key=lambda count: abs(count - STEPS))
-    count = sum(manifest.forecast.computed(steps))
-    return f"{count} of {steps} steps and forecasts the others: {manifest.forecast}"
 
 
 def _text(manifest: Manifest) -> str:

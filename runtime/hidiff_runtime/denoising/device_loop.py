@@ -82,7 +82,7 @@ class DeviceLoop:
                 continue
             if run.callback is not None:
                 latents = self._latents(index + 1)
-                run.finished(evaluation.step, evaluation.timestep, latents, time.perf_counter() - started)
+                run.finished(evaluation, latents, time.perf_counter() - started)
                 started = time.perf_counter()
         return self._latents(len(self._evaluations))
 
@@ -135,12 +135,12 @@ class DeviceLoop:
             known = run.conditioning.last(run.bundle.manifest.batch_of(phase)).inputs
             seen = _Inputs({**known, **given}, lambda: tensors.memory.download(inputs[LATENTS]))
             tensors.put(record.residuals, run.residuals(record, step, seen))
-        with engine_errors(run.where(step)):
+        with engine_errors(run.where(evaluation)):
             session.execute(inputs, tensors.pick(record.outputs))
 
     def _advance(self, index: int, evaluation: Evaluation) -> None:
         run, tensors = self._run, self._tensors
-        phase = run.record(evaluation).phase
+        phase = run.phase(evaluation)
         record = run.bundle.manifest.step_of(phase)
         assert record is not None  # by `hidiff_runtime.format.validation`: with one step graph there is the other
         following = self._evaluations[min(index + 1, len(self._evaluations) - 1)]
@@ -152,7 +152,7 @@ class DeviceLoop:
             given[NOISE] = run.generator.randn(self._specs[NOISE].shape)
         tensors.put(record.inputs, given)
         session = run.bundle.step_engine(unguided=phase.unguided)
-        with engine_errors(run.where(evaluation.step)):
+        with engine_errors(run.where(evaluation)):
             session.execute(
                 {spec.name: self._of_step(spec, index) for spec in record.inputs},
                 {spec.name: self._of_step(spec, index + 1) for spec in record.outputs},
@@ -167,13 +167,13 @@ class DeviceLoop:
     def _latents(self, index: int) -> Array:
         """Returns the sample after ``index`` evaluations, once none of them is found unsound. Waits for the device."""
         memory = self._tensors.memory
-        with engine_errors(self._run.where(self._evaluations[index - 1].step)):
+        with engine_errors(self._run.where(self._evaluations[index - 1])):
             _, first, bad = memory.download(self._flipping(UNSOUND, index)).tolist()
             latents = memory.download(self._flipping(SAMPLE, index))
         if first:
             evaluation = self._evaluations[first - 1]
             pred = self._run.record(evaluation).outputs[0]
-            raise self._run.nonfinite(bad, math.prod(pred.shape), self._run.where(evaluation.step))
+            raise self._run.nonfinite(bad, math.prod(pred.shape), self._run.where(evaluation))
         return latents
 
 

@@ -23,19 +23,18 @@ def run_on_host(run: RunContext, state: SamplerState, blend: MaskBlend | None = 
     features: dict[str, Array] = {}
     started = time.perf_counter()
     while not state.done:
-        step, timestep = state.step, state.timestep
-        output = None
-        if state.computed:
+        evaluation, output = state.evaluation, None
+        if evaluation.computed:
             output = _evaluate(run, state, features)
         else:
-            run.skip(state.evaluation)
+            run.skip(evaluation)
         shape = state.latents.shape
         state.advance(output, run.generator.randn(shape) if state.draws_noise else None)
         if blend is not None:
             state.latents = blend(state.latents, state.index)
-        if not state.done and state.step == step:
+        if not state.done and state.step == evaluation.step:
             continue
-        run.finished(step, timestep, np.array(state.latents), time.perf_counter() - started)
+        run.finished(evaluation, np.array(state.latents), time.perf_counter() - started)
         started = time.perf_counter()
     return np.array(state.latents)
 
@@ -55,7 +54,7 @@ def _evaluate(run: RunContext, state: SamplerState, features: dict[str, Array]) 
     inputs |= run.residuals(record, state.step, inputs)
     if record.phase.shallow:
         inputs |= features
-    where = run.where(state.step)
+    where = run.where(state.evaluation)
     with engine_errors(where):
         found = session.run(inputs)
     if DEEP_FEATURES in found and run.plan.rule.reuse is not None:

@@ -137,10 +137,13 @@ class RunContext:
     control: Control | None
     callback: Callback | None
 
+    def phase(self, evaluation: Evaluation) -> Phase:
+        """Returns the phase that an evaluation is in, with the layers that it computes."""
+        return replace(self.plan.phase_at(evaluation.step), shallow=evaluation.shallow)
+
     def record(self, evaluation: Evaluation) -> PhaseRecord:
         """Returns the record of the graph that an evaluation takes."""
-        phase = replace(self.plan.phase_at(evaluation.step), shallow=evaluation.shallow)
-        return self.bundle.manifest.phase(phase)
+        return self.bundle.manifest.phase(self.phase(evaluation))
 
     def scale(self, phase: Phase) -> float | None:
         """Returns the guidance scale in a phase; None where its output has no negative half."""
@@ -149,7 +152,7 @@ class RunContext:
     def engine(self, evaluation: Evaluation) -> Session:
         """Returns the engine that an evaluation takes; tells the bundle which phase follows."""
         following = (span.phase for span in self.plan.spans if span.first > evaluation.step)
-        return self.bundle.engine(self.record(evaluation).phase, upcoming=next(following, None))
+        return self.bundle.engine(self.phase(evaluation), upcoming=next(following, None))
 
     def evaluation(self, evaluation: Evaluation) -> dict[str, NDArray[Any]]:
         """Returns the inputs of an evaluation that change each time, the latents aside; draws the window shifts."""
@@ -172,19 +175,18 @@ class RunContext:
         found = self.control(ControlRequest(step, self.plan.steps, inputs, record.phase.unguided))
         return {spec.name: check_array(spec.name, found.get(spec.name), spec.shape) for spec in record.residuals}
 
-    def where(self, step: int) -> str:
-        """Returns a step's phase and number, for messages."""
-        return f"phase {self.plan.phase_at(step).name}, step {step + 1} of {self.plan.steps}"
+    def where(self, evaluation: Evaluation) -> str:
+        """Returns an evaluation's phase and step, for messages."""
+        return f"phase {self.phase(evaluation).name}, step {evaluation.step + 1} of {self.plan.steps}"
 
-    def finished(self, step: int, timestep: float, latents: Array, seconds: float) -> None:
-        """Tells the callback of a finished step. Raises Cancelled when it ends the run."""
+    def finished(self, evaluation: Evaluation, latents: Array, seconds: float) -> None:
+        """Tells the callback of the step that an evaluation ended. Raises Cancelled when it ends the run."""
         if self.callback is None:
             return
+        step, phase = evaluation.step, self.phase(evaluation)
         where = f"after step {step + 1} of {self.plan.steps}"
         try:
-            answer = self.callback(
-                StepInfo(step, self.plan.steps, timestep, self.plan.phase_at(step), latents, seconds)
-            )
+            answer = self.callback(StepInfo(step, self.plan.steps, evaluation.timestep, phase, latents, seconds))
         except Cancelled:
             raise
         except Exception as error:

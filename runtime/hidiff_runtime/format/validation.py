@@ -163,13 +163,12 @@ def _features(
     taken = record.input(DEEP_FEATURES)
     if (taken is not None) != phase.shallow:
         raise fields.wrong(f"{key}.inputs", f"must hold {DEEP_FEATURES} exactly where the phase is shallow", phase.name)
+    batch = manifest.batch_of(phase)
+    if taken is not None and (len(taken.shape) != 4 or taken.shape[0] != batch or taken.dtype != "float32"):
+        raise fields.wrong(f"{key}.inputs", f"must hold float32 {DEEP_FEATURES} for each picture", str(taken))
     partner = next((each for each in manifest.phases if each.phase == replace(phase, shallow=True)), None)
-    if phase.shallow or partner is None:
-        return []
-    due = partner.input(DEEP_FEATURES)
-    if due is None or len(due.shape) != 4 or due.shape[0] != manifest.batch_of(phase) or due.dtype != "float32":
-        raise fields.wrong(f"{key}.outputs", f"must be what {partner.phase.name} takes for each picture", str(due))
-    return [(due.name, due.shape, due.dtype)]
+    due = None if phase.shallow or partner is None else partner.input(DEEP_FEATURES)
+    return [] if due is None else [(due.name, due.shape, due.dtype)]
 
 
 def _check_inputs(manifest: ManifestRecord, record: PhaseRecord, fields: Fields, key: str) -> None:

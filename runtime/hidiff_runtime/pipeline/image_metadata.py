@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hidiff_runtime.errors import InputError, StorageError
 from hidiff_runtime.format.atomic_write import atomic_write
+from hidiff_runtime.format.left_out import left_out
 from hidiff_runtime.pipeline.image_processing import EXIF_IFD, MAKER_NOTE, USER_COMMENT, pillow
 from hidiff_runtime.pipeline.infotext import VERSION, write_infotext
 from hidiff_runtime.pipeline.webui_names import sampler_name, schedule_name
@@ -161,7 +162,7 @@ def _facts(manifest: Manifest, table: SamplerTable, request: Request, index: int
         "steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
         "guidance_rescale": settings.guidance_rescale or None,
-        "forecast": vars(manifest.forecast) if manifest.forecast is not None and not settings.full_run else None,
+        **({} if settings.full_run else left_out(manifest)),
         "sampler": settings.sampler,
         "schedule": schedule_name(table, settings.steps),
         "eta": settings.eta or None,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hidiff_runtime.errors import InputError
+from hidiff_runtime.format.left_out import LEFT_OUT, left_out, left_out_lines
 from hidiff_runtime.phases import PhasePlan
 from hidiff_runtime.pipeline.image_metadata import fused_loras, model_name, other_weights
 from hidiff_runtime.pipeline.image_parameters import PictureParameters, web_number
@@ -104,7 +105,7 @@ def settings_like(
             settings = {**settings, "negative_prompt": negative or None}
     _check_sources(manifest, parameters, asked)
     warnings += _fit_guidance(manifest, settings, bool(parameters.facts))
-    if manifest.forecast is not None and parameters.facts and "forecast" not in parameters.facts:
+    if left_out(manifest) and parameters.facts and not any(name in parameters.facts for name in LEFT_OUT):
         settings["full_run"] = True
     warnings += _fit_sampler(bundle, settings, named, asked)
     if not takes_sizes(manifest):
@@ -139,7 +140,6 @@ def _other_facts(manifest: Manifest, facts: Mapping[str, Any], asked: Mapping[st
         drew = _model(facts.get("model"), facts.get("lora", []), str(facts.get("model_sha256")))
         here = _model(model_name(manifest), fused_loras(manifest), sha)
         found.append(f"the picture was drawn with the weights of {drew}, this bundle has those of {here}")
-    held_forecast = None if manifest.forecast is None else vars(manifest.forecast)
     held = other_weights(manifest)
     theirs = facts.get("weights", held)
     others = [name for name in held if theirs.get(name, held[name]) != held[name]]
@@ -157,8 +157,10 @@ def _other_facts(manifest: Manifest, facts: Mapping[str, Any], asked: Mapping[st
         )
     elif batch > 1:
         found.append(f"the picture was number {index + 1} of a batch of {batch}; all of them are drawn")
-    if "full_run" not in asked and facts.get("forecast", held_forecast) != held_forecast:
-        found.append("the picture's steps were forecast in another way than this bundle's are")
+    theirs_left = {name: facts[name] for name in LEFT_OUT if name in facts}
+    if "full_run" not in asked and theirs_left and theirs_left != left_out(manifest):
+        how = "; ".join(left_out_lines(left_out(manifest)).values()) or "leaves nothing out"
+        found.append(f"the picture's run left out other work than this bundle's do, which {how}")
     if not {"steps", "strength"} & asked.keys() and not _same_phases(manifest, facts):
         found.append("the picture went through other phases of HiDiffusion than this bundle has")
     return found
@@ -208,7 +210,7 @@ def _same_phases(manifest: Manifest, facts: Mapping[str, Any]) -> bool:
     total = 1 + max(last for _, last in spans)
     if not 0 < total <= steps:
         return False
-    plan = PhasePlan(manifest.rule, total)
+    plan = PhasePlan(manifest.rule if "guided" in facts else manifest.rule.whole, total)
     return bool({span.phase.name: [span.first, span.last] for span in plan.spans} == facts["phases"])
 
 

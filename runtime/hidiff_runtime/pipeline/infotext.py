@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hidiff_runtime.errors import InputError
-from hidiff_runtime.format.forecast_record import Forecast
+from hidiff_runtime.format.left_out import left_out_lines
 from hidiff_runtime.pipeline.webui_names import NAMES
 from hidiff_runtime.version import __version__
 
@@ -66,7 +66,7 @@ def write_infotext(facts: Mapping[str, Any], sampler: str | None = None) -> str:
         "Schedule type": facts.get("schedule"),
         "CFG scale": facts.get("guidance_scale"),
         "CFG rescale": facts.get("guidance_rescale"),
-        "Forecast": None if "forecast" not in facts else str(Forecast(**facts["forecast"])),
+        **{name.capitalize(): line for name, line in left_out_lines(facts).items()},
         "Seed": facts["seed"],
         "Size": size,
         "Model hash": facts["model_sha256"][:10],

@@ -142,7 +142,7 @@ class Request:
 
     def phases(self, manifest: Manifest) -> PhasePlan:
         """Returns which phase each step of the run is in."""
-        return PhasePlan(manifest.rule, self.steps)
+        return PhasePlan(manifest.rule.whole if self.settings.full_run else manifest.rule, self.steps)
 
 
 def late_start(bundle: Bundle, request: Request) -> str | None:

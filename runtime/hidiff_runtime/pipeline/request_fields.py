@@ -98,7 +98,7 @@ class Settings:
     guidance_rescale: float | None = _setting(
         None, "number", "against overexposure by guidance, 0 to 1 (default: the bundle's own)", bounds=(0, 1),
         metavar="SHARE")
-    full_run: bool = _setting(False, "flag", "compute every step, where the bundle would forecast some")
+    full_run: bool = _setting(False, "flag", "leave nothing out, where the bundle would forecast, not guide or reuse")
     sampler: str | None = _setting(None, "text", "one of the bundle's (default: its own)", metavar="NAME")
     eta: float = _setting(0.0, "number", "of DDIM, 0 to 1 (default: 0)", bounds=(0, 1))
     image: Any = _setting(None, "picture", "what to start from, or with a mask to paint in", group="pictures")

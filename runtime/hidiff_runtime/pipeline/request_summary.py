@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hidiff_runtime.format.left_out import left_out, left_out_lines
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.pipeline.prompt_encoding import TokenCounter
 from hidiff_runtime.pipeline.request import Request
@@ -25,13 +26,12 @@ def describe_request(manifest: Manifest, counter: TokenCounter, request: Request
         prompts.append({"text": text, "tokens": tokens, "cut": cut})
     spans = request.phases(manifest).spans
     told = ("width", "height", "seed", "sampler", "steps", "strength", "guidance_scale", "guidance_rescale")
-    forecast = None if settings.full_run or manifest.forecast is None else str(manifest.forecast)
     return {
         "prompts": prompts,
         "negative_prompts": list(request.negative_prompts or ()),
         **{name: getattr(settings, name) for name in told},
         "phases": [{"phase": span.phase.name, "first": span.first, "last": span.last} for span in spans],
-        "forecast": forecast,
+        "left_out": [] if settings.full_run else list(left_out_lines(left_out(manifest)).values()),
         "given": list(request.given),
     }
 
@@ -51,8 +51,7 @@ def request_lines(facts: dict[str, Any]) -> list[str]:
     lines.append(f"  run     {size}, seed {facts['seed']}, {steps}, guidance {guidance}{strength}")
     spans = ", ".join(f"{span['phase']} {span['first']}-{span['last']}" for span in facts["phases"])
     lines.append(f"  phases  {spans}")
-    if facts["forecast"]:
-        lines.append(f"  computes {facts['forecast']} of the run's evaluations, and forecasts the others")
+    lines += [f"  {line}" for line in facts["left_out"]]
     if facts["given"]:
         lines.append(f"  from    {', '.join(facts['given'])}")
     return lines

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hidiff_runtime.format.left_out import left_out
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.phases import PhasePlan, PhaseRule
 from hidiff_runtime.verification.comparison import Verdict, compare
@@ -31,7 +32,7 @@ def facts_of(manifest: Manifest) -> dict[str, Any]:
     vae = manifest.vae
     return {
         **{name: getattr(manifest, name) for name in _PLAIN},
-        **({} if manifest.forecast is None else {"forecast": vars(manifest.forecast)}),
+        **left_out(manifest),
         "latent": list(manifest.latent),
         "windowed_blocks": list(manifest.windowed_blocks),
         "samplers": sorted(manifest.samplers),

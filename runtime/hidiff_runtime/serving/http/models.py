@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from hidiff_runtime.denoising.conditioning import takes_channels
+from hidiff_runtime.format.left_out import LEFT_OUT, left_out
 from hidiff_runtime.serving.http.errors import PlainJson, unknown_model
 from hidiff_runtime.serving.http.service_loader import ServiceLoader
 from hidiff_runtime.serving.service import Service
@@ -58,7 +59,8 @@ def _card(service: Service, created: int) -> dict[str, Any]:
         "task": manifest.task,
         "guidance": manifest.guidance,
         "guidance_rescale": manifest.guidance_rescale,
-        "forecast": None if manifest.forecast is None else vars(manifest.forecast),
+        **dict.fromkeys(LEFT_OUT),
+        **left_out(manifest),
         "steps": [count for count in manifest.steps if count <= limits.steps],
         "samplers": sorted(manifest.samplers),
         "sampler": manifest.default_sampler,

@@ -1,0 +1,212 @@
+"""Whole runs of bundles that leave guidance out for a part, or reuse deep features, on the host and on a device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import toy
+import toy_device
+
+from hidiff_runtime import BundleError, ControlRequest, StepInfo, TorchGenerator
+from hidiff_runtime import open as open_bundle
+from hidiff_runtime.format.forecast_record import Forecast
+from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.phases import StepRange
+from hidiff_runtime.reused_features import Reuse
+from hidiff_runtime.sampling.torch_rng import draw_window_shifts
+
+STEPS, SCALE = 12, 3.0
+TAIL, MIDDLE = StepRange(0, 0.6), StepRange(0.2, 0.6)
+KINDS = {
+    "tail": toy.Toy(reference=False, guided=TAIL),
+    "interval": toy.Toy(reference=False, guided=MIDDLE),
+    "reuse": toy.Toy(reference=False, reuse=Reuse(3)),
+    "reuse, no guidance": toy.Toy(reference=False, reuse=Reuse(2), guidance=False),
+    "both": toy.Toy(reference=False, guided=TAIL, reuse=Reuse(3)),
+    "both, SDXL": toy.Toy(reference=False, guided=MIDDLE, reuse=Reuse(3), sdxl=True),
+    "both, inpainting": toy.Toy(reference=False, guided=TAIL, reuse=Reuse(3), inpainting=True),
+    "both, two pictures": toy.Toy(reference=False, guided=MIDDLE, reuse=Reuse(3), batch=2, own_shifts=True),
+}
+
+
+def run(folder: Path, backend: toy.ToyBackend, kind: toy.Toy, **changes: Any) -> np.ndarray:
+    given = {**kind.given(), "steps": STEPS, "seed": 1, "sampler": "noisy", **changes}
+    with open_bundle(folder, backend=backend, verify="size") as bundle:
+        return bundle.denoiser().denoise(guidance_scale=SCALE if kind.guidance else None, **given)
+
+
+def by_hand(kind: toy.Toy, manifest: Manifest) -> tuple[np.ndarray, list[str]]:
+    """The same run written out plainly, and the phases that it went through."""
+    generator, stored, given, names = TorchGenerator(1), toy.stored_weights(kind), kind.given(), list[str]()
+    state = toy.table("noisy", noise=0.3).schedule(STEPS).start(generator.randn((kind.batch, *manifest.latent)))
+    phases = [kind.rule.phase_at(step, STEPS) for step in range(STEPS)]
+    features, age, before = np.zeros(()), 0, None
+    for index, at_hand in enumerate(phases):
+        age += 1
+        shallow = kind.reuse is not None and at_hand == before and age < kind.reuse.every
+        phase, before = replace(at_hand, shallow=shallow), at_hand
+        age = age if shallow else 0
+        names.append(phase.name)
+        signs = [""] if phase.unguided or not kind.guidance else ["negative_", ""]
+        latents = np.concatenate([state.model_input()] * len(signs))
+        if kind.inpainting:
+            behind = np.concatenate([given["mask"], given["masked_image_latents"]], axis=1)
+            latents = np.concatenate([latents, np.concatenate([behind] * len(signs))], axis=1)
+        shifts = draw_window_shifts(generator, len(toy.BLOCKS))
+        inputs = {"latents": latents, "timestep": np.float32([state.timestep])}
+        inputs["window_shifts"] = np.tile(shifts, (len(latents), 1)) if kind.own_shifts else shifts
+        for name in ("prompt_embeds", "text_embeds", "time_ids"):
+            if name in given:
+                inputs[name] = np.concatenate([given[sign + name] for sign in signs])
+        if shallow:
+            inputs["deep_features"] = features
+        found = toy.evaluated(kind.record(phase), stored, inputs)
+        output = found["noise_pred"]
+        features = features if shallow else found.get("deep_features", features)
+        if len(signs) == 2:
+            negative, positive = np.split(output, 2)
+            output = (negative + SCALE * (positive - negative)).astype(np.float32)
+        state.advance(output, generator.randn(output.shape))
+        assert index + 1 == state.index
+    return state.latents, names
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_a_run_is_the_one_written_out_by_hand(tmp_path: Path, kind: toy.Toy) -> None:
+    folder = toy.make(tmp_path / "bundle", kind)
+    expected, names = by_hand(kind, Manifest.read(folder))
+    for backend in (toy.ToyBackend(), toy_device.Backend()):
+        found = run(folder, backend, kind)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        assert [name for name, _ in backend.calls] == names
+    usual = toy.make(tmp_path / "usual", replace(kind, guided=None, reuse=None))
+    assert np.abs(run(usual, toy.ToyBackend(), kind) - expected).max() > 1e-3  # the control: it is another run
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_a_full_run_is_the_one_of_a_bundle_that_leaves_nothing_out(tmp_path: Path, kind: toy.Toy) -> None:
+    folder, usual = (
+        toy.make(tmp_path / "one", kind),
+        toy.make(tmp_path / "usual", replace(kind, guided=None, reuse=None)),
+    )
+    due = run(usual, toy.ToyBackend(), kind)
+    np.testing.assert_array_equal(run(folder, toy.ToyBackend(), kind, full_run=True), due)
+    np.testing.assert_allclose(run(folder, toy_device.Backend(), kind, full_run=True), due, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(run(usual, toy.ToyBackend(), kind, full_run=True), due)
+
+
+def test_features_of_another_step_give_another_run(tmp_path: Path) -> None:
+    kind = KINDS["reuse"]
+    folder = toy.make(tmp_path / "bundle", kind)
+    kept: list[np.ndarray] = []
+
+    def one_late(outputs: dict[str, np.ndarray], _call: int) -> dict[str, np.ndarray]:
+        if "deep_features" not in outputs:
+            return outputs
+        kept.append(outputs["deep_features"])
+        return {**outputs, "deep_features": kept[-2:][0]}
+
+    expected = run(folder, toy.ToyBackend(), kind)
+    assert np.abs(run(folder, toy.ToyBackend(spoil=one_late), kind) - expected).max() > 1e-3
+
+
+def test_both_engines_of_a_phase_stay_open_until_the_next(tmp_path: Path) -> None:
+    kind = KINDS["both"]
+    backend = toy.ToyBackend()
+    run(toy.make(tmp_path / "bundle", kind), backend, kind)
+    opened = [event.removeprefix("open ") for event in backend.events if event.startswith("open")]
+    assert len(opened) == len(set(opened))  # none was closed and opened again
+    first_shallow = opened.index("strided_pooled-shallow")
+    assert opened[first_shallow - 1] == "strided_pooled"
+    assert backend.events.index("close strided_pooled") < backend.events.index("open strided")
+
+
+@pytest.mark.parametrize("backend", [toy.ToyBackend, toy_device.Backend])
+def test_a_control_is_told_whether_it_is_for_the_prompts_alone(tmp_path: Path, backend: type) -> None:
+    kind = replace(KINDS["both"], control=True, guided=StepRange(0, 0.3))
+    asked: list[ControlRequest] = []
+
+    def control(request: ControlRequest) -> dict[str, np.ndarray]:
+        asked.append(request)
+        shape = (len(request.inputs["latents"]), 2, 3, 3)
+        return {name: np.full(shape, 0.1, np.float32) for name in ("down_residual_00", "mid_residual")}
+
+    run(toy.make(tmp_path / "bundle", kind), backend(), kind, control=control)
+    assert [request.unguided for request in asked] == [False] * 3 + [True] * 5  # of 12 steps, to below 0.6
+    assert [len(request.inputs["latents"]) for request in asked] == [2] * 3 + [1] * 5
+
+
+def test_a_forecast_goes_with_both(tmp_path: Path) -> None:
+    kind = replace(KINDS["reuse"], guided=StepRange(0, 0.5))
+    folder = toy.make(tmp_path / "bundle", kind)
+    forecast = Forecast(warm_up=2, last=0.2)
+    toy.seal(folder, replace(Manifest.read(folder), forecast=forecast, step=None, unguided_step=None))
+    backend = toy.ToyBackend()
+    run(folder, backend, kind)
+    computed = forecast.computed(STEPS)
+    phases = [kind.rule.phase_at(step, STEPS) for step in range(STEPS)]
+    shallow = Reuse(3).shallow(phases, computed)
+    due = [replace(phase, shallow=taken) for phase, taken, one in zip(phases, shallow, computed, strict=True) if one]
+    assert [name for name, _ in backend.calls] == [phase.name for phase in due]
+    assert any(phase.shallow for phase in due)
+
+
+def test_steps_are_told_with_the_layers_that_they_computed(tmp_path: Path) -> None:
+    kind, told = KINDS["both"], list[StepInfo]()
+    run(toy.make(tmp_path / "bundle", kind), toy.ToyBackend(), kind, callback=told.append)
+    names = [info.phase.name for info in told]
+    assert names[:5] == [
+        "strided_pooled",
+        "strided_pooled-shallow",
+        "strided_pooled-shallow",
+        "strided",
+        "strided-shallow",
+    ]
+    assert names[-1].startswith("windowed-unguided")
+
+
+def test_a_manifest_that_lacks_what_follows_unguided_phases_is_refused(tmp_path: Path) -> None:
+    folder = toy.make(tmp_path / "bundle", KINDS["tail"])
+    toy.seal(folder, replace(Manifest.read(folder), unguided_step=None))
+    with pytest.raises(BundleError, match="unguided_step must be there"):
+        Manifest.read(folder)
+
+
+def test_a_manifest_of_other_features_is_refused(tmp_path: Path) -> None:
+    folder = toy.make(tmp_path / "bundle", KINDS["reuse"])
+    manifest = Manifest.read(folder)
+    full, shallow, *others = manifest.phases
+    fewer = replace(full.outputs[1], shape=(2, 4, *full.outputs[1].shape[2:]))
+    wrong = {
+        "outputs must be noise_pred": replace(full, outputs=(full.outputs[0], fewer)),
+        "outputs must be noise_pred .* then deep_features": replace(full, outputs=full.outputs[:1]),
+    }
+    for message, record in wrong.items():
+        toy.seal(folder, replace(manifest, phases=(record, shallow, *others)))
+        with pytest.raises(BundleError, match=message):
+            Manifest.read(folder)
+    odd = replace(fewer, shape=(1, 8, 6, 8))
+    for message, features in {
+        "must hold deep_features exactly where the phase is shallow": (),
+        "must hold float32 deep_features for each picture": (odd,),
+    }.items():
+        takes = replace(shallow, inputs=(*shallow.inputs[:-1], *features))
+        gives = replace(full, outputs=(full.outputs[0], *features))
+        toy.seal(folder, replace(manifest, phases=(gives, takes, *others)))
+        with pytest.raises(BundleError, match=message):
+            Manifest.read(folder)
+    toy.seal(folder, replace(manifest, phases=(full, *others)))
+    with pytest.raises(BundleError, match="must have a graph for each phase"):
+        Manifest.read(folder)
+
+
+def test_a_guided_part_needs_guidance(tmp_path: Path) -> None:
+    folder = toy.make(tmp_path / "bundle", toy.Toy(reference=False, guidance=False))
+    manifest = Manifest.read(folder)
+    toy.seal(folder, replace(manifest, rule=replace(manifest.rule, guidance=TAIL)))
+    with pytest.raises(BundleError, match=r"rule.guidance is for a bundle with guidance"):
+        Manifest.read(folder)
