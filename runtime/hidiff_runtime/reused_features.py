@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+DEEP_FEATURES = "deep_features"
+"""What full graphs of a bundle with reuse give beside the noise, and shallow ones take: float32 [model batch, channels,
+height, width]."""
+
 
 @dataclass(frozen=True)
 class Reuse:
