@@ -37,7 +37,7 @@ def phase_record(context: StageContext, phase: Phase) -> PhaseRecord:
         graph=context.inside(context.graph(phase)),
         engines={},
         inputs=phase_inputs(config, recipe.unet_layout, phase, *size, recipe.model_batch, **recipe.phase_options),
-        outputs=phase_outputs(config, *size, recipe.model_batch),
+        outputs=phase_outputs(config, recipe.unet_layout, phase, *size, recipe.model_batch),
     )
 
 

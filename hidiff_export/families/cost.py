@@ -16,6 +16,7 @@ from typing import Any
 from hidiff_export.families.geometry import Feature, UNetGeometry, WindowShape
 from hidiff_export.families.graph_io import PROMPT_TOKENS
 from hidiff_export.families.hidiffusion_rules import Layout
+from hidiff_export.families.reuse_depths import Cut
 from hidiff_runtime.phases import Phase, PhaseKind
 
 _WINDOWS = 4
@@ -39,9 +40,16 @@ class Cost:
         return Cost(self.parameters + other.parameters, self.flops + other.flops)
 
 
-def unet_cost(config: Mapping[str, Any], layout: Layout, geometry: UNetGeometry) -> Cost:
-    """Returns cost of a UNet in the phase of ``geometry``; the stock UNet's, with a layout without windows."""
-    return sum(_unet(config, layout, geometry), Cost())
+def unet_cost(config: Mapping[str, Any], layout: Layout, geometry: UNetGeometry, cut: Cut | None = None) -> Cost:
+    """Returns cost of a UNet in the phase of ``geometry``; the stock UNet's, with a layout without windows.
+
+    Args:
+        config: of diffusers' ``UNet2DConditionModel``.
+        layout: where the phase's changes go.
+        geometry: of the phase.
+        cut: of a shallow evaluation, which computes its layers alone.
+    """
+    return sum(_unet(config, layout, geometry, cut), Cost())
 
 
 def stock_geometry(
@@ -76,16 +84,19 @@ def _norm(channels: int) -> Cost:
     return Cost(2 * channels)
 
 
-def _unet(config: Mapping[str, Any], layout: Layout, geometry: UNetGeometry) -> Iterator[Cost]:
+def _unet(config: Mapping[str, Any], layout: Layout, geometry: UNetGeometry, cut: Cut | None = None) -> Iterator[Cost]:
     yield from _embeddings(config)
-    yield from _features(config, layout, geometry, geometry.features)
+    for name, cost in _features(config, layout, geometry, geometry.features):
+        if cut is None or name in cut.computed:
+            yield cost
     yield _norm(config["block_out_channels"][0])
 
 
 def _controlnet(config: Mapping[str, Any], layout: Layout, geometry: UNetGeometry) -> Iterator[Cost]:
     yield from _embeddings(config)
     half = [feature for feature in geometry.features if not feature.name.startswith(("up_blocks", "conv_out"))]
-    yield from _features(config, layout, geometry, half)
+    for _, cost in _features(config, layout, geometry, half):
+        yield cost
     for channels, height, width in (*geometry.skips, geometry.mid):
         yield _dense(channels, channels, height * width)
     yield from _control_image(config, geometry.latent_height * geometry.latent_width)
@@ -115,8 +126,8 @@ def _embeddings(config: Mapping[str, Any]) -> Iterator[Cost]:
 
 def _features(
     config: Mapping[str, Any], layout: Layout, geometry: UNetGeometry, features: Sequence[Feature]
-) -> Iterator[Cost]:
-    """Yields the layers behind each feature map, which enter with as many channels as the one before had."""
+) -> Iterator[tuple[str, Cost]]:
+    """Yields name and cost of what computes each feature map; it enters with as many channels as the one before had."""
     windows = dict(zip(layout.windowed_blocks, geometry.windows, strict=True))
     skips = [channels for channels, _, _ in geometry.skips]
     channels = config["in_channels"]
@@ -124,12 +135,13 @@ def _features(
         part = feature.name.split(".")
         positions = feature.height * feature.width
         if "attentions" in part:
-            yield from _transformer(config, feature, windows)
+            cost = sum(_transformer(config, feature, windows), Cost())
         elif "resnets" in part:
             concatenated = skips.pop() if part[0] == "up_blocks" else 0
-            yield from _resnet(config, channels + concatenated, feature.channels, positions)
+            cost = sum(_resnet(config, channels + concatenated, feature.channels, positions), Cost())
         else:
-            yield _dense(channels, feature.channels, positions, kernel=3)
+            cost = _dense(channels, feature.channels, positions, kernel=3)
+        yield feature.name, cost
         channels = feature.channels
 
 

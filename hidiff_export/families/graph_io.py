@@ -7,12 +7,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hidiff_export.errors import InputError
 from hidiff_export.families.family import PIXELS_PER_LATENT
 from hidiff_export.families.geometry import UNetGeometry, control_latent
 from hidiff_export.families.hidiffusion_rules import Layout
+from hidiff_export.families.reuse_depths import Cut
 from hidiff_runtime.format.manifest import TensorSpec
 from hidiff_runtime.format.validation import CONDITIONING_SCALE, CONTROL_IMAGE
 from hidiff_runtime.phases import Phase, PhaseKind
+from hidiff_runtime.reused_features import DEEP_FEATURES
 
 PROMPT_TOKENS = 77
 """Length of a prompt's embedding, or of one chunk of it: what CLIP's tokenizer pads to."""
@@ -55,6 +58,7 @@ def phase_inputs(
     *,
     prompt_tokens: int = PROMPT_TOKENS,
     own_shifts: bool = False,
+    reuse_depth: int | None = None,
 ) -> tuple[TensorSpec, ...]:
     """Returns the inputs of a phase's graph, in its order.
 
@@ -63,19 +67,52 @@ def phase_inputs(
     where the phase has control, ``down_residual_00`` and so on, and ``mid_residual``. Everything is float32 but the
     shifts, which are int32.
 
+    A shallow phase takes the same, used or not, but of the residuals those of its own skip connections alone; last of
+    all come the ``deep_features``, [model batch, channels, height, width].
+
     Args:
         config: of diffusers' ``UNet2DConditionModel``.
         model_batch: latents of one evaluation, the negative prompt's included.
         prompt_tokens: of a prompt's embedding, a multiple of `PROMPT_TOKENS`.
         own_shifts: whether each latent of the batch has window shifts of its own.
+        reuse_depth: layers on the way up that a shallow phase computes; full ones take nothing for it.
+
+    Raises:
+        InputError: the UNet cannot be cut at this depth, or a shallow phase has none.
     """
+    cut = shallow_cut(config, phase, reuse_depth)
     specs = [*_sample(config, latent_height, latent_width, model_batch, prompt_tokens)]
     if layout.windowed_blocks:
         specs.append(TensorSpec("window_shifts", shifts_shape(layout, model_batch if own_shifts else None), "int32"))
     specs.extend(_added_conditions(config, model_batch))
     if phase.control:
-        specs.extend(control_residuals(config, layout, latent_height, latent_width, model_batch))
+        residuals = control_residuals(config, layout, latent_height, latent_width, model_batch)
+        specs.extend(residuals if cut is None else residuals[: cut.depth])
+    if cut is not None:
+        geometry = UNetGeometry.of(config, layout, phase, latent_height, latent_width)
+        specs.append(_deep_features(cut, geometry, model_batch))
     return tuple(specs)
+
+
+def shallow_cut(config: Mapping[str, Any], phase: Phase, reuse_depth: int | None) -> Cut | None:
+    """Returns where a shallow phase is cut; None of a full one.
+
+    Args:
+        config: of diffusers' ``UNet2DConditionModel``.
+
+    Raises:
+        InputError: the UNet cannot be cut at this depth, or a shallow phase has none.
+    """
+    if not phase.shallow:
+        return None
+    if reuse_depth is None:
+        raise InputError("A shallow phase has a depth.", given=phase.name, advice="Give `reuse_depth`.")
+    return Cut.of(config, reuse_depth)
+
+
+def _deep_features(cut: Cut, geometry: UNetGeometry, model_batch: int) -> TensorSpec:
+    deep = cut.deep_features(geometry)
+    return TensorSpec(DEEP_FEATURES, (model_batch, deep.channels, deep.height, deep.width), "float32")
 
 
 def shifts_shape(layout: Layout, model_batch: int | None = None) -> tuple[int, ...]:
@@ -175,7 +212,28 @@ def _added_conditions(config: Mapping[str, Any], model_batch: int) -> tuple[Tens
 
 
 def phase_outputs(
-    config: Mapping[str, Any], latent_height: int, latent_width: int, model_batch: int
+    config: Mapping[str, Any],
+    layout: Layout,
+    phase: Phase,
+    latent_height: int,
+    latent_width: int,
+    model_batch: int,
+    *,
+    reuse_depth: int | None = None,
 ) -> tuple[TensorSpec, ...]:
-    """Returns the output of a phase's graph: ``noise_pred``, float32."""
-    return (TensorSpec("noise_pred", (model_batch, config["out_channels"], latent_height, latent_width), "float32"),)
+    """Returns the outputs of a phase's graph, float32: ``noise_pred``, and where features are reused, of a full phase
+    ``deep_features`` as the shallow one takes them.
+
+    Args:
+        config: of diffusers' ``UNet2DConditionModel``.
+        model_batch: latents of one evaluation, the negative prompt's included.
+        reuse_depth: layers on the way up that shallow phases compute; None where nothing is reused.
+
+    Raises:
+        InputError: the UNet cannot be cut at this depth.
+    """
+    noise = TensorSpec("noise_pred", (model_batch, config["out_channels"], latent_height, latent_width), "float32")
+    if reuse_depth is None or phase.shallow:
+        return (noise,)
+    geometry = UNetGeometry.of(config, layout, phase, latent_height, latent_width)
+    return noise, _deep_features(Cut.of(config, reuse_depth), geometry, model_batch)

@@ -47,14 +47,26 @@ def fit_residuals(
     Raises:
         InputError: there are not as many residuals as the UNet has skip connections.
     """
-    if len(down) != len(geometry.skips):
+    return fit_down_residuals(down, geometry.skips), _bicubic(mid, geometry.mid[1:])
+
+
+def fit_down_residuals(down: Sequence[torch.Tensor], skips: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
+    """Returns a ControlNet's residuals of some skip connections at their sizes, bicubic.
+
+    Args:
+        down: one for each of ``skips``, [batch, channels, height, width] each.
+        skips: channels, height and width of each.
+
+    Raises:
+        InputError: there are not as many residuals as skip connections.
+    """
+    if len(down) != len(skips):
         raise InputError(
-            f"The UNet has {len(geometry.skips)} skip connections.",
+            f"The UNet has {len(skips)} skip connections.",
             given=f"{len(down)} ControlNet residuals",
             advice="Use a ControlNet of the UNet's family.",
         )
-    fitted = [_bicubic(residual, skip[1:]) for residual, skip in zip(down, geometry.skips, strict=True)]
-    return fitted, _bicubic(mid, geometry.mid[1:])
+    return [_bicubic(residual, skip[1:]) for residual, skip in zip(down, skips, strict=True)]
 
 
 def _bicubic(residual: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -9,7 +9,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 DEEP_FEATURES = "deep_features"
-"""What a full phase's graph gives beside the noise, and a shallow one takes, in a bundle that reuses features."""
+"""What full graphs of a bundle with reuse give beside the noise, and shallow ones take: float32 [model batch, channels,
+height, width]."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from hidiff_export.families.family import Family, Task, Width, controlnet_config
 from hidiff_export.families.geometry import UNetGeometry
 from hidiff_export.families.graph_io import phase_inputs
 from hidiff_export.families.hidiffusion_rules import Layout
+from hidiff_export.families.reuse_depths import DEPTHS, Cut
 from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_runtime.phases import Phase, PhaseKind
 from tests.parity.published import unet_arguments
@@ -59,11 +60,14 @@ def _tiny(component: Component, family: Family) -> Any:
     return model
 
 
-def _inputs(family: Family, kind: PhaseKind, latent: tuple[int, int]) -> dict[str, torch.Tensor]:
+def _inputs(
+    family: Family, kind: PhaseKind, latent: tuple[int, int], reuse_depth: int | None = None
+) -> dict[str, torch.Tensor]:
     """Zeros for each input of a phase's graph."""
     config, layout = unet_config(family, Task.TEXT_TO_IMAGE, Width.TINY), Layout.of(family)
     dtypes = {"float32": torch.float32, "int32": torch.int32}
-    specs = phase_inputs(config, layout, Phase(kind), *latent, model_batch=1)
+    phase = Phase(kind, shallow=reuse_depth is not None)
+    specs = phase_inputs(config, layout, phase, *latent, model_batch=1, reuse_depth=reuse_depth)
     return {spec.name: torch.zeros(spec.shape, dtype=dtypes[spec.dtype]) for spec in specs}
 
 
@@ -91,6 +95,18 @@ def test_a_phase_costs_what_torch_counts_odd_windows_included(family: Family, ki
     latent = (15, 22)
     unet = PhaseUNet(_tiny(Component.UNET, family), Layout.of(family), Phase(kind), *latent)
     assert _flops(family, Width.TINY, kind.value, latent) == _counted(unet, **_inputs(family, kind, latent))
+
+
+@pytest.mark.parametrize("depth", DEPTHS[Family.SD15])
+@pytest.mark.parametrize("family", [Family.SD15, Family.SDXL])
+def test_a_shallow_evaluation_costs_what_torch_counts(family: Family, depth: int) -> None:
+    latent, kind = (15, 22), PhaseKind.STRIDED_POOLED
+    config, layout = unet_config(family, Task.TEXT_TO_IMAGE, Width.TINY), Layout.of(family)
+    geometry = UNetGeometry.of(config, layout, Phase(kind), *latent)
+    counted = unet_cost(config, layout, geometry, Cut.of(config, depth))
+    unet = PhaseUNet(_tiny(Component.UNET, family), layout, Phase(kind, shallow=True), *latent, reuse_depth=depth)
+    assert counted.flops == _counted(unet, **_inputs(family, kind, latent, depth))
+    assert counted.parameters == sum(parameter.numel() for parameter in unet.parameters())
 
 
 @pytest.mark.parametrize("family", [Family.SD15, Family.SD21, Family.SDXL])

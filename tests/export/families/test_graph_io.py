@@ -85,5 +85,7 @@ def test_sdxl_control() -> None:
 
 
 def test_the_output_is_the_noise() -> None:
-    config = unet_config(Family.SDXL, Task.INPAINTING)
-    assert [str(spec) for spec in phase_outputs(config, 192, 256, 2)] == ["noise_pred float32[2, 4, 192, 256]"]
+    config, phase = unet_config(Family.SDXL, Task.INPAINTING), Phase(PhaseKind.STRIDED)
+    assert [str(spec) for spec in phase_outputs(config, Layout.of(Family.SDXL), phase, 192, 256, 2)] == [
+        "noise_pred float32[2, 4, 192, 256]"
+    ]

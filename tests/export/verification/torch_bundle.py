@@ -213,5 +213,5 @@ def _phase(recipe: Recipe, folder: Path, phase: Phase) -> PhaseRecord:
     size = (recipe.latent_height, recipe.latent_width)
     config = recipe.unet_config()
     inputs = phase_inputs(config, recipe.unet_layout, phase, *size, recipe.model_batch, **recipe.phase_options)
-    outputs = phase_outputs(config, *size, recipe.model_batch)
+    outputs = phase_outputs(config, recipe.unet_layout, phase, *size, recipe.model_batch)
     return PhaseRecord(*named, inputs, outputs, phase)
