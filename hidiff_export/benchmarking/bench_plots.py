@@ -11,7 +11,7 @@ from typing import Any
 from hidiff_export.benchmarking.bench_tables import seconds
 from hidiff_export.benchmarking.contender_process import Competitor
 from hidiff_export.benchmarking.timings import SizeTimes
-from hidiff_runtime.format.forecast_record import computed_of
+from hidiff_runtime.format.left_out import phases_of_steps
 from hidiff_runtime.phases import PhasePlan
 
 MISSING = "plots are left out: matplotlib is not installed. pip install 'hidiff-export[bench]'."
@@ -73,10 +73,8 @@ def _steps(size: SizeTimes) -> Any:
     figure, axes = _figure(4.2 + 0.12 * len(size.finished))
     steps, plan = size.work.steps, PhasePlan(size.work.recipe.phase_rule(), size.work.steps)
     for place, one in enumerate(size.finished):
-        computed = computed_of(one.competitor.forecast, steps)
-        each = [
-            size.evaluation_seconds(one, plan.phase_at(step).name) if computed[step] else 0.0 for step in range(steps)
-        ]
+        phases = phases_of_steps(plan.rule, one.competitor.forecast, steps)
+        each = [0.0 if phase is None else size.evaluation_seconds(one, phase.name) for phase in phases]
         edges = range(steps + 1)
         axes.stairs(each, edges, baseline=None, label=one.competitor.name, **_look(place, one.competitor))
     top = axes.get_ylim()[1] * 1.1

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from hidiff_export.families.cost import stock_geometry, unet_cost
 from hidiff_export.families.geometry import UNetGeometry
-from hidiff_export.families.graph_io import phase_inputs
+from hidiff_export.families.graph_io import phase_inputs, shallow_cut
 from hidiff_export.recipe import Recipe
 from hidiff_export.reference.random_inputs import arrays, random_inputs
-from hidiff_runtime.format.forecast_record import Forecast, computed_of
+from hidiff_runtime.format.forecast_record import Forecast
+from hidiff_runtime.format.left_out import phases_of_steps
 from hidiff_runtime.format.specs import TensorSpec
-from hidiff_runtime.phases import Phase, PhasePlan
+from hidiff_runtime.phases import Phase
 from hidiff_runtime.sampling.torch_rng import TorchGenerator, draw_window_shifts
 
 TIMESTEPS = (981, 501, 1)
@@ -73,13 +74,12 @@ class Workload:
 
     def count(self, phase: str, forecast: Forecast | None = None) -> int:
         """Returns how many evaluations of a phase the run computes, where others are forecast."""
-        plan = PhasePlan(self.recipe.phase_rule(), self.steps)
-        computed = computed_of(forecast, self.steps)
-        return sum(computed[step] and plan.phase_at(step).name == phase for step in range(self.steps))
+        every = phases_of_steps(self.recipe.phase_rule(), forecast, self.steps)
+        return sum(each is not None and each.name == phase for each in every)
 
     def step_of(self, phase: Phase) -> int:
         """Returns the first step of a phase."""
-        return next(span.first for span in PhasePlan(self.recipe.phase_rule(), self.steps).spans if span.phase == phase)
+        return phases_of_steps(self.recipe.phase_rule(), None, self.steps).index(phase)
 
     def write_inputs(self, folder: Path) -> None:
         """Writes each phase's inputs at each of `TIMESTEPS`, where `inputs_file` says."""
@@ -91,13 +91,14 @@ class Workload:
     def _planned(self) -> Iterator[PlannedEvaluation]:
         recipe, config = self.recipe, self.recipe.unet_config()
         size = (recipe.latent_height, recipe.latent_width)
-        plan = PhasePlan(recipe.phase_rule(), self.steps)
-        for phase in plan.phases:
+        every = [phase for phase in phases_of_steps(recipe.phase_rule(), None, self.steps) if phase is not None]
+        for phase in dict.fromkeys(every):
             geometry = UNetGeometry.of(config, recipe.unet_layout, phase, *size)
-            flops = unet_cost(config, recipe.unet_layout, geometry).flops * recipe.model_batch
-            specs = phase_inputs(config, recipe.unet_layout, phase, *size, recipe.model_batch, **recipe.phase_options)
-            count = sum(span.steps for span in plan.spans if span.phase == phase)
-            yield PlannedEvaluation(phase, count, flops, specs)
+            batch, options = recipe.batch_of(phase), recipe.phase_options(phase)
+            cut = shallow_cut(config, phase, recipe.depth_of(phase))
+            flops = unet_cost(config, recipe.unet_layout, geometry, cut).flops * batch
+            specs = phase_inputs(config, recipe.unet_layout, phase, *size, batch, **options)
+            yield PlannedEvaluation(phase, every.count(phase), flops, specs)
 
     def _inputs(self, planned: PlannedEvaluation, index: int) -> dict[str, NDArray[Any]]:
         """Returns inputs at one timestep; window shifts are those that torch draws after it was seeded with it."""

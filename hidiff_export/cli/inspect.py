@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,14 +91,16 @@ def _bucket(manifest: Manifest) -> dict[str, Any]:
 
 
 def _phase(folder: BundleFolder, manifest: Manifest, index: int) -> dict[str, Any]:
-    from hidiff_runtime.phases import PhasePlan
+    from hidiff_runtime.format.left_out import phases_of_steps
 
     record = manifest.phases[index]
     steps = manifest.steps[-1] if 50 not in manifest.steps else 50
-    spans = [span for span in PhasePlan(manifest.rule, steps).spans if span.phase == record.phase]
+    every = phases_of_steps(manifest.rule, None, steps)
+    groups = itertools.groupby(range(steps), lambda step: every[step] == record.phase)
+    ranges = [list(those) for own, those in groups if own]
     return {
         "phase": record.phase.name,
-        "steps": {"of": steps, "ranges": [[span.first, span.last] for span in spans]},
+        "steps": {"of": steps, "ranges": [[own[0], own[-1]] for own in ranges]},
         **_graph(folder, manifest, record),
     }
 

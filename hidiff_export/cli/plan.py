@@ -106,8 +106,9 @@ def _phase_table(run: RunPlan) -> Table:
 
 def _row(run: RunPlan, phase: PlannedPhase, unit: Unit) -> tuple[str, ...]:
     span = phase.span
+    more = [name for name in ("control", "unguided", "shallow") if getattr(phase.phase, name)]
     return (
-        span.phase.kind.value + (" + control" if span.phase.control else ""),
+        " + ".join((span.phase.kind.value, *more)),
         str(span.steps) if phase.computed == span.steps else f"{phase.computed} of {span.steps}",
         f"{span.first}-{span.last}" if span.steps > 1 else f"{span.first}",
         " ".join(_area(*size) for size in phase.feature_sizes),
@@ -141,6 +142,11 @@ def _summary(run: RunPlan) -> Table:
         table.add_row("windows", "four shifted ones, in every phase: the top blocks' attention stays inside them")
     if any(window.resized for phase in run.phases for window in phase.geometry.windows):
         table.add_row("*", "the feature map is odd: resized (bicubic) to even before it is cut, and back afterwards")
+    if recipe.guidance_until is not None:
+        table.add_row("unguided", "the prompts alone, half the batch: what follows is not guided")
+    if (reuse := recipe.phase_rule().reuse) is not None:
+        old = f"over features of at most {reuse.every - 1} steps before"
+        table.add_row("shallow", f"the last {reuse.depth} layers alone, {old}")
     if recipe.forecast is not None:
         computed = f"{sum(run.computed)} of {run.steps} steps: {recipe.forecast_record}; the others are forecast"
         table.add_row("computed", computed)

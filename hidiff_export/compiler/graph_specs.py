@@ -36,32 +36,51 @@ def phase_record(context: StageContext, phase: Phase) -> PhaseRecord:
         phase=phase,
         graph=context.inside(context.graph(phase)),
         engines={},
-        inputs=phase_inputs(config, recipe.unet_layout, phase, *size, recipe.model_batch, **recipe.phase_options),
-        outputs=phase_outputs(config, recipe.unet_layout, phase, *size, recipe.model_batch),
+        inputs=phase_inputs(
+            config, recipe.unet_layout, phase, *size, recipe.batch_of(phase), **recipe.phase_options(phase)
+        ),
+        outputs=phase_outputs(
+            config, recipe.unet_layout, phase, *size, recipe.batch_of(phase), reuse_depth=recipe.depth_of(phase)
+        ),
     )
 
 
-def controlnet_record(context: StageContext) -> GraphRecord | None:
-    """Returns the record of the ControlNet's graph, without engines; None where the recipe names no ControlNet."""
-    recipe = context.recipe
-    if recipe.controlnet is None:
+def controlnet_record(context: StageContext, *, unguided: bool = False) -> GraphRecord | None:
+    """Returns the record of a graph of the ControlNet's, without engines; None where there is none.
+
+    Args:
+        context: of the bucket.
+        unguided: whether of the one for phases without guidance.
+    """
+    if unguided not in context.controlled:
         return None
+    recipe = context.recipe
     config = read_config(context.folder / "controlnet" / CONFIG)
-    shape = (recipe.latent_height, recipe.latent_width, recipe.model_batch)
+    batch = recipe.batch if unguided else recipe.model_batch
+    shape = (recipe.latent_height, recipe.latent_width, batch)
     return GraphRecord(
-        graph=context.inside(context.controlnet_graph),
+        graph=context.inside(context.controlnet_graph(unguided=unguided)),
         engines={},
         inputs=controlnet_inputs(config, *shape, prompt_tokens=recipe.prompt_tokens),
         outputs=controlnet_outputs(config, *shape),
     )
 
 
-def step_record(context: StageContext) -> GraphRecord:
-    """Returns the record of the step graph, without engines."""
-    phase = phase_record(context, context.phases[0])
-    latents = next(spec for spec in phase.inputs if spec.name == LATENTS)
-    due = (context.recipe.batch, phase.outputs[0], latents, states(context))
-    return GraphRecord(context.inside(context.step_graph), {}, step_inputs(*due), step_outputs(*due))
+def step_records(context: StageContext) -> tuple[GraphRecord, ...]:
+    """Returns the records of the step graphs, without engines: of the one after guided phases, which all bundles have,
+    and of the one after the others, where there are any.
+    """
+    guided = phase_record(context, context.phases[0])
+    latents = next(spec for spec in guided.inputs if spec.name == LATENTS)
+    after = {phase.unguided: phase for phase in context.phases}
+    records = []
+    for unguided in sorted(after):
+        noise_pred = phase_record(context, after[unguided]).outputs[0]
+        due = (context.recipe.batch, noise_pred, latents, states(context))
+        outputs = step_outputs(*due, unguided=len(after) > 1)
+        path = context.inside(context.step_graph(unguided=unguided))
+        records.append(GraphRecord(path, {}, step_inputs(*due), outputs))
+    return tuple(records)
 
 
 def text_encoder_records(context: StageContext) -> tuple[TextEncoderRecord, ...]:
@@ -113,11 +132,12 @@ def graph_records(context: StageContext) -> tuple[GraphRecord, ...]:
     """Returns the records of the bucket's own graphs, which engines are built from: phases in running order, then the
     others.
     """
-    control, vae = controlnet_record(context), vae_record(context) if context.has_vae else None
+    vae = vae_record(context) if context.has_vae else None
+    controls = (controlnet_record(context, unguided=unguided) for unguided in context.controlled)
     return (
         *(phase_record(context, phase) for phase in context.phases),
-        *(() if control is None else (control,)),
-        step_record(context),
+        *(control for control in controls if control is not None),
+        *step_records(context),
         *(text_encoder_records(context) if context.first else ()),
         *(() if vae is None else (vae.decoder, vae.encoder)),
     )
@@ -157,6 +177,7 @@ def bare_manifest(context: StageContext, tables: Mapping[str, SamplerTable], for
         weights={},
         files={},
         controlnet=controlnet_record(context),
+        unguided_controlnet=controlnet_record(context, unguided=True),
         text_encoders=text_encoder_records(context),
         vae=vae_record(context),
     )

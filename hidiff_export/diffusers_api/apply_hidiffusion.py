@@ -18,6 +18,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from hidiff_export.diffusers_api.forecast_calls import ForecastCalls
 from hidiff_export.diffusers_api.method_patches import MethodPatches
 from hidiff_export.diffusers_api.run_tracker import RunTracker
+from hidiff_export.diffusers_api.unguided_calls import UnguidedCalls, prompts_half
 from hidiff_export.errors import InputError
 from hidiff_export.families.family import PIXELS_PER_LATENT, Family, Task, unet_config
 from hidiff_export.families.geometry import UNetGeometry
@@ -26,7 +27,7 @@ from hidiff_export.modules.controlnet import fit_residuals, resized_control
 from hidiff_export.modules.raunet import install_phase
 from hidiff_export.modules.window_attention import WINDOW_ORDERS, WindowTables
 from hidiff_runtime.format.forecast_record import Forecast
-from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule
+from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
 
 Compat = Literal["native", "published"]
 
@@ -52,11 +53,14 @@ class _Options:
     rule: PhaseRule | None
     compat: Compat
     forecast: Forecast | None
+    guidance: StepRange | None
 
     def rule_for(self, latent_height: int, latent_width: int) -> PhaseRule:
         """Returns the rule for latents of this size."""
         pixels = (latent_width * PIXELS_PER_LATENT, latent_height * PIXELS_PER_LATENT)
         rule = self.rule or phase_rule(self.family, self.task, *pixels)
+        if self.guidance is not None:
+            rule = replace(rule, guidance=self.guidance)
         return rule if self.raunet else replace(rule, strided=None, pooled=None)
 
 
@@ -89,11 +93,13 @@ class HiDiffusion:
             handles.callback(overrides.undo)
             self._run = RunTracker(pipe, overrides)
             handles.callback(self._run.close)
+            self._unguided = UnguidedCalls()
+            overrides.wrap(pipe.unet, "forward", self._unguided)
             self._forecast = None if options.forecast is None else ForecastCalls(options.forecast, self._run)
             if self._forecast is not None:
                 overrides.wrap(pipe.unet, "forward", self._forecast)
             if options.task.has_control:
-                overrides.wrap(pipe.controlnet, "forward", resized_control(self._in_use))
+                overrides.wrap(pipe.controlnet, "forward", resized_control(self._in_use, self._asked_of_control))
             handles.callback(pipe.unet.register_forward_pre_hook(self._before_unet, with_kwargs=True).remove)
             handles.callback(lambda: self._phase_handles.close())
             self._handles = handles.pop_all()
@@ -116,6 +122,10 @@ class HiDiffusion:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as it is, and refuses, in a compiled UNet too
     def _before_unet(self, _unet: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._signature.bind(*args, **kwargs)
+        self._unguided.halved = self._halves(call.arguments["sample"])
+        if self._unguided.halved:
+            batch = len(call.arguments["sample"])
+            call.arguments.update({name: prompts_half(value, batch) for name, value in call.arguments.items()})
         latents: torch.Tensor = call.arguments["sample"]
         height, width = latents.shape[-2:]
         self.phase = phase = self._phase_at_hand(height, width)
@@ -131,6 +141,19 @@ class HiDiffusion:
 
     def _phase_at_hand(self, latent_height: int, latent_width: int) -> Phase:
         return self._options.rule_for(latent_height, latent_width).phase_at(*self._run.position())
+
+    def _halves(self, latents: torch.Tensor) -> bool:
+        """Returns whether a call for these latents, which the pipeline guides, is for the prompts' half of them."""
+        if not getattr(self._pipe, "do_classifier_free_guidance", False) or len(latents) % 2:
+            return False
+        return self._phase_at_hand(*latents.shape[-2:]).unguided
+
+    def _asked_of_control(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Returns what a ControlNet is asked in place of these arguments, by name."""
+        latents = arguments["sample"]
+        if not self._halves(latents):
+            return arguments
+        return {name: prompts_half(value, len(latents)) for name, value in arguments.items()}
 
     def _install(self, phase: Phase, latents: torch.Tensor) -> None:
         """Changes the UNet's phase where the step or the size asks for another."""
@@ -167,6 +190,7 @@ def apply_hidiffusion(
     compat: Compat = "native",
     rule: PhaseRule | None = None,
     forecast: Forecast | bool = False,
+    guidance_until: StepRange | float | None = None,
     family: Family | None = None,
     task: Task | None = None,
 ) -> HiDiffusion:
@@ -192,6 +216,8 @@ def apply_hidiffusion(
             the package ``hidiffusion`` draws them.
         rule: when each change is in force; by default the published thresholds for the family, the task and the size.
         forecast: whether only some evaluations are computed and the others forecast from them, or which.
+        guidance_until: the part of the run, above 0 to 1, after which the UNet is asked for the prompts alone and
+            nothing is guided; or the range outside of which. By default the rule's, else all is guided.
         family: by default read from the UNet. SDXL-Turbo and Playground have the same UNet as SDXL and are known by
             the names of their published checkpoints alone, so name the family of a fine-tune or of a local copy.
         task: by default read from the pipeline and the UNet.
@@ -217,7 +243,22 @@ def apply_hidiffusion(
     settings = forecast if isinstance(forecast, Forecast) else Forecast() if forecast else None
     if settings is not None and settings.fault:
         raise InputError(f"A forecast {settings.fault}.", given=repr(settings), advice="Or set forecast=True.")
-    return HiDiffusion(pipe, _Options(family, task, layout, raunet, rule, compat, settings))
+    options = _Options(family, task, layout, raunet, rule, compat, settings, _guided_range(guidance_until))
+    return HiDiffusion(pipe, options)
+
+
+def _guided_range(guidance_until: StepRange | float | None) -> StepRange | None:
+    """Returns the steps that are guided; None for all. Raises InputError for what is no part of a run."""
+    if guidance_until is None:
+        return None
+    steps = guidance_until if isinstance(guidance_until, StepRange) else StepRange(0, guidance_until)
+    if not 0 <= steps.start < steps.end <= 1:
+        raise InputError(
+            "guidance_until must be a part of the run above 0, or a rising range of parts.",
+            given=repr(guidance_until),
+            advice="Give 0.6, say, or StepRange(0.1, 0.6).",
+        )
+    return steps
 
 
 def draw_window_shifts(generators: Sequence[torch.Generator], blocks: int) -> torch.Tensor:

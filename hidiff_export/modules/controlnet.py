@@ -142,13 +142,16 @@ class ControlNetModule(GraphModule):
         return tuple(residual.to(latents.dtype) for residual in (*down, mid))
 
 
-def resized_control(in_use: Callable[[int, int], bool]) -> Callable[..., Any]:
+def resized_control(
+    in_use: Callable[[int, int], bool], asked: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> Callable[..., Any]:
     """Returns what to wrap around a live ControlNet's ``forward``: it resizes inputs, and skips it where not in use.
 
     Works for diffusers' ``ControlNetModel``, ``MultiControlNetModel`` and ``ControlNetUnionModel``.
 
     Args:
         in_use: whether the UNet takes residuals at the step at hand, for latents of this height and width.
+        asked: gives the arguments by name that the ControlNet is evaluated with, from those of the pipeline.
     """
 
     def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -157,6 +160,8 @@ def resized_control(in_use: Callable[[int, int], bool]) -> Callable[..., Any]:
         size = latents.shape[-2:]
         if not in_use(*size):
             return _no_residuals(latents, as_object=call.arguments.get("return_dict", True))
+        call.arguments.update(asked(dict(call.arguments)))
+        latents = call.arguments["sample"]
         pixels = control_image_size(*size)
         image = call.arguments["controlnet_cond"]
         several = isinstance(image, list | tuple)

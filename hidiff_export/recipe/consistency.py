@@ -5,10 +5,12 @@ from __future__ import annotations
 from hidiff_export.demo_model import DEMO_SOURCE
 from hidiff_export.families.family import PIXELS_PER_LATENT, Family, Task, Width, widths_of
 from hidiff_export.families.geometry import control_latent
+from hidiff_export.families.reuse_depths import DEPTHS
 from hidiff_export.recipe.field_types import BackendName, Precision, SamplerName, Target, refusal
 from hidiff_export.recipe.recipe_fields import RecipeFields
 from hidiff_runtime.format.forecast_record import UNSUITABLE
 from hidiff_runtime.format.validation import MOST_PIXELS
+from hidiff_runtime.phases import StepRange
 
 _FAMILIES_OF_EVERY_TASK = (Family.SD15, Family.SD21, Family.SDXL)
 """Those for which there are inpainting checkpoints and ControlNets."""
@@ -34,6 +36,8 @@ def check_agreement(recipe: RecipeFields) -> None:
         _control_fits,
         _steps_are_those_of_timesteps,
         _steps_can_be_forecast,
+        _guidance_ends,
+        _features_are_there,
     ):
         check(recipe)
 
@@ -227,4 +231,47 @@ def _steps_can_be_forecast(recipe: RecipeFields) -> None:
             f"leaves no step out, not even of {most}, the most that the recipe has",
             key=("forecast",),
             advice="Set a shorter warm_up, a larger window or a smaller last part; or more steps.",
+        )
+
+
+def _guidance_ends(recipe: RecipeFields) -> None:
+    """A part of each run is guided, and a part of some run is not."""
+    until = recipe.guidance_until
+    if until is None:
+        return
+    if not recipe.guidance:
+        raise refusal(
+            "is for recipes with guidance", key=("guidance_until",), advice="Leave it out, or set guidance: true."
+        )
+    most = max(recipe.steps)
+    first, end = StepRange(until.start, until.end).first_and_end(most)
+    if first >= end:
+        raise refusal(
+            f"leaves no step guided, not even of {most}, the most that the recipe has",
+            key=("guidance_until",),
+            advice="Widen the range, or tabulate longer runs.",
+        )
+    if (first, end) == (0, most):
+        raise refusal(
+            f"leaves no step without guidance, not even of {most}, the most that the recipe has",
+            key=("guidance_until",),
+            advice="Let guidance end earlier, or leave guidance_until out.",
+        )
+
+
+def _features_are_there(recipe: RecipeFields) -> None:
+    """The family has layers of that depth, and some run is long enough to reuse their features."""
+    if recipe.reuse is None:
+        return
+    depths = DEPTHS[recipe.family]
+    if recipe.reuse.depth not in depths:
+        raise refusal(
+            f"has a depth that {recipe.family.value} lacks",
+            key=("reuse",),
+            advice=f"Set a depth from {depths[0]} to {depths[-1]}.",
+        )
+    most = max(recipe.steps)
+    if most < 2:
+        raise refusal(
+            "reuses nothing in runs of one step", key=("reuse",), advice="Leave reuse out, or tabulate longer runs."
         )

@@ -25,7 +25,7 @@ from hidiff_export.recipe.sections import FractionRange
 from hidiff_export.recipe.validation_errors import recipe_error
 from hidiff_export.recipe.yaml_source import RecipeSource, nearest
 from hidiff_runtime.format.forecast_record import Forecast
-from hidiff_runtime.phases import PhaseRule, StepRange
+from hidiff_runtime.phases import Phase, PhaseRule, StepRange
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,12 @@ class Recipe(RecipeFields):
 
     @property
     def model_batch(self) -> int:
-        """Latents of one evaluation: twice the batch with guidance, the negative prompt's first."""
+        """Latents of a guided evaluation: twice the batch with guidance, the negative prompt's first."""
         return self.batch * 2 if self.guidance else self.batch
+
+    def batch_of(self, phase: Phase) -> int:
+        """Returns the latents of one evaluation in a phase, which may be one without guidance."""
+        return self.batch if phase.unguided else self.model_batch
 
     @property
     def own_shifts(self) -> bool:
@@ -141,15 +145,19 @@ class Recipe(RecipeFields):
         """
         return self.batch > 1
 
-    @property
-    def shifts_shape(self) -> tuple[int, ...]:
-        """The shape of the phases' ``window_shifts``."""
-        return shifts_shape(self.unet_layout, self.model_batch if self.own_shifts else None)
+    def shifts_shape(self, phase: Phase) -> tuple[int, ...]:
+        """Returns the shape of a phase's ``window_shifts``."""
+        return shifts_shape(self.unet_layout, self.batch_of(phase) if self.own_shifts else None)
 
-    @property
-    def phase_options(self) -> dict[str, Any]:
-        """What a phase's graph is besides a UNet, a layout, a phase and a size: arguments by name."""
-        return {"prompt_tokens": self.prompt_tokens, "own_shifts": self.own_shifts}
+    def phase_options(self, phase: Phase) -> dict[str, Any]:
+        """Returns what a phase's graph is besides a UNet, a layout, a phase and a size: arguments by name."""
+        return {"prompt_tokens": self.prompt_tokens, "own_shifts": self.own_shifts, "reuse_depth": self.depth_of(phase)}
+
+    def depth_of(self, phase: Phase) -> int | None:
+        """Returns the depth at which a phase's graph takes deep features or gives them; None where it does neither."""
+        rule = self.phase_rule()
+        takes_part = rule.reuse is not None and (phase.shallow or rule.gives_features(phase))
+        return rule.reuse.depth if takes_part and rule.reuse is not None else None
 
     @property
     def prompt_tokens(self) -> int:
@@ -192,7 +200,10 @@ class Recipe(RecipeFields):
         if given is not None:
             control = rule.control if given.control is None else given.control
             rule = PhaseRule(_step_range(given.strided), _step_range(given.pooled), control)
-        return rule if self.hidiffusion.raunet else PhaseRule(control=rule.control)
+        if not self.hidiffusion.raunet:
+            rule = PhaseRule(control=rule.control)
+        reuse = None if self.reuse is None else self.reuse.record()
+        return replace(rule, guidance=_step_range(self.guidance_until), reuse=reuse)
 
 
 def shipped_recipes() -> dict[str, Path]:

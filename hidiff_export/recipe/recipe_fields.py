@@ -50,10 +50,14 @@ from hidiff_export.recipe.field_types import (
 )
 from hidiff_export.recipe.sections import (
     ForecastSettings,
+    FractionRange,
     Frozen,
     HiDiffusionSettings,
     LoraSource,
     ParityBounds,
+    ReuseSettings,
+    also_fraction,
+    lone_end,
     without_default,
 )
 
@@ -86,6 +90,12 @@ def _also_switch(schema: dict[str, Any]) -> None:
     """What is a mapping may also be switched on as it is, or off."""
     without_default(schema)
     schema["anyOf"].append({"type": "boolean"})
+
+
+def _also_whole(schema: dict[str, Any]) -> None:
+    """What is a mapping may also be written as its first number."""
+    without_default(schema)
+    schema["anyOf"].append({"type": "integer", "minimum": 2})
 
 
 def _optional(description: str, schema: Callable[[dict[str, Any]], None] = without_default, **bounds: Any) -> Any:
@@ -192,6 +202,16 @@ class RecipeFields(Frozen):
         "mapping of warm_up, window, growth and last.",
         _also_switch,
     )
+    guidance_until: FractionRange | None = _optional(
+        "The part of the run that is guided, after which the UNet is asked for the prompts alone, at half the batch: a "
+        "ratio like 0.6, or {start: 10%, end: 60%}; left out, all of it.",
+        also_fraction,
+    )
+    reuse: ReuseSettings | None = _optional(
+        "How long deep features of the UNet are reused: 3 computes every third evaluation in full; or a mapping of "
+        "every and depth; left out, never.",
+        _also_whole,
+    )
     precision: Precision = Field(
         default=Precision.FLOAT32, description=f"Type of the weights and the arithmetic: {choices(Precision)}."
     )
@@ -275,6 +295,18 @@ class RecipeFields(Frozen):
     def _switch(cls, value: Any) -> Any:
         """Takes true for a mapping that says nothing."""
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+    @field_validator("guidance_until", mode="before")
+    @classmethod
+    def _end_of_guidance(cls, value: Any) -> Any:
+        """Takes a lone fraction for the end of a range that starts with the run."""
+        return lone_end(value)
+
+    @field_validator("reuse", mode="before")
+    @classmethod
+    def _every(cls, value: Any) -> Any:
+        """Takes a lone number for how often the whole UNet is computed."""
+        return {"every": value} if type(value) is int else value
 
     @field_validator("parity")
     @classmethod

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from hidiff_export.families.cost import Cost, controlnet_cost, stock_geometry, unet_cost
 from hidiff_export.families.geometry import UNetGeometry, control_latent
+from hidiff_export.families.graph_io import shallow_cut
 from hidiff_export.recipe import Recipe
-from hidiff_runtime.format.forecast_record import computed_of
-from hidiff_runtime.phases import PhasePlan, PhaseSpan
+from hidiff_runtime.format.left_out import phases_of_steps
+from hidiff_runtime.phases import Phase, PhasePlan, PhaseSpan
 
 USUAL_STEPS = 50
 
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """A span of steps of one phase.
+    """Those of a span's steps that compute the same layers.
 
     Args:
-        span: the phase and its steps.
+        span: the steps, and their phase with all layers computed.
+        phase: with the layers that are.
         geometry: of the UNet in this phase.
         flops: floating-point operations of one step for one latent, the ControlNet's included where it joins in.
         batched_flops: the same for a whole evaluation, the recipe's batch and guidance included.
-        computed: how many of the span's steps are computed, and not forecast.
+        computed: how many of the span's steps compute these, and are not forecast.
     """
 
     span: PhaseSpan
+    phase: Phase
     geometry: UNetGeometry
     flops: int
     batched_flops: int
@@ -58,22 +62,33 @@ class RunPlan:
 
     @cached_property
     def phases(self) -> tuple[PlannedPhase, ...]:
-        """The phases that run, in running order."""
-        return tuple(self._planned(span) for span in PhasePlan(self.recipe.phase_rule(), self.steps).spans)
+        """The phases that run, in running order, each before its shallow one."""
+        return tuple(planned for span in self._spans for planned in self._planned(span))
 
-    def _planned(self, span: PhaseSpan) -> PlannedPhase:
+    @property
+    def _spans(self) -> tuple[PhaseSpan, ...]:
+        return PhasePlan(self.recipe.phase_rule(), self.steps).spans
+
+    def _planned(self, span: PhaseSpan) -> Iterator[PlannedPhase]:
         recipe, config = self.recipe, self.recipe.unet_config()
         geometry = UNetGeometry.of(config, recipe.unet_layout, span.phase, recipe.latent_height, recipe.latent_width)
-        flops = unet_cost(config, recipe.unet_layout, geometry).flops
-        if span.phase.control:
-            flops += self.controlnet.flops
-        computed = sum(self.computed[span.first : span.last + 1])
-        return PlannedPhase(span, geometry, flops, flops * recipe.model_batch, computed)
+        every = self._phases_of_steps[span.first : span.last + 1]
+        for phase in (span.phase, replace(span.phase, shallow=True)):
+            if phase.shallow and phase not in every:
+                continue
+            cut = shallow_cut(config, phase, recipe.depth_of(phase))
+            flops = unet_cost(config, recipe.unet_layout, geometry, cut).flops
+            flops += self.controlnet.flops if phase.control else 0
+            yield PlannedPhase(span, phase, geometry, flops, flops * recipe.batch_of(phase), every.count(phase))
+
+    @cached_property
+    def _phases_of_steps(self) -> tuple[Phase | None, ...]:
+        return phases_of_steps(self.recipe.phase_rule(), self.recipe.forecast_record, self.steps)
 
     @cached_property
     def computed(self) -> tuple[bool, ...]:
         """Which steps are computed, and not forecast: of a sampler that evaluates the UNet once a step."""
-        return computed_of(self.recipe.forecast_record, self.steps)
+        return tuple(phase is not None for phase in self._phases_of_steps)
 
     @cached_property
     def controlnet(self) -> Cost:
@@ -99,7 +114,7 @@ class RunPlan:
     @property
     def stock_run_flops(self) -> int:
         """Of the run with the UNet as it was published, ControlNet included."""
-        controlled = sum(phase.span.steps for phase in self.phases if phase.span.phase.control)
+        controlled = sum(span.steps for span in self._spans if span.phase.control)
         per_latent = self.steps * self.stock.flops + controlled * self.controlnet.flops
         return per_latent * self.recipe.model_batch
 
@@ -130,7 +145,7 @@ class RunPlan:
             "height": recipe.height,
             "steps": self.steps,
             "computed_steps": sum(self.computed),
-            "phases": [_span_json(phase.span) for phase in self.phases],
+            "phases": [_span_json(span) for span in self._spans],
             "batch": recipe.batch,
             "model_batch": recipe.model_batch,
             "precision": recipe.precision.value,
@@ -159,6 +174,7 @@ def _span_json(span: PhaseSpan) -> dict[str, Any]:
     return {
         "kind": span.phase.kind.value,
         "control": span.phase.control,
+        "unguided": span.phase.unguided,
         "first": span.first,
         "last": span.last,
         "steps": span.steps,
@@ -166,9 +182,9 @@ def _span_json(span: PhaseSpan) -> dict[str, Any]:
 
 
 def _cost_json(phase: PlannedPhase) -> dict[str, Any]:
-    """Returns one phase's sizes and cost; in the order of ``phases``."""
+    """Returns one phase's sizes and cost, in the order of ``phases``, each before its shallow one."""
     return {
-        "phase": phase.span.phase.name,
+        "phase": phase.phase.name,
         "computed_steps": phase.computed,
         "feature_sizes": [list(size) for size in phase.feature_sizes],
         "windows": [list(window.window) for window in phase.geometry.windows],

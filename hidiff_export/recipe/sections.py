@@ -20,6 +20,7 @@ from pydantic import (
 from hidiff_export.families.hidiffusion_rules import CONTROL_END
 from hidiff_export.recipe.field_types import FRACTION_SCHEMA, MOST_STEPS, Fraction, LoraPath, Precision, refusal
 from hidiff_runtime.format.forecast_record import Forecast
+from hidiff_runtime.reused_features import Reuse
 
 
 class Frozen(BaseModel):
@@ -28,7 +29,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-def _also_fraction(schema: dict[str, Any]) -> None:
+def also_fraction(schema: dict[str, Any]) -> None:
     kinds = [kind for kind in schema["anyOf"] if "$ref" in kind]
     schema["anyOf"] = [*kinds, *FRACTION_SCHEMA]
     del schema["default"]
@@ -57,32 +58,37 @@ class FractionRange(Frozen):
         return self
 
 
+def lone_end(value: Any) -> Any:
+    """Returns what a range is checked from, where a lone fraction may stand for its end."""
+    return {"end": value} if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
+
+
 class Thresholds(Frozen):
     """When each of HiDiffusion's changes is in force; a change that is left out never is."""
 
     strided: FractionRange | None = Field(
         default=None,
         description="Steps with the stride-4 downsampler: a ratio like 0.4, or {start: 0, end: 40%}.",
-        json_schema_extra=_also_fraction,
+        json_schema_extra=also_fraction,
     )
     pooled: FractionRange | None = Field(
         default=None,
         description="Steps with pooled deep features: a ratio like 0.4, or {start: 16%, end: 40%}.",
-        json_schema_extra=_also_fraction,
+        json_schema_extra=also_fraction,
     )
     control: Fraction | None = Field(
         default=None,
         gt=0,
         description="Where ControlNet residuals stop coming in, as a part of the run above 0; left out, "
         f"{CONTROL_END} as published.",
-        json_schema_extra=_also_fraction,
+        json_schema_extra=also_fraction,
     )
 
     @field_validator("strided", "pooled", mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
         """Takes a lone fraction for the end of a range that starts with the run, as the paper's T1 and T2 are."""
-        return {"end": value} if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
+        return lone_end(value)
 
 
 class HiDiffusionSettings(Frozen):
@@ -203,6 +209,21 @@ class ForecastSettings(Frozen):
     def record(self) -> Forecast:
         """Returns what the manifest says of it."""
         return Forecast(self.warm_up, self.window, self.growth, self.last)
+
+
+class ReuseSettings(Frozen):
+    """How long deep features serve, and how deep they are."""
+
+    every: StrictInt = Field(
+        ge=2, le=MOST_STEPS, description="All of the UNet is computed every so many evaluations, 2 or more."
+    )
+    depth: StrictInt = Field(
+        default=1, ge=1, description="Layers at the end of the UNet that are computed between, 1 or more."
+    )
+
+    def record(self) -> Reuse:
+        """Returns what the manifest says of it."""
+        return Reuse(self.every, self.depth)
 
 
 def _each(bounds: Mapping[Precision, ParityBound]) -> str:

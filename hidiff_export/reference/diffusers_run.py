@@ -180,7 +180,7 @@ def _rescaling(scheduler: Any, evaluations: Sequence[RecordedEvaluation], guidan
 
     @functools.wraps(step)  # pipelines look at its parameters
     def rescaled(noise_pred: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        positive = torch.from_numpy(evaluations[-1].noise_pred).chunk(2)[1]
+        positive = torch.from_numpy(evaluations[-1].noise_pred)[-len(noise_pred) :]
         return step(rescale_noise_cfg(noise_pred, positive, guidance_rescale), *args, **kwargs)
 
     if guidance_rescale:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hidiff_runtime.format.forecast_record import Forecast, computed_of
@@ -41,9 +41,14 @@ class RunSchedule:
     forecast: Forecast | None = None
 
     @property
-    def forecasts(self) -> bool:
-        """Whether evaluations are left out."""
-        return len(self.points) < len(self.timesteps)
+    def leaves_out(self) -> tuple[bool, bool, bool]:
+        """Whether evaluations are forecast, layers left to features of an earlier one, and steps not guided."""
+        phases = [point.phase for point in self.points]
+        return (
+            len(self.points) < len(self.timesteps),
+            any(phase.shallow for phase in phases),
+            any(phase.unguided for phase in phases),
+        )
 
     @property
     def logical_steps(self) -> int:
@@ -55,22 +60,27 @@ class RunSchedule:
         """Every evaluation that is computed."""
         steps, total = self.logical_steps, len(self.timesteps)
         computed = computed_of(self.forecast, total)
+        whole = [self.rule.phase_at(index // self.order, steps) for index in range(total)]
+        reuse = self.rule.reuse
+        shallow = (False,) * total if reuse is None else reuse.shallow(whole, computed)
         return tuple(
-            EvaluationPoint(self.rule.phase_at(index // self.order, steps), index // self.order, steps, timestep)
+            EvaluationPoint(replace(whole[index], shallow=shallow[index]), index // self.order, steps, timestep)
             for index, timestep in enumerate(self.timesteps)
             if computed[index]
         )
 
     @cached_property
     def edges(self) -> tuple[tuple[EvaluationPoint, EvaluationPoint], ...]:
-        """The last evaluation of a phase and the first of the next, for each change."""
+        """The last evaluation of a phase and the first of the next, for each change but of the layers that are
+        computed.
+        """
         pairs = zip(self.points, self.points[1:], strict=False)
-        return tuple((before, after) for before, after in pairs if before.phase != after.phase)
+        return tuple((before, after) for before, after in pairs if _whole(before.phase) != _whole(after.phase))
 
     @property
     def changes(self) -> frozenset[tuple[Phase, Phase]]:
-        """From which phase to which the run goes."""
-        return frozenset((before.phase, after.phase) for before, after in self.edges)
+        """From which phase to which the run goes, whichever layers are computed there."""
+        return frozenset((_whole(before.phase), _whole(after.phase)) for before, after in self.edges)
 
     @property
     def phases(self) -> frozenset[Phase]:
@@ -94,11 +104,11 @@ class EvaluationPoint:
 def fullest(courses: Iterable[RunSchedule]) -> RunSchedule | None:
     """Returns the run with the most phase changes; of equals the one with most phases, then fewest evaluations.
 
-    One that forecasts comes before all that do not.
+    One that leaves out more kinds of work comes before all that leave out fewer.
     """
     return max(
         courses,
-        key=lambda course: (course.forecasts, len(course.changes), len(course.phases), -len(course.points)),
+        key=lambda course: (sum(course.leaves_out), len(course.changes), len(course.phases), -len(course.points)),
         default=None,
     )
 
@@ -110,8 +120,10 @@ def recorded(courses: Sequence[RunSchedule], flops: Callable[[Phase], float]) ->
         flops: of one evaluation of a phase.
     """
 
-    # A forecast takes a warm-up before it, and evaluations after it to show what came of it.
-    few = min((len(course.points) for course in courses if course.forecasts), default=FEW_EVALUATIONS)
+    # A forecast takes a warm-up before it, and evaluations after it to show what came of it; reused features likewise.
+    most = max((sum(course.leaves_out) for course in courses), default=0)
+    saving = (len(course.points) for course in courses if most and sum(course.leaves_out) == most)
+    few = min(saving, default=FEW_EVALUATIONS)
 
     def affordable(course: RunSchedule) -> bool:
         cost = sum(flops(point.phase) for point in course.points)
@@ -133,7 +145,7 @@ def edge_points(
     whole = fullest(courses)
     done = frozenset() if run is None else run.changes
     edges = () if whole is None else whole.edges
-    points = [point for edge in edges if (edge[0].phase, edge[1].phase) not in done for point in edge]
+    points = [point for edge in edges if (_whole(edge[0].phase), _whole(edge[1].phase)) not in done for point in edge]
     seen = {point.phase for point in points} | (frozenset() if run is None else run.phases)
     points += [_somewhere(rule, phase) for phase in rule.phases() if phase not in seen]
     return tuple(dict.fromkeys(points))
@@ -144,8 +156,21 @@ def one_of_each(rule: PhaseRule) -> tuple[EvaluationPoint, ...]:
     return tuple(_somewhere(rule, phase) for phase in rule.phases())
 
 
+def _whole(phase: Phase) -> Phase:
+    """Returns the phase with all layers computed."""
+    return replace(phase, shallow=False)
+
+
 def _somewhere(rule: PhaseRule, phase: Phase) -> EvaluationPoint:
-    """Returns the first step of ``phase`` in the shortest run that has one, its timestep as if evenly spaced."""
-    plans = (PhasePlan(rule, steps) for steps in itertools.count(1))
-    step, steps = next((span.first, plan.steps) for plan in plans for span in plan.spans if span.phase == phase)
+    """Returns the first step of ``phase`` in the shortest run that has one, its timestep as if evenly spaced; of a
+    shallow one the step after.
+    """
+    # A guided run may be asked for all through, and reach phases that none else does.
+    plans = (PhasePlan(each, steps) for steps in itertools.count(1) for each in (rule, rule.whole))
+    step, steps = next(
+        (span.first + phase.shallow, plan.steps)
+        for plan in plans
+        for span in plan.spans
+        if span.phase == _whole(phase) and span.steps > phase.shallow
+    )
     return EvaluationPoint(phase, step, steps, float(round(_LAST_TIMESTEP * (1 - step / steps))))

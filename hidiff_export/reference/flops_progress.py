@@ -7,8 +7,9 @@ from typing import Any
 
 from hidiff_export.families.cost import unet_cost
 from hidiff_export.families.geometry import UNetGeometry
+from hidiff_export.families.graph_io import shallow_cut
 from hidiff_export.recipe import Recipe
-from hidiff_runtime.phases import Phase, PhaseKind
+from hidiff_runtime.phases import Phase
 
 Progress = Callable[[float, float, str], None]
 """``progress(done, total, note)`` before each evaluation and after the last, in floating-point operations."""
@@ -21,20 +22,21 @@ class FlopsProgress:
         self._recipe = recipe
         self._config = config
         self._progress = progress
-        self._flops: dict[PhaseKind, float] = {}
+        self._flops: dict[Phase, float] = {}
         self._done = 0.0
         self._total = 0.0
         self._next = 0.0
 
     def flops(self, phase: Phase) -> float:
-        """Returns floating-point operations of one evaluation, kept for each kind: thousands of steps ask."""
-        if phase.kind not in self._flops:
+        """Returns floating-point operations of one evaluation, kept for each phase: thousands of steps ask."""
+        if phase not in self._flops:
             recipe = self._recipe
             size = (recipe.latent_height, recipe.latent_width)
             geometry = UNetGeometry.of(self._config, recipe.unet_layout, phase, *size)
-            cost = unet_cost(self._config, recipe.unet_layout, geometry)
-            self._flops[phase.kind] = recipe.model_batch * float(cost.flops)
-        return self._flops[phase.kind]
+            cut = shallow_cut(self._config, phase, recipe.depth_of(phase))
+            cost = unet_cost(self._config, recipe.unet_layout, geometry, cut)
+            self._flops[phase] = recipe.batch_of(phase) * float(cost.flops)
+        return self._flops[phase]
 
     def plan(self, phases: Iterable[Phase]) -> None:
         """Adds evaluations, one of each of ``phases``, to what there is to do."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hidiff_export.checkpoints.component import Component
-from hidiff_export.families.graph_io import controlnet_inputs, controlnet_outputs
+from hidiff_export.families.graph_io import controlnet_inputs, controlnet_outputs, phase_inputs
 from hidiff_export.modules.controlnet import ControlNetModule
 from hidiff_export.modules.phase_unet import PhaseUNet
 from hidiff_export.recipe import Recipe
@@ -37,8 +37,9 @@ from hidiff_export.reference.text_vae_reference import NetworkCall, PictureNetwo
 from hidiff_export.reference.tolerances import Boundary, bound_for
 from hidiff_export.scheduler_tables.diffusers_schedulers import build_scheduler
 from hidiff_runtime.denoising.window_shifts import graph_shifts
+from hidiff_runtime.phases import Phase
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
-from hidiff_runtime.verification.reference_samples import CallSample, NetworkSample, PictureSample, RunSample
+from hidiff_runtime.verification.reference_samples import CallSample, Drawn, NetworkSample, PictureSample, RunSample
 from hidiff_runtime.verification.sample_recorder import SampleRecorder
 
 Array = NDArray[Any]
@@ -55,12 +56,14 @@ class ReferenceCall:
         window_shifts: int32, as the phase's graph takes them.
         inputs: every other input of the phase's graph.
         noise_pred: the UNet's output, float32.
+        deep_features: float32, where the phase's graph gives them; None where it does not, or nobody asked.
     """
 
     point: EvaluationPoint
     window_shifts: Array
     inputs: Mapping[str, Given]
     noise_pred: Array
+    deep_features: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class ReferenceRun:
         sampler: by the project's name.
         given: inputs, seed and guidance scale.
         calls: one for each evaluation, with the inputs it had in the run; but for those with a real ControlNet's
-            residuals, which differ from step to step and would take hundreds of megabytes each.
+            residuals, which differ from step to step and would take hundreds of megabytes each, and those with fixed
+            residuals for the prompts alone, which are half of what a sample can draw.
         latents: after each evaluation, float32; the last are the result.
     """
 
@@ -139,12 +143,12 @@ def run_reference(
     calls = (
         ReferenceCall(
             point,
-            graph_shifts(evaluation.window_shifts, recipe.shifts_shape),
-            {**evaluation.inputs, **(given.control if point.phase.control else {})},
+            graph_shifts(evaluation.window_shifts, recipe.shifts_shape(point.phase)),
+            {**evaluation.inputs, **_residuals(given, recipe, networks, point.phase)},
             evaluation.noise_pred,
         )
         for point, evaluation in zip(course.points, evaluations, strict=True)
-        if networks.controlnet is None or not point.phase.control
+        if not point.phase.control or (networks.controlnet is None and not point.phase.unguided)
     )
     return ReferenceRun(course, sampler, given, tuple(calls), tuple(latents))
 
@@ -167,20 +171,31 @@ def random_calls(
     for seed, point in enumerate(points, start=1):
         meter.start(point.phase, f"PyTorch: {point}")
         magnitudes.follow([point], random=True)
-        module = PhaseUNet(unet, recipe.unet_layout, point.phase, *size, **recipe.phase_options)
-        specs = module.input_specs(recipe.model_batch)
+        module = PhaseUNet(unet, recipe.unet_layout, point.phase, *size, **recipe.phase_options(point.phase))
+        specs = module.input_specs(recipe.batch_of(point.phase))
         picture = {"width": recipe.width, "height": recipe.height}
         inputs = random_inputs(specs, timestep=point.timestep, **picture, seed=seed)
-        shifts = mixed_shifts(recipe.shifts_shape, seed)
-        yield ReferenceCall(point, shifts, inputs, _evaluate(module, inputs, shifts))
+        shifts = mixed_shifts(recipe.shifts_shape(point.phase), seed)
+        yield ReferenceCall(point, shifts, inputs, *_evaluate(module, inputs, shifts))
 
 
-def _evaluate(module: PhaseUNet, inputs: Mapping[str, Given], shifts: NDArray[np.int32]) -> Array:
+def _evaluate(module: PhaseUNet, inputs: Mapping[str, Given], shifts: NDArray[np.int32]) -> tuple[Array, ...]:
+    """Returns the noise, and the deep features where the phase gives them."""
     values: dict[str, Array] = {**arrays(inputs), **({"window_shifts": shifts} if shifts.size else {})}
     tensors = {name: torch.from_numpy(value) for name, value in values.items()}
     with torch.inference_mode():
-        noise_pred: Array = module(**PhaseUNet.arguments(tensors)).numpy()
-    return noise_pred
+        found = module(**PhaseUNet.arguments(tensors))
+    return tuple(one.numpy() for one in (found if isinstance(found, tuple) else (found,)))
+
+
+def _residuals(given: RunInputs, recipe: Recipe, networks: Networks, phase: Phase) -> dict[str, Drawn]:
+    """Returns those of the fixed residuals that a phase's graph takes, of its batch."""
+    if not phase.control:
+        return {}
+    size = (recipe.latent_height, recipe.latent_width)
+    graph = (networks.config, recipe.unet_layout, phase, *size, recipe.batch_of(phase))
+    names = [spec.name for spec in phase_inputs(*graph, **recipe.phase_options(phase))]
+    return {name: given.control[name] for name in names if name in given.control}
 
 
 def controlnet_call(controlnet: nn.Module, recipe: Recipe, timestep: float) -> NetworkCall:
@@ -252,7 +267,7 @@ def record_reference(
         if course is not None:
             run = run_reference(networks, recipe, scheduler_config, course, meter, magnitudes)
             magnitudes.found.refuse_overflow(recipe)
-            _record_run(recorder, run)
+            _record_run(recorder, run, quantized=recipe.precision.quantized)
             _record_picture(recorder, networks.pictures, recipe, run, meter)
         for call in random_calls(networks.unet, recipe, points, meter, magnitudes):
             magnitudes.found.refuse_overflow(recipe)
@@ -279,9 +294,13 @@ def _evaluations(
     return course, edge_points(rule, possible, course) if dear and not controlled else points
 
 
-def _record_run(recorder: SampleRecorder, run: ReferenceRun) -> None:
+def _record_run(recorder: SampleRecorder, run: ReferenceRun, *, quantized: bool) -> None:
+    """Records a run and its evaluations. Shallow ones are among these only where ranges are measured on them: their
+    deep features are as large as a ControlNet's residuals.
+    """
     for call in run.calls:
-        _record_call(recorder, call)
+        if quantized or not call.point.phase.shallow:
+            _record_call(recorder, call)
     sample = RunSample(
         steps=run.course.steps,
         sampler=run.sampler,
@@ -300,7 +319,8 @@ def _record_run(recorder: SampleRecorder, run: ReferenceRun) -> None:
 def _record_call(recorder: SampleRecorder, call: ReferenceCall) -> None:
     point, shifts = call.point, tuple(call.window_shifts.ravel().tolist())
     inputs, output = recorder.inputs(call.inputs), recorder.output(call.noise_pred)
-    recorder.calls.append(CallSample(point.phase, point.step, point.steps, shifts, inputs, output))
+    features = None if call.deep_features is None else recorder.output(call.deep_features)
+    recorder.calls.append(CallSample(point.phase, point.step, point.steps, shifts, inputs, output, features))
 
 
 def _record_picture(

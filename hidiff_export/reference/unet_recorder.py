@@ -17,6 +17,7 @@ from torch import nn
 from hidiff_export.errors import ParityError
 from hidiff_export.families.geometry import WindowShape
 from hidiff_export.modules.window_attention import WINDOW_ORDERS, TokenOrder, token_orders
+from hidiff_runtime.reused_features import DEEP_FEATURES
 
 Array = NDArray[Any]
 
@@ -43,6 +44,7 @@ def recorded_evaluations(
     windows: Sequence[tuple[WindowShape, ...]],
     started: Callable[[int], None],
     computed: Callable[[], bool] = lambda: True,
+    features: Callable[[], torch.Tensor | None] = lambda: None,
 ) -> Iterator[list[RecordedEvaluation]]:
     """Yields the list to which each call of a UNet that is computed is added while the context lasts.
 
@@ -51,6 +53,7 @@ def recorded_evaluations(
         windows: how each call is expected to cut its windowed blocks.
         started: told the number of each call, from 0, when it begins.
         computed: whether the call at hand is, and not forecast.
+        features: gives the deep features that the call at hand takes; None where it computes all layers.
 
     Raises:
         ParityError: within a call, that its windows are others.
@@ -71,12 +74,15 @@ def recorded_evaluations(
             "timestep": torch.as_tensor(call["timestep"]).reshape(1),
             "prompt_embeds": call["encoder_hidden_states"],
             **(call.get("added_cond_kwargs") or {}),
+            **({} if (deep := features()) is None else {DEEP_FEATURES: deep}),
         }
         inputs = {name: tensor.to(torch.float32).numpy().copy() for name, tensor in tensors.items()}
         orders: Sequence[TokenOrder] = (call.get("cross_attention_kwargs") or {}).get(WINDOW_ORDERS, ())
         shapes = windows[len(evaluations)]
         shifts = np.array([_shift(*pair) for pair in zip(orders, shapes, strict=True)], dtype=np.int32)
-        evaluations.append(RecordedEvaluation(inputs, shifts, output[0].numpy().copy()))
+        # Without guidance the UNet is asked for the prompts alone, whose output stands for both halves.
+        noise_pred = output[0][-len(call["sample"]) :].numpy().copy()
+        evaluations.append(RecordedEvaluation(inputs, shifts, noise_pred))
 
     with ExitStack() as handles:
         handles.callback(unet.register_forward_pre_hook(before).remove)

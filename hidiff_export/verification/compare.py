@@ -16,9 +16,11 @@ from hidiff_export.reference.random_inputs import arrays
 from hidiff_export.reference.tolerances import Boundary, bound_for
 from hidiff_runtime.backends.protocol import Session
 from hidiff_runtime.bundle import Bundle
+from hidiff_runtime.denoising.controlnet import fixed_control
 from hidiff_runtime.denoising.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.pipeline.prompt_encoding import encode_prompts
 from hidiff_runtime.pipeline.vae import decode
+from hidiff_runtime.reused_features import DEEP_FEATURES
 from hidiff_runtime.verification.comparison import Verdict, compare, compare_image
 from hidiff_runtime.verification.image_metrics import unit
 from hidiff_runtime.verification.manifest_facts import FACTS
@@ -60,10 +62,17 @@ def compare_call(
     inputs = arrays(call.inputs) | ({"window_shifts": call.window_shifts} if call.window_shifts.size else {})
     meter.start(point.phase, f"{boundary.value.partition(',')[0]}: {point}")
     try:
-        output = session.run(inputs).get(OUTPUT)
+        outputs = session.run(inputs)
     except EngineError as error:
         return Verdict(boundary.value, bound, None, **where, fault=error.summary)
-    return compare(boundary.value, call.noise_pred, output, bound, **where)
+    due = {OUTPUT: call.noise_pred, DEEP_FEATURES: call.deep_features}
+    return worst(
+        [
+            compare(boundary.value, values, outputs.get(name), bound, **where)
+            for name, values in due.items()
+            if values is not None
+        ]
+    )
 
 
 def compare_network(
@@ -156,7 +165,7 @@ class EngineComparer:
                 seed=given.seed,
                 guidance_scale=given.guidance_scale,
                 sampler=run.sampler,
-                control=(lambda _request: residuals) if residuals else None,
+                control=fixed_control(residuals) if residuals else None,
                 callback=next_step,
             )
         except EngineError as error:

@@ -80,6 +80,12 @@ class StepRange:
         """Returns whether ``step`` of ``steps`` lies in the range."""
         return int(steps * self.start) <= step < int(steps * self.end)
 
+    def first_and_end(self, steps: int) -> tuple[int, int]:
+        """Returns the first step of the part, not truncated but rounded up, and the first one after it: with an end
+        above 0 the shortest run has a step before it.
+        """
+        return math.ceil(steps * self.start), math.ceil(steps * self.end)
+
 
 @dataclass(frozen=True)
 class PhaseRule:
@@ -89,7 +95,8 @@ class PhaseRule:
         strided: steps with the stride-4 downsampler.
         pooled: steps with the average pool and bicubic pair.
         control: ControlNet residuals come in while ``step < control * steps`` (not truncated, as published).
-        guidance: steps that are guided, of a bundle with guidance; ``None`` means all of them.
+        guidance: steps that are guided, of a bundle with guidance, as `StepRange.first_and_end` counts them; ``None``
+            means all of them.
         reuse: how deep features are reused; ``None`` means never.
     """
 
@@ -105,11 +112,9 @@ class PhaseRule:
             strided=self.strided is not None and self.strided.covers(step, steps),
             pooled=self.pooled is not None and self.pooled.covers(step, steps),
         )
-        return Phase(
-            kind,
-            control=self.control is not None and step < self.control * steps,
-            unguided=self.guidance is not None and not self.guidance.covers(step, steps),
-        )
+        first, end = (0, steps) if self.guidance is None else self.guidance.first_and_end(steps)
+        control = self.control is not None and step < self.control * steps
+        return Phase(kind, control=control, unguided=not first <= step < end)
 
     def gives_features(self, phase: Phase) -> bool:
         """Returns whether the phase's graph gives deep features, which a shallow one takes."""
@@ -184,9 +189,11 @@ class PhasePlan:
     def spans(self) -> tuple[PhaseSpan, ...]:
         """Runs of equal phase in running order, all layers computed; phases of no step are left out."""
         edges = {0, self.steps}
-        for span in (self.rule.strided, self.rule.pooled, self.rule.guidance):
+        for span in (self.rule.strided, self.rule.pooled):
             if span is not None:
                 edges |= {int(self.steps * span.start), int(self.steps * span.end)}
+        if self.rule.guidance is not None:
+            edges |= {*self.rule.guidance.first_and_end(self.steps)}
         if self.rule.control is not None:
             edges.add(math.ceil(self.rule.control * self.steps))
         marks = itertools.pairwise(sorted(edge for edge in edges if 0 <= edge <= self.steps))

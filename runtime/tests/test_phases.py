@@ -86,13 +86,21 @@ def test_steps_outside_the_guided_ones_are_phases_of_their_own() -> None:
 
 def test_guided_phases_come_first_those_of_a_whole_run_among_them() -> None:
     """A request may ask for guidance all through, and then reaches a phase that the rule does not."""
-    rule = PhaseRule(strided=StepRange(0, 0.4), guidance=StepRange(0.2, 0.4), reuse=Reuse(3))
+    rule = PhaseRule(strided=StepRange(0, 0.4), guidance=StepRange(0, 0.3), reuse=Reuse(3))
     names = [phase.name for phase in rule.phases()]
     assert names == [
-        *("strided", "strided-shallow", "windowed"),
+        *("strided", "strided-shallow", "windowed", "windowed-shallow"),  # the last two in runs of one step
         *("strided-unguided", "strided-unguided-shallow", "windowed-unguided", "windowed-unguided-shallow"),
     ]
-    early = PhaseRule(strided=StepRange(0, 0.4), guidance=StepRange(0, 0.4), reuse=Reuse(3))
-    assert "windowed" in [phase.name for phase in early.phases()]
+    late = PhaseRule(strided=StepRange(0, 0.4), pooled=StepRange(0.4, 1), guidance=StepRange(0.5, 0.8))
+    assert [phase.name for phase in late.phases() if not phase.unguided] == ["pooled", "strided"]
     assert counted(rule.whole, 50) == [("strided", 20), ("windowed", 30)]
     assert {phase for phase in rule.whole.phases() if phase.unguided or phase.shallow} == set()
+
+
+def test_the_shortest_run_is_guided() -> None:
+    """The part that is guided is rounded up: a run of one step is guided, whatever the part."""
+    rule = PhaseRule(guidance=StepRange(0, 0.01))
+    assert counted(rule, 1) == [("windowed", 1)]
+    assert counted(rule, 50) == [("windowed", 1), ("windowed-unguided", 49)]
+    assert counted(PhaseRule(guidance=StepRange(0, 0.6)), 50) == [("windowed", 30), ("windowed-unguided", 20)]

@@ -13,7 +13,7 @@ from hidiff_export.checkpoints.component import Component
 from hidiff_export.checkpoints.load import load_stored
 from hidiff_export.checkpoints.stored_configs import WEIGHTS
 from hidiff_export.checkpoints.weight_store import PRECISIONS, WeightStore
-from hidiff_export.compiler.graph_specs import states, step_record
+from hidiff_export.compiler.graph_specs import states, step_records
 from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.files import write_json
 from hidiff_export.graph.declined import collecting, write_declined
@@ -47,6 +47,7 @@ class GraphsStage(Stage):
             "model_batch": recipe.model_batch,
             "prompt_tokens": recipe.prompt_tokens,
             "states": states(context),
+            **({} if (reuse := context.rule.reuse) is None else {"reuse_depth": reuse.depth}),
         }
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
@@ -62,13 +63,17 @@ class GraphsStage(Stage):
 
 def write_beside(context: StageContext) -> tuple[Path, ...]:
     """Writes what comes with the graphs and is not traced: the step graph, and the factors of previews."""
-    context.step_graph.parent.mkdir(exist_ok=True)
-    write_step_graph(step_record(context), context.step_graph)
+    written = []
+    for record in step_records(context):
+        path = context.folder / record.graph
+        path.parent.mkdir(exist_ok=True)
+        write_step_graph(record, path)
+        written.append(path)
     if not (context.recipe.vae and context.first):
-        return (context.step_graph,)
+        return tuple(written)
     _, vae = _stored(context, Component.VAE)
     write_json(context.preview, fit_preview(vae))
-    return context.step_graph, context.preview
+    return (*written, context.preview)
 
 
 def _modules(context: StageContext) -> Iterator[tuple[GraphModule, int, WeightStore, Path]]:
@@ -77,12 +82,13 @@ def _modules(context: StageContext) -> Iterator[tuple[GraphModule, int, WeightSt
     size = (recipe.latent_height, recipe.latent_width)
     store, unet = _stored(context, Component.UNET)
     for phase in context.phases:
-        phase_unet = PhaseUNet(unet, recipe.unet_layout, phase, *size, **recipe.phase_options)
-        yield phase_unet, recipe.model_batch, store, context.traced(phase)
-    if recipe.controlnet is not None:
+        phase_unet = PhaseUNet(unet, recipe.unet_layout, phase, *size, **recipe.phase_options(phase))
+        yield phase_unet, recipe.batch_of(phase), store, context.traced(phase)
+    for unguided in context.controlled:
         store, controlnet = _stored(context, Component.CONTROLNET)
         control = ControlNetModule(controlnet, *size, prompt_tokens=recipe.prompt_tokens)
-        yield control, recipe.model_batch, store, context.controlnet_graph
+        batch = recipe.batch if unguided else recipe.model_batch
+        yield control, batch, store, context.controlnet_graph(unguided=unguided)
     for name in recipe.text_encoders if context.first else ():
         store, encoder = _stored(context, Component(name))
         text_encoder = TextEncoderModule(encoder, penultimate=recipe.family.is_sdxl)

@@ -10,7 +10,7 @@ from typing import Any
 
 from hidiff_export.checkpoints.lora import lora_fingerprint
 from hidiff_export.checkpoints.stored_configs import WEIGHTS
-from hidiff_export.compiler.graph_specs import bare_manifest, step_record
+from hidiff_export.compiler.graph_specs import bare_manifest, step_records
 from hidiff_export.compiler.stages.engines import EnginesStage, with_engines
 from hidiff_export.compiler.stages.graphs import GraphsStage
 from hidiff_export.compiler.stages.quantization import QuantizationStage
@@ -178,7 +178,10 @@ def bucket_manifest(context: StageContext, files: Mapping[str, FileDigest], *, f
     """
     recipe = context.recipe
     bare = bare_manifest(context, sampler_tables(context), force_zeros)
-    control, vae, timing = bare.controlnet, bare.vae, timing_record(context)
+    vae, timing = bare.vae, timing_record(context)
+    step, *unguided_step = (with_engines(context, record) for record in step_records(context))
+    controls = (bare.controlnet, bare.unguided_controlnet)
+    controlnet, unguided_controlnet = (None if one is None else with_engines(context, one) for one in controls)
     networks = ("unet", "controlnet", *recipe.text_encoders, "vae")
     stores = {name: path for name in networks if (path := f"{name}/{WEIGHTS}") in files}
     return replace(
@@ -187,8 +190,10 @@ def bucket_manifest(context: StageContext, files: Mapping[str, FileDigest], *, f
         recipe=recipe.to_dict(),
         phases=tuple(with_engines(context, record) for record in bare.phases),
         weights=stores,
-        controlnet=None if control is None else with_engines(context, control),
-        step=with_engines(context, step_record(context)),
+        controlnet=controlnet,
+        unguided_controlnet=unguided_controlnet,
+        step=step,
+        unguided_step=unguided_step[0] if unguided_step else None,
         timing=None if timing is None else with_engines(context, timing),
         text_encoders=tuple(with_engines(context, record) for record in bare.text_encoders),
         vae=None

@@ -32,7 +32,7 @@ class QuantizationStage(Stage):
         with collecting() as declined:
             for index, phase in enumerate(context.phases):
                 report(index, len(context.phases), phase.name)
-                given = calibration(samples, phase, context.recipe.shifts_shape)
+                given = calibration(samples, phase, context.recipe.shifts_shape(phase))
                 quantize_graph(context.traced(phase), given, context.recipe.precision, context.graph(phase))
         return (*map(context.graph, context.phases), *write_declined(declined, context.declined(self.name)))
 

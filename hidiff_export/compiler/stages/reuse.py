@@ -45,7 +45,7 @@ class SourceBundle:
 
 
 class ReusedGraphs(GraphsStage):
-    """The traced graphs of another bundle; the step graph and the preview, which cost little, are made anew.
+    """The traced graphs of another bundle; the step graphs and the preview, which cost little, are made anew.
 
     A graph holds no weight, but says where in the store each lies. It is taken only if the new store has every weight
     that it names at that place, of that type and shape, and its inputs and outputs are those that the recipe gives.
@@ -60,7 +60,7 @@ class ReusedGraphs(GraphsStage):
     def inputs(self, context: StageContext) -> Any:
         """Returns the graphs by their content, and what they have to fit."""
         phases = len(context.phases)
-        others = [path for path in context.graphs[phases:] if path != context.step_graph]
+        others = [path for path in context.graphs[phases:] if path not in context.step_graphs]
         names = map(context.inside, (*map(context.traced, context.phases), *others))
         files = self.origin.manifest.files
         return {**super().inputs(context), "taken": {name: files[name].sha256 for name in names if name in files}}
@@ -111,7 +111,7 @@ def _traced(context: StageContext) -> Iterator[tuple[Path, GraphRecord]]:
     phases = {context.graph(phase) for phase in context.phases}
     for record in graph_records(context):
         path = context.folder / record.graph
-        if path != context.step_graph:
+        if path not in context.step_graphs:
             yield (traced_graph(path, context.recipe.precision) if path in phases else path), record
 
 

@@ -72,10 +72,22 @@ class StageContext:
         """Every portable graph that is the bucket's own: the phases', the step graph, and those of the other networks
         that there are and that no bucket before has.
         """
-        control = () if self.recipe.controlnet is None else (self.controlnet_graph,)
+        control = (self.controlnet_graph(unguided=unguided) for unguided in self.controlled)
         text = map(self.text_encoder_graph, self.recipe.text_encoders if self.first else ())
         vae = (self.vae_graph("decoder"), self.vae_graph("encoder")) if self.has_vae else ()
-        return (*map(self.graph, self.phases), *control, self.step_graph, *text, *vae)
+        return (*map(self.graph, self.phases), *control, *self.step_graphs, *text, *vae)
+
+    @property
+    def step_graphs(self) -> tuple[Path, ...]:
+        """The portable step graphs: after guided phases, and after the others where there are any."""
+        return tuple(self.step_graph(unguided=each) for each in sorted({phase.unguided for phase in self.phases}))
+
+    @property
+    def controlled(self) -> tuple[bool, ...]:
+        """Which phases the ControlNet has a graph for, if there is one: with guidance, and without where it runs."""
+        if self.recipe.controlnet is None:
+            return ()
+        return tuple(sorted({phase.unguided for phase in self.phases if phase.control}))
 
     @property
     def has_vae(self) -> bool:
@@ -109,10 +121,9 @@ class StageContext:
         """Returns a phase's graph as traced: the portable one, or the float16 one that it is quantized from."""
         return traced_graph(self.graph(phase), self.recipe.precision)
 
-    @property
-    def controlnet_graph(self) -> Path:
-        """The portable graph of the ControlNet."""
-        return self.folder / "controlnet" / f"controlnet{self.suffix}.onnx"
+    def controlnet_graph(self, *, unguided: bool = False) -> Path:
+        """Returns the portable graph of the ControlNet, for phases with or without guidance."""
+        return self.folder / "controlnet" / f"controlnet{'-unguided' * unguided}{self.suffix}.onnx"
 
     def text_encoder_graph(self, name: str) -> Path:
         """Returns the portable graph of a text encoder, in a folder of its name."""
@@ -133,10 +144,11 @@ class StageContext:
         """The factors that make a preview of latents."""
         return self.folder / "vae" / "preview.json"
 
-    @property
-    def step_graph(self) -> Path:
-        """The portable step graph: guidance, the sampler's step and the next input."""
-        return self.folder / "step" / f"step{self.suffix}.onnx"
+    def step_graph(self, *, unguided: bool = False) -> Path:
+        """Returns the portable step graph after phases with or without guidance: that, the sampler's step and the next
+        input.
+        """
+        return self.folder / "step" / f"step{'-unguided' * unguided}{self.suffix}.onnx"
 
     @property
     def reference(self) -> Path:

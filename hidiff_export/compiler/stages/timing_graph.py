@@ -9,6 +9,7 @@ from hidiff_export.compiler.stages.stage import Report, Stage, StageContext
 from hidiff_export.graph.leading_layers import leading_layers_signature, write_leading_layers
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.format.manifest import GraphRecord
+from hidiff_runtime.phases import Phase
 
 
 class TimingGraphStage(Stage):
@@ -26,13 +27,16 @@ class TimingGraphStage(Stage):
 
     def inputs(self, context: StageContext) -> Any:
         """Returns the phase."""
-        return {"phase": context.phases[-1].name}
+        return {"phase": self._phase(context).name}
 
     def run(self, context: StageContext, report: Report) -> tuple[Path, ...]:
         """Cuts the graph out of the phase's."""
         report(0, 1, "")
-        write_leading_layers(context.graph(context.phases[-1]), context.timing_graph)
+        write_leading_layers(context.graph(self._phase(context)), context.timing_graph)
         return (context.timing_graph,)
+
+    def _phase(self, context: StageContext) -> Phase:
+        return [phase for phase in context.phases if not phase.shallow][-1]
 
 
 def is_timed(recipe: Recipe) -> bool:

@@ -46,6 +46,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Denoises and writes the latents."""
+    from hidiff_runtime.denoising.controlnet import fixed_control
     from hidiff_runtime.denoising.embedding_files import random_embeddings, read_control_image, read_embeddings
     from hidiff_runtime.format import safetensors
 
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
             sampler=options.sampler,
             eta=options.eta,
             conditioning_scale=options.conditioning_scale,
-            control=(lambda _: residuals) if residuals else None,
+            control=fixed_control(residuals) if residuals else None,
             callback=_show_step,
         )
         sampler = options.sampler or bundle.manifest.default_sampler

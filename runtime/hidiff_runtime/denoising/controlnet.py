@@ -111,6 +111,19 @@ class ControlNet:
             session.execute(tensors(record.inputs), tensors(record.outputs))
 
 
+def fixed_control(residuals: Mapping[str, Array]) -> Callable[[ControlRequest], dict[str, Array]]:
+    """Returns what gives the same residuals at every step: those for the prompts, where they are asked for alone.
+
+    Args:
+        residuals: by graph input name, for the negative prompts first where the bundle has guidance.
+    """
+
+    def control(request: ControlRequest) -> dict[str, Array]:
+        return {name: each[len(each) // 2 :] if request.unguided else each for name, each in residuals.items()}
+
+    return control
+
+
 def _where(step: int, steps: int) -> str:
     return f"ControlNet, step {step + 1} of {steps}"
 

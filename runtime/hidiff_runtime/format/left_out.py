@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hidiff_runtime.format.forecast_record import Forecast
+from hidiff_runtime.format.forecast_record import Forecast, computed_of
+from hidiff_runtime.phases import Phase, PhasePlan, PhaseRule
 from hidiff_runtime.reused_features import Reuse
 
 if TYPE_CHECKING:
@@ -39,3 +41,18 @@ def left_out_lines(facts: Mapping[str, Any]) -> dict[str, str]:
     if "reuse" in facts:
         found["reuse"] = f"computes {Reuse(**facts['reuse'])}"
     return found
+
+
+def phases_of_steps(rule: PhaseRule, forecast: Forecast | None, steps: int) -> tuple[Phase | None, ...]:
+    """Returns the phase of each step, with the layers that are computed; None where the step is forecast.
+
+    Args:
+        rule: when each change is in force.
+        forecast: which evaluations are computed; None for all.
+        steps: of a run whose sampler evaluates the UNet once a step.
+    """
+    plan, computed = PhasePlan(rule, steps), computed_of(forecast, steps)
+    whole = [plan.phase_at(step) for step in range(steps)]
+    shallow = (False,) * steps if rule.reuse is None else rule.reuse.shallow(whole, computed)
+    found = zip(whole, shallow, computed, strict=True)
+    return tuple(replace(phase, shallow=taken) if due else None for phase, taken, due in found)

@@ -123,6 +123,7 @@ class CallSample:
         window_shifts: 0 to 3 for each windowed block, in execution order; row after row where the graph takes several.
         inputs: every other graph input by name.
         expected: ``noise_pred`` of the reference.
+        features: its ``deep_features``, where the phase gives them and the reference was asked.
     """
 
     phase: Phase = field(metadata=FLAT)
@@ -131,6 +132,7 @@ class CallSample:
     window_shifts: tuple[Shift, ...]
     inputs: Mapping[str, Source]
     expected: Expected
+    features: Expected | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,7 @@ class ReferenceSamples:
         sources = [source for sample in (*samples, *self.networks) for source in sample.inputs.values()]
         sources += [source for run in self.runs for source in run.control.values()]
         outputs = [sample.expected for sample in samples]
+        outputs += [call.features for call in self.calls if call.features is not None]
         outputs += [expected for run in self.runs for expected in run.trajectory]
         outputs += [expected for sample in self.networks for expected in sample.expected.values()]
         names = {sample.tensor for sample in self.pictures}

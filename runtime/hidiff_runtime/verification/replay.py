@@ -15,11 +15,13 @@ import numpy as np
 
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.bundle import open as open_bundle
+from hidiff_runtime.denoising.controlnet import fixed_control
 from hidiff_runtime.denoising.denoiser import OUTPUT, StepInfo
 from hidiff_runtime.errors import BundleError, EngineError, InputError, ParityError
 from hidiff_runtime.format.codec import REBUILD
 from hidiff_runtime.format.validation import WINDOW_SHIFTS
 from hidiff_runtime.pipeline.request_fields import Size
+from hidiff_runtime.reused_features import DEEP_FEATURES
 from hidiff_runtime.verification.comparison import Verdict, compare, render
 from hidiff_runtime.verification.half_precision_note import half_note
 from hidiff_runtime.verification.manifest_facts import replay_facts
@@ -31,7 +33,13 @@ from hidiff_runtime.verification.reference_samples import (
     ReferenceSamples,
     RunSample,
 )
-from hidiff_runtime.verification.replay_components import PICTURE, replay_networks, replay_picture, tokens_left_out
+from hidiff_runtime.verification.replay_components import (
+    PICTURE,
+    replay_networks,
+    replay_picture,
+    tokens_left_out,
+    worst,
+)
 from hidiff_runtime.verification.replay_schedulers import replay_samplers, samplers_left_out
 from hidiff_runtime.verification.sample_validation import check_samples
 
@@ -198,11 +206,16 @@ def _replay_call(bundle: Bundle, samples: ReferenceSamples, call: CallSample) ->
         inputs[WINDOW_SHIFTS] = np.array(call.window_shifts, dtype=np.int32).reshape(shape)
     where: dict[str, Any] = {"phase": call.phase.name, "step": call.step, "steps": call.steps}
     try:
-        output = session.run(inputs).get(OUTPUT)
+        outputs = session.run(inputs)
     except EngineError as error:
         return Verdict(CALL, samples.call_bound, None, **where, fault=error.summary)
-    found = None if output is None else samples.candidate(call.expected, output)
-    return compare(CALL, samples.reference(call.expected), found, samples.call_bound, **where)
+    judged = []
+    for name, expected in ((OUTPUT, call.expected), (DEEP_FEATURES, call.features)):
+        if expected is not None:
+            output = outputs.get(name)
+            found = None if output is None else samples.candidate(expected, output)
+            judged.append(compare(CALL, samples.reference(expected), found, samples.call_bound, **where))
+    return worst(judged)
 
 
 def _replay_run(
@@ -211,7 +224,7 @@ def _replay_run(
     """Yields one verdict for each step of the trajectory, one for the result, and one for each picture of it."""
     after: list[StepInfo] = []
     residuals = {name: samples.array(source) for name, source in run.control.items()}
-    control = (lambda _request: residuals) if residuals else None
+    control = fixed_control(residuals) if residuals else None
     inputs: dict[str, Any] = {name: samples.array(source) for name, source in run.inputs.items()}
     try:
         latents = bundle.denoiser().denoise(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hidiff_runtime.denoising.conditioning import EMBEDDINGS, INPAINTING, takes_channels
 from hidiff_runtime.format.codec import Fields
 from hidiff_runtime.format.validation import WINDOW_SHIFTS
+from hidiff_runtime.reused_features import DEEP_FEATURES
 from hidiff_runtime.verification.reference_samples import (
     INDEX,
     CallSample,
@@ -70,6 +71,11 @@ class _Check:
             raise _wrong(f"{where}.{WINDOW_SHIFTS}", f"must be {math.prod(shifts)} shifts", call.window_shifts)
         self._check_sources(call.inputs, due, f"{where}.inputs")
         self._check_expected(call.expected, record.outputs[0].shape, f"{where}.expected")
+        if call.features is not None:
+            given = record.output(DEEP_FEATURES)
+            if given is None:
+                raise _wrong(f"{where}.features", "must be of a phase that gives them", call.phase.name)
+            self._check_expected(call.features, given.shape, f"{where}.features")
 
     def run(self, run: RunSample, where: str) -> None:
         """Checks a whole run: what a caller of the denoiser could have asked for."""

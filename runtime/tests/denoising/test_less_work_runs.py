@@ -136,8 +136,8 @@ def test_a_control_is_told_whether_it_is_for_the_prompts_alone(tmp_path: Path, b
         return {name: np.full(shape, 0.1, np.float32) for name in ("down_residual_00", "mid_residual")}
 
     run(toy.make(tmp_path / "bundle", kind), backend(), kind, control=control)
-    assert [request.unguided for request in asked] == [False] * 3 + [True] * 5  # of 12 steps, to below 0.6
-    assert [len(request.inputs["latents"]) for request in asked] == [2] * 3 + [1] * 5
+    assert [request.unguided for request in asked] == [False] * 4 + [True] * 4  # of 12 steps, to below 0.6
+    assert [len(request.inputs["latents"]) for request in asked] == [2] * 4 + [1] * 4
 
 
 def test_a_forecast_goes_with_both(tmp_path: Path) -> None:

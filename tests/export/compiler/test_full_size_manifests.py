@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hidiff_export.compiler import graph_specs as stage_records
-from hidiff_export.compiler.graph_specs import bare_manifest, step_record
+from hidiff_export.compiler.graph_specs import bare_manifest, step_records
 from hidiff_export.compiler.stages.stage import StageContext
 from hidiff_export.families import family
 from hidiff_export.recipe import Recipe, shipped_recipes
@@ -38,7 +38,7 @@ def manifest(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> M
     monkeypatch.setattr(stage_records, "states", lambda _context: SAMPLER_STATES)
     context = StageContext(recipe, folder)
     tables: dict[str, Any] = {name.value: SimpleNamespace(steps=np.array(recipe.steps)) for name in recipe.sampler}
-    bare = replace(bare_manifest(context, tables, True), step=step_record(context))
+    bare = replace(bare_manifest(context, tables, True), step=step_records(context)[0])
     stores = {name: f"{name}/weights.safetensors" for name in networks}
     whole = replace(bare, weights=stores)
     # Of more bytes than int32 counts, as SDXL's are.

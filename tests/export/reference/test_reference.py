@@ -48,10 +48,10 @@ def record(recipe: Recipe, folder: Path, progress: Any = None) -> ReferenceSampl
 def replayed(recipe: Recipe, samples: ReferenceSamples, call: CallSample, shifts: tuple[int, ...]) -> np.ndarray:
     """What the call's phase computes from its recorded inputs with ``shifts``."""
     size = (recipe.latent_height, recipe.latent_width)
-    module = PhaseUNet(unet_of(recipe), recipe.unet_layout, call.phase, *size, **recipe.phase_options)
+    module = PhaseUNet(unet_of(recipe), recipe.unet_layout, call.phase, *size, **recipe.phase_options(call.phase))
     tensors = {name: torch.from_numpy(samples.array(source).copy()) for name, source in call.inputs.items()}
     if shifts:
-        tensors["window_shifts"] = torch.tensor(shifts, dtype=torch.int32).reshape(recipe.shifts_shape)
+        tensors["window_shifts"] = torch.tensor(shifts, dtype=torch.int32).reshape(recipe.shifts_shape(call.phase))
     with torch.inference_mode():
         output = module(**PhaseUNet.arguments(tensors)).numpy()
     return samples.candidate(call.expected, output)

@@ -99,7 +99,9 @@ class TorchBackend:
 
     def open(self, engine: Path, weights: Mapping[str, Path], record: GraphRecord) -> TorchSession:
         named = json.loads(engine.read_text(encoding="utf-8"))
-        phase = None if named["kind"] == "controlnet" else Phase(PhaseKind(named["kind"]), named["control"])
+        phase = record.phase if isinstance(record, PhaseRecord) else None
+        if phase is not None:
+            phase = replace(phase, kind=PhaseKind(named["kind"]), control=named["control"])
         store = weights["unet"]
         # A graph is judged in a folder that only has links to the stores of its bundle.
         root = (store if (store.parent / "config.json").is_file() else store.readlink()).parent.parent
@@ -117,7 +119,7 @@ def _module(recipe: Recipe, phase: Phase | None, root: Path) -> PhaseUNet | Cont
         networks = networks_of_store(root, recipe)
         size = (recipe.latent_height, recipe.latent_width)
         if phase is not None:
-            _MODULES[key] = PhaseUNet(networks.unet, recipe.unet_layout, phase, *size, **recipe.phase_options)
+            _MODULES[key] = PhaseUNet(networks.unet, recipe.unet_layout, phase, *size, **recipe.phase_options(phase))
         elif networks.controlnet is not None:
             _MODULES[key] = ControlNetModule(networks.controlnet, *size)
     return _MODULES[key]
@@ -212,6 +214,7 @@ def _phase(recipe: Recipe, folder: Path, phase: Phase) -> PhaseRecord:
     named = _named(folder, f"unet/{phase.name}", {"kind": phase.kind.value, "control": phase.control})
     size = (recipe.latent_height, recipe.latent_width)
     config = recipe.unet_config()
-    inputs = phase_inputs(config, recipe.unet_layout, phase, *size, recipe.model_batch, **recipe.phase_options)
-    outputs = phase_outputs(config, recipe.unet_layout, phase, *size, recipe.model_batch)
+    of_phase = (config, recipe.unet_layout, phase, *size, recipe.batch_of(phase))
+    inputs = phase_inputs(*of_phase, **recipe.phase_options(phase))
+    outputs = phase_outputs(*of_phase, reuse_depth=recipe.depth_of(phase))
     return PhaseRecord(*named, inputs, outputs, phase)
