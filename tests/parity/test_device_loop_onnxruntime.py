@@ -28,7 +28,8 @@ from hidiff_runtime.backends.onnxruntime import (
 from hidiff_runtime.denoising import device_loop
 from hidiff_runtime.denoising.embedding_files import random_embeddings
 from hidiff_runtime.format.manifest import Manifest
-from hidiff_runtime.phases import Phase
+from hidiff_runtime.phases import Phase, StepRange
+from hidiff_runtime.reused_features import Reuse
 from hidiff_runtime.verification.reference_samples import Drawn
 from tests.parity.toy_onnx import make
 
@@ -46,6 +47,16 @@ KINDS: dict[str, tuple[toy.Toy, bool]] = {
     "inpainting": (toy.Toy(reference=False, inpainting=True), False),
     "control": (toy.Toy(reference=False, control=True), False),
     "controlnet": (toy.Toy(reference=False, control=True), True),
+    "guided in part": (toy.Toy(reference=False, guided=StepRange(0.2, 0.5), sdxl=True), False),
+    "reused features": (toy.Toy(reference=False, reuse=Reuse(3)), False),
+    "guided in part, inpainting": (
+        toy.Toy(reference=False, guided=StepRange(0, 0.5), reuse=Reuse(3), inpainting=True),
+        False,
+    ),
+    "guided in part, controlnet": (
+        toy.Toy(reference=False, guided=StepRange(0, 0.4), reuse=Reuse(2), control=True),
+        True,
+    ),
 }
 
 

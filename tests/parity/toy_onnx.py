@@ -101,7 +101,14 @@ def as_onnx(record: PhaseRecord, weights: Path) -> onnx.ModelProto:
             noise = graph.op("Add", noise, graph.op("Mul", told, gain))
     for spec in record.residuals:
         noise = graph.op("Add", noise, graph.mean(spec.name, [1, -1]))
+    if record.phase.shallow:
+        share, deep = (graph.constant(np.float32(part)) for part in (0.7, 0.3))
+        features = graph.op("Mul", graph.first("deep_features", 1), deep)
+        noise = graph.op("Add", graph.op("Mul", noise, share), features)
     graph.nodes.append(helper.make_node("Identity", [noise], ["noise_pred"]))
+    if len(record.outputs) > 1:
+        twice = graph.op("Mul", noise, graph.constant(np.float32(2)))
+        graph.nodes.append(helper.make_node("Concat", [twice, twice], ["deep_features"], axis=1))
     return graph.model(record, [stored(weights, "mix"), stored(weights, "blocks")])
 
 
@@ -144,21 +151,30 @@ def make(
         onnx.save(as_onnx(record, folder / manifest.weights["unet"]), folder / graph)
         engines = _engines(folder / graph, precision, (FLOAT32,))
         records.append(dataclasses.replace(record, engines=engines))
-    phase = records[0]
-    due = (kind.batch, phase.outputs[0], phase.inputs[0], STATES)
-    graph = "step/step.onnxruntime.onnx"
-    engines = _engines(folder / graph, "float32" if precision else "")
-    step = GraphRecord("step/step.graph", engines, step_inputs(*due), step_outputs(*due))
-    write_step_graph(step, folder / graph)
     manifest = dataclasses.replace(
         manifest,
         phases=tuple(records),
-        step=step,
+        step=_step(folder, kind, records, precision),
+        unguided_step=None if kind.guided is None else _step(folder, kind, records, precision, unguided=True),
         samplers={**manifest.samplers, **{name: f"samplers/{name}.safetensors" for name in samplers}},
         steps=manifest.steps[3:] if samplers else manifest.steps,
     )
-    toy.seal(folder, _with_controlnet(folder, manifest, phase) if control else manifest)
+    toy.seal(folder, _with_controlnet(folder, manifest) if control else manifest)
     return folder
+
+
+def _step(
+    folder: Path, kind: toy.Toy, records: Sequence[PhaseRecord], precision: str, *, unguided: bool = False
+) -> GraphRecord:
+    pred = next(record.outputs[0] for record in records if record.phase.unguided == unguided)
+    due = (kind.batch, pred, records[0].inputs[0], STATES)
+    name = "unguided_step" if unguided else "step"
+    graph = f"step/{name}.onnxruntime.onnx"
+    engines = _engines(folder / graph, "float32" if precision else "")
+    outputs = step_outputs(*due, unguided=kind.guided is not None)
+    step = GraphRecord(f"step/{name}.graph", engines, step_inputs(*due), outputs)
+    write_step_graph(step, folder / graph)
+    return step
 
 
 def _engines(graph: Path, precision: str, float32: tuple[str, ...] = ()) -> dict[str, str]:
@@ -171,15 +187,22 @@ def _engines(graph: Path, precision: str, float32: tuple[str, ...] = ()) -> dict
     return {"openvino": f"{engine.parent.name}/{engine.name}"}
 
 
-def _with_controlnet(folder: Path, manifest: Manifest, phase: PhaseRecord) -> Manifest:
+def _with_controlnet(folder: Path, manifest: Manifest) -> Manifest:
     (folder / "controlnet").mkdir()
+    shutil.copy(folder / "unet/weights.safetensors", folder / "controlnet/weights.safetensors")
+    weights = {**manifest.weights, "controlnet": "controlnet/weights.safetensors"}
+    full = [record for record in manifest.phases if record.phase.control and not record.phase.shallow]
+    beside = {record.phase.unguided: record for record in full}
+    found = {each: _controlnet(folder, record) for each, record in beside.items()}
+    return dataclasses.replace(manifest, controlnet=found[False], unguided_controlnet=found.get(True), weights=weights)
+
+
+def _controlnet(folder: Path, phase: PhaseRecord) -> GraphRecord:
     shared = tuple(spec for spec in phase.inputs if spec not in phase.residuals and spec.name != "window_shifts")
     picture = TensorSpec("control_image", (phase.inputs[0].shape[0], 3, toy.HEIGHT * 4, toy.WIDTH * 4), "float32")
     scale = TensorSpec("conditioning_scale", (1,), "float32")
-    path = "controlnet/controlnet.onnx"
+    path = f"controlnet/controlnet{'-unguided' * phase.phase.unguided}.onnx"
     engines = _engines(folder / path, "float32" if "openvino" in phase.engines else "")
     record = GraphRecord(path, engines, (*shared, picture, scale), phase.residuals)
     onnx.save(controlnet(record), folder / record.graph)
-    shutil.copy(folder / "unet/weights.safetensors", folder / "controlnet/weights.safetensors")
-    weights = {**manifest.weights, "controlnet": "controlnet/weights.safetensors"}
-    return dataclasses.replace(manifest, controlnet=record, weights=weights)
+    return record
