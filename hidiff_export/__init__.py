@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from hidiff_export.diffusers_api.apply_hidiffusion import apply_hidiffusion
     from hidiff_export.diffusers_api.bundle_unet import BundleUNet
     from hidiff_runtime.format.forecast_record import Forecast
+    from hidiff_runtime.reused_features import Reuse
 
-__all__ = ["BundleUNet", "Forecast", "__version__", "apply_hidiffusion"]
+__all__ = ["BundleUNet", "Forecast", "Reuse", "__version__", "apply_hidiffusion"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from hidiff_runtime.format.forecast_record import Forecast
 
         return Forecast
+    if name == "Reuse":
+        from hidiff_runtime.reused_features import Reuse
+
+        return Reuse
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

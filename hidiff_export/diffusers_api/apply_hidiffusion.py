@@ -17,17 +17,20 @@ from diffusers.utils.torch_utils import is_compiled_module
 
 from hidiff_export.diffusers_api.forecast_calls import ForecastCalls
 from hidiff_export.diffusers_api.method_patches import MethodPatches
+from hidiff_export.diffusers_api.reused_calls import ReusedCalls
 from hidiff_export.diffusers_api.run_tracker import RunTracker
 from hidiff_export.diffusers_api.unguided_calls import UnguidedCalls, prompts_half
 from hidiff_export.errors import InputError
 from hidiff_export.families.family import PIXELS_PER_LATENT, Family, Task, unet_config
 from hidiff_export.families.geometry import UNetGeometry
 from hidiff_export.families.hidiffusion_rules import Layout, phase_rule
+from hidiff_export.families.reuse_depths import reuse_error
 from hidiff_export.modules.controlnet import fit_residuals, resized_control
 from hidiff_export.modules.raunet import install_phase
 from hidiff_export.modules.window_attention import WINDOW_ORDERS, WindowTables
-from hidiff_runtime.format.forecast_record import Forecast
+from hidiff_runtime.format.forecast_record import Forecast, computed_of
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
+from hidiff_runtime.reused_features import Reuse
 
 Compat = Literal["native", "published"]
 
@@ -54,6 +57,7 @@ class _Options:
     compat: Compat
     forecast: Forecast | None
     guidance: StepRange | None
+    reuse: Reuse | None
 
     def rule_for(self, latent_height: int, latent_width: int) -> PhaseRule:
         """Returns the rule for latents of this size."""
@@ -70,7 +74,7 @@ class HiDiffusion:
     Attributes:
         family: whose thresholds and layout are in use.
         task: which variant of the thresholds is in use.
-        phase: of the UNet call at hand, or of the last one; None before the first.
+        phase: of the UNet call at hand, or of the last one, and whether it is shallow; None before the first.
         window_shifts: int32 [windowed blocks], each 0 to 3, of the same call, or a row of them for each picture where
             each has a generator; None before the first, and if no block is windowed.
     """
@@ -93,6 +97,9 @@ class HiDiffusion:
             handles.callback(overrides.undo)
             self._run = RunTracker(pipe, overrides)
             handles.callback(self._run.close)
+            self._reused = None if options.reuse is None else self._reused_calls(options.reuse)
+            if self._reused is not None:
+                overrides.wrap(pipe.unet, "forward", self._reused)
             self._unguided = UnguidedCalls()
             overrides.wrap(pipe.unet, "forward", self._unguided)
             self._forecast = None if options.forecast is None else ForecastCalls(options.forecast, self._run)
@@ -109,6 +116,12 @@ class HiDiffusion:
         """Whether the evaluation at hand is computed, and not forecast."""
         return self._forecast is None or self._forecast.computed
 
+    @property
+    def features_taken(self) -> torch.Tensor | None:
+        """The deep features that the UNet call at hand takes, from before it begins; None where it has all layers."""
+        shallow = self.phase is not None and self.phase.shallow
+        return self._reused.features if shallow and self._reused is not None else None
+
     def __enter__(self) -> HiDiffusion:
         return self
 
@@ -119,6 +132,16 @@ class HiDiffusion:
         """Leaves the pipeline, its UNet, scheduler and ControlNet exactly as they were; a second call does nothing."""
         self._handles.close()
 
+    def _reused_calls(self, reuse: Reuse) -> ReusedCalls:
+        def phases(latent_height: int, latent_width: int) -> list[Phase]:
+            rule = self._options.rule_for(latent_height, latent_width)
+            return [rule.phase_at(*position) for position in self._run.positions()]
+
+        def computed(evaluations: int) -> Sequence[bool]:
+            return computed_of(self._options.forecast, evaluations)
+
+        return ReusedCalls(self._unet, reuse, self._run, phases, computed)
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as it is, and refuses, in a compiled UNet too
     def _before_unet(self, _unet: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._signature.bind(*args, **kwargs)
@@ -128,7 +151,8 @@ class HiDiffusion:
             call.arguments.update({name: prompts_half(value, batch) for name, value in call.arguments.items()})
         latents: torch.Tensor = call.arguments["sample"]
         height, width = latents.shape[-2:]
-        self.phase = phase = self._phase_at_hand(height, width)
+        phase = self._phase_at_hand(height, width)
+        self.phase = phase = replace(phase, shallow=self._reused is not None and self._reused.shallow(latents))
         self._install(phase, latents)
         if self._options.layout.windowed_blocks:
             generators = self._run.generators if self._options.compat == "native" else ()
@@ -191,6 +215,7 @@ def apply_hidiffusion(
     rule: PhaseRule | None = None,
     forecast: Forecast | bool = False,
     guidance_until: StepRange | float | None = None,
+    reuse: Reuse | int | None = None,
     family: Family | None = None,
     task: Task | None = None,
 ) -> HiDiffusion:
@@ -215,16 +240,20 @@ def apply_hidiffusion(
             generator gives without neighbors. "published": torch's global generator on the CPU, as
             the package ``hidiffusion`` draws them.
         rule: when each change is in force; by default the published thresholds for the family, the task and the size.
+            Its ``reuse`` is followed where none is given here.
         forecast: whether only some evaluations are computed and the others forecast from them, or which.
         guidance_until: the part of the run, above 0 to 1, after which the UNet is asked for the prompts alone and
             nothing is guided; or the range outside of which. By default the rule's, else all is guided.
+        reuse: after how many evaluations all of the UNet is computed anew; those between compute its last layer alone,
+            or as many as :class:`~hidiff_runtime.reused_features.Reuse` says, over the deep features of the last full
+            one. By default all are full.
         family: by default read from the UNet. SDXL-Turbo and Playground have the same UNet as SDXL and are known by
             the names of their published checkpoints alone, so name the family of a fine-tune or of a local copy.
         task: by default read from the pipeline and the UNet.
 
     Raises:
         InputError: this is no pipeline of those families, HiDiffusion is already in force on its UNet, or the forecast
-            cannot be followed.
+            or the reuse cannot be followed.
     """
     if compat not in ("native", "published"):
         raise InputError("There is no such compat mode.", given=compat, advice='Choose "native" or "published".')
@@ -243,8 +272,8 @@ def apply_hidiffusion(
     settings = forecast if isinstance(forecast, Forecast) else Forecast() if forecast else None
     if settings is not None and settings.fault:
         raise InputError(f"A forecast {settings.fault}.", given=repr(settings), advice="Or set forecast=True.")
-    options = _Options(family, task, layout, raunet, rule, compat, settings, _guided_range(guidance_until))
-    return HiDiffusion(pipe, options)
+    guidance, reused = _guided_range(guidance_until), _reuse_of(reuse, rule, family)
+    return HiDiffusion(pipe, _Options(family, task, layout, raunet, rule, compat, settings, guidance, reused))
 
 
 def _guided_range(guidance_until: StepRange | float | None) -> StepRange | None:
@@ -276,6 +305,17 @@ def draw_window_shifts(generators: Sequence[torch.Generator], blocks: int) -> to
     device = torch.device("cpu") if generator is None else generator.device
     uniforms = torch.rand(blocks, generator=generator, device=device)
     return torch.bucketize(uniforms, torch.tensor(_SHIFT_EDGES, device=device), out_int32=True)
+
+
+def _reuse_of(reuse: Reuse | int | None, rule: PhaseRule | None, family: Family) -> Reuse | None:
+    """Returns how features are reused, of what was asked for."""
+    if reuse is None:
+        reuse = None if rule is None else rule.reuse
+    if isinstance(reuse, int):
+        reuse = Reuse(reuse)
+    if reuse is not None and (error := reuse_error(reuse, family)):
+        raise error
+    return reuse
 
 
 def _shifts_of(shifts: torch.Tensor, batch: int) -> torch.Tensor:

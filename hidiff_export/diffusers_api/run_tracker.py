@@ -61,7 +61,18 @@ class RunTracker:
         Raises:
             InputError: no timesteps have been set.
         """
-        index, count = self.evaluation()
+        return self._position_of(*self.evaluation())
+
+    def positions(self) -> list[tuple[int, int]]:
+        """Returns the same of each evaluation of the run at hand.
+
+        Raises:
+            InputError: no timesteps have been set.
+        """
+        _, count = self.evaluation()
+        return [self._position_of(index, count) for index in range(count)]
+
+    def _position_of(self, index: int, count: int) -> tuple[int, int]:
         order = getattr(self._pipe.scheduler, "order", 1)
         return index // order, math.ceil(count / order)
 

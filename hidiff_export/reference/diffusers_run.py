@@ -158,7 +158,9 @@ def run_pipeline(
     rescale = given.guidance_rescale
     if "guidance_rescale" in inspect.signature(pipe.__call__).parameters:
         call["guidance_rescale"], rescale = rescale, 0.0
-    watch = recorded_evaluations(unet, _windows(unet, recipe, course), started, lambda: patch.computed)
+    watch = recorded_evaluations(
+        unet, _windows(unet, recipe, course), started, lambda: patch.computed, lambda: patch.features_taken
+    )
     with patch, watch as evaluations, _rescaling(scheduler, evaluations, rescale):
         pipe(
             **call,

@@ -53,16 +53,20 @@ def recorded_evaluations(
         windows: how each call is expected to cut its windowed blocks.
         started: told the number of each call, from 0, when it begins.
         computed: whether the call at hand is, and not forecast.
-        features: gives the deep features that the call at hand takes; None where it computes all layers.
+        features: gives the deep features that the call at hand is about to take; None where it has all layers.
 
     Raises:
         ParityError: within a call, that its windows are others.
     """
     evaluations: list[RecordedEvaluation] = []
+    taken: dict[str, torch.Tensor] = {}
     signature = inspect.signature(unet.forward)
 
     def before(_unet: nn.Module, _args: Any) -> None:
+        taken.clear()
         if computed():
+            deep = features()
+            taken.update({} if deep is None else {DEEP_FEATURES: deep})
             started(len(evaluations))
 
     def after(_unet: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -74,7 +78,7 @@ def recorded_evaluations(
             "timestep": torch.as_tensor(call["timestep"]).reshape(1),
             "prompt_embeds": call["encoder_hidden_states"],
             **(call.get("added_cond_kwargs") or {}),
-            **({} if (deep := features()) is None else {DEEP_FEATURES: deep}),
+            **taken,
         }
         inputs = {name: tensor.to(torch.float32).numpy().copy() for name, tensor in tensors.items()}
         orders: Sequence[TokenOrder] = (call.get("cross_attention_kwargs") or {}).get(WINDOW_ORDERS, ())

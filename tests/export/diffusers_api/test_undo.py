@@ -10,9 +10,10 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 
-from hidiff_export import apply_hidiffusion
+from hidiff_export import Reuse, apply_hidiffusion
 from hidiff_export.errors import InputError
 from hidiff_export.families.family import Family
+from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule
 from tests.export.diffusers_api.live import CONTROLNET, SD15, CancelError, cancel, equal, hidiffused
 from tests.parity.pipelines import Case, arguments, build, trajectory
 
@@ -41,11 +42,12 @@ def parts(pipe: Any) -> tuple[Any, ...]:
     return (pipe, pipe.unet, pipe.scheduler, *([pipe.controlnet] if hasattr(pipe, "controlnet") else []))
 
 
+@pytest.mark.parametrize("reuse", [None, 2])
 @pytest.mark.parametrize("case", [SD15, CONTROLNET], ids=["unet", "controlnet"])
-def test_everything_is_as_before(case: Case) -> None:
+def test_everything_is_as_before(case: Case, reuse: int | None) -> None:
     pipe = build(case)
     before = snapshot(*parts(pipe))
-    with apply_hidiffusion(pipe):
+    with apply_hidiffusion(pipe, reuse=reuse):
         assert snapshot(*parts(pipe)) != before
     assert snapshot(*parts(pipe)) == before
 
@@ -69,6 +71,29 @@ def test_everything_is_as_before_after_a_run_that_failed(step: int) -> None:
 
 def fail(*_: Any) -> None:
     raise CancelError
+
+
+def test_all_layers_are_back_after_a_shallow_call() -> None:
+    pipe, call = build(SD15), arguments(SD15)
+    names, before = [name for name, _ in pipe.unet.named_modules()], snapshot(pipe.unet)
+    there: list[int] = []
+    with apply_hidiffusion(pipe, rule=PhaseRule(), reuse=Reuse(3, 2)) as handle:
+
+        def stop(*_: Any) -> None:
+            there.append(len(list(pipe.unet.modules())))
+            if len(there) == 3:
+                raise CancelError
+
+        hook = pipe.unet.conv_out.register_forward_pre_hook(stop)
+        with pytest.raises(CancelError):
+            pipe(**call)
+        hook.remove()
+        assert handle.phase == Phase(PhaseKind.WINDOWED, shallow=True)
+        assert [name for name, _ in pipe.unet.named_modules()] == names
+        found = trajectory(pipe, call)
+    assert there[0] > 4 * there[1] == 4 * there[2]
+    assert snapshot(pipe.unet) == before
+    assert equal(found, hidiffused(SD15, rule=PhaseRule(), reuse=Reuse(3, 2)))
 
 
 def classes_and_names(shots: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,12 +157,13 @@ def with_processor(pipe: Any) -> Any:
     return pipe
 
 
+@pytest.mark.parametrize("reuse", [None, Reuse(2, 4)], ids=["full", "reuse"])
 @pytest.mark.parametrize("change", [with_lora, with_freeu, with_processor])
-def test_other_changes_work_beside_it(change: Any) -> None:
+def test_other_changes_work_beside_it(change: Any, reuse: Reuse | None) -> None:
     call = arguments(SD15)
-    with apply_hidiffusion(change(before := build(SD15))):
+    with apply_hidiffusion(change(before := build(SD15)), reuse=reuse):
         expected = trajectory(before, call)
-    with apply_hidiffusion(pipe := build(SD15)):
+    with apply_hidiffusion(pipe := build(SD15), reuse=reuse):
         unchanged = trajectory(pipe, call)
         change(pipe)
         assert equal(trajectory(pipe, call), expected)
@@ -145,19 +171,20 @@ def test_other_changes_work_beside_it(change: Any) -> None:
     assert equal(trajectory(pipe, call), trajectory(change(build(SD15)), call))
 
 
-@pytest.mark.parametrize("offloaded_first", [False, True])
-def test_offloading_works_beside_it(offloaded_first: bool) -> None:
+@pytest.mark.parametrize(("offloaded_first", "reuse"), [(False, None), (True, None), (True, 2)])
+def test_offloading_works_beside_it(offloaded_first: bool, reuse: int | None) -> None:
     """As ``enable_model_cpu_offload`` does it: accelerate's hooks on the pipeline's networks."""
 
     def offload(pipe: Any) -> None:
         add_hook_to_module(pipe.unet, ModelHook())
         add_hook_to_module(pipe.controlnet, ModelHook())
 
-    pipe, call = build(CONTROLNET), {**arguments(CONTROLNET), "num_inference_steps": 1, "guidance_scale": 1.0}
+    steps = 1 if reuse is None else 2
+    pipe, call = build(CONTROLNET), {**arguments(CONTROLNET), "num_inference_steps": steps, "guidance_scale": 1.0}
     plain = trajectory(pipe, call)
     if offloaded_first:
         offload(pipe)
-    with apply_hidiffusion(pipe):
+    with apply_hidiffusion(pipe, reuse=reuse):
         changed = trajectory(pipe, call)
         if not offloaded_first:
             offload(pipe)
