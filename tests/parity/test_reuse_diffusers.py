@@ -14,7 +14,7 @@ from DeepCache import DeepCacheSDHelper
 
 from hidiff_export import Forecast, Reuse, apply_hidiffusion
 from hidiff_export.errors import InputError
-from hidiff_export.families.family import Family
+from hidiff_export.families.family import Family, Task
 from hidiff_export.families.graph_io import down_residual_name
 from hidiff_export.families.hidiffusion_rules import Layout
 from hidiff_export.families.reuse_depths import DEPTHS
@@ -61,6 +61,34 @@ def test_the_stock_unet_runs_as_published(case: pipelines.Case, depth: int, ever
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     for other in (deep_cache(case, every, depth % 6), deep_cache(case, every + 1, depth - 1)):
         assert (found[-1] - other[-1]).abs().max() > 1e-3 * found[-1].abs().max()
+
+
+OTHERS = {
+    "from a picture": replace(FROM_PICTURE, scheduler="DDIMScheduler"),
+    "inpainting": replace(SD15, pipeline="StableDiffusionInpaintPipeline", task=Task.INPAINTING),
+    "inpainting sdxl": replace(SDXL, pipeline="StableDiffusionXLInpaintPipeline", call={"strength": 0.8}),
+    # A ControlNet under HiDiffusion sees latents of 128 at the longer side, the stock one whatever there are.
+    "controlnet": replace(CONTROLNET, height=8, width=128, steps=4),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS.values(), ids=OTHERS)
+def test_other_pipelines_run_as_published(case: pipelines.Case) -> None:
+    options = {"rule": PhaseRule(control=1.0)} if case.task.has_control else {}
+    found = run(case, raunet=False, windows=False, reuse=Reuse(3, 2), **options)
+    for one, other in zip(found, deep_cache(case, 3, 1), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert not torch.allclose(found[-1], deep_cache(case, 3, 2)[-1], rtol=0, atol=1e-3)
+
+
+def test_pictures_of_a_batch_do_not_depend_on_each_other() -> None:
+    case = replace(SD15, call={"num_images_per_prompt": 2})
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    both = run(case, generators, reuse=Reuse(3, 2))[-1]
+    for picture, seed in zip(both, (1, 2), strict=True):
+        alone = run(SD15, torch.Generator().manual_seed(seed), reuse=Reuse(3, 2))[-1]
+        torch.testing.assert_close(picture, alone[0], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(both[0], both[1], atol=1e-1)
 
 
 @dataclass(frozen=True)

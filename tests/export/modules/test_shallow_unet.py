@@ -175,6 +175,28 @@ def test_graphs_compute_what_pytorch_computes(family: Family, phase: Phase, dept
     assert external == {name.removeprefix("unet.") for name, _ in shallow.named_parameters()}
 
 
+@pytest.mark.slow
+def test_full_and_shallow_phases_compile_to_one_graph_for_all_steps() -> None:
+    modules = pair(Family.SDXL, Phase(PhaseKind.POOLED), 4)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _inputs: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    full, shallow = (
+        torch.compile(module.requires_grad_(False), fullgraph=True, backend=keep, dynamic=False) for module in modules
+    )
+    for step in range(3):
+        inputs = given(modules[0], seed=step, timestep=999.0 - 250 * step)
+        noise, features = full(**inputs)
+        assert torch.equal(noise, predict(modules[0], inputs)[0])
+        assert torch.equal(shallow(**taken(modules[1], inputs, features)), noise)
+    torch._dynamo.reset()
+    assert len(graphs) == 2
+
+
 def run_graph(path: Path, inputs: Tensors) -> list[np.ndarray]:
     """What ONNX Runtime computes; every phase takes the inputs that it says, used or not."""
     import onnxruntime
