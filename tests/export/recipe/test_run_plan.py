@@ -91,9 +91,9 @@ def test_json_has_the_documented_form() -> None:
         "height": 2048,
         "steps": 50,
         "phases": [
-            {"kind": "strided", "control": False, "first": 0, "last": 7, "steps": 8},
-            {"kind": "pooled", "control": False, "first": 8, "last": 19, "steps": 12},
-            {"kind": "windowed", "control": False, "first": 20, "last": 49, "steps": 30},
+            {"kind": "strided", "control": False, "unguided": False, "first": 0, "last": 7, "steps": 8},
+            {"kind": "pooled", "control": False, "unguided": False, "first": 8, "last": 19, "steps": 12},
+            {"kind": "windowed", "control": False, "unguided": False, "first": 20, "last": 49, "steps": 30},
         ],
     }
     assert {key: plan[key] for key in expected} == expected
