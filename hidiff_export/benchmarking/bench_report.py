@@ -103,6 +103,7 @@ class BenchReport:
         run["evaluations"] = sum(size.counts(one).values())
         run["median_processor"] = size.run_seconds(one, "processor")
         run["ratio"] = _ratio(size.run_ratio(one))
+        told["savings"] = [asdict(saved) for saved in size.savings(one)]
         return {**told, "ready_seconds": one.ready, "run": run}
 
     def _speed(self, flops: int, seconds: float, precision: str) -> dict[str, float | None]:

@@ -26,6 +26,10 @@ _EXPLAINED = (
 )
 
 
+SAVINGS = ("run", "evaluations", "TFLOPs", "seconds", "faster")
+"""Titles of the table of what a bundle leaves out."""
+
+
 def headings(size: SizeTimes) -> tuple[str, ...]:
     """Returns the table's, the contender's first. All but the last three columns are seconds."""
     phases = [planned.phase.name for planned in size.work.phases]
@@ -71,7 +75,7 @@ def table(size: SizeTimes) -> Table:
 
     recipe = size.work.recipe
     title = f"\n{size.work.size}, batch of {recipe.batch}, {recipe.model_batch} latents an evaluation; seconds"
-    titles = [title.replace("-control", "\n-control") for title in headings(size)]
+    titles = [title.replace("-", "\n-") for title in headings(size)]
     made = Table(*titles, title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in made.columns:
         column.no_wrap = True
@@ -80,6 +84,21 @@ def table(size: SizeTimes) -> Table:
     for row in rows(size):
         made.add_row(*row)
     return made
+
+
+def savings_tables(size: SizeTimes) -> Iterator[Table]:
+    """Yields the tables that people are shown of what bundles leave out."""
+    from rich.table import Table
+
+    for one in size.finished:
+        if cells := savings_rows(size, one):
+            title = f"\nwhat {one.competitor.name} leaves out, by the evaluations above"
+            made = Table(*SAVINGS, title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+            for column in made.columns[1:]:
+                column.justify = "right"
+            for row in cells:
+                made.add_row(*row)
+            yield made
 
 
 def markdown(
@@ -98,6 +117,7 @@ def markdown(
     for size in sizes:
         lines += [f"## {size.work.size}", "", *_grid(headings(size), rows(size)), ""]
         lines += [f"- {line}" for line in remarks(size)] + [""] * bool(remarks(size))
+        lines += [*_savings_tables(size)]
         lines += [*_phase_tables(size, peaks)]
         lines += [f"![{name}](plots/{name})" for name in plots if size.work.size in name]
         lines += ["", *_operator_tables(size)]
@@ -115,12 +135,12 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 
 def _row(size: SizeTimes, one: ContenderTimes) -> tuple[str, ...]:
-    name = one.competitor.name
+    name, names = one.competitor.name, [planned.phase.name for planned in size.work.phases]
     if one.failure:
         return (name, *("" for _ in size.work.phases), "failed", "", "", "", _memory(one), "")
     return (
         name,
-        *(seconds(size.evaluation_seconds(one, planned.phase.name)) for planned in size.work.phases),
+        *(seconds(size.evaluation_seconds(one, name)) if name in one.phases else "" for name in names),
         seconds(size.run_seconds(one)),
         seconds(size.run_seconds(one, "processor")),
         seconds(one.ready),
@@ -130,6 +150,31 @@ def _row(size: SizeTimes, one: ContenderTimes) -> tuple[str, ...]:
     )
 
 
+def savings_rows(size: SizeTimes, one: ContenderTimes) -> list[tuple[str, ...]]:
+    """Returns the cells under `SAVINGS` of each combination of what a bundle leaves out, the full run's first."""
+    runs = size.savings(one)
+    return [
+        (
+            run.name,
+            str(run.evaluations),
+            f"{run.flops / 1e12:.4g}",
+            seconds(run.seconds),
+            f"{runs[0].seconds / run.seconds:.2f}x",
+        )
+        for run in runs
+    ]
+
+
+def _savings_tables(size: SizeTimes) -> Iterator[str]:
+    """Yields what each combination of what a bundle leaves out is worth."""
+    for one in size.finished:
+        if rows := savings_rows(size, one):
+            yield f"### What {one.competitor.name} leaves out"
+            yield ""
+            yield from _grid(SAVINGS, rows)
+            yield ""
+
+
 def _phase_tables(size: SizeTimes, peaks: Mapping[str, float]) -> Iterator[str]:
     """Yields a table of each phase: what it costs, how near the machine's peak it comes, and the paired ratio."""
     for planned in size.work.phases:
@@ -137,7 +182,7 @@ def _phase_tables(size: SizeTimes, peaks: Mapping[str, float]) -> Iterator[str]:
         yield f"### {name}, {planned.count} of {size.work.steps} steps"
         yield ""
         titles = ("contender", "precision", "wall", "of CPU", "faster", "TFLOP", "GFLOP/s", "floor", "x floor", "dB")
-        yield from _grid(titles, [_phase_row(size, one, name, peaks) for one in size.finished])
+        yield from _grid(titles, [_phase_row(size, one, name, peaks) for one in size.finished if name in one.phases])
         yield ""
 
 

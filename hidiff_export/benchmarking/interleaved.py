@@ -65,15 +65,16 @@ def measure(
             stepped(f"{runner.name}: start")
             runner.start()
         for planned in work.phases:
-            for runner in runners:
+            taking = [runner for runner in runners if planned in work.phases_of(bundle=runner.times.competitor.bundle)]
+            for runner in taking:
                 stepped(f"{runner.name}: {planned.phase.name}, the first")
                 runner.open(planned.phase.name)
             for index in range(rounds):
-                first = index % len(runners)
-                for runner in (*runners[first:], *runners[:first]):
+                first = index % max(1, len(taking))
+                for runner in (*taking[first:], *taking[:first]):
                     stepped(f"{runner.name}: {planned.phase.name}, round {index + 1} of {rounds}")
                     runner.evaluate(planned.phase.name, index)
-                _compare(runners, planned.phase.name)
+                _compare(taking, planned.phase.name)
     return tuple(runner.times for runner in runners)
 
 
@@ -101,7 +102,7 @@ def profile(
             with ExitStack() as stack:
                 runner = _Runner(one, Path(folder), 0, stack, threads)
                 runner.start()
-                for planned in work.phases:
+                for planned in work.phases_of(bundle=one.bundle):
                     stepped(f"{one.name}: operators of {planned.phase.name}")
                     runner.open(planned.phase.name)
                     times.phases[planned.phase.name].operators = runner.operators(planned.phase.name)

@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hidiff_export.benchmarking.contender_process import Competitor
+from hidiff_export.benchmarking.savings import combinations
 from hidiff_export.benchmarking.workload import Workload
+from hidiff_runtime.format.forecast_record import Forecast
+from hidiff_runtime.phases import PhaseRule
 
 EQUAL, NO_NUMBERS = 300.0, -300.0
 """Decibels beyond any that float32 can have, for JSON has no infinity."""
@@ -88,6 +91,23 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class SavedRun:
+    """A bundle's run with some of what it leaves out.
+
+    Args:
+        name: what it leaves out.
+        evaluations: that it computes.
+        flops: of all of them.
+        seconds: of all of them, by the medians of their phases.
+    """
+
+    name: str
+    evaluations: int
+    flops: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class SizeTimes:
     """Everything measured at one size.
 
@@ -134,8 +154,25 @@ class SizeTimes:
 
     def counts(self, one: ContenderTimes) -> dict[str, int]:
         """Returns how many evaluations of each phase the run computes; forecast ones take no time worth counting."""
+        return self._counted_by(self._rule(one), one.competitor.forecast)
+
+    def savings(self, one: ContenderTimes) -> list[SavedRun]:
+        """Returns what a bundle's run takes with each combination of what it leaves out; none where that is nothing."""
+        found = []
+        for saving in combinations(self.work.rule, one.competitor.forecast) if one.competitor.bundle else ():
+            counts = self._counted_by(saving.rule, saving.forecast)
+            flops = sum(count * self.flops(one, name) for name, count in counts.items())
+            taken = sum(count * self.evaluation_seconds(one, name) for name, count in counts.items())
+            found.append(SavedRun(saving.name, sum(counts.values()), flops, taken))
+        return found
+
+    def _rule(self, one: ContenderTimes) -> PhaseRule:
+        return self.work.rule if one.competitor.bundle else self.work.rule.whole
+
+    def _counted_by(self, rule: PhaseRule, forecast: Forecast | None) -> dict[str, int]:
         names = [planned.phase.name for planned in self.work.phases]
-        return {name: self.work.count(name, one.competitor.forecast) for name in names}
+        counts = {name: self.work.count(name, rule, forecast) for name in names}
+        return {name: count for name, count in counts.items() if count}
 
     def evaluation_seconds(self, one: ContenderTimes, phase: str, clock: str = "wall") -> float:
         """Returns the median of a phase's evaluations; without HiDiffusion, where all are of one kind, that of all."""
@@ -146,7 +183,9 @@ class SizeTimes:
     def phase_ratio(self, one: ContenderTimes, phase: str) -> Ratio | None:
         """Returns how many times faster than the base an evaluation is; None where there is no base."""
         base = self.reference
-        return None if base is None else Ratio.of(base.phases[phase].wall, one.phases[phase].wall)
+        if base is None or phase not in base.phases:
+            return None
+        return Ratio.of(base.phases[phase].wall, one.phases[phase].wall)
 
     def run_ratio(self, one: ContenderTimes) -> Ratio | None:
         """Returns how many times faster than the base the run is; None where there is no base."""

@@ -96,7 +96,8 @@ class PhaseEvaluator(TorchEvaluator):
         recipe = self._recipe
         named = {each.name: each for each in recipe.phase_rule().phases()}
         size = (recipe.latent_height, recipe.latent_width)
-        module = PhaseUNet(self._unet, recipe.unet_layout, named[phase], *size, **recipe.phase_options(named[phase]))
+        options = {**recipe.phase_options(named[phase]), "reuse_depth": None}  # no peer reuses features
+        module = PhaseUNet(self._unet, recipe.unet_layout, named[phase], *size, **options)
         if self._compiled:
             module.compile()
         self._predict = lambda inputs: module(**PhaseUNet.arguments(inputs))

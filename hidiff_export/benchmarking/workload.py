@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hidiff_export.benchmarking.savings import rules
 from hidiff_export.families.cost import stock_geometry, unet_cost
 from hidiff_export.families.geometry import UNetGeometry
 from hidiff_export.families.graph_io import phase_inputs, shallow_cut
@@ -19,7 +20,7 @@ from hidiff_export.reference.random_inputs import arrays, random_inputs
 from hidiff_runtime.format.forecast_record import Forecast
 from hidiff_runtime.format.left_out import phases_of_steps
 from hidiff_runtime.format.specs import TensorSpec
-from hidiff_runtime.phases import Phase
+from hidiff_runtime.phases import Phase, PhaseRule
 from hidiff_runtime.sampling.torch_rng import TorchGenerator, draw_window_shifts
 
 TIMESTEPS = (981, 501, 1)
@@ -32,7 +33,7 @@ class PlannedEvaluation:
 
     Args:
         phase: of the UNet.
-        count: evaluations of the run in it.
+        count: evaluations of the run in it, where nothing is forecast.
         flops: of one evaluation, the whole batch and guidance included.
         inputs: of the phase's graph.
     """
@@ -62,8 +63,13 @@ class Workload:
 
     @cached_property
     def phases(self) -> tuple[PlannedEvaluation, ...]:
-        """The phases that the run has, in running order."""
+        """The phases that the run has, in running order; those too that it has where it leaves out less."""
         return tuple(self._planned())
+
+    @property
+    def rule(self) -> PhaseRule:
+        """When each phase runs, with all that the recipe leaves out."""
+        return self.recipe.phase_rule()
 
     @cached_property
     def stock_flops(self) -> int:
@@ -72,14 +78,20 @@ class Workload:
         stock = stock_geometry(config, recipe.unet_layout, recipe.latent_height, recipe.latent_width)
         return unet_cost(config, *stock).flops * recipe.model_batch
 
-    def count(self, phase: str, forecast: Forecast | None = None) -> int:
-        """Returns how many evaluations of a phase the run computes, where others are forecast."""
-        every = phases_of_steps(self.recipe.phase_rule(), forecast, self.steps)
+    def count(self, phase: str, rule: PhaseRule, forecast: Forecast | None = None) -> int:
+        """Returns how many evaluations of a phase the run computes by a rule, where others are forecast."""
+        every = phases_of_steps(rule, forecast, self.steps)
         return sum(each is not None and each.name == phase for each in every)
 
     def step_of(self, phase: Phase) -> int:
-        """Returns the first step of a phase."""
-        return phases_of_steps(self.recipe.phase_rule(), None, self.steps).index(phase)
+        """Returns the first step of a phase, in a run that has it."""
+        runs = (phases_of_steps(rule, None, self.steps) for rule in rules(self.rule))
+        return next(run.index(phase) for run in runs if phase in run)
+
+    def phases_of(self, *, bundle: bool) -> tuple[PlannedEvaluation, ...]:
+        """Returns the phases that a contender is measured in: one that is no bundle leaves nothing out."""
+        whole = self.rule.whole.phases()
+        return tuple(planned for planned in self.phases if bundle or planned.phase in whole)
 
     def write_inputs(self, folder: Path) -> None:
         """Writes each phase's inputs at each of `TIMESTEPS`, where `inputs_file` says."""
@@ -91,8 +103,11 @@ class Workload:
     def _planned(self) -> Iterator[PlannedEvaluation]:
         recipe, config = self.recipe, self.recipe.unet_config()
         size = (recipe.latent_height, recipe.latent_width)
-        every = [phase for phase in phases_of_steps(recipe.phase_rule(), None, self.steps) if phase is not None]
-        for phase in dict.fromkeys(every):
+        runs = [phases_of_steps(rule, None, self.steps) for rule in rules(self.rule)]
+        every = phases_of_steps(self.rule, None, self.steps)
+        for phase in sorted(
+            {phase for run in runs for phase in run if phase is not None}, key=self.rule.phases().index
+        ):
             geometry = UNetGeometry.of(config, recipe.unet_layout, phase, *size)
             batch, options = recipe.batch_of(phase), recipe.phase_options(phase)
             cut = shallow_cut(config, phase, recipe.depth_of(phase))

@@ -125,11 +125,11 @@ def bench(
 def _show(report: BenchReport, output: Path) -> None:
     """Prints the table of each size and where the rest is."""
     from hidiff_export.benchmarking.bench_report import MARKDOWN, REPORT
-    from hidiff_export.benchmarking.bench_tables import remarks, table
+    from hidiff_export.benchmarking.bench_tables import remarks, savings_tables, table
     from hidiff_export.cli.console import console
 
     for size in report.sizes:
-        console().print(table(size))
+        console().print(table(size), *savings_tables(size), sep="\n")
         for line in remarks(size):
             click.echo(f"note: {line}")
     click.echo(f"read {output / MARKDOWN}; every figure is in {output / REPORT}")
