@@ -16,10 +16,11 @@ import torch
 from diffusers.utils.torch_utils import is_compiled_module
 
 from hidiff_export.diffusers_api.forecast_calls import ForecastCalls
+from hidiff_export.diffusers_api.kept_features import KeptFeatures
 from hidiff_export.diffusers_api.method_patches import MethodPatches
 from hidiff_export.diffusers_api.reused_calls import ReusedCalls
 from hidiff_export.diffusers_api.run_tracker import RunTracker
-from hidiff_export.diffusers_api.unguided_calls import UnguidedCalls, prompts_half
+from hidiff_export.diffusers_api.unguided_calls import UnguidedCalls, control_of_prompts, has_both_halves, prompts_half
 from hidiff_export.errors import InputError
 from hidiff_export.families.family import PIXELS_PER_LATENT, Family, Task, unet_config
 from hidiff_export.families.geometry import UNetGeometry
@@ -28,7 +29,7 @@ from hidiff_export.families.reuse_depths import reuse_error
 from hidiff_export.modules.controlnet import fit_residuals, resized_control
 from hidiff_export.modules.raunet import install_phase
 from hidiff_export.modules.window_attention import WINDOW_ORDERS, WindowTables
-from hidiff_runtime.format.forecast_record import Forecast, computed_of
+from hidiff_runtime.format.forecast_record import Forecast
 from hidiff_runtime.phases import Phase, PhaseKind, PhaseRule, StepRange
 from hidiff_runtime.reused_features import Reuse
 
@@ -97,9 +98,10 @@ class HiDiffusion:
             handles.callback(overrides.undo)
             self._run = RunTracker(pipe, overrides)
             handles.callback(self._run.close)
-            self._reused = None if options.reuse is None else self._reused_calls(options.reuse)
-            if self._reused is not None:
-                overrides.wrap(pipe.unet, "forward", self._reused)
+            self._kept: KeptFeatures | None = None
+            if options.reuse is not None:
+                self._kept = KeptFeatures(options.reuse, self._run, self._phases_of, options.forecast)
+                overrides.wrap(pipe.unet, "forward", ReusedCalls(pipe.unet, options.reuse.depth, self._kept))
             self._unguided = UnguidedCalls()
             overrides.wrap(pipe.unet, "forward", self._unguided)
             self._forecast = None if options.forecast is None else ForecastCalls(options.forecast, self._run)
@@ -120,7 +122,7 @@ class HiDiffusion:
     def features_taken(self) -> torch.Tensor | None:
         """The deep features that the UNet call at hand takes, from before it begins; None where it has all layers."""
         shallow = self.phase is not None and self.phase.shallow
-        return self._reused.features if shallow and self._reused is not None else None
+        return self._kept.features if shallow and self._kept is not None else None
 
     def __enter__(self) -> HiDiffusion:
         return self
@@ -132,27 +134,22 @@ class HiDiffusion:
         """Leaves the pipeline, its UNet, scheduler and ControlNet exactly as they were; a second call does nothing."""
         self._handles.close()
 
-    def _reused_calls(self, reuse: Reuse) -> ReusedCalls:
-        def phases(latent_height: int, latent_width: int) -> list[Phase]:
-            rule = self._options.rule_for(latent_height, latent_width)
-            return [rule.phase_at(*position) for position in self._run.positions()]
-
-        def computed(evaluations: int) -> Sequence[bool]:
-            return computed_of(self._options.forecast, evaluations)
-
-        return ReusedCalls(self._unet, reuse, self._run, phases, computed)
+    def _phases_of(self, latent_height: int, latent_width: int) -> list[Phase]:
+        rule = self._options.rule_for(latent_height, latent_width)
+        return [rule.phase_at(*position) for position in self._run.positions()]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # runs as it is, and refuses, in a compiled UNet too
     def _before_unet(self, _unet: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._signature.bind(*args, **kwargs)
-        self._unguided.halved = self._halves(call.arguments["sample"])
+        self._unguided.halved, batch = self._halves(call.arguments["sample"]), len(call.arguments["sample"])
+        if self._forecast is not None:
+            self._forecast.batch = batch
         if self._unguided.halved:
-            batch = len(call.arguments["sample"])
             call.arguments.update({name: prompts_half(value, batch) for name, value in call.arguments.items()})
         latents: torch.Tensor = call.arguments["sample"]
         height, width = latents.shape[-2:]
-        phase = self._phase_at_hand(height, width)
-        self.phase = phase = replace(phase, shallow=self._reused is not None and self._reused.shallow(latents))
+        shallow = self._kept is not None and self._kept.taken_for(latents) is not None
+        self.phase = phase = replace(self._phase_at_hand(height, width), shallow=shallow)
         self._install(phase, latents)
         if self._options.layout.windowed_blocks:
             generators = self._run.generators if self._options.compat == "native" else ()
@@ -168,16 +165,11 @@ class HiDiffusion:
 
     def _halves(self, latents: torch.Tensor) -> bool:
         """Returns whether a call for these latents, which the pipeline guides, is for the prompts' half of them."""
-        if not getattr(self._pipe, "do_classifier_free_guidance", False) or len(latents) % 2:
-            return False
-        return self._phase_at_hand(*latents.shape[-2:]).unguided
+        return has_both_halves(self._pipe, latents) and self._phase_at_hand(*latents.shape[-2:]).unguided
 
     def _asked_of_control(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Returns what a ControlNet is asked in place of these arguments, by name."""
-        latents = arguments["sample"]
-        if not self._halves(latents):
-            return arguments
-        return {name: prompts_half(value, len(latents)) for name, value in arguments.items()}
+        return control_of_prompts(arguments) if self._halves(arguments["sample"]) else arguments
 
     def _install(self, phase: Phase, latents: torch.Tensor) -> None:
         """Changes the UNet's phase where the step or the size asks for another."""

@@ -24,8 +24,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 import hidiff_runtime
 from hidiff_export.checkpoints.stored_configs import CONFIG, read_config
-from hidiff_export.diffusers_api.apply_hidiffusion import draw_window_shifts, task_of
-from hidiff_export.diffusers_api.evaluate import evaluate
+from hidiff_export.diffusers_api.apply_hidiffusion import task_of
+from hidiff_export.diffusers_api.bundle_calls import BundleCalls
 from hidiff_export.diffusers_api.method_patches import MethodPatches
 from hidiff_export.diffusers_api.run_tracker import RunTracker, as_generators
 from hidiff_export.errors import InputError
@@ -34,7 +34,6 @@ from hidiff_export.families.graph_io import MID_RESIDUAL, down_residual_name
 from hidiff_export.families.hidiffusion_rules import phase_rule
 from hidiff_export.modules.controlnet import resized_control
 from hidiff_runtime.bundle import Bundle
-from hidiff_runtime.phases import PhasePlan
 
 _CONDITIONS = ("text_embeds", "time_ids")
 _LORA = "Put LoRA into the bundle: build it with lora in the recipe."
@@ -50,7 +49,11 @@ class BundleUNet(torch.nn.Module):
 
     Any Stable Diffusion or SDXL pipeline of the bundle's task: text-to-image, image-to-image, inpainting, ControlNet
     (with the pipeline's own ControlNet, in PyTorch), with or without guidance, with any of diffusers' schedulers,
-    callbacks included. The picture is what ``apply_hidiffusion`` gives with the same seed. The size is the bundle's;
+    callbacks included. The picture is what ``apply_hidiffusion`` gives with the same seed and settings: what the
+    bundle's own runs leave out (``guidance_until``, ``reuse`` and ``forecast`` in its recipe) is left out of the
+    pipeline's too. After the guided part the prompts alone are evaluated, for both halves of guidance. A bundle that
+    forecasts refuses pipelines and callbacks that change the batch in mid-run, or call the UNet several times for a
+    step; one that reuses features refuses the latter. The size is the bundle's;
     ``pipe()`` takes it by itself where the picture is a square, but SDXL's text-to-image pipeline keeps the size of the
     UNet that it was made with, and has to be told. A batch may have any size: the engines evaluate it in pieces of
     their own batch, of which the last is filled up. So a bundle built with guidance spends half of its work on nothing
@@ -62,6 +65,7 @@ class BundleUNet(torch.nn.Module):
     Args:
         bundle: its folder, or a bundle that is open, which stays so.
         pipe: the pipeline to follow, where it cannot be found among the callers: in a denoising loop of one's own.
+        full_run: whether every evaluation is computed, guided and of all layers, whatever the bundle would leave out.
         options: of :func:`hidiff_runtime.open`: ``backend``, ``resident``, ``memory_limit``, ...
 
     Attributes:
@@ -73,7 +77,9 @@ class BundleUNet(torch.nn.Module):
         EngineError: the backend is not installed.
     """
 
-    def __init__(self, bundle: str | Path | Bundle, pipe: Any = None, **options: Any) -> None:
+    def __init__(
+        self, bundle: str | Path | Bundle, pipe: Any = None, *, full_run: bool = False, **options: Any
+    ) -> None:
         super().__init__()
         self.bundle = bundle if isinstance(bundle, Bundle) else hidiff_runtime.open(bundle, **options)
         self._owned = self.bundle is not bundle
@@ -83,7 +89,8 @@ class BundleUNet(torch.nn.Module):
         # Pipelines ask their UNet where and in which precision to put latents; .to() moves this as it would weights.
         self._place: torch.Tensor
         self.register_buffer("_place", torch.zeros(()), persistent=False)
-        self._watch: RunTracker | None = None
+        self._full_run = full_run
+        self._calls: BundleCalls | None = None
         self._pipe: Any = None
         self._checked = False
         self._following = ExitStack()
@@ -139,10 +146,11 @@ class BundleUNet(torch.nn.Module):
             watch = RunTracker(pipe, overrides)
             following.callback(watch.close)
             watch.generators = tuple(generators)
+            calls = BundleCalls(self.bundle, pipe, watch, full_run=self._full_run)
             if self._has_control and getattr(pipe, "controlnet", None) is not None:
-                overrides.wrap(pipe.controlnet, "forward", resized_control(self._takes_residuals))
+                overrides.wrap(pipe.controlnet, "forward", _control(calls))
             self._following = following.pop_all()
-        self._watch, self._pipe = watch, pipe
+        self._calls, self._pipe = calls, pipe
 
     def forward(
         self,
@@ -175,41 +183,32 @@ class BundleUNet(torch.nn.Module):
             encoder_attention_mask=encoder_attention_mask,
             **{name: value for name, value in (added_cond_kwargs or {}).items() if name not in _CONDITIONS},
         )
-        watch = self._run_at_hand(timestep)
-        step, steps = watch.position()
-        plan = PhasePlan(self.bundle.manifest.rule, steps)
-        record = self.bundle.manifest.phase(plan.phase_at(step))
+        calls = self._run_at_hand(timestep)
         inputs = {"latents": sample, "prompt_embeds": encoder_hidden_states, **(added_cond_kwargs or {})}
-        if record.phase.control:
+        if self._has_control:
             inputs |= _residuals(down_block_additional_residuals, mid_block_additional_residual)
-        elif down_block_additional_residuals is not None and not self._has_control:
+        elif down_block_additional_residuals is not None:
             raise _of_another_task("no ControlNet's residuals", "ControlNet's residuals")
-        blocks = len(self.bundle.manifest.windowed_blocks)
-        shifts = draw_window_shifts(watch.generators, blocks) if blocks else None
-        noise_pred = evaluate(self.bundle, record, plan, step, inputs, timestep, shifts).to(sample)
+        noise_pred = calls(inputs, timestep)
         return UNet2DConditionOutput(sample=noise_pred) if return_dict else (noise_pred,)
 
     @property
     def _has_control(self) -> bool:
         return Task(self.bundle.manifest.task).has_control
 
-    def _takes_residuals(self, _latent_height: int, _latent_width: int) -> bool:
-        assert self._watch is not None
-        return self.bundle.manifest.rule.phase_at(*self._watch.position()).control
-
-    def _run_at_hand(self, timestep: torch.Tensor | float) -> RunTracker:
+    def _run_at_hand(self, timestep: torch.Tensor | float) -> BundleCalls:
         self._find_pipe()
-        if self._watch is None:
+        if self._calls is None:
             raise InputError(
                 "The bundle's UNet was called outside a pipeline, so there is no telling which phase it is in.",
                 advice="Set pipe.unet to it and call the pipeline; for a loop of your own, give BundleUNet(DIR, pipe).",
             )
         if not self._checked:
-            if not self._watch.begun:
+            if not self._calls.tracker.begun:
                 _check_begins(self._pipe, float(torch.as_tensor(timestep).flatten()[0]))
             _check_task(self.bundle, self._pipe)
             self._checked = True
-        return self._watch
+        return self._calls
 
     def _find_pipe(self) -> None:
         """Follows the pipeline among the callers whose UNet this is, if it does not yet."""
@@ -224,7 +223,7 @@ class BundleUNet(torch.nn.Module):
 
     def _leave(self) -> None:
         self._following.close()
-        self._watch, self._pipe, self._checked = None, None, False
+        self._calls, self._pipe, self._checked = None, None, False
 
 
 class _WhileInPlace(MethodPatches):
@@ -245,6 +244,11 @@ class _WhileInPlace(MethodPatches):
             return method(*args, **kwargs)
 
         super().wrap(owner, name, guarded)
+
+
+def _control(calls: BundleCalls) -> Callable[..., Any]:
+    """Returns what to wrap around the pipeline's ControlNet."""
+    return resized_control(lambda _latent_height, _latent_width: calls.takes_residuals, calls.asked_of_control)
 
 
 def _config(bundle: Bundle) -> FrozenDict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,9 @@ def evaluate(
     inputs: Mapping[str, torch.Tensor],
     timestep: torch.Tensor | float,
     shifts: torch.Tensor | None,
-) -> torch.Tensor:
-    """Returns the predicted noise, float32 ``[batch, channels, height, width]`` on the CPU.
+    wanted: Sequence[str] = (OUTPUT,),
+) -> dict[str, torch.Tensor]:
+    """Returns the graph's outputs by name, float32 ``[batch, channels, height, width]`` on the CPU.
 
     A batch is evaluated in pieces of the graph's own, the last one filled up by its last picture; pictures of a batch
     have nothing to do with each other, so it makes no difference but to the time. Where the graph shifts all windows
@@ -48,6 +49,7 @@ def evaluate(
         inputs: by graph input name, batch first.
         timestep: one number.
         shifts: int32 [windowed blocks], or a row of them for each picture; none where no block is windowed.
+        wanted: names of the outputs, the predicted noise among them.
 
     Raises:
         InputError: an input is missing, not wanted, or of another shape than the graph's.
@@ -65,18 +67,21 @@ def evaluate(
     following = next((span.phase for span in plan.spans if span.first > step), None)
     with bundle.lock:
         session = bundle.engine(record.phase, upcoming=following)
-        noise = np.empty((batch, *record.outputs[0].shape[1:]), np.float32)
+        outputs = {
+            spec.name: np.empty((batch, *spec.shape[1:]), np.float32) for spec in record.outputs if spec.name in wanted
+        }
         for rows, shifted in pieces:
             with engine_errors(where):
                 found = session.run({**shared, **shifted, **{name: array[rows] for name, array in arrays.items()}})
-            noise[rows] = found[OUTPUT]
-    if bad := count_nonfinite(noise):
+            for name, array in outputs.items():
+                array[rows] = found[name]
+    if bad := count_nonfinite(outputs[OUTPUT]):
         raise EngineError(
             f"The engine gave NaN or infinite values in {where}.",
-            given=f"{bad} of {noise.size} values, backend {bundle.backend}",
+            given=f"{bad} of {outputs[OUTPUT].size} values, backend {bundle.backend}",
             advice=f"Run 'hidiff-run check {bundle.root}'; half precision may overflow, float32 does not.",
         )
-    return torch.from_numpy(noise)
+    return {name: torch.from_numpy(array) for name, array in outputs.items()}
 
 
 def _one(timestep: torch.Tensor | float) -> NDArray[np.float32]:

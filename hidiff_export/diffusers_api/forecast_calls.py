@@ -10,6 +10,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from hidiff_export.diffusers_api.run_tracker import RunTracker
+from hidiff_export.diffusers_api.unguided_calls import WITHOUT
 from hidiff_export.errors import InputError
 from hidiff_runtime.format.forecast_record import UNSUITABLE, Forecast
 from hidiff_runtime.sampling.forecast import KEPT, weights
@@ -24,11 +25,15 @@ class ForecastCalls:
     Args:
         forecast: which calls are computed.
         tracker: says which evaluation of the run is at hand.
+
+    Attributes:
+        batch: of the output of the call at hand, to be told before each: its latents' may be the prompts' half.
     """
 
     def __init__(self, forecast: Forecast, tracker: RunTracker) -> None:
         self._forecast = forecast
         self._tracker = tracker
+        self.batch = 0
         self._known: list[tuple[int, torch.Tensor]] = []
 
     @property
@@ -38,11 +43,22 @@ class ForecastCalls:
         return self._forecast.computed(total)[index]
 
     def __call__(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Evaluates the UNet, or forecasts what it would give.
+        """Evaluates the UNet, or forecasts what it would give; raises what :meth:`begin` does."""
+        self.begin()
+        if self.computed:
+            output = forward(*args, **kwargs)
+            self.keep(output[0])
+            return output
+        sample = self.sample()
+        call = inspect.signature(forward).bind(*args, **kwargs).arguments
+        return UNet2DConditionOutput(sample=sample) if call.get("return_dict", True) else (sample,)
+
+    def begin(self) -> None:
+        """Begins an evaluation.
 
         Raises:
-            InputError: the sampler's outputs follow no curve, or the pipeline evaluates the UNet several times for one
-                step of the scheduler.
+            InputError: the sampler's outputs follow no curve, the pipeline evaluates the UNet several times for one
+                step of the scheduler, or it has changed its batch in mid-run.
         """
         index, total = self._tracker.evaluation()
         if index == 0:
@@ -52,17 +68,27 @@ class ForecastCalls:
             raise InputError(
                 "The pipeline calls the UNet more than once for a step, so that its outputs follow no one curve.",
                 given=f"evaluation {index} of {total}",
-                advice="Apply HiDiffusion without forecast.",
+                advice=WITHOUT.format("forecast"),
             )
-        if self.computed:
-            output = forward(*args, **kwargs)
-            self._known = [*self._known, (index, output[0].detach())][-KEPT:]
-            return output
-        counts = weights([known for known, _ in self._known], index, total).tolist()
+        before = len(self._known[-1][1]) if self._known else self.batch
+        if before != self.batch:
+            raise InputError(
+                "The batch changes in mid-run, so that outputs before say nothing of those after.",
+                given=f"a batch of {self.batch} after one of {before}, evaluation {index} of {total}",
+                advice=WITHOUT.format("forecast"),
+            )
+
+    def keep(self, sample: torch.Tensor) -> None:
+        """Keeps what the evaluation at hand gave, [model batch, channels, height, width]."""
+        index, _ = self._tracker.evaluation()
+        self._known = [*self._known, (index, sample.detach())][-KEPT:]
+
+    def sample(self) -> torch.Tensor:
+        """Returns a forecast of what the evaluation at hand would give, of the shape and type of those kept."""
+        counts = weights([known for known, _ in self._known], *self._tracker.evaluation()).tolist()
         terms = (sample.float() * count for (_, sample), count in zip(self._known, counts, strict=True))
-        sample = sum(terms).to(self._known[-1][1].dtype)
-        call = inspect.signature(forward).bind(*args, **kwargs).arguments
-        return UNet2DConditionOutput(sample=sample) if call.get("return_dict", True) else (sample,)
+        total: torch.Tensor = sum(terms, start=torch.zeros(()))
+        return total.to(self._known[-1][1].dtype)
 
     def _check_sampler(self) -> None:
         name = self._tracker.scheduler.removesuffix("Scheduler").lower()
@@ -70,5 +96,5 @@ class ForecastCalls:
             raise InputError(
                 f"Steps of the sampler {name} cannot be forecast: {reason}.",
                 given=self._tracker.scheduler,
-                advice="Set another scheduler in the pipeline, or apply HiDiffusion without forecast.",
+                advice=f"Set another scheduler in the pipeline. {WITHOUT.format('forecast')}",
             )

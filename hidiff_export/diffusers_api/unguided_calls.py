@@ -8,6 +8,25 @@ from typing import Any
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
+WITHOUT = "Apply HiDiffusion without {}, or give BundleUNet full_run=True."
+"""What to do in a pipeline that cannot do with less work."""
+
+
+def has_both_halves(pipe: Any, latents: torch.Tensor) -> bool:
+    """Returns whether the pipeline guides what its UNet gives for these latents: the prompts are their second half."""
+    return bool(getattr(pipe, "do_classifier_free_guidance", False)) and len(latents) % 2 == 0
+
+
+def control_of_prompts(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments, by name, that a ControlNet is evaluated with for the prompts alone, of those for both.
+
+    In guess mode the pipeline asks for the prompts alone by itself, and puts zeros before what it gets.
+    """
+    if arguments.get("guess_mode"):
+        return dict(arguments)
+    batch = len(arguments["sample"])
+    return {name: prompts_half(value, batch) for name, value in arguments.items()}
+
 
 def prompts_half(value: Any, batch: int) -> Any:
     """Returns the second half of every tensor of this batch, where guidance has the prompts, and all else as it is.
