@@ -140,15 +140,22 @@ def edge_points(
     Args:
         rule: whose phases all have to be there, those of unusual step counts included.
         courses: every run there can be; the changes are those of the fullest.
-        run: leaves out the changes and phases that this run goes through.
+        run: leaves out the changes and phases that this run goes through, and that samples of it are kept of.
     """
     whole = fullest(courses)
-    done = frozenset() if run is None else run.changes
+    done, done_phases = (frozenset(), frozenset()) if run is None else (run.changes, run.phases)
     edges = () if whole is None else whole.edges
     points = [point for edge in edges if (_whole(edge[0].phase), _whole(edge[1].phase)) not in done for point in edge]
-    seen = {point.phase for point in points} | (frozenset() if run is None else run.phases)
+    seen = {point.phase for point in points} | {phase for phase in done_phases if keeps_samples(phase)}
     points += [_somewhere(rule, phase) for phase in rule.phases() if phase not in seen]
     return tuple(dict.fromkeys(points))
+
+
+def keeps_samples(phase: Phase) -> bool:
+    """Returns whether a run's evaluations in a phase are kept as samples: deep features are too large, and so are
+    residuals for the prompts alone, which are half of what a seed stands for.
+    """
+    return not phase.shallow and not (phase.control and phase.unguided)
 
 
 def one_of_each(rule: PhaseRule) -> tuple[EvaluationPoint, ...]:

@@ -26,6 +26,7 @@ from hidiff_export.reference.evaluation_plan import (
     EvaluationPoint,
     RunSchedule,
     edge_points,
+    keeps_samples,
     one_of_each,
     recorded,
 )
@@ -299,7 +300,7 @@ def _record_run(recorder: SampleRecorder, run: ReferenceRun, *, quantized: bool)
     deep features are as large as a ControlNet's residuals.
     """
     for call in run.calls:
-        if quantized or not call.point.phase.shallow:
+        if quantized or keeps_samples(call.point.phase):
             _record_call(recorder, call)
     sample = RunSample(
         steps=run.course.steps,

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
 from hidiff_export.families.family import Family, Task
 from hidiff_export.families.hidiffusion_rules import phase_rule
-from hidiff_export.reference.evaluation_plan import RunSchedule, edge_points, fullest, recorded
+from hidiff_export.reference.evaluation_plan import RunSchedule, edge_points, fullest, keeps_samples, recorded
 from hidiff_runtime.phases import PhaseRule, StepRange
+from hidiff_runtime.reused_features import Reuse
 
 CASES = [
     (Family.SD15, Task.TEXT_TO_IMAGE, 1024),
@@ -104,3 +107,28 @@ def test_a_second_order_sampler_stays_in_a_phase_for_both_evaluations_of_a_step(
     assert heun.logical_steps == 4
     assert names(heun) == [*["pooled"] * 4, *["windowed"] * 3]
     assert [point.step for point in heun.points] == [0, 0, 1, 1, 2, 2, 3]
+
+
+def test_a_run_that_leaves_work_out_is_recorded_and_every_graph_has_a_sample() -> None:
+    """At full size, where the other changes of the run cost too much to be computed twice."""
+    plain = phase_rule(Family.SD15, Task.TEXT_TO_IMAGE, 1024, 1024)
+    rule = replace(plain, guidance=StepRange(0, 0.6), reuse=Reuse(3))
+    runs = courses(rule)
+    chosen = recorded(runs, lambda _phase: 60e12)
+    assert chosen is not None
+    assert all(chosen.leaves_out[1:])
+    assert names(chosen) == ["strided", "windowed", "windowed-shallow", "windowed-unguided"]
+    points = edge_points(rule, runs, chosen)
+    kept = {point.phase for point in chosen.points if keeps_samples(point.phase)}
+    assert kept | {point.phase for point in points} == {*rule.phases()}
+    assert not kept & {point.phase for point in points}
+    assert all(rule.phase_at(point.step, point.steps) == replace(point.phase, shallow=False) for point in points)
+
+
+def test_samples_of_residuals_for_the_prompts_alone_are_taken_on_random_inputs() -> None:
+    plain = phase_rule(Family.SDXL, Task.CONTROLNET, 1024, 1024)
+    rule = replace(plain, guidance=StepRange(0, 0.3))
+    runs = courses(rule)
+    chosen = fullest(runs)
+    points = {point.phase.name for point in edge_points(rule, runs, chosen)}
+    assert {phase.name for phase in rule.phases() if phase.control and phase.unguided} <= points
