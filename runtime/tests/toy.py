@@ -377,23 +377,29 @@ def reference_run(toy: Toy, manifest: Manifest, stored: Arrays, steps: int = 8, 
     latents = generator.randn((toy.batch, 4, HEIGHT, WIDTH)) * np.float32(1.5)
     previous = np.zeros_like(latents)
     trajectory = []
+    features, age, before = latents, 0, None
     for step in range(steps):
-        phase = manifest.rule.phase_at(step, steps)
-        halves = [latents * np.float32(0.8)] * (2 if toy.guidance else 1)
+        whole, age = manifest.rule.phase_at(step, steps), age + 1
+        shallow = toy.reuse is not None and whole == before and age < toy.reuse.every
+        phase, before, age = replace(whole, shallow=shallow), whole, age if shallow else 0
+        signs = ("negative_", "") if toy.guidance and not phase.unguided else ("",)
+        halves = [latents * np.float32(0.8)] * len(signs)
         if toy.inpainting:
             halves = [np.concatenate([half, given["mask"], given["masked_image_latents"]], 1) for half in halves]
         inputs = {"latents": np.concatenate(halves)}
         inputs["timestep"] = np.linspace(999, 0, steps, dtype=np.float32)[step : step + 1]
         for name in ("prompt_embeds", "text_embeds", "time_ids"):
             if name in given:
-                negative = [given[f"negative_{name}"]] if toy.guidance else []
-                inputs[name] = np.concatenate([*negative, given[name]])
+                inputs[name] = np.concatenate([given[sign + name] for sign in signs])
         uniforms = [generator.rand(1)[0] for _ in BLOCKS]
         inputs["window_shifts"] = np.array([int(np.ceil(r * 4)) - 1 if r > 0 else 0 for r in uniforms], np.int32)
         if phase.control:
             inputs |= {name: drawn.array() for name, drawn in control.items()}
-        noise = unet(phase.name, stored, inputs)
-        if scale is not None:
+        if shallow:
+            inputs["deep_features"] = features
+        found = evaluated(toy.record(phase), stored, inputs)
+        noise, features = found["noise_pred"], found.get("deep_features", features)
+        if scale is not None and len(signs) == 2:
             negative_noise, positive_noise = np.split(noise, 2)
             noise = negative_noise + np.float32(scale) * (positive_noise - negative_noise)
         draw = generator.randn(latents.shape)

@@ -15,6 +15,7 @@ from typing import Any
 
 from hidiff_runtime.denoising.conditioning import takes_channels
 from hidiff_runtime.errors import Cancelled, Expired, ParityError
+from hidiff_runtime.format.left_out import phases_of_steps
 from hidiff_runtime.pipeline.image_processing import pillow
 from hidiff_runtime.pipeline.pipeline import PictureStep, Pipeline, Result
 from hidiff_runtime.pipeline.prompt_encoding import TruncationWarning
@@ -275,11 +276,15 @@ def _prove(pipeline: Pipeline) -> None:
 
 
 def _warm_up(pipeline: Pipeline) -> str:
-    """Draws the picture of the fewest steps that visits most phases; the SHA-256 of its pixels."""
+    """Draws the picture of the fewest steps that takes most of the phases' graphs; the SHA-256 of its pixels."""
     manifest = pipeline.bundle.manifest
     settings = _warm_up_settings(pipeline)
     asked = [pipeline.request("warm-up", Settings(steps=steps, **settings)) for steps in manifest.steps]
-    request = max(asked, key=lambda request: (len(request.phases(manifest).phases), -request.steps))
+
+    def graphs(request: Request) -> int:
+        return len({*phases_of_steps(manifest.rule, manifest.forecast, request.steps)} - {None})
+
+    request = max(asked, key=lambda request: (graphs(request), -request.steps))
     digest = hashlib.sha256()
     for image in next(pipeline.run([request])).images:
         digest.update(image.tobytes())

@@ -11,15 +11,15 @@ import pytest
 import toy
 import toy_device
 
-from hidiff_runtime import BundleError, ControlRequest, StepInfo, TorchGenerator
+from hidiff_runtime import BundleError, ControlRequest, StepInfo
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.format.forecast_record import Forecast
+from hidiff_runtime.format.left_out import phases_of_steps
 from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.phases import StepRange
 from hidiff_runtime.reused_features import Reuse
-from hidiff_runtime.sampling.torch_rng import draw_window_shifts
 
-STEPS, SCALE = 12, 3.0
+STEPS, SCALE = 12, 4.0
 TAIL, MIDDLE = StepRange(0, 0.6), StepRange(0.2, 0.6)
 KINDS = {
     "tail": toy.Toy(reference=False, guided=TAIL),
@@ -39,50 +39,25 @@ def run(folder: Path, backend: toy.ToyBackend, kind: toy.Toy, **changes: Any) ->
         return bundle.denoiser().denoise(guidance_scale=SCALE if kind.guidance else None, **given)
 
 
-def by_hand(kind: toy.Toy, manifest: Manifest) -> tuple[np.ndarray, list[str]]:
-    """The same run written out plainly, and the phases that it went through."""
-    generator, stored, given, names = TorchGenerator(1), toy.stored_weights(kind), kind.given(), list[str]()
-    state = toy.table("noisy", noise=0.3).schedule(STEPS).start(generator.randn((kind.batch, *manifest.latent)))
-    phases = [kind.rule.phase_at(step, STEPS) for step in range(STEPS)]
-    features, age, before = np.zeros(()), 0, None
-    for index, at_hand in enumerate(phases):
-        age += 1
-        shallow = kind.reuse is not None and at_hand == before and age < kind.reuse.every
-        phase, before = replace(at_hand, shallow=shallow), at_hand
-        age = age if shallow else 0
-        names.append(phase.name)
-        signs = [""] if phase.unguided or not kind.guidance else ["negative_", ""]
-        latents = np.concatenate([state.model_input()] * len(signs))
-        if kind.inpainting:
-            behind = np.concatenate([given["mask"], given["masked_image_latents"]], axis=1)
-            latents = np.concatenate([latents, np.concatenate([behind] * len(signs))], axis=1)
-        shifts = draw_window_shifts(generator, len(toy.BLOCKS))
-        inputs = {"latents": latents, "timestep": np.float32([state.timestep])}
-        inputs["window_shifts"] = np.tile(shifts, (len(latents), 1)) if kind.own_shifts else shifts
-        for name in ("prompt_embeds", "text_embeds", "time_ids"):
-            if name in given:
-                inputs[name] = np.concatenate([given[sign + name] for sign in signs])
-        if shallow:
-            inputs["deep_features"] = features
-        found = toy.evaluated(kind.record(phase), stored, inputs)
-        output = found["noise_pred"]
-        features = features if shallow else found.get("deep_features", features)
-        if len(signs) == 2:
-            negative, positive = np.split(output, 2)
-            output = (negative + SCALE * (positive - negative)).astype(np.float32)
-        state.advance(output, generator.randn(output.shape))
-        assert index + 1 == state.index
-    return state.latents, names
+def phases_of(kind: toy.Toy) -> list[str]:
+    return [phase.name for phase in phases_of_steps(kind.rule, None, STEPS) if phase is not None]
+
+
+def by_hand(kind: toy.Toy, manifest: Manifest) -> np.ndarray:
+    """The same run written out plainly."""
+    run = toy.reference_run(kind, manifest, toy.stored_weights(kind), steps=STEPS, seed=1)
+    latents: np.ndarray = run["latents"]
+    return latents
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 def test_a_run_is_the_one_written_out_by_hand(tmp_path: Path, kind: toy.Toy) -> None:
     folder = toy.make(tmp_path / "bundle", kind)
-    expected, names = by_hand(kind, Manifest.read(folder))
+    expected = by_hand(kind, Manifest.read(folder))
     for backend in (toy.ToyBackend(), toy_device.Backend()):
         found = run(folder, backend, kind)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-        assert [name for name, _ in backend.calls] == names
+        assert [name for name, _ in backend.calls] == phases_of(kind)
     usual = toy.make(tmp_path / "usual", replace(kind, guided=None, reuse=None))
     assert np.abs(run(usual, toy.ToyBackend(), kind) - expected).max() > 1e-3  # the control: it is another run
 

@@ -19,8 +19,10 @@ from toy_reference import record, record_others
 
 from hidiff_runtime import BundleError, Cancelled, EngineError, Expired, InputError, ParityError, Pipeline
 from hidiff_runtime.format.safetensors import SafetensorsFile, write
+from hidiff_runtime.phases import StepRange
 from hidiff_runtime.pipeline.pipeline import PictureStep, Result
 from hidiff_runtime.pipeline.request_values import Limits
+from hidiff_runtime.reused_features import Reuse
 from hidiff_runtime.sampling.torch_rng import TorchGenerator
 from hidiff_runtime.serving.metrics import MetricsRecorder
 from hidiff_runtime.serving.service import Service, Ticket, generation_metadata
@@ -100,6 +102,15 @@ def test_warm_up_visits_every_phase(folder: Path) -> None:
         phases = {record.phase.name for record in service.pipeline.bundle.manifest.phases}
         drawn = [name for name, _ in backend.calls[-30:]]
         assert phases <= set(drawn)
+
+
+def test_warm_up_takes_shallow_and_unguided_graphs_too(tmp_path: Path) -> None:
+    backend = toy_pictures.Backend()
+    kind = toy.Toy(guided=StepRange(0, 0.6), reuse=Reuse(2))
+    with Service.open(proven(tmp_path / "bundle", kind), backend=backend) as service:
+        names = [record.phase.name for record in service.pipeline.bundle.manifest.phases]
+        drawn = [name for name, _ in backend.calls[-30:]]
+        assert {name for name in names if "shallow" in name or "unguided" in name} <= set(drawn)
 
 
 def test_the_parity_hash_is_that_of_the_picture(service: Service, folder: Path, counts: Counts) -> None:
