@@ -73,7 +73,7 @@ def _steps(size: SizeTimes) -> Any:
     figure, axes = _figure(4.2 + 0.12 * len(size.finished))
     steps, plan = size.work.steps, PhasePlan(size.work.recipe.phase_rule(), size.work.steps)
     for place, one in enumerate(size.finished):
-        phases = phases_of_steps(plan.rule, one.competitor.forecast, steps)
+        phases = phases_of_steps(size.rule(one), one.competitor.forecast, steps)
         each = [0.0 if phase is None else size.evaluation_seconds(one, phase.name) for phase in phases]
         edges = range(steps + 1)
         axes.stairs(each, edges, baseline=None, label=one.competitor.name, **_look(place, one.competitor))

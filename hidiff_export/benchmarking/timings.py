@@ -154,7 +154,7 @@ class SizeTimes:
 
     def counts(self, one: ContenderTimes) -> dict[str, int]:
         """Returns how many evaluations of each phase the run computes; forecast ones take no time worth counting."""
-        return self._counted_by(self._rule(one), one.competitor.forecast)
+        return self._counted_by(self.rule(one), one.competitor.forecast)
 
     def savings(self, one: ContenderTimes) -> list[SavedRun]:
         """Returns what a bundle's run takes with each combination of what it leaves out; none where that is nothing."""
@@ -166,7 +166,8 @@ class SizeTimes:
             found.append(SavedRun(saving.name, sum(counts.values()), flops, taken))
         return found
 
-    def _rule(self, one: ContenderTimes) -> PhaseRule:
+    def rule(self, one: ContenderTimes) -> PhaseRule:
+        """Returns when each phase of its run is in force: what is no bundle leaves nothing out."""
         return self.work.rule if one.competitor.bundle else self.work.rule.whole
 
     def _counted_by(self, rule: PhaseRule, forecast: Forecast | None) -> dict[str, int]:

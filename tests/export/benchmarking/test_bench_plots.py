@@ -23,13 +23,13 @@ STOCK, EAGER, BUNDLE = (
 )
 
 
-def size(side: int, recipe: str = "sdxl-2048", failed: str = "") -> SizeTimes:
+def size(side: int, recipe: str = "sdxl-2048", failed: str = "", less: tuple[str, ...] = ()) -> SizeTimes:
     """A contender of each kind; one that failed where it is named."""
-    work = Workload(Recipe.load(recipe, (f"width={side}", f"height={side}")), 50)
+    work = Workload(Recipe.load(recipe, (f"width={side}", f"height={side}", *less)), 50)
     found = []
     for speed, one in enumerate((STOCK, EAGER, BUNDLE), 1):
         wall = [side**2 / 1e4 / speed, side**2 / 1e4 / speed]
-        phases = {planned.phase.name: PhaseTimes(1, 2, wall, wall) for planned in work.phases}
+        phases = {planned.phase.name: PhaseTimes(1, 2, wall, wall) for planned in work.phases_of(bundle=one.bundle)}
         found.append(ContenderTimes(one, 3, side << 20, phases, "no | memory" if one.name == failed else ""))
     return SizeTimes(work, tuple(found), "diffusers")
 
@@ -99,3 +99,20 @@ def test_the_page_and_the_table_have_a_row_for_each() -> None:
     )
     assert figures[2]["run"]["floor_seconds"] is None
     assert "run" not in figures[1]
+
+
+@pytest.mark.needs("matplotlib")
+def test_peers_are_drawn_beside_a_bundle_that_leaves_work_out(tmp_path: Path) -> None:
+    """They have no times of shallow and unguided phases, in plots, tables and JSON."""
+    less = size(1024, less=("reuse=3", "guidance_until=0.6"))
+    assert save_plots([less], tmp_path / "plots") == ("steps-1024x1024.png", "run-1024x1024.png")
+    (steps,) = _steps(less).axes
+    assert [text.get_text() for text in steps.texts] == ["strided", "pooled", "windowed", "windowed-unguided"]
+    names = [planned.phase.name for planned in less.work.phases]
+    filled = [[bool(cell) for cell in row[1 : 1 + len(names)]] for row in rows(less)]
+    assert filled == [["shallow" not in name and "unguided" not in name for name in names]] * 2 + [[True] * len(names)]
+    report = BenchReport({}, {"steps": 50, "rounds": 2}, (less,))
+    peer, bundle = (one for one in report.to_json()["sizes"][0]["contenders"][1:])
+    assert peer["savings"] == []
+    assert bundle["savings"][0]["name"] == "full run"
+    assert bundle["run"]["evaluations"] == peer["run"]["evaluations"] == 50
