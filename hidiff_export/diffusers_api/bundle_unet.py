@@ -49,16 +49,17 @@ class BundleUNet(torch.nn.Module):
 
     Any Stable Diffusion or SDXL pipeline of the bundle's task: text-to-image, image-to-image, inpainting, ControlNet
     (with the pipeline's own ControlNet, in PyTorch), with or without guidance, with any of diffusers' schedulers,
-    callbacks included. The picture is what ``apply_hidiffusion`` gives with the same seed and settings: what the
-    bundle's own runs leave out (``guidance_until``, ``reuse`` and ``forecast`` in its recipe) is left out of the
-    pipeline's too. After the guided part the prompts alone are evaluated, for both halves of guidance. A bundle that
-    forecasts refuses pipelines and callbacks that change the batch in mid-run, or call the UNet several times for a
-    step; one that reuses features refuses the latter. The size is the bundle's;
-    ``pipe()`` takes it by itself where the picture is a square, but SDXL's text-to-image pipeline keeps the size of the
-    UNet that it was made with, and has to be told. A batch may have any size: the engines evaluate it in pieces of
-    their own batch, of which the last is filled up. So a bundle built with guidance spends half of its work on nothing
-    in a run without. Put another UNet in its place, and everything is as it was before; ``close``, or leaving a
-    ``with`` block, closes the engines too.
+    callbacks included. The picture is what ``apply_hidiffusion`` gives with the same seed and settings. The size is the
+    bundle's; ``pipe()`` takes it by itself where the picture is a square, but SDXL's text-to-image pipeline keeps the
+    size of the UNet that it was made with, and has to be told. A batch may have any size: the engines evaluate it in
+    pieces of their own batch, of which the last is filled up. So a bundle built with guidance spends half of its work
+    on nothing in a run without. Put another UNet in its place, and everything is as it was before; ``close``, or
+    leaving a ``with`` block, closes the engines too.
+
+    What the bundle's own runs leave out (``guidance_until``, ``reuse`` and ``forecast`` in its recipe) is left out of
+    the pipeline's too. After the guided part the prompts alone are evaluated, and stand for both halves of guidance.
+    Where features are reused, a pipeline may not call the UNet several times for a step; where steps are forecast, it
+    may not change its batch in mid-run either.
 
     The engines take host arrays, whatever device the pipeline is on.
 

@@ -51,10 +51,9 @@ class TorchSession:
     def run(self, inputs: Mapping[str, np.ndarray]) -> Outputs:
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
         with torch.inference_mode():
-            if isinstance(self.module, PhaseUNet):
-                outputs = (self.module(**PhaseUNet.arguments(tensors)),)
-            else:
-                outputs = self.module(**tensors)
+            phase = isinstance(self.module, PhaseUNet)
+            outputs = self.module(**(PhaseUNet.arguments(tensors) if phase else tensors))
+        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
         names = [spec.name for spec in self.record.outputs]
         return self.spoil({name: output.numpy() for name, output in zip(names, outputs, strict=True)})
 
@@ -172,6 +171,7 @@ def build(recipe: Recipe, folder: Path, *, reference: bool = True) -> Path:
         files={},
         controlnet=None if recipe.controlnet is None else _controlnet(recipe, folder),
         reference="reference/samples.json" if reference else None,
+        forecast=recipe.forecast_record,
     )
     return write_manifest(folder, manifest)
 

@@ -56,6 +56,16 @@ def test_it_builds_and_says_what_it_took(tmp_path: Path) -> None:
     assert len({note for _, note in seen}) > 3
 
 
+def test_an_input_that_no_layer_takes_stays_in_the_plan(tmp_path: Path) -> None:
+    """As shallow phases of SDXL have: an engine's session binds every input of its record."""
+    node = helper.make_node("Mul", ["a", "a"], ["c"])
+    build(request(tmp_path, model([node], [("a", "float32", [4]), ("idle", "float32", [4])], [("c", "float32", [4])])))
+    layers = json.loads((tmp_path / "small.layers.json").read_text())["layers"]
+    assert not any(tensor["name"] == "idle" for layer in layers for tensor in layer["inputs"])
+    # A plan can be opened on a GPU alone. Names lie in its table of tensors, each with its length before it.
+    assert b"\x04\0\0\0\0\0\0\0idle" in (tmp_path / "small.plan").read_bytes()
+
+
 def test_weights_come_from_the_store(tmp_path: Path) -> None:
     graph, place = linear(tmp_path, WEIGHT)
     made = request(tmp_path, graph, weights=str(tmp_path / "w.bin"), initializers=(place,))
