@@ -14,6 +14,7 @@ from hidiff_export.errors import CheckpointError, InputError
 from hidiff_export.recipe import Recipe
 from hidiff_runtime.format.bundle_folder import BundleFolder, LinksOption
 from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.phases import Phase
 
 _GRAPH_DEPENDS_ON = {"text_encoder_2": ("eos_token_id",)}
 """What a checkpoint is free to set, and a graph holds all the same."""
@@ -98,8 +99,11 @@ def _check_graphs_stay(manifest: Manifest, before: Recipe, after: Recipe) -> Non
     changed = [key for key in _TRACED_WITH if getattr(before, key) != getattr(after, key)]
     if (before.controlnet is None) != (after.controlnet is None):
         changed.append("controlnet")
-    if not {record.phase for record in manifest.phases} >= set(after.phase_rule().phases()):
-        changed.append("hidiffusion")
+    phases = after.phase_rule().phases()
+    if missing := set(phases) - {record.phase for record in manifest.phases}:
+        changed.append(_brings_phases(before, missing))
+    if any(before.depth_of(phase) != after.depth_of(phase) for phase in phases):
+        changed.append("reuse")
     if changed:
         key = {"tiles": "vae_tile", "unet_layout": "hidiffusion"}.get(changed[0], changed[0])
         old, new = (recipe.to_dict().get(key) for recipe in (before, after))
@@ -108,6 +112,13 @@ def _check_graphs_stay(manifest: Manifest, before: Recipe, after: Recipe) -> Non
             given=f"{key} {new}, and {old} in the bundle",
             advice=f"Leave {key} as it is, or make the bundle with hidiff-export build.",
         )
+
+
+def _brings_phases(before: Recipe, missing: Iterable[Phase]) -> str:
+    """Returns the recipe's key that graphs are missing for."""
+    if before.guidance_until is None and all(phase.unguided for phase in missing):
+        return "guidance_until"
+    return "reuse" if before.reuse is None and all(phase.shallow for phase in missing) else "hidiffusion"
 
 
 def rebase(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from hidiff_export.scheduler_tables.noise_schedule import resolve_noise_schedule
 from hidiff_runtime import check
 from hidiff_runtime.format.bundle_folder import BundleFolder
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
+from hidiff_runtime.reused_features import Reuse
 from tests.conftest import NoDisplay
 from tests.loras import factors, kohya
 
@@ -232,8 +234,6 @@ def test_what_is_not_named_stays(sd15_bundle: Path) -> None:
 
 
 def _with(manifest: Manifest, **values: Any) -> Manifest:
-    from dataclasses import replace
-
     return replace(manifest, **values)
 
 
@@ -299,12 +299,29 @@ def test_a_source_that_says_nothing_keeps_the_old_recipes_words(sd15_bundle: Pat
         ("vae=false", "vae"),
         ("batch=2", "batch"),
         ("prompt_chunks=2", "prompt_chunks"),
+        ("guidance_until=0.6", "guidance_until"),
+        ("reuse=3", "reuse"),
     ],
 )
 def test_what_graphs_are_traced_with_is_not_set_anew(sd15_bundle: Path, tmp_path: Path, setting: str, key: str) -> None:
     done = run(sd15_bundle, "--set", setting, "-o", tmp_path / "new")
     assert (done.exit_code, f"traced for another {key}." in done.stderr) == (2, True), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("setting", ["reuse={every: 3, depth: 2}", "reuse=null"])
+def test_features_stay_of_one_depth_and_may_serve_longer(sd15_bundle: Path, setting: str) -> None:
+    """Full graphs give them, and shallow ones take them, as they were traced."""
+    manifest = Manifest.read(sd15_bundle)
+    phases = tuple(
+        replace(record, phase=replace(record.phase, shallow=shallow))
+        for record in manifest.phases
+        for shallow in (False, True)
+    )
+    held = _with(manifest, recipe={**manifest.recipe, "reuse": 3}, phases=phases)
+    with pytest.raises(InputError, match="traced for another reuse"):
+        rebased_recipe(held, {}, [setting])
+    assert rebased_recipe(held, {}, ["reuse=4"])[0].phase_rule().reuse == Reuse(4)
 
 
 def test_a_controlnet_is_not_left_out(sd15_bundle: Path) -> None:
