@@ -95,7 +95,7 @@ def _phase(folder: BundleFolder, manifest: Manifest, index: int) -> dict[str, An
 
     record = manifest.phases[index]
     steps = manifest.steps[-1] if 50 not in manifest.steps else 50
-    every = phases_of_steps(manifest.rule, None, steps)
+    every = phases_of_steps(manifest.rule, manifest.forecast, steps)
     groups = itertools.groupby(range(steps), lambda step: every[step] == record.phase)
     ranges = [list(those) for own, those in groups if own]
     return {

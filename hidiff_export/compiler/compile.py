@@ -18,6 +18,7 @@ from hidiff_export.compiler.workspace import FilesChanged, Workspace
 from hidiff_export.errors import BundleError, Cancelled, CheckpointError
 from hidiff_export.files import storage_errors
 from hidiff_export.recipe import Recipe
+from hidiff_export.recipe.costly_settings import costly_settings
 from hidiff_export.tool_versions import EXPORTERS, tool_versions
 from hidiff_runtime.format.manifest import Contents, FileDigest
 
@@ -121,6 +122,8 @@ def build(
 
     with workspace:
         context = StageContext.of(recipe, workspace.folder, notice)
+        for told in costly_settings(recipe):
+            notice(told)
         whole = assemble or partial(assemble_contents, recipe)
         times = _run_and_commit(whole, stages, workspace, context, display)
     return BuildResult(output.absolute(), times, tuple(notices))
