@@ -52,6 +52,7 @@ from hidiff_export.verification.side_by_side import SideBySide
 from hidiff_runtime.backends.protocol import Backend
 from hidiff_runtime.bundle import Bundle
 from hidiff_runtime.format.bundle_folder import LinksOption
+from hidiff_runtime.format.left_out import phases_of_steps
 from hidiff_runtime.sampling.scheduler_table import SamplerTable
 from hidiff_runtime.verification.comparison import Verdict
 from hidiff_runtime.verification.manifest_facts import compare_facts, facts_of
@@ -200,9 +201,10 @@ def _plan(task: _Task, meter: FlopsProgress) -> None:
         meter.plan([*run, *random, *graphs])
         return
     samples = read_samples(task.bundle)
-    rule = task.recipe.phase_rule()
+    rule, forecast = task.recipe.phase_rule(), task.recipe.forecast_record
     recorded = [call.phase for call in samples.calls]
-    replayed = [rule.phase_at(step, len(r.trajectory)) for r in samples.runs for step in range(len(r.trajectory))]
+    steps = [phases_of_steps(rule, forecast, len(run.trajectory)) for run in samples.runs if run.trajectory]
+    replayed = [phase for run in steps for phase in run if phase is not None]
     meter.plan([*run, *random, *run, *random, *graphs, *run, *recorded, *replayed])
 
 
