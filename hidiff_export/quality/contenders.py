@@ -152,7 +152,9 @@ class DiffusersContender:
         for shot, request in zip(shots, requests, strict=True):
             pipe.scheduler = _scheduler(pipe, request.settings.sampler, manifest)
             used = request.settings
-            with apply_hidiffusion(pipe, rule=manifest.rule, family=family) if self.hidiffusion else nullcontext():
+            # Its full run, whatever the bundle leaves out: that is what the bundle's pictures are compared with.
+            rule = manifest.rule.whole
+            with apply_hidiffusion(pipe, rule=rule, family=family) if self.hidiffusion else nullcontext():
                 drawn = pipe(
                     shot.prompt,
                     negative_prompt=shot.settings.get("negative_prompt"),

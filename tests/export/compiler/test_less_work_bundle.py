@@ -17,7 +17,9 @@ from filelock import FileLock
 
 from hidiff_export.cli import main
 from hidiff_export.compiler.compile import build
+from hidiff_export.diffusers_api import apply_hidiffusion
 from hidiff_export.errors import RecipeError
+from hidiff_export.quality import contenders
 from hidiff_export.recipe import Recipe
 from hidiff_export.verification.verify import verify
 from hidiff_runtime import Pipeline, check, save_png
@@ -25,12 +27,14 @@ from hidiff_runtime import open as open_bundle
 from hidiff_runtime.denoising import host_loop
 from hidiff_runtime.denoising.conditioning import Conditioning
 from hidiff_runtime.format.manifest import MANIFEST, Manifest
-from hidiff_runtime.phases import StepRange
+from hidiff_runtime.phases import PhaseRule, StepRange
 from hidiff_runtime.pipeline.image_parameters import read_parameters
 from hidiff_runtime.pipeline.image_settings import settings_like
 from hidiff_runtime.reused_features import DEEP_FEATURES, Reuse
 from hidiff_runtime.verification.comparison import Verdict
 from tests.conftest import NoDisplay
+from tests.parity.pictures import diffusers_pipeline
+from tests.parity.pipelines import scheduler_of
 
 CHANGES = ("steps=1-10", "sampler=[ddim,dpmpp_2m]", "guidance_until=0.6", "reuse=3")
 PHASES = (
@@ -168,6 +172,23 @@ def test_the_device_draws_what_the_host_draws(bundle: Path) -> None:
         with open_bundle(bundle, loop=loop) as opened:
             found.append(np.asarray(Pipeline(opened)("a boat", steps=9, seed=2), np.int16))
     assert np.abs(found[0] - found[1]).max() <= 1
+
+
+def test_diffusers_draws_the_full_run_that_quality_compares_with(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, rules = Recipe.from_dict(dict(Manifest.read(bundle).recipe)), list[PhaseRule]()
+    pipe = diffusers_pipeline(recipe, "StableDiffusionPipeline", scheduler_of(recipe.family, "DDIMScheduler"))
+    apply = apply_hidiffusion.apply_hidiffusion
+    monkeypatch.setattr(contenders, "_load", lambda *_: pipe)
+
+    def told(*args: Any, **options: Any) -> Any:
+        rules.append(options["rule"])
+        return apply(*args, **options)
+
+    monkeypatch.setattr(apply_hidiffusion, "apply_hidiffusion", told)
+    contender = contenders.DiffusersContender("diffusers", "", bundle, hidiffusion=True)
+    (picture,) = contender.draw([contenders.Shot("a boat", 1, {"steps": 4})], lambda: None)
+    assert picture.shape == (256, 256, 3)
+    assert rules == [Manifest.read(bundle).rule.whole]
 
 
 def test_plan_inspect_and_info_tell_it(bundle: Path) -> None:
