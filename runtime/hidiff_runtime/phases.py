@@ -112,8 +112,10 @@ class PhaseRule:
             strided=self.strided is not None and self.strided.covers(step, steps),
             pooled=self.pooled is not None and self.pooled.covers(step, steps),
         )
-        first, end = (0, steps) if self.guidance is None else self.guidance.first_and_end(steps)
         control = self.control is not None and step < self.control * steps
+        if self.guidance is None:
+            return Phase(kind, control=control)
+        first, end = self.guidance.first_and_end(steps)
         return Phase(kind, control=control, unguided=not first <= step < end)
 
     def gives_features(self, phase: Phase) -> bool:

@@ -109,9 +109,9 @@ def test_a_picture_is_drawn_again_as_it_was(bundle: Path, tmp_path: Path) -> Non
     toy.seal(copy, replace(Manifest.read(copy), forecast=None))
     with open_bundle(copy) as opened:
         like = settings_like(opened, read_parameters(tmp_path / "forecast.png"))
-        assert any("forecast in another way" in warning for warning in like.warnings)
+        assert any("left out other work" in warning for warning in like.warnings)
         assert not any(
-            "forecast" in told for told in settings_like(opened, read_parameters(tmp_path / "whole.png")).warnings
+            "left out" in told for told in settings_like(opened, read_parameters(tmp_path / "whole.png")).warnings
         )
 
 

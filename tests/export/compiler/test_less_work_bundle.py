@@ -193,7 +193,7 @@ def test_diffusers_draws_the_full_run_that_quality_compares_with(bundle: Path, m
 
 def test_plan_inspect_and_info_tell_it(bundle: Path) -> None:
     words = ["plan", "sd15-1024", "--set", "guidance_until=0.6", "--set", "reuse=3", "--steps", "50"]
-    assert "windowed + unguided" in CliRunner().invoke(main, words).output
+    assert "windowed + unguided + shallow" in CliRunner(env={"COLUMNS": "160"}).invoke(main, words).output
     plan, plain = (
         json.loads(CliRunner().invoke(main, [*some, "--json"]).output) for some in (words, ["plan", "sd15-1024"])
     )
