@@ -45,6 +45,8 @@ _NEXT = {SAMPLE: NEXT_SAMPLE, STATE: NEXT_STATE, UNSOUND: NEXT_UNSOUND}
 """What a step makes of what the last one left."""
 
 _FLIPPING = {**{name: name for name in _NEXT}, **{after: name for name, after in _NEXT.items()}}
+"""The two names of what a step changes, by the one before."""
+
 _CALLED = {UNGUIDED_LATENTS: LATENTS}
 """What phases call that which a step graph calls otherwise; it is of their batch."""
 

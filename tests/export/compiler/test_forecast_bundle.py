@@ -11,38 +11,24 @@ import numpy as np
 import pytest
 import toy
 from click.testing import CliRunner
-from filelock import FileLock
 
 from hidiff_export.cli import main
-from hidiff_export.compiler.compile import build
-from hidiff_export.recipe import Recipe
 from hidiff_export.verification.verify import verify
 from hidiff_runtime import Pipeline, check, save_png
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.format.forecast_record import Forecast
-from hidiff_runtime.format.manifest import MANIFEST, Manifest
+from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.pipeline.image_parameters import read_parameters
 from hidiff_runtime.pipeline.image_settings import settings_like
 from hidiff_runtime.sampling import forecast as forecasts
-from hidiff_runtime.verification.comparison import Verdict
-from tests.conftest import NoDisplay
+from tests.export.compiler.recorded_runs import built_once, runs
 
 CHANGES = ("width=64", "height=64", "steps=[6,8]", "sampler=[euler,dpmpp_2m]", "forecast=true")
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "forecast-bundle"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / MANIFEST).is_file():
-            build(Recipe.load("tiny", CHANGES), folder, NoDisplay())
-    return folder
-
-
-def runs(bundle: Path) -> list[Verdict]:
-    """The verdicts on whole runs: after each step, and at the end."""
-    return [verdict for verdict in check(bundle).verdicts if verdict.boundary.startswith("latents")]
+    return built_once(tmp_path_factory, worker_id, "forecast-bundle", CHANGES)
 
 
 def test_the_recorded_run_forecasts_a_step(bundle: Path) -> None:

@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 import toy
 from click.testing import CliRunner
-from filelock import FileLock
 
 from hidiff_export.cli import main
-from hidiff_export.compiler.compile import build
 from hidiff_export.diffusers_api import apply_hidiffusion
 from hidiff_export.errors import RecipeError
 from hidiff_export.quality import contenders
@@ -26,13 +24,12 @@ from hidiff_runtime import Pipeline, check, save_png
 from hidiff_runtime import open as open_bundle
 from hidiff_runtime.denoising import host_loop
 from hidiff_runtime.denoising.conditioning import Conditioning
-from hidiff_runtime.format.manifest import MANIFEST, Manifest
+from hidiff_runtime.format.manifest import Manifest
 from hidiff_runtime.phases import PhaseRule, StepRange
 from hidiff_runtime.pipeline.image_parameters import read_parameters
 from hidiff_runtime.pipeline.image_settings import settings_like
 from hidiff_runtime.reused_features import DEEP_FEATURES, Reuse
-from hidiff_runtime.verification.comparison import Verdict
-from tests.conftest import NoDisplay
+from tests.export.compiler.recorded_runs import built_once, runs
 from tests.parity.pictures import diffusers_pipeline
 from tests.parity.pipelines import scheduler_of
 
@@ -49,17 +46,7 @@ PHASES = (
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "less-work-bundle"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / MANIFEST).is_file():
-            build(Recipe.load("tiny", CHANGES), folder, NoDisplay())
-    return folder
-
-
-def runs(bundle: Path) -> list[Verdict]:
-    """The verdicts on whole runs: after each step, and at the end."""
-    return [verdict for verdict in check(bundle).verdicts if verdict.boundary.startswith("latents")]
+    return built_once(tmp_path_factory, worker_id, "less-work-bundle", CHANGES)
 
 
 def test_every_graph_is_checked_and_the_run_goes_through_all(bundle: Path) -> None:
@@ -101,7 +88,10 @@ def another_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def negative_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wrong half of the conditioning where nothing is guided."""
-    first = lambda self, rows: Conditioning({name: array[:rows] for name, array in self.inputs.items()}, self.channels)  # noqa: E731
+
+    def first(whole: Conditioning, rows: int) -> Conditioning:
+        return Conditioning({name: array[:rows] for name, array in whole.inputs.items()}, whole.channels)
+
     monkeypatch.setattr(Conditioning, "last", first)
 
 
