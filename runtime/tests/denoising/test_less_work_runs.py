@@ -16,8 +16,10 @@ from hidiff_runtime import open as open_bundle
 from hidiff_runtime.format.forecast_record import Forecast
 from hidiff_runtime.format.left_out import phases_of_steps
 from hidiff_runtime.format.manifest import Manifest
+from hidiff_runtime.format.step_graph import step_inputs, step_outputs
 from hidiff_runtime.phases import StepRange
 from hidiff_runtime.reused_features import Reuse
+from hidiff_runtime.sampling.forecast import KEPT
 
 STEPS, SCALE = 12, 4.0
 TAIL, MIDDLE = StepRange(0, 0.6), StepRange(0.2, 0.6)
@@ -128,6 +130,28 @@ def test_a_forecast_goes_with_both(tmp_path: Path) -> None:
     due = [replace(phase, shallow=taken) for phase, taken, one in zip(phases, shallow, computed, strict=True) if one]
     assert [name for name, _ in backend.calls] == [phase.name for phase in due]
     assert any(phase.shallow for phase in due)
+
+
+def test_a_device_forecasts_before_the_first_evaluation_without_guidance(tmp_path: Path) -> None:
+    """New memory holds NaN here: what no evaluation has given yet has no part in the sum."""
+    kind = KINDS["tail"]
+    folder = toy.make(tmp_path / "bundle", kind)
+    manifest = Manifest.read(folder)
+    assert manifest.step is not None
+    assert manifest.unguided_step is not None
+    wide = {}
+    for name, step in (("step", manifest.step), ("unguided_step", manifest.unguided_step)):
+        noise_pred, latents = step.input("noise_pred"), step.output("latents")
+        assert noise_pred is not None
+        assert latents is not None
+        due = (kind.batch, noise_pred, latents, 1 + KEPT)
+        wide[name] = replace(step, inputs=step_inputs(*due), outputs=step_outputs(*due, unguided=True))
+    forecast = Forecast(warm_up=4, last=0.0)
+    first = STEPS - sum(phase.endswith("unguided") for phase in phases_of(kind))
+    assert not forecast.computed(STEPS)[first]
+    toy.seal(folder, replace(manifest, forecast=forecast, **wide))
+    found = run(folder, toy_device.Backend(), kind)
+    np.testing.assert_allclose(found, run(folder, toy.ToyBackend(), kind), rtol=1e-4, atol=1e-5)
 
 
 def test_steps_are_told_with_the_layers_that_they_computed(tmp_path: Path) -> None:
